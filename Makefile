@@ -1,0 +1,120 @@
+# Two commands on a fresh Debian-like machine with Python 3.11+: `make run` and `make test`.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.ONESHELL:
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+PROTO_BIN := .venv-proto/bin
+FLOOR_BIN := .venv-floor/bin
+PROTOS := $(wildcard protos/typeless/v1/*.proto)
+MODEL ?= base
+# The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
+BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
+
+.PHONY: help run demo test check ci fmt lint type proto golden verify floors bench clients image lock clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+# ---- environments -------------------------------------------------------------------------------------------
+
+$(UV):
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+	  echo "typeless-grpc needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1
+	fi
+	if ! $(PYTHON) -m venv $(VENV) >/dev/null 2>&1; then
+	  rm -rf $(VENV)
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+	    apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null
+	    $(PYTHON) -m venv $(VENV)
+	  else
+	    echo "Python's venv module is missing. On Debian: sudo apt-get install python3-venv" >&2; exit 1
+	  fi
+	fi
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+
+# What `make run` needs.
+$(VENV)/server.stamp: requirements/server.lock pyproject.toml | $(UV)
+	@echo "Installing the server into $(VENV) …"
+	$(UV) pip install -q --python $(BIN)/python -r requirements/server.lock
+	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+	touch $@
+
+# What the tests and the tools need, on top.
+$(VENV)/dev.stamp: requirements/dev.lock $(VENV)/server.stamp
+	@echo "Installing the development tools into $(VENV) …"
+	$(UV) pip install -q --python $(BIN)/python -r requirements/dev.lock
+	touch $@
+
+$(PROTO_BIN)/protoc-gen-mypy: requirements/proto.lock | $(UV)
+	@$(UV) venv -q --clear --python $(BIN)/python .venv-proto
+	$(UV) pip install -q --python $(PROTO_BIN)/python -r requirements/proto.lock
+	touch $@
+
+lock: | $(UV) ## resolve the dependencies anew into requirements/
+	@compile() { $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url --upgrade "$$@"; }
+	compile pyproject.toml --all-extras --group dev -o requirements/dev.lock
+	compile pyproject.toml --extra server -c requirements/dev.lock -o requirements/server.lock
+	compile --group pyproject.toml:proto -o requirements/proto.lock
+	compile pyproject.toml --all-extras --group dev --resolution lowest-direct -o requirements/floor.lock
+
+# ---- use ----------------------------------------------------------------------------------------------------
+
+run: $(VENV)/server.stamp ## set everything up and serve on port 50051
+	@exec $(BIN)/typeless serve --model $(MODEL)
+
+demo: $(VENV)/server.stamp ## a server of its own, a sample, its text as it comes
+	@exec $(BIN)/typeless transcribe --local --model $(MODEL) tests/audio/en_two_sentences.flac
+
+# ---- checks -------------------------------------------------------------------------------------------------
+
+test: $(VENV)/dev.stamp ## set everything up and run all tests
+	@$(BIN)/typeless models pull tiny.en >/dev/null
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint type test verify ## lint, types, tests, generated code: all that CI runs
+
+lint: $(VENV)/dev.stamp ## style, and the rules of the protos; edits nothing
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd protos && ../$(BIN)/buf lint
+
+fmt: $(VENV)/dev.stamp ## rewrite to style
+	@$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd protos && ../$(BIN)/buf format -w
+
+type: $(VENV)/dev.stamp ## mypy, strict
+	@$(BIN)/mypy
+
+# One import prefix is rewritten: the wire package is typeless.v1, the Python package typeless_grpc.pb.v1.
+define generate
+	@rm -rf $(1).tmp && mkdir -p $(1).tmp/out
+	PATH=$(CURDIR)/$(PROTO_BIN):$$PATH $(PROTO_BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1).tmp/out \
+	  --grpc_python_out=$(1).tmp/out --mypy_out=$(1).tmp/out --mypy_grpc_out=$(1).tmp/out $(PROTOS) 2>$(1).tmp/log || { cat $(1).tmp/log >&2; exit 1; }
+	find $(1).tmp/out -name '*.py*' -exec sed -i -E 's/^(from|import) typeless\./\1 typeless_grpc.pb./; s/\btypeless\.v1\.([a-z]+_pb2)/typeless_grpc.pb.v1.\1/g' {} +
+	rm -rf $(1) && mkdir -p $(1) && mv $(1).tmp/out/typeless/v1 $(1)/v1 && touch $(1)/__init__.py $(1)/v1/__init__.py && rm -rf $(1).tmp
+endef
+
+proto: $(PROTO_BIN)/protoc-gen-mypy ## generate typeless_grpc/pb from protos/
+	$(call generate,typeless_grpc/pb)
+
+verify: $(PROTO_BIN)/protoc-gen-mypy $(VENV)/dev.stamp ## the checked-in generated code and docs are up to date; the wire contract only grew
+	$(call generate,.cache/pb)
+	diff -r -x __pycache__ .cache/pb typeless_grpc/pb || { echo "typeless_grpc/pb is out of date: make proto" >&2; exit 1; }
+	cd protos && ../$(BIN)/buf breaking --against '../.git#ref=$(BASE),subdir=protos'
+
+floors: | $(UV) ## the tests that need no model, with the oldest dependencies we support
+	@$(UV) venv -q --clear --python $(BIN)/python .venv-floor
+	$(UV) pip install -q --python $(FLOOR_BIN)/python -r requirements/floor.lock
+	$(UV) pip install -q --python $(FLOOR_BIN)/python --no-deps -e .
+	$(FLOOR_BIN)/python -m pytest -q -m "not model and not recordings" tests/unit tests/service
+
+clean: ## remove the environments and caches, not the data directory
+	@rm -rf .venv .venv-proto .venv-floor .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

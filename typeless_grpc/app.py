@@ -1,0 +1,120 @@
+"""The composition root: settings in, a server out. The only module that names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from typeless_grpc.audio.vad import SpeechDetector
+from typeless_grpc.config import Settings
+from typeless_grpc.engine.catalog import Catalog, is_model_directory
+from typeless_grpc.engine.models import ModelPool
+from typeless_grpc.engine.recognizer import Recognizer, RecognizerOptions
+from typeless_grpc.engine.whisper import Device, HuggingFaceHub, WhisperModel, choose_device
+from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.interceptors.drain import DrainInterceptor
+from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
+from typeless_grpc.interceptors.request_id import RequestIdInterceptor
+from typeless_grpc.interceptors.status import StatusInterceptor
+from typeless_grpc.pb.v1 import server_pb2, server_pb2_grpc, transcription_pb2_grpc
+from typeless_grpc.server import Register, Server, ServerOptions
+from typeless_grpc.servicers.convert import duration
+from typeless_grpc.servicers.server import ServerServicer
+from typeless_grpc.servicers.transcription import TranscriptionLimits, TranscriptionServicer
+from typeless_grpc.version import VERSION
+
+
+@dataclass(frozen=True)
+class App:
+    """A server that listens, not yet warm. model: name of the default model."""
+
+    server: Server
+    port: int
+    model: str
+    device: Device
+    models: ModelPool[WhisperModel]
+
+    async def warm(self) -> None:
+        """Load the default model, run it once, and report SERVING."""
+        model = await self.models.get(self.model)
+        await asyncio.get_running_loop().run_in_executor(None, model.warm_up)
+        await self.server.serving()
+
+
+def catalog(settings: Settings) -> Catalog:
+    """The catalogue of models these settings describe; a default model given as a path is in it by that path."""
+    directories = dict(settings.model_dirs)
+    if is_path(settings.model):
+        directories[settings.model] = Path(settings.model).expanduser()
+    return Catalog(settings.data_dir, HuggingFaceHub(), directories, download=settings.model_download)
+
+
+def is_path(model: str) -> bool:
+    """Whether a model is named by its directory."""
+    return "/" in model or is_model_directory(Path(model))
+
+
+@asynccontextmanager
+async def build(settings: Settings) -> AsyncIterator[App]:
+    """Wire everything and listen; what was opened last is closed first on the way out."""
+    async with AsyncExitStack() as stack:
+        inference = stack.enter_context(ThreadPoolExecutor(2, "inference"))
+        loading = stack.enter_context(ThreadPoolExecutor(1, "loading"))
+        decoding = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "decoding"))
+        device = choose_device(settings.device, settings.compute_type)
+        load = functools.partial(WhisperModel, device=device, n_threads=settings.cpu_threads)
+        known = catalog(settings)
+        models = ModelPool(known, load, loading)
+        if await asyncio.get_running_loop().run_in_executor(loading, known.find, settings.model) is None:
+            raise SourceUnavailable(
+                f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
+                reason="MODEL_UNAVAILABLE",
+            )
+        engine = Recognizer(
+            models,
+            SpeechDetector(),
+            RecognizerOptions(settings.model, settings.beam_size, settings.max_concurrent_calls),
+            inference,
+        )
+        drain = DrainInterceptor()
+        services = _services(settings, engine, decoding)
+        interceptors = [
+            RequestIdInterceptor(),
+            StatusInterceptor(),
+            drain,
+            MessageSizeInterceptor(settings.max_message_bytes),
+        ]
+        server = Server(services, interceptors, drain, server_options(settings))
+        port = await server.start()
+        stack.push_async_callback(server.stop)
+        yield App(server, port, settings.model, device, models)
+
+
+def server_options(settings: Settings) -> ServerOptions:
+    """The server's part of the settings."""
+    return ServerOptions(settings.host, settings.port, settings.max_message_bytes, settings.drain_timeout_s)
+
+
+def _services(settings: Settings, engine: Recognizer, decoding: ThreadPoolExecutor) -> dict[str, Register]:
+    transcription = TranscriptionServicer(engine, decoding, TranscriptionLimits(settings.max_audio_s))
+    info = ServerServicer(_info(settings))
+    return {
+        "typeless.v1.TranscriptionService": lambda server: (
+            transcription_pb2_grpc.add_TranscriptionServiceServicer_to_server(transcription, server)
+        ),
+        "typeless.v1.ServerService": lambda server: server_pb2_grpc.add_ServerServiceServicer_to_server(info, server),
+    }
+
+
+def _info(settings: Settings) -> server_pb2.GetServerInfoResponse:
+    return server_pb2.GetServerInfoResponse(
+        version=VERSION,
+        default_model=settings.model,
+        max_message_bytes=settings.max_message_bytes,
+        max_audio_duration=duration(settings.max_audio_s),
+    )

@@ -1,0 +1,221 @@
+"""Audio out of files: any container and codec that FFmpeg reads and that cannot reach beyond the bytes given.
+
+FFmpeg's demuxers for playlists (hls, concat, dash, sdp, ...) open other files and addresses. So only those in
+DEMUXERS may be chosen, and no protocol at all; the file's name is withheld, since FFmpeg takes hints from it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import av
+import numpy as np
+from av.audio.plane import AudioPlane
+
+from typeless_grpc.audio import completeness
+from typeless_grpc.audio.formats import Audio, AudioFormat
+from typeless_grpc.errors import InvalidInput
+
+# What people record with, and what it is stored in; each reads nothing but the bytes it is handed.
+DEMUXERS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,ircam,loas,matroska,mov,mp3,mpc,mpc8,"
+    "mpeg,mpegts,nistsphere,nut,ogg,qcp,rm,sox,tak,tta,voc,w64,wav,wv"
+)
+_MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 768_000
+_MAX_CHANNELS = 64
+_MAX_FRAME_SAMPLES = 1 << 22  # 4 million: above what any codec in use puts into one frame, and bounded memory
+_MAX_IDLE_PACKETS = 20_000  # in a row, without one sample
+
+_SCALES = {  # FFmpeg's sample formats: numpy type, zero, full scale
+    "u8": ("u1", 128, 1 << 7),
+    "s16": ("i2", 0, 1 << 15),
+    "s32": ("i4", 0, 1 << 31),
+    "s64": ("i8", 0, 1 << 63),
+    "flt": ("f4", 0, 1),
+    "dbl": ("f8", 0, 1),
+}
+
+
+class DecodeCancelled(Exception):
+    """The caller no longer wants the audio."""
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What audio was before decoding: FFmpeg's names of container ("raw" if none) and codec, rate, channels."""
+
+    container: str
+    codec: str
+    sample_rate_hz: int
+    n_channels: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a source, float32 of shape (n_channels, n_samples), at the source's own rate."""
+
+    samples: Audio
+    rate_hz: int
+
+
+class ContainerReader:
+    """One file's first audio stream."""
+
+    def __init__(self, file: BinaryIO, format: AudioFormat, *, field: str, cancelled: Callable[[], bool]) -> None:
+        """file: read from its start; may be a pipe, whose completeness is then not judged.
+
+        Raises InvalidInput: AUDIO_UNDECODABLE, AUDIO_TRUNCATED, or the rate or channels of format are not the file's.
+        """
+        self._field, self._cancelled = field, cancelled
+        self._is_seekable = file.seekable()
+        self._container = self._opened(file)
+        try:
+            self._stream = self._first_stream()
+            codec = self._stream.codec_context
+            codec.options = {"max_samples": str(_MAX_FRAME_SAMPLES)}
+            self.source = SourceInfo(self._container.format.name, codec.name, codec.sample_rate, codec.channels)
+            self._check_source(format)
+        except BaseException:
+            self._container.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the decoder; the file stays open."""
+        self._container.close()
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All audio, a codec's frame at a time. Raises InvalidInput, DecodeCancelled."""
+        result, n_idle = completeness.Yield(), 0
+        for packet in self._packets():
+            if self._cancelled():
+                raise DecodeCancelled
+            n_idle += 1
+            result.packet_bytes += packet.size
+            try:
+                frames = packet.decode()
+            except (av.FFmpegError, ValueError):  # One broken packet is no broken file: check() weighs them.
+                result.lost_bytes += packet.size
+                frames = []
+            for frame in frames:
+                if isinstance(frame, av.AudioFrame) and frame.samples:
+                    n_idle = 0
+                    chunk = self._chunk(frame)
+                    result.decoded_s += frame.samples / chunk.rate_hz
+                    yield chunk
+            if n_idle > _MAX_IDLE_PACKETS:
+                raise self._refusal(f"{n_idle} packets in a row hold no audio")
+        declared_s = self._declared_s() if self._is_seekable else None
+        completeness.check(result, container=self.source.container, declared_s=declared_s, field=self._field)
+
+    def _opened(self, file: BinaryIO) -> av.container.InputContainer:
+        n_missing = 0
+        if self._is_seekable:
+            n_bytes = file.seek(0, io.SEEK_END)
+            n_missing = completeness.missing_bytes(file, n_bytes=n_bytes)
+            if completeness.is_much(n_missing, n_bytes):
+                raise self._truncated(n_missing)
+        options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
+        try:
+            return av.open(_Nameless(file), mode="r", options=options, metadata_errors="replace")
+        except (av.FFmpegError, ValueError) as error:
+            if n_missing:
+                raise self._truncated(n_missing) from error
+            raise self._refusal("this is no audio file that can be read here") from error
+
+    def _first_stream(self) -> av.AudioStream:
+        streams = self._container.streams.audio
+        if not streams:
+            raise self._refusal("the file has no audio track")
+        if streams[0].codec_context is None:  # The stubs say it never is.
+            raise self._refusal("no decoder for its audio is known here")
+        return streams[0]
+
+    def _check_source(self, format: AudioFormat) -> None:
+        source = self.source
+        if format.sample_rate_hz and format.sample_rate_hz != source.sample_rate_hz:
+            why = f"{format.sample_rate_hz} Hz was said, the file says {source.sample_rate_hz}; leave it out"
+            raise InvalidInput(f"{self._field}.format.sample_rate_hertz", why)
+        if format.n_channels and format.n_channels != source.n_channels:
+            why = f"{format.n_channels} was said, the file says {source.n_channels}; leave it out"
+            raise InvalidInput(f"{self._field}.format.channel_count", why)
+        if source.n_channels:  # 0: not known until the first frame is decoded
+            self._check_shape(source.sample_rate_hz, source.n_channels)
+
+    def _check_shape(self, rate_hz: int, n_channels: int) -> None:
+        if not _MIN_RATE_HZ <= rate_hz <= _MAX_RATE_HZ:
+            raise self._refusal(f"its sample rate of {rate_hz} Hz is not in {_MIN_RATE_HZ} to {_MAX_RATE_HZ}")
+        if not 1 <= n_channels <= _MAX_CHANNELS:
+            raise self._refusal(f"it has {n_channels} channels, not 1 to {_MAX_CHANNELS}")
+
+    def _packets(self) -> Iterator[av.Packet[av.AudioStream]]:
+        packets = iter(self._container.demux(self._stream))
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.FFmpegError, ValueError) as error:
+                why = "it ends in the middle, or is damaged"
+                raise InvalidInput(f"{self._field}.content", why, reason="AUDIO_TRUNCATED") from error
+            if packet is None:
+                return
+            yield packet
+
+    def _chunk(self, frame: av.AudioFrame) -> Chunk:
+        self._check_shape(frame.sample_rate, frame.layout.nb_channels)
+        name = frame.format.name
+        if name.removesuffix("p") not in _SCALES:
+            raise self._refusal(f"its samples are of a kind ({name}) that cannot be read here")
+        samples = _samples(frame)
+        if samples is None:
+            raise self._refusal("it holds samples that are not finite numbers")
+        return Chunk(samples, frame.sample_rate)
+
+    def _declared_s(self) -> float | None:
+        if self._stream.duration is not None and self._stream.time_base is not None:
+            return float(self._stream.duration * self._stream.time_base)
+        if self._container.duration is not None and len(self._container.streams) == 1:
+            return self._container.duration / av.time_base
+        return None
+
+    def _refusal(self, why: str) -> InvalidInput:
+        return InvalidInput(f"{self._field}.content", why, reason="AUDIO_UNDECODABLE")
+
+    def _truncated(self, n_missing: int) -> InvalidInput:
+        why = f"it ends too early: by its own account at least {n_missing} bytes are missing"
+        return InvalidInput(f"{self._field}.content", why, reason="AUDIO_TRUNCATED")
+
+
+def _samples(frame: av.AudioFrame) -> Audio | None:
+    """A frame as float32 of shape (n_channels, n_samples) in [-1, 1]; None if it holds NaN or an infinity."""
+    dtype, zero, full_scale = _SCALES[frame.format.name.removesuffix("p")]
+    n_channels = frame.layout.nb_channels
+    # Not frame.planes: with 8 or more planes it reads beyond FFmpeg's list of them (PyAV 18.1), and crashes.
+    if frame.format.is_planar:
+        planes = [bytes(AudioPlane(frame, i)) for i in range(n_channels)]
+        rows = np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in planes])
+    else:
+        plane = bytes(AudioPlane(frame, 0))
+        rows = np.frombuffer(plane, dtype, frame.samples * n_channels).reshape(-1, n_channels).T
+    if full_scale == 1:
+        if not np.isfinite(rows).all():
+            return None
+        clipped: Audio = np.clip(rows, -1.0, 1.0).astype(np.float32)
+        return clipped
+    scaled: Audio = (rows.astype(np.float32) - np.float32(zero)) / np.float32(full_scale)
+    return scaled
+
+
+class _Nameless:
+    """A file as PyAV wants it, and no more: without a name, and never more bytes than asked for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, n_bytes: int) -> bytes:
+        data = self._file.read(n_bytes)
+        if len(data) > n_bytes:  # PyAV copies what it gets into a buffer of n_bytes, unchecked.
+            raise ValueError(f"asked for {n_bytes} bytes, got {len(data)}")
+        return data

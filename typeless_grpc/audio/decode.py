@@ -1,0 +1,242 @@
+"""Bytes in, float32 at 16 kHz out: whole, or piece by piece so that hours fit into little memory.
+
+Only decoded samples are counted against the limit: what a header declares is neither believed nor held against good
+audio. Blocks are counted as they come, so a file of any promise costs at most the limit.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from typeless_grpc.audio.containers import Chunk, ContainerReader, DecodeCancelled, SourceInfo
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
+from typeless_grpc.audio.pcm import PcmReader
+from typeless_grpc.audio.resampler import Resampler, mixed_down
+from typeless_grpc.errors import InvalidInput
+
+__all__ = ["AudioReader", "DecodeCancelled", "DecodeLimits", "Decoded", "SourceInfo", "decode", "iter_decode"]
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What one recording may cost.
+
+    max_duration_s: seconds of decoded audio; memory of `decode` is at most 64 kB for each. Above 0.
+    """
+
+    max_duration_s: float
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A whole recording.
+
+    samples: float32 in [-1, 1] at 16 kHz; shape (n_samples,), or (n_channels, n_samples) if channels are kept apart.
+    """
+
+    samples: Audio
+    duration_s: float
+    source: SourceInfo
+
+
+def never() -> bool:
+    """A `cancelled` for callers that do not cancel."""
+    return False
+
+
+class AudioReader:
+    """A recording that is decoded as it is read. Close it, or read its blocks to their end.
+
+    data: bytes, or a binary file of any kind, a pipe too; a file is read from its start if it can seek, and not closed.
+    field: path of the `audio` message in the request, "items[3].audio". cancelled: asked at every packet.
+    separate_channels: blocks have shape (n_channels, n_samples) in place of the mono mix, (n_samples,).
+    block_s: how long a block is, about; it also bounds memory.
+    Raises InvalidInput with reason AUDIO_MISSING, AUDIO_UNDECODABLE, AUDIO_EMPTY, AUDIO_TRUNCATED, AUDIO_TOO_LONG, or
+    about the format.
+    """
+
+    source: SourceInfo
+
+    def __init__(
+        self,
+        data: bytes | BinaryIO,
+        format: AudioFormat,
+        limits: DecodeLimits,
+        *,
+        field: str = "audio",
+        cancelled: Callable[[], bool] = never,
+        separate_channels: bool = False,
+        block_s: float = 1.0,
+    ) -> None:
+        self._format = format.validated(field)
+        self._limits, self._field, self._cancelled = limits, field, cancelled
+        self._separate_channels, self._block_s = separate_channels, block_s
+        self._file = io.BytesIO(data) if isinstance(data, bytes) else data
+        self._n_bytes = self._file.seek(0, io.SEEK_END) if self._file.seekable() else None
+        if self._n_bytes == 0:
+            raise self._refusal("there are no bytes", "AUDIO_MISSING")
+        if self._n_bytes is not None:
+            self._file.seek(0)
+        self._container: ContainerReader | None = None
+        if self._format.is_raw:
+            self._check_raw_size()
+            rate_hz, n_channels = self._format.sample_rate_hz or 0, self._format.n_channels or 1
+            self.source = SourceInfo("raw", self._format.encoding.value, rate_hz, n_channels)
+        else:
+            self._container = ContainerReader(self._file, self._format, field=field, cancelled=cancelled)
+            self.source = self._container.source
+
+    def close(self) -> None:
+        """Stop decoding; the file stays open."""
+        if self._container is not None:
+            self._container.close()
+
+    def blocks(self) -> Iterator[Audio]:
+        """The audio in order, in blocks that are never empty. Once only.
+
+        Raises as the class says (a recording's damage may show only at its end), and DecodeCancelled.
+        """
+        with closing(self):
+            n_samples = 0
+            parts = self._raw_parts() if self._container is None else self._container_parts(self._container)
+            for part in parts:
+                n_samples += part.shape[-1]
+                if n_samples > self._limits.max_duration_s * SAMPLE_RATE_HZ:
+                    raise self._too_long()
+                if part.shape[-1]:
+                    yield part
+            if n_samples == 0:
+                raise self._refusal("it holds no audio", "AUDIO_EMPTY")
+
+    def _raw_parts(self) -> Iterator[Audio]:
+        reader = PcmReader(self._format, field=self._field, separate_channels=self._separate_channels)
+        chunk_bytes = max(1, int(self._block_s * self._format.bytes_per_second))
+        while data := self._file.read(chunk_bytes):
+            if self._cancelled():
+                raise DecodeCancelled
+            yield reader.feed(data)
+        yield reader.flush()
+        if reader.n_pending_bytes:
+            raise self._odd_bytes(reader.n_pending_bytes)
+
+    def _container_parts(self, container: ContainerReader) -> Iterator[Audio]:
+        resampler: Resampler | None = None
+        for chunk in _gathered(container.chunks(), self._block_s):
+            samples = chunk.samples if self._separate_channels else mixed_down(chunk.samples)
+            if resampler is None or resampler.rate_hz != chunk.rate_hz:  # A chained file may change its rate.
+                if resampler is not None:
+                    yield self._shaped(resampler.flush())
+                resampler = Resampler(chunk.rate_hz, samples.shape[0])
+            if resampler.n_channels != samples.shape[0]:
+                raise self._refusal("its number of channels changes on the way", "AUDIO_UNDECODABLE")
+            yield self._shaped(resampler.feed(samples))
+        if resampler is not None:
+            yield self._shaped(resampler.flush())
+
+    def _shaped(self, samples: Audio) -> Audio:
+        return samples if self._separate_channels else samples[0]
+
+    def _check_raw_size(self) -> None:
+        """Refuse by arithmetic, before a sample is read."""
+        if self._n_bytes is None:
+            return
+        if n_over := self._n_bytes % self._format.frame_bytes:
+            raise self._odd_bytes(n_over)
+        if self._n_bytes > self._limits.max_duration_s * self._format.bytes_per_second:
+            raise self._too_long()
+
+    def _odd_bytes(self, n_over: int) -> InvalidInput:
+        size = f"{self._n_bytes} bytes" if self._n_bytes is not None else "it"
+        frame_bytes, channels = self._format.frame_bytes, self._format.n_channels
+        why = f"{size} end {n_over} into a frame of {frame_bytes} bytes ({self._format.encoding.value} x {channels})"
+        return self._refusal(why, "AUDIO_TRUNCATED")
+
+    def _too_long(self) -> InvalidInput:
+        return self._refusal(f"it is longer than {self._limits.max_duration_s:g} s", "AUDIO_TOO_LONG")
+
+    def _refusal(self, why: str, reason: str) -> InvalidInput:
+        return InvalidInput(f"{self._field}.content", why, reason=reason)
+
+
+def iter_decode(
+    data: bytes | BinaryIO,
+    format: AudioFormat,
+    limits: DecodeLimits,
+    *,
+    field: str = "audio",
+    cancelled: Callable[[], bool] = never,
+    separate_channels: bool = False,
+    block_s: float = 1.0,
+) -> Iterator[Audio]:
+    """Decode piece by piece; arguments, blocks and errors as AudioReader has them."""
+    return AudioReader(
+        data,
+        format,
+        limits,
+        field=field,
+        cancelled=cancelled,
+        separate_channels=separate_channels,
+        block_s=block_s,
+    ).blocks()
+
+
+def decode(
+    data: bytes | BinaryIO,
+    format: AudioFormat,
+    limits: DecodeLimits,
+    *,
+    field: str = "audio",
+    cancelled: Callable[[], bool] = never,
+    separate_channels: bool = False,
+) -> Decoded:
+    """Decode a whole recording; arguments and errors as AudioReader has them."""
+    reader = AudioReader(
+        data,
+        format,
+        limits,
+        field=field,
+        cancelled=cancelled,
+        separate_channels=separate_channels,
+    )
+    samples = _joined(reader.blocks(), max_samples=int(limits.max_duration_s * SAMPLE_RATE_HZ))
+    return Decoded(samples, samples.shape[-1] / SAMPLE_RATE_HZ, reader.source)
+
+
+def _gathered(chunks: Iterator[Chunk], block_s: float) -> Iterator[Chunk]:
+    """Join a codec's frames, of some 20 ms each, into blocks: resampling costs a call, not a sample."""
+    waiting: list[Audio] = []
+    n_samples = rate_hz = n_channels = 0
+    for chunk in chunks:
+        if waiting and (rate_hz, n_channels) != (chunk.rate_hz, chunk.samples.shape[0]):
+            yield Chunk(np.concatenate(waiting, axis=1), rate_hz)
+            waiting, n_samples = [], 0
+        rate_hz, n_channels = chunk.rate_hz, chunk.samples.shape[0]
+        waiting.append(chunk.samples)
+        n_samples += chunk.samples.shape[1]
+        if n_samples >= block_s * rate_hz:
+            yield Chunk(np.concatenate(waiting, axis=1), rate_hz)
+            waiting, n_samples = [], 0
+    if waiting:
+        yield Chunk(np.concatenate(waiting, axis=1), rate_hz)
+
+
+def _joined(blocks: Iterator[Audio], *, max_samples: int) -> Audio:
+    """All blocks in one array that grows in place: joining a list at the end would need the memory twice."""
+    joined, n_samples = np.zeros(0, dtype=np.float32), 0
+    n_channels: int | None = None
+    for block in blocks:
+        frames = np.ascontiguousarray(block.T).ravel()  # time first, so that growing keeps what is there in place
+        n_channels = block.shape[0] if block.ndim == 2 else None
+        if n_samples + len(frames) > len(joined):
+            most = max_samples * (n_channels or 1)
+            joined.resize(max(n_samples + len(frames), min(2 * len(joined), most)), refcheck=False)
+        joined[n_samples : n_samples + len(frames)] = frames
+        n_samples += len(frames)
+    joined.resize(n_samples, refcheck=False)
+    return joined if n_channels is None else np.ascontiguousarray(joined.reshape(-1, n_channels).T)

@@ -1,0 +1,101 @@
+"""Raw samples, as telephones and microphones send them, to float32 at 16 kHz."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from typeless_grpc.audio.formats import Audio, AudioFormat, Encoding
+from typeless_grpc.audio.resampler import Resampler, mixed_down
+from typeless_grpc.errors import InvalidInput
+
+
+class PcmReader:
+    """Reads a stream of raw audio that comes in pieces of any size; any cutting gives the same samples.
+
+    Memory is bounded by the piece that is fed: between pieces it keeps less than one frame of bytes and the few
+    milliseconds that the resampling filter holds.
+    """
+
+    def __init__(self, format: AudioFormat, *, field: str = "audio", separate_channels: bool = False) -> None:
+        """format: raw. separate_channels: return shape (n_channels, n_samples) in place of the mono mix (n_samples,).
+
+        Raises InvalidInput as AudioFormat.validated does.
+        """
+        assert format.is_raw, "a container is decoded by decode.py"
+        self._format = format.validated(field)
+        self._field = field
+        self._n_channels = self._format.n_channels or 1
+        self._separate_channels = separate_channels
+        n_kept_channels = self._n_channels if separate_channels else 1
+        self._resampler = Resampler(self._format.sample_rate_hz or 0, n_kept_channels)
+        self._pending = b""
+        self._n_frames = 0
+
+    @property
+    def n_pending_bytes(self) -> int:
+        """Bytes that wait for the rest of their frame. Not 0 at the end: the stream was cut within a sample."""
+        return len(self._pending)
+
+    def feed(self, data: bytes) -> Audio:
+        """The 16 kHz audio that these bytes complete; may be empty.
+
+        Raises InvalidInput (AUDIO_UNDECODABLE) if a PCM_F32LE sample is NaN or infinite.
+        """
+        data = self._pending + data
+        n_whole = len(data) - len(data) % self._format.frame_bytes
+        self._pending = data[n_whole:]
+        samples = self._samples(data[:n_whole])
+        self._n_frames += samples.shape[1]
+        return self._shaped(self._resampler.feed(samples if self._separate_channels else mixed_down(samples)))
+
+    def flush(self) -> Audio:
+        """What the resampling filter still holds; an incomplete last frame is left out. Ends the stream."""
+        return self._shaped(self._resampler.flush())
+
+    def _samples(self, data: bytes) -> Audio:
+        flat = samples_of(data, self._format.encoding)
+        if self._format.encoding is Encoding.PCM_F32LE:
+            if not np.isfinite(flat).all():
+                n_before = self._n_frames + int(np.argmin(np.isfinite(flat))) // self._n_channels
+                why = f"sample {n_before} is not a finite number"
+                raise InvalidInput(f"{self._field}.content", why, reason="AUDIO_UNDECODABLE")
+            flat = np.clip(flat, -1.0, 1.0)
+        return flat.reshape(-1, self._n_channels).T
+
+    def _shaped(self, samples: Audio) -> Audio:
+        return samples if self._separate_channels else samples[0]
+
+
+def samples_of(data: bytes, encoding: Encoding) -> Audio:
+    """Interleaved float32 samples of raw bytes, in [-1, 1] but for PCM_F32LE, which is taken as it is.
+
+    data: whole samples.
+    """
+    if encoding is Encoding.PCM_S16LE:
+        return np.frombuffer(data, dtype="<i2").astype(np.float32) / np.float32(32768)
+    if encoding is Encoding.PCM_F32LE:
+        return np.frombuffer(data, dtype="<f4").astype(np.float32)
+    table = _MULAW if encoding is Encoding.MULAW else _ALAW
+    return table[np.frombuffer(data, dtype=np.uint8)]
+
+
+def _mulaw_table() -> npt.NDArray[np.float32]:
+    """What each byte of mu-law means (ITU-T G.711): bits inverted, sign, 3 bits exponent, 4 bits mantissa."""
+    code = ~np.arange(256, dtype=np.uint8)
+    exponent, mantissa = (code >> 4 & 7).astype(np.int32), (code & 15).astype(np.int32)
+    magnitude = ((mantissa << 3) + 0x84 << exponent) - 0x84
+    return (np.where(code & 0x80, -magnitude, magnitude) / 32768).astype(np.float32)
+
+
+def _alaw_table() -> npt.NDArray[np.float32]:
+    """What each byte of A-law means (ITU-T G.711): every second bit inverted, positive where the sign is set."""
+    code = np.arange(256, dtype=np.uint8) ^ 0x55
+    exponent, mantissa = (code >> 4 & 7).astype(np.int32), (code & 15).astype(np.int32)
+    linear = (mantissa << 4) + 8
+    magnitude = np.where(exponent == 0, linear, linear + 0x100 << np.maximum(exponent - 1, 0))
+    return (np.where(code & 0x80, magnitude, -magnitude) / 32768).astype(np.float32)
+
+
+_MULAW = _mulaw_table()
+_ALAW = _alaw_table()

@@ -1,0 +1,96 @@
+"""`typeless serve`: a server until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from typeless_grpc.cli.output import failures_as_lines
+from typeless_grpc.version import VERSION
+
+if TYPE_CHECKING:
+    from typeless_grpc.app import App
+    from typeless_grpc.config import Settings
+
+SAMPLE = Path(__file__).parents[2] / "tests" / "audio" / "en_two_sentences.flac"
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; 50051 unless set, 0 takes a free one.")] = None,
+    model: Annotated[str | None, typer.Option(help="Default model: a name or a directory; base unless set.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    compute_type: Annotated[str | None, typer.Option(help="auto, int8, float16, …")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory for models and all that is kept.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; then finish running calls and stop. `typeless config` shows all settings.
+
+    Example: typeless serve --port 50051 --model base
+    """
+    flags = {
+        "host": host,
+        "port": port,
+        "model": model,
+        "device": device,
+        "compute_type": compute_type,
+        "data_dir": data_dir,
+        "log_level": log_level,
+    }
+    with failures_as_lines():
+        from typeless_grpc.app import catalog
+        from typeless_grpc.cli.models import fetch
+        from typeless_grpc.config import load
+        from typeless_grpc.telemetry import logs
+
+        settings = load(flags, file=config).settings
+        logs.configure(settings.log_level, settings.log_format)
+        fetch(catalog(settings), settings.model)
+        asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    from typeless_grpc.app import build
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)  # asked twice: the caller does not want to wait for running calls
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    async with build(settings) as app:
+        await app.warm()
+        print(ready_text(app, settings), flush=True)  # noqa: T201
+        await stop.wait()
+        print("Stopping: no new calls, running ones may finish.", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def ready_text(app: App, settings: Settings) -> str:
+    """What a newcomer needs next: that it runs, with what, and commands that work as they stand."""
+    address = f"localhost:{app.port}"
+    sample = os.path.relpath(SAMPLE) if SAMPLE.is_file() else "RECORDING"
+    n_threads = settings.cpu_threads or os.cpu_count()
+    on = f"{app.device.name}, {app.device.compute_type}" + (
+        f", {n_threads} threads" if app.device.name == "cpu" else ""
+    )
+    method = "typeless.v1.TranscriptionService/Transcribe"
+    server = "" if app.port == 50051 else f" --server {address}"
+    return f"""\
+typeless {VERSION} takes calls on {settings.host}:{app.port}: model {app.model} ({on})
+
+Try next:
+  typeless transcribe{server} {sample}
+  grpcurl -plaintext {address} list
+  echo '{{"audio": {{"content": "'$(base64 -w0 {sample})'"}}}}' | grpcurl -plaintext -d @ {address} {method}
+"""

@@ -1,0 +1,233 @@
+"""What a Python caller uses: `Client` and `AsyncClient`, with nothing but grpcio and protobuf behind them.
+
+    >>> from typeless_grpc.client import Client
+    >>> with Client("localhost:50051") as client:  # doctest: +SKIP
+    ...     print(client.transcribe("meeting.flac").transcript.text)
+
+Answers are the messages of the contract (`typeless_grpc.pb.v1`). What the server refuses is raised as `CallFailed`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+from google.rpc import error_details_pb2, status_pb2
+
+from typeless_grpc.pb.v1 import (
+    audio_pb2,
+    server_pb2,
+    server_pb2_grpc,
+    transcription_pb2,
+    transcription_pb2_grpc,
+)
+
+DEFAULT_TARGET = "localhost:50051"
+
+# A transcript of hours is larger than gRPC's 4 MiB; the server bounds what it takes.
+_CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+# What can be transcribed: a file's path, or the bytes of one.
+AudioLike = str | os.PathLike[str] | bytes
+
+
+class CallFailed(Exception):
+    """A call the server refused or could not finish.
+
+    code: gRPC's status. reason: stable, for programs ("AUDIO_TOO_LONG"), "" where the server gave none. fields: what is
+    wrong with which field of the request. retry_after_s: set where the same call may succeed later.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        *,
+        reason: str = "",
+        fields: Sequence[tuple[str, str]] = (),
+        retry_after_s: float | None = None,
+        request_id: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.reason = reason
+        self.fields = tuple(fields)
+        self.retry_after_s = retry_after_s
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.reason or self.code.name})"
+
+    @classmethod
+    def of(cls, error: Any) -> CallFailed:
+        """Read the `google.rpc` details of a grpc.RpcError or grpc.aio.AioRpcError."""
+        trailers = dict(error.trailing_metadata() or ())
+        failed = cls(error.code(), error.details() or "", request_id=str(trailers.get("x-request-id", "")))
+        status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
+        for detail in status.details:
+            info, bad, retry = (
+                error_details_pb2.ErrorInfo(),
+                error_details_pb2.BadRequest(),
+                error_details_pb2.RetryInfo(),
+            )
+            if detail.Unpack(info):
+                failed.reason = info.reason
+            elif detail.Unpack(bad):
+                failed.fields = tuple((v.field, v.description) for v in bad.field_violations)
+            elif detail.Unpack(retry):
+                failed.retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+        return failed
+
+
+@dataclass(frozen=True)
+class RawFormat:
+    """What bare samples need to be read: encoding "pcm_s16le", "pcm_f32le", "mulaw" or "alaw"; rate in Hz."""
+
+    encoding: str
+    sample_rate_hz: int
+    n_channels: int = 1
+
+    def message(self) -> audio_pb2.AudioFormat:
+        """The contract's form. Raises ValueError for an unknown encoding."""
+        return audio_pb2.AudioFormat(
+            encoding=audio_pb2.AudioEncoding.Value(f"AUDIO_ENCODING_{self.encoding.upper()}"),
+            sample_rate_hertz=self.sample_rate_hz,
+            channel_count=self.n_channels,
+        )
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to do with the audio; everything left out is the server's choice. See TranscriptionOptions in the contract.
+
+    language: BCP-47 tag, "" detects it. task: "transcribe", or "translate" into English. hotwords: names and phrases to
+    expect. temperatures: tried in turn, each in [0, 1].
+    """
+
+    model: str = ""
+    language: str = ""
+    task: str = "transcribe"
+    prompt: str = ""
+    hotwords: Sequence[str] = ()
+    word_timestamps: bool = False
+    beam_size: int = 0
+    temperatures: Sequence[float] = field(default=())
+
+    def message(self) -> transcription_pb2.TranscriptionOptions:
+        """The contract's form. Raises ValueError for an unknown task."""
+        return transcription_pb2.TranscriptionOptions(
+            model=self.model,
+            language=self.language,
+            task=transcription_pb2.Task.Value(f"TASK_{self.task.upper()}"),
+            prompt=self.prompt,
+            hotwords=self.hotwords,
+            word_timestamps=self.word_timestamps,
+            decoding=transcription_pb2.DecodingOptions(beam_size=self.beam_size, temperatures=self.temperatures),
+        )
+
+
+def transcribe_request(
+    audio: AudioLike, options: Options, raw_format: RawFormat | None = None
+) -> transcription_pb2.TranscribeRequest:
+    """The request of `transcribe`. Raises OSError if audio names a file that cannot be read."""
+    content = audio if isinstance(audio, bytes) else Path(audio).read_bytes()
+    source = audio_pb2.AudioSource(content=content, format=raw_format.message() if raw_format else None)
+    return transcription_pb2.TranscribeRequest(audio=source, options=options.message())
+
+
+class Client:
+    """A connection to a server; threads may share it."""
+
+    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+        """target: "host:port". Connects at the first call."""
+        self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        self._transcription = transcription_pb2_grpc.TranscriptionServiceStub(self._channel)
+        self._server = server_pb2_grpc.ServerServiceStub(self._channel)
+
+    def transcribe(
+        self,
+        audio: AudioLike,
+        options: Options | None = None,
+        *,
+        raw_format: RawFormat | None = None,
+        timeout_s: float | None = None,
+    ) -> transcription_pb2.TranscribeResponse:
+        """Transcribe a recording: a path, or the bytes of a file. Raises CallFailed."""
+        request = transcribe_request(audio, options or Options(), raw_format)
+        try:
+            return self._transcription.Transcribe(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise CallFailed.of(error) from error
+
+    def server_info(self, *, timeout_s: float | None = 10) -> server_pb2.GetServerInfoResponse:
+        """The server's version and limits. Raises CallFailed."""
+        try:
+            return self._server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise CallFailed.of(error) from error
+
+    def close(self) -> None:
+        """Close the connection; calls that still run are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """The same for asyncio; belongs to the event loop that made it."""
+
+    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+        """target: "host:port". Connects at the first call."""
+        self._channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        self._transcription = transcription_pb2_grpc.TranscriptionServiceStub(self._channel)
+        self._server = server_pb2_grpc.ServerServiceStub(self._channel)
+
+    async def transcribe(
+        self,
+        audio: AudioLike,
+        options: Options | None = None,
+        *,
+        raw_format: RawFormat | None = None,
+        timeout_s: float | None = None,
+    ) -> transcription_pb2.TranscribeResponse:
+        """Transcribe a recording: a path, or the bytes of a file. Raises CallFailed.
+
+        Cancelling the awaiting task stops the server's work.
+        """
+        request = transcribe_request(audio, options or Options(), raw_format)
+        try:
+            return await self._transcription.Transcribe(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise CallFailed.of(error) from error
+
+    async def server_info(self, *, timeout_s: float | None = 10) -> server_pb2.GetServerInfoResponse:
+        """The server's version and limits. Raises CallFailed."""
+        try:
+            return await self._server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise CallFailed.of(error) from error
+
+    async def close(self) -> None:
+        """Close the connection; calls that still run are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

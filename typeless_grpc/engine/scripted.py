@@ -1,0 +1,72 @@
+"""An engine without a model: says what it is told to say, when it is told to. For tests of everything around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
+from typeless_grpc.engine.interface import DecodeOptions, Recognition, Ticket
+from typeless_grpc.engine.transcript import Segment, Transcript
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the engine was asked, as it saw it."""
+
+    audio: Audio
+    options: DecodeOptions
+    ticket: Ticket
+
+
+Script = Callable[[Asked], str | BaseException]
+
+
+class ScriptedEngine:
+    """Answers each call with one segment over the whole audio, its text by `script`, or raises what `script` returns.
+
+    asked: every call so far. n_cancelled: calls whose task was cancelled while they waited. Clear `gate` to hold calls
+    back until it is set again. backlog_s: what the engine claims, to be set by the test.
+    """
+
+    def __init__(self, script: Script = lambda asked: f"{len(asked.audio) / SAMPLE_RATE_HZ:.1f} seconds") -> None:
+        self._script = script
+        self.asked: list[Asked] = []
+        self.n_cancelled = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.backlog_s = 0.0
+
+    async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
+        """See `Engine`."""
+        asked = Asked(audio, options, ticket)
+        self.asked.append(asked)
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.n_cancelled += 1
+            raise
+        answer = self._script(asked)
+        if isinstance(answer, BaseException):
+            raise answer
+        return Recognition(_transcript(audio, options, answer), queue_s=0.0, n_chunks=1)
+
+    async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
+        """See `Engine`."""
+        return await self.transcribe(utterance, options, ticket)
+
+
+def _transcript(audio: Audio, options: DecodeOptions, text: str) -> Transcript:
+    audio_s = len(audio) / SAMPLE_RATE_HZ
+    language = options.language or "en"
+    segment = Segment(0.0, audio_s, text, language, confidence=0.9, no_speech_probability=0.1)
+    return Transcript(
+        segments=(segment,) if text else (),
+        suppressed=(),
+        language=language,
+        language_probability=1.0,
+        audio_s=audio_s,
+        speech_s=audio_s if text else 0.0,
+        model=options.model or "scripted",
+    )

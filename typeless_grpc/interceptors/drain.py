@@ -1,0 +1,47 @@
+"""Knows which calls are running, and refuses new ones once the server is on its way out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from typeless_grpc.errors import Overloaded
+from typeless_grpc.interceptors.seam import Call, Interceptor
+
+# Health and reflection: open for as long as the server is, and nobody's work.
+INFRASTRUCTURE = "/grpc."
+
+
+class DrainInterceptor(Interceptor):
+    """Counts the calls that do work; `drain` closes the door and waits for them."""
+
+    def __init__(self) -> None:
+        self._n_running = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        if call.method.startswith(INFRASTRUCTURE):
+            yield
+            return
+        if self._draining:
+            raise Overloaded("This server is going away; another replica may serve.", reason="DRAINING")
+        self._n_running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._n_running -= 1
+            if not self._n_running:
+                self._idle.set()
+
+    def close(self) -> None:
+        """Refuse every call from now on."""
+        self._draining = True
+
+    async def idle(self) -> None:
+        """Wait until no call runs."""
+        await self._idle.wait()

@@ -1,0 +1,53 @@
+"""Refuses requests over the message limit with a reason of their own.
+
+gRPC's core has the last word at twice the limit, and says only "larger than max": see `server.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from typeless_grpc.errors import TooLarge
+from typeless_grpc.interceptors.seam import Call, Interceptor
+
+
+class MessageSizeInterceptor(Interceptor):
+    """Looks at every request message, also inside a stream."""
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self._max_bytes = max_message_bytes
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        yield
+
+    async def intercept(
+        self,
+        method: Callable[[Any, Any], Any],
+        request_or_iterator: Any,
+        context: grpc.aio.ServicerContext[Any, Any],
+        method_name: str,
+    ) -> Any:
+        """Check a single request at once, and those of a stream as they are read."""
+        if isinstance(request_or_iterator, Message):
+            self._check(request_or_iterator)
+            return await super().intercept(method, request_or_iterator, context, method_name)
+        return await super().intercept(method, self._checked(request_or_iterator), context, method_name)
+
+    async def _checked(self, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+        async for request in requests:
+            self._check(request)
+            yield request
+
+    def _check(self, request: Message) -> None:
+        if (size_bytes := request.ByteSize()) > self._max_bytes:
+            raise TooLarge(
+                f"The request has {size_bytes} bytes; at most {self._max_bytes} are taken. Larger audio goes through "
+                "UploadService or StreamTranscribe.",
+                reason="MESSAGE_TOO_LARGE",
+            )

@@ -1,0 +1,86 @@
+"""The one place where interceptors meet grpc.aio: the same few lines around a call of any of the four shapes.
+
+grpc-interceptor passes streamed responses through an async generator, which grpc.aio leaves to the garbage collector
+when a client cancels under back-pressure: what the handler must clean up is then cleaned up late and in another
+context. So the shape here is always a coroutine, and responses leave through `context.write`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_interceptor.server import AsyncServerInterceptor
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call on its way in. method: "/package.Service/Method"."""
+
+    method: str
+    context: grpc.aio.ServicerContext[Any, Any]
+
+    def metadata(self, key: str) -> str | None:
+        """The first value of a metadata key (lower case), None where the caller sent none."""
+        for name, value in self.context.invocation_metadata() or ():
+            if name == key:
+                return value if isinstance(value, str) else value.decode("ascii", "replace")
+        return None
+
+
+class Interceptor(AsyncServerInterceptor):
+    """One concern around every call: what `around` does before its `yield`, after it, and with what is raised there."""
+
+    @abstractmethod
+    def around(self, call: Call) -> AbstractAsyncContextManager[None]:
+        """Enter before the handler runs, leave when it has ended; an exception of the handler passes through."""
+
+    async def intercept(
+        self,
+        method: Callable[[Any, Any], Any],
+        request_or_iterator: Any,
+        context: grpc.aio.ServicerContext[Any, Any],
+        method_name: str,
+    ) -> Any:
+        """Run the handler, of whichever shape, inside `around`."""
+        async with self.around(Call(method_name, context)):
+            answer = method(request_or_iterator, context)
+            if inspect.isasyncgen(answer):
+                async with aclosing(answer) as messages:
+                    async for message in messages:
+                        await context.write(message)
+                return None
+            return await answer
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Put `intercept` in front of the handler; None where the method is not implemented."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        inner, factory = _shape(handler)
+
+        async def invoke(request_or_iterator: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            return await self.intercept(inner, request_or_iterator, context, handler_call_details.method)
+
+        return factory(invoke, handler.request_deserializer, handler.response_serializer)
+
+
+def _shape(handler: Any) -> tuple[Callable[[Any, Any], Any], Callable[..., Any]]:
+    match handler.request_streaming, handler.response_streaming:
+        case False, False:
+            return handler.unary_unary, grpc.unary_unary_rpc_method_handler
+        case False, True:
+            return handler.unary_stream, grpc.unary_stream_rpc_method_handler
+        case True, False:
+            return handler.stream_unary, grpc.stream_unary_rpc_method_handler
+        case _:
+            return handler.stream_stream, grpc.stream_stream_rpc_method_handler

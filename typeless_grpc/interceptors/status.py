@@ -1,0 +1,95 @@
+"""The only place that knows status codes: one table from our errors to gRPC's codes and `google.rpc` details."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2, message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from typeless_grpc import errors
+from typeless_grpc.interceptors.seam import Call, Interceptor
+from typeless_grpc.telemetry.context import request_id
+from typeless_grpc.telemetry.logs import get_logger
+
+DOMAIN = "typeless"
+DETAILS_TRAILER = "grpc-status-details-bin"
+
+CODES: dict[type[errors.TypelessError], grpc.StatusCode] = {
+    errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Overloaded: grpc.StatusCode.UNAVAILABLE,
+    errors.SourceUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.EngineFailed: grpc.StatusCode.INTERNAL,
+    errors.NotImplementedHere: grpc.StatusCode.UNIMPLEMENTED,
+}
+
+log = get_logger(__name__)
+
+
+class StatusInterceptor(Interceptor):
+    """Ends a call that raised with a code, a sentence and details; the unforeseen is INTERNAL, its text withheld."""
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        try:
+            yield
+        except errors.TypelessError as error:
+            await _abort(call, status_of(error))
+        except (asyncio.CancelledError, grpc.aio.BaseError):
+            raise  # the caller went away, or the call is aborted already
+        except NotImplementedError:
+            # What the generated servicer raises for a call nobody wrote.
+            missing = errors.NotImplementedHere(f"This server does not serve {call.method}.", reason="NOT_IMPLEMENTED")
+            await _abort(call, status_of(missing))
+        except Exception:
+            log.exception("unforeseen error", method=call.method)
+            await _abort(call, _internal(request_id.get()))
+
+
+def status_of(error: errors.TypelessError) -> status_pb2.Status:
+    """The status and its details: ErrorInfo always, BadRequest for fields, RetryInfo where waiting helps."""
+    code = next(code for family, code in CODES.items() if isinstance(error, family))
+    details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    if isinstance(error, errors.InvalidInput):
+        violation = error_details_pb2.BadRequest.FieldViolation
+        details.append(
+            error_details_pb2.BadRequest(
+                field_violations=[violation(field=v.field, description=v.why) for v in error.violations]
+            )
+        )
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromTimedelta(timedelta(seconds=error.retry_after_s))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return _status(code, error.message, details)
+
+
+def _internal(current_request_id: str) -> status_pb2.Status:
+    text = f"Something went wrong in the server; its log has the rest under request id {current_request_id}."
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN)
+    return _status(grpc.StatusCode.INTERNAL, text, [info])
+
+
+def _status(code: grpc.StatusCode, text: str, details: list[message.Message]) -> status_pb2.Status:
+    packed = [any_pb2.Any() for _ in details]
+    for holder, detail in zip(packed, details, strict=True):
+        holder.Pack(detail)
+    return status_pb2.Status(code=code_pb2.Code.Value(code.name), message=text, details=packed)
+
+
+async def _abort(call: Call, status: status_pb2.Status) -> None:
+    trailers = (*(call.context.trailing_metadata() or ()), (DETAILS_TRAILER, status.SerializeToString()))
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    await call.context.abort(code, status.message, trailers)

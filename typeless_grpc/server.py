@@ -1,0 +1,103 @@
+"""The life of the gRPC server: listen, say how it is, drain, stop. It is handed its services and interceptors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.interceptors.drain import DrainInterceptor
+from typeless_grpc.interceptors.seam import Interceptor
+from typeless_grpc.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+# Registers a servicer with a server: the `add_…_to_server` of generated code with its servicer bound.
+Register = Callable[[grpc.aio.Server], None]
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """host, port: where to listen, port 0 takes a free one. max_message_bytes: of a request.
+
+    drain_timeout_s: how long running calls may go on once the server stops.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    max_message_bytes: int = 32 * 1024 * 1024
+    drain_timeout_s: float = 30.0
+
+
+class Server:
+    """One grpc.aio server; not serving until told so."""
+
+    def __init__(
+        self,
+        services: Mapping[str, Register],
+        interceptors: Sequence[Interceptor],
+        drain: DrainInterceptor,
+        options: ServerOptions,
+    ) -> None:
+        """services: full name ("typeless.v1.TranscriptionService") to registration. interceptors: outermost first."""
+        self._names = tuple(services)
+        self._drain = drain
+        self._options = options
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(interceptors=list(interceptors), options=_channel_options(options))
+        for register in services.values():
+            register(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    async def start(self) -> int:
+        """Listen, and return the port; health says NOT_SERVING. Raises SourceUnavailable if the address is taken."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        address = f"{self._options.host}:{self._options.port}"
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise SourceUnavailable(
+                f"Cannot listen on {address}: is another server running there? Choose another with --port.",
+                reason="ADDRESS_IN_USE",
+            ) from error
+        await self._server.start()
+        return port
+
+    async def serving(self) -> None:
+        """Tell health checks that calls are welcome."""
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Drain: say NOT_SERVING, refuse new calls, let running ones finish in time, then cut what is left."""
+        await self._health.enter_graceful_shutdown()
+        self._drain.close()
+        stopping = asyncio.create_task(self._server.stop(self._options.drain_timeout_s))
+        idle = asyncio.create_task(self._drain.idle())
+        await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)
+        if not idle.done():
+            log.warning("calls cut at the end of the drain time", drain_timeout_s=self._options.drain_timeout_s)
+        idle.cancel()
+        # Health watches and reflection stay open as long as their clients like; they are not waited for.
+        await self._server.stop(0)
+        await stopping
+
+    async def _set_health(self, status: Any) -> None:
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+
+def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
+    return [
+        # Twice ours, so that a message a little over the limit is refused by us, with a reason.
+        ("grpc.max_receive_message_length", 2 * options.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # A second server on the same port is an error, not a lottery.
+        ("grpc.so_reuseport", 0),
+    ]

@@ -1,0 +1,8 @@
+"""Which call a line of code is working for."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+# Set by the request-id interceptor for the length of a call, "" outside of one.
+request_id: ContextVar[str] = ContextVar("request_id", default="")

@@ -1,0 +1,64 @@
+"""Log lines: one event each, as text for people or JSON for machines, always with the request id.
+
+Never audio, text or keys: what was said and who may ask stays out of every log.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from typeless_grpc.telemetry.context import request_id
+
+LogFormat = Literal["auto", "text", "json"]
+
+
+def configure(level: str, log_format: LogFormat) -> None:
+    """Write log lines of this package and of its libraries to stderr, from now on.
+
+    level: "debug", "info", "warning" or "error", the least severe to write; libraries say nothing below "warning".
+    """
+    as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    shared: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        _add_request_id,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info if as_json else _as_it_is,
+    ]
+    renderer = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("typeless_grpc").setLevel(level.upper())
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """A logger for the module `name`; its methods take an event and its facts as keywords."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger
+
+
+def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    if current := request_id.get():
+        event["request_id"] = current
+    return event
+
+
+def _as_it_is(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return event

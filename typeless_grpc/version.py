@@ -1,0 +1,3 @@
+"""The version of the software, as in CHANGELOG.md."""
+
+VERSION = "0.1.0"
