@@ -30,14 +30,14 @@ say() {
 
 trim() {
   sox -D "$1" -r 16000 -c 1 -b 16 "$2" \
-    silence 1 0.01 0.3% reverse silence 1 0.01 0.3% reverse gain -n -12 pad 0.03 0.03
+    silence 1 0.01 0.3% reverse silence 1 0.01 0.3% reverse gain -n -15 pad 0.03 0.03
 }
 
-# join OUT.wav ITEM...: an item is a wav file or a pause in seconds; 0.25 s of silence at both ends.
+# join OUT.wav ITEM...: an item is a wav file or a pause in seconds; 0.15 s of silence at both ends.
 join() {
   local o=$1 n=0 parts=() p
   shift
-  for p in 0.25 "$@" 0.25; do
+  for p in 0.15 "$@" 0.15; do
     if [[ $p != *.wav ]]; then
       n=$((n + 1))
       sox -D -n -r 16000 -c 1 -b 16 "$tmp/pause$n.wav" trim 0 "$p"
@@ -75,13 +75,13 @@ single() { # NAME LANGUAGE VOICE TEXT
   if [[ $1 == *.flac ]]; then flac "$tmp/a.wav" "$out/$1"; else opus "$tmp/a.wav" "$out/$1"; fi
   note "$1" "$2" "$3" "${5:-speech}" "$4"
 }
-short='Please turn on the lights in the kitchen.'
+short='Please close the window.'
 single en_short.flac en flite-slt "$short"
 cp "$tmp/a.wav" "$tmp/short.wav"
-single en_numbers.flac en flite-rms \
-  'Anna Miller bought twenty-four chairs and three tables for one hundred and fifty dollars.'
-single en_names.flac en pico-en-GB \
-  'Tomorrow Doctor Zelvari will show us the new Korventa engine.' names
+single en_numbers.ogg en pico-en-US \
+  'Peter Brown bought twenty-four chairs and three tables for one hundred and fifty dollars.'
+single en_names.ogg en pico-en-US \
+  'Yesterday we moved the whole project from Kubrendo to Typlexa.' names
 
 # ---- more than a minute -------------------------------------------------------------------------
 parts=()
@@ -94,7 +94,7 @@ while IFS='|' read -r pause sentence; do
   words+=("$sentence")
 done <<'TEXT'
 0.5|The old harbour wakes up slowly on a winter morning.
-0.4|The first boats come home before sunrise, and the fishermen carry their boxes across the wet stones.
+0.4|The first boats come home before sunrise, and the men carry their boxes across the wet stones.
 0.6|A small cafe on the corner opens at six, and the smell of coffee drifts over the water.
 0.3|Nobody talks very much at that hour.
 1.2|People hold their cups with both hands and look at the grey sky.
@@ -112,12 +112,12 @@ done <<'TEXT'
 0.3|She smiled, and then she went outside and turned on the light.
 TEXT
 join "$tmp/a.wav" "${parts[@]}"
-opus "$tmp/a.wav" "$out/en_minute.ogg" 16k
+opus "$tmp/a.wav" "$out/en_minute.ogg" 12k
 note en_minute.ogg en pico-en-GB long "${words[*]}"
 
 # ---- two speakers, one on each channel, 0.8 s of overlap ------------------------------------------
-left='I think we should leave before the rain starts.'
-right='Wait a moment, my coat is still upstairs.'
+left='I think we should leave before it rains.'
+right='Wait, my coat is still upstairs.'
 say flite-slt "$tmp/1.wav" "$left"
 say flite-rms "$tmp/2.wav" "$right"
 start=$("$python" -c "print(round($(soxi -D "$tmp/1.wav") - 0.8, 3))")
@@ -129,14 +129,14 @@ note two_speakers_stereo.flac en flite-slt,flite-rms stereo "$left $right" "$lef
 
 # ---- other languages ----------------------------------------------------------------------------
 single es_sentence.ogg es pico-es-ES \
-  'Esta tarde vamos a caminar por la playa y después cenamos en casa de mis padres.'
+  'El domingo vamos a caminar por la playa y después cenamos en casa de mis padres.'
 single de_sentence.ogg de pico-de-DE \
   'Am Samstag backen wir zusammen einen großen Kuchen für unsere Nachbarn.'
 single fr_sentence.ogg fr pico-fr-FR \
   'Le samedi matin, nous allons au marché pour acheter du pain, des pommes et du lait.'
 
-one='Mañana por la mañana tengo una reunión con mi equipo en la oficina.'
-two='After that, we are going to have lunch at the new restaurant near the station.'
+one='Mañana por la mañana tengo una reunión muy importante con todo mi equipo en la oficina.'
+two='After that, we are going to have lunch together at the new restaurant near the train station.'
 say pico-es-ES "$tmp/1.wav" "$one"
 say pico-en-GB "$tmp/2.wav" "$two"
 join "$tmp/a.wav" "$tmp/1.wav" 0.8 "$tmp/2.wav"
