@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from typeless_grpc.audio.vad import SpeechDetector
+from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
+from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.catalog import Catalog, is_model_directory
 from typeless_grpc.engine.models import ModelPool
-from typeless_grpc.engine.recognizer import Recognizer, RecognizerOptions
+from typeless_grpc.engine.recognizer import Recognizer, RecognizerOptions, WindowScheduler, run_batch
+from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
 from typeless_grpc.engine.whisper import Device, HuggingFaceHub, WhisperModel, choose_device
+from typeless_grpc.engine.window import POLICIES
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.interceptors.drain import DrainInterceptor
 from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
@@ -63,11 +68,13 @@ def is_path(model: str) -> bool:
 async def build(settings: Settings) -> AsyncIterator[App]:
     """Wire everything and listen; what was opened last is closed first on the way out."""
     async with AsyncExitStack() as stack:
-        inference = stack.enter_context(ThreadPoolExecutor(2, "inference"))
+        inference = stack.enter_context(ThreadPoolExecutor(settings.engine_workers, "inference"))
         loading = stack.enter_context(ThreadPoolExecutor(1, "loading"))
         decoding = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "decoding"))
         device = choose_device(settings.device, settings.compute_type)
-        load = functools.partial(WhisperModel, device=device, n_threads=settings.cpu_threads)
+        load = functools.partial(
+            WhisperModel, device=device, n_threads=n_threads(settings), n_workers=settings.engine_workers
+        )
         known = catalog(settings)
         models = ModelPool(known, load, loading)
         if await asyncio.get_running_loop().run_in_executor(loading, known.find, settings.model) is None:
@@ -75,12 +82,11 @@ async def build(settings: Settings) -> AsyncIterator[App]:
                 f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
                 reason="MODEL_UNAVAILABLE",
             )
-        engine = Recognizer(
-            models,
-            SpeechDetector(),
-            RecognizerOptions(settings.model, settings.beam_size, settings.max_concurrent_calls),
-            inference,
-        )
+        scheduler: WindowScheduler = Scheduler(run_batch, scheduler_options(settings), SystemClock(), inference)
+        await scheduler.start()
+        stack.push_async_callback(scheduler.stop)
+        options = RecognizerOptions(settings.model, settings.beam_size, POLICIES[settings.encoder_window])
+        engine = Recognizer(models, SpeechDetector(), scheduler, options, decoding)
         drain = DrainInterceptor()
         services = _services(settings, engine, decoding)
         interceptors = [
@@ -95,13 +101,25 @@ async def build(settings: Settings) -> AsyncIterator[App]:
         yield App(server, port, settings.model, device, models)
 
 
+def scheduler_options(settings: Settings) -> SchedulerOptions:
+    """The scheduler's part of the settings."""
+    return SchedulerOptions(max_batch=settings.max_batch, n_workers=settings.engine_workers)
+
+
+def n_threads(settings: Settings) -> int:
+    """Threads for one inference: as set, else the cores shared among the workers."""
+    return settings.cpu_threads or max(1, (os.cpu_count() or 4) // settings.engine_workers)
+
+
 def server_options(settings: Settings) -> ServerOptions:
     """The server's part of the settings."""
     return ServerOptions(settings.host, settings.port, settings.max_message_bytes, settings.drain_timeout_s)
 
 
 def _services(settings: Settings, engine: Recognizer, decoding: ThreadPoolExecutor) -> dict[str, Register]:
-    transcription = TranscriptionServicer(engine, decoding, TranscriptionLimits(settings.max_audio_s))
+    admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))
+    limits = TranscriptionLimits(settings.max_audio_s)
+    transcription = TranscriptionServicer(engine, admission, decoding, limits)
     info = ServerServicer(_info(settings))
     return {
         "typeless.v1.TranscriptionService": lambda server: (

@@ -102,6 +102,19 @@ class Settings(BaseSettings):
     max_audio_s: float = Field(
         3600.0, gt=0, le=86400, description="Longest recording of Transcribe, in seconds; checked while decoding."
     )
+    encoder_window: Literal["auto", "full"] = Field(
+        "auto",
+        description="How much audio the encoder is shown: auto is what speech needs, full is faster-whisper's 30 s.",
+    )
+    max_batch: int = Field(
+        8, ge=1, le=64, description="Windows decoded together; more is faster for many callers, slower for the first."
+    )
+    engine_workers: int = Field(
+        1, ge=1, le=16, description="Batches decoded side by side, each with cpu_threads threads of its own."
+    )
+    max_held_audio_s: float = Field(
+        14400.0, gt=0, description="Decoded audio that all calls hold together, in seconds of 64 kB; more is refused."
+    )
     max_concurrent_calls: int = Field(
         64,
         ge=1,

@@ -1,31 +1,36 @@
-"""A call's way through the engine: find the speech, cut it into windows, decode them, judge what came out."""
+"""A call's way through the engine: find the speech, cut it into pieces, decode them side by side, judge the result."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Probabilities, Span, SpeechSpanOptions, speech_spans
-from typeless_grpc.engine.interface import DecodeOptions, Recognition, Ticket, VoiceActivity
+from typeless_grpc.engine.cuts import CutPolicy, Piece, plan
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket, VoiceActivity
+from typeless_grpc.engine.judgement import Judgement
 from typeless_grpc.engine.models import ModelPool
-from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason, Transcript
-from typeless_grpc.engine.whisper import WINDOW_S, Heard, WhisperModel
-from typeless_grpc.engine.window import plan
-from typeless_grpc.errors import InvalidInput, Overloaded
-
-# faster_whisper.transcribe.WhisperModel.transcribe, defaults of the thresholds of these names.
-NO_SPEECH_THRESHOLD = 0.6
-LOG_PROB_THRESHOLD = -1.0
-COMPRESSION_RATIO_THRESHOLD = 2.4
+from typeless_grpc.engine.scheduler import Scheduler, Task, Turn
+from typeless_grpc.engine.transcript import Transcript
+from typeless_grpc.engine.verification import Checks
+from typeless_grpc.engine.whisper import TEMPERATURES, Heard, WhisperModel, Window
+from typeless_grpc.engine.window import FULL_WINDOW_S, WindowPolicy
+from typeless_grpc.errors import InvalidInput
 
 T = TypeVar("T")
+
+# A window's expected cost in seconds of an idle engine, for each second shown, and once; only ratios matter, the
+# scheduler measures the rest (docs/encoder-window.md: 15 s take 0.17 s to encode and about as much to decode).
+COST_PER_S = 0.02
+COST_AT_ONCE = 0.05
+
+# Lower than Silero's 0.5: faint speech costs a word where it is missed, noise only some time (docs/encoder-window.md).
+SPEECH_THRESHOLD = 0.4
 
 
 class SpeechFinder(Protocol):
@@ -36,156 +41,217 @@ class SpeechFinder(Protocol):
 
 @dataclass(frozen=True)
 class RecognizerOptions:
-    """default_model: for calls that name none. beam_size: likewise. max_calls: at once, waiting ones included."""
+    """default_model: for calls that name none. beam_size: likewise.
+
+    windows, checks, cuts: see their modules. max_windows_at_once: of one call in the line, so that a recording of an
+    hour neither fills it nor holds all of its features in memory.
+    """
 
     default_model: str
     beam_size: int = 1
-    max_calls: int = 64
+    windows: WindowPolicy = field(default_factory=WindowPolicy)
+    checks: Checks = field(default_factory=Checks)
+    cuts: CutPolicy = field(default_factory=CutPolicy)
+    max_windows_at_once: int = 16
+
+
+WindowScheduler = Scheduler["Decode", Heard]
+
+
+@dataclass(frozen=True)
+class Decode:
+    """A window and the model that is to decode it."""
+
+    model: WhisperModel
+    window: Window
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What all windows of a call share. turns: of those that ran, in the order of their ends."""
+
+    model: WhisperModel
+    audio: Audio
+    options: DecodeOptions
+    ticket: Ticket
+    turns: list[Turn]
+
+
+def run_batch(tasks: Sequence[Task[Decode, Heard]]) -> Sequence[Heard | Exception | None]:
+    """What the scheduler runs: a batch is of one model, because the model is part of its key."""
+    model = tasks[0].work.model
+    return model.decode([task.work.window for task in tasks], [task.is_wanted for task in tasks])
 
 
 class Recognizer:
-    """The engine over loaded models: windows of all calls take turns, one at a time, in `executor`'s threads."""
+    """The engine over loaded models."""
 
     def __init__(
-        self, models: ModelPool[WhisperModel], speech: SpeechFinder, options: RecognizerOptions, executor: Executor
+        self,
+        models: ModelPool[WhisperModel],
+        speech: SpeechFinder,
+        scheduler: WindowScheduler,
+        options: RecognizerOptions,
+        executor: Executor,
     ) -> None:
+        """executor: threads for voice activity."""
         self._models = models
         self._speech = speech
+        self._scheduler = scheduler
         self._options = options
         self._executor = executor
-        self._turn = asyncio.Lock()
-        self._n_calls = 0
 
     @property
     def backlog_s(self) -> float:
-        """See `Engine`; this engine does not measure its speed."""
-        return 0.0
-
-    async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
-        """Transcribe one utterance; see `Engine`."""
-        return await self.transcribe(utterance, options, ticket)
+        """See `Engine`."""
+        return self._scheduler.backlog_s(Lane.UNARY)
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
-        """Transcribe one recording; see `Engine`."""
-        if self._n_calls >= self._options.max_calls:
-            raise Overloaded(f"The engine has {self._n_calls} calls, its limit. Try again, or another replica.")
-        self._n_calls += 1
-        try:
-            return await self._transcribe(audio, options)
-        finally:
-            self._n_calls -= 1
+        """Transcribe a recording of any length; see `Engine`."""
+        self._scheduler.check(0.0, ticket)
+        with self._scheduler.coming():
+            model = await self._model(options)
+            pieces = await self._off_loop(self._pieces, audio, options.voice_activity)
+        return await self._recognize(model, audio, pieces, options, ticket)
 
-    async def _transcribe(self, audio: Audio, options: DecodeOptions) -> Recognition:
-        name = options.model or self._options.default_model
-        model = await self._models.get(name)
-        _check_language(model, options.language)
-        spans = await self._off_loop(lambda _: self._spans(audio, options.voice_activity))
-        windows = _windows(spans, options.voice_activity)
-        judged = Judged()
-        queue_s = 0.0
-        language, probability = options.language or "", 1.0 if options.language else 0.0
-        for window in windows:
-            piece = audio[window.start : window.end]
-            asked_s = time.monotonic()
-            async with self._turn:
-                queue_s += time.monotonic() - asked_s
-                if not language:
-                    language, probability = await self._off_loop(functools.partial(_detect, model, piece))
-                work = functools.partial(self._decode, model, piece, options, language)
-                heard = await self._off_loop(work)
-            judged.add(heard, window.start / SAMPLE_RATE_HZ)
+    async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
+        """Transcribe one utterance as it is; see `Engine`."""
+        if len(utterance) > FULL_WINDOW_S * SAMPLE_RATE_HZ:
+            raise InvalidInput("audio", f"an utterance has at most {FULL_WINDOW_S:.0f} s")
+        model = await self._model(options)
+        whole = Span(0, len(utterance))
+        return await self._recognize(model, utterance, [Piece(0, len(utterance), (whole,))], options, ticket)
+
+    async def _model(self, options: DecodeOptions) -> WhisperModel:
+        model = await self._models.get(options.model or self._options.default_model)
+        if options.language and options.language not in model.languages:
+            known = "this language" if model.is_multilingual else "a language other than English"
+            why = f"model '{model.name}' does not know {known}"
+            raise InvalidInput("options.language", why, reason="LANGUAGE_NOT_SUPPORTED")
+        return model
+
+    def _pieces(self, audio: Audio, asked: VoiceActivity) -> list[Piece]:
+        probabilities = self._speech.recording_probabilities(audio)
+        speech = speech_spans(probabilities, _span_options(asked), len(audio))
+        return plan(speech, len(audio), _cut_policy(self._options.cuts, asked))
+
+    async def _recognize(
+        self, model: WhisperModel, audio: Audio, pieces: Sequence[Piece], options: DecodeOptions, ticket: Ticket
+    ) -> Recognition:
+        self._scheduler.check(sum(_cost_s(self._options.windows.choose(piece.audio_s)) for piece in pieces), ticket)
+        judgement = Judgement()
+        turns: list[Turn] = []
+        call = _Call(model, audio, options, ticket, turns)
+        heard = await self._in_one_language(call, pieces)
+        language, probability = _language(heard, options)
+        for piece, one in zip(pieces, heard, strict=True):
+            judgement.add(one, piece)
         transcript = Transcript(
-            segments=tuple(judged.segments),
-            suppressed=tuple(judged.suppressed),
+            segments=tuple(judgement.segments),
+            suppressed=tuple(judgement.suppressed),
             language=language,
             language_probability=probability,
             audio_s=len(audio) / SAMPLE_RATE_HZ,
-            speech_s=sum(span.end - span.start for span in spans) / SAMPLE_RATE_HZ,
-            model=name,
+            speech_s=sum(span.end - span.start for piece in pieces for span in piece.speech) / SAMPLE_RATE_HZ,
+            model=model.name,
         )
-        return Recognition(transcript, queue_s, len(windows))
+        return Recognition(transcript, queue_s=waited_s(turns), n_chunks=len(pieces))
 
-    def _spans(self, audio: Audio, asked: VoiceActivity) -> list[Span]:
-        return speech_spans(self._speech.recording_probabilities(audio), _span_options(asked), len(audio))
+    async def _in_one_language(self, call: _Call, pieces: Sequence[Piece]) -> list[Heard]:
+        """Decode all pieces, in the language that the longest of the first few is found to be in."""
+        if call.options.language or len(pieces) <= 1:
+            return await self._side_by_side(call, pieces)
+        first = max(pieces[:3], key=lambda piece: piece.audio_s)
+        place = pieces.index(first)
+        heard = await self._decode(call, first)
+        known = replace(call, options=replace(call.options, language=heard.language))
+        rest = await self._side_by_side(known, [piece for piece in pieces if piece is not first])
+        return [*rest[:place], heard, *rest[place:]]
 
-    def _decode(
-        self, model: WhisperModel, piece: Audio, options: DecodeOptions, language: str, cancelled: Callable[[], bool]
-    ) -> list[Heard]:
-        beam_size = options.beam_size or self._options.beam_size
-        return list(model.decode(piece, options, language, beam_size=beam_size, cancelled=cancelled))
+    async def _side_by_side(self, call: _Call, pieces: Sequence[Piece]) -> list[Heard]:
+        places = asyncio.Semaphore(self._options.max_windows_at_once)
 
-    async def _off_loop(self, work: Callable[[Callable[[], bool]], T]) -> T:
-        """Run work in a thread; when this task is cancelled, tell it and wait for it, so that it is truly over."""
-        gone = threading.Event()
-        running = asyncio.get_running_loop().run_in_executor(self._executor, work, gone.is_set)
+        async def decode(piece: Piece) -> Heard:
+            async with places:
+                return await self._decode(call, piece)
+
         try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            gone.set()
-            await asyncio.wait([running])
-            raise
+            async with asyncio.TaskGroup() as group:
+                decoding = [group.create_task(decode(piece)) for piece in pieces]
+        except* Exception as errors:  # the first one ended the others; the caller needs no group of one
+            raise errors.exceptions[0] from None
+        return [task.result() for task in decoding]
+
+    async def _decode(self, call: _Call, piece: Piece) -> Heard:
+        """Decode a piece in growing windows until the result can be trusted, at last as faster-whisper does it."""
+        policy = self._options.windows
+        window = Window(
+            audio=call.audio[piece.start : piece.end],
+            speech=tuple(Span(span.start - piece.start, span.end - piece.start) for span in piece.speech),
+            shown_s=FULL_WINDOW_S,
+            options=call.options,
+            beam_size=call.options.beam_size or self._options.beam_size,
+            checks=self._options.checks,
+        )
+        if policy.verified and (call.options.temperatures or TEMPERATURES)[0] == 0.0:
+            for shown_s in policy.ladder(piece.audio_s):
+                heard = await self._submit(call, replace(window, shown_s=shown_s))
+                if not heard.doubts:
+                    return heard
+        return await self._submit(call, replace(window, thorough=True))
+
+    async def _submit(self, call: _Call, window: Window) -> Heard:
+        done = await self._scheduler.submit(
+            Decode(call.model, window),
+            key=call.model.batch_key(window),
+            cost_s=_cost_s(window.shown_s),
+            ticket=call.ticket,
+        )
+        call.turns.append(done.turn)
+        return done.result
+
+    async def _off_loop(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, functools.partial(work, *arguments))
 
 
-class Judged:
-    """Segments sorted into what was said and what the model only made up."""
-
-    def __init__(self) -> None:
-        self.segments: list[Segment] = []
-        self.suppressed: list[Suppressed] = []
-
-    def add(self, heard: Sequence[Heard], offset_s: float) -> None:
-        """Judge the segments of a window that starts at offset_s."""
-        for one in heard:
-            segment = _moved(one.segment, offset_s)
-            if reason := _why_not_speech(one):
-                self.suppressed.append(Suppressed(segment, reason))
-            elif segment.text:
-                self.segments.append(segment)
+def _language(heard: Sequence[Heard], options: DecodeOptions) -> tuple[str, float]:
+    """The recording's language and its probability: of the piece it was detected on, else as the caller said."""
+    if options.language:
+        return options.language, 1.0
+    detected = [one for one in heard if one.language_probability < 1.0] or heard
+    return (detected[0].language, detected[0].language_probability) if detected else ("", 0.0)
 
 
-def _why_not_speech(heard: Heard) -> SuppressionReason | None:
-    if heard.segment.no_speech_probability > NO_SPEECH_THRESHOLD and heard.avg_logprob < LOG_PROB_THRESHOLD:
-        return SuppressionReason.NO_SPEECH
-    if heard.compression_ratio > COMPRESSION_RATIO_THRESHOLD:
-        return SuppressionReason.REPETITION
-    return None
+def waited_s(turns: Sequence[Turn]) -> float:
+    """How long a call only waited: from its first window's arrival to its last one's end, less what any of them ran."""
+    if not turns:
+        return 0.0
+    waited, reached_s = 0.0, min(turn.submitted_s for turn in turns)
+    for turn in sorted(turns, key=lambda turn: turn.started_s):
+        waited += max(0.0, turn.started_s - reached_s)
+        reached_s = max(reached_s, turn.ended_s)
+    return waited
 
 
-def _moved(segment: Segment, offset_s: float) -> Segment:
-    words = tuple(replace(w, start_s=w.start_s + offset_s, end_s=w.end_s + offset_s) for w in segment.words)
-    return replace(segment, start_s=segment.start_s + offset_s, end_s=segment.end_s + offset_s, words=words)
-
-
-def _detect(model: WhisperModel, piece: Audio, _cancelled: Callable[[], bool]) -> tuple[str, float]:
-    return model.detect_language(piece)
-
-
-def _check_language(model: WhisperModel, language: str | None) -> None:
-    if language and language not in model.languages:
-        known = "English only" if not model.is_multilingual else "not this language"
-        raise InvalidInput("options.language", f"model '{model.name}' knows {known}", reason="LANGUAGE_NOT_SUPPORTED")
-
-
-def _windows(spans: list[Span], asked: VoiceActivity) -> list[Span]:
-    """Utterances as the caller defines them are decoded one by one; left to us, they share windows."""
-    if asked.end_silence_s is not None:
-        return spans
-    return plan(spans, max_window_samples=round(_max_utterance_s(asked) * SAMPLE_RATE_HZ))
-
-
-def _max_utterance_s(asked: VoiceActivity) -> float:
-    return min(asked.max_utterance_s or WINDOW_S, WINDOW_S)
+def _cost_s(shown_s: float) -> float:
+    return COST_AT_ONCE + COST_PER_S * shown_s
 
 
 def _span_options(asked: VoiceActivity) -> SpeechSpanOptions:
-    """Our choices where the caller made none."""
+    """Fine enough to find every pause; which of them are cuts is decided later."""
     return SpeechSpanOptions(
-        threshold=asked.threshold if asked.threshold is not None else 0.5,
-        min_silence_ms=_ms(asked.end_silence_s, 2000),
-        speech_pad_ms=_ms(asked.speech_padding_s, 400),
-        max_speech_s=_max_utterance_s(asked),
+        threshold=asked.threshold if asked.threshold is not None else SPEECH_THRESHOLD,
+        min_speech_ms=60,
+        min_silence_ms=160,
+        speech_pad_ms=0,
     )
 
 
-def _ms(seconds: float | None, default_ms: int) -> int:
-    return default_ms if seconds is None else round(seconds * 1000)
+def _cut_policy(ours: CutPolicy, asked: VoiceActivity) -> CutPolicy:
+    """Our choices where the caller made none; the margin of the shortest window stays."""
+    return replace(
+        ours,
+        longest_s=min(ours.longest_s, asked.max_utterance_s or ours.longest_s),
+        padding_s=ours.padding_s if asked.speech_padding_s is None else asked.speech_padding_s,
+        silence_s=ours.silence_s if asked.end_silence_s is None else asked.end_silence_s,
+    )

@@ -5,12 +5,12 @@ Everything here blocks and holds no lock of ours; callers run it in threads. CTr
 
 from __future__ import annotations
 
+import functools
 import math
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,35 @@ import ctranslate2
 import faster_whisper
 import faster_whisper.utils
 import numpy as np
+import numpy.typing as npt
+from faster_whisper.audio import pad_or_trim
+from faster_whisper.tokenizer import Tokenizer
 from tqdm.auto import tqdm
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
+from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.catalog import Progress
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.transcript import Segment, Word
+from typeless_grpc.engine.verification import Checks, Doubt, Result, compression_ratio, doubts
+from typeless_grpc.engine.window import FULL_WINDOW_S
 from typeless_grpc.errors import EngineFailed, InvalidInput, SourceUnavailable
 
-# What Whisper was trained on: the longest audio its encoder takes at once (arXiv:2212.04356, section 2.1).
-WINDOW_S = 30.0
+Array = npt.NDArray[np.float32]
+
+# Seconds that one timestamp token stands for (arXiv:2212.04356, section 2.3).
+TIMESTAMP_S = 0.02
 # faster_whisper.transcribe.WhisperModel.transcribe, default of `temperature`: tried in turn until the checks pass.
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+# Likewise `prepend_punctuations`, `append_punctuations` and `max_initial_timestamp` (1 s).
+PREPENDED_PUNCTUATION = "\"'“¿([{-"
+APPENDED_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"
+MAX_INITIAL_TIMESTAMP_INDEX = 50
+# Whisper's text context (arXiv:2212.04356, section 2.3): prompt and text together.
+MAX_LENGTH = 448
+# More tokens than speech of any language has, so that a loop ends early: measured, docs/encoder-window.md.
+MOST_TOKENS_AT_ONCE = 24
+MOST_TOKENS_PER_S = 14.0
 
 
 @dataclass(frozen=True)
@@ -59,8 +76,31 @@ def choose_device(device: str, compute_type: str) -> Device:
     return Device(name, compute_type)
 
 
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Audio to decode, and how.
+
+    audio: float32 mono 16 kHz, at most shown_s long. speech: where someone speaks, in samples of audio. shown_s: what
+    the encoder is shown, audio and then silence. thorough: as faster-whisper itself does it, window after window with
+    its ladder of temperatures; else in one pass, together with others. options.language: None detects it.
+    """
+
+    audio: Audio
+    speech: tuple[Span, ...]
+    shown_s: float
+    options: DecodeOptions
+    beam_size: int
+    thorough: bool = False
+    checks: Checks | None = None
+
+    @property
+    def audio_s(self) -> float:
+        """Its length in seconds."""
+        return len(self.audio) / SAMPLE_RATE_HZ
+
+
 @dataclass(frozen=True)
-class Heard:
+class HeardSegment:
     """A segment as the model gave it, before anything judges it. Times in seconds of the window."""
 
     segment: Segment
@@ -68,88 +108,277 @@ class Heard:
     compression_ratio: float
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What came out of a window. doubts: why not to trust it; segments then have no words."""
+
+    segments: tuple[HeardSegment, ...]
+    language: str
+    language_probability: float
+    doubts: tuple[Doubt, ...] = ()
+
+
+@dataclass(eq=False)
+class _Passing:
+    """A window on its way through `decode`."""
+
+    window: Window
+    wanted: Callable[[], bool]
+    encoded: Array
+    language: str
+    language_probability: float
+    tokens: Sequence[int] = ()
+    avg_logprob: float = 0.0
+    no_speech_probability: float = 0.0
+    doubts: tuple[Doubt, ...] = ()
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+
 class WhisperModel:
     """One loaded model."""
 
-    def __init__(self, name: str, directory: Path, device: Device, *, n_threads: int) -> None:
-        """Load the model in directory. n_threads: for one inference on the CPU, 0 for one a core. Takes seconds."""
+    def __init__(self, name: str, directory: Path, device: Device, *, n_threads: int, n_workers: int = 1) -> None:
+        """Load the model in directory; takes seconds.
+
+        n_threads: for one inference on the CPU. n_workers: inferences side by side. Raises EngineFailed.
+        """
         self.name = name
         self.device = device
         try:
-            self._model = faster_whisper.WhisperModel(
+            self._whisper = faster_whisper.WhisperModel(
                 str(directory),
                 device=device.name,
                 compute_type=device.compute_type,
-                cpu_threads=n_threads or os.cpu_count() or 4,
+                cpu_threads=n_threads,
+                num_workers=n_workers,
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineFailed(f"Model '{name}' cannot be loaded.", reason="MODEL_LOAD_FAILED") from error
+        self._model = self._whisper.model
+        self.memory_bytes = sum(file.stat().st_size for file in directory.iterdir() if file.is_file())
 
     @property
     def languages(self) -> Sequence[str]:
         """Whisper's codes of the languages it knows."""
-        return list(self._model.supported_languages)
+        return list(self._whisper.supported_languages)
 
     @property
     def is_multilingual(self) -> bool:
         """Whether it knows more than English."""
-        return bool(self._model.model.is_multilingual)
+        return bool(self._model.is_multilingual)
 
-    def detect_language(self, audio: Audio) -> tuple[str, float]:
-        """The language of audio's first 30 s and its probability in [0, 1]; ("en", 1) for an English model."""
-        if not self.is_multilingual:
-            return "en", 1.0
-        language, probability, _ = self._model.detect_language(audio)
-        return language, float(probability)
+    def batch_key(self, window: Window) -> Hashable:
+        """Windows with equal keys can be decoded together, whatever else they ask for."""
+        if window.thorough:
+            return (self.name, object())
+        n_prompt_tokens = len(self._prompt(window, window.options.language or "en"))
+        return (self.name, window.shown_s, window.beam_size, n_prompt_tokens)
 
-    def decode(
-        self, audio: Audio, options: DecodeOptions, language: str, *, beam_size: int, cancelled: Callable[[], bool]
-    ) -> Iterator[Heard]:
-        """Transcribe a window, segment by segment, as faster-whisper does it.
+    def decode(self, windows: Sequence[Window], wanted: Sequence[Callable[[], bool]]) -> list[Heard | None]:
+        """Decode windows with equal batch keys.
 
-        audio: float32 mono 16 kHz, at most 30 s. Ends early, without a word, once cancelled() is true.
+        wanted: for each, whether somebody still waits for it; asked between the steps, and None is given for one that
+        nobody does. Blocks for as long as it takes; safe to call from several threads.
         """
-        segments, _ = self._model.transcribe(
-            audio,
-            language=language,
+        if windows[0].thorough:
+            return [self._thorough(window, is_wanted) for window, is_wanted in zip(windows, wanted, strict=True)]
+        passing = [self._encode(window, is_wanted) for window, is_wanted in zip(windows, wanted, strict=True)]
+        if going := [one for one in passing if one is not None and one.wanted()]:
+            self._generate(going)
+            self._align([one for one in going if one.window.options.word_timestamps and not one.doubts])
+        return [_heard(one, self._tokenizer(one)) if one in going else None for one in passing]
+
+    def detect_language(self, audio: Audio) -> list[tuple[str, float]]:
+        """Every language and its probability in [0, 1], the likeliest first, from audio's first 30 s."""
+        if not self.is_multilingual:
+            return [("en", 1.0)]
+        return self._languages(self._encoded(audio[: round(FULL_WINDOW_S * SAMPLE_RATE_HZ)], FULL_WINDOW_S))
+
+    def warm_up(self) -> None:
+        """Decode a second of silence, so that the first caller does not pay for lazy initialization."""
+        quiet = np.zeros(SAMPLE_RATE_HZ, dtype=np.float32)
+        options = DecodeOptions(language="en", word_timestamps=True)
+        self.decode([Window(quiet, (), 15.0, options, beam_size=1)], [lambda: True])
+
+    # ---- steps --------------------------------------------------------------------------------------------------
+
+    def _encode(self, window: Window, wanted: Callable[[], bool]) -> _Passing | None:
+        if not wanted():
+            return None
+        encoded = self._encoded(window.audio, window.shown_s)
+        if window.options.language:
+            return _Passing(window, wanted, encoded, window.options.language, 1.0)
+        language, probability = self._languages(encoded)[0] if self.is_multilingual else ("en", 1.0)
+        return _Passing(window, wanted, encoded, language, probability)
+
+    def _encoded(self, audio: Audio, shown_s: float) -> Array:
+        """The encoder's output, shape (1, frames / 2, d_model).
+
+        One by one, because on a CPU a batch of encodes takes longer than the same encodes in turn (measured: caches).
+        """
+        frames = self._whisper.feature_extractor(audio)[:, :-1]
+        shown = pad_or_trim(frames, round(shown_s * self._whisper.frames_per_second))
+        features = ctranslate2.StorageView.from_array(np.ascontiguousarray(shown[None]))
+        return np.array(self._model.encode(features, to_cpu=True))
+
+    def _languages(self, encoded: Array) -> list[tuple[str, float]]:
+        found = self._model.detect_language(ctranslate2.StorageView.from_array(encoded))[0]
+        return [(token[2:-2], float(probability)) for token, probability in found]
+
+    def _generate(self, going: list[_Passing]) -> None:
+        prompts = [self._prompt(one.window, one.language) for one in going]
+        results = self._model.generate(
+            _together(going),
+            prompts,
+            beam_size=going[0].window.beam_size,
+            max_length=_max_length(max(one.window.audio_s for one in going), len(prompts[0])),
+            max_initial_timestamp_index=MAX_INITIAL_TIMESTAMP_INDEX,
+            return_scores=True,
+            return_no_speech_prob=True,
+        )
+        for one, result in zip(going, results, strict=True):
+            one.tokens = result.sequences_ids[0]
+            # CTranslate2 gives the mean over the tokens without the end of text, Whisper counts it.
+            one.avg_logprob = result.scores[0] * len(one.tokens) / (len(one.tokens) + 1)
+            one.no_speech_probability = float(result.no_speech_prob)
+            one.parts = self._parts(one)
+            one.doubts = self._doubts(one)
+
+    def _parts(self, one: _Passing) -> list[dict[str, Any]]:
+        """The tokens, cut at the timestamps among them."""
+        n_frames = math.ceil(one.window.audio_s * self._whisper.frames_per_second)
+        parts, _, _ = self._whisper._split_segments_by_timestamps(
+            self._tokenizer(one), one.tokens, 0.0, n_frames, one.window.audio_s, 0
+        )
+        return list(parts)
+
+    def _doubts(self, one: _Passing) -> tuple[Doubt, ...]:
+        if one.window.checks is None:
+            return ()
+        tokenizer = self._tokenizer(one)
+        times = [token for token in one.tokens if token >= tokenizer.timestamp_begin]
+        result = Result(
+            text=tokenizer.decode([token for token in one.tokens if token < tokenizer.eot]),
+            avg_logprob=one.avg_logprob,
+            timestamps_s=[(token - tokenizer.timestamp_begin) * TIMESTAMP_S for token in times],
+            closed=bool(one.tokens) and one.tokens[-1] >= tokenizer.timestamp_begin,
+            speech_s=[(span.start / SAMPLE_RATE_HZ, span.end / SAMPLE_RATE_HZ) for span in one.window.speech],
+            audio_s=one.window.audio_s,
+        )
+        return tuple(doubts(result, one.window.checks))
+
+    def _align(self, going: list[_Passing]) -> None:
+        """Put the words and their times into the parts; those of one language and task at once."""
+        by_start: dict[tuple[str, str], list[_Passing]] = {}
+        for one in going:
+            if one.parts and one.wanted():
+                by_start.setdefault((one.language, one.window.options.task.value), []).append(one)
+        for alike in by_start.values():
+            n_frames = [math.ceil(one.window.audio_s * self._whisper.frames_per_second) for one in alike]
+            self._whisper.add_word_timestamps(
+                [one.parts for one in alike],
+                self._tokenizer(alike[0]),
+                _together(alike),
+                n_frames,
+                PREPENDED_PUNCTUATION,
+                APPENDED_PUNCTUATION,
+                0.0,
+            )
+
+    def _thorough(self, window: Window, wanted: Callable[[], bool]) -> Heard | None:
+        options = window.options
+        segments, info = self._whisper.transcribe(
+            window.audio,
+            language=options.language,
             task=options.task.value,
-            beam_size=beam_size,
+            beam_size=window.beam_size,
             temperature=list(options.temperatures or TEMPERATURES),
             initial_prompt=options.prompt or None,
-            hotwords=", ".join(options.hotwords) or None,
+            hotwords=_hotwords(options),
             word_timestamps=options.word_timestamps,
             # Judged by the recognizer, which reports what it drops; faster-whisper would drop it silently.
             no_speech_threshold=None,
         )
+        heard = []
         for segment in segments:
-            if cancelled():
-                return
-            yield _heard(segment, language, len(audio) / SAMPLE_RATE_HZ)
+            if not wanted():
+                return None
+            heard.append(_heard_segment(vars(segment), info.language, window.audio_s))
+        return Heard(tuple(heard), info.language, float(info.language_probability))
 
-    def warm_up(self) -> None:
-        """Run once over a second of silence, so that the first caller does not pay for lazy initialization."""
-        quiet = np.zeros(SAMPLE_RATE_HZ, dtype=np.float32)
-        list(self.decode(quiet, DecodeOptions(temperatures=(0.0,)), "en", beam_size=1, cancelled=lambda: False))
+    # ---- prompts ------------------------------------------------------------------------------------------------
+
+    def _tokenizer(self, one: _Passing) -> Tokenizer:
+        return self._tokenizer_of(one.language, one.window.options.task.value)
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - a model lives as long as its tokenizers
+    def _tokenizer_of(self, language: str, task: str) -> Tokenizer:
+        return Tokenizer(self._whisper.hf_tokenizer, self.is_multilingual, task=task, language=language)
+
+    def _prompt(self, window: Window, language: str) -> list[int]:
+        options = window.options
+        return self._prompt_of(options.prompt, _hotwords(options), language, options.task.value)
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - as above
+    def _prompt_of(self, prompt: str, hotwords: str | None, language: str, task: str) -> list[int]:
+        tokenizer = self._tokenizer_of(language, task)
+        previous = tokenizer.encode(" " + prompt.strip()) if prompt else []
+        return list(self._whisper.get_prompt(tokenizer, previous, hotwords=hotwords))
 
 
-def _heard(segment: Any, language: str, window_s: float) -> Heard:
-    words = tuple(
-        Word(word.word.strip(), min(word.start, window_s), min(word.end, window_s), float(word.probability))
-        for word in segment.words or ()
+def _hotwords(options: DecodeOptions) -> str | None:
+    return ", ".join(options.hotwords) or None
+
+
+def _together(going: list[_Passing]) -> ctranslate2.StorageView:
+    encoded = [one.encoded for one in going]
+    return ctranslate2.StorageView.from_array(np.concatenate(encoded) if len(encoded) > 1 else encoded[0])
+
+
+def _max_length(audio_s: float, n_prompt_tokens: int) -> int:
+    """Where a text that will not end is cut off. CTranslate2 generates at most half of its `max_length`."""
+    n_tokens = MOST_TOKENS_AT_ONCE + math.ceil(MOST_TOKENS_PER_S * audio_s)
+    return min(MAX_LENGTH, 2 * max(n_tokens, n_prompt_tokens + 8))
+
+
+def _heard(one: _Passing, tokenizer: Tokenizer) -> Heard:
+    text = tokenizer.decode([token for token in one.tokens if token < tokenizer.eot]).strip()
+    facts = {
+        "avg_logprob": one.avg_logprob,
+        "no_speech_prob": one.no_speech_probability,
+        "compression_ratio": compression_ratio(text),
+    }
+    parts = [{**part, **facts, "text": tokenizer.decode(part["tokens"])} for part in one.parts]
+    segments = tuple(
+        _heard_segment(part, one.language, one.window.audio_s)
+        for part in parts
+        if part["text"].strip() and part["start"] < part["end"]
     )
-    return Heard(
-        Segment(
-            start_s=min(segment.start, window_s),
-            end_s=min(segment.end, window_s),
-            text=segment.text.strip(),
-            language=language,
-            confidence=min(1.0, math.exp(segment.avg_logprob)),
-            no_speech_probability=float(segment.no_speech_prob),
-            words=words,
+    return Heard(segments, one.language, one.language_probability, one.doubts)
+
+
+def _heard_segment(part: Mapping[str, Any], language: str, audio_s: float) -> HeardSegment:
+    """From faster-whisper's fields of a segment; its words are dictionaries or objects."""
+    words = [word if isinstance(word, dict) else vars(word) for word in part.get("words") or ()]
+    segment = Segment(
+        start_s=min(float(part["start"]), audio_s),
+        end_s=min(float(part["end"]), audio_s),
+        text=part["text"].strip(),
+        language=language,
+        confidence=min(1.0, math.exp(part["avg_logprob"])),
+        no_speech_probability=float(part["no_speech_prob"]),
+        words=tuple(
+            Word(
+                word["word"].strip(),
+                min(float(word["start"]), audio_s),
+                min(float(word["end"]), audio_s),
+                min(1.0, float(word["probability"])),
+            )
+            for word in words
+            if word["word"].strip()
         ),
-        avg_logprob=float(segment.avg_logprob),
-        compression_ratio=float(segment.compression_ratio),
     )
+    return HeardSegment(segment, float(part["avg_logprob"]), float(part["compression_ratio"]))
 
 
 class HuggingFaceHub:

@@ -14,6 +14,7 @@ import grpc
 
 from typeless_grpc.audio.decode import Decoded, DecodeLimits, decode
 from typeless_grpc.audio.formats import AudioFormat
+from typeless_grpc.engine.admission import Admission
 from typeless_grpc.engine.interface import Engine, Lane, Ticket
 from typeless_grpc.errors import NotImplementedHere
 from typeless_grpc.pb.v1 import transcription_pb2, transcription_pb2_grpc
@@ -27,12 +28,18 @@ class TranscriptionLimits:
     max_audio_s: float = 3600.0
 
 
+def _ticket(context: grpc.aio.ServicerContext[Any, Any]) -> Ticket:
+    left_s = context.time_remaining()
+    return Ticket(Lane.UNARY, deadline_s=None if left_s is None else time.monotonic() + left_s)
+
+
 class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer):
     """Speech to text while the caller waits."""
 
-    def __init__(self, engine: Engine, decoding: Executor, limits: TranscriptionLimits) -> None:
+    def __init__(self, engine: Engine, admission: Admission, decoding: Executor, limits: TranscriptionLimits) -> None:
         """decoding: the threads that turn bytes into samples."""
         self._engine = engine
+        self._admission = admission
         self._decoding = decoding
         self._limits = limits
 
@@ -46,8 +53,10 @@ class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer)
         options = convert.decode_options(request.options, "options")
         content = convert.audio_content(request.audio, "audio")
         audio_format = convert.audio_format(request.audio.format, "audio.format")
-        decoded = await self._decode(content, audio_format)
-        recognition = await self._engine.transcribe(decoded.samples, options, Ticket(Lane.UNARY))
+        with self._admission.call():
+            decoded = await self._decode(content, audio_format)
+            with self._admission.audio(decoded.duration_s):
+                recognition = await self._engine.transcribe(decoded.samples, options, _ticket(context))
         return transcription_pb2.TranscribeResponse(
             transcript=convert.transcript(recognition.transcript),
             stats=convert.stats(recognition, processing_s=time.monotonic() - arrived_s),

@@ -1,0 +1,45 @@
+"""What of the model's text was said, and what it only made up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
+from typeless_grpc.engine.cuts import Piece
+from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason
+from typeless_grpc.engine.whisper import Heard, HeardSegment
+
+# faster_whisper.transcribe.WhisperModel.transcribe, defaults of the thresholds of these names.
+NO_SPEECH_THRESHOLD = 0.6
+LOG_PROB_THRESHOLD = -1.0
+COMPRESSION_RATIO_THRESHOLD = 2.4
+
+
+@dataclass
+class Judgement:
+    """Segments of a recording, sorted into the two; times are moved to the recording's clock."""
+
+    segments: list[Segment] = field(default_factory=list)
+    suppressed: list[Suppressed] = field(default_factory=list)
+
+    def add(self, heard: Heard, piece: Piece) -> None:
+        """Judge what was heard in a piece."""
+        for one in heard.segments:
+            segment = _moved(one.segment, piece.start / SAMPLE_RATE_HZ)
+            if reason := _why_not_speech(one):
+                self.suppressed.append(Suppressed(segment, reason))
+            else:
+                self.segments.append(segment)
+
+
+def _why_not_speech(heard: HeardSegment) -> SuppressionReason | None:
+    if heard.segment.no_speech_probability > NO_SPEECH_THRESHOLD and heard.avg_logprob < LOG_PROB_THRESHOLD:
+        return SuppressionReason.NO_SPEECH
+    if heard.compression_ratio > COMPRESSION_RATIO_THRESHOLD:
+        return SuppressionReason.REPETITION
+    return None
+
+
+def _moved(segment: Segment, offset_s: float) -> Segment:
+    words = tuple(replace(w, start_s=w.start_s + offset_s, end_s=w.end_s + offset_s) for w in segment.words)
+    return replace(segment, start_s=segment.start_s + offset_s, end_s=segment.end_s + offset_s, words=words)

@@ -1,0 +1,175 @@
+"""What waits for the engine, and who is next: lanes by urgency, fairness between callers, batches of equals.
+
+Lanes. Work of a lower lane goes first. So that none starves, a lane that has waited `starve_after_s` for its turn gets
+one batch before all others; at worst it then has one batch in every such period.
+
+Fairness. Inside a lane every caller has a virtual time: the engine seconds it has been given. The caller with the least
+is next (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996). One that comes anew starts at the lane's
+current time, so it has neither credit for having been away nor to wait behind another's hundred files.
+
+Batches. The next piece of work decides the batch's key; others with an equal key join in the same order, but none of a
+lane more patient than its own, so that nobody urgent pays for company.
+
+No clock, no I/O: `scheduler.py` drives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from typeless_grpc.engine.interface import Lane
+
+T = TypeVar("T")
+
+# Callers of a lane that have nothing in line and are remembered all the same; past it the least served are forgotten.
+MAX_REMEMBERED = 1024
+
+
+@dataclass(eq=False)
+class Waiting(Generic[T]):
+    """A piece of work in line. key: only equals share a batch. cost_s: what it is expected to take."""
+
+    work: T
+    key: Hashable
+    cost_s: float
+    lane: Lane
+    caller: str
+    since_s: float
+
+
+@dataclass
+class _Caller(Generic[T]):
+    served_s: float
+    line: list[Waiting[T]] = field(default_factory=list)
+
+
+@dataclass
+class _LaneState(Generic[T]):
+    callers: dict[str, _Caller[T]] = field(default_factory=dict)
+    now_s: float = 0.0  # virtual: the least time among callers when last served
+    turn_s: float = float("-inf")  # real: when it last had a turn
+    n_waiting: int = 0
+
+    def in_order(self) -> Iterator[Waiting[T]]:
+        """Everything waiting, as it would be served if nobody came and each were given in turn."""
+        served = {name: caller.served_s for name, caller in self.callers.items() if caller.line}
+        places = dict.fromkeys(served, 0)
+        while served:
+            name = min(served, key=served.__getitem__)
+            line = self.callers[name].line
+            entry = line[places[name]]
+            yield entry
+            places[name] += 1
+            served[name] += entry.cost_s
+            if places[name] == len(line):
+                del served[name]
+
+
+class Lanes(Generic[T]):
+    """The line before the engine. Not bounded in itself: `push` refuses nothing, `n_waiting` tells."""
+
+    def __init__(self, *, starve_after_s: float) -> None:
+        self._starve_after_s = starve_after_s
+        self._lanes: dict[Lane, _LaneState[T]] = {lane: _LaneState() for lane in Lane}
+
+    def push(self, entry: Waiting[T]) -> None:
+        """Get in line."""
+        lane = self._lanes[entry.lane]
+        if not lane.n_waiting:
+            lane.turn_s = entry.since_s  # a lane with nothing to do does not starve
+        caller = lane.callers.get(entry.caller)
+        if caller is None:
+            caller = lane.callers[entry.caller] = _Caller(lane.now_s)
+        caller.line.append(entry)
+        lane.n_waiting += 1
+
+    def remove(self, entry: Waiting[T]) -> bool:
+        """Leave the line; False where it is not in it any more."""
+        lane = self._lanes[entry.lane]
+        caller = lane.callers.get(entry.caller)
+        if caller is None or entry not in caller.line:
+            return False
+        caller.line.remove(entry)
+        lane.n_waiting -= 1
+        self._forget(lane, entry.caller)
+        return True
+
+    def pop(self, now_s: float, *, max_batch: int) -> list[Waiting[T]]:
+        """The next batch, in the order of its urgency; empty where nothing waits."""
+        head_lane = self._next_lane(now_s)
+        if head_lane is None:
+            return []
+        head = next(self._lanes[head_lane].in_order())
+        batch = [head]
+        for lane in Lane:
+            if lane > head.lane or len(batch) == max_batch:
+                break
+            for entry in self._lanes[lane].in_order():
+                if len(batch) == max_batch:
+                    break
+                if entry is not head and entry.key == head.key:
+                    batch.append(entry)
+        for entry in batch:
+            self._serve(entry, now_s)
+        return batch
+
+    def older_than(self, lane: Lane, since_s: float) -> list[Waiting[T]]:
+        """What has waited in a lane since before a moment."""
+        return [entry for entry in self._lanes[lane].in_order() if entry.since_s < since_s]
+
+    def n_waiting(self, lane: Lane | None = None) -> int:
+        """How many pieces of work wait, in one lane or in all."""
+        return (
+            self._lanes[lane].n_waiting if lane is not None else sum(state.n_waiting for state in self._lanes.values())
+        )
+
+    def n_alike(self, now_s: float) -> int:
+        """How large the next batch could be at most."""
+        head_lane = self._next_lane(now_s)
+        if head_lane is None:
+            return 0
+        key = next(self._lanes[head_lane].in_order()).key
+        return sum(entry.key == key for lane in Lane if lane <= head_lane for entry in self._lanes[lane].in_order())
+
+    def cost_s(self, lane: Lane) -> float:
+        """What would be served before new work of a lane, as expected."""
+        return sum(
+            entry.cost_s
+            for one in Lane
+            if one <= lane
+            for caller in self._lanes[one].callers.values()
+            for entry in caller.line
+        )
+
+    def _next_lane(self, now_s: float) -> Lane | None:
+        waiting = [lane for lane in Lane if self._lanes[lane].n_waiting]
+        starving = [lane for lane in waiting if now_s - self._lanes[lane].turn_s >= self._starve_after_s]
+        if starving:
+            return min(starving, key=lambda lane: self._lanes[lane].turn_s)
+        return waiting[0] if waiting else None
+
+    def _serve(self, entry: Waiting[T], now_s: float) -> None:
+        lane = self._lanes[entry.lane]
+        caller = lane.callers[entry.caller]
+        caller.line.remove(entry)
+        lane.n_waiting -= 1
+        lane.turn_s = now_s
+        lane.now_s = max(lane.now_s, caller.served_s)
+        caller.served_s += entry.cost_s
+        self._forget(lane, entry.caller)
+
+    def _forget(self, lane: _LaneState[T], name: str) -> None:
+        """A caller with nothing in line is remembered only while its time is ahead of the lane's."""
+        caller = lane.callers[name]
+        if not caller.line and caller.served_s <= lane.now_s:
+            del lane.callers[name]
+        if not lane.n_waiting:
+            lane.callers.clear()
+        elif len(lane.callers) > MAX_REMEMBERED + lane.n_waiting:
+            ahead = {name: one for name, one in lane.callers.items() if one.line or one.served_s > lane.now_s}
+            idle = sorted((name for name in ahead if not ahead[name].line), key=lambda name: ahead[name].served_s)
+            for forgotten in idle[: max(0, len(idle) - MAX_REMEMBERED // 2)]:
+                del ahead[forgotten]
+            lane.callers = ahead

@@ -1,0 +1,135 @@
+"""Whether what came out of a short window can be trusted.
+
+Shown too little silence, Whisper's decoder fails in a few recognizable ways: it says a phrase again and again, runs on
+past the end of the speech, or stops early. Each check finds one of these from the text, its timestamps and where speech
+was heard; none needs the model. Constants were settled by measurement: `docs/encoder-window.md`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+# Above it lie scripts that are written without spaces between words (Unicode: CJK Radicals Supplement begins at 2E80).
+LAST_SPACED_CODE_POINT = 0x2E7F
+PUNCTUATION = ".,!?;:\"'()[]-–—…。，！？、"
+
+
+class Doubt(Enum):
+    """Why a result is not to be trusted."""
+
+    EMPTY = "empty"
+    REPETITION = "repetition"
+    COMPRESSION = "compression"
+    TOO_FAST = "too_fast"
+    TOO_SLOW = "too_slow"
+    LOW_PROBABILITY = "low_probability"
+    PAST_END = "past_end"
+    EARLY_STOP = "early_stop"
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What a result must satisfy.
+
+    short_compression: of a text under short_text_characters; compression: of a longer one (zlib, as in Whisper).
+    past_end_s: how far a timestamp may lie behind the end of speech. unheard_s: speech after the last timestamp.
+    characters_per_s: least and most, of speech; the least only for alphabets and from 2 s of speech.
+    """
+
+    short_text_characters: int = 200
+    short_compression: float = 1.6
+    compression: float = 2.4
+    past_end_s: float = 0.7
+    unheard_s: float = 1.0
+    least_characters_per_s: float = 4.0
+    most_characters_per_s: float = 25.0
+    least_avg_logprob: float = -1.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """A window's text and what is known of its audio; times in seconds of the window.
+
+    timestamps_s: those the model wrote, in order. closed: whether the text ends with one. speech_s: spans of speech.
+    """
+
+    text: str
+    avg_logprob: float
+    timestamps_s: Sequence[float]
+    closed: bool
+    speech_s: Sequence[tuple[float, float]]
+    audio_s: float
+
+
+def doubts(result: Result, checks: Checks) -> list[Doubt]:
+    """Every reason not to trust a result; none where it can be."""
+    text = result.text.strip()
+    spoken_s = sum(end_s - start_s for start_s, end_s in result.speech_s)
+    if not text:
+        return [Doubt.EMPTY] if spoken_s > 0.5 else []
+    found = _of_the_text(text, checks)
+    if len(text) > checks.most_characters_per_s * max(spoken_s, 0.4):
+        found.append(Doubt.TOO_FAST)
+    if spoken_s >= 2 and _is_spaced(text) and len(text) < checks.least_characters_per_s * spoken_s:
+        found.append(Doubt.TOO_SLOW)
+    if result.avg_logprob < checks.least_avg_logprob:
+        found.append(Doubt.LOW_PROBABILITY)
+    return found + _of_the_times(result, checks)
+
+
+def compression_ratio(text: str) -> float:
+    """How well zlib compresses a text: Whisper's measure of repetition (arXiv:2212.04356, section 4.5)."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data)) if data else 0.0
+
+
+def _of_the_text(text: str, checks: Checks) -> list[Doubt]:
+    is_short = len(text) < checks.short_text_characters
+    found = [Doubt.REPETITION] if repeats_itself(text) else []
+    if compression_ratio(text) > (checks.short_compression if is_short else checks.compression):
+        found.append(Doubt.COMPRESSION)
+    return found
+
+
+def _of_the_times(result: Result, checks: Checks) -> list[Doubt]:
+    end_s = result.speech_s[-1][1] if result.speech_s else result.audio_s
+    last_s = result.timestamps_s[-1] if result.timestamps_s else 0.0
+    unheard_s = sum(max(0.0, end - max(start, last_s)) for start, end in result.speech_s)
+    found = []
+    if result.timestamps_s and max(result.timestamps_s) > end_s + checks.past_end_s:
+        found.append(Doubt.PAST_END)
+    if result.closed and unheard_s > checks.unheard_s:
+        found.append(Doubt.EARLY_STOP)
+    return found
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether a phrase is said again at once: one word four times, two words three times, three to ten words twice."""
+    units = _units(text)
+    for size in range(1, 11):
+        times = {1: 4, 2: 3}.get(size, 2)
+        run = 0
+        for place in range(size, len(units)):
+            run = run + 1 if units[place] == units[place - size] else 0
+            if run >= size * (times - 1):
+                return True
+    return False
+
+
+def _units(text: str) -> list[str]:
+    """Words, or characters where a script has no spaces."""
+    units: list[str] = []
+    for word in text.lower().split():
+        bare = word.strip(PUNCTUATION)
+        if _is_spaced(bare):
+            units += [bare] if bare else []
+        else:
+            units += [character for character in bare if character.isalnum()]
+    return units
+
+
+def _is_spaced(text: str) -> bool:
+    return all(ord(character) <= LAST_SPACED_CODE_POINT for character in text)
