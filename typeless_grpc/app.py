@@ -16,7 +16,8 @@ from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.catalog import Catalog, is_model_directory
-from typeless_grpc.engine.models import ModelPool
+from typeless_grpc.engine.interface import Engine
+from typeless_grpc.engine.models import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer, RecognizerOptions, WindowScheduler, run_batch
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
 from typeless_grpc.engine.whisper import Device, HuggingFaceHub, WhisperModel, choose_device
@@ -26,12 +27,15 @@ from typeless_grpc.interceptors.drain import DrainInterceptor
 from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
 from typeless_grpc.interceptors.request_id import RequestIdInterceptor
 from typeless_grpc.interceptors.status import StatusInterceptor
-from typeless_grpc.pb.v1 import server_pb2, server_pb2_grpc, transcription_pb2_grpc
+from typeless_grpc.pb.v1 import models_pb2_grpc, server_pb2, server_pb2_grpc, transcription_pb2_grpc
 from typeless_grpc.server import Register, Server, ServerOptions
 from typeless_grpc.servicers.convert import duration
+from typeless_grpc.servicers.models import ModelServicer
 from typeless_grpc.servicers.server import ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionLimits, TranscriptionServicer
 from typeless_grpc.version import VERSION
+
+LOADS_SIDE_BY_SIDE = 4
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class App:
 
     async def warm(self) -> None:
         """Load the default model, run it once, and report SERVING."""
-        model = await self.models.get(self.model)
-        await asyncio.get_running_loop().run_in_executor(None, model.warm_up)
+        model = await self.models.load(self.model)
+        await asyncio.to_thread(model.warm_up)
         await self.server.serving()
 
 
@@ -69,15 +73,16 @@ async def build(settings: Settings) -> AsyncIterator[App]:
     """Wire everything and listen; what was opened last is closed first on the way out."""
     async with AsyncExitStack() as stack:
         inference = stack.enter_context(ThreadPoolExecutor(settings.engine_workers, "inference"))
-        loading = stack.enter_context(ThreadPoolExecutor(1, "loading"))
+        loading = stack.enter_context(ThreadPoolExecutor(LOADS_SIDE_BY_SIDE, "loading"))
         decoding = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "decoding"))
         device = choose_device(settings.device, settings.compute_type)
         load = functools.partial(
             WhisperModel, device=device, n_threads=n_threads(settings), n_workers=settings.engine_workers
         )
         known = catalog(settings)
-        models = ModelPool(known, load, loading)
-        if await asyncio.get_running_loop().run_in_executor(loading, known.find, settings.model) is None:
+        pool = PoolOptions(settings.model, settings.max_model_memory_bytes)
+        models = ModelPool(known, load, loading, SystemClock(), pool)
+        if await asyncio.to_thread(known.find, settings.model) is None:
             raise SourceUnavailable(
                 f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
                 reason="MODEL_UNAVAILABLE",
@@ -88,7 +93,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
         options = RecognizerOptions(settings.model, settings.beam_size, POLICIES[settings.encoder_window])
         engine = Recognizer(models, SpeechDetector(), scheduler, options, decoding)
         drain = DrainInterceptor()
-        services = _services(settings, engine, decoding)
+        services = _services(settings, engine, models, known, decoding)
         interceptors = [
             RequestIdInterceptor(),
             StatusInterceptor(),
@@ -116,16 +121,25 @@ def server_options(settings: Settings) -> ServerOptions:
     return ServerOptions(settings.host, settings.port, settings.max_message_bytes, settings.drain_timeout_s)
 
 
-def _services(settings: Settings, engine: Recognizer, decoding: ThreadPoolExecutor) -> dict[str, Register]:
+def _services(
+    settings: Settings,
+    engine: Engine,
+    models: ModelPool[WhisperModel],
+    known: Catalog,
+    decoding: ThreadPoolExecutor,
+) -> dict[str, Register]:
     admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))
     limits = TranscriptionLimits(settings.max_audio_s)
     transcription = TranscriptionServicer(engine, admission, decoding, limits)
-    info = ServerServicer(_info(settings))
+    manage = ModelServicer(models, known, settings.model)
     return {
-        "typeless.v1.TranscriptionService": lambda server: (
-            transcription_pb2_grpc.add_TranscriptionServiceServicer_to_server(transcription, server)
+        "typeless.v1.TranscriptionService": functools.partial(
+            transcription_pb2_grpc.add_TranscriptionServiceServicer_to_server, transcription
         ),
-        "typeless.v1.ServerService": lambda server: server_pb2_grpc.add_ServerServiceServicer_to_server(info, server),
+        "typeless.v1.ModelService": functools.partial(models_pb2_grpc.add_ModelServiceServicer_to_server, manage),
+        "typeless.v1.ServerService": functools.partial(
+            server_pb2_grpc.add_ServerServiceServicer_to_server, ServerServicer(_info(settings))
+        ),
     }
 
 

@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     max_audio_s: float = Field(
         3600.0, gt=0, le=86400, description="Longest recording of Transcribe, in seconds; checked while decoding."
     )
+    max_model_memory_bytes: int = Field(
+        4 * 1024**3, ge=0, description="Memory of all loaded models; above it the least recently used are unloaded."
+    )
     encoder_window: Literal["auto", "full"] = Field(
         "auto",
         description="How much audio the encoder is shown: auto is what speech needs, full is faster-whisper's 30 s.",

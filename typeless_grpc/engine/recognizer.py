@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Protocol
+
+import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
-from typeless_grpc.audio.vad import Probabilities, Span, SpeechSpanOptions, speech_spans
+from typeless_grpc.audio.vad import DetectorState, Probabilities, Span, SpeechSpanOptions, speech_spans
 from typeless_grpc.engine.cuts import CutPolicy, Piece, plan
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket, VoiceActivity
 from typeless_grpc.engine.judgement import Judgement
@@ -22,8 +25,6 @@ from typeless_grpc.engine.whisper import TEMPERATURES, Heard, WhisperModel, Wind
 from typeless_grpc.engine.window import FULL_WINDOW_S, WindowPolicy
 from typeless_grpc.errors import InvalidInput
 
-T = TypeVar("T")
-
 # A window's expected cost in seconds of an idle engine, for each second shown, and once; only ratios matter, the
 # scheduler measures the rest (docs/encoder-window.md: 15 s take 0.17 s to encode and about as much to decode).
 COST_PER_S = 0.02
@@ -33,10 +34,16 @@ COST_AT_ONCE = 0.05
 SPEECH_THRESHOLD = 0.4
 
 
+# Voice activity is asked for this many samples at a time: 30 s.
+DETECTION_STEP = 30 * SAMPLE_RATE_HZ
+
+
 class SpeechFinder(Protocol):
     """Tells speech from the rest, frame by frame; `audio.vad.SpeechDetector` is the real one."""
 
-    def recording_probabilities(self, audio: Audio) -> Probabilities: ...
+    def probabilities(self, audio: Audio, state: DetectorState) -> Probabilities: ...
+
+    def finish(self, state: DetectorState) -> Probabilities: ...
 
 
 @dataclass(frozen=True)
@@ -109,29 +116,46 @@ class Recognizer:
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """Transcribe a recording of any length; see `Engine`."""
         self._scheduler.check(0.0, ticket)
-        with self._scheduler.coming():
-            model = await self._model(options)
-            pieces = await self._off_loop(self._pieces, audio, options.voice_activity)
-        return await self._recognize(model, audio, pieces, options, ticket)
+        async with self._model(options) as model:
+            with self._scheduler.coming():
+                pieces = await self._pieces(audio, options.voice_activity)
+            return await self._recognize(model, audio, pieces, options, ticket)
 
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """Transcribe one utterance as it is; see `Engine`."""
         if len(utterance) > FULL_WINDOW_S * SAMPLE_RATE_HZ:
             raise InvalidInput("audio", f"an utterance has at most {FULL_WINDOW_S:.0f} s")
-        model = await self._model(options)
-        whole = Span(0, len(utterance))
-        return await self._recognize(model, utterance, [Piece(0, len(utterance), (whole,))], options, ticket)
+        whole = Piece(0, len(utterance), (Span(0, len(utterance)),))
+        async with self._model(options) as model:
+            return await self._recognize(model, utterance, [whole], options, ticket)
 
-    async def _model(self, options: DecodeOptions) -> WhisperModel:
-        model = await self._models.get(options.model or self._options.default_model)
-        if options.language and options.language not in model.languages:
-            known = "this language" if model.is_multilingual else "a language other than English"
-            why = f"model '{model.name}' does not know {known}"
-            raise InvalidInput("options.language", why, reason="LANGUAGE_NOT_SUPPORTED")
-        return model
+    @asynccontextmanager
+    async def _model(self, options: DecodeOptions) -> AsyncIterator[WhisperModel]:
+        async with self._models.use(options.model or self._options.default_model) as model:
+            if options.language and options.language not in model.languages:
+                known = "this language" if model.is_multilingual else "a language other than English"
+                why = f"model '{model.name}' does not know {known}"
+                raise InvalidInput("options.language", why, reason="LANGUAGE_NOT_SUPPORTED")
+            yield model
 
-    def _pieces(self, audio: Audio, asked: VoiceActivity) -> list[Piece]:
-        probabilities = self._speech.recording_probabilities(audio)
+    async def _pieces(self, audio: Audio, asked: VoiceActivity) -> list[Piece]:
+        """Find the speech and cut it; a caller that goes away stops the thread after half a minute of audio."""
+        gone = threading.Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._cut, audio, asked, gone.is_set
+            )
+        finally:
+            gone.set()
+
+    def _cut(self, audio: Audio, asked: VoiceActivity, cancelled: Callable[[], bool]) -> list[Piece]:
+        state = DetectorState()
+        parts = []
+        for start in range(0, len(audio), DETECTION_STEP):
+            if cancelled():
+                return []
+            parts.append(self._speech.probabilities(audio[start : start + DETECTION_STEP], state))
+        probabilities = np.concatenate([*parts, self._speech.finish(state)])
         speech = speech_spans(probabilities, _span_options(asked), len(audio))
         return plan(speech, len(audio), _cut_policy(self._options.cuts, asked))
 
@@ -209,9 +233,6 @@ class Recognizer:
         )
         call.turns.append(done.turn)
         return done.result
-
-    async def _off_loop(self, work: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, functools.partial(work, *arguments))
 
 
 def _language(heard: Sequence[Heard], options: DecodeOptions) -> tuple[str, float]:

@@ -38,6 +38,8 @@ Array = npt.NDArray[np.float32]
 TIMESTAMP_S = 0.02
 # faster_whisper.transcribe.WhisperModel.transcribe, default of `temperature`: tried in turn until the checks pass.
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+# Bytes of one weight in memory, by CTranslate2's compute type; 2 for those not named.
+BYTES_PER_WEIGHT = {"int8": 1, "int8_float32": 1, "int8_float16": 1, "int8_bfloat16": 1, "float32": 4}
 # Likewise `prepend_punctuations`, `append_punctuations` and `max_initial_timestamp` (1 s).
 PREPENDED_PUNCTUATION = "\"'“¿([{-"
 APPENDED_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"
@@ -143,7 +145,8 @@ class WhisperModel:
         n_threads: for one inference on the CPU. n_workers: inferences side by side. Raises EngineFailed.
         """
         self.name = name
-        self.device = device
+        self.device_name = device.name
+        self.compute_type = device.compute_type
         try:
             self._whisper = faster_whisper.WhisperModel(
                 str(directory),
@@ -155,7 +158,9 @@ class WhisperModel:
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineFailed(f"Model '{name}' cannot be loaded.", reason="MODEL_LOAD_FAILED") from error
         self._model = self._whisper.model
-        self.memory_bytes = sum(file.stat().st_size for file in directory.iterdir() if file.is_file())
+        # Converted models are stored as float16; nothing tells what CTranslate2 makes of it in memory.
+        stored_bytes = (directory / "model.bin").stat().st_size
+        self.memory_bytes = round(stored_bytes * BYTES_PER_WEIGHT.get(device.compute_type, 2) / 2)
 
     @property
     def languages(self) -> Sequence[str]:

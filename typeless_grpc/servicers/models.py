@@ -1,0 +1,93 @@
+"""ModelService: which models there are, and an operator's hand on them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+
+from typeless_grpc.errors import InvalidInput
+from typeless_grpc.pb.v1 import models_pb2, models_pb2_grpc
+
+
+class ServedModel(Protocol):
+    """What is shown of a loaded model."""
+
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def is_multilingual(self) -> bool: ...
+    @property
+    def languages(self) -> Sequence[str]: ...
+    @property
+    def device_name(self) -> str: ...
+    @property
+    def compute_type(self) -> str: ...
+
+
+class Pool(Protocol):
+    """The loaded models; `engine.models.ModelPool` is the real one."""
+
+    def loaded(self) -> dict[str, Any]: ...
+    async def load(self, name: str) -> Any: ...
+    async def unload(self, name: str) -> None: ...
+
+
+class Names(Protocol):
+    """The models that can be named; `engine.catalog.Catalog` is the real one."""
+
+    def names(self) -> list[str]: ...
+    def find(self, name: str) -> Path | None: ...
+
+
+class ModelServicer(models_pb2_grpc.ModelServiceServicer):
+    """Lists what is on this machine, loads and unloads."""
+
+    def __init__(self, pool: Pool, catalog: Names, default_model: str) -> None:
+        self._pool = pool
+        self._catalog = catalog
+        self._default = default_model
+
+    async def ListModels(
+        self, request: models_pb2.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> models_pb2.ListModelsResponse:
+        """The models that calls can use: those on this machine."""
+        here = await asyncio.to_thread(lambda: [name for name in self._catalog.names() if self._catalog.find(name)])
+        loaded = self._pool.loaded()
+        return models_pb2.ListModelsResponse(models=[self._message(name, loaded.get(name)) for name in here])
+
+    async def LoadModel(
+        self, request: models_pb2.LoadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> models_pb2.LoadModelResponse:
+        """Fetch it where it is not here, load it, and answer when it can take requests."""
+        model = await self._pool.load(_name(request.name))
+        return models_pb2.LoadModelResponse(model=self._message(request.name, model))
+
+    async def UnloadModel(
+        self, request: models_pb2.UnloadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> models_pb2.UnloadModelResponse:
+        """Answer when the work in progress on it is done and it is gone."""
+        await self._pool.unload(_name(request.name))
+        return models_pb2.UnloadModelResponse()
+
+    def _message(self, name: str, model: ServedModel | None) -> models_pb2.Model:
+        message = models_pb2.Model(name=name, loaded=model is not None, is_default=name == self._default)
+        if model is None:
+            # Before it is loaded only the name tells: faster-whisper's English models end in ".en".
+            message.multilingual = not name.endswith(".en")
+            return message
+        message.multilingual = model.is_multilingual
+        message.languages.extend(model.languages)
+        message.device = "cuda:0" if model.device_name == "cuda" else model.device_name
+        message.compute_type = model.compute_type
+        message.memory_bytes = model.memory_bytes
+        return message
+
+
+def _name(name: str) -> str:
+    if not name:
+        raise InvalidInput("name", "is empty")
+    return name
