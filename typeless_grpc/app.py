@@ -13,6 +13,7 @@ from pathlib import Path
 from typeless_grpc.audio.vad import SpeechDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.catalog import Catalog, is_model_directory
+from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.models import ModelPool
 from typeless_grpc.engine.recognizer import Recognizer, RecognizerOptions
 from typeless_grpc.engine.whisper import Device, HuggingFaceHub, WhisperModel, choose_device
@@ -21,20 +22,24 @@ from typeless_grpc.interceptors.drain import DrainInterceptor
 from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
 from typeless_grpc.interceptors.request_id import RequestIdInterceptor
 from typeless_grpc.interceptors.status import StatusInterceptor
-from typeless_grpc.pb.v1 import server_pb2, server_pb2_grpc, transcription_pb2_grpc
-from typeless_grpc.server import Register, Server, ServerOptions
-from typeless_grpc.servicers.convert import duration
-from typeless_grpc.servicers.server import ServerServicer
+from typeless_grpc.server import Server, ServerOptions, Service
+from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionLimits, TranscriptionServicer
 from typeless_grpc.version import VERSION
 
 
 @dataclass(frozen=True)
-class App:
-    """A server that listens, not yet warm. model: name of the default model."""
+class Listening:
+    """A server that listens and is not serving yet, and its port."""
 
     server: Server
     port: int
+
+
+@dataclass(frozen=True)
+class App(Listening):
+    """A server with its engine, not yet warm. model: name of the default model."""
+
     model: str
     device: Device
     models: ModelPool[WhisperModel]
@@ -65,7 +70,6 @@ async def build(settings: Settings) -> AsyncIterator[App]:
     async with AsyncExitStack() as stack:
         inference = stack.enter_context(ThreadPoolExecutor(2, "inference"))
         loading = stack.enter_context(ThreadPoolExecutor(1, "loading"))
-        decoding = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "decoding"))
         device = choose_device(settings.device, settings.compute_type)
         load = functools.partial(WhisperModel, device=device, n_threads=settings.cpu_threads)
         known = catalog(settings)
@@ -81,8 +85,25 @@ async def build(settings: Settings) -> AsyncIterator[App]:
             RecognizerOptions(settings.model, settings.beam_size, settings.max_concurrent_calls),
             inference,
         )
+        listening = await stack.enter_async_context(listen(settings, engine))
+        yield App(listening.server, listening.port, settings.model, device, models)
+
+
+@asynccontextmanager
+async def listen(settings: Settings, engine: Engine) -> AsyncIterator[Listening]:
+    """Everything around an engine: services, interceptors, and the server that listens with them.
+
+    Apart from `build`, so that it can stand around an engine that has no model.
+    """
+    async with AsyncExitStack() as stack:
+        decoding = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "decoding"))
         drain = DrainInterceptor()
-        services = _services(settings, engine, decoding)
+        services: list[Service] = [
+            TranscriptionServicer(engine, decoding, TranscriptionLimits(settings.max_audio_s)),
+            ServerServicer(
+                ServerFacts(VERSION, settings.model, settings.max_message_bytes, settings.max_audio_s),
+            ),
+        ]
         interceptors = [
             RequestIdInterceptor(),
             StatusInterceptor(),
@@ -92,29 +113,9 @@ async def build(settings: Settings) -> AsyncIterator[App]:
         server = Server(services, interceptors, drain, server_options(settings))
         port = await server.start()
         stack.push_async_callback(server.stop)
-        yield App(server, port, settings.model, device, models)
+        yield Listening(server, port)
 
 
 def server_options(settings: Settings) -> ServerOptions:
     """The server's part of the settings."""
     return ServerOptions(settings.host, settings.port, settings.max_message_bytes, settings.drain_timeout_s)
-
-
-def _services(settings: Settings, engine: Recognizer, decoding: ThreadPoolExecutor) -> dict[str, Register]:
-    transcription = TranscriptionServicer(engine, decoding, TranscriptionLimits(settings.max_audio_s))
-    info = ServerServicer(_info(settings))
-    return {
-        "typeless.v1.TranscriptionService": lambda server: (
-            transcription_pb2_grpc.add_TranscriptionServiceServicer_to_server(transcription, server)
-        ),
-        "typeless.v1.ServerService": lambda server: server_pb2_grpc.add_ServerServiceServicer_to_server(info, server),
-    }
-
-
-def _info(settings: Settings) -> server_pb2.GetServerInfoResponse:
-    return server_pb2.GetServerInfoResponse(
-        version=VERSION,
-        default_model=settings.model,
-        max_message_bytes=settings.max_message_bytes,
-        max_audio_duration=duration(settings.max_audio_s),
-    )

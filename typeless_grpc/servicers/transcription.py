@@ -30,11 +30,17 @@ class TranscriptionLimits:
 class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer):
     """Speech to text while the caller waits."""
 
+    NAME = "typeless.v1.TranscriptionService"
+
     def __init__(self, engine: Engine, decoding: Executor, limits: TranscriptionLimits) -> None:
         """decoding: the threads that turn bytes into samples."""
         self._engine = engine
         self._decoding = decoding
         self._limits = limits
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Take this service's calls."""
+        transcription_pb2_grpc.add_TranscriptionServiceServicer_to_server(self, server)
 
     async def Transcribe(
         self,
