@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,9 @@ from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
+
+HEALTH_S = 1.0  # for telling all health watchers, a few bytes each, that this is the end
+CLEAN_UP_S = 5.0  # for calls that were cut, to put their things away before stores and threads are closed
 
 
 class Service(Protocol):
@@ -32,7 +35,7 @@ class Door(Protocol):
         """Refuse every call from now on."""
         ...
 
-    async def idle(self) -> None:
+    def idle(self) -> Coroutine[Any, Any, None]:
         """Wait until no call runs."""
         ...
 
@@ -90,22 +93,34 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self) -> None:
-        """Drain: say NOT_SERVING, refuse new calls, let running ones finish in time, then cut what is left."""
-        await self._health.enter_graceful_shutdown()
+        """Drain: say NOT_SERVING, refuse new calls, let running ones finish in time, then cut what is left.
+
+        grpc keeps listening until the running calls are done: told to stop, it would end new ones as CANCELLED, which
+        no client tries elsewhere, where the door says UNAVAILABLE. Health watches and reflection stay open as long as
+        their clients like, and are not waited for.
+        """
         self._door.close()
-        stopping = asyncio.create_task(self._server.stop(self._options.drain_timeout_s))
-        idle = asyncio.create_task(self._door.idle())
-        await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)
-        if not idle.done():
+        # The library writes to each watcher in turn; one that does not read must not keep us.
+        await _at_most(self._health.enter_graceful_shutdown(), HEALTH_S)
+        if not await _at_most(self._door.idle(), self._options.drain_timeout_s):
             log.warning("calls cut at the end of the drain time", drain_timeout_s=self._options.drain_timeout_s)
-        idle.cancel()
-        # Health watches and reflection stay open as long as their clients like; they are not waited for.
-        await self._server.stop(0)
-        await stopping
+        await self._server.stop(None)
+        if not await _at_most(self._door.idle(), CLEAN_UP_S):
+            log.warning("calls still running after they were cut", waited_s=CLEAN_UP_S)
 
     async def _set_health(self, status: Any) -> None:
         for name in ("", *self._names):
             await self._health.set(name, status)
+
+
+async def _at_most(work: Coroutine[Any, Any, None], seconds: float) -> bool:
+    """Whether work ended in time; it is cancelled otherwise."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        return False
+    return True
 
 
 def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
