@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -27,11 +27,9 @@ from typeless_grpc.interceptors.drain import DrainInterceptor
 from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
 from typeless_grpc.interceptors.request_id import RequestIdInterceptor
 from typeless_grpc.interceptors.status import StatusInterceptor
-from typeless_grpc.pb.v1 import models_pb2_grpc, server_pb2, server_pb2_grpc, transcription_pb2_grpc
-from typeless_grpc.server import Register, Server, ServerOptions
-from typeless_grpc.servicers.convert import duration
+from typeless_grpc.server import Server, ServerOptions, Service
 from typeless_grpc.servicers.models import ModelServicer
-from typeless_grpc.servicers.server import ServerServicer
+from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionLimits, TranscriptionServicer
 from typeless_grpc.version import VERSION
 
@@ -39,11 +37,17 @@ LOADS_SIDE_BY_SIDE = 4
 
 
 @dataclass(frozen=True)
-class App:
-    """A server that listens, not yet warm. model: name of the default model."""
+class Listening:
+    """A server that listens and is not serving yet, and its port."""
 
     server: Server
     port: int
+
+
+@dataclass(frozen=True)
+class App(Listening):
+    """A server with its engine, not yet warm. model: name of the default model."""
+
     model: str
     device: Device
     models: ModelPool[WhisperModel]
@@ -73,8 +77,8 @@ async def build(settings: Settings) -> AsyncIterator[App]:
     """Wire everything and listen; what was opened last is closed first on the way out."""
     async with AsyncExitStack() as stack:
         inference = stack.enter_context(ThreadPoolExecutor(settings.engine_workers, "inference"))
+        detecting = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "detecting"))
         loading = stack.enter_context(ThreadPoolExecutor(LOADS_SIDE_BY_SIDE, "loading"))
-        decoding = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "decoding"))
         device = choose_device(settings.device, settings.compute_type)
         load = functools.partial(
             WhisperModel, device=device, n_threads=n_threads(settings), n_workers=settings.engine_workers
@@ -91,9 +95,29 @@ async def build(settings: Settings) -> AsyncIterator[App]:
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
         options = RecognizerOptions(settings.model, settings.beam_size, POLICIES[settings.encoder_window])
-        engine = Recognizer(models, SpeechDetector(), scheduler, options, decoding)
+        engine = Recognizer(models, SpeechDetector(), scheduler, options, detecting)
+        manage = ModelServicer(models, known, settings.model)
+        listening = await stack.enter_async_context(listen(settings, engine, [manage]))
+        yield App(listening.server, listening.port, settings.model, device, models)
+
+
+@asynccontextmanager
+async def listen(settings: Settings, engine: Engine, more: Sequence[Service] = ()) -> AsyncIterator[Listening]:
+    """Everything around an engine: services, interceptors, and the server that listens with them.
+
+    Apart from `build`, so that it can stand around an engine that has no model. more: services that need one.
+    """
+    async with AsyncExitStack() as stack:
+        decoding = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "decoding"))
+        admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))
         drain = DrainInterceptor()
-        services = _services(settings, engine, models, known, decoding)
+        services: list[Service] = [
+            TranscriptionServicer(engine, admission, decoding, TranscriptionLimits(settings.max_audio_s)),
+            ServerServicer(
+                ServerFacts(VERSION, settings.model, settings.max_message_bytes, settings.max_audio_s),
+            ),
+            *more,
+        ]
         interceptors = [
             RequestIdInterceptor(),
             StatusInterceptor(),
@@ -103,7 +127,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
         server = Server(services, interceptors, drain, server_options(settings))
         port = await server.start()
         stack.push_async_callback(server.stop)
-        yield App(server, port, settings.model, device, models)
+        yield Listening(server, port)
 
 
 def scheduler_options(settings: Settings) -> SchedulerOptions:
@@ -119,34 +143,3 @@ def n_threads(settings: Settings) -> int:
 def server_options(settings: Settings) -> ServerOptions:
     """The server's part of the settings."""
     return ServerOptions(settings.host, settings.port, settings.max_message_bytes, settings.drain_timeout_s)
-
-
-def _services(
-    settings: Settings,
-    engine: Engine,
-    models: ModelPool[WhisperModel],
-    known: Catalog,
-    decoding: ThreadPoolExecutor,
-) -> dict[str, Register]:
-    admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))
-    limits = TranscriptionLimits(settings.max_audio_s)
-    transcription = TranscriptionServicer(engine, admission, decoding, limits)
-    manage = ModelServicer(models, known, settings.model)
-    return {
-        "typeless.v1.TranscriptionService": functools.partial(
-            transcription_pb2_grpc.add_TranscriptionServiceServicer_to_server, transcription
-        ),
-        "typeless.v1.ModelService": functools.partial(models_pb2_grpc.add_ModelServiceServicer_to_server, manage),
-        "typeless.v1.ServerService": functools.partial(
-            server_pb2_grpc.add_ServerServiceServicer_to_server, ServerServicer(_info(settings))
-        ),
-    }
-
-
-def _info(settings: Settings) -> server_pb2.GetServerInfoResponse:
-    return server_pb2.GetServerInfoResponse(
-        version=VERSION,
-        default_model=settings.model,
-        max_message_bytes=settings.max_message_bytes,
-        max_audio_duration=duration(settings.max_audio_s),
-    )

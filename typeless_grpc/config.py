@@ -198,8 +198,10 @@ def load(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) ->
 
 def _unknown_variables() -> list[FieldViolation]:
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | CLIENT_VARIABLES
-    unknown = sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
-    return [FieldViolation(name, "no setting has this name" + _did_you_mean(name, known)) for name in unknown]
+    # In any case, because pydantic would take `typeless_port` for what it is not documented to be.
+    ours = sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX))
+    unknown = [name for name in ours if name not in known]
+    return [FieldViolation(name, "no setting has this name" + _did_you_mean(name.upper(), known)) for name in unknown]
 
 
 def _violation(location: tuple[int | str, ...], why: str, origins: Mapping[str, str], file: Path) -> FieldViolation:

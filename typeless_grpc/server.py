@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from typeless_grpc.errors import SourceUnavailable
-from typeless_grpc.interceptors.drain import DrainInterceptor
-from typeless_grpc.interceptors.seam import Interceptor
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-# Registers a servicer with a server: the `add_…_to_server` of generated code with its servicer bound.
-Register = Callable[[grpc.aio.Server], None]
+HEALTH_S = 1.0  # for telling all health watchers, a few bytes each, that this is the end
+CLEAN_UP_S = 5.0  # for calls that were cut, to put their things away before stores and threads are closed
+
+
+class Service(Protocol):
+    """A servicer that knows its full name in the contract and how to register."""
+
+    NAME: str
+
+    def register(self, server: grpc.aio.Server) -> None: ...
+
+
+class Door(Protocol):
+    """Counts the calls inside, and can be closed to new ones."""
+
+    def close(self) -> None:
+        """Refuse every call from now on."""
+        ...
+
+    def idle(self) -> Coroutine[Any, Any, None]:
+        """Wait until no call runs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,19 +58,19 @@ class Server:
 
     def __init__(
         self,
-        services: Mapping[str, Register],
-        interceptors: Sequence[Interceptor],
-        drain: DrainInterceptor,
+        services: Sequence[Service],
+        interceptors: Sequence[grpc.aio.ServerInterceptor],
+        door: Door,
         options: ServerOptions,
     ) -> None:
-        """services: full name ("typeless.v1.TranscriptionService") to registration. interceptors: outermost first."""
-        self._names = tuple(services)
-        self._drain = drain
+        """interceptors: outermost first, the door among them."""
+        self._names = tuple(service.NAME for service in services)
+        self._door = door
         self._options = options
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(interceptors=list(interceptors), options=_channel_options(options))
-        for register in services.values():
-            register(self._server)
+        for service in services:
+            service.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
@@ -75,22 +93,34 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self) -> None:
-        """Drain: say NOT_SERVING, refuse new calls, let running ones finish in time, then cut what is left."""
-        await self._health.enter_graceful_shutdown()
-        self._drain.close()
-        stopping = asyncio.create_task(self._server.stop(self._options.drain_timeout_s))
-        idle = asyncio.create_task(self._drain.idle())
-        await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)
-        if not idle.done():
+        """Drain: say NOT_SERVING, refuse new calls, let running ones finish in time, then cut what is left.
+
+        grpc keeps listening until the running calls are done: told to stop, it would end new ones as CANCELLED, which
+        no client tries elsewhere, where the door says UNAVAILABLE. Health watches and reflection stay open as long as
+        their clients like, and are not waited for.
+        """
+        self._door.close()
+        # The library writes to each watcher in turn; one that does not read must not keep us.
+        await _at_most(self._health.enter_graceful_shutdown(), HEALTH_S)
+        if not await _at_most(self._door.idle(), self._options.drain_timeout_s):
             log.warning("calls cut at the end of the drain time", drain_timeout_s=self._options.drain_timeout_s)
-        idle.cancel()
-        # Health watches and reflection stay open as long as their clients like; they are not waited for.
-        await self._server.stop(0)
-        await stopping
+        await self._server.stop(None)
+        if not await _at_most(self._door.idle(), CLEAN_UP_S):
+            log.warning("calls still running after they were cut", waited_s=CLEAN_UP_S)
 
     async def _set_health(self, status: Any) -> None:
         for name in ("", *self._names):
             await self._health.set(name, status)
+
+
+async def _at_most(work: Coroutine[Any, Any, None], seconds: float) -> bool:
+    """Whether work ended in time; it is cancelled otherwise."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        return False
+    return True
 
 
 def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:

@@ -37,15 +37,23 @@ class ScriptedEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.backlog_s = 0.0
+        self._moved = asyncio.Event()
+
+    async def until(self, *, n_asked: int = 0, n_cancelled: int = 0) -> None:
+        """Wait until so many calls have come, and so many were cancelled."""
+        while len(self.asked) < n_asked or self.n_cancelled < n_cancelled:
+            await self._moved.wait()
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`."""
         asked = Asked(audio, options, ticket)
         self.asked.append(asked)
+        self._move()
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
             self.n_cancelled += 1
+            self._move()
             raise
         answer = self._script(asked)
         if isinstance(answer, BaseException):
@@ -55,6 +63,10 @@ class ScriptedEngine:
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`."""
         return await self.transcribe(utterance, options, ticket)
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
 
 
 def _transcript(audio: Audio, options: DecodeOptions, text: str) -> Transcript:

@@ -14,7 +14,7 @@ INFRASTRUCTURE = "/grpc."
 
 
 class DrainInterceptor(Interceptor):
-    """Counts the calls that do work; `drain` closes the door and waits for them."""
+    """Counts the calls that do work, from their arrival until their answer is on the wire."""
 
     def __init__(self) -> None:
         self._n_running = 0
@@ -31,12 +31,14 @@ class DrainInterceptor(Interceptor):
             raise Overloaded("This server is going away; another replica may serve.", reason="DRAINING")
         self._n_running += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._n_running -= 1
-            if not self._n_running:
-                self._idle.set()
+        # Not when the handler returns: a long answer is still to be sent then, and would be cut.
+        call.context.add_done_callback(self._ended)  # type: ignore[arg-type]  # its stub wants a class of its own
+        yield
+
+    def _ended(self, _context: object) -> None:
+        self._n_running -= 1
+        if not self._n_running:
+            self._idle.set()
 
     def close(self) -> None:
         """Refuse every call from now on."""

@@ -46,10 +46,16 @@ class Names(Protocol):
 class ModelServicer(models_pb2_grpc.ModelServiceServicer):
     """Lists what is on this machine, loads and unloads."""
 
+    NAME = "typeless.v1.ModelService"
+
     def __init__(self, pool: Pool, catalog: Names, default_model: str) -> None:
         self._pool = pool
         self._catalog = catalog
         self._default = default_model
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Take this service's calls."""
+        models_pb2_grpc.add_ModelServiceServicer_to_server(self, server)
 
     async def ListModels(
         self, request: models_pb2.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]

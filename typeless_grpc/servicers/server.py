@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from typeless_grpc.pb.v1 import server_pb2, server_pb2_grpc
+from typeless_grpc.servicers.convert import duration
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What is in force here: see GetServerInfoResponse in the contract."""
+
+    version: str
+    default_model: str
+    max_message_bytes: int
+    max_audio_s: float
 
 
 class ServerServicer(server_pb2_grpc.ServerServiceServicer):
     """Answers the same to everyone: the facts are fixed when the server starts."""
 
-    def __init__(self, info: server_pb2.GetServerInfoResponse) -> None:
-        self._info = info
+    NAME = "typeless.v1.ServerService"
+
+    def __init__(self, facts: ServerFacts) -> None:
+        self._facts = facts
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Take this service's calls."""
+        server_pb2_grpc.add_ServerServiceServicer_to_server(self, server)
 
     async def GetServerInfo(
         self, request: server_pb2.GetServerInfoRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> server_pb2.GetServerInfoResponse:
         """The version and the limits in force."""
-        return self._info
+        return server_pb2.GetServerInfoResponse(
+            version=self._facts.version,
+            default_model=self._facts.default_model,
+            max_message_bytes=self._facts.max_message_bytes,
+            max_audio_duration=duration(self._facts.max_audio_s),
+        )

@@ -36,12 +36,18 @@ def _ticket(context: grpc.aio.ServicerContext[Any, Any]) -> Ticket:
 class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer):
     """Speech to text while the caller waits."""
 
+    NAME = "typeless.v1.TranscriptionService"
+
     def __init__(self, engine: Engine, admission: Admission, decoding: Executor, limits: TranscriptionLimits) -> None:
         """decoding: the threads that turn bytes into samples."""
         self._engine = engine
         self._admission = admission
         self._decoding = decoding
         self._limits = limits
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Take this service's calls."""
+        transcription_pb2_grpc.add_TranscriptionServiceServicer_to_server(self, server)
 
     async def Transcribe(
         self,

@@ -1,4 +1,4 @@
-"""Where the shared recordings are: TYPELESS_SHARED_AUDIO, or ../shared/audio beside the repository."""
+"""Every suite's ground: an environment without settings, and the shared recordings where there are any."""
 
 from __future__ import annotations
 
@@ -10,9 +10,21 @@ from typing import Any
 
 import pytest
 
+# What a test run may be told from outside; any other setting of the machine would change what is tested.
+KEPT = {"TYPELESS_DATA_DIR", "TYPELESS_SHARED_AUDIO"}
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in [name for name in os.environ if name.startswith("TYPELESS_") and name not in KEPT]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-config"))
+
 
 @dataclass(frozen=True)
 class Recordings:
+    """Recordings that lie beside the repository, with a manifest."""
+
     folder: Path
 
     def rows(self, *kinds: str) -> list[dict[str, Any]]:
@@ -26,7 +38,8 @@ class Recordings:
 
 @pytest.fixture(scope="session")
 def recordings() -> Recordings:
-    beside = Path(__file__).resolve().parents[3].parent / "shared" / "audio"
+    """The shared recordings: TYPELESS_SHARED_AUDIO, or ../shared/audio beside the repository; skips without them."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "audio"
     folder = Path(os.environ.get("TYPELESS_SHARED_AUDIO") or beside)
     if not (folder / "manifest.jsonl").is_file():
         pytest.skip(f"no shared recordings in {folder}; TYPELESS_SHARED_AUDIO can name another place")

@@ -1,0 +1,75 @@
+"""What several suites need: a real server around a scripted engine, the project's own recordings, a second of sound."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from typeless_grpc.app import listen
+from typeless_grpc.config import Settings
+from typeless_grpc.engine.interface import Engine
+from typeless_grpc.pb.v1 import audio_pb2, server_pb2_grpc, transcription_pb2, transcription_pb2_grpc
+from typeless_grpc.server import Server
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+AUDIO = REPOSITORY / "tests" / "audio"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server of the test's own, and a channel to it. target: "127.0.0.1:PORT"."""
+
+    server: Server
+    target: str
+    channel: grpc.aio.Channel
+
+    @property
+    def transcription(self) -> transcription_pb2_grpc.TranscriptionServiceStub:
+        return transcription_pb2_grpc.TranscriptionServiceStub(self.channel)
+
+    @property
+    def info(self) -> server_pb2_grpc.ServerServiceStub:
+        return server_pb2_grpc.ServerServiceStub(self.channel)
+
+
+@asynccontextmanager
+async def serving(engine: Engine, *, warm: bool = True, **settings: Any) -> AsyncIterator[Served]:
+    """A real server on a free port, wired as the product is, around an engine of the test's choice."""
+    defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 5.0}
+    async with listen(Settings(**defaults | settings), engine) as listening:
+        if warm:
+            await listening.server.serving()
+        target = f"127.0.0.1:{listening.port}"
+        async with grpc.aio.insecure_channel(target) as channel:
+            yield Served(listening.server, target, channel)
+
+
+def fixture(file: str) -> dict[str, Any]:
+    """The manifest's row of one of the project's recordings."""
+    rows = json.loads((AUDIO / "manifest.json").read_text(encoding="utf-8"))
+    return next(row for row in rows if row["file"] == file)
+
+
+def pcm(seconds: float = 1.0, *, rate_hz: int = 16_000) -> bytes:
+    """A quiet tone as raw signed 16-bit samples."""
+    n_samples = round(seconds * rate_hz)
+    tone = 3000 * np.sin(2 * np.pi * 440 * np.arange(n_samples) / rate_hz)
+    return tone.astype("<i2").tobytes()
+
+
+def request(seconds: float = 1.0, **options: Any) -> transcription_pb2.TranscribeRequest:
+    """A well-formed request with a tone of this length."""
+    return transcription_pb2.TranscribeRequest(
+        audio=audio_pb2.AudioSource(
+            content=pcm(seconds),
+            format=audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=16_000),
+        ),
+        options=transcription_pb2.TranscriptionOptions(**options),
+    )

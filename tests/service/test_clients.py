@@ -1,0 +1,145 @@
+"""Whoever calls: our own clients, stubs that plain protoc makes, and grpcurl with nothing but reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.harness import AUDIO, REPOSITORY, pcm, serving
+from typeless_grpc.client import AsyncClient, CallFailed, Client, Options, RawFormat
+from typeless_grpc.engine.interface import Task
+from typeless_grpc.engine.scripted import ScriptedEngine
+
+SPEECH = AUDIO / "en_short.flac"
+OPTIONS = Options(model="tiny.en", language="en", task="translate", hotwords=["Korventa"], word_timestamps=True)
+
+
+async def test_the_async_client_transcribes_paths_and_bytes():
+    engine = ScriptedEngine(lambda asked: "hello")
+    async with serving(engine) as served, AsyncClient(served.target) as client:
+        answers = [
+            await client.transcribe(SPEECH, OPTIONS),
+            await client.transcribe(SPEECH.read_bytes()),
+            await client.transcribe(pcm(), raw_format=RawFormat("pcm_s16le", 16_000)),
+        ]
+        info = await client.server_info()
+    assert [answer.transcript.text for answer in answers] == ["hello"] * 3
+    assert engine.asked[0].options.task is Task.TRANSLATE
+    assert engine.asked[0].options.hotwords == ("Korventa",)
+    assert info.default_model == "base"
+
+
+async def test_the_sync_client_does_the_same():
+    engine = ScriptedEngine(lambda asked: "hello")
+    async with serving(engine) as served:
+
+        def call() -> tuple[str, str]:
+            with Client(served.target) as client:
+                return client.transcribe(SPEECH, OPTIONS).transcript.text, client.server_info().default_model
+
+        assert await asyncio.to_thread(call) == ("hello", "base")
+    assert engine.asked[0].options.word_timestamps
+
+
+async def test_a_refusal_is_call_failed_for_both():
+    async with serving(ScriptedEngine()) as served:
+
+        def call() -> CallFailed:
+            with Client(served.target) as client, pytest.raises(CallFailed) as caught:
+                client.transcribe(b"nothing of the kind")
+            return caught.value
+
+        async with AsyncClient(served.target) as client:
+            with pytest.raises(CallFailed) as caught:
+                await client.transcribe(b"nothing of the kind")
+        for failed in (caught.value, await asyncio.to_thread(call)):
+            assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
+            assert failed.reason == "AUDIO_UNDECODABLE"
+            assert failed.fields[0][0] == "audio.content"
+            assert failed.request_id
+
+
+async def test_nobody_answering_is_unavailable_for_both():
+    async with serving(ScriptedEngine()) as served:
+        target = served.target
+    async with AsyncClient(target) as client:
+        with pytest.raises(CallFailed) as caught:
+            await client.server_info(timeout_s=5)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert caught.value.reason == ""
+
+
+async def run(*command: str | Path, stdin: bytes = b"", cwd: Path = REPOSITORY, **env: str) -> tuple[int, str, str]:
+    """Run a command while the server's loop goes on: its exit code and what it wrote."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=os.environ | env
+    )
+    out, err = await asyncio.wait_for(process.communicate(stdin), 60)
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+PLAIN_CALLER = """
+import sys
+import grpc
+from typeless.v1 import audio_pb2, transcription_pb2, transcription_pb2_grpc
+
+with grpc.insecure_channel(sys.argv[1]) as channel:
+    content = open(sys.argv[2], "rb").read()
+    request = transcription_pb2.TranscribeRequest(audio=audio_pb2.AudioSource(content=content))
+    print(transcription_pb2_grpc.TranscriptionServiceStub(channel).Transcribe(request).transcript.text)
+"""
+
+
+async def test_stubs_made_by_plain_protoc_work(tmp_path: Path):
+    protoc = REPOSITORY / ".venv-proto" / "bin" / "python"
+    if not protoc.exists():
+        pytest.skip("no protoc: `make proto` or `make verify` brings it")
+    protos = sorted(str(path) for path in (REPOSITORY / "protos").rglob("*.proto"))
+    code, _, err = await run(
+        protoc,
+        "-m",
+        "grpc_tools.protoc",
+        f"-I{REPOSITORY / 'protos'}",
+        f"--python_out={tmp_path}",
+        f"--grpc_python_out={tmp_path}",
+        *protos,
+    )
+    assert code == 0, err
+    async with serving(ScriptedEngine(lambda asked: "from plain stubs")) as served:
+        command = (sys.executable, "-c", PLAIN_CALLER, served.target, SPEECH)
+        code, out, err = await run(*command, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert (code, out.strip()) == (0, "from plain stubs"), err
+
+
+@pytest.fixture
+def grpcurl() -> str:
+    found = shutil.which("grpcurl") or shutil.which("grpcurl", path=str(Path.home() / "go" / "bin"))
+    if not found:
+        pytest.skip("no grpcurl on PATH or in ~/go/bin")
+    return found
+
+
+async def test_grpcurl_needs_no_protos(grpcurl: str):
+    body = json.dumps({"audio": {"content": base64.b64encode(SPEECH.read_bytes()).decode()}})
+    method = "typeless.v1.TranscriptionService/Transcribe"
+    async with serving(ScriptedEngine(lambda asked: "from a shell")) as served:
+        code, listed, err = await run(grpcurl, "-plaintext", served.target, "list")
+        assert code == 0, err
+        code, out, err = await run(grpcurl, "-plaintext", "-d", "@", served.target, method, stdin=body.encode())
+        assert code == 0, err
+        code, _, refusal = await run(grpcurl, "-plaintext", "-d", "{}", served.target, method)
+    assert "typeless.v1.TranscriptionService" in listed
+    assert json.loads(out)["transcript"]["text"] == "from a shell"
+    assert code == 64 + grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    # grpcurl shows the details: the reason and the field that is at fault.
+    assert "AUDIO_MISSING" in refusal
+    assert "audio.content" in refusal

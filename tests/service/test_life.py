@@ -1,0 +1,140 @@
+"""The server's life as others see it: health, reflection, and how it goes away."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from tests.harness import Served, request, serving
+from tests.service.test_transcribe import refused
+from typeless_grpc.app import listen
+from typeless_grpc.config import Settings
+from typeless_grpc.engine.scripted import ScriptedEngine
+from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.pb.v1 import jobs_pb2, jobs_pb2_grpc, server_pb2
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICES = ["", "typeless.v1.TranscriptionService", "typeless.v1.ServerService"]
+
+
+async def health(served: Served, service: str) -> int:
+    stub = health_pb2_grpc.HealthStub(served.channel)
+    answer: health_pb2.HealthCheckResponse = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+    return int(answer.status)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_a_server_is_serving_once_it_is_warm(service: str):
+    async with serving(ScriptedEngine(), warm=False) as served:
+        assert await health(served, service) == NOT_SERVING
+        await served.server.serving()
+        assert await health(served, service) == SERVING
+
+
+async def test_the_health_of_an_unknown_service_is_not_found():
+    async with serving(ScriptedEngine()) as served:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health(served, "typeless.v1.Nobody")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_watcher_hears_of_the_end_and_does_not_hold_it_up():
+    async with serving(ScriptedEngine(), drain_timeout_s=60) as served:
+        watch = health_pb2_grpc.HealthStub(served.channel).Watch(health_pb2.HealthCheckRequest(service=""))
+        assert (await watch.read()).status == SERVING
+        async with asyncio.timeout(10):
+            await served.server.stop()
+        assert (await watch.read()).status == NOT_SERVING
+
+
+async def test_reflection_lists_what_is_served_and_describes_it():
+    async with serving(ScriptedEngine()) as served:
+
+        def listed() -> tuple[list[str], str]:
+            with grpc.insecure_channel(served.target) as channel:
+                database = ProtoReflectionDescriptorDatabase(channel)
+                file = database.FindFileContainingSymbol("typeless.v1.TranscriptionService")
+                return sorted(database.get_services()), file.name
+
+        services, file = await asyncio.get_running_loop().run_in_executor(None, listed)
+    assert services == [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "typeless.v1.ServerService",
+        "typeless.v1.TranscriptionService",
+    ]
+    assert file == "typeless/v1/transcription.proto"
+
+
+async def test_a_service_that_is_not_served_is_unimplemented():
+    async with serving(ScriptedEngine()) as served:
+        failed = await refused(jobs_pb2_grpc.JobsServiceStub(served.channel).GetJob(jobs_pb2.GetJobRequest()))
+    assert failed.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_draining_refuses_new_calls_and_finishes_running_ones():
+    engine = ScriptedEngine()
+    engine.gate.clear()
+    async with serving(engine) as served:
+        running = served.transcription.Transcribe(request())
+        await engine.until(n_asked=1)
+        watch = health_pb2_grpc.HealthStub(served.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICES[1]))
+        assert (await watch.read()).status == SERVING
+        stopping = asyncio.create_task(served.server.stop())
+        assert (await watch.read()).status == NOT_SERVING
+        failed = await refused(served.transcription.Transcribe(request()))
+        engine.gate.set()
+        assert (await running).transcript.text == "1.0 seconds"
+        await stopping
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    assert failed.retry_after_s
+    assert len(engine.asked) == 1
+
+
+async def test_a_long_answer_arrives_whole_although_the_server_goes_away():
+    n_characters = 8_000_000
+    engine = ScriptedEngine(lambda asked: "a" * n_characters)
+    engine.gate.clear()
+    async with serving(engine) as served:
+        options = [("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(served.target, options=options) as channel:
+            running = Served(served.server, served.target, channel).transcription.Transcribe(request())
+            await engine.until(n_asked=1)
+            stopping = asyncio.create_task(served.server.stop())
+            engine.gate.set()
+            assert len((await running).transcript.text) == n_characters
+            await stopping
+
+
+async def test_calls_that_outlast_the_drain_time_are_cut():
+    engine = ScriptedEngine()
+    engine.gate.clear()
+    async with serving(engine, drain_timeout_s=0.2) as served:
+        running = served.transcription.Transcribe(request())
+        await engine.until(n_asked=1)
+        async with asyncio.timeout(5):
+            await served.server.stop()
+        failed = await refused(running)
+        await engine.until(n_cancelled=1)
+    assert failed.code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+async def test_an_idle_server_stops_at_once():
+    async with serving(ScriptedEngine(), drain_timeout_s=60) as served:
+        await served.info.GetServerInfo(server_pb2.GetServerInfoRequest())
+        async with asyncio.timeout(5):
+            await served.server.stop()
+
+
+async def test_a_port_in_use_is_an_error_that_says_so():
+    async with serving(ScriptedEngine()) as served:
+        port = int(served.target.rpartition(":")[2])
+        with pytest.raises(SourceUnavailable, match=f"Cannot listen on 127.0.0.1:{port}") as caught:
+            async with listen(Settings(port=port), ScriptedEngine()):
+                pass
+    assert caught.value.reason == "ADDRESS_IN_USE"

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from typeless_grpc.config import Settings, load
+from typeless_grpc.errors import InvalidInput
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "typeless.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems(**given: object) -> dict[str, str]:
+    """What `load` finds wrong, by the name the user wrote."""
+    with pytest.raises(InvalidInput) as caught:
+        load(**given)  # type: ignore[arg-type]
+    return {violation.field: violation.why for violation in caught.value.violations}
+
+
+@pytest.mark.parametrize(
+    ("flag", "environment", "file", "value", "origin"),
+    [
+        (1, 2, 3, 1, "flag"),
+        (None, 2, 3, 2, "environment"),
+        (None, None, 3, 3, "file"),
+        (None, None, None, 50051, "default"),
+        (0, 2, None, 0, "flag"),
+    ],
+)
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(
+    flag: int | None, environment: int | None, file: int | None, value: int, origin: str, monkeypatch, tmp_path: Path
+):
+    if environment is not None:
+        monkeypatch.setenv("TYPELESS_PORT", str(environment))
+    path = write(tmp_path, f"port = {file}" if file is not None else "")
+    loaded = load({"port": flag}, file=path)
+    assert (loaded.settings.port, loaded.origins["port"]) == (value, origin)
+
+
+def test_nothing_said_is_a_server_for_this_machine_alone():
+    settings = load().settings
+    assert (settings.host, settings.port, settings.model, settings.device) == ("127.0.0.1", 50051, "base", "auto")
+    assert settings.data_dir.is_absolute()
+
+
+def test_the_file_may_be_named_by_the_environment(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("TYPELESS_CONFIG", str(write(tmp_path, 'model = "tiny.en"')))
+    assert load().settings.model == "tiny.en"
+
+
+def test_the_usual_file_is_read_where_it_lies(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "typeless").mkdir()
+    write(tmp_path / "typeless", "beam_size = 5")
+    assert load().settings.beam_size == 5
+
+
+def test_a_file_that_is_named_must_exist(monkeypatch, tmp_path: Path):
+    assert "no file" in problems(file=tmp_path / "missing.toml")["config"]
+    monkeypatch.setenv("TYPELESS_CONFIG", str(tmp_path / "missing.toml"))
+    assert "no file" in problems()["config"]
+
+
+def test_a_file_that_is_not_toml_is_named_with_the_place(tmp_path: Path):
+    assert "is not TOML" in problems(file=write(tmp_path, "port == 1"))["config"]
+
+
+def test_all_problems_come_at_once_under_the_names_the_user_wrote(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("TYPELESS_BEAM_SIZE", "eleven")
+    monkeypatch.setenv("TYPELESS_MODELL", "base")
+    path = write(tmp_path, "drain_timeout_s = -1\nprot = 7\n")
+    found = problems(flags={"port": 99_999}, file=path)
+    assert set(found) == {
+        "--port",
+        "TYPELESS_BEAM_SIZE",
+        "TYPELESS_MODELL",
+        f"drain_timeout_s ({path})",
+        f"prot ({path})",
+    }
+    assert "did you mean TYPELESS_MODEL?" in found["TYPELESS_MODELL"]
+    assert "did you mean port?" in found[f"prot ({path})"]
+
+
+@pytest.mark.parametrize("name", ["TYPELESS_", "TYPELESS_PORTS", "typeless_port", "TYPELESS_HOST_"])
+def test_a_variable_that_names_no_setting_is_an_error(name: str, monkeypatch):
+    monkeypatch.setenv(name, "1")
+    assert set(problems()) == {name}
+
+
+@pytest.mark.parametrize("name", ["TYPELESS_SERVER", "TYPELESS_API_KEY"])
+def test_variables_of_the_client_are_not_the_servers(name: str, monkeypatch):
+    monkeypatch.setenv(name, "x")
+    assert load().settings.model_dump() == Settings().model_dump()
+
+
+def test_model_directories_can_be_named_on_one_line(monkeypatch):
+    monkeypatch.setenv("TYPELESS_MODEL_DIRS", "calls=/models/calls, notes=~/notes")
+    assert load().settings.model_dirs == {"calls": Path("/models/calls"), "notes": Path("~/notes").expanduser()}
+
+
+@pytest.mark.parametrize("text", ["calls", "=x", "calls=", "calls=/a,,notes"])
+def test_model_directories_that_make_no_sense_are_refused(text: str, monkeypatch):
+    monkeypatch.setenv("TYPELESS_MODEL_DIRS", text)
+    assert "NAME=DIRECTORY" in problems()["TYPELESS_MODEL_DIRS"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", 65_536),
+        ("port", -1),
+        ("model", ""),
+        ("device", "tpu"),
+        ("beam_size", 0),
+        ("max_message_bytes", 1),
+        ("max_audio_s", 0),
+        ("max_concurrent_calls", 0),
+        ("decode_threads", 0),
+        ("log_level", "loud"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(name: str, value: object):
+    assert set(problems(flags={name: value})) == {"--" + name.replace("_", "-")}
+
+
+def test_settings_do_not_change():
+    with pytest.raises(ValidationError):
+        Settings().port = 1
+
+
+def test_every_setting_says_what_it_means():
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
