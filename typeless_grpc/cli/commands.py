@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from typeless_grpc.cli import config, models, serve, transcribe
+from typeless_grpc.cli import bench, config, models, serve, transcribe
 from typeless_grpc.version import VERSION
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("transcribe")(transcribe.transcribe)
 app.command("config")(config.config)
+app.command("bench")(bench.bench)
 app.add_typer(models.app, name="models")
 
 

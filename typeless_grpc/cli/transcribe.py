@@ -74,7 +74,7 @@ async def _all(
     as_json: bool,
 ) -> int:
     n_failed = 0
-    async with _target(server, local, local_model) as target, AsyncClient(target) as client:
+    async with target_of(server, local, local_model) as target, AsyncClient(target) as client:
         for file in files:
             try:
                 with _waiting(file):
@@ -92,7 +92,7 @@ async def _all(
 
 
 @asynccontextmanager
-async def _target(server: str, local: bool, model: str | None) -> AsyncIterator[str]:
+async def target_of(server: str, local: bool, model: str | None) -> AsyncIterator[str]:
     """Where to call: the server named, or one of our own that ends with the command."""
     if not local:
         yield server

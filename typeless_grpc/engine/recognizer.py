@@ -118,15 +118,18 @@ class Recognizer:
         self._scheduler.check(0.0, ticket)
         async with self._model(options) as model:
             with self._scheduler.coming():
-                pieces = await self._pieces(audio, options.voice_activity)
+                speech = await self._speech_in(audio, options.voice_activity)
+                pieces = plan(speech, len(audio), _cut_policy(self._options.cuts, options.voice_activity))
             return await self._recognize(model, audio, pieces, options, ticket)
 
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """Transcribe one utterance as it is; see `Engine`."""
         if len(utterance) > FULL_WINDOW_S * SAMPLE_RATE_HZ:
             raise InvalidInput("audio", f"an utterance has at most {FULL_WINDOW_S:.0f} s")
-        whole = Piece(0, len(utterance), (Span(0, len(utterance)),))
         async with self._model(options) as model:
+            whole = Piece(0, len(utterance), (Span(0, len(utterance)),))
+            if ticket.lane is not Lane.LIVE_INTERIM:
+                whole = Piece(0, len(utterance), await self._speech_in(utterance, options.voice_activity))
             return await self._recognize(model, utterance, [whole], options, ticket)
 
     @asynccontextmanager
@@ -138,26 +141,25 @@ class Recognizer:
                 raise InvalidInput("options.language", why, reason="LANGUAGE_NOT_SUPPORTED")
             yield model
 
-    async def _pieces(self, audio: Audio, asked: VoiceActivity) -> list[Piece]:
-        """Find the speech and cut it; a caller that goes away stops the thread after half a minute of audio."""
+    async def _speech_in(self, audio: Audio, asked: VoiceActivity) -> tuple[Span, ...]:
+        """Find the speech, in a thread that stops after half a minute of audio once the caller has gone."""
         gone = threading.Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._cut, audio, asked, gone.is_set
+                self._executor, self._detect, audio, asked, gone.is_set
             )
         finally:
             gone.set()
 
-    def _cut(self, audio: Audio, asked: VoiceActivity, cancelled: Callable[[], bool]) -> list[Piece]:
+    def _detect(self, audio: Audio, asked: VoiceActivity, cancelled: Callable[[], bool]) -> tuple[Span, ...]:
         state = DetectorState()
         parts = []
         for start in range(0, len(audio), DETECTION_STEP):
             if cancelled():
-                return []
+                return ()
             parts.append(self._speech.probabilities(audio[start : start + DETECTION_STEP], state))
         probabilities = np.concatenate([*parts, self._speech.finish(state)])
-        speech = speech_spans(probabilities, _span_options(asked), len(audio))
-        return plan(speech, len(audio), _cut_policy(self._options.cuts, asked))
+        return tuple(speech_spans(probabilities, _span_options(asked), len(audio)))
 
     async def _recognize(
         self, model: WhisperModel, audio: Audio, pieces: Sequence[Piece], options: DecodeOptions, ticket: Ticket
@@ -217,6 +219,9 @@ class Recognizer:
             beam_size=call.options.beam_size or self._options.beam_size,
             checks=self._options.checks,
         )
+        if call.ticket.lane is Lane.LIVE_INTERIM:
+            # Soon replaced by another: worth one look, and no second one.
+            return await self._submit(call, replace(window, shown_s=policy.choose(piece.audio_s), checks=None))
         if policy.verified and (call.options.temperatures or TEMPERATURES)[0] == 0.0:
             for shown_s in policy.ladder(piece.audio_s):
                 heard = await self._submit(call, replace(window, shown_s=shown_s))

@@ -1,0 +1,100 @@
+"""`typeless bench`: how fast a server is for its callers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from typeless_grpc.cli.output import EXIT_FAILED, failures_as_lines
+from typeless_grpc.cli.transcribe import target_of
+from typeless_grpc.client import DEFAULT_TARGET, AsyncClient, CallFailed, Options
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One call: how long the caller waited, how long the audio is, and how the call failed, if it did."""
+
+    took_s: float
+    audio_s: float
+    failure: str = ""
+
+
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="Recordings to send.", exists=True, dir_okay=False)],
+    server: Annotated[
+        str, typer.Option("--server", "-s", envvar="TYPELESS_SERVER", help="Where the server listens, host:port.")
+    ] = DEFAULT_TARGET,
+    local: Annotated[bool, typer.Option("--local", help="Start a server for this command alone.")] = False,
+    model: Annotated[str, typer.Option("--model", "-m", help="Model; the server's default unless set.")] = "",
+    language: Annotated[str, typer.Option("--language", "-l", help="Spoken language; detected unless set.")] = "",
+    callers: Annotated[int, typer.Option(min=1, max=1000, help="Callers at the same time.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Times that every file is sent.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+) -> None:
+    """Send recordings from several callers at once and report what they waited; exit code 1 if a call failed.
+
+    Example: typeless bench --local --callers 4 tests/audio/en_short.flac
+    """
+    options = Options(model="" if local else model, language=language)
+    with failures_as_lines():
+        answers, took_s = asyncio.run(
+            _run(
+                [file.read_bytes() for file in files] * rounds,
+                options,
+                server,
+                model if local else None,
+                local,
+                callers,
+            )
+        )
+    report = summary(answers, took_s)
+    typer.echo(json.dumps(report) if as_json else "\n".join(f"{name:22} {value}" for name, value in report.items()))
+    if report["failed"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def summary(answers: list[Answer], took_s: float) -> dict[str, float | int | str]:
+    """Counts, percentiles of the callers' wait in seconds, and audio seconds done in a second."""
+    good = sorted(answer.took_s for answer in answers if not answer.failure)
+    cuts = statistics.quantiles(good, n=20, method="inclusive") if len(good) > 1 else good * 19
+    failures = sorted({answer.failure for answer in answers if answer.failure})
+    return {
+        "calls": len(answers),
+        "failed": len(answers) - len(good),
+        "wait p50 (s)": round(cuts[9], 3) if cuts else 0.0,
+        "wait p95 (s)": round(cuts[18], 3) if cuts else 0.0,
+        "audio (s)": round(sum(answer.audio_s for answer in answers), 1),
+        "audio seconds a second": round(sum(answer.audio_s for answer in answers) / took_s, 2),
+        **({"failures": ", ".join(failures)} if failures else {}),
+    }
+
+
+async def _run(
+    recordings: list[bytes], options: Options, server: str, local_model: str | None, local: bool, n_callers: int
+) -> tuple[list[Answer], float]:
+    async with target_of(server, local, local_model) as target, AsyncClient(target) as client:
+        waiting = iter(recordings)
+        answers: list[Answer] = []
+        started_s = time.monotonic()
+        await asyncio.gather(*(_caller(client, waiting, options, answers) for _ in range(n_callers)))
+        return answers, time.monotonic() - started_s
+
+
+async def _caller(client: AsyncClient, waiting: Iterator[bytes], options: Options, answers: list[Answer]) -> None:
+    for recording in waiting:
+        started_s = time.monotonic()
+        try:
+            answer = await client.transcribe(recording, options)
+        except CallFailed as error:
+            answers.append(Answer(time.monotonic() - started_s, 0.0, error.reason or error.code.name))
+            continue
+        audio = answer.transcript.audio_duration
+        answers.append(Answer(time.monotonic() - started_s, audio.seconds + audio.nanos / 1e9))
