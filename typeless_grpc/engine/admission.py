@@ -25,6 +25,7 @@ class Admission:
     def __init__(self, options: AdmissionOptions) -> None:
         self._options = options
         self._n_calls = 0
+        self._n_recordings = 0
         self._audio_s = 0.0
 
     @contextmanager
@@ -44,13 +45,16 @@ class Admission:
     @contextmanager
     def audio(self, audio_s: float) -> Iterator[None]:
         """Hold decoded audio. Raises Overloaded where others hold too much; one recording alone is always let in."""
-        if self._audio_s and self._audio_s + audio_s > self._options.max_audio_s:
+        if self._n_recordings and self._audio_s + audio_s > self._options.max_audio_s:
             raise Overloaded(
                 "The recordings that wait here are too long together. Try again, or another replica.",
                 retry_after_s=RETRY_AFTER_S,
             )
+        self._n_recordings += 1
         self._audio_s += audio_s
         try:
             yield
         finally:
-            self._audio_s -= audio_s
+            self._n_recordings -= 1
+            # Sums of fractions do not come back to nothing by themselves.
+            self._audio_s = self._audio_s - audio_s if self._n_recordings else 0.0

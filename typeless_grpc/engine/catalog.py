@@ -133,7 +133,8 @@ class Catalog:
         """The directory of a model that is on this machine already; None where it would have to be fetched."""
         if name in self.directories:
             return self.directories[name] if is_model_directory(self.directories[name]) else None
-        if is_model_directory(self.models_dir / name):
+        # Names come from callers: none may lead out of the directory.
+        if Path(name).name == name and is_model_directory(self.models_dir / name):
             return self.models_dir / name
         if (packaged := PACKAGED.get(name)) and len(packaged.files) and _is_installed_whole(packaged):
             return _installed(packaged.files[0].parts[0]).parent

@@ -26,7 +26,8 @@ class CutPolicy:
 
     window_costs: (size in s, cost) ascending. margin_s: room a window leaves after its piece. longest_s: of a piece.
     short_risk: for each second that a piece is shorter than shortest_s. cut_risk: of a cut in a pause of 0.3 s; it
-    falls with the length of the pause. padding_s: kept around speech. silence_s: a longer one always ends a piece.
+    falls with the length of the pause. padding_s: kept around speech; at most a quarter of longest_s, so that there is
+    room for speech. silence_s: a longer one always ends a piece.
     """
 
     window_costs: tuple[tuple[float, float], ...] = ((15.0, 0.17), (20.0, 0.25), (25.0, 0.40), (FULL_WINDOW_S, 0.59))
@@ -37,6 +38,11 @@ class CutPolicy:
     cut_risk: float = 0.06
     padding_s: float = 0.3
     silence_s: float = 3.0
+
+    @property
+    def kept_s(self) -> float:
+        """The padding that leaves room for speech."""
+        return min(self.padding_s, self.longest_s / 4)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def plan(speech: Sequence[Span], n_samples: int, policy: CutPolicy) -> list[Piec
 
 
 def _fitting(span: Span, policy: CutPolicy) -> list[Span]:
-    most = round((policy.longest_s - 2 * policy.padding_s) * SAMPLE_RATE_HZ)
+    most = int((policy.longest_s - 2 * policy.kept_s) * SAMPLE_RATE_HZ)
     n_parts = max(1, math.ceil((span.end - span.start) / most))
     edges = [span.start + (span.end - span.start) * index // n_parts for index in range(n_parts + 1)]
     return [Span(start, end) for start, end in itertools.pairwise(edges)]
@@ -84,7 +90,7 @@ def _best_firsts(parts: Sequence[Span], policy: CutPolicy) -> list[int]:
     firsts = [0] * (len(parts) + 1)
     for end in range(1, len(parts) + 1):
         for first in range(end - 1, -1, -1):
-            audio_s = (parts[end - 1].end - parts[first].start) / SAMPLE_RATE_HZ + 2 * policy.padding_s
+            audio_s = (parts[end - 1].end - parts[first].start) / SAMPLE_RATE_HZ + 2 * policy.kept_s
             if end - first > 1 and (
                 audio_s > policy.longest_s or _pause_s(parts[first], parts[first + 1]) > policy.silence_s
             ):
@@ -107,12 +113,12 @@ def _pause_s(before: Span, after: Span) -> float:
 
 
 def _lead_in(first: Span, policy: CutPolicy) -> int:
-    return max(0, first.start - round(policy.padding_s * SAMPLE_RATE_HZ))
+    return max(0, first.start - int(policy.kept_s * SAMPLE_RATE_HZ))
 
 
 def _border(parts: Sequence[Span], place: int, n_samples: int, policy: CutPolicy, *, before: bool = False) -> int:
     """Where the piece that ends before parts[place] ends, or the one that begins with it begins."""
-    padding = round(policy.padding_s * SAMPLE_RATE_HZ)
+    padding = int(policy.kept_s * SAMPLE_RATE_HZ)
     if place == len(parts):
         return min(n_samples, parts[-1].end + padding)
     middle = (parts[place - 1].end + parts[place].start) // 2

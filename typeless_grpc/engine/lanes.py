@@ -5,7 +5,8 @@ one batch before all others; at worst it then has one batch in every such period
 
 Fairness. Inside a lane every caller has a virtual time: the engine seconds it has been given. The caller with the least
 is next (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996). One that comes anew starts at the lane's
-current time, so it has neither credit for having been away nor to wait behind another's hundred files.
+current time, so it has neither credit for having been away nor to wait behind another's hundred files. One that took
+seats in batches which nobody else wanted is ahead of the others, and is held to it only so far.
 
 Batches. The next piece of work decides the batch's key; others with an equal key join in the same order, but none of a
 lane more patient than its own, so that nobody urgent pays for company.
@@ -15,6 +16,7 @@ No clock, no I/O: `scheduler.py` drives it.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -25,6 +27,8 @@ T = TypeVar("T")
 
 # Callers of a lane that have nothing in line and are remembered all the same; past it the least served are forgotten.
 MAX_REMEMBERED = 1024
+# Seconds of the engine that a caller can be ahead of the least served: no one waits longer for what it had for free.
+MOST_AHEAD_S = 60.0
 
 
 @dataclass(eq=False)
@@ -48,23 +52,26 @@ class _Caller(Generic[T]):
 @dataclass
 class _LaneState(Generic[T]):
     callers: dict[str, _Caller[T]] = field(default_factory=dict)
-    now_s: float = 0.0  # virtual: the least time among callers when last served
+    now_s: float = 0.0  # virtual: the least time among those in line when last served
     turn_s: float = float("-inf")  # real: when it last had a turn
     n_waiting: int = 0
 
     def in_order(self) -> Iterator[Waiting[T]]:
         """Everything waiting, as it would be served if nobody came and each were given in turn."""
-        served = {name: caller.served_s for name, caller in self.callers.items() if caller.line}
-        places = dict.fromkeys(served, 0)
-        while served:
-            name = min(served, key=served.__getitem__)
-            line = self.callers[name].line
-            entry = line[places[name]]
-            yield entry
-            places[name] += 1
-            served[name] += entry.cost_s
-            if places[name] == len(line):
-                del served[name]
+        return (entry for _, entry in self.starts_s())
+
+    def starts_s(self) -> Iterator[tuple[float, Waiting[T]]]:
+        """The same, each with its caller's virtual time when its turn comes."""
+        # The second item makes equals keep the order in which their callers came.
+        heads = [(one.served_s, index, 0, one.line) for index, one in enumerate(self.callers.values()) if one.line]
+        heapq.heapify(heads)
+        while heads:
+            start_s, index, place, line = heads[0]
+            yield start_s, line[place]
+            if place + 1 < len(line):
+                heapq.heapreplace(heads, (start_s + line[place].cost_s, index, place + 1, line))
+            else:
+                heapq.heappop(heads)
 
 
 class Lanes(Generic[T]):
@@ -82,6 +89,8 @@ class Lanes(Generic[T]):
         caller = lane.callers.get(entry.caller)
         if caller is None:
             caller = lane.callers[entry.caller] = _Caller(lane.now_s)
+        elif not caller.line:
+            caller.served_s = max(caller.served_s, lane.now_s)  # being away earns nothing
         caller.line.append(entry)
         lane.n_waiting += 1
 
@@ -111,8 +120,14 @@ class Lanes(Generic[T]):
                     break
                 if entry is not head and entry.key == head.key:
                     batch.append(entry)
+        for lane in {entry.lane for entry in batch}:
+            state = self._lanes[lane]
+            # Company may be of a caller that is far ahead: it is not the measure for those who come.
+            least_s = min(caller.served_s for caller in state.callers.values() if caller.line)
+            state.now_s = max(state.now_s, least_s)
+            state.turn_s = now_s
         for entry in batch:
-            self._serve(entry, now_s)
+            self._serve(entry)
         return batch
 
     def older_than(self, lane: Lane, since_s: float) -> list[Waiting[T]]:
@@ -133,15 +148,12 @@ class Lanes(Generic[T]):
         key = next(self._lanes[head_lane].in_order()).key
         return sum(entry.key == key for lane in Lane if lane <= head_lane for entry in self._lanes[lane].in_order())
 
-    def cost_s(self, lane: Lane) -> float:
-        """What would be served before new work of a lane, as expected."""
-        return sum(
-            entry.cost_s
-            for one in Lane
-            if one <= lane
-            for caller in self._lanes[one].callers.values()
-            for entry in caller.line
-        )
+    def cost_s(self, lane: Lane, caller: str | None = None) -> float:
+        """What would be served before new work of a lane and a caller, as expected; None: behind all of the lane."""
+        urgent = sum(entry.cost_s for one in Lane if one < lane for entry in self._lanes[one].in_order())
+        state = self._lanes[lane]
+        turn_s = float("inf") if caller is None else _next_start_s(state, caller)
+        return urgent + sum(entry.cost_s for start_s, entry in state.starts_s() if start_s <= turn_s)
 
     def _next_lane(self, now_s: float) -> Lane | None:
         waiting = [lane for lane in Lane if self._lanes[lane].n_waiting]
@@ -150,14 +162,12 @@ class Lanes(Generic[T]):
             return min(starving, key=lambda lane: self._lanes[lane].turn_s)
         return waiting[0] if waiting else None
 
-    def _serve(self, entry: Waiting[T], now_s: float) -> None:
+    def _serve(self, entry: Waiting[T]) -> None:
         lane = self._lanes[entry.lane]
         caller = lane.callers[entry.caller]
         caller.line.remove(entry)
         lane.n_waiting -= 1
-        lane.turn_s = now_s
-        lane.now_s = max(lane.now_s, caller.served_s)
-        caller.served_s += entry.cost_s
+        caller.served_s = max(caller.served_s, min(caller.served_s + entry.cost_s, lane.now_s + MOST_AHEAD_S))
         self._forget(lane, entry.caller)
 
     def _forget(self, lane: _LaneState[T], name: str) -> None:
@@ -173,3 +183,11 @@ class Lanes(Generic[T]):
             for forgotten in idle[: max(0, len(idle) - MAX_REMEMBERED // 2)]:
                 del ahead[forgotten]
             lane.callers = ahead
+
+
+def _next_start_s(lane: _LaneState[T], name: str) -> float:
+    """The virtual time at which new work of a caller would have its turn."""
+    caller = lane.callers.get(name)
+    if caller is None:
+        return lane.now_s
+    return max(lane.now_s, caller.served_s) + sum(entry.cost_s for entry in caller.line)

@@ -79,6 +79,7 @@ class ModelPool(Generic[ModelT]):
         self._clock = clock
         self._options = options
         self._entries: dict[str, _Entry[ModelT]] = {}
+        self._fetches: dict[str, asyncio.Future[Path]] = {}
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[ModelT]:
@@ -106,8 +107,7 @@ class ModelPool(Generic[ModelT]):
     async def load(self, name: str) -> ModelT:
         """Load a model, fetched first where it is not on this machine. Raises as `Catalog.get`, and EngineFailed."""
         if name not in self._entries:
-            directory = await asyncio.to_thread(self._finder.get, name)
-            self._entry(name, directory)
+            self._entry(name, await self._fetched(name))
         async with self.use(name) as model:
             return model
 
@@ -128,6 +128,14 @@ class ModelPool(Generic[ModelT]):
     def loaded(self) -> dict[str, ModelT]:
         """The models that can be used now."""
         return {name: entry.model.result() for name, entry in self._entries.items() if entry.is_loaded}
+
+    async def _fetched(self, name: str) -> Path:
+        """Its directory; one download for all who ask, which goes on when one of them goes away."""
+        fetch = self._fetches.get(name)
+        if fetch is None:
+            fetch = self._fetches[name] = asyncio.ensure_future(asyncio.to_thread(self._finder.get, name))
+            fetch.add_done_callback(lambda _: self._fetches.pop(name))
+        return await asyncio.shield(fetch)
 
     def _entry(self, name: str, directory: Path) -> _Entry[ModelT]:
         # Another call may have begun to load it while we looked for its directory.

@@ -36,8 +36,9 @@ class SchedulerOptions:
 
     max_batch: windows decoded together, 1 to 64; more is faster for many callers and slower for the first of them.
     gather_ms: how long a batch waits for work that is on its way. n_workers: batches at the same time, each with its
-    own threads of the model. max_waiting: windows in line; more are refused. starve_after_s: a lane that waited so long
-    has a turn. interim_max_wait_s: interims that waited longer are dropped, 0.1 to 10.
+    own threads of the model. max_waiting: windows in line that are as urgent or more; more are refused, so that patient
+    work never keeps out what is more urgent. starve_after_s: a lane that waited so long has a turn.
+    interim_max_wait_s: interims that waited longer are dropped, 0.1 to 10.
     """
 
     max_batch: int = 8
@@ -97,19 +98,21 @@ class Scheduler(Generic[WorkT, ResultT]):
         self._running: dict[int, tuple[float, float]] = {}
         self._pace: float | None = None
         self._workers: list[asyncio.Task[None]] = []
+        self._is_stopped = False
 
     async def start(self) -> None:
         """Begin to serve."""
         self._workers = [asyncio.create_task(self._serve(index)) for index in range(self._options.n_workers)]
 
     async def stop(self) -> None:
-        """Stop serving; whoever still waits is told that the server goes away."""
+        """Stop serving; whoever still waits, in line or for a running batch, is told that the server goes away."""
+        self._is_stopped = True
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         for lane in Lane:
             for entry in self._lanes.older_than(lane, float("inf")):
-                self._refuse(entry, Overloaded("This server is going away.", reason="DRAINING"))
+                self._refuse(entry, _going_away())
 
     async def submit(self, work: WorkT, *, key: Hashable, cost_s: float, ticket: Ticket) -> Done[ResultT]:
         """Wait for a window's turn and its result; cancelling takes it out of the line.
@@ -130,8 +133,10 @@ class Scheduler(Generic[WorkT, ResultT]):
 
     def check(self, cost_s: float, ticket: Ticket) -> None:
         """Refuse work that cannot be taken, or not be done in time. Raises Overloaded or DeadlineExceeded."""
-        wait_s = self.backlog_s(ticket.lane)
-        if self._lanes.n_waiting() >= self._options.max_waiting:
+        if self._is_stopped:
+            raise _going_away()
+        wait_s = self.backlog_s(ticket.lane, ticket.caller)
+        if sum(self._lanes.n_waiting(lane) for lane in Lane if lane <= ticket.lane) >= self._options.max_waiting:
             raise Overloaded("The line before the engine is full.", retry_after_s=max(0.1, wait_s))
         if ticket.lane is Lane.LIVE_INTERIM and wait_s > self._options.interim_max_wait_s:
             raise Overloaded("No time for interim results now.", reason="INTERIM_DROPPED", retry_after_s=wait_s)
@@ -144,24 +149,29 @@ class Scheduler(Generic[WorkT, ResultT]):
                 f"This needs about {needed_s:.1f} s, waiting included, and the deadline is in {max(0.0, left_s):.1f} s."
             )
 
-    def backlog_s(self, lane: Lane) -> float:
-        """How long new work of a lane would wait, by the measured pace; 0 before anything was measured."""
+    def backlog_s(self, lane: Lane, caller: str | None = None) -> float:
+        """How long new work would wait, by the measured pace; 0 before anything was measured.
+
+        caller: whose; None where it would be the last of its lane.
+        """
         now_s = self._clock.now_s()
         running_s = [max(0.0, ends_s - now_s) for _, ends_s in self._running.values()]
         if len(running_s) < self._options.n_workers and not self._lanes.n_waiting():
             return 0.0
         pace = self._pace or 0.0
-        return (self._lanes.cost_s(lane) * pace + sum(running_s)) / self._options.n_workers
+        return (self._lanes.cost_s(lane, caller) * pace + sum(running_s)) / self._options.n_workers
 
     @contextlib.contextmanager
     def coming(self) -> Iterator[None]:
-        """Work is on its way while this is open: a batch that is not full may wait a moment for it."""
+        """Work is on its way while this is open: a batch that is not full may wait a moment for it.
+
+        The end of it wakes nobody, because the work is handed in just after: a batch that waits would go without it.
+        """
         self._n_coming += 1
         try:
             yield
         finally:
             self._n_coming -= 1
-            self._arrived.set()
 
     async def _serve(self, index: int) -> None:
         while True:
@@ -192,6 +202,10 @@ class Scheduler(Generic[WorkT, ResultT]):
         self._running[index] = (started_s, started_s + expected_s * (self._pace or 0.0))
         try:
             results = await self._results([entry.work for entry in batch])
+        except asyncio.CancelledError:
+            for entry in batch:
+                self._refuse(entry, _going_away())
+            raise
         finally:
             del self._running[index]
         ended_s = self._clock.now_s()
@@ -205,12 +219,14 @@ class Scheduler(Generic[WorkT, ResultT]):
 
     async def _results(self, tasks: list[Task[WorkT, ResultT]]) -> Sequence[ResultT | Exception | None]:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, tasks)
+            results = await asyncio.get_running_loop().run_in_executor(self._executor, self._run, tasks)
+            assert len(results) == len(tasks)
+            return results
         except Exception as error:
             if len(tasks) == 1:
                 return [error]
         # One of them made the batch fail; alone, the others do not pay for it.
-        return [result for task in tasks for result in await self._results([task])]
+        return [(await self._results([task]))[0] if task.is_wanted() else None for task in tasks]
 
     def _measure(self, pace: float) -> None:
         self._pace = pace if self._pace is None else self._pace + PACE_WEIGHT * (pace - self._pace)
@@ -229,3 +245,7 @@ class Scheduler(Generic[WorkT, ResultT]):
     def _refuse(self, entry: Waiting[Task[WorkT, ResultT]], error: Exception) -> None:
         if entry.work.is_wanted():
             entry.work.done.set_exception(error)
+
+
+def _going_away() -> Overloaded:
+    return Overloaded("This server is going away.", reason="DRAINING")

@@ -158,6 +158,20 @@ class WhisperModel:
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineFailed(f"Model '{name}' cannot be loaded.", reason="MODEL_LOAD_FAILED") from error
         self._model = self._whisper.model
+        # Of this model, and without a reference to it: nothing outlives it, and it is freed when the last call is done.
+        whisper, is_multilingual = self._whisper, bool(self._model.is_multilingual)
+
+        @functools.lru_cache(maxsize=256)
+        def tokenizer_of(language: str, task: str) -> Tokenizer:
+            return Tokenizer(whisper.hf_tokenizer, is_multilingual, task=task, language=language)
+
+        @functools.lru_cache(maxsize=256)
+        def prompt_of(prompt: str, hotwords: str | None, language: str, task: str) -> list[int]:
+            tokenizer = tokenizer_of(language, task)
+            previous = tokenizer.encode(" " + prompt.strip()) if prompt else []
+            return list(whisper.get_prompt(tokenizer, previous, hotwords=hotwords))
+
+        self._tokenizer_of, self._prompt_of = tokenizer_of, prompt_of
         # Converted models are stored as float16; nothing tells what CTranslate2 makes of it in memory.
         stored_bytes = (directory / "model.bin").stat().st_size
         self.memory_bytes = round(stored_bytes * BYTES_PER_WEIGHT.get(device.compute_type, 2) / 2)
@@ -316,19 +330,9 @@ class WhisperModel:
     def _tokenizer(self, one: _Passing) -> Tokenizer:
         return self._tokenizer_of(one.language, one.window.options.task.value)
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019 - a model lives as long as its tokenizers
-    def _tokenizer_of(self, language: str, task: str) -> Tokenizer:
-        return Tokenizer(self._whisper.hf_tokenizer, self.is_multilingual, task=task, language=language)
-
     def _prompt(self, window: Window, language: str) -> list[int]:
         options = window.options
         return self._prompt_of(options.prompt, _hotwords(options), language, options.task.value)
-
-    @functools.lru_cache(maxsize=256)  # noqa: B019 - as above
-    def _prompt_of(self, prompt: str, hotwords: str | None, language: str, task: str) -> list[int]:
-        tokenizer = self._tokenizer_of(language, task)
-        previous = tokenizer.encode(" " + prompt.strip()) if prompt else []
-        return list(self._whisper.get_prompt(tokenizer, previous, hotwords=hotwords))
 
 
 def _hotwords(options: DecodeOptions) -> str | None:

@@ -60,10 +60,13 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
     async def ListModels(
         self, request: models_pb2.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> models_pb2.ListModelsResponse:
-        """The models that calls can use: those on this machine."""
-        here = await asyncio.to_thread(lambda: [name for name in self._catalog.names() if self._catalog.find(name)])
+        """The models that calls can use: those on this machine, and those in memory whose files are gone since."""
+        here = await asyncio.to_thread(lambda: {name for name in self._catalog.names() if self._catalog.find(name)})
         loaded = self._pool.loaded()
-        return models_pb2.ListModelsResponse(models=[self._message(name, loaded.get(name)) for name in here])
+        names = [name for name in self._catalog.names() if name in here or name in loaded]
+        # The default one may have a name that only the data directory knows.
+        names += sorted(({self._default} | set(loaded)) - set(names))
+        return models_pb2.ListModelsResponse(models=[self._message(name, loaded.get(name)) for name in names])
 
     async def LoadModel(
         self, request: models_pb2.LoadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -84,6 +87,8 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         if model is None:
             # Before it is loaded only the name tells: faster-whisper's English models end in ".en".
             message.multilingual = not name.endswith(".en")
+            if not message.multilingual:
+                message.languages.append("en")
             return message
         message.multilingual = model.is_multilingual
         message.languages.extend(model.languages)
