@@ -9,6 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+
+# Log lines go where Python's own go: to pytest, which shows them for tests that fail.
+structlog.configure(
+    processors=[
+        structlog.stdlib.filter_by_level,
+        structlog.processors.format_exc_info,
+        structlog.processors.KeyValueRenderer(),
+    ],
+    logger_factory=structlog.stdlib.LoggerFactory(),
+    wrapper_class=structlog.stdlib.BoundLogger,
+)
 
 # What a test run may be told from outside; any other setting of the machine would change what is tested.
 KEPT = {"TYPELESS_DATA_DIR", "TYPELESS_SHARED_AUDIO"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typeless_grpc.app import listen
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.pb.v1 import audio_pb2, server_pb2_grpc, transcription_pb2, transcription_pb2_grpc
-from typeless_grpc.server import Server
+from typeless_grpc.server import Server, Service
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 AUDIO = REPOSITORY / "tests" / "audio"
@@ -40,10 +40,12 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(engine: Engine, *, warm: bool = True, **settings: Any) -> AsyncIterator[Served]:
+async def serving(
+    engine: Engine, *, warm: bool = True, more: Sequence[Service] = (), **settings: Any
+) -> AsyncIterator[Served]:
     """A real server on a free port, wired as the product is, around an engine of the test's choice."""
     defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 5.0}
-    async with listen(Settings(**defaults | settings), engine) as listening:
+    async with listen(Settings(**defaults | settings), engine, more) as listening:
         if warm:
             await listening.server.serving()
         target = f"127.0.0.1:{listening.port}"

@@ -29,6 +29,10 @@ def failures_as_lines() -> Iterator[None]:
     """Turn what we raise on purpose into a line; anything else is a bug and keeps its traceback."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("typeless_grpc"):
+            raise
+        fail(f"this needs the server's libraries ({error.name}): pip install 'typeless-grpc[server]'")
     except TypelessError as error:
         fail(f"{error.message} ({error.reason})")
 

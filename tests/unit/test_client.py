@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from typeless_grpc.client import CallFailed, Options, RawFormat, transcribe_request
+from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
+
+
+class Ended:
+    """A call's end, as grpc tells it."""
+
+    def __init__(
+        self, *details: Message, trailers: tuple[tuple[str, Any], ...] = (), text: str | None = "It is wrong."
+    ) -> None:
+        self._text = text
+        packed = [any_pb2.Any() for _ in details]
+        for holder, detail in zip(packed, details, strict=True):
+            holder.Pack(detail)
+        status = status_pb2.Status(code=3, message="It is wrong.", details=packed)
+        self._trailers = (*trailers, ("grpc-status-details-bin", status.SerializeToString())) if details else trailers
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.INVALID_ARGUMENT
+
+    def details(self) -> str | None:
+        return self._text
+
+    def trailing_metadata(self) -> Any:
+        return self._trailers or None
+
+
+def test_everything_the_server_says_is_read():
+    violation = error_details_pb2.BadRequest.FieldViolation(field="options.language", description="is not known")
+    failed = CallFailed.of(
+        Ended(
+            error_details_pb2.ErrorInfo(reason="LANGUAGE_NOT_SUPPORTED", domain="typeless"),
+            error_details_pb2.BadRequest(field_violations=[violation]),
+            error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=1, nanos=500_000_000)),
+            trailers=(("x-request-id", "call-7"),),
+        )
+    )
+    assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert failed.reason == "LANGUAGE_NOT_SUPPORTED"
+    assert failed.fields == (("options.language", "is not known"),)
+    assert failed.retry_after_s == 1.5
+    assert failed.request_id == "call-7"
+    assert str(failed) == "It is wrong. (LANGUAGE_NOT_SUPPORTED)"
+
+
+def test_an_end_without_details_is_read_as_far_as_it_goes():
+    failed = CallFailed.of(Ended(text=None))
+    assert (failed.reason, failed.fields, failed.retry_after_s, failed.request_id) == ("", (), None, "")
+    assert str(failed) == " (INVALID_ARGUMENT)"
+
+
+def test_details_nobody_knows_are_passed_over():
+    assert CallFailed.of(Ended(duration_pb2.Duration(seconds=1))).reason == ""
+
+
+def test_options_become_the_contracts_options():
+    options = Options(
+        model="base",
+        language="de",
+        task="translate",
+        prompt="p",
+        hotwords=["h"],
+        word_timestamps=True,
+        beam_size=5,
+        temperatures=[0.0],
+    )
+    assert options.message() == transcription_pb2.TranscriptionOptions(
+        model="base",
+        language="de",
+        task=transcription_pb2.TASK_TRANSLATE,
+        prompt="p",
+        hotwords=["h"],
+        word_timestamps=True,
+        decoding=transcription_pb2.DecodingOptions(beam_size=5, temperatures=[0.0]),
+    )
+
+
+@pytest.mark.parametrize("encoding", ["pcm_s16le", "pcm_f32le", "mulaw", "alaw"])
+def test_every_raw_encoding_has_its_name(encoding: str):
+    message = RawFormat(encoding, 8000, 2).message()
+    assert audio_pb2.AudioEncoding.Name(message.encoding) == f"AUDIO_ENCODING_{encoding.upper()}"
+    assert (message.sample_rate_hertz, message.channel_count) == (8000, 2)
+
+
+@pytest.mark.parametrize("wrong", [lambda: RawFormat("mp3", 8000).message(), lambda: Options(task="sing").message()])
+def test_a_name_that_does_not_exist_is_an_error_before_any_call(wrong: Any):
+    with pytest.raises(ValueError):
+        wrong()
+
+
+def test_a_path_is_read_and_bytes_are_taken_as_they_are(tmp_path: Any):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"riff")
+    for audio in (path, str(path), b"riff"):
+        assert transcribe_request(audio, Options()).audio.content == b"riff"
+    with pytest.raises(FileNotFoundError):
+        transcribe_request(tmp_path / "missing.wav", Options())
