@@ -81,7 +81,7 @@ async def test_the_models_on_this_machine_are_listed(models):
         compute_type="int8",
         memory_bytes=77,
     )
-    assert found["tiny.en"] == models_pb2.Model(name="tiny.en")
+    assert found["tiny.en"] == models_pb2.Model(name="tiny.en", languages=["en"])
 
 
 async def test_a_model_is_fetched_and_loaded_when_asked_for_and_unloaded_again(models):

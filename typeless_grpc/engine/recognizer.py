@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from typeless_grpc.engine.verification import Checks
 from typeless_grpc.engine.whisper import TEMPERATURES, Heard, WhisperModel, Window
 from typeless_grpc.engine.window import FULL_WINDOW_S, WindowPolicy
 from typeless_grpc.errors import InvalidInput
+
+T = TypeVar("T")
 
 # A window's expected cost in seconds of an idle engine, for each second shown, and once; only ratios matter, the
 # scheduler measures the rest (docs/encoder-window.md: 15 s take 0.17 s to encode and about as much to decode).
@@ -118,8 +121,7 @@ class Recognizer:
         self._scheduler.check(0.0, ticket)
         async with self._model(options) as model:
             with self._scheduler.coming():
-                speech = await self._speech_in(audio, options.voice_activity)
-                pieces = plan(speech, len(audio), _cut_policy(self._options.cuts, options.voice_activity))
+                pieces = await self._off_loop(self._pieces, audio, options.voice_activity)
             return await self._recognize(model, audio, pieces, options, ticket)
 
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
@@ -129,7 +131,8 @@ class Recognizer:
         async with self._model(options) as model:
             whole = Piece(0, len(utterance), (Span(0, len(utterance)),))
             if ticket.lane is not Lane.LIVE_INTERIM:
-                whole = Piece(0, len(utterance), await self._speech_in(utterance, options.voice_activity))
+                speech = await self._off_loop(self._speech_in, utterance, options.voice_activity)
+                whole = Piece(0, len(utterance), speech)
             return await self._recognize(model, utterance, [whole], options, ticket)
 
     @asynccontextmanager
@@ -141,17 +144,20 @@ class Recognizer:
                 raise InvalidInput("options.language", why, reason="LANGUAGE_NOT_SUPPORTED")
             yield model
 
-    async def _speech_in(self, audio: Audio, asked: VoiceActivity) -> tuple[Span, ...]:
-        """Find the speech, in a thread that stops after half a minute of audio once the caller has gone."""
+    async def _off_loop(self, find: Callable[..., T], *of: Any) -> T:
+        """Look at audio in a thread that stops, after half a minute of audio at most, once the caller has gone."""
         gone = threading.Event()
+        work = functools.partial(find, *of, gone.is_set)
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._detect, audio, asked, gone.is_set
-            )
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
         finally:
             gone.set()
 
-    def _detect(self, audio: Audio, asked: VoiceActivity, cancelled: Callable[[], bool]) -> tuple[Span, ...]:
+    def _pieces(self, audio: Audio, asked: VoiceActivity, cancelled: Callable[[], bool]) -> list[Piece]:
+        speech = self._speech_in(audio, asked, cancelled)
+        return plan(speech, len(audio), _cut_policy(self._options.cuts, asked))
+
+    def _speech_in(self, audio: Audio, asked: VoiceActivity, cancelled: Callable[[], bool]) -> tuple[Span, ...]:
         state = DetectorState()
         parts = []
         for start in range(0, len(audio), DETECTION_STEP):
