@@ -1,15 +1,22 @@
-"""Every suite's ground: an environment without settings, and the shared recordings where there are any."""
+"""Every suite's ground: an environment without settings, the shared recordings, and servers with real models."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import structlog
+
+from typeless_grpc.app import build, catalog
+from typeless_grpc.client import AsyncClient
+from typeless_grpc.config import Settings
 
 # Log lines go where Python's own go: to pytest, which shows them for tests that fail.
 structlog.configure(
@@ -56,3 +63,29 @@ def recordings() -> Recordings:
     if not (folder / "manifest.jsonl").is_file():
         pytest.skip(f"no shared recordings in {folder}; TYPELESS_SHARED_AUDIO can name another place")
     return Recordings(folder)
+
+
+@asynccontextmanager
+async def served(model: str) -> AsyncIterator[AsyncClient]:
+    """A client of a server with this model, warm. Skips where the model is not on this machine."""
+    settings = Settings(port=0, model=model)
+    if catalog(settings).find(model) is None:
+        pytest.skip(f"model {model} is not on this machine: typeless models pull {model}")
+    async with build(settings) as app:
+        await app.warm()
+        async with AsyncClient(f"127.0.0.1:{app.port}") as client:
+            yield client
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def tiny_en() -> AsyncIterator[AsyncClient]:
+    """A server with the real tiny.en, for all tests that ask for it."""
+    async with served("tiny.en") as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def base() -> AsyncIterator[AsyncClient]:
+    """A server with the real base, for all tests that ask for it."""
+    async with served("base") as client:
+        yield client

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
         32 * 1024 * 1024,
         ge=64 * 1024,
         le=1024 * 1024 * 1024,
-        description="Largest request or response message, in bytes.",
+        description="Largest request message, in bytes.",
     )
     max_audio_s: float = Field(
         3600.0, gt=0, le=86400, description="Longest recording of Transcribe, in seconds; checked while decoding."

@@ -126,7 +126,7 @@ async def _at_most(work: Coroutine[Any, Any, None], seconds: float) -> bool:
 def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
     return [
         # Twice ours, so that a message a little over the limit is refused by us, with a reason.
-        ("grpc.max_receive_message_length", 2 * options.max_message_bytes),
+        ("grpc.max_receive_message_length", min(2 * options.max_message_bytes, 2**31 - 1)),
         ("grpc.max_send_message_length", -1),
         # A second server on the same port is an error, not a lottery.
         ("grpc.so_reuseport", 0),

@@ -15,14 +15,19 @@ def config(
     file: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
     describe: Annotated[bool, typer.Option("--describe", help="With what each setting means.")] = False,
+    as_reference: Annotated[bool, typer.Option("--reference", help="All settings there are, as Markdown.")] = False,
 ) -> None:
     """Print the settings in force; the output is a settings file.
 
     Example: typeless config > typeless.toml
     """
     with failures_as_lines():
+        from typeless_grpc.cli.reference import reference
         from typeless_grpc.config import Settings, load
 
+        if as_reference:
+            typer.echo(reference(), nl=False)
+            return
         loaded = load(file=file)
     values = loaded.settings.model_dump(mode="json")
     if as_json:
