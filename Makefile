@@ -13,7 +13,8 @@ UV := $(BIN)/uv
 PROTO_BIN := .venv-proto/bin
 FLOOR_BIN := .venv-floor/bin
 PROTOS := $(wildcard protos/typeless/v1/*.proto)
-MODEL ?= base
+# `make run MODEL=small` is a flag, and flags win; unset, TYPELESS_MODEL and the settings file decide.
+MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
@@ -67,15 +68,15 @@ lock: | $(UV) ## resolve the dependencies anew into requirements/
 # ---- use ----------------------------------------------------------------------------------------------------
 
 run: $(VENV)/server.stamp ## set everything up and serve on port 50051
-	@exec $(BIN)/typeless serve --model $(MODEL)
+	@exec $(BIN)/typeless serve $(if $(MODEL),--model $(MODEL))
 
 demo: $(VENV)/server.stamp ## a server of its own, a sample, its text as it comes
-	@exec $(BIN)/typeless transcribe --local --model $(MODEL) tests/audio/en_two_sentences.flac
+	@exec $(BIN)/typeless transcribe --local $(if $(MODEL),--model $(MODEL)) tests/audio/en_two_sentences.flac
 
 # ---- checks -------------------------------------------------------------------------------------------------
 
-test: $(VENV)/dev.stamp ## set everything up and run all tests
-	@$(BIN)/typeless models pull tiny.en >/dev/null
+test: $(VENV)/dev.stamp $(PROTO_BIN)/protoc-gen-mypy ## set everything up and run all tests
+	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint type test verify ## lint, types, tests, generated code: all that CI runs
@@ -105,9 +106,14 @@ endef
 proto: $(PROTO_BIN)/protoc-gen-mypy ## generate typeless_grpc/pb from protos/
 	$(call generate,typeless_grpc/pb)
 
+golden: $(VENV)/dev.stamp ## rewrite what is generated besides the protos' code; review the diff
+	@$(BIN)/typeless config --reference >docs/configuration.md
+
 verify: $(PROTO_BIN)/protoc-gen-mypy $(VENV)/dev.stamp ## the checked-in generated code and docs are up to date; the wire contract only grew
 	$(call generate,.cache/pb)
 	diff -r -x __pycache__ .cache/pb typeless_grpc/pb || { echo "typeless_grpc/pb is out of date: make proto" >&2; exit 1; }
+	$(BIN)/typeless config --reference | diff - docs/configuration.md || { echo "docs/configuration.md is out of date: make golden" >&2; exit 1; }
+	if [ -z "$(BASE)" ]; then echo "not a git checkout: the contract is not compared with its past"; exit 0; fi
 	cd protos && ../$(BIN)/buf breaking --against '../.git#ref=$(BASE),subdir=protos'
 
 floors: | $(UV) ## the tests that need no model, with the oldest dependencies we support

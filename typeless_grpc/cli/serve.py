@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -86,11 +87,20 @@ def ready_text(app: App, settings: Settings) -> str:
     )
     method = "typeless.v1.TranscriptionService/Transcribe"
     server = "" if app.port == 50051 else f" --server {address}"
+    typeless = _command()
     return f"""\
 typeless {VERSION} takes calls on {settings.host}:{app.port}: model {app.model} ({on})
 
 Try next:
-  typeless transcribe{server} {sample}
+  {typeless} transcribe{server} {sample}
   grpcurl -plaintext {address} list
   echo '{{"audio": {{"content": "'$(base64 -w0 {sample})'"}}}}' | grpcurl -plaintext -d @ {address} {method}
 """
+
+
+def _command() -> str:
+    """How this command is called from here: by its name where the shell finds it, else by its path."""
+    here = Path(sys.argv[0]).absolute()
+    if here.name != "typeless" or shutil.which("typeless") == str(here):
+        return "typeless"
+    return os.path.relpath(here)

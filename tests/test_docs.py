@@ -1,0 +1,216 @@
+"""What the documents say is so: their commands run, their links lead somewhere, their tables are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import typer.main
+
+from tests.harness import REPOSITORY
+from typeless_grpc.cli.commands import app
+from typeless_grpc.cli.reference import reference
+
+README = (REPOSITORY / "README.md").read_text("utf-8")
+DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
+BIN = Path(sys.executable).parent
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+# ---- what needs no server ---------------------------------------------------------------------------------------
+
+
+def test_the_readme_can_be_read_in_one_sitting():
+    assert README.count("\n") < 150
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path):
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text("utf-8"))
+    assert [to for to in targets if not to.startswith("http") and not (path.parent / to).exists()] == []
+
+
+def test_every_make_target_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text("utf-8"), re.M))
+    sources = [*DOCUMENTS, REPOSITORY / ".ci" / "run", REPOSITORY / "Makefile"]
+    texts = {path: path.read_text("utf-8") for path in sources}
+    named = {name for text in texts.values() for name in re.findall(r"(?:`|\$ |: |^)make ([a-z]+)", text, re.M)}
+    assert {"run", "test", "check"} <= named
+    assert named <= targets
+
+
+def test_the_reference_of_settings_is_that_of_the_code():
+    assert (REPOSITORY / "docs" / "configuration.md").read_text("utf-8") == reference(), "make golden"
+
+
+def test_settings_in_the_readme_have_their_true_defaults():
+    rows = dict(re.findall(r"^\| `(TYPELESS_\w+)` \| `(\S+)` \|", README, re.M))
+    assert rows
+    true = dict(re.findall(r"\| `(TYPELESS_\w+)` \| `(.*?)` \|", reference()))
+    assert rows == {name: true[name] for name in rows}
+
+
+def reasons() -> Iterator[str]:
+    """Every reason that an error of ours can carry: upper case with an underscore, or given by that name."""
+    for path in (REPOSITORY / "typeless_grpc").rglob("*.py"):
+        if "pb" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "reason" and isinstance(node.value, ast.Constant):
+                yield str(node.value.value)
+            elif isinstance(node, ast.arguments):
+                named = zip(node.kwonlyargs, node.kw_defaults, strict=True)
+                yield from (str(d.value) for a, d in named if a.arg == "reason" and isinstance(d, ast.Constant))
+            elif isinstance(node, ast.Constant) and re.fullmatch(r"AUDIO_[A-Z_]+", str(node.value)):
+                yield str(node.value)
+
+
+def test_every_reason_is_documented_and_no_other():
+    documented = re.findall(r"^\| `([A-Z_]+)` \|", (REPOSITORY / "docs" / "errors.md").read_text("utf-8"), re.M)
+    assert documented == sorted(documented)
+    assert set(documented) == {reason for reason in reasons() if reason.isupper()} - {"AUDIO_ENCODING_"}
+
+
+def commands(command: Any, words: tuple[str, ...] = ("typeless",)) -> Iterator[tuple[str, Any]]:
+    """Every command by its words; a group is what has commands (typer brings a click of its own)."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*words, name))
+    if not hasattr(command, "commands"):
+        yield " ".join(words), command
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+def example(command: Any) -> str:
+    found = re.search(r"^\s*Example: (typeless .*)$", command.help or "", re.M)
+    assert found, "its help has no example"
+    return found.group(1)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_in_a_commands_help_is_one_that_it_takes(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(REPOSITORY)
+    words = shlex.split(re.split(r"[|>&]", example(COMMANDS[name]))[0])
+    prefix = name.split()
+    assert words[: len(prefix)] == prefix
+    COMMANDS[name].make_context(name, words[len(prefix) :])
+
+
+# ---- what needs one ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Running:
+    """`typeless serve` as users start it. ready: what it printed."""
+
+    port: int
+    ready: str
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running() -> AsyncIterator[Running]:
+    if await shell('typeless models list --json | grep -q \'"base", "path": null\'; echo $?') == "0\n":
+        pytest.skip("model base is not on this machine: typeless models pull base")
+    process = await asyncio.create_subprocess_exec(
+        BIN / "typeless", "serve", "--port", "0", cwd=REPOSITORY, stdout=asyncio.subprocess.PIPE, env=environment()
+    )
+    assert process.stdout
+    ready = ""
+    async with asyncio.timeout(120):
+        while "Transcribe" not in ready:
+            line = await process.stdout.readline()
+            assert line, "the server ended"
+            ready += line.decode()
+    found = re.search(r"takes calls on 127\.0\.0\.1:(\d+)", ready)
+    assert found
+    yield Running(int(found.group(1)), ready)
+    process.send_signal(signal.SIGTERM)
+    assert await process.wait() == 0
+
+
+def environment() -> dict[str, str]:
+    keep = {name: value for name, value in os.environ.items() if not name.startswith("TYPELESS_")}
+    if "TYPELESS_DATA_DIR" in os.environ:
+        keep["TYPELESS_DATA_DIR"] = os.environ["TYPELESS_DATA_DIR"]
+    return keep | {"PATH": os.pathsep.join([str(BIN), os.environ["PATH"], str(Path.home() / "go" / "bin")])}
+
+
+async def shell(script: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-c", script, cwd=REPOSITORY, env=environment(), stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 120)
+    return out.decode()
+
+
+def skip_without_grpcurl(script: str) -> None:
+    if "grpcurl" in script and not shutil.which("grpcurl", path=environment()["PATH"]):
+        pytest.skip("no grpcurl on PATH or in ~/go/bin")
+
+
+def shape(text: str) -> str:
+    """Text without its numbers: times and confidences differ from machine to machine."""
+    return re.sub(r"\d+(\.\d+)*", "#", text.strip())
+
+
+CALLS = [block for block in blocks(README, "console") if "make " not in block]
+
+
+@pytest.mark.model
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("block", CALLS, ids=lambda block: block.split()[1].rpartition("/")[2])
+async def test_calls_of_the_readme_print_what_it_says(block: str, running: Running):
+    command, _, expected = block.removeprefix("$ ").partition("\n")
+    skip_without_grpcurl(command)
+    here = command.replace("localhost:50051", f"localhost:{running.port}").replace(".venv/bin/", f"{BIN}/")
+    assert shape(await shell(f"export TYPELESS_SERVER=localhost:{running.port}; {here}")) == shape(expected)
+
+
+@pytest.mark.model
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_python_of_the_readme_runs(running: Running, tmp_path: Path):
+    (script,) = blocks(README, "python")
+    path = tmp_path / "readme.py"
+    path.write_text(script.replace("localhost:50051", f"localhost:{running.port}"), encoding="utf-8")
+    assert "The train to the coast leaves" in await shell(f"python {path}")
+
+
+@pytest.mark.model
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_server_that_is_ready_says_what_the_readme_says(running: Running):
+    block = next(block for block in blocks(README, "console") if "make run" in block)
+    assert shape(running.ready.splitlines()[0]) == shape(block.splitlines()[1])
+
+
+@pytest.mark.model
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_commands_a_server_suggests_work_as_they_stand(running: Running):
+    suggested = [line.strip() for line in running.ready.partition("Try next:")[2].strip().splitlines()]
+    assert len(suggested) == 3
+    skip_without_grpcurl(running.ready)
+    transcribed, listed, called = [await shell(command) for command in suggested]
+    assert "The train to the coast leaves" in transcribed
+    assert "typeless.v1.TranscriptionService" in listed
+    assert "The train to the coast leaves" in called
+
+
+@pytest.mark.model
+async def test_the_example_that_needs_no_server_brings_its_own():
+    assert "--local" in example(COMMANDS["typeless transcribe"])
+    assert "The train to the coast leaves" in await shell(example(COMMANDS["typeless transcribe"]))
