@@ -6,6 +6,9 @@ SHELL := /bin/bash
 .ONESHELL:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
+# The machine's own certificates, as pip uses them, so that an organization's index works too.
+export UV_SYSTEM_CERTS ?= 1
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
