@@ -1,174 +1,320 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.unit.engine.harness import settle
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.models import ModelPool, PoolOptions
-from typeless_grpc.errors import EngineFailed, NotFound, WrongState
+from typeless_grpc.errors import EngineFailed, NotFound, SourceUnavailable, WrongState
 
-HERE = Path("/models")
+HERE = Path("models")
 
 
-@dataclass(frozen=True)
-class Model:
+@dataclass(eq=False)
+class FakeModel:
     name: str
-    memory_bytes: int = 100
+    memory_bytes: int = 10
 
 
+@dataclass
 class Shelf:
-    """A finder that has what it is told to have, and can fetch a few more."""
+    """Where models lie: `here` without a network, `far` after a download that `gate` holds back."""
 
-    def __init__(self, *here: str, can_fetch: tuple[str, ...] = ()) -> None:
-        self.here = set(here)
-        self.can_fetch = can_fetch
+    here: set[str] = field(default_factory=set)
+    far: set[str] = field(default_factory=set)
+    gets: list[str] = field(default_factory=list)
+    asked: threading.Event = field(default_factory=threading.Event)
+    gate: threading.Event = field(default_factory=threading.Event)
 
     def find(self, name: str) -> Path | None:
         return HERE / name if name in self.here else None
 
     def get(self, name: str) -> Path:
-        if name in self.can_fetch:
-            self.here.add(name)
-        if found := self.find(name):
-            return found
-        raise NotFound(f"No model is called '{name}'.", reason="MODEL_NOT_FOUND")
+        if name in self.here:
+            return HERE / name
+        if name not in self.far:
+            raise NotFound("No such model.", reason="MODEL_NOT_FOUND")
+        self.gets.append(name)
+        self.asked.set()
+        assert self.gate.wait(10)
+        self.here.add(name)
+        return HERE / name
+
+
+class Loader:
+    """Loads fake models. began: set once it is called for one. gates: what to wait for before one is loaded.
+
+    fails: how often to fail with it.
+    """
+
+    def __init__(self) -> None:
+        self.loads: list[str] = []
+        self.began = {name: threading.Event() for name in ("default", "a", "b", "c", "far")}
+        self.gates: dict[str, threading.Event] = {}
+        self.fails: dict[str, int] = {}
+        self.bytes: dict[str, int] = {}
+
+    def __call__(self, name: str, directory: Path) -> FakeModel:
+        assert directory == HERE / name
+        self.loads.append(name)
+        self.began[name].set()
+        if gate := self.gates.get(name):
+            assert gate.wait(10)
+        if self.fails.get(name, 0):
+            self.fails[name] -= 1
+            raise EngineFailed("broken", reason="MODEL_LOAD_FAILED")
+        return FakeModel(name, self.bytes.get(name, 10))
+
+
+@dataclass
+class Bench:
+    pool: ModelPool[FakeModel]
+    shelf: Shelf
+    loader: Loader
+    clock: FakeClock
+
+    async def used(self, name: str) -> None:
+        """Use a model for a moment, and let a second pass."""
+        async with self.pool.use(name) as model:
+            assert model.name == name
+        self.clock.advance(1.0)
+
+
+Users = Callable[[str], Awaitable[tuple[asyncio.Task[FakeModel], asyncio.Event]]]
 
 
 @pytest.fixture
-def threads() -> Iterator[Executor]:
-    with ThreadPoolExecutor(4) as executor:
-        yield executor
+def bench() -> Iterator[Bench]:
+    shelf, loader, clock = Shelf({"default", "a", "b", "c"}), Loader(), FakeClock()
+    with ThreadPoolExecutor(3) as threads:
+        options = PoolOptions("default", max_memory_bytes=30)
+        yield Bench(ModelPool(shelf, loader, threads, clock, options), shelf, loader, clock)
+        for gate in [*loader.gates.values(), shelf.gate]:
+            gate.set()
 
 
-Load = Callable[[str, Path], Model]
+@pytest.fixture
+def users(bench: Bench) -> Users:
+    """Begin to use a model, and use it until the event is set."""
+
+    async def begin(name: str) -> tuple[asyncio.Task[FakeModel], asyncio.Event]:
+        began, done = asyncio.Event(), asyncio.Event()
+
+        async def use() -> FakeModel:
+            async with bench.pool.use(name) as model:
+                began.set()
+                await done.wait()
+                return model
+
+        using = asyncio.create_task(use())
+        await began.wait()
+        return using, done
+
+    return begin
 
 
-def pool_of(
-    threads: Executor, shelf: Shelf, load: Load = lambda name, directory: Model(name), *, max_bytes: int = 1000
-) -> tuple[ModelPool[Model], FakeClock]:
-    clock = FakeClock()
-    return ModelPool(shelf, load, threads, clock, PoolOptions("base", max_bytes)), clock
+async def until(event: threading.Event) -> None:
+    """Wait for what happens in another thread."""
+    assert await asyncio.to_thread(event.wait, 10)
 
 
-async def use(pool: ModelPool[Model], clock: FakeClock, *names: str) -> None:
-    """Use models one after the other, a second each."""
-    for name in names:
-        async with pool.use(name):
-            clock.advance(1)
+# ---- loading ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_model_is_loaded_once_for_all_who_ask(threads: Executor):
-    loads: list[str] = []
-    gate = threading.Event()
-
-    def load(name: str, directory: Path) -> Model:
-        gate.wait(10)
-        loads.append(str(directory))
-        return Model(name)
-
-    pool, _ = pool_of(threads, Shelf("base"), load)
-    asked = [asyncio.create_task(pool.load("base")) for _ in range(5)]
+async def test_a_model_is_loaded_once_for_all_who_ask(bench: Bench):
+    gate = bench.loader.gates["a"] = threading.Event()
+    calls = [asyncio.create_task(bench.used("a")) for _ in range(5)]
+    await until(bench.loader.began["a"])
+    assert bench.pool.loaded() == {}
     gate.set()
-    assert await asyncio.gather(*asked) == [Model("base")] * 5
-    assert loads == ["/models/base"]
-    assert pool.loaded() == {"base": Model("base")}
+    await asyncio.gather(*calls)
+    await bench.used("a")
+    assert bench.loader.loads == ["a"]
+    assert list(bench.pool.loaded()) == ["a"]
 
 
-async def test_a_call_never_fetches_a_model_and_an_operator_does(threads: Executor):
-    pool, clock = pool_of(threads, Shelf("base", can_fetch=("tiny",)))
-    with pytest.raises(NotFound, match="'tiny'") as caught:
-        await use(pool, clock, "tiny")
+async def test_a_load_that_failed_is_told_to_all_who_waited_and_tried_again(bench: Bench):
+    gate = bench.loader.gates["a"] = threading.Event()
+    bench.loader.fails["a"] = 1
+    calls = [asyncio.create_task(bench.used("a")) for _ in range(3)]
+    await until(bench.loader.began["a"])
+    gate.set()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [EngineFailed] * 3
+    assert bench.pool.loaded() == {}
+    await bench.used("a")
+    assert bench.loader.loads == ["a", "a"]
+
+
+async def test_a_model_that_is_not_here_is_not_found_and_not_downloaded(bench: Bench):
+    bench.shelf.far.add("far")
+    with pytest.raises(NotFound) as caught:
+        await bench.used("far")
     assert caught.value.reason == "MODEL_NOT_FOUND"
-    assert await pool.load("tiny") == Model("tiny")
-    await use(pool, clock, "tiny")
+    assert bench.shelf.gets == []
 
 
-async def test_a_model_nobody_has_is_not_found(threads: Executor):
-    pool, _ = pool_of(threads, Shelf("base"))
-    with pytest.raises(NotFound):
-        await pool.load("nonesuch")
-    assert pool.loaded() == {}
-
-
-async def test_a_load_that_failed_is_forgotten_and_tried_again(threads: Executor):
-    outcomes: list[Model | Exception] = [EngineFailed("no memory"), Model("base")]
-
-    def load(name: str, directory: Path) -> Model:
-        outcome = outcomes.pop(0)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    pool, _ = pool_of(threads, Shelf("base"), load)
-    with pytest.raises(EngineFailed):
-        await pool.load("base")
-    assert pool.loaded() == {}
-    assert await pool.load("base") == Model("base")
-
-
-async def test_a_caller_that_goes_away_does_not_take_the_model_from_the_others(threads: Executor):
-    began, gate = threading.Event(), threading.Event()
-
-    def load(name: str, directory: Path) -> Model:
-        began.set()
-        gate.wait(10)
-        return Model(name)
-
-    pool, _ = pool_of(threads, Shelf("base"), load)
-    impatient, patient = asyncio.create_task(pool.load("base")), asyncio.create_task(pool.load("base"))
-    await asyncio.to_thread(began.wait, 10)
+async def test_a_caller_that_goes_away_does_not_take_the_model_from_the_others(bench: Bench):
+    gate = bench.loader.gates["a"] = threading.Event()
+    impatient, patient = asyncio.create_task(bench.used("a")), asyncio.create_task(bench.used("a"))
+    await until(bench.loader.began["a"])
     impatient.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await impatient
+    await settle()
     gate.set()
-    assert await patient == Model("base")
+    await patient
+    assert impatient.cancelled()
+    assert bench.loader.loads == ["a"]
 
 
-async def test_above_the_memory_limit_the_model_unused_for_longest_goes(threads: Executor):
-    pool, clock = pool_of(threads, Shelf("base", "a", "b", "c"), max_bytes=300)
-    await use(pool, clock, "base", "a", "b", "a", "c")
-    assert set(pool.loaded()) == {"base", "a", "c"}
+async def test_loading_one_model_holds_up_nobody_who_uses_another(bench: Bench):
+    await bench.used("a")
+    bench.loader.gates["b"] = threading.Event()
+    loading = asyncio.create_task(bench.pool.load("b"))
+    await until(bench.loader.began["b"])
+    await asyncio.wait_for(bench.used("a"), 5)  # loaded already
+    await asyncio.wait_for(bench.used("c"), 5)  # loaded now, beside it
+    assert not loading.done()
+    bench.loader.gates["b"].set()
+    await loading
 
 
-async def test_the_default_model_stays_even_where_it_alone_is_too_much(threads: Executor):
-    pool, clock = pool_of(threads, Shelf("base", "a"), max_bytes=10)
-    await use(pool, clock, "base", "a")
-    assert set(pool.loaded()) == {"base"}
+async def test_asked_to_load_it_is_fetched_once_for_all_who_ask(bench: Bench):
+    bench.shelf.far.add("far")
+    loads = [asyncio.create_task(bench.pool.load("far")) for _ in range(3)]
+    await until(bench.shelf.asked)
+    loads[0].cancel()
+    await settle()
+    await asyncio.wait_for(bench.used("a"), 5)  # a download holds up nobody
+    bench.shelf.gate.set()
+    assert (await loads[1]).name == (await loads[2]).name == "far"
+    assert (bench.shelf.gets, bench.loader.loads.count("far")) == (["far"], 1)
 
 
-async def test_a_model_in_use_is_not_taken_away(threads: Executor):
-    pool, clock = pool_of(threads, Shelf("base", "a", "b"), max_bytes=200)
-    await use(pool, clock, "base")
-    async with pool.use("a"):
-        await use(pool, clock, "b")
-        assert "a" in pool.loaded()
-    assert set(pool.loaded()) == {"base", "a"}
+async def test_a_fetch_that_failed_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def unreachable(name: str) -> Path:
+        raise SourceUnavailable("no network", reason="MODEL_UNAVAILABLE")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.shelf, "get", unreachable)
+        with pytest.raises(SourceUnavailable):
+            await bench.pool.load("far")
+    bench.shelf.far.add("far")
+    bench.shelf.gate.set()
+    assert (await bench.pool.load("far")).name == "far"
 
 
-async def test_unloading_waits_for_the_work_in_progress(threads: Executor):
-    pool, clock = pool_of(threads, Shelf("base", "a"))
-    async with pool.use("a"):
-        unloading = asyncio.create_task(pool.unload("a"))
-        done, _ = await asyncio.wait([unloading], timeout=0.05)
-        assert not done
-        assert "a" not in pool.loaded()
-    await asyncio.wait_for(unloading, 10)
-    await use(pool, clock, "a")
-    assert "a" in pool.loaded()
+async def test_loading_what_is_loaded_changes_nothing(bench: Bench):
+    first = await bench.pool.load("a")
+    assert await bench.pool.load("a") is first
+    assert bench.loader.loads == ["a"]
 
 
-async def test_what_is_not_loaded_cannot_be_unloaded_nor_can_the_default(threads: Executor):
-    pool, clock = pool_of(threads, Shelf("base", "a"))
-    await use(pool, clock, "base")
-    with pytest.raises(NotFound):
-        await pool.unload("a")
+# ---- the memory bound -------------------------------------------------------------------------------------------
+
+
+async def test_over_the_bound_the_model_unused_for_longest_goes(bench: Bench):
+    for name in ("default", "a", "b", "a", "c"):
+        await bench.used(name)
+    assert sorted(bench.pool.loaded()) == ["a", "c", "default"]
+
+
+async def test_the_default_model_stays_even_above_the_bound(bench: Bench):
+    bench.loader.bytes["default"] = 100
+    await bench.used("default")
+    await bench.used("a")
+    await bench.used("b")
+    assert list(bench.pool.loaded()) == ["default"]
+
+
+async def test_a_model_in_use_stays_until_its_last_call_is_done(bench: Bench, users: Users):
+    bench.loader.bytes |= {"a": 25, "b": 25}
+    first, first_done = await users("a")
+    second, second_done = await users("a")
+    await bench.used("b")
+    assert list(bench.pool.loaded()) == ["a"]  # b was idle and went
+    first_done.set()
+    await first
+    async with bench.pool.use("b"):
+        assert sorted(bench.pool.loaded()) == ["a", "b"]
+        second_done.set()
+        await second
+        assert list(bench.pool.loaded()) == ["b"]
+    assert bench.loader.loads == ["a", "b", "b"]
+
+
+async def test_what_was_unloaded_for_room_is_loaded_again(bench: Bench):
+    for name in ("default", "a", "b", "c", "a"):
+        await bench.used(name)
+    assert bench.loader.loads == ["default", "a", "b", "c", "a"]
+
+
+async def test_a_model_that_went_is_freed(bench: Bench):
+    model = await bench.pool.load("a")
+    gone = weakref.ref(model)
+    del model
+    await bench.pool.unload("a")
+    await settle()
+    gc.collect()
+    assert gone() is None
+
+
+# ---- unloading --------------------------------------------------------------------------------------------------
+
+
+async def test_unloading_waits_for_work_in_progress(bench: Bench, users: Users):
+    using, done = await users("a")
+    unloading = asyncio.create_task(bench.pool.unload("a"))
+    await settle()
+    assert not unloading.done()
+    assert bench.pool.loaded() == {}
+    done.set()
+    await unloading
+    assert (await using).name == "a"
+
+
+async def test_a_call_that_comes_while_it_is_unloaded_loads_it_again(bench: Bench, users: Users):
+    old, done = await users("a")
+    unloading = asyncio.create_task(bench.pool.unload("a"))
+    await settle()
+    await bench.used("a")
+    assert not unloading.done()
+    done.set()
+    await asyncio.gather(unloading, old)
+    assert bench.loader.loads == ["a", "a"]
+    assert list(bench.pool.loaded()) == ["a"]
+
+
+async def test_unloading_what_is_still_loading_waits_for_those_who_want_it(bench: Bench):
+    gate = bench.loader.gates["a"] = threading.Event()
+    using = asyncio.create_task(bench.used("a"))
+    await until(bench.loader.began["a"])
+    unloading = asyncio.create_task(bench.pool.unload("a"))
+    await settle()
+    assert not unloading.done()
+    gate.set()
+    await asyncio.gather(using, unloading)
+    assert bench.pool.loaded() == {}
+
+
+async def test_the_default_model_is_not_unloaded(bench: Bench):
+    await bench.used("default")
     with pytest.raises(WrongState) as caught:
-        await pool.unload("base")
+        await bench.pool.unload("default")
     assert caught.value.reason == "MODEL_IS_DEFAULT"
-    assert set(pool.loaded()) == {"base"}
+    assert list(bench.pool.loaded()) == ["default"]
+
+
+@pytest.mark.parametrize("name", ["a", "nobody knows"])
+async def test_unloading_what_is_not_loaded_is_not_found(bench: Bench, name: str):
+    with pytest.raises(NotFound) as caught:
+        await bench.pool.unload(name)
+    assert caught.value.reason == "MODEL_NOT_FOUND"

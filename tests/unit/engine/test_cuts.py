@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
+from typeless_grpc.audio.vad import Span
+from typeless_grpc.engine.cuts import CutPolicy, Piece, plan
+
+# Costs and risks of the tests' own: what is best by measurement changes, what a plan must keep does not.
+POLICY = CutPolicy(
+    window_costs=((15.0, 1.0), (20.0, 1.5), (30.0, 3.0)),
+    margin_s=1.0,
+    longest_s=24.0,
+    shortest_s=8.0,
+    short_risk=0.1,
+    cut_risk=0.3,
+    padding_s=0.3,
+    silence_s=3.0,
+)
+
+
+def samples(seconds: float) -> int:
+    return round(seconds * SAMPLE_RATE_HZ)
+
+
+def speech(*parts_s: float) -> tuple[list[Span], int]:
+    """Spans from seconds of pause, speech, pause, speech, ..., and the length of the whole in samples."""
+    edges = list(itertools.accumulate(samples(part_s) for part_s in parts_s))
+    spans = [Span(start, end) for start, end in itertools.pairwise(edges)][::2]
+    return spans, edges[-1]
+
+
+def seconds(piece: Piece) -> tuple[float, float]:
+    return round(piece.start / SAMPLE_RATE_HZ, 2), round(piece.end / SAMPLE_RATE_HZ, 2)
+
+
+@st.composite
+def recordings(draw: st.DrawFn) -> tuple[list[Span], int]:
+    """Speech and pauses in turn, of any lengths, and perhaps silence at the end."""
+    pauses = st.integers(1, samples(8.0))
+    lengths = st.integers(1, samples(60.0)) | st.integers(1, samples(4.0))
+    spans, end = [], 0
+    for _ in range(draw(st.integers(0, 25))):
+        start = end + draw(pauses) if spans else draw(st.integers(0, samples(8.0)))
+        end = start + draw(lengths)
+        spans.append(Span(start, end))
+    return spans, end + draw(st.integers(0, samples(5.0)))
+
+
+POLICIES = st.builds(
+    replace,
+    st.just(POLICY),
+    longest_s=st.floats(1.0, 30.0),
+    padding_s=st.floats(0.0, 40.0),
+    silence_s=st.floats(0.01, 40.0),
+    margin_s=st.floats(0.0, 3.0),
+)
+
+
+@given(recordings(), POLICIES)
+def test_a_plan_holds_all_speech_once_in_order_and_in_pieces_that_fit(
+    recording: tuple[list[Span], int], policy: CutPolicy
+):
+    spans, n_samples = recording
+    pieces = plan(spans, n_samples, policy)
+    covered = [span for piece in pieces for span in piece.speech]
+    for before, after in itertools.pairwise(pieces):
+        assert before.end <= after.start
+    for piece in pieces:
+        assert 0 <= piece.start < piece.end <= n_samples
+        assert piece.audio_s <= policy.longest_s + 1e-9
+        assert piece.speech
+        assert all(piece.start <= span.start < span.end <= piece.end for span in piece.speech)
+    assert sum(span.end - span.start for span in covered) == sum(span.end - span.start for span in spans)
+    assert all(before.end <= after.start for before, after in itertools.pairwise(covered))
+    assert {span.start for span in spans} <= {span.start for span in covered}
+    assert {span.end for span in spans} <= {span.end for span in covered}
+
+
+@given(recordings(), POLICIES)
+def test_the_same_recording_is_always_cut_the_same_way(recording: tuple[list[Span], int], policy: CutPolicy):
+    spans, n_samples = recording
+    assert plan(spans, n_samples, policy) == plan(tuple(spans), n_samples, policy)
+
+
+@given(recordings())
+def test_a_long_silence_is_in_no_piece(recording: tuple[list[Span], int]):
+    spans, n_samples = recording
+    for piece in plan(spans, n_samples, POLICY):
+        for before, after in itertools.pairwise(piece.speech):
+            assert after.start - before.end <= samples(POLICY.silence_s)
+
+
+def test_silence_has_no_pieces():
+    assert plan([], samples(60.0), POLICY) == []
+
+
+def test_one_utterance_is_one_piece_with_its_padding():
+    spans, n_samples = speech(2.0, 5.0, 2.0)
+    (piece,) = plan(spans, n_samples, POLICY)
+    assert seconds(piece) == (1.7, 7.3)
+    assert piece.speech == tuple(spans)
+    assert piece.audio_s == pytest.approx(5.6)
+
+
+def test_padding_ends_where_the_recording_does():
+    spans, n_samples = speech(0.1, 5.0, 0.1)
+    (piece,) = plan(spans, n_samples, POLICY)
+    assert (piece.start, piece.end) == (0, n_samples)
+
+
+def test_what_fits_into_one_window_is_not_cut():
+    spans, n_samples = speech(0.5, 3.0, 1.0, 3.0, 1.0, 3.0, 0.5)
+    assert len(plan(spans, n_samples, POLICY)) == 1
+
+
+def test_of_two_pauses_the_longer_one_is_cut():
+    spans, n_samples = speech(0.0, 10.0, 0.2, 6.0, 1.2, 10.0)
+    first, second = plan(spans, n_samples, POLICY)
+    assert (len(first.speech), len(second.speech)) == (2, 1)
+    spans, n_samples = speech(0.0, 10.0, 1.2, 6.0, 0.2, 10.0)
+    first, second = plan(spans, n_samples, POLICY)
+    assert (len(first.speech), len(second.speech)) == (1, 2)
+
+
+def test_pieces_that_meet_in_a_short_pause_meet_in_its_middle():
+    spans, n_samples = speech(0.0, 20.0, 0.2, 20.0)
+    first, second = plan(spans, n_samples, POLICY)
+    assert first.end == second.start == samples(20.1)
+
+
+def test_speech_without_a_pause_is_cut_evenly():
+    spans, n_samples = speech(0.0, 60.0)
+    pieces = plan(spans, n_samples, POLICY)
+    assert len(pieces) == 3
+    assert max(piece.audio_s for piece in pieces) - min(piece.audio_s for piece in pieces) <= 2 * POLICY.padding_s
+    for before, after in itertools.pairwise(pieces):
+        assert before.end == after.start  # nothing between them is lost
+
+
+@pytest.mark.parametrize("padding_s", [0.0, 0.3, 7.5, 12.0, 15.0, 30.0])
+def test_padding_never_takes_the_room_of_speech(padding_s: float):
+    spans, n_samples = speech(20.0, 60.0, 20.0)
+    policy = replace(POLICY, padding_s=padding_s)
+    pieces = plan(spans, n_samples, policy)
+    assert max(piece.audio_s for piece in pieces) <= policy.longest_s
+    assert sum(span.end - span.start for piece in pieces for span in piece.speech) == samples(60.0)
+
+
+def test_a_short_leftover_is_avoided_where_a_better_cut_exists():
+    spans, n_samples = speech(0.0, 11.0, 0.5, 11.0, 0.5, 2.0)
+    pieces = plan(spans, n_samples, POLICY)
+    assert [len(piece.speech) for piece in pieces] == [1, 2]
+
+
+def test_ten_hours_of_speech_are_planned_in_seconds():
+    parts_s = [0.3, 1.7] * 18_000
+    spans, n_samples = speech(*parts_s)
+    began_s = time.process_time()
+    pieces = plan(spans, n_samples, POLICY)
+    assert time.process_time() - began_s < 10.0
+    assert sum(len(piece.speech) for piece in pieces) == len(spans)

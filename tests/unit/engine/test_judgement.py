@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
+from typeless_grpc.audio.vad import Span
+from typeless_grpc.engine.cuts import Piece
+from typeless_grpc.engine.judgement import Judgement
+from typeless_grpc.engine.transcript import Segment, SuppressionReason, Word
+from typeless_grpc.engine.whisper import Heard, HeardSegment
+
+SPOKEN = HeardSegment(
+    Segment(
+        start_s=0.5,
+        end_s=2.0,
+        text="hello there",
+        language="en",
+        confidence=0.9,
+        no_speech_probability=0.1,
+        words=(Word("hello", 0.5, 1.0, 0.9), Word("there", 1.2, 2.0, 0.8)),
+    ),
+    avg_logprob=-0.2,
+    compression_ratio=1.1,
+)
+
+
+def piece(start_s: float, end_s: float) -> Piece:
+    span = Span(round(start_s * SAMPLE_RATE_HZ), round(end_s * SAMPLE_RATE_HZ))
+    return Piece(span.start, span.end, (span,))
+
+
+def heard(
+    *, no_speech: float = 0.1, avg_logprob: float = -0.2, compression_ratio: float = 1.1, text: str = "hello there"
+) -> HeardSegment:
+    segment = replace(SPOKEN.segment, no_speech_probability=no_speech, text=text)
+    return replace(SPOKEN, segment=segment, avg_logprob=avg_logprob, compression_ratio=compression_ratio)
+
+
+def test_times_are_moved_to_the_recordings_clock():
+    judgement = Judgement()
+    judgement.add(Heard((SPOKEN,), "en", 1.0), piece(60.0, 70.0))
+    (segment,) = judgement.segments
+    assert (segment.start_s, segment.end_s) == (60.5, 62.0)
+    assert [(word.text, word.start_s, word.end_s) for word in segment.words] == [
+        ("hello", 60.5, 61.0),
+        ("there", 61.2, 62.0),
+    ]
+
+
+def test_pieces_keep_their_order():
+    judgement = Judgement()
+    judgement.add(Heard((heard(text="one"), heard(text="two")), "en", 1.0), piece(0.0, 5.0))
+    judgement.add(Heard((heard(text="three"),), "en", 1.0), piece(5.0, 9.0))
+    assert [segment.text for segment in judgement.segments] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("made_up", "reason"),
+    [
+        pytest.param(heard(no_speech=0.9, avg_logprob=-1.5), SuppressionReason.NO_SPEECH, id="no speech"),
+        pytest.param(heard(compression_ratio=9.0), SuppressionReason.REPETITION, id="repetition"),
+    ],
+)
+def test_what_was_made_up_is_kept_apart_with_its_reason_and_its_time(made_up: HeardSegment, reason: SuppressionReason):
+    judgement = Judgement()
+    judgement.add(Heard((heard(text="said"), made_up), "en", 1.0), piece(10.0, 20.0))
+    assert [segment.text for segment in judgement.segments] == ["said"]
+    (suppressed,) = judgement.suppressed
+    assert suppressed.reason is reason
+    assert (suppressed.segment.start_s, suppressed.segment.text) == (10.5, "hello there")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(heard(no_speech=0.9), id="no speech, and yet probable"),
+        pytest.param(heard(avg_logprob=-1.5), id="improbable, and yet speech"),
+    ],
+)
+def test_one_sign_alone_is_not_enough(said: HeardSegment):
+    judgement = Judgement()
+    judgement.add(Heard((said,), "en", 1.0), piece(0.0, 5.0))
+    assert judgement.suppressed == []
+    assert len(judgement.segments) == 1

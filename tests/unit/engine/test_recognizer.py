@@ -1,0 +1,489 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.engine.harness import ManualExecutor, settle
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
+from typeless_grpc.audio.vad import FRAME_SAMPLES, DetectorState, Probabilities
+from typeless_grpc.clock import FakeClock
+from typeless_grpc.engine.cuts import CutPolicy
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
+from typeless_grpc.engine.recognizer import Recognizer, RecognizerOptions, WindowScheduler, run_batch, waited_s
+from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions, Turn
+from typeless_grpc.engine.transcript import Segment, SuppressionReason
+from typeless_grpc.engine.verification import Doubt
+from typeless_grpc.engine.whisper import Heard, HeardSegment, Window
+from typeless_grpc.engine.window import FULL, WindowPolicy
+from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, NotFound, Overloaded
+
+WINDOWS = WindowPolicy(sizes_s=(10.0, 20.0, 30.0), margin_s=1.0, retry_s=(20.0,))
+# A pause of more than a second ends a piece, so that a test says where pieces are.
+CUTS = CutPolicy(window_costs=((10.0, 1.0), (20.0, 2.0), (30.0, 4.0)), padding_s=0.2, silence_s=1.0, longest_s=24.0)
+ENGLISH = DecodeOptions(language="en")
+
+
+def audio(*parts_s: float) -> Audio:
+    """Silence and speech in turn, beginning with silence; the fake detector hears whatever is not 0."""
+    parts = [np.full(round(part_s * SAMPLE_RATE_HZ), index % 2, np.float32) for index, part_s in enumerate(parts_s)]
+    return np.concatenate(parts)
+
+
+def utterances(count: int) -> Audio:
+    """As many utterances as pieces: of 4 s each, a pause of 2 s between them."""
+    return audio(*[2.0, 4.0] * count)
+
+
+class FakeSpeech:
+    """Hears speech in every frame that is not silent. gate: what to wait for in each call; n_asked: calls so far."""
+
+    def __init__(self) -> None:
+        self.n_asked = 0
+        self.asked = threading.Event()
+        self.gate: threading.Event | None = None
+
+    def probabilities(self, audio: Audio, state: DetectorState) -> Probabilities:
+        self.n_asked += 1
+        self.asked.set()
+        if self.gate:
+            assert self.gate.wait(10)
+        waiting = np.concatenate([state.pending, audio])
+        n_whole = len(waiting) - len(waiting) % FRAME_SAMPLES
+        state.pending = waiting[n_whole:]
+        return np.abs(waiting[:n_whole].reshape(-1, FRAME_SAMPLES)).max(axis=1)
+
+    def finish(self, state: DetectorState) -> Probabilities:
+        return np.abs(state.pending).max(keepdims=True) if len(state.pending) else np.zeros(0, np.float32)
+
+
+def said(text: str, window: Window, **facts: Any) -> Heard:
+    segment = Segment(0.1, window.audio_s - 0.1, text, window.options.language or "de", 0.9, facts.pop("silent", 0.1))
+    one = HeardSegment(segment, facts.pop("avg_logprob", -0.2), facts.pop("compression_ratio", 1.0))
+    language, probability = (window.options.language, 1.0) if window.options.language else ("de", 0.8)
+    return Heard((one,), language, probability, **facts)
+
+
+class FakeWhisper:
+    """Stands for `WhisperModel`: says what the script says, and records what it was asked.
+
+    asked: every window decoded, in order; batches: how they came.
+    """
+
+    name = "fake"
+    memory_bytes = 1
+    is_multilingual = True
+    languages: Sequence[str] = ("en", "de", "zh")
+
+    def __init__(self) -> None:
+        self.script: Callable[[Window], Heard | Exception] = lambda window: said("hello", window)
+        self.batches: list[list[Window]] = []
+        self.on_decode: Callable[[], None] = lambda: None
+
+    @property
+    def asked(self) -> list[Window]:
+        return [window for batch in self.batches for window in batch]
+
+    def batch_key(self, window: Window) -> Hashable:
+        return object() if window.thorough else (window.shown_s, window.beam_size)
+
+    def decode(self, windows: Sequence[Window], wanted: Sequence[Callable[[], bool]]) -> list[Any]:
+        self.batches.append(list(windows))
+        self.on_decode()
+        return [self.script(window) if is_wanted() else None for window, is_wanted in zip(windows, wanted, strict=True)]
+
+
+class FakePool:
+    """Has one model, and knows who uses it."""
+
+    def __init__(self, model: FakeWhisper) -> None:
+        self._model = model
+        self.n_users = 0
+
+    @asynccontextmanager
+    async def use(self, name: str) -> AsyncIterator[FakeWhisper]:
+        if name != self._model.name:
+            raise NotFound(f"No model called '{name}'.", reason="MODEL_NOT_FOUND")
+        self.n_users += 1
+        try:
+            yield self._model
+        finally:
+            self.n_users -= 1
+
+
+@dataclass
+class Bench:
+    engine: Recognizer
+    scheduler: WindowScheduler
+    model: FakeWhisper
+    pool: FakePool
+    speech: FakeSpeech
+    threads: ManualExecutor
+    clock: FakeClock
+    calls: list[asyncio.Task[Recognition]] = field(default_factory=list)
+
+    def transcribe(
+        self, audio: Audio, options: DecodeOptions = ENGLISH, ticket: Ticket | None = None
+    ) -> asyncio.Task[Recognition]:
+        return asyncio.create_task(self.engine.transcribe(audio, options, ticket or Ticket()))
+
+    async def heard(self, audio: Audio, options: DecodeOptions = ENGLISH) -> Recognition:
+        call = self.transcribe(audio, options)
+        await self.threads.run_all()
+        return await call
+
+
+@asynccontextmanager
+async def serving(*, max_batch: int = 8, detecting: Executor | None = None, **options: Any) -> AsyncIterator[Bench]:
+    model, speech, threads, clock = FakeWhisper(), FakeSpeech(), ManualExecutor(), FakeClock()
+    pool = FakePool(model)
+    scheduler: WindowScheduler = Scheduler(run_batch, SchedulerOptions(max_batch, gather_ms=0.0), clock, threads)
+    chosen = RecognizerOptions("fake", **{"windows": WINDOWS, "cuts": CUTS} | options)
+    engine = Recognizer(pool, speech, scheduler, chosen, detecting or threads)  # type: ignore[arg-type]
+    await scheduler.start()
+    try:
+        yield Bench(engine, scheduler, model, pool, speech, threads, clock)
+    finally:
+        await scheduler.stop()
+
+
+# ---- from audio to a transcript ---------------------------------------------------------------------------------
+
+
+async def test_a_recording_becomes_a_transcript_on_its_own_clock():
+    async with serving() as bench:
+        bench.model.script = lambda window: said(f"{window.audio_s:.1f} s", window)
+        recognition = await bench.heard(audio(2.0, 4.0, 2.0, 6.0, 2.0))
+    transcript = recognition.transcript
+    assert [segment.text for segment in transcript.segments] == ["4.4 s", "6.4 s"]
+    assert [round(segment.start_s, 1) for segment in transcript.segments] == [1.9, 7.9]
+    assert [round(segment.end_s, 1) for segment in transcript.segments] == [6.1, 14.1]
+    assert transcript.audio_s == 16.0
+    assert transcript.speech_s == pytest.approx(10.0, abs=0.1)
+    assert (transcript.language, transcript.language_probability, transcript.model) == ("en", 1.0, "fake")
+    assert recognition.n_chunks == 2
+
+
+async def test_the_encoder_is_shown_the_speech_in_the_smallest_window():
+    async with serving() as bench:
+        await bench.heard(audio(2.0, 4.0, 2.0, 15.0))
+    short, long = sorted(bench.model.asked, key=lambda window: window.audio_s)
+    assert (short.shown_s, long.shown_s) == (10.0, 20.0)
+    (span,) = short.speech
+    assert (span.start / SAMPLE_RATE_HZ, span.end / SAMPLE_RATE_HZ) == pytest.approx((0.2, 4.2), abs=0.05)
+
+
+async def test_nothing_said_is_an_empty_transcript_and_no_work():
+    async with serving() as bench:
+        recognition = await bench.heard(np.zeros(5 * SAMPLE_RATE_HZ, np.float32), DecodeOptions())
+    assert recognition.transcript.segments == ()
+    assert (recognition.transcript.language, recognition.transcript.speech_s) == ("", 0.0)
+    assert (recognition.n_chunks, recognition.queue_s) == (0, 0.0)
+    assert bench.model.batches == []
+
+
+async def test_what_the_model_made_up_is_reported_with_its_reason():
+    async with serving() as bench:
+        bench.model.script = lambda window: said("Thanks for watching!", window, silent=0.9, avg_logprob=-2.0)
+        recognition = await bench.heard(utterances(1))
+    assert recognition.transcript.segments == ()
+    (suppressed,) = recognition.transcript.suppressed
+    assert (suppressed.segment.text, suppressed.reason) == ("Thanks for watching!", SuppressionReason.NO_SPEECH)
+
+
+@pytest.mark.parametrize(
+    ("asked", "n_pieces"),
+    [
+        pytest.param(VoiceActivity(), 1, id="the engine's choice"),
+        pytest.param(VoiceActivity(end_silence_s=0.4), 2, id="a shorter pause ends an utterance"),
+        pytest.param(VoiceActivity(max_utterance_s=3.0), 4, id="no longer utterances"),
+        pytest.param(VoiceActivity(speech_padding_s=30.0), 1, id="more padding than there is room"),
+    ],
+)
+async def test_the_caller_says_where_utterances_end(asked: VoiceActivity, n_pieces: int):
+    async with serving() as bench:
+        recognition = await bench.heard(audio(1.0, 4.0, 0.6, 4.0, 1.0), replace(ENGLISH, voice_activity=asked))
+    assert recognition.n_chunks == n_pieces
+    assert max(window.audio_s for window in bench.model.asked) <= (asked.max_utterance_s or CUTS.longest_s)
+
+
+async def test_the_caller_says_how_sure_to_be_of_speech():
+    faint = audio(1.0, 4.0, 1.0) * 0.3
+    async with serving() as bench:
+        assert (await bench.heard(faint, replace(ENGLISH, voice_activity=VoiceActivity(0.2)))).n_chunks == 1
+        assert (await bench.heard(faint, replace(ENGLISH, voice_activity=VoiceActivity(0.8)))).n_chunks == 0
+
+
+async def test_an_utterance_is_decoded_as_it_is():
+    quiet = np.zeros(4 * SAMPLE_RATE_HZ, np.float32)
+    async with serving() as bench:
+        call = asyncio.create_task(bench.engine.recognize(quiet, ENGLISH, Ticket(Lane.LIVE_FINAL)))
+        await bench.threads.run_all()
+        recognition = await call
+        with pytest.raises(InvalidInput, match="30 s"):
+            await bench.engine.recognize(np.zeros(31 * SAMPLE_RATE_HZ, np.float32), ENGLISH, Ticket())
+    assert bench.speech.n_asked == 0
+    assert recognition.n_chunks == 1
+    (window,) = bench.model.asked
+    assert np.array_equal(window.audio, quiet)
+
+
+# ---- growing windows --------------------------------------------------------------------------------------------
+
+
+def doubtful_below(shown_s: float) -> Callable[[Window], Heard]:
+    def script(window: Window) -> Heard:
+        is_doubtful = window.shown_s < shown_s and not window.thorough
+        return said(f"in {window.shown_s:.0f} s", window, doubts=(Doubt.REPETITION,) if is_doubtful else ())
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("good_from_s", "shown"),
+    [
+        pytest.param(10.0, [(10.0, False)], id="trusted at once"),
+        pytest.param(20.0, [(10.0, False), (20.0, False)], id="trusted in a longer window"),
+        pytest.param(30.0, [(10.0, False), (20.0, False), (30.0, False)], id="trusted in the full window"),
+        pytest.param(
+            99.0, [(10.0, False), (20.0, False), (30.0, False), (30.0, True)], id="at last as faster-whisper does it"
+        ),
+    ],
+)
+async def test_what_is_doubtful_is_done_again_until_it_can_be_trusted(
+    good_from_s: float, shown: list[tuple[float, bool]]
+):
+    async with serving() as bench:
+        bench.model.script = doubtful_below(good_from_s)
+        recognition = await bench.heard(utterances(1))
+    assert [(window.shown_s, window.thorough) for window in bench.model.asked] == shown
+    assert recognition.transcript.text == f"in {shown[-1][0]:.0f} s"
+    assert recognition.n_chunks == 1
+
+
+async def test_only_the_doubtful_is_done_again():
+    async with serving() as bench:
+        bench.model.script = lambda window: (
+            doubtful_below(20.0)(window) if window.audio_s > 5.0 else said("short", window)
+        )
+        recognition = await bench.heard(audio(2.0, 4.0, 2.0, 6.0))
+    assert [window.shown_s for window in bench.model.asked] == [10.0, 10.0, 20.0]
+    assert recognition.transcript.text == "short in 20 s"
+
+
+async def test_full_asks_once_and_as_faster_whisper_does_it():
+    async with serving(windows=FULL) as bench:
+        await bench.heard(utterances(2))
+    assert [(window.shown_s, window.thorough) for window in bench.model.asked] == [(30.0, True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "is_thorough"), [((), False), ((0.0, 0.5), False), ((0.5,), True)], ids=["unset", "from 0", "0.5"]
+)
+async def test_a_caller_that_wants_it_warm_has_it_at_once(temperatures: tuple[float, ...], is_thorough: bool):
+    async with serving() as bench:
+        await bench.heard(utterances(1), replace(ENGLISH, temperatures=temperatures))
+    assert [window.thorough for window in bench.model.asked] == [is_thorough]
+
+
+# ---- language ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_language_is_found_on_the_longest_of_the_first_pieces_and_then_kept():
+    async with serving() as bench:
+        bench.model.script = lambda window: said(f"{window.audio_s:.1f}", window)
+        recognition = await bench.heard(audio(2, 3, 2, 5, 2, 4, 2, 8), DecodeOptions())
+    first, *rest = bench.model.asked
+    assert (first.options.language, round(first.audio_s, 1)) == (None, 5.4)
+    assert [window.options.language for window in rest] == ["de"] * 3
+    assert recognition.transcript.text == "3.4 5.4 4.4 8.2"  # in the order of the recording
+    assert (recognition.transcript.language, recognition.transcript.language_probability) == ("de", 0.8)
+
+
+async def test_a_language_that_is_given_is_not_searched():
+    async with serving() as bench:
+        recognition = await bench.heard(utterances(3), DecodeOptions(language="zh"))
+    assert [window.options.language for window in bench.model.asked] == ["zh"] * 3
+    assert len(bench.model.batches) == 1
+    assert (recognition.transcript.language, recognition.transcript.language_probability) == ("zh", 1.0)
+
+
+async def test_a_language_the_model_lacks_is_refused_before_any_work():
+    async with serving() as bench:
+        with pytest.raises(InvalidInput) as caught:
+            await bench.heard(utterances(1), DecodeOptions(language="fr"))
+        assert caught.value.reason == "LANGUAGE_NOT_SUPPORTED"
+        assert caught.value.violations[0].field == "options.language"
+        assert bench.speech.n_asked == 0
+        assert bench.pool.n_users == 0
+
+
+async def test_a_model_that_is_not_here_is_not_found():
+    async with serving() as bench:
+        with pytest.raises(NotFound):
+            await bench.heard(utterances(1), DecodeOptions(model="large"))
+
+
+# ---- options ----------------------------------------------------------------------------------------------------
+
+
+async def test_every_call_keeps_its_options_inside_a_mixed_batch():
+    wanted = [
+        DecodeOptions(language="en", prompt="Dr Zelvari"),
+        DecodeOptions(language="de", task=Task.TRANSLATE),
+        DecodeOptions(language="zh", word_timestamps=True, temperatures=(0.0, 0.4)),
+        DecodeOptions(language="en", hotwords=("Korventa",), beam_size=2),
+        DecodeOptions(),
+    ]
+    async with serving(beam_size=2) as bench:
+        bench.model.script = lambda window: said(repr(window.options), window)
+        calls = [bench.transcribe(utterances(1), options) for options in wanted]
+        await bench.threads.run_all()
+        texts = [(await call).transcript.text for call in calls]
+    assert max(len(batch) for batch in bench.model.batches) > 1
+    assert texts == [repr(options) for options in wanted]
+    assert {window.beam_size for window in bench.model.asked} == {2}
+
+
+@pytest.mark.parametrize(("asked", "beam_size"), [(None, 3), (1, 1), (5, 5)])
+async def test_the_beam_is_the_callers_or_the_servers(asked: int | None, beam_size: int):
+    async with serving(beam_size=3) as bench:
+        await bench.heard(utterances(1), replace(ENGLISH, beam_size=asked))
+    assert [window.beam_size for window in bench.model.asked] == [beam_size]
+
+
+# ---- bounds, errors, cancelling ---------------------------------------------------------------------------------
+
+
+async def test_a_long_recording_does_not_fill_the_line():
+    async with serving(max_windows_at_once=3, max_batch=2) as bench:
+        most = 0
+
+        def look() -> None:
+            nonlocal most
+            most = max(most, bench.scheduler._lanes.n_waiting() + len(bench.model.batches[-1]))
+
+        bench.model.on_decode = look
+        recognition = await bench.heard(utterances(12))
+    assert recognition.n_chunks == 12
+    assert most == 3
+
+
+async def test_an_error_in_one_window_ends_the_call_with_that_error_and_the_rest_of_its_work():
+    async with serving(max_batch=1) as bench:
+        failed = EngineFailed("out of memory")
+        bench.model.script = lambda window: failed if len(bench.model.asked) == 2 else said("fine", window)
+        call = bench.transcribe(utterances(5))
+        await bench.threads.run_all()
+        with pytest.raises(EngineFailed) as caught:
+            await call
+        assert caught.value is failed
+        assert len(bench.model.asked) <= 3  # one may have begun
+        assert bench.scheduler.backlog_s(Lane.JOBS) == 0.0
+        assert bench.pool.n_users == 0
+        assert (await bench.heard(utterances(1))).transcript.text == "fine"
+
+
+async def test_a_cancelled_call_leaves_nothing_behind():
+    async with serving(max_batch=1) as bench:
+        call = bench.transcribe(utterances(5))
+        await bench.threads.until(n_waiting=1)
+        bench.threads.run()  # the voice activity
+        await bench.threads.until(n_waiting=1)
+        bench.threads.run()  # the first window
+        await bench.threads.until(n_waiting=1)
+        call.cancel()
+        await bench.threads.run_all()
+        assert call.cancelled()
+        assert len(bench.model.asked) == 2  # the one that had begun, and no other
+        assert bench.scheduler.backlog_s(Lane.JOBS) == 0.0
+        assert bench.pool.n_users == 0
+
+
+async def test_a_cancelled_call_stops_looking_for_speech():
+    with ThreadPoolExecutor(1) as detecting:
+        async with serving(detecting=detecting) as bench:
+            bench.speech.gate = threading.Event()
+            call = bench.transcribe(utterances(20))  # two minutes: several looks
+            assert await asyncio.to_thread(bench.speech.asked.wait, 10)
+            call.cancel()
+            await settle()
+            bench.speech.gate.set()
+            await asyncio.get_running_loop().run_in_executor(detecting, lambda: None)  # after the look
+            assert call.cancelled()
+            assert bench.speech.n_asked == 1
+            assert bench.model.batches == []
+
+
+async def test_what_cannot_be_in_time_is_refused_before_speech_is_searched():
+    async with serving() as bench:
+        bench.clock.advance(100.0)
+        with pytest.raises(DeadlineExceeded):
+            await bench.transcribe(utterances(1), ticket=Ticket(deadline_s=99.0))
+        assert bench.speech.n_asked == 0
+
+
+async def test_a_recording_too_long_for_its_deadline_is_refused_once_its_windows_are_known():
+    async with serving() as bench:
+        bench.model.on_decode = lambda: bench.clock.advance(5.0)
+        await bench.heard(utterances(1))
+        n_before = len(bench.model.asked)
+        call = bench.transcribe(utterances(10), ticket=Ticket(deadline_s=bench.clock.now_s() + 20.0))
+        await bench.threads.run_all()
+        with pytest.raises(DeadlineExceeded):
+            await call
+        assert len(bench.model.asked) == n_before
+
+
+async def test_a_server_that_goes_away_says_so():
+    async with serving() as bench:
+        call = bench.transcribe(utterances(3))
+        await bench.threads.until(n_waiting=1)
+        bench.threads.run()
+        await bench.threads.until(n_waiting=1)
+        await bench.scheduler.stop()
+        with pytest.raises(Overloaded) as caught:
+            await call
+        assert caught.value.reason == "DRAINING"
+
+
+# ---- what it tells of time --------------------------------------------------------------------------------------
+
+
+async def test_the_time_in_the_line_is_told_and_not_the_time_of_work():
+    async with serving() as bench:
+        bench.model.on_decode = lambda: bench.clock.advance(3.0)
+        other = bench.transcribe(utterances(1), replace(ENGLISH, beam_size=5))
+        await settle()
+        bench.threads.run()
+        await bench.threads.until(n_waiting=1)  # another's window runs
+        mine = bench.transcribe(utterances(1))
+        await settle()
+        bench.threads.run(1)  # my voice activity
+        await settle()
+        await bench.threads.run_all()
+        assert (await other).queue_s == 0.0
+        assert (await mine).queue_s == 3.0
+
+
+@pytest.mark.parametrize(
+    ("turns", "waited"),
+    [
+        pytest.param([], 0.0, id="nothing done"),
+        pytest.param([Turn(0, 0, 5)], 0.0, id="at once"),
+        pytest.param([Turn(1, 3, 5)], 2.0, id="before it began"),
+        pytest.param([Turn(0, 1, 3), Turn(0, 3, 5)], 1.0, id="one after the other"),
+        pytest.param([Turn(0, 1, 3), Turn(3, 6, 8)], 4.0, id="between two"),
+        pytest.param([Turn(0, 1, 9), Turn(0, 2, 4), Turn(0, 9, 10)], 1.0, id="side by side"),
+        pytest.param([Turn(5, 9, 10), Turn(0, 1, 3)], 7.0, id="in any order"),
+    ],
+)
+def test_waiting_is_the_time_in_which_nothing_of_the_call_ran(turns: list[Turn], waited: float):
+    assert waited_s(turns) == waited
