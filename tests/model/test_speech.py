@@ -170,7 +170,6 @@ async def test_what_the_model_cannot_do_is_refused(options: Options, code: str, 
     assert (caught.value.code.name, caught.value.reason) == (code, reason)
 
 
-@pytest.mark.xfail(strict=True, reason="an English model takes the task and transcribes")
 async def test_an_english_model_does_not_translate(tiny_en: AsyncClient):
     with pytest.raises(CallFailed) as caught:
         await heard(tiny_en, "en_short.flac", Options(task="translate"))

@@ -16,10 +16,11 @@ import numpy as np
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import DetectorState, Probabilities, Span, SpeechSpanOptions, speech_spans
 from typeless_grpc.engine.cuts import CutPolicy, Piece, plan
-from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket, VoiceActivity
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
 from typeless_grpc.engine.judgement import Judgement
 from typeless_grpc.engine.models import ModelPool
-from typeless_grpc.engine.scheduler import Scheduler, Task, Turn
+from typeless_grpc.engine.scheduler import Scheduler, Turn
+from typeless_grpc.engine.scheduler import Task as Scheduled
 from typeless_grpc.engine.transcript import Transcript
 from typeless_grpc.engine.verification import Checks
 from typeless_grpc.engine.whisper import TEMPERATURES, Heard, WhisperModel, Window
@@ -87,7 +88,7 @@ class _Call:
     turns: list[Turn]
 
 
-def run_batch(tasks: Sequence[Task[Decode, Heard]]) -> Sequence[Heard | Exception | None]:
+def run_batch(tasks: Sequence[Scheduled[Decode, Heard]]) -> Sequence[Heard | Exception | None]:
     """What the scheduler runs: a batch is of one model, because the model is part of its key."""
     model = tasks[0].work.model
     return model.decode([task.work.window for task in tasks], [task.is_wanted for task in tasks])
@@ -138,10 +139,7 @@ class Recognizer:
     @asynccontextmanager
     async def _model(self, options: DecodeOptions) -> AsyncIterator[WhisperModel]:
         async with self._models.use(options.model or self._options.default_model) as model:
-            if options.language and options.language not in model.languages:
-                known = "this language" if model.is_multilingual else "a language other than English"
-                why = f"model '{model.name}' does not know {known}"
-                raise InvalidInput("options.language", why, reason="LANGUAGE_NOT_SUPPORTED")
+            _check(model, options)
             yield model
 
     async def _off_loop(self, find: Callable[..., T], *of: Any) -> T:
@@ -244,6 +242,16 @@ class Recognizer:
         )
         call.turns.append(done.turn)
         return done.result
+
+
+def _check(model: WhisperModel, options: DecodeOptions) -> None:
+    if options.language and options.language not in model.languages:
+        known = "this language" if model.is_multilingual else "a language other than English"
+        why = f"model '{model.name}' does not know {known}"
+        raise InvalidInput("options.language", why, reason="LANGUAGE_NOT_SUPPORTED")
+    if options.task is Task.TRANSLATE and not model.is_multilingual:
+        why = f"model '{model.name}' knows English only, and has nothing to translate"
+        raise InvalidInput("options.task", why, reason="TASK_NOT_SUPPORTED")
 
 
 def _language(heard: Sequence[Heard], options: DecodeOptions) -> tuple[str, float]:
