@@ -1,18 +1,22 @@
-"""Where a long recording is cut into pieces that fit the encoder.
+"""Where a recording is cut into pieces that fit the encoder, and what of each piece it is shown.
 
 Pieces are cut at pauses, chosen together so that the sum of what the windows cost and of what the cuts risk is smallest
 (dynamic programming over the pauses): a cut in a long pause is nearly free, one in a short pause may cost a word, and a
-short piece loses context. Silence between pieces is not decoded at all.
+short piece loses context. Silence between pieces is not decoded at all, and a long pause inside a piece is shortened,
+because the decoder takes it for the end and stops; `Piece.original_s` leads back to the clock of the recording.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
+import numpy as np
+
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.window import FULL_WINDOW_S
 
@@ -22,41 +26,75 @@ LEAST_PAUSE_S = 0.032
 
 @dataclass(frozen=True)
 class CutPolicy:
-    """What windows cost and cuts risk, both in seconds of the engine.
+    """What windows cost and cuts risk, both in seconds of the engine: docs/encoder-window.md.
 
-    window_costs: (size in s, cost) ascending. margin_s: room a window leaves after its piece. longest_s: of a piece.
+    window_costs: (audio in s that it holds, cost) ascending. longest_s: of a piece, its long pauses shortened.
     short_risk: for each second that a piece is shorter than shortest_s. cut_risk: of a cut in a pause of 0.3 s; it
-    falls with the length of the pause. padding_s: kept around speech; at most a quarter of longest_s, so that there is
-    room for speech. silence_s: a longer one always ends a piece.
+    falls with the length of the pause. padding_s: kept around speech. pause_s: longer pauses in a piece are shortened
+    to this. silence_s: a longer one always ends a piece.
     """
 
-    window_costs: tuple[tuple[float, float], ...] = ((15.0, 0.17), (20.0, 0.25), (25.0, 0.40), (FULL_WINDOW_S, 0.59))
-    margin_s: float = 1.0
-    longest_s: float = 24.0
+    window_costs: tuple[tuple[float, float], ...] = ((19.0, 0.25), (24.0, 0.40), (FULL_WINDOW_S, 0.59))
+    longest_s: float = 28.5
     shortest_s: float = 8.0
     short_risk: float = 0.05
-    cut_risk: float = 0.06
+    cut_risk: float = 2.0
     padding_s: float = 0.3
-    silence_s: float = 3.0
+    pause_s: float = 0.8
+    silence_s: float = 30.0
 
     @property
     def kept_s(self) -> float:
-        """The padding that leaves room for speech."""
+        """The padding, as far as it leaves at least half of the longest piece to speech."""
         return min(self.padding_s, self.longest_s / 4)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a recording and the speech in it, all in samples of the recording."""
+    """A stretch of a recording and its speech, in samples of the recording. most_pause: longer ones are shortened."""
 
     start: int
     end: int
     speech: tuple[Span, ...]
+    most_pause: int
+
+    @functools.cached_property
+    def kept(self) -> tuple[Span, ...]:
+        """What is shown to the encoder: all but the middles of long pauses."""
+        kept, start, half = [], self.start, self.most_pause // 2
+        for before, after in itertools.pairwise(self.speech):
+            if after.start - before.end > self.most_pause:
+                kept.append(Span(start, before.end + half))
+                start = after.start - half
+        return (*kept, Span(start, self.end))
 
     @property
     def audio_s(self) -> float:
-        """Its length in seconds."""
-        return (self.end - self.start) / SAMPLE_RATE_HZ
+        """Length of what is shown, in seconds."""
+        return sum(span.end - span.start for span in self.kept) / SAMPLE_RATE_HZ
+
+    def shown(self, recording: Audio) -> Audio:
+        """The samples that are shown."""
+        parts = [recording[span.start : span.end] for span in self.kept]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def shown_speech(self) -> tuple[Span, ...]:
+        """Where speech is in what is shown, in samples of it."""
+        found, offset = [], 0
+        for kept in self.kept:
+            inside = [span for span in self.speech if kept.start <= span.start and span.end <= kept.end]
+            found += [Span(span.start - kept.start + offset, span.end - kept.start + offset) for span in inside]
+            offset += kept.end - kept.start
+        return tuple(found)
+
+    def original_s(self, shown_s: float) -> float:
+        """A time in what is shown, on the clock of the recording."""
+        left = shown_s * SAMPLE_RATE_HZ
+        for span in self.kept:
+            if left <= span.end - span.start:
+                return (span.start + max(0.0, left)) / SAMPLE_RATE_HZ
+            left -= span.end - span.start
+        return self.end / SAMPLE_RATE_HZ
 
 
 def plan(speech: Sequence[Span], n_samples: int, policy: CutPolicy) -> list[Piece]:
@@ -72,7 +110,8 @@ def plan(speech: Sequence[Span], n_samples: int, policy: CutPolicy) -> list[Piec
         first = firsts[end]
         start_sample = _border(parts, first, n_samples, policy) if first else _lead_in(parts[0], policy)
         end_sample = _border(parts, end, n_samples, policy, before=True)
-        pieces.append(Piece(start_sample, end_sample, tuple(parts[first:end])))
+        most_pause = round(policy.pause_s * SAMPLE_RATE_HZ)
+        pieces.append(Piece(start_sample, end_sample, tuple(parts[first:end]), most_pause))
         end = first
     return pieces[::-1]
 
@@ -89,12 +128,14 @@ def _best_firsts(parts: Sequence[Span], policy: CutPolicy) -> list[int]:
     least = [0.0] + [math.inf] * len(parts)
     firsts = [0] * (len(parts) + 1)
     for end in range(1, len(parts) + 1):
+        audio_s = 2 * policy.kept_s
         for first in range(end - 1, -1, -1):
-            audio_s = (parts[end - 1].end - parts[first].start) / SAMPLE_RATE_HZ + 2 * policy.kept_s
-            if end - first > 1 and (
-                audio_s > policy.longest_s or _pause_s(parts[first], parts[first + 1]) > policy.silence_s
-            ):
-                break
+            audio_s += (parts[first].end - parts[first].start) / SAMPLE_RATE_HZ
+            if end - first > 1:
+                pause_s = _pause_s(parts[first], parts[first + 1])
+                audio_s += min(policy.pause_s, pause_s)
+                if audio_s > policy.longest_s or pause_s > policy.silence_s:
+                    break
             cost = least[first] + _window_cost(audio_s, policy)
             if first:
                 cost += policy.cut_risk * 0.3 / max(_pause_s(parts[first - 1], parts[first]), LEAST_PAUSE_S)
@@ -104,7 +145,7 @@ def _best_firsts(parts: Sequence[Span], policy: CutPolicy) -> list[int]:
 
 
 def _window_cost(audio_s: float, policy: CutPolicy) -> float:
-    costs = (cost for size_s, cost in policy.window_costs if audio_s + policy.margin_s <= size_s)
+    costs = (cost for holds_s, cost in policy.window_costs if audio_s <= holds_s)
     return next(costs, policy.window_costs[-1][1]) + policy.short_risk * max(0.0, policy.shortest_s - audio_s)
 
 

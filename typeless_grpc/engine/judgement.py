@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.engine.cuts import Piece
 from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason
 from typeless_grpc.engine.whisper import Heard, HeardSegment
@@ -25,7 +24,7 @@ class Judgement:
     def add(self, heard: Heard, piece: Piece) -> None:
         """Judge what was heard in a piece."""
         for one in heard.segments:
-            segment = _moved(one.segment, piece.start / SAMPLE_RATE_HZ)
+            segment = _moved(one.segment, piece)
             if reason := _why_not_speech(one):
                 self.suppressed.append(Suppressed(segment, reason))
             else:
@@ -40,6 +39,7 @@ def _why_not_speech(heard: HeardSegment) -> SuppressionReason | None:
     return None
 
 
-def _moved(segment: Segment, offset_s: float) -> Segment:
-    words = tuple(replace(w, start_s=w.start_s + offset_s, end_s=w.end_s + offset_s) for w in segment.words)
-    return replace(segment, start_s=segment.start_s + offset_s, end_s=segment.end_s + offset_s, words=words)
+def _moved(segment: Segment, piece: Piece) -> Segment:
+    clock = piece.original_s
+    words = tuple(replace(word, start_s=clock(word.start_s), end_s=clock(word.end_s)) for word in segment.words)
+    return replace(segment, start_s=clock(segment.start_s), end_s=clock(segment.end_s), words=words)

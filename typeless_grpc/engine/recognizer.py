@@ -130,10 +130,10 @@ class Recognizer:
         if len(utterance) > FULL_WINDOW_S * SAMPLE_RATE_HZ:
             raise InvalidInput("audio", f"an utterance has at most {FULL_WINDOW_S:.0f} s")
         async with self._model(options) as model:
-            whole = Piece(0, len(utterance), (Span(0, len(utterance)),))
+            speech: tuple[Span, ...] = (Span(0, len(utterance)),)
             if ticket.lane is not Lane.LIVE_INTERIM:
                 speech = await self._off_loop(self._speech_in, utterance, options.voice_activity)
-                whole = Piece(0, len(utterance), speech)
+            whole = Piece(0, len(utterance), speech, most_pause=len(utterance))
             return await self._recognize(model, utterance, [whole], options, ticket)
 
     @asynccontextmanager
@@ -168,7 +168,9 @@ class Recognizer:
     async def _recognize(
         self, model: WhisperModel, audio: Audio, pieces: Sequence[Piece], options: DecodeOptions, ticket: Ticket
     ) -> Recognition:
-        self._scheduler.check(sum(_cost_s(self._options.windows.choose(piece.audio_s)) for piece in pieces), ticket)
+        self._scheduler.check(
+            sum(_cost_s(self._options.windows.choose(piece.audio_s, options.language)) for piece in pieces), ticket
+        )
         judgement = Judgement()
         turns: list[Turn] = []
         call = _Call(model, audio, options, ticket, turns)
@@ -215,9 +217,10 @@ class Recognizer:
     async def _decode(self, call: _Call, piece: Piece) -> Heard:
         """Decode a piece in growing windows until the result can be trusted, at last as faster-whisper does it."""
         policy = self._options.windows
+        language = call.options.language if call.model.is_multilingual else "en"
         window = Window(
-            audio=call.audio[piece.start : piece.end],
-            speech=tuple(Span(span.start - piece.start, span.end - piece.start) for span in piece.speech),
+            audio=piece.shown(call.audio),
+            speech=piece.shown_speech(),
             shown_s=FULL_WINDOW_S,
             options=call.options,
             beam_size=call.options.beam_size or self._options.beam_size,
@@ -225,9 +228,11 @@ class Recognizer:
         )
         if call.ticket.lane is Lane.LIVE_INTERIM:
             # Soon replaced by another: worth one look, and no second one.
-            return await self._submit(call, replace(window, shown_s=policy.choose(piece.audio_s), checks=None))
+            return await self._submit(
+                call, replace(window, shown_s=policy.choose(piece.audio_s, language), checks=None)
+            )
         if policy.verified and (call.options.temperatures or TEMPERATURES)[0] == 0.0:
-            for shown_s in policy.ladder(piece.audio_s):
+            for shown_s in policy.ladder(piece.audio_s, language):
                 heard = await self._submit(call, replace(window, shown_s=shown_s))
                 if not heard.doubts:
                     return heard

@@ -1,8 +1,9 @@
 """Whether what came out of a short window can be trusted.
 
-Shown too little silence, Whisper's decoder fails in a few recognizable ways: it says a phrase again and again, runs on
-past the end of the speech, or stops early. Each check finds one of these from the text, its timestamps and where speech
-was heard; none needs the model. Constants were settled by measurement: `docs/encoder-window.md`.
+Shown too little silence, Whisper's decoder fails in a few recognizable ways: it says a phrase again and again, says far
+more than the time allows, or stops early. Each check finds one of these from the text, where speech was heard, and the
+times of the words where they are known; none needs the model. Constants were settled by measurement:
+`docs/encoder-window.md`.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ class Checks:
     """What a result must satisfy.
 
     short_compression: of a text under short_text_characters; compression: of a longer one (zlib, as in Whisper).
-    past_end_s: how far a timestamp may lie behind the end of speech. unheard_s: speech after the last timestamp.
+    past_end_s: how far a word may lie behind the end of the audio. unheard_s: speech after the last word.
     characters_per_s: least and most, of speech; the least only for alphabets and from 2 s of speech.
     """
 
     short_text_characters: int = 200
     short_compression: float = 1.6
     compression: float = 2.4
-    past_end_s: float = 0.7
-    unheard_s: float = 1.0
-    least_characters_per_s: float = 4.0
-    most_characters_per_s: float = 25.0
+    past_end_s: float = 2.0
+    unheard_s: float = 2.0
+    least_characters_per_s: float = 6.0
+    most_characters_per_s: float = 30.0
     least_avg_logprob: float = -1.0
 
 
@@ -53,27 +54,31 @@ class Checks:
 class Result:
     """A window's text and what is known of its audio; times in seconds of the window.
 
-    timestamps_s: those the model wrote, in order. closed: whether the text ends with one. speech_s: spans of speech.
+    speech_s: spans of speech. words_end_s: where the last word ends, None where no times are known.
     """
 
     text: str
     avg_logprob: float
-    timestamps_s: Sequence[float]
-    closed: bool
     speech_s: Sequence[tuple[float, float]]
     audio_s: float
+    words_end_s: float | None = None
+
+    @property
+    def spoken_s(self) -> float:
+        """How long someone speaks."""
+        return sum(end_s - start_s for start_s, end_s in self.speech_s)
 
 
 def doubts(result: Result, checks: Checks) -> list[Doubt]:
     """Every reason not to trust a result; none where it can be."""
     text = result.text.strip()
-    spoken_s = sum(end_s - start_s for start_s, end_s in result.speech_s)
     if not text:
-        return [Doubt.EMPTY] if spoken_s > 0.5 else []
+        return [Doubt.EMPTY] if result.spoken_s > 0.5 else []
     found = _of_the_text(text, checks)
-    if len(text) > checks.most_characters_per_s * max(spoken_s, 0.4):
+    # Half a second more than was found: voice activity misses soft ends.
+    if len(text) > checks.most_characters_per_s * (result.spoken_s + 0.5):
         found.append(Doubt.TOO_FAST)
-    if spoken_s >= 2 and _is_spaced(text) and len(text) < checks.least_characters_per_s * spoken_s:
+    if result.spoken_s >= 2 and _is_spaced(text) and len(text) < checks.least_characters_per_s * result.spoken_s:
         found.append(Doubt.TOO_SLOW)
     if result.avg_logprob < checks.least_avg_logprob:
         found.append(Doubt.LOW_PROBABILITY)
@@ -95,15 +100,12 @@ def _of_the_text(text: str, checks: Checks) -> list[Doubt]:
 
 
 def _of_the_times(result: Result, checks: Checks) -> list[Doubt]:
-    end_s = result.speech_s[-1][1] if result.speech_s else result.audio_s
-    last_s = result.timestamps_s[-1] if result.timestamps_s else 0.0
+    if result.words_end_s is None:
+        return []
+    last_s = result.words_end_s
     unheard_s = sum(max(0.0, end - max(start, last_s)) for start, end in result.speech_s)
-    found = []
-    if result.timestamps_s and max(result.timestamps_s) > end_s + checks.past_end_s:
-        found.append(Doubt.PAST_END)
-    if result.closed and unheard_s > checks.unheard_s:
-        found.append(Doubt.EARLY_STOP)
-    return found
+    found = [Doubt.PAST_END] if last_s > result.audio_s + checks.past_end_s else []
+    return [*found, Doubt.EARLY_STOP] if unheard_s > checks.unheard_s else found
 
 
 def repeats_itself(text: str) -> bool:

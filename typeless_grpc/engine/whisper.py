@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,20 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.catalog import Progress
 from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.engine.sentences import SentencePolicy, TimedWord, sentences
 from typeless_grpc.engine.transcript import Segment, Word
 from typeless_grpc.engine.verification import Checks, Doubt, Result, compression_ratio, doubts
 from typeless_grpc.engine.window import FULL_WINDOW_S
 from typeless_grpc.errors import EngineFailed, InvalidInput, SourceUnavailable
 
 Array = npt.NDArray[np.float32]
-
-# Seconds that one timestamp token stands for (arXiv:2212.04356, section 2.3).
-TIMESTAMP_S = 0.02
 # faster_whisper.transcribe.WhisperModel.transcribe, default of `temperature`: tried in turn until the checks pass.
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 # Bytes of one weight in memory, by CTranslate2's compute type; 2 for those not named.
 BYTES_PER_WEIGHT = {"int8": 1, "int8_float32": 1, "int8_float16": 1, "int8_bfloat16": 1, "float32": 4}
-# Likewise `prepend_punctuations`, `append_punctuations` and `max_initial_timestamp` (1 s).
+# Likewise `prepend_punctuations` and `append_punctuations`.
 PREPENDED_PUNCTUATION = "\"'“¿([{-"
 APPENDED_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"
-MAX_INITIAL_TIMESTAMP_INDEX = 50
 # Whisper's text context (arXiv:2212.04356, section 2.3): prompt and text together.
 MAX_LENGTH = 448
 # More tokens than speech of any language has, so that a loop ends early: measured, docs/encoder-window.md.
@@ -133,7 +130,8 @@ class _Passing:
     avg_logprob: float = 0.0
     no_speech_probability: float = 0.0
     doubts: tuple[Doubt, ...] = ()
-    parts: list[dict[str, Any]] = field(default_factory=list)
+    text: str = ""
+    words: Sequence[TimedWord] = ()
 
 
 class WhisperModel:
@@ -169,7 +167,7 @@ class WhisperModel:
         def prompt_of(prompt: str, hotwords: str | None, language: str, task: str) -> list[int]:
             tokenizer = tokenizer_of(language, task)
             previous = tokenizer.encode(" " + prompt.strip()) if prompt else []
-            return list(whisper.get_prompt(tokenizer, previous, hotwords=hotwords))
+            return list(whisper.get_prompt(tokenizer, previous, without_timestamps=True, hotwords=hotwords))
 
         self._tokenizer_of, self._prompt_of = tokenizer_of, prompt_of
         # Converted models are stored as float16; nothing tells what CTranslate2 makes of it in memory.
@@ -204,8 +202,10 @@ class WhisperModel:
         passing = [self._encode(window, is_wanted) for window, is_wanted in zip(windows, wanted, strict=True)]
         if going := [one for one in passing if one is not None and one.wanted()]:
             self._generate(going)
-            self._align([one for one in going if one.window.options.word_timestamps and not one.doubts])
-        return [_heard(one, self._tokenizer(one)) if one in going else None for one in passing]
+            for one in going:
+                if one.window.options.word_timestamps and one.text and not one.doubts and one.wanted():
+                    self._align(one)
+        return [_heard(one) if one in going else None for one in passing]
 
     def detect_language(self, audio: Audio) -> list[tuple[str, float]]:
         """Every language and its probability in [0, 1], the likeliest first, from audio's first 30 s."""
@@ -251,7 +251,6 @@ class WhisperModel:
             prompts,
             beam_size=going[0].window.beam_size,
             max_length=_max_length(max(one.window.audio_s for one in going), len(prompts[0])),
-            max_initial_timestamp_index=MAX_INITIAL_TIMESTAMP_INDEX,
             return_scores=True,
             return_no_speech_prob=True,
         )
@@ -260,49 +259,40 @@ class WhisperModel:
             # CTranslate2 gives the mean over the tokens without the end of text, Whisper counts it.
             one.avg_logprob = result.scores[0] * len(one.tokens) / (len(one.tokens) + 1)
             one.no_speech_probability = float(result.no_speech_prob)
-            one.parts = self._parts(one)
+            tokenizer = self._tokenizer(one)
+            one.text = tokenizer.decode([token for token in one.tokens if token < tokenizer.eot]).strip()
             one.doubts = self._doubts(one)
-
-    def _parts(self, one: _Passing) -> list[dict[str, Any]]:
-        """The tokens, cut at the timestamps among them."""
-        n_frames = math.ceil(one.window.audio_s * self._whisper.frames_per_second)
-        parts, _, _ = self._whisper._split_segments_by_timestamps(
-            self._tokenizer(one), one.tokens, 0.0, n_frames, one.window.audio_s, 0
-        )
-        return list(parts)
 
     def _doubts(self, one: _Passing) -> tuple[Doubt, ...]:
         if one.window.checks is None:
             return ()
-        tokenizer = self._tokenizer(one)
-        times = [token for token in one.tokens if token >= tokenizer.timestamp_begin]
         result = Result(
-            text=tokenizer.decode([token for token in one.tokens if token < tokenizer.eot]),
+            text=one.text,
             avg_logprob=one.avg_logprob,
-            timestamps_s=[(token - tokenizer.timestamp_begin) * TIMESTAMP_S for token in times],
-            closed=bool(one.tokens) and one.tokens[-1] >= tokenizer.timestamp_begin,
             speech_s=[(span.start / SAMPLE_RATE_HZ, span.end / SAMPLE_RATE_HZ) for span in one.window.speech],
             audio_s=one.window.audio_s,
+            words_end_s=one.words[-1].end_s if one.words else None,
         )
         return tuple(doubts(result, one.window.checks))
 
-    def _align(self, going: list[_Passing]) -> None:
-        """Put the words and their times into the parts; those of one language and task at once."""
-        by_start: dict[tuple[str, str], list[_Passing]] = {}
-        for one in going:
-            if one.parts and one.wanted():
-                by_start.setdefault((one.language, one.window.options.task.value), []).append(one)
-        for alike in by_start.values():
-            n_frames = [math.ceil(one.window.audio_s * self._whisper.frames_per_second) for one in alike]
-            self._whisper.add_word_timestamps(
-                [one.parts for one in alike],
-                self._tokenizer(alike[0]),
-                _together(alike),
-                n_frames,
-                PREPENDED_PUNCTUATION,
-                APPENDED_PUNCTUATION,
-                0.0,
-            )
+    def _align(self, one: _Passing) -> None:
+        """Find the words and their times. One by one: in a batch it takes as long (measured)."""
+        text_tokens = [token for token in one.tokens if token < self._tokenizer(one).eot]
+        part: dict[str, Any] = {"seek": 0, "start": 0.0, "end": one.window.audio_s, "tokens": text_tokens}
+        self._whisper.add_word_timestamps(
+            [[part]],
+            self._tokenizer(one),
+            ctranslate2.StorageView.from_array(one.encoded),
+            math.ceil(one.window.audio_s * self._whisper.frames_per_second),
+            PREPENDED_PUNCTUATION,
+            APPENDED_PUNCTUATION,
+            0.0,
+        )
+        one.words = [
+            TimedWord(word["word"], float(word["start"]), float(word["end"]), float(word["probability"]))
+            for word in part["words"]
+        ]
+        one.doubts = self._doubts(one)
 
     def _thorough(self, window: Window, wanted: Callable[[], bool]) -> Heard | None:
         options = window.options
@@ -322,7 +312,7 @@ class WhisperModel:
         for segment in segments:
             if not wanted():
                 return None
-            heard.append(_heard_segment(vars(segment), info.language, window.audio_s))
+            heard.append(_heard_thoroughly(segment, info.language, window.audio_s))
         return Heard(tuple(heard), info.language, float(info.language_probability))
 
     # ---- prompts ------------------------------------------------------------------------------------------------
@@ -350,44 +340,67 @@ def _max_length(audio_s: float, n_prompt_tokens: int) -> int:
     return min(MAX_LENGTH, 2 * max(n_tokens, n_prompt_tokens + 8))
 
 
-def _heard(one: _Passing, tokenizer: Tokenizer) -> Heard:
-    text = tokenizer.decode([token for token in one.tokens if token < tokenizer.eot]).strip()
-    facts = {
-        "avg_logprob": one.avg_logprob,
-        "no_speech_prob": one.no_speech_probability,
-        "compression_ratio": compression_ratio(text),
-    }
-    parts = [{**part, **facts, "text": tokenizer.decode(part["tokens"])} for part in one.parts]
+def _heard(one: _Passing) -> Heard:
+    words = [word for word in one.words if word.text.strip()]
+    groups = [(group[0].start_s, group[-1].end_s, group) for group in sentences(words, SentencePolicy())]
+    if not groups and one.text:
+        groups = [(*_speech_s(one.window), [])]
     segments = tuple(
-        _heard_segment(part, one.language, one.window.audio_s)
-        for part in parts
-        if part["text"].strip() and part["start"] < part["end"]
+        HeardSegment(
+            _segment(one, start_s, end_s, "".join(word.text for word in group).strip() if group else one.text, group),
+            one.avg_logprob,
+            compression_ratio(one.text),
+        )
+        for start_s, end_s, group in groups
     )
     return Heard(segments, one.language, one.language_probability, one.doubts)
 
 
-def _heard_segment(part: Mapping[str, Any], language: str, audio_s: float) -> HeardSegment:
-    """From faster-whisper's fields of a segment; its words are dictionaries or objects."""
-    words = [word if isinstance(word, dict) else vars(word) for word in part.get("words") or ()]
-    segment = Segment(
-        start_s=min(float(part["start"]), audio_s),
-        end_s=min(float(part["end"]), audio_s),
-        text=part["text"].strip(),
-        language=language,
-        confidence=min(1.0, math.exp(part["avg_logprob"])),
-        no_speech_probability=float(part["no_speech_prob"]),
-        words=tuple(
-            Word(
-                word["word"].strip(),
-                min(float(word["start"]), audio_s),
-                min(float(word["end"]), audio_s),
-                min(1.0, float(word["probability"])),
-            )
-            for word in words
-            if word["word"].strip()
-        ),
+def _segment(one: _Passing, start_s: float, end_s: float, text: str, words: Sequence[TimedWord]) -> Segment:
+    audio_s = one.window.audio_s
+    return Segment(
+        start_s=min(start_s, audio_s),
+        end_s=min(end_s, audio_s),
+        text=text,
+        language=one.language,
+        confidence=min(1.0, math.exp(one.avg_logprob)),
+        no_speech_probability=one.no_speech_probability,
+        words=tuple(_word(word, audio_s) for word in words),
     )
-    return HeardSegment(segment, float(part["avg_logprob"]), float(part["compression_ratio"]))
+
+
+def _word(word: TimedWord, audio_s: float) -> Word:
+    return Word(
+        word.text.strip(), min(word.start_s, audio_s), min(word.end_s, audio_s), min(1.0, max(0.0, word.probability))
+    )
+
+
+def _speech_s(window: Window) -> tuple[float, float]:
+    """From where to where someone speaks in a window, in seconds; all of it where nobody knows."""
+    if not window.speech:
+        return 0.0, window.audio_s
+    return window.speech[0].start / SAMPLE_RATE_HZ, window.speech[-1].end / SAMPLE_RATE_HZ
+
+
+def _heard_thoroughly(segment: Any, language: str, audio_s: float) -> HeardSegment:
+    """From faster-whisper's own segment."""
+    words = [
+        TimedWord(word.word, float(word.start), float(word.end), float(word.probability))
+        for word in segment.words or ()
+    ]
+    return HeardSegment(
+        Segment(
+            start_s=min(float(segment.start), audio_s),
+            end_s=min(float(segment.end), audio_s),
+            text=segment.text.strip(),
+            language=language,
+            confidence=min(1.0, math.exp(segment.avg_logprob)),
+            no_speech_probability=float(segment.no_speech_prob),
+            words=tuple(_word(word, audio_s) for word in words if word.text.strip()),
+        ),
+        float(segment.avg_logprob),
+        float(segment.compression_ratio),
+    )
 
 
 class HuggingFaceHub:

@@ -17,29 +17,41 @@ FULL_WINDOW_S = 30.0
 
 
 @dataclass(frozen=True)
+class Size:
+    """A window: how much the encoder is shown, and how much audio it may hold, in seconds; the rest is margin."""
+
+    shown_s: float
+    holds_s: float
+
+
+@dataclass(frozen=True)
 class WindowPolicy:
     """Which windows audio is shown in.
 
-    sizes_s: ascending, the last one 30. margin_s: silence after the audio that the window must leave room for.
-    retry_s: what is tried, besides 30, after a failed check. verified: whether results are checked at all.
+    sizes: ascending, the last one 30 s. floor_s: the smallest window for languages other than English, or not known
+    yet, which fail more easily in short ones. retry_s: what is tried, besides 30, after a failed check. verified:
+    whether results are checked at all.
     """
 
-    sizes_s: tuple[float, ...] = (12.5, 15.0, 20.0, 25.0, FULL_WINDOW_S)
-    margin_s: float = 3.0
+    sizes: tuple[Size, ...] = (Size(10, 8), Size(15, 13), Size(20, 18.5), Size(25, 24), Size(FULL_WINDOW_S, 30))
+    floor_s: float = 15.0
     retry_s: tuple[float, ...] = (20.0,)
     verified: bool = True
 
-    def choose(self, audio_s: float) -> float:
-        """The window for audio of this length."""
-        return next((size_s for size_s in self.sizes_s if audio_s + self.margin_s <= size_s), FULL_WINDOW_S)
+    def choose(self, audio_s: float, language: str | None = None) -> float:
+        """The window for audio of this length and language."""
+        least_s = 0.0 if language == "en" else min(self.floor_s, FULL_WINDOW_S)
+        fitting = (size.shown_s for size in self.sizes if audio_s <= size.holds_s and size.shown_s >= least_s)
+        return next(fitting, FULL_WINDOW_S)
 
-    def ladder(self, audio_s: float) -> tuple[float, ...]:
+    def ladder(self, audio_s: float, language: str | None = None) -> tuple[float, ...]:
         """The windows to try in turn, growing; the last one is 30 s."""
-        first_s = self.choose(audio_s)
-        retries_s = (size_s for size_s in self.retry_s if size_s > first_s and audio_s + self.margin_s <= size_s)
+        first_s = self.choose(audio_s, language)
+        holding = {size.shown_s for size in self.sizes if audio_s <= size.holds_s}
+        retries_s = (size_s for size_s in self.retry_s if size_s > first_s and size_s in holding)
         return tuple(dict.fromkeys((first_s, *retries_s, FULL_WINDOW_S)))
 
 
 # `full`: what faster-whisper does.
-FULL = WindowPolicy(sizes_s=(FULL_WINDOW_S,), retry_s=(), verified=False)
+FULL = WindowPolicy(sizes=(Size(FULL_WINDOW_S, 30),), retry_s=(), verified=False)
 POLICIES = {"auto": WindowPolicy(), "full": FULL}
