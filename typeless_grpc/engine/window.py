@@ -34,7 +34,7 @@ class WindowPolicy:
     """
 
     sizes: tuple[Size, ...] = (Size(10, 8), Size(15, 13), Size(20, 18.5), Size(25, 24), Size(FULL_WINDOW_S, 30))
-    floor_s: float = 15.0
+    floor_s: float = 20.0
     retry_s: tuple[float, ...] = (20.0,)
     verified: bool = True
 
