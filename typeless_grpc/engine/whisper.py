@@ -283,7 +283,8 @@ class WhisperModel:
             [[part]],
             self._tokenizer(one),
             ctranslate2.StorageView.from_array(one.encoded),
-            math.ceil(one.window.audio_s * self._whisper.frames_per_second),
+            # Fewer than two are less than one step of the encoder, which faster-whisper cannot align.
+            max(2, math.ceil(one.window.audio_s * self._whisper.frames_per_second)),
             PREPENDED_PUNCTUATION,
             APPENDED_PUNCTUATION,
             0.0,
