@@ -5,7 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,6 @@ class Bench:
     speech: FakeSpeech
     threads: ManualExecutor
     clock: FakeClock
-    calls: list[asyncio.Task[Recognition]] = field(default_factory=list)
 
     def transcribe(
         self, audio: Audio, options: DecodeOptions = ENGLISH, ticket: Ticket | None = None
@@ -222,16 +221,37 @@ async def test_the_caller_says_how_sure_to_be_of_speech():
 
 
 async def test_an_utterance_is_decoded_as_it_is():
-    quiet = np.zeros(4 * SAMPLE_RATE_HZ, np.float32)
+    utterance = audio(1.0, 2.0, 3.0)  # with a pause that would be no part of a recording's piece
     async with serving() as bench:
-        call = asyncio.create_task(bench.engine.recognize(quiet, ENGLISH, Ticket(Lane.LIVE_INTERIM)))
-        await bench.threads.run_all()
-        recognition = await call
-        with pytest.raises(InvalidInput, match="30 s"):
-            await bench.engine.recognize(np.zeros(31 * SAMPLE_RATE_HZ, np.float32), ENGLISH, Ticket())
+        recognition = await recognized(bench, utterance, Lane.LIVE_FINAL)
     assert recognition.n_chunks == 1
+    assert recognition.transcript.segments[0].start_s == pytest.approx(0.1)
     (window,) = bench.model.asked
-    assert np.array_equal(window.audio, quiet)
+    assert np.array_equal(window.audio, utterance)
+    (span,) = window.speech  # what its text is checked against
+    assert (span.start / SAMPLE_RATE_HZ, span.end / SAMPLE_RATE_HZ) == pytest.approx((1.0, 3.0), abs=0.05)
+
+
+async def test_an_interim_has_one_look_and_is_not_checked():
+    async with serving() as bench:
+        bench.model.script = doubtful_below(99.0)
+        recognition = await recognized(bench, audio(1.0, 2.0), Lane.LIVE_INTERIM)
+    assert recognition.transcript.text == "in 10 s"
+    assert [(window.shown_s, window.checks) for window in bench.model.asked] == [(10.0, None)]
+    assert bench.speech.n_asked == 0
+
+
+async def test_an_utterance_is_no_longer_than_the_encoder_takes():
+    async with serving() as bench:
+        await recognized(bench, np.zeros(30 * SAMPLE_RATE_HZ, np.float32), Lane.LIVE_FINAL)
+        with pytest.raises(InvalidInput, match="30 s"):
+            await recognized(bench, np.zeros(30 * SAMPLE_RATE_HZ + 1, np.float32), Lane.LIVE_FINAL)
+
+
+async def recognized(bench: Bench, utterance: Audio, lane: Lane) -> Recognition:
+    call = asyncio.create_task(bench.engine.recognize(utterance, ENGLISH, Ticket(lane)))
+    await bench.threads.run_all()
+    return await call
 
 
 # ---- growing windows --------------------------------------------------------------------------------------------
