@@ -395,6 +395,20 @@ async def test_a_long_recording_does_not_fill_the_line():
     assert most == 3
 
 
+async def test_a_long_recording_that_has_begun_is_not_lost_to_a_line_that_fills_up(monkeypatch: pytest.MonkeyPatch):
+    begun: list[bool] = []
+    async with serving(max_batch=2, max_windows_at_once=2) as bench:
+        submit = bench.scheduler.submit
+
+        async def noting(work: Any, *, is_begun: bool = False, **how: Any) -> Any:
+            begun.append(is_begun)
+            return await submit(work, is_begun=is_begun, **how)
+
+        monkeypatch.setattr(bench.scheduler, "submit", noting)
+        await bench.heard(utterances(6))
+    assert begun == [False, False, True, True, True, True]
+
+
 async def test_an_error_in_one_window_ends_the_call_with_that_error_and_the_rest_of_its_work():
     async with serving(max_batch=1) as bench:
         failed = EngineFailed("out of memory")
