@@ -6,6 +6,7 @@ import gc
 import itertools
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from typeless_grpc.audio.decode import DecodeLimits, decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.config import Settings
+from typeless_grpc.engine.cuts import Piece
 from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.engine.judgement import Judgement
+from typeless_grpc.engine.transcript import SuppressionReason
 from typeless_grpc.engine.whisper import Device, Heard, WhisperModel, Window, choose_device
 
 pytestmark = pytest.mark.model
@@ -154,3 +158,26 @@ def test_a_model_that_nobody_uses_is_freed():
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_what_sounds_like_silence_is_tried_once_and_given_to_be_judged(
+    model: WhisperModel, monkeypatch: pytest.MonkeyPatch
+):
+    generate, n_tries = model._model.generate, 0
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal n_tries
+        n_tries += 1
+        return generate(*args, **kwargs)
+
+    class Counted:
+        def __getattr__(self, name: str) -> Any:
+            return counting if name == "generate" else getattr(model._model, name)
+
+    monkeypatch.setattr(model._whisper, "model", Counted())
+    (heard,) = decoded(model, replace(silence(5 * SAMPLE_RATE_HZ, ENGLISH), shown_s=30.0, thorough=True))
+    assert n_tries == 1
+    judgement = Judgement()
+    judgement.add(heard, Piece(0, 5 * SAMPLE_RATE_HZ, (), most_pause=0))
+    assert judgement.segments == []
+    assert [suppressed.reason for suppressed in judgement.suppressed] == [SuppressionReason.NO_SPEECH]

@@ -22,12 +22,12 @@ from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions, Turn
 from typeless_grpc.engine.transcript import Segment, SuppressionReason
 from typeless_grpc.engine.verification import Doubt
 from typeless_grpc.engine.whisper import Heard, HeardSegment, Window
-from typeless_grpc.engine.window import FULL, WindowPolicy
+from typeless_grpc.engine.window import FULL, Size, WindowPolicy
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, NotFound, Overloaded
 
-WINDOWS = WindowPolicy(sizes_s=(10.0, 20.0, 30.0), margin_s=1.0, retry_s=(20.0,))
+WINDOWS = WindowPolicy(sizes=(Size(10.0, 9.0), Size(20.0, 19.0), Size(30.0, 30.0)), floor_s=0.0, retry_s=(20.0,))
 # A pause of more than a second ends a piece, so that a test says where pieces are.
-CUTS = CutPolicy(window_costs=((10.0, 1.0), (20.0, 2.0), (30.0, 4.0)), padding_s=0.2, silence_s=1.0, longest_s=24.0)
+CUTS = CutPolicy(window_costs=((9.0, 1.0), (19.0, 2.0), (30.0, 4.0)), padding_s=0.2, silence_s=1.0, longest_s=24.0)
 ENGLISH = DecodeOptions(language="en")
 
 
