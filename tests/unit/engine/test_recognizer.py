@@ -344,6 +344,15 @@ async def test_a_language_the_model_lacks_is_refused_before_any_work():
         assert bench.pool.n_users == 0
 
 
+async def test_a_task_the_model_cannot_do_is_refused_before_any_work():
+    async with serving() as bench:
+        bench.model.is_multilingual = False
+        with pytest.raises(InvalidInput) as caught:
+            await bench.heard(utterances(1), DecodeOptions(task=Task.TRANSLATE))
+        assert caught.value.violations[0].field == "options.task"
+        assert bench.speech.n_asked == 0
+
+
 async def test_a_model_that_is_not_here_is_not_found():
     async with serving() as bench:
         with pytest.raises(NotFound):
