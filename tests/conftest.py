@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import structlog
+from hypothesis import HealthCheck, settings
 
 from typeless_grpc.app import build, catalog
 from typeless_grpc.client import AsyncClient
@@ -28,6 +29,10 @@ structlog.configure(
     logger_factory=structlog.stdlib.LoggerFactory(),
     wrapper_class=structlog.stdlib.BoundLogger,
 )
+
+# Properties are about what comes out, not about how fast it does on a machine that others use, too.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 # What a test run may be told from outside; any other setting of the machine would change what is tested.
 KEPT = {"TYPELESS_DATA_DIR", "TYPELESS_SHARED_AUDIO"}

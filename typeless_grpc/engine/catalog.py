@@ -27,6 +27,8 @@ Progress = Callable[[int, int], None]
 # What a directory must hold to be a converted Whisper model.
 REQUIRED_FILES = ("model.bin", "config.json", "tokenizer.json")
 DOWNLOAD_TIMEOUT_S = 1800
+# Of a file, on every file system in use; asking for a longer one is an error of the system's.
+LONGEST_NAME_BYTES = 255
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Catalog:
         if name in self.directories:
             return self.directories[name] if is_model_directory(self.directories[name]) else None
         # Names come from callers: none may lead out of the directory.
-        if Path(name).name == name and is_model_directory(self.models_dir / name):
+        if _is_plain(name) and is_model_directory(self.models_dir / name):
             return self.models_dir / name
         if (packaged := PACKAGED.get(name)) and len(packaged.files) and _is_installed_whole(packaged):
             return _installed(packaged.files[0].parts[0]).parent
@@ -211,6 +213,11 @@ _WHAT_TO_DO = (
     "Connect this machine to the Python package index or the hub and run `typeless models pull NAME`, or name a "
     "directory with a converted model: TYPELESS_MODEL=/path/to/model."
 )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can be that of a file, and of none but in the directory it is looked for in."""
+    return "/" not in name and name not in ("", ".", "..") and len(name.encode()) <= LONGEST_NAME_BYTES
 
 
 def _installed(part: str) -> Path:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from typeless_grpc.engine.cuts import Piece
 from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason
-from typeless_grpc.engine.whisper import Heard, HeardSegment
+from typeless_grpc.engine.whisper import NO_SPEECH_THRESHOLD, Heard, HeardSegment
 
 # faster_whisper.transcribe.WhisperModel.transcribe, defaults of the thresholds of these names.
-NO_SPEECH_THRESHOLD = 0.6
 LOG_PROB_THRESHOLD = -1.0
 COMPRESSION_RATIO_THRESHOLD = 2.4
 

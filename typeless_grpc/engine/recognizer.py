@@ -132,7 +132,8 @@ class Recognizer:
         async with self._model(options) as model:
             speech: tuple[Span, ...] = (Span(0, len(utterance)),)
             if ticket.lane is not Lane.LIVE_INTERIM:
-                speech = await self._off_loop(self._speech_in, utterance, options.voice_activity)
+                with self._scheduler.coming():
+                    speech = await self._off_loop(self._speech_in, utterance, options.voice_activity)
             whole = Piece(0, len(utterance), speech, most_pause=len(utterance))
             return await self._recognize(model, utterance, [whole], options, ticket)
 
@@ -244,6 +245,7 @@ class Recognizer:
             key=call.model.batch_key(window),
             cost_s=_cost_s(window.shown_s),
             ticket=call.ticket,
+            is_begun=bool(call.turns),
         )
         call.turns.append(done.turn)
         return done.result

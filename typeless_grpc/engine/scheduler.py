@@ -114,13 +114,16 @@ class Scheduler(Generic[WorkT, ResultT]):
             for entry in self._lanes.older_than(lane, float("inf")):
                 self._refuse(entry, _going_away())
 
-    async def submit(self, work: WorkT, *, key: Hashable, cost_s: float, ticket: Ticket) -> Done[ResultT]:
+    async def submit(
+        self, work: WorkT, *, key: Hashable, cost_s: float, ticket: Ticket, is_begun: bool = False
+    ) -> Done[ResultT]:
         """Wait for a window's turn and its result; cancelling takes it out of the line.
 
         key: only windows with equal keys share a batch. cost_s: what the window takes, in seconds of an idle engine.
+        is_begun: of a call that had windows done: a line that filled up since does not refuse it.
         Raises Overloaded (the line is full, or an interim is not worth its time), DeadlineExceeded, or what `run` gave.
         """
-        self.check(cost_s, ticket)
+        self.check(cost_s, ticket, is_begun=is_begun)
         now_s = self._clock.now_s()
         task: Task[WorkT, ResultT] = Task(work, asyncio.get_running_loop().create_future(), ticket.deadline_s)
         entry = Waiting(task, key, cost_s, ticket.lane, ticket.caller, now_s)
@@ -131,12 +134,13 @@ class Scheduler(Generic[WorkT, ResultT]):
         finally:
             self._lanes.remove(entry)
 
-    def check(self, cost_s: float, ticket: Ticket) -> None:
+    def check(self, cost_s: float, ticket: Ticket, *, is_begun: bool = False) -> None:
         """Refuse work that cannot be taken, or not be done in time. Raises Overloaded or DeadlineExceeded."""
         if self._is_stopped:
             raise _going_away()
         wait_s = self.backlog_s(ticket.lane, ticket.caller)
-        if sum(self._lanes.n_waiting(lane) for lane in Lane if lane <= ticket.lane) >= self._options.max_waiting:
+        n_before = sum(self._lanes.n_waiting(lane) for lane in Lane if lane <= ticket.lane)
+        if n_before >= self._options.max_waiting and not is_begun:
             raise Overloaded("The line before the engine is full.", retry_after_s=max(0.1, wait_s))
         if ticket.lane is Lane.LIVE_INTERIM and wait_s > self._options.interim_max_wait_s:
             raise Overloaded("No time for interim results now.", reason="INTERIM_DROPPED", retry_after_s=wait_s)

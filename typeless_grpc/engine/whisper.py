@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ from typeless_grpc.errors import EngineFailed, InvalidInput, SourceUnavailable
 Array = npt.NDArray[np.float32]
 # faster_whisper.transcribe.WhisperModel.transcribe, default of `temperature`: tried in turn until the checks pass.
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+# Likewise `no_speech_threshold`: above it, and below `log_prob_threshold`, a text is taken for silence.
+NO_SPEECH_THRESHOLD = 0.6
 # Bytes of one weight in memory, by CTranslate2's compute type; 2 for those not named.
 BYTES_PER_WEIGHT = {"int8": 1, "int8_float32": 1, "int8_float16": 1, "int8_bfloat16": 1, "float32": 4}
-# Likewise `prepend_punctuations` and `append_punctuations`.
+# Defaults of `prepend_punctuations` and `append_punctuations`.
 PREPENDED_PUNCTUATION = "\"'“¿([{-"
 APPENDED_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"
 # Whisper's text context (arXiv:2212.04356, section 2.3): prompt and text together.
@@ -134,6 +136,15 @@ class _Passing:
     words: Sequence[TimedWord] = ()
 
 
+class _FasterWhisper(faster_whisper.WhisperModel):  # type: ignore[misc]
+    """faster-whisper's own, but what it takes for silence is not dropped; the recognizer does that, and reports it."""
+
+    def generate_with_fallback(self, encoder_output: Any, prompt: Any, tokenizer: Any, options: Any) -> Any:
+        # Here the threshold only says that silence needs no other temperature; where it drops, it is given as None.
+        silence = replace(options, no_speech_threshold=NO_SPEECH_THRESHOLD)
+        return super().generate_with_fallback(encoder_output, prompt, tokenizer, silence)
+
+
 class WhisperModel:
     """One loaded model."""
 
@@ -146,7 +157,7 @@ class WhisperModel:
         self.device_name = device.name
         self.compute_type = device.compute_type
         try:
-            self._whisper = faster_whisper.WhisperModel(
+            self._whisper = _FasterWhisper(
                 str(directory),
                 device=device.name,
                 compute_type=device.compute_type,
@@ -283,7 +294,8 @@ class WhisperModel:
             [[part]],
             self._tokenizer(one),
             ctranslate2.StorageView.from_array(one.encoded),
-            math.ceil(one.window.audio_s * self._whisper.frames_per_second),
+            # Fewer than two are less than one step of the encoder, which faster-whisper cannot align.
+            max(2, math.ceil(one.window.audio_s * self._whisper.frames_per_second)),
             PREPENDED_PUNCTUATION,
             APPENDED_PUNCTUATION,
             0.0,
@@ -305,8 +317,7 @@ class WhisperModel:
             initial_prompt=options.prompt or None,
             hotwords=_hotwords(options),
             word_timestamps=options.word_timestamps,
-            # Judged by the recognizer, which reports what it drops; faster-whisper would drop it silently.
-            no_speech_threshold=None,
+            no_speech_threshold=None,  # nothing is dropped: see _FasterWhisper
         )
         heard = []
         for segment in segments:

@@ -116,6 +116,20 @@ def test_a_model_in_the_data_directory_needs_no_source(data_dir: Path):
     assert Catalog(data_dir, FakeHub("large", reachable=False), download=False).get("large") == here
 
 
+@pytest.mark.parametrize(
+    "name", ["../../elsewhere", "../models/../../elsewhere", "{elsewhere}", "..", ".", "", "x" * 300]
+)
+def test_a_name_does_not_lead_out_of_the_data_directory(tmp_path: Path, name: str):
+    data_dir, elsewhere = tmp_path / "data", a_model(tmp_path / "elsewhere")
+    a_model(data_dir / "models" / "own")
+    for file in catalog.REQUIRED_FILES:  # where "..", "." and "" would lead
+        (data_dir / file).write_bytes(b"x")
+        (data_dir / "models" / file).write_bytes(b"x")
+    known = Catalog(data_dir, FakeHub())
+    assert known.find("own") == data_dir / "models" / "own"
+    assert known.find(name.format(elsewhere=elsewhere)) is None
+
+
 def test_a_name_nobody_knows_is_not_found_and_lists_those_that_are(data_dir: Path):
     with pytest.raises(NotFound, match=r"'nonesuch'.*tiny\.en.*large-v3") as caught:
         Catalog(data_dir, FakeHub("large-v3")).get("nonesuch")

@@ -4,6 +4,7 @@ import itertools
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,13 +15,13 @@ from typeless_grpc.engine.cuts import CutPolicy, Piece, plan
 
 # Costs and risks of the tests' own: what is best by measurement changes, what a plan must keep does not.
 POLICY = CutPolicy(
-    window_costs=((15.0, 1.0), (20.0, 1.5), (30.0, 3.0)),
-    margin_s=1.0,
+    window_costs=((14.0, 1.0), (19.0, 1.5), (30.0, 3.0)),
     longest_s=24.0,
     shortest_s=8.0,
     short_risk=0.1,
     cut_risk=0.3,
     padding_s=0.3,
+    pause_s=1.5,
     silence_s=3.0,
 )
 
@@ -59,7 +60,7 @@ POLICIES = st.builds(
     longest_s=st.floats(1.0, 30.0),
     padding_s=st.floats(0.0, 40.0),
     silence_s=st.floats(0.01, 40.0),
-    margin_s=st.floats(0.0, 3.0),
+    pause_s=st.floats(0.1, 40.0),
 )
 
 
@@ -77,6 +78,9 @@ def test_a_plan_holds_all_speech_once_in_order_and_in_pieces_that_fit(
         assert piece.audio_s <= policy.longest_s + 1e-9
         assert piece.speech
         assert all(piece.start <= span.start < span.end <= piece.end for span in piece.speech)
+        assert [span.end - span.start for span in piece.shown_speech()] == [
+            span.end - span.start for span in piece.speech
+        ]
     assert sum(span.end - span.start for span in covered) == sum(span.end - span.start for span in spans)
     assert all(before.end <= after.start for before, after in itertools.pairwise(covered))
     assert {span.start for span in spans} <= {span.start for span in covered}
@@ -166,3 +170,26 @@ def test_ten_hours_of_speech_are_planned_in_seconds():
     pieces = plan(spans, n_samples, POLICY)
     assert time.process_time() - began_s < 10.0
     assert sum(len(piece.speech) for piece in pieces) == len(spans)
+
+
+def test_a_long_pause_inside_a_piece_is_shown_shortened():
+    spans, n_samples = speech(1.0, 4.0, 2.5, 4.0, 1.0)
+    (piece,) = plan(spans, n_samples, POLICY)
+    recording = np.arange(n_samples, dtype=np.float32)
+    shown = piece.shown(recording)
+    assert len(shown) / SAMPLE_RATE_HZ == piece.audio_s == pytest.approx(0.3 + 4.0 + 1.5 + 4.0 + 0.3)
+    for original, moved in zip(piece.speech, piece.shown_speech(), strict=True):
+        assert np.array_equal(shown[moved.start : moved.end], recording[original.start : original.end])
+
+
+@given(recordings(), POLICIES)
+def test_times_in_what_is_shown_lead_back_to_the_recording(recording: tuple[list[Span], int], policy: CutPolicy):
+    spans, n_samples = recording
+    for piece in plan(spans, n_samples, policy):
+        for original, moved in zip(piece.speech, piece.shown_speech(), strict=True):
+            middle_s = (moved.start + moved.end) / 2 / SAMPLE_RATE_HZ
+            assert piece.original_s(middle_s) == pytest.approx((original.start + original.end) / 2 / SAMPLE_RATE_HZ)
+        times_s = [piece.original_s(piece.audio_s * part / 20) for part in range(-1, 23)]
+        assert times_s == sorted(times_s)
+        assert piece.start / SAMPLE_RATE_HZ <= times_s[0]
+        assert times_s[-1] <= piece.end / SAMPLE_RATE_HZ

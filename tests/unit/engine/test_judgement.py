@@ -28,7 +28,7 @@ SPOKEN = HeardSegment(
 
 def piece(start_s: float, end_s: float) -> Piece:
     span = Span(round(start_s * SAMPLE_RATE_HZ), round(end_s * SAMPLE_RATE_HZ))
-    return Piece(span.start, span.end, (span,))
+    return Piece(span.start, span.end, (span,), most_pause=span.end)
 
 
 def heard(

@@ -5,7 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,12 @@ from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions, Turn
 from typeless_grpc.engine.transcript import Segment, SuppressionReason
 from typeless_grpc.engine.verification import Doubt
 from typeless_grpc.engine.whisper import Heard, HeardSegment, Window
-from typeless_grpc.engine.window import FULL, WindowPolicy
+from typeless_grpc.engine.window import FULL, Size, WindowPolicy
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, NotFound, Overloaded
 
-WINDOWS = WindowPolicy(sizes_s=(10.0, 20.0, 30.0), margin_s=1.0, retry_s=(20.0,))
+WINDOWS = WindowPolicy(sizes=(Size(10.0, 9.0), Size(20.0, 19.0), Size(30.0, 30.0)), floor_s=0.0, retry_s=(20.0,))
 # A pause of more than a second ends a piece, so that a test says where pieces are.
-CUTS = CutPolicy(window_costs=((10.0, 1.0), (20.0, 2.0), (30.0, 4.0)), padding_s=0.2, silence_s=1.0, longest_s=24.0)
+CUTS = CutPolicy(window_costs=((9.0, 1.0), (19.0, 2.0), (30.0, 4.0)), padding_s=0.2, silence_s=1.0, longest_s=24.0)
 ENGLISH = DecodeOptions(language="en")
 
 
@@ -127,7 +127,6 @@ class Bench:
     speech: FakeSpeech
     threads: ManualExecutor
     clock: FakeClock
-    calls: list[asyncio.Task[Recognition]] = field(default_factory=list)
 
     def transcribe(
         self, audio: Audio, options: DecodeOptions = ENGLISH, ticket: Ticket | None = None
@@ -222,16 +221,37 @@ async def test_the_caller_says_how_sure_to_be_of_speech():
 
 
 async def test_an_utterance_is_decoded_as_it_is():
-    quiet = np.zeros(4 * SAMPLE_RATE_HZ, np.float32)
+    utterance = audio(1.0, 2.0, 3.0)  # with a pause that would be no part of a recording's piece
     async with serving() as bench:
-        call = asyncio.create_task(bench.engine.recognize(quiet, ENGLISH, Ticket(Lane.LIVE_INTERIM)))
-        await bench.threads.run_all()
-        recognition = await call
-        with pytest.raises(InvalidInput, match="30 s"):
-            await bench.engine.recognize(np.zeros(31 * SAMPLE_RATE_HZ, np.float32), ENGLISH, Ticket())
+        recognition = await recognized(bench, utterance, Lane.LIVE_FINAL)
     assert recognition.n_chunks == 1
+    assert recognition.transcript.segments[0].start_s == pytest.approx(0.1)
     (window,) = bench.model.asked
-    assert np.array_equal(window.audio, quiet)
+    assert np.array_equal(window.audio, utterance)
+    (span,) = window.speech  # what its text is checked against
+    assert (span.start / SAMPLE_RATE_HZ, span.end / SAMPLE_RATE_HZ) == pytest.approx((1.0, 3.0), abs=0.05)
+
+
+async def test_an_interim_has_one_look_and_is_not_checked():
+    async with serving() as bench:
+        bench.model.script = doubtful_below(99.0)
+        recognition = await recognized(bench, audio(1.0, 2.0), Lane.LIVE_INTERIM)
+    assert recognition.transcript.text == "in 10 s"
+    assert [(window.shown_s, window.checks) for window in bench.model.asked] == [(10.0, None)]
+    assert bench.speech.n_asked == 0
+
+
+async def test_an_utterance_is_no_longer_than_the_encoder_takes():
+    async with serving() as bench:
+        await recognized(bench, np.zeros(30 * SAMPLE_RATE_HZ, np.float32), Lane.LIVE_FINAL)
+        with pytest.raises(InvalidInput, match="30 s"):
+            await recognized(bench, np.zeros(30 * SAMPLE_RATE_HZ + 1, np.float32), Lane.LIVE_FINAL)
+
+
+async def recognized(bench: Bench, utterance: Audio, lane: Lane) -> Recognition:
+    call = asyncio.create_task(bench.engine.recognize(utterance, ENGLISH, Ticket(lane)))
+    await bench.threads.run_all()
+    return await call
 
 
 # ---- growing windows --------------------------------------------------------------------------------------------
@@ -324,6 +344,15 @@ async def test_a_language_the_model_lacks_is_refused_before_any_work():
         assert bench.pool.n_users == 0
 
 
+async def test_a_task_the_model_cannot_do_is_refused_before_any_work():
+    async with serving() as bench:
+        bench.model.is_multilingual = False
+        with pytest.raises(InvalidInput) as caught:
+            await bench.heard(utterances(1), DecodeOptions(task=Task.TRANSLATE))
+        assert caught.value.violations[0].field == "options.task"
+        assert bench.speech.n_asked == 0
+
+
 async def test_a_model_that_is_not_here_is_not_found():
     async with serving() as bench:
         with pytest.raises(NotFound):
@@ -373,6 +402,20 @@ async def test_a_long_recording_does_not_fill_the_line():
         recognition = await bench.heard(utterances(12))
     assert recognition.n_chunks == 12
     assert most == 3
+
+
+async def test_a_long_recording_that_has_begun_is_not_lost_to_a_line_that_fills_up(monkeypatch: pytest.MonkeyPatch):
+    begun: list[bool] = []
+    async with serving(max_batch=2, max_windows_at_once=2) as bench:
+        submit = bench.scheduler.submit
+
+        async def noting(work: Any, *, is_begun: bool = False, **how: Any) -> Any:
+            begun.append(is_begun)
+            return await submit(work, is_begun=is_begun, **how)
+
+        monkeypatch.setattr(bench.scheduler, "submit", noting)
+        await bench.heard(utterances(6))
+    assert begun == [False, False, True, True, True, True]
 
 
 async def test_an_error_in_one_window_ends_the_call_with_that_error_and_the_rest_of_its_work():

@@ -191,6 +191,18 @@ async def test_a_line_full_of_patient_work_refuses_nobody_more_urgent():
         await asyncio.gather(*calls)
 
 
+async def test_what_has_begun_is_not_refused_by_a_line_that_filled_up_since():
+    async with serving(max_waiting=1) as bench:
+        await bench.busy()
+        waiting = bench.submit("waiting")
+        await settle()
+        begun = asyncio.create_task(
+            bench.scheduler.submit("begun", key="k", cost_s=1.0, ticket=Ticket(), is_begun=True)
+        )
+        await bench.threads.run_all()
+        assert [(await waiting).result, (await begun).result] == ["WAITING", "BEGUN"]
+
+
 # ---- cancelling -------------------------------------------------------------------------------------------------
 
 

@@ -22,10 +22,9 @@ CHECKS = Checks(
 GOOD = Result(
     text=" The train to the coast leaves in twenty minutes.",
     avg_logprob=-0.3,
-    timestamps_s=(0.0, 3.0),
-    closed=True,
     speech_s=((0.2, 3.1),),
     audio_s=3.5,
+    words_end_s=3.0,
 )
 # Says nothing twice in a row, and yet compresses well.
 WORDY = "a hand and a band on a land, a sand in a hand, and a band in the sand on a land. "
@@ -43,12 +42,11 @@ def test_a_good_result_is_trusted():
         pytest.param({"text": "I was waiting there for you for you for you for you"}, Doubt.REPETITION, id="loop"),
         pytest.param({"text": WORDY}, Doubt.COMPRESSION, id="compresses too well for a short text"),
         pytest.param({"text": "word and another one " * 6}, Doubt.TOO_FAST, id="more than can be said"),
-        pytest.param({"speech_s": ((0.0, 20.0),), "timestamps_s": (0.0, 19.5)}, Doubt.TOO_SLOW, id="less than said"),
+        pytest.param({"speech_s": ((0.0, 20.0),), "words_end_s": 19.5}, Doubt.TOO_SLOW, id="less than said"),
         pytest.param({"avg_logprob": -1.01}, Doubt.LOW_PROBABILITY, id="improbable"),
-        pytest.param({"timestamps_s": (0.0, 3.82)}, Doubt.PAST_END, id="last time after the speech"),
-        pytest.param({"timestamps_s": (0.0, 4.5, 3.0)}, Doubt.PAST_END, id="any time after the speech"),
-        pytest.param({"speech_s": ((0.2, 3.1), (4.0, 5.5))}, Doubt.EARLY_STOP, id="speech after the last time"),
-        pytest.param({"timestamps_s": (0.0, 1.5)}, Doubt.EARLY_STOP, id="stopped inside the speech"),
+        pytest.param({"words_end_s": 4.3}, Doubt.PAST_END, id="last word after the audio"),
+        pytest.param({"speech_s": ((0.2, 3.1), (4.0, 5.5))}, Doubt.EARLY_STOP, id="speech after the last word"),
+        pytest.param({"words_end_s": 1.5}, Doubt.EARLY_STOP, id="stopped inside the speech"),
     ],
 )
 def test_each_failure_is_found(changes: dict[str, object], doubt: Doubt):
@@ -60,18 +58,12 @@ def test_each_failure_is_found(changes: dict[str, object], doubt: Doubt):
     [
         pytest.param({"text": "", "speech_s": ()}, id="nothing where nobody speaks"),
         pytest.param({"text": "", "speech_s": ((0.0, 0.4),)}, id="nothing where a moment sounds like speech"),
-        pytest.param({"text": "Yes.", "speech_s": ((0.2, 1.9),), "timestamps_s": (0.0, 1.9)}, id="a short answer"),
+        pytest.param({"text": "Yes.", "speech_s": ((0.2, 1.9),), "words_end_s": 1.9}, id="a short answer"),
         pytest.param({"text": "我们去爬山", "speech_s": ((0.2, 3.1),)}, id="few characters of a dense script"),
         pytest.param({"avg_logprob": -1.0}, id="just probable enough"),
-        pytest.param({"timestamps_s": (0.0, 3.8)}, id="a time just after the speech"),
-        pytest.param(
-            {"timestamps_s": (0.0, 1.5), "closed": False}, id="open end: the text goes on after its last time"
-        ),
-        pytest.param({"timestamps_s": (), "closed": False}, id="no times at all"),
-        pytest.param(
-            {"text": "Yes.", "speech_s": (), "timestamps_s": (0.0, 4.1), "audio_s": 3.5},
-            id="a time just after the audio, where no speech is known",
-        ),
+        pytest.param({"words_end_s": 4.1}, id="a word just after the audio"),
+        pytest.param({"words_end_s": None, "speech_s": ((0.2, 4.9),)}, id="no times known"),
+        pytest.param({"text": "Yes.", "speech_s": ()}, id="a word where no speech was found"),
         pytest.param({"text": "No, no, no, that is not what I said at all."}, id="three times is emphasis"),
     ],
 )
@@ -80,12 +72,12 @@ def test_what_is_only_unusual_is_trusted(changes: dict[str, object]):
 
 
 def test_every_reason_is_told():
-    looped = replace(GOOD, text="for you " * 20, avg_logprob=-3.0, timestamps_s=(0.0, 9.0))
+    looped = replace(GOOD, text="for you " * 20, avg_logprob=-3.0, words_end_s=9.0)
     assert set(doubts(looped, CHECKS)) >= {Doubt.REPETITION, Doubt.COMPRESSION, Doubt.TOO_FAST, Doubt.LOW_PROBABILITY}
 
 
 def test_a_long_text_may_compress_better_than_a_short_one():
-    wordy = replace(GOOD, text=WORDY * 3, speech_s=((0.0, 25.0),), timestamps_s=(0.0, 25.0), audio_s=25.0)
+    wordy = replace(GOOD, text=WORDY * 3, speech_s=((0.0, 25.0),), words_end_s=25.0, audio_s=25.0)
     lenient = replace(CHECKS, compression=100.0)
     assert Doubt.COMPRESSION not in doubts(wordy, lenient)
     assert Doubt.COMPRESSION in doubts(wordy, replace(lenient, compression=2.0))
@@ -98,7 +90,7 @@ def test_a_long_text_may_compress_better_than_a_short_one():
 )
 def test_the_thresholds_are_those_that_are_set(changes: dict[str, float]):
     """Each result sits between the two thresholds."""
-    at = replace(GOOD, timestamps_s=(0.0, 4.5)) if "past_end_s" in changes else GOOD
+    at = replace(GOOD, words_end_s=4.5) if "past_end_s" in changes else GOOD
     assert doubts(at, CHECKS) != doubts(at, replace(CHECKS, **changes))
 
 
@@ -140,12 +132,11 @@ def test_saying_it_later_or_seldom_is_not(text: str):
         Result,
         text=st.text(max_size=400),
         avg_logprob=st.floats(-10.0, 0.0),
-        timestamps_s=st.lists(st.floats(0.0, 30.0), max_size=6),
-        closed=st.booleans(),
         speech_s=st.lists(st.floats(0.0, 30.0), max_size=6).map(
             lambda edges: list(zip(sorted(edges)[::2], sorted(edges)[1::2], strict=False))
         ),
         audio_s=st.floats(0.0, 30.0),
+        words_end_s=st.none() | st.floats(0.0, 40.0),
     )
 )
 def test_any_result_is_judged(result: Result):

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from typeless_grpc.engine.window import FULL, FULL_WINDOW_S, POLICIES, WindowPolicy
+from typeless_grpc.engine.window import FULL, FULL_WINDOW_S, POLICIES, Size, WindowPolicy
 
-POLICY = WindowPolicy(sizes_s=(10.0, 15.0, 20.0, 30.0), margin_s=2.0, retry_s=(20.0,))
+POLICY = WindowPolicy(
+    sizes=(Size(10.0, 8.0), Size(15.0, 13.0), Size(20.0, 18.0), Size(30.0, 30.0)), floor_s=15.0, retry_s=(20.0,)
+)
 
 
 @pytest.mark.parametrize(
@@ -16,7 +18,7 @@ POLICY = WindowPolicy(sizes_s=(10.0, 15.0, 20.0, 30.0), margin_s=2.0, retry_s=(2
     [(0.0, 10.0), (8.0, 10.0), (8.01, 15.0), (13.0, 15.0), (18.0, 20.0), (18.1, 30.0), (29.0, 30.0), (30.0, 30.0)],
 )
 def test_the_smallest_window_that_leaves_the_margin_is_chosen(audio_s: float, window_s: float):
-    assert POLICY.choose(audio_s) == window_s
+    assert POLICY.choose(audio_s, "en") == window_s
 
 
 @pytest.mark.parametrize(
@@ -29,14 +31,24 @@ def test_the_smallest_window_that_leaves_the_margin_is_chosen(audio_s: float, wi
     ],
 )
 def test_what_fails_is_tried_in_longer_windows_up_to_the_full_one(audio_s: float, ladder: tuple[float, ...]):
-    assert POLICY.ladder(audio_s) == ladder
+    assert POLICY.ladder(audio_s, "en") == ladder
 
 
+@pytest.mark.parametrize("language", ["de", None])
+def test_what_may_not_be_english_is_shown_in_no_smaller_window_than_the_floor(language: str | None):
+    assert POLICY.choose(1.0, language) == 15.0
+    assert POLICY.choose(15.0, language) == 20.0
+    assert POLICY.ladder(1.0, language) == (15.0, 20.0, 30.0)
+
+
+@pytest.mark.parametrize("language", ["en", None])
 @pytest.mark.parametrize("policy", [POLICY, *POLICIES.values()], ids=["of the tests", *POLICIES])
 @given(audio_s=st.floats(0.0, FULL_WINDOW_S))
-def test_every_ladder_grows_holds_the_audio_and_ends_with_the_full_window(policy: WindowPolicy, audio_s: float):
-    ladder = policy.ladder(audio_s)
-    assert ladder[0] == policy.choose(audio_s)
+def test_every_ladder_grows_holds_the_audio_and_ends_with_the_full_window(
+    policy: WindowPolicy, audio_s: float, language: str | None
+):
+    ladder = policy.ladder(audio_s, language)
+    assert ladder[0] == policy.choose(audio_s, language)
     assert ladder[-1] == FULL_WINDOW_S
     assert all(shorter < longer for shorter, longer in itertools.pairwise(ladder))
     assert all(window_s >= audio_s for window_s in ladder)

@@ -1,0 +1,183 @@
+"""The real model, through the one pass that batches share."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.harness import AUDIO, fixture
+from typeless_grpc.app import catalog
+from typeless_grpc.audio.decode import DecodeLimits, decode
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
+from typeless_grpc.audio.vad import Span
+from typeless_grpc.config import Settings
+from typeless_grpc.engine.cuts import Piece
+from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.engine.judgement import Judgement
+from typeless_grpc.engine.transcript import SuppressionReason
+from typeless_grpc.engine.whisper import Device, Heard, WhisperModel, Window, choose_device
+
+pytestmark = pytest.mark.model
+
+MODEL = "tiny.en"
+DEVICE: Device = choose_device("cpu", "auto")
+ENGLISH = DecodeOptions(language="en")
+SENTENCES = ("en_short.flac", "en_numbers.ogg", "en_two_sentences.flac", "en_names.ogg")
+
+
+def load() -> WhisperModel:
+    directory = catalog(Settings()).find(MODEL)
+    if directory is None:
+        pytest.skip(f"no model here: typeless models pull {MODEL}")
+    return WhisperModel(MODEL, directory, DEVICE, n_threads=2)
+
+
+@pytest.fixture(scope="module")
+def model() -> WhisperModel:
+    return load()
+
+
+def window(file: str, options: DecodeOptions = ENGLISH, *, beam_size: int = 1, shown_s: float = 15.0) -> Window:
+    samples: Audio = decode((AUDIO / file).read_bytes(), AudioFormat(), DecodeLimits(60.0)).samples
+    return Window(samples, (Span(0, len(samples)),), shown_s, options, beam_size)
+
+
+def silence(n_samples: int, options: DecodeOptions) -> Window:
+    return Window(np.zeros(n_samples, np.float32), (), 15.0, options, 1)
+
+
+def decoded(model: WhisperModel, *windows: Window) -> list[Heard]:
+    heard = model.decode(windows, [lambda: True] * len(windows))
+    assert None not in heard
+    return [one for one in heard if one is not None]
+
+
+def text(heard: Heard) -> str:
+    return " ".join(one.segment.text for one in heard.segments)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_mixed_batch_gives_what_each_gives_alone(model: WhisperModel, beam_size: int):
+    timed = replace(ENGLISH, word_timestamps=True)
+    windows = [
+        window(file, options, beam_size=beam_size)
+        for file, options in zip(SENTENCES, itertools.cycle([ENGLISH, timed]), strict=False)
+    ]
+    assert len({model.batch_key(one) for one in windows}) == 1
+    alone = [decoded(model, one)[0] for one in windows]
+    together = decoded(model, *windows)
+    assert [text(heard) for heard in together] == [text(heard) for heard in alone]
+    assert all(text(heard) for heard in together)
+    for one, heard in zip(windows, together, strict=True):
+        assert any(segment.segment.words for segment in heard.segments) is one.options.word_timestamps
+
+
+def test_a_prompt_stays_with_its_call(model: WhisperModel):
+    named = window("en_names.ogg", replace(ENGLISH, prompt="Kubrendo and Typlexa."))
+    fillers = (replace(ENGLISH, prompt="Dinner" + " soon" * count) for count in range(40))
+    others = (window("en_names.ogg", options) for options in fillers)
+    other = next(one for one in others if model.batch_key(one) == model.batch_key(named))
+    together = decoded(model, named, other)
+    assert "Typlexa" in text(together[0])
+    assert "Typlexa" not in text(together[1])
+
+
+def test_hotwords_bring_names_that_would_be_missed(model: WhisperModel):
+    names = ("Kubrendo", "Typlexa")
+    plain = text(decoded(model, window("en_names.ogg"))[0])
+    hinted = text(decoded(model, window("en_names.ogg", replace(ENGLISH, hotwords=names)))[0])
+    assert not any(name in plain for name in names)
+    assert any(name in hinted for name in names)
+
+
+def test_words_lie_inside_their_audio_and_follow_one_another(model: WhisperModel):
+    timed = replace(ENGLISH, word_timestamps=True)
+    windows = [window(file, timed) for file in SENTENCES]
+    for one, heard in zip(windows, decoded(model, *windows), strict=True):
+        words = [word for segment in heard.segments for word in segment.segment.words]
+        assert len(words) > 2
+        for word in words:
+            assert 0.0 <= word.start_s <= word.end_s <= one.audio_s
+            assert 0.0 <= word.confidence <= 1.0
+        assert all(before.start_s <= after.start_s for before, after in itertools.pairwise(words))
+        for segment in heard.segments:
+            assert " ".join(word.text for word in segment.segment.words) == segment.segment.text
+
+
+def test_both_ways_hear_the_sentence(model: WhisperModel):
+    expected = fixture("en_short.flac")["text"]
+    short, full = window("en_short.flac"), replace(window("en_short.flac"), shown_s=30.0, thorough=True)
+    assert text(decoded(model, short)[0]) == text(decoded(model, full)[0]) == expected
+
+
+def test_what_nobody_wants_any_more_is_left_out(model: WhisperModel):
+    windows = [window("en_short.flac"), window("en_numbers.ogg")]
+    gone, heard = model.decode(windows, [lambda: False, lambda: True])
+    assert gone is None
+    assert heard is not None
+    assert text(heard)
+    assert model.decode(windows, [lambda: False] * 2) == [None, None]
+    assert model.decode([replace(windows[0], thorough=True)], [lambda: False]) == [None]
+
+
+@pytest.mark.parametrize(("n_samples", "thorough"), [(0, False), (100, False), (400, False), (0, True), (100, True)])
+def test_however_little_audio_there_is(model: WhisperModel, n_samples: int, thorough: bool):
+    options = replace(ENGLISH, word_timestamps=True, temperatures=(0.0,))
+    one = replace(silence(n_samples, options), thorough=thorough)
+    (heard,) = decoded(model, one)
+    for segment in heard.segments:
+        assert segment.segment.end_s <= one.audio_s
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"shown_s": 20.0}, id="another window"),
+        pytest.param({"beam_size": 2}, id="another beam"),
+        pytest.param({"options": replace(ENGLISH, prompt="Once upon a time")}, id="a longer prompt"),
+        pytest.param({"thorough": True}, id="thorough"),
+    ],
+)
+def test_what_cannot_share_a_batch_has_another_key(model: WhisperModel, other: dict[str, object]):
+    one = silence(SAMPLE_RATE_HZ, ENGLISH)
+    assert model.batch_key(one) == model.batch_key(silence(5 * SAMPLE_RATE_HZ, ENGLISH))
+    assert model.batch_key(replace(one, **other)) != model.batch_key(one)  # type: ignore[arg-type]
+    assert model.batch_key(replace(one, thorough=True)) != model.batch_key(replace(one, thorough=True))
+
+
+def test_a_model_that_nobody_uses_is_freed():
+    model = load()
+    decoded(model, silence(SAMPLE_RATE_HZ, replace(ENGLISH, word_timestamps=True, hotwords=("Kubrendo",))))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_sounds_like_silence_is_tried_once_and_given_to_be_judged(
+    model: WhisperModel, monkeypatch: pytest.MonkeyPatch
+):
+    generate, n_tries = model._model.generate, 0
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal n_tries
+        n_tries += 1
+        return generate(*args, **kwargs)
+
+    class Counted:
+        def __getattr__(self, name: str) -> Any:
+            return counting if name == "generate" else getattr(model._model, name)
+
+    monkeypatch.setattr(model._whisper, "model", Counted())
+    (heard,) = decoded(model, replace(silence(5 * SAMPLE_RATE_HZ, ENGLISH), shown_s=30.0, thorough=True))
+    assert n_tries == 1
+    judgement = Judgement()
+    judgement.add(heard, Piece(0, 5 * SAMPLE_RATE_HZ, (), most_pause=0))
+    assert judgement.segments == []
+    assert [suppressed.reason for suppressed in judgement.suppressed] == [SuppressionReason.NO_SPEECH]
