@@ -15,9 +15,7 @@ import pytest_asyncio
 import structlog
 from hypothesis import HealthCheck, settings
 
-from typeless_grpc.app import build, catalog
 from typeless_grpc.client import AsyncClient
-from typeless_grpc.config import Settings
 
 # Log lines go where Python's own go: to pytest, which shows them for tests that fail.
 structlog.configure(
@@ -73,6 +71,9 @@ def recordings() -> Recordings:
 @asynccontextmanager
 async def served(model: str) -> AsyncIterator[AsyncClient]:
     """A client of a server with this model, warm. Skips where the model is not on this machine."""
+    from typeless_grpc.app import build, catalog
+    from typeless_grpc.config import Settings
+
     settings = Settings(port=0, model=model)
     if catalog(settings).find(model) is None:
         pytest.skip(f"model {model} is not on this machine: typeless models pull {model}")

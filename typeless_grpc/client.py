@@ -68,7 +68,8 @@ class CallFailed(Exception):
     @classmethod
     def of(cls, error: Any) -> CallFailed:
         """Read the `google.rpc` details of a grpc.RpcError or grpc.aio.AioRpcError."""
-        trailers = dict(error.trailing_metadata() or ())
+        # By pairs: dict() asks for keys, which in older grpcio (1.78) are pairs themselves.
+        trailers = {name: value for name, value in error.trailing_metadata() or ()}  # noqa: C416
         failed = cls(error.code(), error.details() or "", request_id=str(trailers.get("x-request-id", "")))
         status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
         for detail in status.details:

@@ -232,8 +232,8 @@ async def test_the_request_id_comes_back():
         await named
         unnamed = served.transcription.Transcribe(request())
         await unnamed
-        assert dict(await named.trailing_metadata())["x-request-id"] == "my-call"
-        assert len(dict(await unnamed.trailing_metadata())["x-request-id"]) == 32
+        assert (await named.trailing_metadata())["x-request-id"] == "my-call"
+        assert len((await unnamed.trailing_metadata())["x-request-id"]) == 32
 
 
 async def test_server_info_tells_the_limits_in_force():

@@ -7,6 +7,7 @@ DetectorState, any cutting of the audio gives the same probabilities.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.errors import EngineFailed
@@ -47,6 +47,10 @@ class SpeechDetector:
 
     def __init__(self, model_path: Path | None = None) -> None:
         """model_path: faster-whisper's own file unless given. Raises EngineFailed if it is absent or broken."""
+        # From 1.29 on, onnxruntime reports to its makers on Linux too, unless told otherwise before it is imported.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        import onnxruntime
+
         path = model_path or _shipped_model_path()
         options = onnxruntime.SessionOptions()
         options.inter_op_num_threads = options.intra_op_num_threads = 1  # a frame is too small to share out

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -195,3 +198,11 @@ def test_spans_of_a_recording_are_those_of_faster_whisper(
     spans = speech_spans(detector.recording_probabilities(audio), options, len(audio))
     assert spans == [Span(span["start"], span["end"]) for span in expected]
     assert spans
+
+
+def test_the_library_reports_to_nobody(tmp_path: Path) -> None:
+    script = "from typeless_grpc.audio.vad import SpeechDetector; SpeechDetector()"
+    keep = {name: value for name, value in os.environ.items() if not name.startswith("ORT_") and name != "CI"}
+    subprocess.run([sys.executable, "-c", script], env=keep | {"HOME": str(tmp_path)}, check=True, timeout=60)
+    # It would keep an id of this machine there, and a queue of what it is about to send.
+    assert not list(tmp_path.rglob("*onnxruntime*"))

@@ -19,7 +19,7 @@ async def id_inside_and_outside(*metadata: tuple[str, str]) -> tuple[str, str]:
     async with echo([RequestIdInterceptor()], unary_unary=tells) as served:
         call = served.call("unary_unary", metadata=metadata)
         inside = (await call).value
-        return inside, str(dict(await call.trailing_metadata())["x-request-id"])
+        return inside, str((await call.trailing_metadata())["x-request-id"])
 
 
 async def test_a_callers_id_is_kept():

@@ -64,11 +64,14 @@ async def test_retry_info_says_when_waiting_helps(retry_after_s: float):
     assert (await ended_with(errors.NotFound("Gone.", reason="GONE"))).retry_after_s is None
 
 
-async def test_the_unforeseen_is_internal_and_keeps_its_text():
+async def test_the_unforeseen_is_internal_and_keeps_its_text(caplog: pytest.LogCaptureFixture):
     failed = await ended_with(ZeroDivisionError("password=hunter2"), RequestIdInterceptor())
     assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "hunter2" not in str(failed)
     assert "call-1" in failed.message
+    # The operator finds it in the log instead, with its traceback.
+    assert "Traceback" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
 
 
 async def test_what_nobody_wrote_is_unimplemented():
