@@ -1,0 +1,74 @@
+"""Counts and times every call; outside of the status, so that it sees how a call ended."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from prometheus_client import Counter, Histogram
+
+from typeless_grpc.interceptors.seam import Call, Interceptor
+from typeless_grpc.telemetry.metrics import Metrics
+
+NAMES: dict[Any, str] = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0]) if key != 0}
+
+
+class MetricsInterceptor(Interceptor):
+    """One count as a call begins, one as it ends, and its time."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._types: dict[str, str] = {}
+        # Finding a metric by its labels takes longer than counting.
+        self._labelled = functools.cache(self._find)
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        started, seconds, _ = self._labelled(call.method)
+        started.inc()
+        started_s = time.monotonic()
+        code = "UNKNOWN"
+        try:
+            yield
+            code = _name(call.context.code()) or "OK"
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except grpc.aio.BaseError:
+            # Ended by `abort`, or written to after its caller had gone.
+            code = _name(call.context.code()) or "CANCELLED"
+            raise
+        finally:
+            self._labelled(call.method, code)[2].inc()
+            seconds.observe(time.monotonic() - started_s)
+
+    def _find(self, method: str, code: str = "OK") -> tuple[Counter, Histogram, Counter]:
+        _, service, name = method.split("/")
+        labels = (self._types[method], service, name)
+        metrics = self._metrics
+        return metrics.started.labels(*labels), metrics.seconds.labels(*labels), metrics.handled.labels(*labels, code)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Note the shape of the call on the way."""
+        handler = await super().intercept_service(continuation, handler_call_details)
+        if handler is not None:
+            asks = "client_stream" if handler.request_streaming else "unary"
+            shape = {(False, False): "unary", (True, True): "bidi_stream", (False, True): "server_stream"}
+            self._types[handler_call_details.method] = shape.get(
+                (handler.request_streaming, handler.response_streaming), asks
+            )
+        return handler
+
+
+def _name(code: Any) -> str:
+    """`context.code()` is a StatusCode, its number, or nothing yet."""
+    return NAMES.get(code, "")
