@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from typeless_grpc.engine.cuts import Piece
 from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason
+from typeless_grpc.engine.verification import repeats_itself
 from typeless_grpc.engine.whisper import NO_SPEECH_THRESHOLD, Heard, HeardSegment
 
 # faster_whisper.transcribe.WhisperModel.transcribe, defaults of the thresholds of these names.
@@ -33,7 +34,7 @@ class Judgement:
 def _why_not_speech(heard: HeardSegment) -> SuppressionReason | None:
     if heard.segment.no_speech_probability > NO_SPEECH_THRESHOLD and heard.avg_logprob < LOG_PROB_THRESHOLD:
         return SuppressionReason.NO_SPEECH
-    if heard.compression_ratio > COMPRESSION_RATIO_THRESHOLD:
+    if heard.compression_ratio > COMPRESSION_RATIO_THRESHOLD and repeats_itself(heard.segment.text):
         return SuppressionReason.REPETITION
     return None
 

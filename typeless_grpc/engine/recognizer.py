@@ -18,6 +18,7 @@ from typeless_grpc.audio.vad import DetectorState, Probabilities, Span, SpeechSp
 from typeless_grpc.engine.cuts import CutPolicy, Piece, plan
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
 from typeless_grpc.engine.judgement import Judgement
+from typeless_grpc.engine.likelihood import likely_speech
 from typeless_grpc.engine.models import ModelPool
 from typeless_grpc.engine.scheduler import Scheduler, Turn
 from typeless_grpc.engine.scheduler import Task as Scheduled
@@ -164,7 +165,9 @@ class Recognizer:
                 return ()
             parts.append(self._speech.probabilities(audio[start : start + DETECTION_STEP], state))
         probabilities = np.concatenate([*parts, self._speech.finish(state)])
-        return tuple(speech_spans(probabilities, _span_options(asked), len(audio)))
+        spans = speech_spans(probabilities, _span_options(asked), len(audio))
+        # Whoever sets the threshold says what speech is.
+        return tuple(likely_speech(spans, probabilities) if asked.threshold is None else spans)
 
     async def _recognize(
         self, model: WhisperModel, audio: Audio, pieces: Sequence[Piece], options: DecodeOptions, ticket: Ticket

@@ -26,6 +26,9 @@ SPOKEN = HeardSegment(
 )
 
 
+LOOP = "thank you thank you thank you thank you"
+
+
 def piece(start_s: float, end_s: float) -> Piece:
     span = Span(round(start_s * SAMPLE_RATE_HZ), round(end_s * SAMPLE_RATE_HZ))
     return Piece(span.start, span.end, (span,), most_pause=span.end)
@@ -60,7 +63,7 @@ def test_pieces_keep_their_order():
     ("made_up", "reason"),
     [
         pytest.param(heard(no_speech=0.9, avg_logprob=-1.5), SuppressionReason.NO_SPEECH, id="no speech"),
-        pytest.param(heard(compression_ratio=9.0), SuppressionReason.REPETITION, id="repetition"),
+        pytest.param(heard(compression_ratio=9.0, text=LOOP), SuppressionReason.REPETITION, id="repetition"),
     ],
 )
 def test_what_was_made_up_is_kept_apart_with_its_reason_and_its_time(made_up: HeardSegment, reason: SuppressionReason):
@@ -69,7 +72,7 @@ def test_what_was_made_up_is_kept_apart_with_its_reason_and_its_time(made_up: He
     assert [segment.text for segment in judgement.segments] == ["said"]
     (suppressed,) = judgement.suppressed
     assert suppressed.reason is reason
-    assert (suppressed.segment.start_s, suppressed.segment.text) == (10.5, "hello there")
+    assert (suppressed.segment.start_s, suppressed.segment.text) == (10.5, made_up.segment.text)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,8 @@ def test_what_was_made_up_is_kept_apart_with_its_reason_and_its_time(made_up: He
     [
         pytest.param(heard(no_speech=0.9), id="no speech, and yet probable"),
         pytest.param(heard(avg_logprob=-1.5), id="improbable, and yet speech"),
+        pytest.param(heard(compression_ratio=9.0), id="compressed well, and yet no loop"),
+        pytest.param(heard(text=LOOP), id="a loop, and yet not compressed well"),
     ],
 )
 def test_one_sign_alone_is_not_enough(said: HeardSegment):
