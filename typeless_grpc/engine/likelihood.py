@@ -1,8 +1,9 @@
 """Whether what sounds like speech is speech.
 
 Music and animals reach the threshold of voice activity for a moment, and Whisper then writes words for them. Speech
-does more: somewhere in it the detector is nearly certain. Over 190 recordings of speech, the upper tenth of the frames had a
-probability of at least 0.93 and all of them 0.73 in the mean; music and animals stayed under 0.86 and 0.61.
+does more: somewhere in it the detector is nearly certain. Over 190 recordings of speech, the upper tenth of the
+frames had a probability of at least 0.93 and all of them 0.73 in the mean; music and animals stayed under 0.86 and
+0.61.
 """
 
 from __future__ import annotations
