@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
@@ -44,13 +45,16 @@ async def serving(
     engine: Engine, *, warm: bool = True, more: Sequence[Service] = (), **settings: Any
 ) -> AsyncIterator[Served]:
     """A real server on a free port, wired as the product is, around an engine of the test's choice."""
-    defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 5.0}
-    async with listen(Settings(**defaults | settings), engine, more) as listening:
+    # Limits are off, since most tests are one eager caller; data is the test's own.
+    defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 5.0, "rate_limit_enabled": False}
+    async with AsyncExitStack() as stack:
+        defaults["data_dir"] = stack.enter_context(TemporaryDirectory())
+        listening = await stack.enter_async_context(listen(Settings(**defaults | settings), engine, more))
         if warm:
             await listening.server.serving()
         target = f"127.0.0.1:{listening.port}"
-        async with grpc.aio.insecure_channel(target) as channel:
-            yield Served(listening.server, target, channel)
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(target))
+        yield Served(listening.server, target, channel)
 
 
 def fixture(file: str) -> dict[str, Any]:

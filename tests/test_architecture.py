@@ -12,7 +12,7 @@ from tests.harness import REPOSITORY
 LAYERS = (
     {"cli"},
     {"app"},
-    {"config", "server", "interceptors", "servicers", "stores", "client"},
+    {"config", "server", "tls", "interceptors", "servicers", "stores", "client"},
     {"telemetry"},
     {"jobs", "streaming"},
     {"engine", "access", "text"},
@@ -23,7 +23,7 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 # What only these may import; a unit stands for all that is in it.
 ONLY = {
     "typeless_grpc.pb": {"pb", "servicers", "client", "cli"},
-    "grpc": {"pb", "servicers", "client", "cli", "server", "interceptors"},
+    "grpc": {"pb", "servicers", "client", "cli", "server", "tls", "interceptors"},
     "faster_whisper": {"engine.whisper"},
     "ctranslate2": {"engine.whisper"},
 }

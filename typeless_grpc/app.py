@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from typeless_grpc.access.address import networks
+from typeless_grpc.access.gate import Failures, Gate
+from typeless_grpc.access.keys import ApiKey, KeyRing, settings_key
+from typeless_grpc.access.methods import Group, Rule, rules
+from typeless_grpc.access.principal import Role
+from typeless_grpc.access.quota import Limit, Quota, Quotas, Unit
+from typeless_grpc.access.rate_limit import BucketStore, Limiter
+from typeless_grpc.access.registry import Registry, RegistryOptions
+from typeless_grpc.access.store import AccessStore
+from typeless_grpc.access.tokens import SigningKeys, TokenOptions, TokenVerifier, jwks
 from typeless_grpc.audio.vad import SpeechDetector
-from typeless_grpc.clock import SystemClock
-from typeless_grpc.config import Settings
+from typeless_grpc.clock import Clock, SystemClock
+from typeless_grpc.config import ENV_PREFIX, Settings, public
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.catalog import Catalog, is_model_directory
 from typeless_grpc.engine.interface import Engine
@@ -23,17 +35,31 @@ from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
 from typeless_grpc.engine.whisper import Device, HuggingFaceHub, WhisperModel, choose_device
 from typeless_grpc.engine.window import POLICIES
 from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.interceptors.auth import AuthInterceptor
+from typeless_grpc.interceptors.deadline import DeadlineInterceptor
 from typeless_grpc.interceptors.drain import DrainInterceptor
 from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
+from typeless_grpc.interceptors.metadata import MetadataInterceptor
+from typeless_grpc.interceptors.metrics import MetricsInterceptor
+from typeless_grpc.interceptors.open_calls import OpenCallsInterceptor
+from typeless_grpc.interceptors.rate_limit import RateLimitInterceptor
 from typeless_grpc.interceptors.request_id import RequestIdInterceptor
+from typeless_grpc.interceptors.seam import Interceptor
 from typeless_grpc.interceptors.status import StatusInterceptor
 from typeless_grpc.server import Server, ServerOptions, Service
+from typeless_grpc.servicers.admin import AdminServicer
 from typeless_grpc.servicers.models import ModelServicer
 from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionLimits, TranscriptionServicer
+from typeless_grpc.stores.buckets import FallbackBuckets, MemoryBuckets, RedisBuckets, RefusingBuckets
+from typeless_grpc.stores.memory_access import MemoryAccessStore
+from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
+from typeless_grpc.telemetry.reachability import Reachability
+from typeless_grpc.tls import TlsFiles, TlsReloader
 from typeless_grpc.version import VERSION
 
 LOADS_SIDE_BY_SIDE = 4
+JWKS_TIMEOUT_S = 5.0  # for the identity provider to send its keys, a few kilobytes
 
 
 @dataclass(frozen=True)
@@ -109,22 +135,30 @@ async def listen(settings: Settings, engine: Engine, more: Sequence[Service] = (
     """
     async with AsyncExitStack() as stack:
         decoding = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "decoding"))
+        metrics = Metrics()
+        access = await stack.enter_async_context(open_access(settings, metrics))
         admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))
         drain = DrainInterceptor()
         services: list[Service] = [
             TranscriptionServicer(engine, admission, decoding, TranscriptionLimits(settings.max_audio_s)),
-            ServerServicer(
-                ServerFacts(VERSION, settings.model, settings.max_message_bytes, settings.max_audio_s),
-            ),
+            ServerServicer(_facts(settings)),
+            AdminServicer(access.registry, _shown(settings)),
             *more,
         ]
         interceptors = [
             RequestIdInterceptor(),
+            MetricsInterceptor(metrics),
             StatusInterceptor(),
+            MetadataInterceptor(settings.max_metadata_entries),
             drain,
+            OpenCallsInterceptor(settings.max_open_calls),
+            *access.interceptors,
+            DeadlineInterceptor(access.rules, settings.max_call_s),
             MessageSizeInterceptor(settings.max_message_bytes),
         ]
-        server = Server(services, interceptors, drain, server_options(settings))
+        server = Server(services, interceptors, drain, server_options(settings), _tls(settings))
+        if settings.metrics_port is not None:
+            stack.callback(MetricsPort.open(metrics, settings.metrics_host, settings.metrics_port).close)
         port = await server.start()
         stack.push_async_callback(server.stop)
         yield Listening(server, port)
@@ -142,4 +176,154 @@ def n_threads(settings: Settings) -> int:
 
 def server_options(settings: Settings) -> ServerOptions:
     """The server's part of the settings."""
-    return ServerOptions(settings.host, settings.port, settings.max_message_bytes, settings.drain_timeout_s)
+    return ServerOptions(
+        settings.host,
+        settings.port,
+        settings.max_message_bytes,
+        settings.drain_timeout_s,
+        settings.max_calls_per_connection,
+        settings.max_metadata_bytes,
+        settings.min_ping_interval_s,
+    )
+
+
+def _facts(settings: Settings) -> ServerFacts:
+    requires_key = settings.auth_enabled and settings.require_auth
+    return ServerFacts(VERSION, settings.model, settings.max_message_bytes, settings.max_audio_s, requires_key)
+
+
+def _shown(settings: Settings) -> dict[str, str]:
+    """What GetConfig says: settings by their variable, as text, secrets left out."""
+    shown = {name: value for name, value in public(settings).items() if value is not None}
+    return {
+        ENV_PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value)
+        for name, value in shown.items()
+    }
+
+
+def _tls(settings: Settings) -> TlsReloader | None:
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    return TlsReloader(TlsFiles(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file))
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may call, and how much. interceptors: those that see to it, in order."""
+
+    registry: Registry
+    rules: Mapping[str, Rule]
+    interceptors: Sequence[Interceptor]
+
+
+@asynccontextmanager
+async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Access]:
+    """Keys, tokens and limits as the settings want them."""
+    async with AsyncExitStack() as stack:
+        clock = SystemClock()
+        known = rules(settings.open_services)
+        keys = settings_keys(settings)
+        quotas = Quotas(limits(settings), anonymous_percent=_anonymous_percent(settings))
+        registry = Registry(
+            await stack.enter_async_context(open_access_store(settings)),
+            KeyRing({key.digest: key.role for key in keys}),
+            quotas,
+            RegistryOptions(settings.max_api_keys, settings.key_refresh_s),
+        )
+        tokens = None
+        if settings.auth_enabled:
+            await registry.load(keys)
+            stack.push_async_callback(registry.flush)
+            reached = Reachability("store of keys", metrics.key_store_up)
+            following = asyncio.create_task(registry.follow(reached.report))
+            stack.push_async_callback(_ended, following)
+            if settings.jwt_issuer:
+                threads = stack.enter_context(ThreadPoolExecutor(1, "token-keys"))
+                tokens = _tokens(settings, threads, clock)
+        wrong_keys = Quota.parse(settings.rate_limit_wrong_keys) if settings.rate_limit_enabled else None
+        failures = Failures(MemoryBuckets(settings.rate_limit_max_buckets), wrong_keys, clock)
+        gate = Gate(registry if settings.auth_enabled else None, tokens, failures, is_required=settings.require_auth)
+        ring = registry.ring if settings.auth_enabled else None
+        interceptors: list[Interceptor] = [
+            AuthInterceptor(gate, ring, known, networks(settings.trusted_proxies), metrics)
+        ]
+        if settings.rate_limit_enabled:
+            buckets = await stack.enter_async_context(_buckets(settings, clock, metrics))
+            limiter = Limiter(quotas, buckets, long_audio_s=settings.long_audio_s)
+            interceptors.append(RateLimitInterceptor(limiter, known, metrics))
+        yield Access(registry, known, interceptors)
+
+
+@asynccontextmanager
+async def open_access_store(settings: Settings) -> AsyncIterator[AccessStore]:
+    """Where keys and limits are kept: nowhere while keys are off, for then nobody can change them."""
+    if not settings.auth_enabled:
+        yield MemoryAccessStore()
+        return
+    from typeless_grpc.stores.sql_access import SqlAccessStore, sqlite_url
+
+    url = settings.database_url.get_secret_value()
+    if not url:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        url = sqlite_url(settings.data_dir / "access.sqlite3")
+    store = SqlAccessStore(url, time.time)
+    try:
+        await store.open()
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def _buckets(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncIterator[BucketStore]:
+    local = MemoryBuckets(settings.rate_limit_max_buckets)
+    if not (url := settings.redis_url.get_secret_value()):
+        yield local
+        return
+    shared = RedisBuckets(url, timeout_s=settings.redis_timeout_s)
+    try:
+        yield FallbackBuckets(shared, local if settings.redis_away == "local" else RefusingBuckets(), clock, metrics)
+    finally:
+        await shared.close()
+
+
+def settings_keys(settings: Settings) -> list[ApiKey]:
+    """The keys that stand in the settings."""
+    roles = ((settings.api_keys, Role.USER), (settings.admin_keys, Role.ADMIN))
+    return [settings_key(secret.get_secret_value(), role, time.time()) for secrets, role in roles for secret in secrets]
+
+
+def limits(settings: Settings) -> list[Limit]:
+    """The limits that stand in the settings."""
+    calls = {group: Quota.parse(getattr(settings, f"rate_limit_{group.value}")) for group in Group}
+    found = [Limit(group, Unit.CALLS, quota) for group, quota in calls.items() if quota is not None]
+    if (audio := Quota.parse(settings.rate_limit_audio)) is not None:
+        found += [Limit(g, Unit.AUDIO_SECONDS, audio) for g in (Group.TRANSCRIBE, Group.BATCH, Group.STREAM)]
+    for group in Group:
+        n_open = settings.max_streams_per_caller if group is Group.STREAM else settings.max_calls_per_caller
+        if group is not Group.LONG:
+            found.append(Limit(group, Unit.CONCURRENT_CALLS, Quota.at_once(n_open)))
+    return found
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _anonymous_percent(settings: Settings) -> int:
+    """Where keys are off, nobody has one, and the limits are meant for everyone."""
+    return settings.rate_limit_anonymous_percent if settings.auth_enabled else 100
+
+
+def _tokens(settings: Settings, threads: ThreadPoolExecutor, clock: Clock) -> TokenVerifier:
+    options = TokenOptions(
+        settings.jwt_issuer,
+        settings.jwt_audience,
+        settings.jwt_algorithms,
+        settings.jwt_roles_claim,
+        settings.jwt_user_role,
+        settings.jwt_admin_role,
+    )
+    fetch = jwks(settings.jwt_jwks_url, timeout_s=JWKS_TIMEOUT_S)
+    return TokenVerifier(SigningKeys(fetch, threads, clock, options), options)

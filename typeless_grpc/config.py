@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -25,12 +33,24 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from typeless_grpc.access.address import networks
+from typeless_grpc.access.quota import Quota
 from typeless_grpc.errors import FieldViolation, InvalidInput
 
 ENV_PREFIX = "TYPELESS_"
 
 # Variables of the same prefix that belong to callers (the command line and the client), not to the server.
-CLIENT_VARIABLES = frozenset({"TYPELESS_SERVER", "TYPELESS_API_KEY", "TYPELESS_CONFIG", "TYPELESS_SHARED_AUDIO"})
+CLIENT_VARIABLES = frozenset(
+    {
+        "TYPELESS_SERVER",
+        "TYPELESS_API_KEY",
+        "TYPELESS_TLS_CA",
+        "TYPELESS_TLS_CERT",
+        "TYPELESS_TLS_KEY",
+        "TYPELESS_CONFIG",
+        "TYPELESS_SHARED_AUDIO",
+    }
+)
 
 
 def default_config_file() -> Path:
@@ -53,6 +73,21 @@ def _named_directories(value: Any) -> Any:
     if any(not (name and path) for name, _, path in pairs):
         raise ValueError("must be NAME=DIRECTORY pairs with commas between them")
     return {name.strip(): path.strip() for name, _, path in pairs}
+
+
+def _words(value: Any) -> Any:
+    """Read `one,two`, the form that fits a variable or a flag."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+def _rate(value: str) -> str:
+    Quota.parse(value)
+    return value
+
+
+Rate = Annotated[str, AfterValidator(_rate)]
+OpenService = Literal["health", "reflection", "server"]
+JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 
 
 class Settings(BaseSettings):
@@ -124,6 +159,120 @@ class Settings(BaseSettings):
         le=100_000,
         description="Transcriptions at once, waiting ones included; more are refused with UNAVAILABLE.",
     )
+    auth_enabled: bool = Field(
+        False,
+        description="Look at callers' keys. Off, everyone who can reach the port may call, but nobody is an admin.",
+    )
+    require_auth: bool = Field(
+        False,
+        description="Refuse callers without a key. Off, they are anonymous, with a part of each limit; a wrong key is "
+        "refused either way.",
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_words)] = Field(
+        (), description="Users' keys, with commas between them, beside those that AdminService keeps."
+    )
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_words)] = Field(
+        (), description="Admins' keys, with commas between them: the way to the first key that AdminService makes."
+    )
+    open_services: Annotated[tuple[OpenService, ...], NoDecode, BeforeValidator(_words)] = Field(
+        ("health", "reflection", "server"),
+        description="Services that need no key where one is required: health, reflection, server (ServerService).",
+    )
+    max_api_keys: int = Field(
+        10_000, ge=1, le=1_000_000, description="Keys that may exist, revoked and expired ones left out."
+    )
+    key_refresh_s: float = Field(
+        1.0, ge=0.05, le=60, description="Seconds between looks at the store for keys and limits other servers changed."
+    )
+    database_url: SecretStr = Field(
+        SecretStr(""),
+        description="Where keys and limits are kept: postgresql://USER:PASSWORD@HOST/DATABASE to share them between "
+        "servers; a SQLite file in the data directory unless set.",
+    )
+    jwt_issuer: str = Field("", description="Take JSON Web Tokens of this issuer (`iss`) beside keys; none unless set.")
+    jwt_audience: str = Field("", description="What a token's `aud` must be: this service's name at the issuer.")
+    jwt_jwks_url: str = Field("", description="Where the issuer publishes its signing keys, https://…/jwks.json.")
+    jwt_algorithms: Annotated[tuple[JwtAlgorithm, ...], NoDecode, BeforeValidator(_words)] = Field(
+        ("RS256", "ES256"), min_length=1, description="Signatures that are taken, whatever a token says of itself."
+    )
+    jwt_roles_claim: str = Field(
+        "roles", min_length=1, description="Claim with a caller's roles; dots lead inwards (realm_access.roles)."
+    )
+    jwt_user_role: str = Field("", description="Role a token must have; any good token will do unless set.")
+    jwt_admin_role: str = Field("admin", description="Role that makes a caller an admin; empty is none.")
+
+    tls_cert_file: ExpandedPath | None = Field(
+        None, description="PEM file of the server's certificate chain; TLS is off unless set. Read again when changed."
+    )
+    tls_key_file: ExpandedPath | None = Field(None, description="PEM file of the certificate's private key.")
+    tls_client_ca_file: ExpandedPath | None = Field(
+        None,
+        description="PEM file of the authorities whose certificates clients must have (mutual TLS); off unless set.",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+        (), description="Addresses or networks of proxies whose x-forwarded-for is believed: `10.0.0.0/8,192.0.2.1`."
+    )
+
+    rate_limit_enabled: bool = Field(True, description="Limit what each caller may use; off, all of these limits are.")
+    rate_limit_transcribe: Rate = Field(
+        "10/minute", description="Transcribe calls of one caller: AMOUNT/PERIOD[:BURST], or off."
+    )
+    rate_limit_long: Rate = Field(
+        "5/minute", description="Transcribe calls with a long recording; these count above too."
+    )
+    rate_limit_batch: Rate = Field("3/minute", description="BatchTranscribe calls.")
+    rate_limit_stream: Rate = Field("10/minute", description="StreamTranscribe calls, as they begin.")
+    rate_limit_jobs: Rate = Field("60/minute", description="Calls of JobsService and UploadService.")
+    rate_limit_config: Rate = Field("60/minute", description="Calls of AdminService, ModelService and ServerService.")
+    rate_limit_health: Rate = Field("1000/minute", description="Health checks and reflection.")
+    rate_limit_audio: Rate = Field(
+        "3600/minute:14400", description="Seconds of audio of one caller, for each of transcribe, batch and stream."
+    )
+    rate_limit_wrong_keys: Rate = Field(
+        "30/minute:60", description="Wrong keys from one address, before it has to wait."
+    )
+    rate_limit_anonymous_percent: int = Field(
+        50, ge=1, le=100, description="Part of each limit that callers without a key have where keys are enabled."
+    )
+    rate_limit_max_buckets: int = Field(
+        100_000, ge=100, le=10_000_000, description="Buckets kept in memory; the longest unused are forgotten first."
+    )
+    long_audio_s: float = Field(300.0, gt=0, le=86400, description="A recording longer than this, in seconds, is long.")
+    max_calls_per_caller: int = Field(
+        32, ge=1, le=100_000, description="Calls that one caller may have open at once, in each group but streams."
+    )
+    max_streams_per_caller: int = Field(
+        10, ge=1, le=100_000, description="StreamTranscribe calls that one caller may have open at once."
+    )
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        description="Redis for limits that hold over all servers, redis://HOST:6379/0; each has its own unless set.",
+    )
+    redis_timeout_s: float = Field(0.5, gt=0, le=30, description="Seconds to wait for Redis, before it counts as away.")
+    redis_away: Literal["local", "refuse"] = Field(
+        "local", description="While Redis is away: limit each server on its own, or refuse all calls."
+    )
+
+    max_call_s: float = Field(
+        3600.0, gt=0, le=86400, description="Seconds that one call may take that is neither a stream nor an upload."
+    )
+    max_open_calls: int = Field(
+        1000, ge=1, le=1_000_000, description="Calls open at once on this server; more are refused with UNAVAILABLE."
+    )
+    max_calls_per_connection: int = Field(
+        1000, ge=1, le=1_000_000, description="Calls open at once on one connection; more wait in their client."
+    )
+    max_metadata_bytes: int = Field(
+        16 * 1024, ge=1024, le=1024 * 1024, description="Headers of a call, in bytes, as HTTP/2 counts them."
+    )
+    max_metadata_entries: int = Field(64, ge=16, le=10_000, description="Headers of a call, counted.")
+    min_ping_interval_s: float = Field(
+        10.0, gt=0, le=3600, description="Seconds between a client's keepalive pings; one that sends more is cut off."
+    )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="TCP port for Prometheus (`GET /metrics`); off unless set."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of the metrics port.")
     decode_threads: int = Field(2, ge=1, le=64, description="Recordings decoded to samples at the same time.")
     drain_timeout_s: float = Field(
         30.0,
@@ -137,6 +286,57 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "text", "json"] = Field(
         "auto", description="Log lines; auto is text on a terminal, JSON elsewhere."
     )
+
+    @field_validator("require_auth", "api_keys", "admin_keys", "jwt_issuer")
+    @classmethod
+    def _not_without_auth(cls, value: Any, others: ValidationInfo) -> Any:
+        if value and not others.data.get("auth_enabled", True):
+            raise ValueError("means nothing unless auth_enabled is true")
+        return value
+
+    @field_validator("admin_keys")
+    @classmethod
+    def _one_role_each(cls, keys: tuple[SecretStr, ...], others: ValidationInfo) -> tuple[SecretStr, ...]:
+        if set(keys) & set(others.data.get("api_keys", ())):
+            raise ValueError("a key is either an admin's or a user's, not both")
+        return keys
+
+    @field_validator("jwt_audience", "jwt_jwks_url")
+    @classmethod
+    def _all_of_jwt(cls, value: str, others: ValidationInfo) -> str:
+        if bool(value) != bool(others.data.get("jwt_issuer")):
+            raise ValueError("jwt_issuer, jwt_audience and jwt_jwks_url belong together")
+        return value
+
+    @field_validator("jwt_jwks_url")
+    @classmethod
+    def _http_only(cls, url: str) -> str:
+        if url and not url.startswith(("https://", "http://")):
+            raise ValueError("must be an http(s) URL")
+        return url
+
+    @field_validator("tls_key_file", "tls_client_ca_file")
+    @classmethod
+    def _all_of_tls(cls, file: Path | None, others: ValidationInfo) -> Path | None:
+        has_cert = others.data.get("tls_cert_file") is not None
+        if others.field_name == "tls_key_file" and has_cert != (file is not None):
+            raise ValueError("tls_cert_file and tls_key_file belong together")
+        if file is not None and not has_cert:
+            raise ValueError("means nothing without tls_cert_file")
+        return file
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        networks(texts)
+        return texts
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, url: SecretStr) -> SecretStr:
+        if url.get_secret_value() and not url.get_secret_value().startswith(("sqlite:///", "postgresql://")):
+            raise ValueError("must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
+        return url
 
     @classmethod
     def settings_customise_sources(
@@ -194,6 +394,17 @@ def load(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) ->
     if problems:
         raise InvalidInput.of(problems)
     return Loaded(settings, origins)
+
+
+def public(settings: Settings) -> dict[str, Any]:
+    """Setting to value as JSON has it, None in the place of secrets that are set."""
+    hidden = {name for name in Settings.model_fields if is_secret(getattr(settings, name))}
+    return {name: None if name in hidden else v for name, v in settings.model_dump(mode="json").items()}
+
+
+def is_secret(value: Any) -> bool:
+    """Whether a setting's value must not be shown; one that is not set is no secret."""
+    return (isinstance(value, SecretStr) and bool(value)) or (isinstance(value, tuple) and any(map(is_secret, value)))
 
 
 def _unknown_variables() -> list[FieldViolation]:

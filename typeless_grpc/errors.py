@@ -76,7 +76,23 @@ class WrongState(TypelessError):
 
 
 class RateLimited(TypelessError):
-    """The caller's quota is used up; another caller's may not be."""
+    """The caller's quota is used up; another caller's may not be.
+
+    subject: whose quota ("key:k1"); quota: which, for people ("10 calls in 60 s").
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "RATE_LIMITED",
+        retry_after_s: float | None = None,
+        subject: str = "",
+        quota: str = "",
+    ) -> None:
+        super().__init__(message, reason=reason, retry_after_s=retry_after_s)
+        self.subject = subject
+        self.quota = quota
 
 
 class TooLarge(TypelessError):

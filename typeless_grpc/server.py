@@ -40,17 +40,27 @@ class Door(Protocol):
         ...
 
 
+class Tls(Protocol):
+    """Knows the certificates."""
+
+    def credentials(self) -> grpc.ServerCredentials: ...
+
+
 @dataclass(frozen=True)
 class ServerOptions:
     """host, port: where to listen, port 0 takes a free one. max_message_bytes: of a request.
 
-    drain_timeout_s: how long running calls may go on once the server stops.
+    drain_timeout_s: how long running calls may go on once the server stops. max_calls_per_connection: more wait in
+    their client. min_ping_interval_s: a client that pings more often, three times in a row, is cut off.
     """
 
     host: str = "127.0.0.1"
     port: int = 50051
     max_message_bytes: int = 32 * 1024 * 1024
     drain_timeout_s: float = 30.0
+    max_calls_per_connection: int = 1000
+    max_metadata_bytes: int = 16 * 1024
+    min_ping_interval_s: float = 10.0
 
 
 class Server:
@@ -62,8 +72,10 @@ class Server:
         interceptors: Sequence[grpc.aio.ServerInterceptor],
         door: Door,
         options: ServerOptions,
+        tls: Tls | None = None,
     ) -> None:
-        """interceptors: outermost first, the door among them."""
+        """interceptors: outermost first, the door among them. tls: None is plain text."""
+        self._tls = tls
         self._names = tuple(service.NAME for service in services)
         self._door = door
         self._options = options
@@ -79,7 +91,10 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         address = f"{self._options.host}:{self._options.port}"
         try:
-            port = self._server.add_insecure_port(address)
+            if self._tls is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, self._tls.credentials())
         except RuntimeError as error:
             raise SourceUnavailable(
                 f"Cannot listen on {address}: is another server running there? Choose another with --port.",
@@ -130,4 +145,12 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         # A second server on the same port is an error, not a lottery.
         ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", options.max_calls_per_connection),
+        # One limit, not a soft one above which calls are refused by chance.
+        ("grpc.max_metadata_size", options.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", options.max_metadata_bytes),
+        # Clients may ping to keep idle connections through proxies, but not hammer.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(options.min_ping_interval_s * 1000)),
+        ("grpc.http2.max_ping_strikes", 2),
     ]

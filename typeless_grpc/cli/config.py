@@ -23,22 +23,29 @@ def config(
     """
     with failures_as_lines():
         from typeless_grpc.cli.reference import reference
-        from typeless_grpc.config import Settings, load
+        from typeless_grpc.config import Settings, is_secret, load, public
 
         if as_reference:
             typer.echo(reference(), nl=False)
             return
         loaded = load(file=file)
-    values = loaded.settings.model_dump(mode="json")
+    values = public(loaded.settings)
+    secrets = {name for name in values if is_secret(getattr(loaded.settings, name))}
     if as_json:
-        typer.echo(
-            json.dumps({name: {"value": v, "origin": loaded.origins[name]} for name, v in values.items()}, indent=2)
-        )
+        rows = {
+            name: {"value": value, "origin": loaded.origins[name], "secret": name in secrets}
+            for name, value in values.items()
+        }
+        typer.echo(json.dumps(rows, indent=2))
         return
     for name, value in values.items():
         if describe:
             typer.echo(f"# {Settings.model_fields[name].description}")
-        typer.echo(f"{name} = {_toml(value)}  # {loaded.origins[name]}")
+        if value is None:
+            # TOML has no word for nothing, and a mask in the place of a secret would be taken for one.
+            typer.echo(f"# {name}: {'set, not shown' if name in secrets else 'not set'}  # {loaded.origins[name]}")
+        else:
+            typer.echo(f"{name} = {_toml(value)}  # {loaded.origins[name]}")
 
 
 def _toml(value: object) -> str:

@@ -32,6 +32,18 @@ class Call:
                 return value if isinstance(value, str) else value.decode("ascii", "replace")
         return None
 
+    def all_metadata(self, key: str) -> list[str]:
+        """Every value of a metadata key, in the order they came."""
+        return [
+            value if isinstance(value, str) else value.decode("ascii", "replace")
+            for name, value in self.context.invocation_metadata() or ()
+            if name == key
+        ]
+
+    def add_trailers(self, *trailers: tuple[str, str]) -> None:
+        """Send these too when the call ends."""
+        self.context.set_trailing_metadata((*(self.context.trailing_metadata() or ()), *trailers))
+
 
 class Interceptor(AsyncServerInterceptor):
     """One concern around every call: what `around` does before its `yield`, after it, and with what is raised there."""

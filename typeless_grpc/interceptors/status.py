@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -46,6 +47,7 @@ class StatusInterceptor(Interceptor):
         try:
             yield
         except errors.TypelessError as error:
+            call.add_trailers(*_when_to_retry(error))
             await _abort(call, status_of(error))
         except (asyncio.CancelledError, grpc.aio.BaseError):
             raise  # the caller went away, or the call is aborted already
@@ -59,7 +61,7 @@ class StatusInterceptor(Interceptor):
 
 
 def status_of(error: errors.TypelessError) -> status_pb2.Status:
-    """The status and its details: ErrorInfo always, BadRequest for fields, RetryInfo where waiting helps."""
+    """The status and its details: ErrorInfo always, BadRequest for fields, QuotaFailure for quotas, RetryInfo."""
     code = next(code for family, code in CODES.items() if isinstance(error, family))
     details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
     if isinstance(error, errors.InvalidInput):
@@ -69,11 +71,27 @@ def status_of(error: errors.TypelessError) -> status_pb2.Status:
                 field_violations=[violation(field=v.field, description=v.why) for v in error.violations]
             )
         )
+    if isinstance(error, errors.RateLimited):
+        violated = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=error.quota)
+        details.append(error_details_pb2.QuotaFailure(violations=[violated]))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromTimedelta(timedelta(seconds=error.retry_after_s))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return _status(code, error.message, details)
+
+
+def _when_to_retry(error: errors.TypelessError) -> tuple[tuple[str, str], ...]:
+    """RetryInfo once more, for proxies and people, and for gRPC's own retries, which wait so long before the next.
+
+    Where waiting does not help, those are told not to try (gRFC A6).
+    """
+    if error.retry_after_s is None:
+        return (("grpc-retry-pushback-ms", "-1"),) if isinstance(error, errors.RateLimited | errors.TooLarge) else ()
+    return (
+        ("retry-after", str(math.ceil(error.retry_after_s))),
+        ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1000))),
+    )
 
 
 def _internal(current_request_id: str) -> status_pb2.Status:

@@ -19,6 +19,7 @@ class ServerFacts:
     default_model: str
     max_message_bytes: int
     max_audio_s: float
+    requires_key: bool = False
 
 
 class ServerServicer(server_pb2_grpc.ServerServiceServicer):
@@ -42,4 +43,5 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
             default_model=self._facts.default_model,
             max_message_bytes=self._facts.max_message_bytes,
             max_audio_duration=duration(self._facts.max_audio_s),
+            requires_key=self._facts.requires_key,
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from typeless_grpc.access import principal, rate_limit
 from typeless_grpc.audio.decode import Decoded, DecodeLimits, decode
 from typeless_grpc.audio.formats import AudioFormat
 from typeless_grpc.engine.admission import Admission
@@ -19,6 +20,7 @@ from typeless_grpc.engine.interface import Engine, Lane, Ticket
 from typeless_grpc.errors import NotImplementedHere
 from typeless_grpc.pb.v1 import transcription_pb2, transcription_pb2_grpc
 from typeless_grpc.servicers import convert
+from typeless_grpc.telemetry.context import deadline_s
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,8 @@ class TranscriptionLimits:
     max_audio_s: float = 3600.0
 
 
-def _ticket(context: grpc.aio.ServicerContext[Any, Any]) -> Ticket:
-    left_s = context.time_remaining()
-    return Ticket(Lane.UNARY, deadline_s=None if left_s is None else time.monotonic() + left_s)
+def _ticket() -> Ticket:
+    return Ticket(Lane.UNARY, principal.current().id, deadline_s.get())
 
 
 class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer):
@@ -61,8 +62,9 @@ class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer)
         audio_format = convert.audio_format(request.audio.format, "audio.format")
         with self._admission.call():
             decoded = await self._decode(content, audio_format)
+            await rate_limit.current().recording(decoded.duration_s)
             with self._admission.audio(decoded.duration_s):
-                recognition = await self._engine.transcribe(decoded.samples, options, _ticket(context))
+                recognition = await self._engine.transcribe(decoded.samples, options, _ticket())
         return transcription_pb2.TranscribeResponse(
             transcript=convert.transcript(recognition.transcript),
             stats=convert.stats(recognition, processing_s=time.monotonic() - arrived_s),

@@ -1,0 +1,53 @@
+"""Where a call comes from, as far as it can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from urllib.parse import unquote
+
+Network = IPv4Network | IPv6Network
+
+# What one subscriber is usually given: within it an address costs nothing, so all of it is one caller (RFC 6177).
+IPV6_PREFIX_LENGTH = 64
+
+
+def networks(texts: Sequence[str]) -> tuple[Network, ...]:
+    """Read "10.0.0.0/8" and "192.0.2.1". Raises ValueError."""
+    return tuple(ip_network(text) for text in texts)
+
+
+def caller_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Network]) -> str:
+    """The caller's address for quotas: an IPv4 address, an IPv6 /64 network, or "local" for a socket of this machine.
+
+    peer: as gRPC names it ("ipv4:192.0.2.1:5000"). forwarded_for: the `x-forwarded-for` values in order. The addresses
+    in them are believed only as far as trusted proxies wrote them: from the last one back, to the first that is none.
+    """
+    address = _address_of(peer)
+    hops = [hop.strip() for value in forwarded_for for hop in value.split(",")]
+    while address is not None and hops and any(address in network for network in trusted):
+        try:
+            address = _plain(ip_address(hops.pop().strip("[]")))
+        except ValueError:
+            break
+    if address is None:
+        return "local"
+    if isinstance(address, IPv6Address):
+        return str(ip_network((address, IPV6_PREFIX_LENGTH), strict=False))
+    return str(address)
+
+
+def _address_of(peer: str) -> IPv4Address | IPv6Address | None:
+    kind, _, rest = unquote(peer).partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return None
+    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        return _plain(ip_address(host))
+    except ValueError:
+        return None
+
+
+def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """A server on [::] sees IPv4 callers as ::ffff:192.0.2.1."""
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address

@@ -1,0 +1,160 @@
+"""Who may come in: the decision that every call passes, whatever its shape.
+
+Where keys are off, everyone is let in, but nobody is an admin. Where they are on, a wrong key is always refused, and
+no key is refused where one is required. Wrong keys are limited per address: an address that has sent too many is not
+believed for a while, right key or not, for otherwise guessing would go on at full speed. The exception is a key that
+has been good from that address before, so that its callers are not shut out by a neighbour behind the same proxy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from typeless_grpc.access.keys import ApiKey
+from typeless_grpc.access.methods import Access, Rule
+from typeless_grpc.access.principal import Principal
+from typeless_grpc.access.quota import Quota
+from typeless_grpc.access.rate_limit import BucketStore
+from typeless_grpc.access.registry import Registry
+from typeless_grpc.access.tokens import TokenVerifier
+from typeless_grpc.clock import Clock
+from typeless_grpc.errors import PermissionDenied, RateLimited, TypelessError, Unauthenticated
+
+# Reasons that a guess can bring about; an expired or revoked key was right once.
+_GUESSES = frozenset({"KEY_INVALID", "TOKEN_INVALID"})
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a caller sent to say who it is. key: `x-api-key`; bearer: `authorization: Bearer`; None where not sent."""
+
+    key: str | None = None
+    bearer: str | None = None
+
+
+class Failures:
+    """Remembers which addresses sent wrong keys, and which keys were good from where; both up to a bound."""
+
+    def __init__(self, buckets: BucketStore, quota: Quota | None, clock: Clock, *, max_entries: int = 10_000) -> None:
+        """quota: of wrong keys per address, None for no limit. max_entries: the oldest are forgotten first."""
+        self._buckets = buckets
+        self._quota = quota
+        self._clock = clock
+        self._max_entries = max_entries
+        self._blocked_until_s: OrderedDict[str, float] = OrderedDict()
+        self._proven: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def check(self, address: str, caller: str = "") -> None:
+        """Raise RateLimited if the address is not believed now; caller is one that was, and may have been before."""
+        wait_s = self._blocked_until_s.get(address, 0.0) - self._clock.now_s()
+        if wait_s > 0 and (address, caller) not in self._proven:
+            raise self._refusal(address, wait_s)
+
+    def succeeded(self, address: str, caller: str) -> None:
+        """A caller was good from here."""
+        self._proven[address, caller] = None
+        self._proven.move_to_end((address, caller))
+        if len(self._proven) > self._max_entries:
+            self._proven.popitem(last=False)
+
+    async def failed(self, address: str) -> None:
+        """A wrong key came from here. Raises RateLimited if it was one too many."""
+        if self._quota is None:
+            return
+        taken = await self._buckets.take(f"wrong keys:{address}", self._quota, 1)
+        if taken.is_allowed:
+            return
+        wait_s = taken.retry_after_s or 0.0
+        self._blocked_until_s[address] = self._clock.now_s() + wait_s
+        self._blocked_until_s.move_to_end(address)
+        if len(self._blocked_until_s) > self._max_entries:
+            self._blocked_until_s.popitem(last=False)
+        raise self._refusal(address, wait_s)
+
+    def _refusal(self, address: str, wait_s: float) -> RateLimited:
+        return RateLimited(
+            f"Too many wrong keys came from this address. Try again in {wait_s:.1f} s.",
+            retry_after_s=wait_s,
+            subject=f"address:{address}",
+            quota=f"wrong keys: {self._quota}",
+        )
+
+
+class Gate:
+    """Turns what a caller sent into who it is, and lets it in or not."""
+
+    def __init__(
+        self,
+        registry: Registry | None,
+        tokens: TokenVerifier | None,
+        failures: Failures,
+        *,
+        is_required: bool,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        """registry: None where keys are off. tokens: None where none are taken. wall_s: Unix time in seconds."""
+        self._registry = registry
+        self._tokens = tokens
+        self._failures = failures
+        self._is_required = is_required
+        self._wall_s = wall_s
+
+    async def admit(self, credentials: Credentials, address: str, rule: Rule) -> Principal:
+        """The caller, if it may make this call.
+
+        Raises Unauthenticated, PermissionDenied, RateLimited (too many wrong keys) or SourceUnavailable.
+        """
+        principal = await self._identify(credentials, address)
+        if rule.access is Access.ADMIN and not principal.is_admin:
+            if principal.is_anonymous:
+                raise Unauthenticated("This call needs an admin key" + self._how(), reason="KEY_REQUIRED")
+            raise PermissionDenied("This call needs an admin key; this is a user's.", reason="ADMIN_KEY_REQUIRED")
+        if rule.access is Access.USER and principal.is_anonymous and self._is_required:
+            raise Unauthenticated("This call needs a key" + self._how(), reason="KEY_REQUIRED")
+        return principal
+
+    def _how(self) -> str:
+        if self._registry is None:
+            return ", and this server has none: its operator has left TYPELESS_AUTH_ENABLED off."
+        return ": send it as `x-api-key`, or as `authorization: Bearer`."
+
+    async def _identify(self, credentials: Credentials, address: str) -> Principal:
+        if self._registry is None:
+            return Principal(f"address:{address}", owner="", is_anonymous=True)
+        sent = credentials.key if credentials.key is not None else credentials.bearer
+        if sent is None:
+            return Principal(f"address:{address}", owner=f"address:{address}", is_anonymous=True)
+        try:
+            principal = await self._known(sent, address, is_bearer=credentials.key is None)
+        except TypelessError as error:
+            if error.reason in _GUESSES:
+                await self._failures.failed(address)
+            raise
+        self._failures.check(address, principal.id)
+        self._failures.succeeded(address, principal.id)
+        return principal
+
+    async def _known(self, sent: str, address: str, *, is_bearer: bool) -> Principal:
+        assert self._registry is not None
+        if (key := self._registry.ring.find(sent)) is None:
+            # Not to be asked for what a stranger makes up, more often than its address may.
+            self._failures.check(address)
+            if is_bearer and self._tokens is not None and sent.count(".") == 2:
+                return await self._tokens.verify(sent)
+            key = await self._registry.find(sent)
+        return self._holder(key)
+
+    def _holder(self, key: ApiKey | None) -> Principal:
+        assert self._registry is not None
+        if key is None:
+            raise Unauthenticated("This key is not known here.", reason="KEY_INVALID")
+        if key.is_revoked:
+            raise Unauthenticated("This key was revoked.", reason="KEY_REVOKED")
+        now_s = self._wall_s()
+        if key.expires_s is not None and key.expires_s <= now_s:
+            raise Unauthenticated("This key has expired.", reason="KEY_EXPIRED")
+        self._registry.ring.used(key.key_id, now_s)
+        return key.principal

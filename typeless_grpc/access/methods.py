@@ -1,0 +1,92 @@
+"""Every call of the contract, who may make it, and which quota it is charged to.
+
+A method that is not in this table cannot be served: the server refuses to start with it, and so do the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Access(Enum):
+    """Who may make a call. OPEN: anyone, unless the operator closed it; USER: any caller; ADMIN: admins only."""
+
+    OPEN = "open"
+    USER = "user"
+    ADMIN = "admin"
+
+
+class Group(Enum):
+    """What shares a quota. LONG is charged on top of another group, by recordings that are long."""
+
+    TRANSCRIBE = "transcribe"
+    LONG = "long"
+    BATCH = "batch"
+    STREAM = "stream"
+    JOBS = "jobs"
+    CONFIG = "config"
+    HEALTH = "health"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a method is treated. is_long_lived: it lasts as long as its caller likes, and has no time limit of ours."""
+
+    access: Access
+    group: Group
+    is_long_lived: bool = False
+
+
+# The services that an operator can close, by the word the setting uses for them.
+OPEN_SERVICES: Mapping[str, tuple[str, ...]] = {
+    "health": ("grpc.health.v1.Health",),
+    "reflection": ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"),
+    "server": ("typeless.v1.ServerService",),
+}
+
+RULES: Mapping[str, Rule] = {
+    "/typeless.v1.TranscriptionService/Transcribe": Rule(Access.USER, Group.TRANSCRIBE),
+    "/typeless.v1.TranscriptionService/BatchTranscribe": Rule(Access.USER, Group.BATCH),
+    "/typeless.v1.TranscriptionService/StreamTranscribe": Rule(Access.USER, Group.STREAM, is_long_lived=True),
+    "/typeless.v1.JobsService/SubmitJob": Rule(Access.USER, Group.JOBS),
+    "/typeless.v1.JobsService/GetJob": Rule(Access.USER, Group.JOBS),
+    "/typeless.v1.JobsService/ListJobs": Rule(Access.USER, Group.JOBS),
+    "/typeless.v1.JobsService/CancelJob": Rule(Access.USER, Group.JOBS),
+    "/typeless.v1.JobsService/DeleteJob": Rule(Access.USER, Group.JOBS),
+    "/typeless.v1.JobsService/WatchJob": Rule(Access.USER, Group.JOBS, is_long_lived=True),
+    "/typeless.v1.JobsService/GetQueueStats": Rule(Access.USER, Group.JOBS),
+    "/typeless.v1.UploadService/UploadAudio": Rule(Access.USER, Group.JOBS, is_long_lived=True),
+    "/typeless.v1.UploadService/GetUpload": Rule(Access.USER, Group.JOBS),
+    "/typeless.v1.ModelService/ListModels": Rule(Access.USER, Group.CONFIG),
+    "/typeless.v1.ModelService/LoadModel": Rule(Access.ADMIN, Group.CONFIG),
+    "/typeless.v1.ModelService/UnloadModel": Rule(Access.ADMIN, Group.CONFIG),
+    "/typeless.v1.AdminService/CreateApiKey": Rule(Access.ADMIN, Group.CONFIG),
+    "/typeless.v1.AdminService/ListApiKeys": Rule(Access.ADMIN, Group.CONFIG),
+    "/typeless.v1.AdminService/RevokeApiKey": Rule(Access.ADMIN, Group.CONFIG),
+    "/typeless.v1.AdminService/GetConfig": Rule(Access.ADMIN, Group.CONFIG),
+    "/typeless.v1.AdminService/UpdateRateLimit": Rule(Access.ADMIN, Group.CONFIG),
+    "/typeless.v1.ServerService/GetServerInfo": Rule(Access.OPEN, Group.CONFIG),
+    "/grpc.health.v1.Health/Check": Rule(Access.OPEN, Group.HEALTH),
+    "/grpc.health.v1.Health/List": Rule(Access.OPEN, Group.HEALTH),
+    "/grpc.health.v1.Health/Watch": Rule(Access.OPEN, Group.HEALTH, is_long_lived=True),
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Rule(Access.OPEN, Group.HEALTH, is_long_lived=True),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Rule(
+        Access.OPEN, Group.HEALTH, is_long_lived=True
+    ),
+}
+
+
+def rules(open_services: Iterable[str] = OPEN_SERVICES) -> dict[str, Rule]:
+    """The table with only these services open (words of `OPEN_SERVICES`); the others need a user."""
+    still_open = {service for word in open_services for service in OPEN_SERVICES[word]}
+    return {method: _closed(rule) if _service(method) not in still_open else rule for method, rule in RULES.items()}
+
+
+def _service(method: str) -> str:
+    return method.split("/")[1]
+
+
+def _closed(rule: Rule) -> Rule:
+    return Rule(Access.USER, rule.group, rule.is_long_lived) if rule.access is Access.OPEN else rule

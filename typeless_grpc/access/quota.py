@@ -1,0 +1,122 @@
+"""How much a caller may use: token buckets, by group of calls and by what is counted."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from typeless_grpc.access.methods import Group
+from typeless_grpc.access.principal import Principal
+
+MAX_AMOUNT = 2**31 - 1  # the contract's int32
+NO_LIMIT = "off"
+
+_PERIODS_S = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400}
+_PERIODS_S["day"] = 86400
+_RATE = re.compile(r"(?P<amount>\d{1,10})\s*/\s*(?P<count>\d{0,6})\s*(?P<period>[a-z]+)\s*(:\s*(?P<burst>\d{1,10}))?")
+
+
+class Unit(Enum):
+    """What is counted."""
+
+    CALLS = "calls"
+    AUDIO_SECONDS = "audio_seconds"
+    CONCURRENT_CALLS = "concurrent_calls"
+
+
+@dataclass(frozen=True)
+class Quota:
+    """A token bucket: burst at once, refilled evenly by amount in period_s.
+
+    For CONCURRENT_CALLS, burst is how many may be open at once, and the others are 0.
+    """
+
+    amount: int
+    period_s: int
+    burst: int
+
+    @classmethod
+    def parse(cls, text: str) -> Quota | None:
+        """Read "10/minute", "10/minute:20" (with a burst) or "100/30s"; None for "off". Raises ValueError."""
+        if text.strip().lower() == NO_LIMIT:
+            return None
+        match = _RATE.fullmatch(text.strip().lower())
+        period_s = _PERIODS_S.get(match["period"].rstrip("s") or "s") if match else None
+        if not match or not period_s:
+            raise ValueError(f'must be AMOUNT/PERIOD or AMOUNT/PERIOD:BURST, as "10/minute:20", or "{NO_LIMIT}"')
+        amount = int(match["amount"])
+        quota = cls(amount, period_s * int(match["count"] or 1), int(match["burst"] or amount))
+        if not all(0 < number <= MAX_AMOUNT for number in (quota.amount, quota.period_s, quota.burst)):
+            raise ValueError(f"amount, period and burst must be 1 to {MAX_AMOUNT}")
+        return quota
+
+    @classmethod
+    def at_once(cls, n_calls: int) -> Quota:
+        """So many calls open at the same time."""
+        return cls(0, 0, n_calls)
+
+    def share(self, percent: int) -> Quota:
+        """A part of it, but never nothing."""
+
+        def part(number: int) -> int:
+            return max(1, number * percent // 100) if number else 0
+
+        return Quota(part(self.amount), self.period_s, part(self.burst))
+
+    def __str__(self) -> str:
+        return f"{self.amount}/{self.period_s}s:{self.burst}" if self.period_s else f"{self.burst} at once"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit. key_id: of the API key it is for, "" for everyone."""
+
+    group: Group
+    unit: Unit
+    quota: Quota
+    key_id: str = ""
+
+    def __str__(self) -> str:
+        """For people: "10 calls in 60 s"."""
+        what = self.unit.value.replace("_", " ")
+        if self.unit is Unit.CONCURRENT_CALLS:
+            return f"{self.quota.burst} {what}"
+        burst = f", {self.quota.burst} at once" if self.quota.burst != self.quota.amount else ""
+        return f"{self.quota.amount} {what} in {self.quota.period_s} s{burst}"
+
+
+class Quotas:
+    """Which limit holds for whom: a key's own, else what was set while serving, else the settings'."""
+
+    def __init__(self, limits: Iterable[Limit], *, anonymous_percent: int = 100) -> None:
+        """limits: the settings'. anonymous_percent: the part of each that callers without a key have."""
+        self._limits: dict[tuple[str, Group, Unit], Limit] = {}
+        self._anonymous_percent = anonymous_percent
+        self.apply(limits)
+
+    def apply(self, limits: Iterable[Limit]) -> None:
+        """Replace the limits of the same key, group and unit, from the next call on."""
+        for limit in limits:
+            self._limits[limit.key_id, limit.group, limit.unit] = limit
+
+    def of(self, principal: Principal, group: Group, unit: Unit) -> Limit | None:
+        """The limit of this caller; None where there is none."""
+        own = self._limits.get((principal.key_id, group, unit)) if principal.key_id else None
+        limit = own or self._limits.get(("", group, unit))
+        if limit is None or not principal.is_anonymous or self._anonymous_percent >= 100:
+            return limit
+        return Limit(group, unit, limit.quota.share(self._anonymous_percent))
+
+    def for_everyone(self) -> list[Limit]:
+        """The limits that are not a single key's, in the order of the groups."""
+        order: Mapping[Enum, int] = {member: n for n, member in enumerate((*Group, *Unit))}
+        everyone = [limit for (key_id, _, _), limit in self._limits.items() if not key_id]
+        return sorted(everyone, key=lambda limit: (order[limit.group], order[limit.unit]))
+
+
+def whole(seconds: float) -> int:
+    """What seconds of audio cost: every second that has begun."""
+    return math.ceil(seconds - 1e-6)

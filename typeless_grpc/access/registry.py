@@ -1,0 +1,135 @@
+"""Keys and limits as this server knows them, kept in step with a store that others may write to.
+
+Calls are judged by what is in memory, so they neither wait for the store nor fail with it. The store counts its
+changes: asking for those after the last one seen is cheap enough to do every second, and a key that nobody knows is
+looked up at once, for it may be new. Thus a key made on one server works on all, and one revoked ends on all within
+seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from typeless_grpc.access.keys import ApiKey, KeyRing, new_key
+from typeless_grpc.access.principal import Role
+from typeless_grpc.access.quota import Limit, Quotas
+from typeless_grpc.access.store import AccessStore
+from typeless_grpc.errors import NotFound, SourceUnavailable
+
+
+@dataclass(frozen=True)
+class RegistryOptions:
+    """max_keys: how many may exist that are neither revoked nor expired. refresh_s: between looks at the store."""
+
+    max_keys: int = 10_000
+    refresh_s: float = 1.0
+
+
+class Registry:
+    """Keys and limits: read from memory, written through to the store."""
+
+    def __init__(
+        self,
+        store: AccessStore,
+        ring: KeyRing,
+        quotas: Quotas,
+        options: RegistryOptions,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        """wall_s: Unix time in seconds."""
+        self.ring = ring
+        self.quotas = quotas
+        self._store = store
+        self._options = options
+        self._wall_s = wall_s
+        self._revision = 0
+        self._n_refreshes = 0
+        self._failure: SourceUnavailable | None = None
+        self._refreshing = asyncio.Lock()
+
+    async def load(self, settings_keys: Sequence[ApiKey]) -> None:
+        """Read the store, and make the keys of the settings known to it, so that they can be listed and revoked."""
+        for key in settings_keys:
+            await self._store.add_key(key, max_keys=self._options.max_keys)
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        """Take up what changed in the store; callers that come while another asks share the next answer."""
+        wanted = self._n_refreshes + (2 if self._refreshing.locked() else 1)
+        async with self._refreshing:
+            if self._n_refreshes < wanted:
+                await self._refresh()
+            if self._failure is not None:
+                raise self._failure
+
+    async def _refresh(self) -> None:
+        self._n_refreshes += 1
+        try:
+            changes = await self._store.changes(self._revision)
+        except SourceUnavailable as error:
+            self._failure = error
+            return
+        self._failure = None
+        self._revision = changes.revision
+        self.quotas.apply(changes.limits)
+        self.ring.apply(changes.keys)
+
+    async def find(self, secret: str) -> ApiKey | None:
+        """The key with this secret, ended ones too. Raises SourceUnavailable if it is unknown and the store is away."""
+        if (key := self.ring.find(secret)) is not None:
+            return key
+        await self.refresh()
+        return self.ring.find(secret)
+
+    async def create_key(self, display_name: str, role: Role, expires_s: float | None) -> tuple[ApiKey, str]:
+        """Make a key, good from now on; returns it with its secret. Raises TooLarge, SourceUnavailable."""
+        key, secret = new_key(display_name, role, self._wall_s(), expires_s)
+        kept = await self._store.add_key(key, max_keys=self._options.max_keys)
+        self.ring.apply([kept])
+        return kept, secret
+
+    async def revoke_key(self, key_id: str) -> ApiKey:
+        """End a key and the calls made with it. Raises NotFound, SourceUnavailable."""
+        key = await self._store.revoke_key(key_id)
+        if key is None:
+            raise _no_key(key_id)
+        self.ring.apply([key])
+        return key
+
+    async def keys_after(self, position: int, n_most: int) -> Sequence[ApiKey]:
+        """A page of keys, their last uses on this server included. Raises SourceUnavailable."""
+        await self.flush()
+        return await self._store.keys_after(position, n_most)
+
+    async def set_limit(self, limit: Limit) -> None:
+        """Put a limit in force, for one key or for all. Raises NotFound (an unknown key), SourceUnavailable."""
+        if limit.key_id and limit.key_id not in self.ring:
+            await self.refresh()
+            if limit.key_id not in self.ring:
+                raise _no_key(limit.key_id)
+        await self._store.set_limit(limit)
+        self.quotas.apply([limit])
+
+    async def flush(self) -> None:
+        """Write down when keys were last used. Raises SourceUnavailable."""
+        if uses := self.ring.take_uses():
+            await self._store.record_uses(uses)
+
+    async def follow(self, report: Callable[[bool], None]) -> None:
+        """Look at the store again and again, until cancelled; report is told each time whether it answered."""
+        while True:
+            await asyncio.sleep(self._options.refresh_s)
+            try:
+                await self.refresh()
+                await self.flush()
+            except SourceUnavailable:
+                report(False)
+            else:
+                report(True)
+
+
+def _no_key(key_id: str) -> NotFound:
+    return NotFound(f"There is no key '{key_id}'.", reason="KEY_NOT_FOUND")

@@ -1,0 +1,158 @@
+"""JSON Web Tokens of an identity provider, beside API keys.
+
+The algorithms are the operator's choice and asymmetric: what a token says about its own is never believed. The
+provider's keys are fetched once, again when they are old, and when a token names one that is not among them (rotation),
+but not more often than the options allow, since anyone can make up a name. While the provider is away, the keys known
+go on working.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+
+from typeless_grpc.access.principal import Principal, Role
+from typeless_grpc.clock import Clock
+from typeless_grpc.errors import SourceUnavailable, Unauthenticated
+
+# Signed with a private key that only the provider has; with an HMAC whoever can check a token could make one.
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+MAX_SUBJECT_CHARACTERS = 255  # RFC 7519 and OpenID Connect Core, section 2
+
+
+@dataclass(frozen=True)
+class TokenOptions:
+    """issuer, audience: what a token's `iss` and `aud` must be. algorithms: of `ALGORITHMS`.
+
+    roles_claim: where its roles are, with dots into objects ("realm_access.roles"); a list, or words with spaces.
+    user_role: what a caller needs to be one, "" for none. admin_role: what makes it an admin, "" for nothing.
+    leeway_s: how far clocks may differ. keys_max_age_s: when the provider's keys are fetched again.
+    min_fetch_interval_s: between fetches for names that are not known.
+    """
+
+    issuer: str
+    audience: str
+    algorithms: Sequence[str] = ("RS256", "ES256")
+    roles_claim: str = "roles"
+    user_role: str = ""
+    admin_role: str = "admin"
+    leeway_s: float = 30.0
+    keys_max_age_s: float = 300.0
+    min_fetch_interval_s: float = 10.0
+
+
+class SigningKeys:
+    """The provider's public keys by name, fetched when needed."""
+
+    def __init__(
+        self, fetch: Callable[[], Mapping[str, jwt.PyJWK]], threads: Executor, clock: Clock, options: TokenOptions
+    ) -> None:
+        """fetch: asks the provider, in a thread; raises jwt.PyJWKClientError where it cannot."""
+        self._fetch = fetch
+        self._threads = threads
+        self._clock = clock
+        self._options = options
+        self._keys: Mapping[str, jwt.PyJWK] = {}
+        self._tried_s = float("-inf")
+        self._fetched_s = float("-inf")
+        self._fetching = asyncio.Lock()
+
+    async def get(self, name: str) -> jwt.PyJWK | None:
+        """The key of this name (`kid`), None where the provider has none. Raises SourceUnavailable if it is away."""
+        if name not in self._keys or self._age_s() > self._options.keys_max_age_s:
+            await self._refresh(name)
+        return self._keys.get(name)
+
+    def _age_s(self) -> float:
+        return self._clock.now_s() - self._fetched_s
+
+    async def _refresh(self, name: str) -> None:
+        async with self._fetching:
+            is_due = self._age_s() > self._options.keys_max_age_s or name not in self._keys
+            if not is_due or self._clock.now_s() - self._tried_s < self._options.min_fetch_interval_s:
+                return
+            self._tried_s = self._clock.now_s()
+            try:
+                self._keys = await asyncio.get_running_loop().run_in_executor(self._threads, self._fetch)
+                self._fetched_s = self._clock.now_s()
+            except jwt.PyJWTError as error:
+                if not self._keys:
+                    self._tried_s = float("-inf")
+                    raise SourceUnavailable(
+                        "The identity provider's keys cannot be fetched now.",
+                        reason="TOKEN_KEYS_UNAVAILABLE",
+                        retry_after_s=1.0,
+                    ) from error
+
+
+def jwks(url: str, *, timeout_s: float) -> Callable[[], Mapping[str, jwt.PyJWK]]:
+    """A fetch for `SigningKeys`: the key set at url. Raises jwt.PyJWTError for a url that is not http(s)."""
+    client = jwt.PyJWKClient(url, cache_jwk_set=False, timeout=timeout_s)
+
+    def fetch() -> Mapping[str, jwt.PyJWK]:
+        return {key.key_id: key for key in client.get_signing_keys() if key.key_id}
+
+    return fetch
+
+
+class TokenVerifier:
+    """Tells who sent a token, if it is good."""
+
+    def __init__(self, keys: SigningKeys, options: TokenOptions) -> None:
+        self._keys = keys
+        self._options = options
+
+    async def verify(self, token: str) -> Principal:
+        """The caller that a token names. Raises Unauthenticated, SourceUnavailable."""
+        try:
+            name = jwt.get_unverified_header(token).get("kid")
+            key = await self._keys.get(name) if isinstance(name, str) else None
+            if key is None:
+                raise _invalid("its signing key is not among the issuer's")
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=list(self._options.algorithms),
+                audience=self._options.audience,
+                issuer=self._options.issuer,
+                leeway=self._options.leeway_s,
+                options={"require": ["exp", "iss", "aud", "sub"]},
+            )
+        except jwt.ExpiredSignatureError as error:
+            raise Unauthenticated("This token has expired.", reason="TOKEN_EXPIRED") from error
+        except jwt.PyJWTError as error:
+            # The name of the error says which check failed; its text could repeat what the token holds.
+            raise _invalid(type(error).__name__) from error
+        return self._principal(claims)
+
+    def _principal(self, claims: Mapping[str, Any]) -> Principal:
+        subject = claims["sub"]
+        if not isinstance(subject, str) or not 0 < len(subject) <= MAX_SUBJECT_CHARACTERS:
+            raise _invalid("it names no subject")
+        roles = _roles(claims, self._options.roles_claim)
+        is_admin = bool(self._options.admin_role) and self._options.admin_role in roles
+        if not is_admin and self._options.user_role and self._options.user_role not in roles:
+            raise Unauthenticated(
+                f"This token has not the role '{self._options.user_role}', which this server asks for.",
+                reason="TOKEN_ROLE_MISSING",
+            )
+        name = f"token:{subject}"
+        return Principal(name, name, Role.ADMIN if is_admin else Role.USER)
+
+
+def _roles(claims: Mapping[str, Any], path: str) -> Sequence[str]:
+    value: Any = claims
+    for step in path.split("."):
+        value = value.get(step) if isinstance(value, Mapping) else None
+    if isinstance(value, str):
+        return value.split()
+    return [role for role in value if isinstance(role, str)] if isinstance(value, list) else []
+
+
+def _invalid(why: str) -> Unauthenticated:
+    return Unauthenticated(f"This token is not good here: {why}.", reason="TOKEN_INVALID")

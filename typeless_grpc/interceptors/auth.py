@@ -1,0 +1,93 @@
+"""Finds out who calls, lets them in or not, and ends what runs under a key once the key is no longer good."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from typeless_grpc.access import principal as caller
+from typeless_grpc.access.address import Network, caller_address
+from typeless_grpc.access.gate import Credentials, Gate
+from typeless_grpc.access.keys import KeyRing
+from typeless_grpc.access.methods import Rule
+from typeless_grpc.access.principal import Principal
+from typeless_grpc.errors import RateLimited, TypelessError, Unauthenticated
+from typeless_grpc.interceptors.seam import Call, Interceptor
+from typeless_grpc.telemetry.metrics import Metrics
+
+BEARER = "bearer "
+
+
+class AuthInterceptor(Interceptor):
+    """Every call passes the gate, and runs under the principal it found."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        ring: KeyRing | None,
+        rules: Mapping[str, Rule],
+        trusted_proxies: Sequence[Network],
+        metrics: Metrics,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        """ring: whose keys can end while calls run; None where there are none. wall_s: Unix time in seconds."""
+        self._gate = gate
+        self._ring = ring
+        self._rules = rules
+        self._trusted_proxies = trusted_proxies
+        self._metrics = metrics
+        self._wall_s = wall_s
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        address = caller_address(call.context.peer(), call.all_metadata("x-forwarded-for"), self._trusted_proxies)
+        try:
+            principal = await self._gate.admit(_credentials(call), address, self._rules[call.method])
+        except TypelessError as error:
+            reason = "TOO_MANY_WRONG_KEYS" if isinstance(error, RateLimited) else error.reason
+            self._metrics.refused_callers.labels(reason).inc()
+            raise
+        token = caller.enter(principal)
+        try:
+            async with self._while_good(principal):
+                yield
+        finally:
+            caller.leave(token)
+
+    @asynccontextmanager
+    async def _while_good(self, principal: Principal) -> AsyncIterator[None]:
+        """Cancel what is inside when the principal's key is revoked or expires."""
+        if self._ring is None or not principal.key_id:
+            yield
+            return
+        now_s = asyncio.get_running_loop().time()
+        expires_s = None if principal.expires_s is None else now_s + principal.expires_s - self._wall_s()
+        try:
+            async with asyncio.timeout_at(expires_s) as limit:
+                stop = self._ring.watch(principal.key_id, lambda: _end(limit))
+                try:
+                    yield
+                finally:
+                    stop()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            if expires_s is not None and limit.when() == expires_s:
+                raise Unauthenticated("This key has expired.", reason="KEY_EXPIRED") from error
+            raise Unauthenticated("This key was revoked.", reason="KEY_REVOKED") from error
+
+
+def _end(limit: asyncio.Timeout) -> None:
+    if not limit.expired():
+        limit.reschedule(asyncio.get_running_loop().time())
+
+
+def _credentials(call: Call) -> Credentials:
+    authorization = call.metadata("authorization")
+    bearer = None
+    if authorization is not None:
+        # Another scheme is a wrong key, not the lack of one.
+        bearer = authorization[len(BEARER) :].strip() if authorization.lower().startswith(BEARER) else authorization
+    return Credentials(call.metadata("x-api-key"), bearer)

@@ -1,0 +1,25 @@
+"""Bounds how many headers a call may bring; how many bytes they may have is gRPC's to see to (`server.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from typeless_grpc.errors import TooLarge
+from typeless_grpc.interceptors.seam import Call, Interceptor
+
+
+class MetadataInterceptor(Interceptor):
+    """Refuses a call with too many headers, before anyone reads them."""
+
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries = max_entries
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        n_entries = len(call.context.invocation_metadata() or ())
+        if n_entries > self._max_entries:
+            raise TooLarge(
+                f"The call has {n_entries} headers; at most {self._max_entries} are taken.", reason="TOO_MANY_HEADERS"
+            )
+        yield

@@ -1,0 +1,27 @@
+"""Bounds what is open at once on this server, whoever opened it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from typeless_grpc.errors import Overloaded
+from typeless_grpc.interceptors.seam import Call, Interceptor
+
+
+class OpenCallsInterceptor(Interceptor):
+    """Refuses calls beyond a number, health checks excepted: a server that is busy is not a server that is dead."""
+
+    def __init__(self, max_open_calls: int) -> None:
+        self._max_open_calls = max_open_calls
+        self._n_open = 0
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        if self._n_open >= self._max_open_calls and call.method != "/grpc.health.v1.Health/Check":
+            raise Overloaded(f"{self._max_open_calls} calls are open here, the most this server takes.")
+        self._n_open += 1
+        try:
+            yield
+        finally:
+            self._n_open -= 1

@@ -1,0 +1,54 @@
+"""Charges every call to its caller, and tells the caller how it stands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from typeless_grpc.access import principal as caller
+from typeless_grpc.access import rate_limit
+from typeless_grpc.access.methods import Rule
+from typeless_grpc.access.rate_limit import Limiter, Taken
+from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable
+from typeless_grpc.interceptors.seam import Call, Interceptor
+from typeless_grpc.telemetry.metrics import Metrics
+
+
+class RateLimitInterceptor(Interceptor):
+    """A call is charged as it begins, and given back what it took if the server refuses it for reasons of its own."""
+
+    def __init__(self, limiter: Limiter, rules: Mapping[str, Rule], metrics: Metrics) -> None:
+        self._limiter = limiter
+        self._rules = rules
+        self._metrics = metrics
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        group = self._rules[call.method].group
+        principal = caller.current()
+        try:
+            charge = await self._limiter.admit(principal, group)
+            if charge.state is not None:
+                call.add_trailers(*_standing(charge.state))
+            token = rate_limit.enter(charge)
+            try:
+                yield
+            except (Overloaded, SourceUnavailable):
+                await charge.give_back()
+                raise
+            finally:
+                rate_limit.leave(token)
+                self._limiter.done(principal, group)
+        except RateLimited:
+            self._metrics.rate_limited.labels(group.value).inc()
+            raise
+
+
+def _standing(state: Taken) -> tuple[tuple[str, str], ...]:
+    """As trailers: headers would be sent before the call has begun, and a client does not retry after them."""
+    return (
+        ("ratelimit-limit", str(state.limit)),
+        ("ratelimit-remaining", str(state.remaining)),
+        ("ratelimit-reset", str(math.ceil(state.reset_after_s))),
+    )

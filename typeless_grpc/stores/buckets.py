@@ -1,0 +1,241 @@
+"""Token buckets of throttled-py: in this process, or in a Redis that all servers share.
+
+Of its algorithms this is GCRA, the token bucket kept as one moment in time: it refills continuously, where the one
+called "token bucket" counts whole seconds and drops what is left of them. In Redis it runs as a script on Redis's own
+clock, so it is exact over any number of servers, whatever their clocks say.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import redis.exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from throttled import types, utils
+from throttled.asyncio.rate_limiter import GCRARateLimiter, per_duration
+from throttled.asyncio.store import (
+    BaseMemoryAtomicAction,
+    BaseRedisAtomicAction,
+    BaseStore,
+    MemoryStore,
+    RedisStore,
+    RedisStoreBackend,
+)
+from throttled.rate_limiter.gcra import GCRARateLimiterCoreMixin
+
+from typeless_grpc.access.quota import Quota
+from typeless_grpc.access.rate_limit import BucketStore, Taken
+from typeless_grpc.clock import Clock
+from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.telemetry.metrics import Metrics
+from typeless_grpc.telemetry.reachability import Reachability
+
+T = TypeVar("T")
+
+GIVE_BACK = "give_back"
+MAX_QUOTAS = 1000  # limiters kept, one for each quota in use; those not used for longest go first
+WAIT_MARGIN_S = 0.001  # added to every wait, so that whoever waits that long is not a rounding error early
+RETRY_S = 1.0  # between attempts to reach a Redis that is away
+
+
+class RedisGiveBack(BaseRedisAtomicAction):
+    """Moves a bucket's moment back by what is returned; one that is full again needs no entry."""
+
+    TYPE = GIVE_BACK
+    # The clock is the one of the library's own scripts: seconds since the start of 2025.
+    SCRIPT = """
+    local tat = redis.call("GET", KEYS[1])
+    if not tat then return {0, 0} end
+    local now = redis.call("TIME")
+    now = (now[1] - 1735660800) + (now[2] / 1000000)
+    tat = tonumber(tat) - tonumber(ARGV[1]) * tonumber(ARGV[2])
+    if tat <= now then
+        redis.call("DEL", KEYS[1])
+    else
+        redis.call("SET", KEYS[1], tat, "EX", math.ceil(tat - now))
+    end
+    return {0, 0}
+    """
+
+    def __init__(self, backend: RedisStoreBackend) -> None:
+        super().__init__(backend)
+        self._script = self._register_script(self.SCRIPT)
+
+    async def do(self, keys: Sequence[types.KeyT], args: Sequence[types.StoreValueT] | None) -> tuple[int | float, ...]:
+        """keys: the bucket; args: seconds for one token, how many tokens."""
+        answer: tuple[int | float, ...] = await self._script(keys, args)
+        return answer
+
+
+class MemoryGiveBack(BaseMemoryAtomicAction):
+    """The same in this process."""
+
+    TYPE = GIVE_BACK
+
+    @classmethod
+    def _do(
+        cls, backend: Any, keys: Sequence[types.KeyT], args: Sequence[types.StoreValueT] | None
+    ) -> tuple[int | float, ...]:
+        tat = backend.get(keys[0])
+        if tat is not None and args is not None:
+            tat -= float(args[0]) * float(args[1])
+            left_s = tat - utils.now_mono_f()
+            if left_s <= 0:
+                backend.delete(keys[0])
+            else:
+                backend.set(keys[0], tat, math.ceil(left_s))
+        return 0, 0
+
+
+class RefundingLimiter(GCRARateLimiter):
+    """The library's limiter, with a way back."""
+
+    class Meta(GCRARateLimiterCoreMixin.Meta):
+        type = "typeless_gcra"
+
+    _DEFAULT_ATOMIC_ACTION_CLASSES = (
+        *GCRARateLimiter._DEFAULT_ATOMIC_ACTION_CLASSES,
+        RedisGiveBack,
+        MemoryGiveBack,
+    )
+
+    async def give_back(self, key: str, cost: int) -> None:
+        """Undo `limit`."""
+        bucket, interval_s, _ = self._prepare(key)
+        await self._atomic_actions[GIVE_BACK].do([bucket], [interval_s, cost])
+
+
+class ThrottledBuckets:
+    """See `BucketStore`; over any store of throttled-py."""
+
+    def __init__(self, store: BaseStore) -> None:
+        self._store = store
+        self._limiter = functools.lru_cache(MAX_QUOTAS)(self._new_limiter)
+
+    async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
+        """See `BucketStore`."""
+        result = await self._limiter(quota).limit(bucket, cost)
+        state = result.state
+        if not result.limited:
+            return Taken(True, state.limit, state.remaining, state.reset_after)
+        can_ever = cost <= quota.burst
+        retry_after_s = state.retry_after + WAIT_MARGIN_S if can_ever else None
+        return Taken(False, state.limit, max(0, state.remaining), state.reset_after, retry_after_s)
+
+    async def give_back(self, bucket: str, quota: Quota, cost: int) -> None:
+        """See `BucketStore`."""
+        await self._limiter(quota).give_back(bucket, cost)
+
+    def _new_limiter(self, quota: Quota) -> RefundingLimiter:
+        rate = per_duration(timedelta(seconds=quota.period_s), quota.amount, quota.burst)
+        return RefundingLimiter(rate, self._store, key_prefix="typeless")
+
+
+class MemoryBuckets(ThrottledBuckets):
+    """Buckets of this process. max_buckets: those not used for longest are forgotten, which fills them."""
+
+    def __init__(self, max_buckets: int) -> None:
+        super().__init__(MemoryStore(options={"MAX_SIZE": max_buckets}))
+
+
+class RedisBuckets(ThrottledBuckets):
+    """Buckets that all servers of one Redis share; SourceUnavailable where it cannot be reached in time."""
+
+    def __init__(self, url: str, *, timeout_s: float, max_connections: int = 32) -> None:
+        """url: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://. timeout_s: to connect, to answer."""
+        pool = {
+            "max_connections": max_connections,
+            "timeout": timeout_s,
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+            # Once more and at once: a pooled connection may be of a Redis that has restarted since.
+            "retry": Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
+        }
+        options: dict[str, Any] = {"CONNECTION_POOL_KWARGS": pool}
+        if "+" not in url.partition("://")[0]:
+            options["CONNECTION_POOL_CLASS"] = "redis.asyncio.BlockingConnectionPool"
+        self._redis = RedisStore(url, options)
+        super().__init__(self._redis)
+
+    async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
+        """See `BucketStore`."""
+        return await _reached(super().take(bucket, quota, cost))
+
+    async def give_back(self, bucket: str, quota: Quota, cost: int) -> None:
+        """See `BucketStore`."""
+        await _reached(super().give_back(bucket, quota, cost))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        client: Any = self._redis._backend.get_client()
+        await client.aclose(close_connection_pool=True)
+
+
+async def _reached(work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except (redis.exceptions.RedisError, OSError) as error:
+        raise SourceUnavailable(
+            "The shared rate limits cannot be reached now.", reason="RATE_LIMITS_UNAVAILABLE", retry_after_s=RETRY_S
+        ) from error
+
+
+class FallbackBuckets:
+    """Shared buckets, and local ones while those are away.
+
+    The first call that fails says so in one log line; for `RETRY_S` after each failure nobody tries, so that calls do
+    not each wait for a dead server; the first answer brings everyone back.
+    """
+
+    def __init__(self, shared: BucketStore, local: BucketStore, clock: Clock, metrics: Metrics) -> None:
+        self._shared = shared
+        self._local = local
+        self._clock = clock
+        self._fallbacks = metrics.rate_limit_fallbacks
+        self._reached = Reachability("shared rate limits", metrics.rate_limit_store_up)
+        self._away_until_s: float | None = None
+
+    async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
+        """See `BucketStore`."""
+        return await self._either(lambda buckets: buckets.take(bucket, quota, cost))
+
+    async def give_back(self, bucket: str, quota: Quota, cost: int) -> None:
+        """See `BucketStore`."""
+        await self._either(lambda buckets: buckets.give_back(bucket, quota, cost))
+
+    async def _either(self, ask: Callable[[BucketStore], Awaitable[T]]) -> T:
+        if self._away_until_s is not None:
+            if self._clock.now_s() < self._away_until_s:
+                return await self._on_its_own(ask)
+            self._away_until_s = self._clock.now_s() + RETRY_S  # this call tries; the others go on without
+        try:
+            answer = await ask(self._shared)
+        except SourceUnavailable:
+            self._away_until_s = self._clock.now_s() + RETRY_S
+            self._reached.report(False)
+            return await self._on_its_own(ask)
+        self._away_until_s = None
+        self._reached.report(True)
+        return answer
+
+    async def _on_its_own(self, ask: Callable[[BucketStore], Awaitable[T]]) -> T:
+        self._fallbacks.inc()
+        return await ask(self._local)
+
+
+class RefusingBuckets:
+    """In the place of local buckets, for operators who would rather refuse than let too much through."""
+
+    async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
+        """Always raises SourceUnavailable."""
+        raise SourceUnavailable(
+            "The shared rate limits cannot be reached now.", reason="RATE_LIMITS_UNAVAILABLE", retry_after_s=RETRY_S
+        )
+
+    async def give_back(self, bucket: str, quota: Quota, cost: int) -> None:
+        """Nothing to give back: it is a call that was let in before."""
