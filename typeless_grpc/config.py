@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     )
     auth_enabled: bool = Field(
         False,
-        description="Look at callers' keys. Off, everyone who can reach the port may call, but nobody is an admin.",
+        description="Look at callers' keys. Off, everyone who reaches the port may make every call but AdminService's.",
     )
     require_auth: bool = Field(
         False,

@@ -65,6 +65,7 @@ async def test_reflection_lists_what_is_served_and_describes_it():
     assert services == [
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "typeless.v1.AdminService",
         "typeless.v1.ServerService",
         "typeless.v1.TranscriptionService",
     ]

@@ -1,6 +1,6 @@
 """Who may come in: the decision that every call passes, whatever its shape.
 
-Where keys are off, everyone is let in, but nobody is an admin. Where they are on, a wrong key is always refused, and
+Where keys are off, everyone is let in, but to what manages keys. Where they are on, a wrong key is always refused, and
 no key is refused where one is required. Wrong keys are limited per address: an address that has sent too many is not
 believed for a while, right key or not, for otherwise guessing would go on at full speed. The exception is a key that
 has been good from that address before, so that its callers are not shut out by a neighbour behind the same proxy.
@@ -108,7 +108,8 @@ class Gate:
         Raises Unauthenticated, PermissionDenied, RateLimited (too many wrong keys) or SourceUnavailable.
         """
         principal = await self._identify(credentials, address)
-        if rule.access is Access.ADMIN and not principal.is_admin:
+        needs_admin = rule.access is Access.ADMIN_KEY or (rule.access is Access.ADMIN and self._registry is not None)
+        if needs_admin and not principal.is_admin:
             if principal.is_anonymous:
                 raise Unauthenticated("This call needs an admin key" + self._how(), reason="KEY_REQUIRED")
             raise PermissionDenied("This call needs an admin key; this is a user's.", reason="ADMIN_KEY_REQUIRED")

@@ -11,11 +11,16 @@ from enum import Enum
 
 
 class Access(Enum):
-    """Who may make a call. OPEN: anyone, unless the operator closed it; USER: any caller; ADMIN: admins only."""
+    """Who may make a call.
+
+    OPEN: anyone, unless the operator closed it. USER: any caller. ADMIN: admins, and everyone where keys are off.
+    ADMIN_KEY: those with an admin key, and so nobody where keys are off.
+    """
 
     OPEN = "open"
     USER = "user"
     ADMIN = "admin"
+    ADMIN_KEY = "admin key"
 
 
 class Group(Enum):
@@ -62,11 +67,11 @@ RULES: Mapping[str, Rule] = {
     "/typeless.v1.ModelService/ListModels": Rule(Access.USER, Group.CONFIG),
     "/typeless.v1.ModelService/LoadModel": Rule(Access.ADMIN, Group.CONFIG),
     "/typeless.v1.ModelService/UnloadModel": Rule(Access.ADMIN, Group.CONFIG),
-    "/typeless.v1.AdminService/CreateApiKey": Rule(Access.ADMIN, Group.CONFIG),
-    "/typeless.v1.AdminService/ListApiKeys": Rule(Access.ADMIN, Group.CONFIG),
-    "/typeless.v1.AdminService/RevokeApiKey": Rule(Access.ADMIN, Group.CONFIG),
-    "/typeless.v1.AdminService/GetConfig": Rule(Access.ADMIN, Group.CONFIG),
-    "/typeless.v1.AdminService/UpdateRateLimit": Rule(Access.ADMIN, Group.CONFIG),
+    "/typeless.v1.AdminService/CreateApiKey": Rule(Access.ADMIN_KEY, Group.CONFIG),
+    "/typeless.v1.AdminService/ListApiKeys": Rule(Access.ADMIN_KEY, Group.CONFIG),
+    "/typeless.v1.AdminService/RevokeApiKey": Rule(Access.ADMIN_KEY, Group.CONFIG),
+    "/typeless.v1.AdminService/GetConfig": Rule(Access.ADMIN_KEY, Group.CONFIG),
+    "/typeless.v1.AdminService/UpdateRateLimit": Rule(Access.ADMIN_KEY, Group.CONFIG),
     "/typeless.v1.ServerService/GetServerInfo": Rule(Access.OPEN, Group.CONFIG),
     "/grpc.health.v1.Health/Check": Rule(Access.OPEN, Group.HEALTH),
     "/grpc.health.v1.Health/List": Rule(Access.OPEN, Group.HEALTH),
