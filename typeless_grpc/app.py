@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pathlib import Path
 from typeless_grpc.access.address import networks
 from typeless_grpc.access.gate import Failures, Gate
 from typeless_grpc.access.keys import ApiKey, KeyRing, settings_key
-from typeless_grpc.access.methods import Group, Rule, rules
+from typeless_grpc.access.methods import Group, Rules, rules
 from typeless_grpc.access.principal import Role
 from typeless_grpc.access.quota import Limit, Quota, Quotas, Unit
 from typeless_grpc.access.rate_limit import BucketStore, Limiter
@@ -212,7 +212,7 @@ class Access:
     """Who may call, and how much. interceptors: those that see to it, in order."""
 
     registry: Registry
-    rules: Mapping[str, Rule]
+    rules: Rules
     interceptors: Sequence[Interceptor]
 
 

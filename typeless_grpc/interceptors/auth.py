@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from typeless_grpc.access import principal as caller
 from typeless_grpc.access.address import Network, caller_address
 from typeless_grpc.access.gate import Credentials, Gate
 from typeless_grpc.access.keys import KeyRing
-from typeless_grpc.access.methods import Rule
+from typeless_grpc.access.methods import Rules
 from typeless_grpc.access.principal import Principal
 from typeless_grpc.errors import RateLimited, TypelessError, Unauthenticated
 from typeless_grpc.interceptors.seam import Call, Interceptor
@@ -27,7 +27,7 @@ class AuthInterceptor(Interceptor):
         self,
         gate: Gate,
         ring: KeyRing | None,
-        rules: Mapping[str, Rule],
+        rules: Rules,
         trusted_proxies: Sequence[Network],
         metrics: Metrics,
         wall_s: Callable[[], float] = time.time,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from typeless_grpc.access.methods import Rule
+from typeless_grpc.access.methods import Rules
 from typeless_grpc.errors import DeadlineExceeded
 from typeless_grpc.interceptors.seam import Call, Interceptor
 from typeless_grpc.telemetry.context import deadline_s
@@ -19,7 +19,7 @@ class DeadlineInterceptor(Interceptor):
     gRPC itself cancels a call whose caller's deadline passes; here is only what it does not do.
     """
 
-    def __init__(self, rules: Mapping[str, Rule], max_call_s: float) -> None:
+    def __init__(self, rules: Rules, max_call_s: float) -> None:
         """max_call_s: of a call that is not long-lived by nature, as a stream is."""
         self._rules = rules
         self._max_call_s = max_call_s

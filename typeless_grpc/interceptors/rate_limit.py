@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from typeless_grpc.access import principal as caller
 from typeless_grpc.access import rate_limit
-from typeless_grpc.access.methods import Rule
+from typeless_grpc.access.methods import Rules
 from typeless_grpc.access.rate_limit import Limiter, Taken
 from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable
 from typeless_grpc.interceptors.seam import Call, Interceptor
@@ -18,7 +18,7 @@ from typeless_grpc.telemetry.metrics import Metrics
 class RateLimitInterceptor(Interceptor):
     """A call is charged as it begins, and given back what it took if the server refuses it for reasons of its own."""
 
-    def __init__(self, limiter: Limiter, rules: Mapping[str, Rule], metrics: Metrics) -> None:
+    def __init__(self, limiter: Limiter, rules: Rules, metrics: Metrics) -> None:
         self._limiter = limiter
         self._rules = rules
         self._metrics = metrics

@@ -26,6 +26,7 @@ from throttled.asyncio.store import (
     RedisStore,
     RedisStoreBackend,
 )
+from throttled.exceptions import StoreUnavailableError
 from throttled.rate_limiter.gcra import GCRARateLimiterCoreMixin
 
 from typeless_grpc.access.quota import Quota
@@ -179,7 +180,7 @@ class RedisBuckets(ThrottledBuckets):
 async def _reached(work: Awaitable[T]) -> T:
     try:
         return await work
-    except (redis.exceptions.RedisError, OSError) as error:
+    except (StoreUnavailableError, redis.exceptions.RedisError, OSError) as error:
         raise SourceUnavailable(
             "The shared rate limits cannot be reached now.", reason="RATE_LIMITS_UNAVAILABLE", retry_after_s=RETRY_S
         ) from error

@@ -1,0 +1,208 @@
+"""What every store of keys and limits does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from typeless_grpc.access.keys import ApiKey, new_key
+from typeless_grpc.access.methods import Group
+from typeless_grpc.access.principal import Role
+from typeless_grpc.access.quota import Limit, Quota, Unit
+from typeless_grpc.access.store import AccessStore
+from typeless_grpc.errors import SourceUnavailable, TooLarge
+from typeless_grpc.stores.memory_access import MemoryAccessStore
+from typeless_grpc.stores.sql_access import SqlAccessStore, sqlite_url
+
+NOW_S = 1_700_000_000.0
+MANY = 1000
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+Connect = Callable[[], Awaitable[AccessStore]]
+
+
+@pytest.fixture
+async def connect(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
+    """Opens the store, each time as another server would; the one in memory has only the one."""
+    if kind == "memory":
+        only = MemoryAccessStore(lambda: NOW_S)
+
+        async def same() -> AccessStore:
+            return only
+
+        yield same
+        return
+    url = sqlite_url(tmp_path / "access.sqlite3")
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgresql_url")
+        engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
+        name = f"access_{time.monotonic_ns()}"
+        with engine.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        url = f"{url.rpartition('/')[0]}/{name}"
+    async with AsyncExitStack() as stack:
+
+        async def another() -> AccessStore:
+            store = SqlAccessStore(url, lambda: NOW_S)
+            stack.push_async_callback(store.close)
+            await store.open()
+            return store
+
+        yield another
+
+
+@pytest.fixture
+async def store(connect: Connect) -> AccessStore:
+    return await connect()
+
+
+def key(name: str = "n", *, expires_s: float | None = None, role: Role = Role.USER) -> ApiKey:
+    return new_key(name, role, NOW_S, expires_s)[0]
+
+
+LIMIT = Limit(Group.TRANSCRIBE, Unit.CALLS, Quota(10, 60, 20))
+
+
+async def test_a_key_comes_back_as_it_went_in(store: AccessStore):
+    made = key("Über-Schlüssel", expires_s=NOW_S + 0.5, role=Role.ADMIN)
+    kept = await store.add_key(made, max_keys=MANY)
+    assert vars(kept) | {"position": 0} == vars(made)
+    assert kept.position > 0
+    assert await store.keys_after(0, 10) == [kept]
+
+
+async def test_pages_follow_the_order_of_creation(store: AccessStore):
+    made = [await store.add_key(key(str(n)), max_keys=MANY) for n in range(5)]
+    await store.revoke_key(made[0].key_id)
+    first = await store.keys_after(0, 2)
+    second = await store.keys_after(first[-1].position, 10)
+    assert [k.display_name for k in (*first, *second)] == ["0", "1", "2", "3", "4"]
+
+
+async def test_a_key_that_is_there_already_stays_as_it_is(store: AccessStore):
+    made = key("first")
+    await store.add_key(made, max_keys=1)
+    await store.revoke_key(made.key_id)
+    again = await store.add_key(made, max_keys=1)
+    assert again.is_revoked
+    assert len(await store.keys_after(0, 10)) == 1
+
+
+async def test_only_keys_that_can_be_used_count_towards_the_most(store: AccessStore):
+    revoked = await store.add_key(key("revoked"), max_keys=1)
+    await store.revoke_key(revoked.key_id)
+    await store.add_key(key("expired", expires_s=NOW_S - 1), max_keys=1)
+    await store.add_key(key("live"), max_keys=1)
+    with pytest.raises(TooLarge) as caught:
+        await store.add_key(key("one too many"), max_keys=1)
+    assert caught.value.reason == "TOO_MANY_KEYS"
+
+
+async def test_revoking_a_key_nobody_has_is_nothing(store: AccessStore):
+    assert await store.revoke_key("k0") is None
+
+
+async def test_changes_are_those_since_a_revision(store: AccessStore):
+    nothing = await store.changes(0)
+    assert (nothing.keys, nothing.limits) == ([], [])
+    a, b = [await store.add_key(key(name), max_keys=MANY) for name in "ab"]
+    await store.set_limit(LIMIT)
+    seen = await store.changes(0)
+    assert ([k.key_id for k in seen.keys], seen.limits) == ([a.key_id, b.key_id], [LIMIT])
+    await store.revoke_key(a.key_id)
+    later = await store.changes(seen.revision)
+    assert [(k.key_id, k.is_revoked) for k in later.keys] == [(a.key_id, True)]
+    assert later.limits == []
+    assert (await store.changes(later.revision)).keys == []
+
+
+async def test_a_limit_takes_the_place_of_the_one_before(store: AccessStore):
+    await store.set_limit(LIMIT)
+    await store.set_limit(Limit(Group.TRANSCRIBE, Unit.CALLS, Quota(1, 1, 1)))
+    of_a_key = Limit(Group.TRANSCRIBE, Unit.CONCURRENT_CALLS, Quota.at_once(2), "k1")
+    await store.set_limit(of_a_key)
+    limits = (await store.changes(0)).limits
+    assert sorted(limits, key=str) == sorted([of_a_key, Limit(Group.TRANSCRIBE, Unit.CALLS, Quota(1, 1, 1))], key=str)
+
+
+async def test_the_last_use_only_moves_on_and_is_no_change(store: AccessStore):
+    made = await store.add_key(key(), max_keys=MANY)
+    revision = (await store.changes(0)).revision
+    await store.record_uses({made.key_id: NOW_S + 5, "nobody": NOW_S})
+    await store.record_uses({made.key_id: NOW_S + 1})
+    await store.record_uses({})
+    assert [k.last_use_s for k in await store.keys_after(0, 10)] == [NOW_S + 5]
+    assert (await store.changes(0)).revision == revision
+
+
+async def test_many_writers_miss_nothing_of_each_other(connect: Connect):
+    stores = [await connect() for _ in range(3)]
+    seen: set[str] = set()
+
+    async def follow(store: AccessStore, until: int) -> None:
+        revision = 0
+        while len(seen) < until:
+            changes = await store.changes(revision)
+            assert changes.revision >= revision
+            revision = changes.revision
+            seen.update(k.display_name for k in changes.keys)
+            await asyncio.sleep(0)  # the store in memory never waits
+
+    names = [f"{n}" for n in range(30)]
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        group.create_task(follow(stores[0], len(names)))
+        for n, name in enumerate(names):
+            group.create_task(stores[n % 3].add_key(key(name), max_keys=MANY))
+    assert seen == set(names)
+
+
+async def test_the_most_holds_for_servers_that_add_at_once(connect: Connect):
+    stores = [await connect() for _ in range(3)]
+    adding = [stores[n % 3].add_key(key(str(n)), max_keys=5) for n in range(12)]
+    done = await asyncio.gather(*adding, return_exceptions=True)
+    assert sum(isinstance(one, ApiKey) for one in done) == 5
+    assert len(await stores[0].keys_after(0, 100)) == 5
+
+
+async def test_servers_that_start_at_once_all_find_their_tables(connect: Connect):
+    stores = await asyncio.gather(*(connect() for _ in range(6)))
+    made = await stores[0].add_key(key(), max_keys=MANY)
+    for store in stores:
+        assert [k.key_id for k in await store.keys_after(0, 10)] == [made.key_id]
+
+
+async def test_a_store_that_cannot_be_reached_says_so_and_may_be_asked_again(tmp_path: Path):
+    store = SqlAccessStore(f"postgresql://nobody@127.0.0.1:1/nothing?user={tmp_path.name[:8]}", lambda: NOW_S)
+    with pytest.raises(SourceUnavailable) as caught:
+        await store.open()
+    assert (caught.value.reason, caught.value.retryable) == ("KEY_STORE_UNAVAILABLE", True)
+    await store.close()
+
+
+async def test_what_a_sqlite_store_keeps_outlives_the_process(tmp_path: Path):
+    url = sqlite_url(tmp_path / "access.sqlite3")
+    first = SqlAccessStore(url, lambda: NOW_S)
+    await first.open()
+    made = await first.add_key(key(), max_keys=MANY)
+    await first.close()
+    second = SqlAccessStore(url, lambda: NOW_S)
+    await second.open()
+    assert await second.keys_after(0, 10) == [made]
+    await second.close()
+
+
+def test_another_database_is_refused():
+    with pytest.raises(ValueError, match="postgresql"):
+        SqlAccessStore("mysql://host/db", lambda: NOW_S)

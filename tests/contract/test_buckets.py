@@ -1,0 +1,112 @@
+"""What every store of token buckets does, on its own real clock: waits are a tenth of a second at most."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from typeless_grpc.access.quota import Quota
+from typeless_grpc.access.rate_limit import BucketStore
+from typeless_grpc.clock import SystemClock
+from typeless_grpc.stores.buckets import FallbackBuckets, MemoryBuckets, RedisBuckets
+from typeless_grpc.telemetry.metrics import Metrics
+
+SLOW = Quota(10, 600, 10)  # one a minute: nothing comes back while a test runs
+FAST = Quota(10, 1, 10)  # one in 0.1 s
+
+
+@pytest.fixture(params=["memory", "redis", "redis with fallback"])
+async def buckets(request: pytest.FixtureRequest) -> AsyncIterator[BucketStore]:
+    if request.param == "memory":
+        yield MemoryBuckets(100)
+        return
+    shared = RedisBuckets(request.getfixturevalue("redis_url"), timeout_s=5)
+    local = MemoryBuckets(100)
+    yield shared if request.param == "redis" else FallbackBuckets(shared, local, SystemClock(), Metrics())
+    await shared.close()
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A bucket of the test's own."""
+    return str(request.node.name)
+
+
+async def test_a_bucket_gives_its_burst_and_no_more(buckets: BucketStore, name: str):
+    taken = [await buckets.take(name, SLOW, 1) for _ in range(12)]
+    assert [t.is_allowed for t in taken] == [True] * 10 + [False] * 2
+    assert [t.remaining for t in taken] == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0]
+    assert {t.limit for t in taken} == {10}
+
+
+async def test_a_hundred_at_once_get_exactly_the_burst(buckets: BucketStore, name: str):
+    taken = await asyncio.gather(*(buckets.take(name, SLOW, 1) for _ in range(100)))
+    assert sum(t.is_allowed for t in taken) == 10
+
+
+async def test_whoever_waits_as_long_as_told_gets_it(buckets: BucketStore, name: str):
+    while (taken := await buckets.take(name, FAST, 1)).is_allowed:
+        pass
+    assert taken.retry_after_s is not None
+    assert 0 < taken.retry_after_s <= 0.11
+    await asyncio.sleep(taken.retry_after_s)
+    assert (await buckets.take(name, FAST, 1)).is_allowed
+
+
+async def test_reset_tells_when_the_bucket_is_full(buckets: BucketStore, name: str):
+    await buckets.take(name, SLOW, 3)
+    taken = await buckets.take(name, SLOW, 1)
+    assert taken.reset_after_s == pytest.approx(240, abs=1)
+
+
+async def test_what_costs_more_is_all_or_nothing(buckets: BucketStore, name: str):
+    assert (await buckets.take(name, SLOW, 7)).remaining == 3
+    refused = await buckets.take(name, SLOW, 4)
+    assert (refused.is_allowed, refused.remaining) == (False, 3)
+    assert refused.retry_after_s == pytest.approx(60, abs=1)
+    assert (await buckets.take(name, SLOW, 3)).is_allowed
+
+
+async def test_no_wait_helps_what_the_bucket_never_holds(buckets: BucketStore, name: str):
+    taken = await buckets.take(name, SLOW, 11)
+    assert (taken.is_allowed, taken.retry_after_s) == (False, None)
+
+
+@pytest.mark.parametrize("n_taken", [1, 2, 10])
+async def test_what_is_given_back_can_be_taken_again(buckets: BucketStore, name: str, n_taken: int):
+    for _ in range(n_taken):
+        await buckets.take(name, SLOW, 1)
+    for _ in range(n_taken):
+        await buckets.give_back(name, SLOW, 1)
+    taken = [await buckets.take(name, SLOW, 1) for _ in range(11)]
+    assert sum(t.is_allowed for t in taken) == 10
+
+
+async def test_a_full_bucket_gets_no_fuller(buckets: BucketStore, name: str):
+    await buckets.give_back(name, SLOW, 5)
+    await buckets.take(name, SLOW, 1)
+    await buckets.give_back(name, SLOW, 5)
+    taken = [await buckets.take(name, SLOW, 1) for _ in range(12)]
+    assert sum(t.is_allowed for t in taken) == 10
+
+
+async def test_buckets_do_not_know_each_other(buckets: BucketStore, name: str):
+    assert not (await buckets.take(name, SLOW, 11)).is_allowed
+    await buckets.take(name, SLOW, 10)
+    assert (await buckets.take(f"{name} of another", SLOW, 10)).is_allowed
+
+
+async def test_a_burst_is_more_than_a_period_refills(buckets: BucketStore, name: str):
+    quota = Quota(1, 60, 20)
+    assert (await buckets.take(name, quota, 20)).is_allowed
+    assert (await buckets.take(name, quota, 1)).retry_after_s == pytest.approx(60, abs=1)
+
+
+async def test_two_servers_share_the_buckets_of_one_redis(redis_url: str, name: str):
+    both = [RedisBuckets(redis_url, timeout_s=5) for _ in range(2)]
+    taken = await asyncio.gather(*(both[n % 2].take(name, SLOW, 1) for n in range(100)))
+    assert sum(t.is_allowed for t in taken) == 10
+    for one in both:
+        await one.close()
