@@ -32,10 +32,7 @@ def config(
     values = public(loaded.settings)
     secrets = {name for name in values if is_secret(getattr(loaded.settings, name))}
     if as_json:
-        rows = {
-            name: {"value": value, "origin": loaded.origins[name], "secret": name in secrets}
-            for name, value in values.items()
-        }
+        rows = {name: {"value": value, "origin": loaded.origins[name]} for name, value in values.items()}
         typer.echo(json.dumps(rows, indent=2))
         return
     for name, value in values.items():
