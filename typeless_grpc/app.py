@@ -222,17 +222,14 @@ async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Acc
     async with AsyncExitStack() as stack:
         clock = SystemClock()
         known = rules(settings.open_services)
-        keys = settings_keys(settings)
         quotas = Quotas(limits(settings), anonymous_percent=_anonymous_percent(settings))
-        registry = Registry(
-            await stack.enter_async_context(open_access_store(settings)),
-            KeyRing({key.digest: key.role for key in keys}),
-            quotas,
-            RegistryOptions(settings.max_api_keys, settings.key_refresh_s),
-        )
+        # While keys are off nobody can change anything, and there is nothing to keep.
+        registry = _registry(settings, MemoryAccessStore(), quotas)
+        if settings.auth_enabled:
+            registry = await stack.enter_async_context(open_registry(settings, quotas))
         tokens = None
         if settings.auth_enabled:
-            await registry.load(keys)
+            await registry.load(settings_keys(settings))
             stack.push_async_callback(registry.flush)
             reached = Reachability("store of keys", metrics.key_store_up)
             following = asyncio.create_task(registry.follow(reached.report))
@@ -255,11 +252,8 @@ async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Acc
 
 
 @asynccontextmanager
-async def open_access_store(settings: Settings) -> AsyncIterator[AccessStore]:
-    """Where keys and limits are kept: nowhere while keys are off, for then nobody can change them."""
-    if not settings.auth_enabled:
-        yield MemoryAccessStore()
-        return
+async def open_registry(settings: Settings, quotas: Quotas | None = None) -> AsyncIterator[Registry]:
+    """Keys and limits with the store that the settings name. Raises SourceUnavailable if it cannot be reached."""
     from typeless_grpc.stores.sql_access import SqlAccessStore, sqlite_url
 
     url = settings.database_url.get_secret_value()
@@ -269,9 +263,14 @@ async def open_access_store(settings: Settings) -> AsyncIterator[AccessStore]:
     store = SqlAccessStore(url, time.time)
     try:
         await store.open()
-        yield store
+        yield _registry(settings, store, quotas or Quotas([]))
     finally:
         await store.close()
+
+
+def _registry(settings: Settings, store: AccessStore, quotas: Quotas) -> Registry:
+    ring = KeyRing({key.digest: key.role for key in settings_keys(settings)})
+    return Registry(store, ring, quotas, RegistryOptions(settings.max_api_keys, settings.key_refresh_s))
 
 
 @asynccontextmanager

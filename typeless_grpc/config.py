@@ -44,9 +44,10 @@ CLIENT_VARIABLES = frozenset(
     {
         "TYPELESS_SERVER",
         "TYPELESS_API_KEY",
+        "TYPELESS_TLS",
         "TYPELESS_TLS_CA",
-        "TYPELESS_TLS_CERT",
-        "TYPELESS_TLS_KEY",
+        "TYPELESS_CLIENT_CERT",
+        "TYPELESS_CLIENT_KEY",
         "TYPELESS_CONFIG",
         "TYPELESS_SHARED_AUDIO",
     }
@@ -394,6 +395,12 @@ def load(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) ->
     if problems:
         raise InvalidInput.of(problems)
     return Loaded(settings, origins)
+
+
+def private(settings: Settings) -> Settings:
+    """The same for a server that only its own process calls: no keys, no limits, no TLS, no port for metrics."""
+    open_to_us = {"auth_enabled": False, "require_auth": False, "rate_limit_enabled": False}
+    return settings.model_copy(update=open_to_us | {"tls_cert_file": None, "metrics_port": None})
 
 
 def public(settings: Settings) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Annotated
 
 import typer
 
+from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
 from typeless_grpc.cli.output import EXIT_FAILED, failures_as_lines
-from typeless_grpc.cli.transcribe import target_of
+from typeless_grpc.cli.transcribe import Place, client_of
 from typeless_grpc.client import DEFAULT_TARGET, AsyncClient, CallFailed, Options
 
 
@@ -29,9 +30,12 @@ class Answer:
 
 def bench(
     files: Annotated[list[Path], typer.Argument(help="Recordings to send.", exists=True, dir_okay=False)],
-    server: Annotated[
-        str, typer.Option("--server", "-s", envvar="TYPELESS_SERVER", help="Where the server listens, host:port.")
-    ] = DEFAULT_TARGET,
+    server: Server = DEFAULT_TARGET,
+    api_key: ApiKey = "",
+    tls: UseTls = False,
+    tls_ca: TlsCa = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
     local: Annotated[bool, typer.Option("--local", help="Start a server for this command alone.")] = False,
     model: Annotated[str, typer.Option("--model", "-m", help="Model; the server's default unless set.")] = "",
     language: Annotated[str, typer.Option("--language", "-l", help="Spoken language; detected unless set.")] = "",
@@ -45,16 +49,9 @@ def bench(
     """
     options = Options(model="" if local else model, language=language)
     with failures_as_lines():
-        answers, took_s = asyncio.run(
-            _run(
-                [file.read_bytes() for file in files] * rounds,
-                options,
-                server,
-                model if local else None,
-                local,
-                callers,
-            )
-        )
+        place = Place(server, local, model if local else None, api_key, tls_of(tls, tls_ca, client_cert, client_key))
+        recordings = [file.read_bytes() for file in files] * rounds
+        answers, took_s = asyncio.run(_run(recordings, options, place, callers))
     report = summary(answers, took_s)
     typer.echo(json.dumps(report) if as_json else "\n".join(f"{name:22} {value}" for name, value in report.items()))
     if report["failed"]:
@@ -77,10 +74,8 @@ def summary(answers: list[Answer], took_s: float) -> dict[str, float | int | str
     }
 
 
-async def _run(
-    recordings: list[bytes], options: Options, server: str, local_model: str | None, local: bool, n_callers: int
-) -> tuple[list[Answer], float]:
-    async with target_of(server, local, local_model) as target, AsyncClient(target) as client:
+async def _run(recordings: list[bytes], options: Options, place: Place, n_callers: int) -> tuple[list[Answer], float]:
+    async with client_of(place) as client:
         waiting = iter(recordings)
         answers: list[Answer] = []
         started_s = time.monotonic()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from typeless_grpc.cli import bench, config, models, serve, transcribe
+from typeless_grpc.cli import bench, config, keys, models, serve, transcribe
 from typeless_grpc.version import VERSION
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("transcribe")(transcribe.transcribe)
 app.command("config")(config.config)
 app.command("bench")(bench.bench)
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
 
 
 def _version(asked: bool) -> None:

@@ -37,7 +37,9 @@ def _row(name: str, field: FieldInfo) -> str:
 def _default(field: FieldInfo) -> str:
     if field.default_factory is not None:
         return "none" if field.default_factory is dict else "see right"
-    value = field.default
+    value = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
+    if not value and not isinstance(value, int | float):  # no text, no secret, no number
+        return "none"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,16 +15,20 @@ import typer
 from google.protobuf.json_format import MessageToJson
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
 from typeless_grpc.cli.output import EXIT_FAILED, errors, fail, failures_as_lines
-from typeless_grpc.client import DEFAULT_TARGET, AsyncClient, CallFailed, Options
+from typeless_grpc.client import DEFAULT_TARGET, AsyncClient, CallFailed, Options, Tls
 from typeless_grpc.pb.v1.transcription_pb2 import TranscribeResponse
 
 
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Recordings of any format.", exists=True, dir_okay=False)],
-    server: Annotated[
-        str, typer.Option("--server", "-s", envvar="TYPELESS_SERVER", help="Where the server listens, host:port.")
-    ] = DEFAULT_TARGET,
+    server: Server = DEFAULT_TARGET,
+    api_key: ApiKey = "",
+    tls: UseTls = False,
+    tls_ca: TlsCa = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
     local: Annotated[bool, typer.Option("--local", help="Start a server for this command alone.")] = False,
     model: Annotated[str, typer.Option("--model", "-m", help="Model; the server's default unless set.")] = "",
     language: Annotated[
@@ -58,7 +63,8 @@ def transcribe(
         temperatures=temperature or (),
     )
     with failures_as_lines():
-        n_failed = asyncio.run(_all(files, options, server, model if local else None, local, timeout, words, as_json))
+        place = Place(server, local, model if local else None, api_key, tls_of(tls, tls_ca, client_cert, client_key))
+        n_failed = asyncio.run(_all(files, options, place, timeout, words, as_json))
     if n_failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -66,22 +72,19 @@ def transcribe(
 async def _all(
     files: list[Path],
     options: Options,
-    server: str,
-    local_model: str | None,
-    local: bool,
+    place: Place,
     timeout_s: float | None,
     words: bool,
     as_json: bool,
 ) -> int:
     n_failed = 0
-    async with target_of(server, local, local_model) as target, AsyncClient(target) as client:
+    async with client_of(place) as client:
         for file in files:
             try:
-                with _waiting(file):
-                    answer = await client.transcribe(file, options, timeout_s=timeout_s)
+                answer = await _patiently(client, file, options, timeout_s)
             except CallFailed as error:
                 if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-                    fail(f"no server answers at {target}. Start one with `typeless serve`, or add --local.")
+                    fail(f"no server answers at {place.server}. Start one with `typeless serve`, or add --local.")
                 n_failed += 1
                 errors.print(f"{file}: {error}", soft_wrap=True, markup=False)
                 continue
@@ -91,24 +94,50 @@ async def _all(
     return n_failed
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where to call, and how: the server named, or one of our own with this model that ends with the command."""
+
+    server: str
+    local: bool
+    model: str | None
+    api_key: str
+    tls: Tls | None
+
+
 @asynccontextmanager
-async def target_of(server: str, local: bool, model: str | None) -> AsyncIterator[str]:
-    """Where to call: the server named, or one of our own that ends with the command."""
-    if not local:
-        yield server
+async def client_of(place: Place) -> AsyncIterator[AsyncClient]:
+    """A client of the server that is meant."""
+    if not place.local:
+        async with AsyncClient(place.server, api_key=place.api_key, tls=place.tls) as client:
+            yield client
         return
     from typeless_grpc.app import build, catalog
     from typeless_grpc.cli.models import fetch
-    from typeless_grpc.config import load
+    from typeless_grpc.config import load, private
     from typeless_grpc.telemetry import logs
 
-    settings = load({"host": "127.0.0.1", "port": 0, "model": model or None}).settings
+    settings = private(load({"host": "127.0.0.1", "port": 0, "model": place.model or None}).settings)
     logs.configure("warning", settings.log_format)
     fetch(catalog(settings), settings.model)
     async with build(settings) as app:
         with _working(f"Loading model {app.model}"):
             await app.warm()
-        yield f"127.0.0.1:{app.port}"
+        async with AsyncClient(f"127.0.0.1:{app.port}", api_key="") as client:
+            yield client
+
+
+async def _patiently(client: AsyncClient, file: Path, options: Options, timeout_s: float | None) -> TranscribeResponse:
+    """What the server answers once our quota lets it: many files are more than most quotas hold at once."""
+    while True:
+        try:
+            with _waiting(file):
+                return await client.transcribe(file, options, timeout_s=timeout_s)
+        except CallFailed as error:
+            if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or error.retry_after_s is None:
+                raise
+            with _working(f"{file}: waiting {error.retry_after_s:.0f} s for our quota"):
+                await asyncio.sleep(error.retry_after_s)
 
 
 def _waiting(file: Path) -> Progress:

@@ -27,8 +27,6 @@ class DeadlineInterceptor(Interceptor):
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         left_s = call.context.time_remaining()
-        if left_s is not None and left_s <= 0:
-            raise DeadlineExceeded("The caller's deadline had passed when the call arrived.", reason="DEADLINE_PASSED")
         ours_s = None if self._rules[call.method].is_long_lived else self._max_call_s
         limits_s = [limit for limit in (left_s, ours_s) if limit is not None]
         token = deadline_s.set(time.monotonic() + min(limits_s) if limits_s else None)

@@ -1,0 +1,216 @@
+"""`typeless keys`: who may call. At a server with an admin key, or with --local right in the store of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+import grpc
+import typer
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.table import Column, Table
+
+from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
+from typeless_grpc.cli.output import fail, failures_as_lines
+from typeless_grpc.client import DEFAULT_TARGET, CallFailed, Tls, async_channel
+from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
+
+T = TypeVar("T")
+
+app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+
+Local = Annotated[
+    bool,
+    typer.Option(
+        "--local", help="Without a server: in the store that `typeless config` names. The way to the first admin key."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+Role = Literal["user", "admin"]
+
+_LIFETIMES_S = {"m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the keys are."""
+
+    server: str
+    local: bool
+    api_key: str
+    tls: Tls | None
+
+
+@app.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="Whose key it is, or what it is for.")] = "",
+    role: Annotated[Role, typer.Option(help="What it allows.")] = "user",
+    expires: Annotated[str, typer.Option(help="How long it is good: 90d, 12h, 30m. For ever unless set.")] = "",
+    local: Local = False,
+    as_json: AsJson = False,
+    server: Server = DEFAULT_TARGET,
+    api_key: ApiKey = "",
+    tls: UseTls = False,
+    tls_ca: TlsCa = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
+) -> None:
+    """Make a key and print its secret, which is never shown again.
+
+    Example: typeless keys create "night shift" --role user --expires 90d --local
+    """
+    request = admin_pb2.CreateApiKeyRequest(
+        display_name=name,
+        role=admin_pb2.ApiKeyRole.Value(f"API_KEY_ROLE_{role.upper()}"),
+        expire_time=_expiry(expires),
+    )
+    where = Where(server, local, api_key, tls_of(tls, tls_ca, client_cert, client_key))
+    answer = _run(where, lambda admin: admin.CreateApiKey(request))
+    if as_json:
+        typer.echo(json.dumps(_row(answer.api_key) | {"secret": answer.secret}))
+        return
+    # The secret alone on stdout, so that a script can take it.
+    Console(stderr=True).print(f"key {answer.api_key.key_id}, role {role}; keep its secret, it is not shown again:")
+    typer.echo(answer.secret)
+
+
+@app.command("list")
+def list_keys(
+    local: Local = False,
+    as_json: AsJson = False,
+    server: Server = DEFAULT_TARGET,
+    api_key: ApiKey = "",
+    tls: UseTls = False,
+    tls_ca: TlsCa = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
+) -> None:
+    """Every key, revoked and expired ones too; never their secrets.
+
+    Example: typeless keys list --local
+    """
+
+    async def every(admin: Any) -> list[admin_pb2.ApiKey]:
+        keys: list[admin_pb2.ApiKey] = []
+        request = admin_pb2.ListApiKeysRequest(page_size=1000)
+        while True:
+            answer = await admin.ListApiKeys(request)
+            keys.extend(answer.api_keys)
+            if not answer.next_page_token:
+                return keys
+            request.page_token = answer.next_page_token
+
+    rows = [
+        _row(key) for key in _run(Where(server, local, api_key, tls_of(tls, tls_ca, client_cert, client_key)), every)
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(
+        Column("key", no_wrap=True), "name", "begins", "role", "state", "created", "expires", "last used", box=None
+    )
+    for row in rows:
+        table.add_row(*(str(value) if value else "-" for value in row.values()))
+    Console().print(table)
+
+
+@app.command("revoke")
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="As `typeless keys list` shows it; not the secret.")],
+    local: Local = False,
+    server: Server = DEFAULT_TARGET,
+    api_key: ApiKey = "",
+    tls: UseTls = False,
+    tls_ca: TlsCa = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
+) -> None:
+    """End a key for good; calls that run with it end within seconds.
+
+    Example: typeless keys revoke k0123456789abcdef --local
+    """
+    where = Where(server, local, api_key, tls_of(tls, tls_ca, client_cert, client_key))
+    _run(where, lambda admin: admin.RevokeApiKey(admin_pb2.RevokeApiKeyRequest(key_id=key_id)))
+    typer.echo(f"revoked {key_id}")
+
+
+def _run(where: Where, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with _admin(where) as admin:
+            return await work(admin)
+
+    with failures_as_lines():
+        try:
+            return asyncio.run(run())
+        except grpc.aio.AioRpcError as error:
+            failed = CallFailed.of(error)
+            if failed.code is grpc.StatusCode.UNAVAILABLE and not failed.reason:
+                fail(f"no server answers at {where.server}. Add --local to work on this machine's keys.")
+            fail(str(failed))
+
+
+@asynccontextmanager
+async def _admin(where: Where) -> AsyncIterator[Any]:
+    """AdminService: at the server, or its servicer itself on this machine's store."""
+    if where.local:
+        async with _local_admin() as admin:
+            yield admin
+        return
+    async with async_channel(where.server, api_key=where.api_key, tls=where.tls) as channel:
+        yield admin_pb2_grpc.AdminServiceStub(channel)
+
+
+@asynccontextmanager
+async def _local_admin() -> AsyncIterator[Any]:
+    from typeless_grpc.app import open_registry
+    from typeless_grpc.config import load
+    from typeless_grpc.servicers.admin import AdminServicer
+
+    class Direct:
+        """The servicer, called as its stub is; it does not look at the call."""
+
+        def __init__(self, servicer: AdminServicer) -> None:
+            self._servicer = servicer
+
+        def __getattr__(self, name: str) -> Callable[[Any], Any]:
+            return lambda request: getattr(self._servicer, name)(request, None)
+
+    async with open_registry(load().settings) as registry:
+        yield Direct(AdminServicer(registry, {}))
+
+
+def _expiry(lifetime: str) -> Timestamp | None:
+    if not lifetime:
+        return None
+    match = re.fullmatch(r"(\d{1,6})([mhd])", lifetime)
+    if not match:
+        raise typer.BadParameter("must be a number with m, h or d, as 90d", param_hint="--expires")
+    return Timestamp(seconds=int(time.time()) + int(match[1]) * _LIFETIMES_S[match[2]])
+
+
+def _row(key: admin_pb2.ApiKey) -> dict[str, str | None]:
+    is_over = key.HasField("expire_time") and key.expire_time.ToSeconds() <= time.time()
+    return {
+        "key_id": key.key_id,
+        "display_name": key.display_name,
+        "prefix": key.prefix,
+        "role": admin_pb2.ApiKeyRole.Name(key.role).removeprefix("API_KEY_ROLE_").lower(),
+        "state": "revoked" if key.revoked else "expired" if is_over else "good",
+        "create_time": _text(key, "create_time"),
+        "expire_time": _text(key, "expire_time"),
+        "last_use_time": _text(key, "last_use_time"),
+    }
+
+
+def _text(key: admin_pb2.ApiKey, field: str) -> str | None:
+    if not key.HasField(field):  # type: ignore[arg-type]
+        return None
+    return datetime.fromtimestamp(getattr(key, field).ToSeconds(), UTC).strftime("%Y-%m-%d %H:%MZ")
