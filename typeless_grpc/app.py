@@ -7,13 +7,13 @@ import functools
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from typeless_grpc.access.address import networks
+from typeless_grpc.access.address import is_loopback, networks
 from typeless_grpc.access.gate import Failures, Gate
 from typeless_grpc.access.keys import ApiKey, KeyRing, settings_key
 from typeless_grpc.access.methods import Group, Rules, rules
@@ -53,12 +53,16 @@ from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionLimits, TranscriptionServicer
 from typeless_grpc.stores.buckets import FallbackBuckets, MemoryBuckets, RedisBuckets, RefusingBuckets
 from typeless_grpc.stores.memory_access import MemoryAccessStore
+from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
 from typeless_grpc.telemetry.reachability import Reachability
 from typeless_grpc.tls import TlsFiles, TlsReloader
 from typeless_grpc.version import VERSION
 
+log = get_logger(__name__)
+
 LOADS_SIDE_BY_SIDE = 4
+WEAK_KEY_CHARACTERS = 20
 JWKS_TIMEOUT_S = 5.0  # for the identity provider to send its keys, a few kilobytes
 
 
@@ -156,6 +160,8 @@ async def listen(settings: Settings, engine: Engine, more: Sequence[Service] = (
             DeadlineInterceptor(access.rules, settings.max_call_s),
             MessageSizeInterceptor(settings.max_message_bytes),
         ]
+        for warning in warnings(settings):
+            log.warning(warning)
         server = Server(services, interceptors, drain, server_options(settings), _tls(settings))
         if settings.metrics_port is not None:
             stack.callback(MetricsPort.open(metrics, settings.metrics_host, settings.metrics_port).close)
@@ -172,6 +178,20 @@ def scheduler_options(settings: Settings) -> SchedulerOptions:
 def n_threads(settings: Settings) -> int:
     """Threads for one inference: as set, else the cores shared among the workers."""
     return settings.cpu_threads or max(1, (os.cpu_count() or 4) // settings.engine_workers)
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """What an operator should know about these settings before somebody else finds out."""
+    if is_loopback(settings.host):
+        return
+    if not settings.auth_enabled:
+        yield "anyone who reaches this address may call: TYPELESS_AUTH_ENABLED is off"
+    elif settings.tls_cert_file is None:
+        yield "keys can be read on their way here: TLS is off, unless a proxy in front has it"
+    if settings.auth_enabled and not settings.require_auth:
+        yield "callers without a key are served, as anonymous ones: TYPELESS_REQUIRE_AUTH is off"
+    if any(len(secret) < WEAK_KEY_CHARACTERS for secret in (*settings.api_keys, *settings.admin_keys)):
+        yield f"a key of the settings has fewer than {WEAK_KEY_CHARACTERS} characters, and could be guessed"
 
 
 def server_options(settings: Settings) -> ServerOptions:

@@ -37,6 +37,14 @@ def caller_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Ne
     return str(address)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a server that listens on host is reached from its own machine only."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _address_of(peer: str) -> IPv4Address | IPv6Address | None:
     kind, _, rest = unquote(peer).partition(":")
     if kind not in ("ipv4", "ipv6"):
