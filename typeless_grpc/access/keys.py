@@ -18,7 +18,6 @@ from typeless_grpc.access.principal import Principal, Role
 SECRET_PREFIX = "tl_"  # so that a leaked key is recognized for what it is
 SECRET_BYTES = 32
 SHOWN_CHARACTERS = 9  # of a secret, as ApiKey.prefix
-MAX_SECRET_CHARACTERS = 512
 
 # Compared with where no key has the digest, so that a wrong key takes as long as a right one.
 _NO_DIGEST = bytes(32)
@@ -54,7 +53,7 @@ class ApiKey:
 
 def digest_of(secret: str) -> bytes:
     """What is kept of a secret: SHA-256, 32 bytes."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 def new_key(display_name: str, role: Role, created_s: float, expires_s: float | None) -> tuple[ApiKey, str]:
@@ -91,7 +90,7 @@ class KeyRing:
 
     def find(self, secret: str) -> ApiKey | None:
         """The key with this secret, ended ones too; None where no key has it."""
-        digest = digest_of(secret[:MAX_SECRET_CHARACTERS])
+        digest = digest_of(secret)
         found = None
         for key_id in self._index.get(digest[:_INDEX_BYTES], ()):
             key = self._keys[key_id]

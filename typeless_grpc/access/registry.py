@@ -58,7 +58,7 @@ class Registry:
 
     async def refresh(self) -> None:
         """Take up what changed in the store; callers that come while another asks share the next answer."""
-        wanted = self._n_refreshes + (2 if self._refreshing.locked() else 1)
+        wanted = self._n_refreshes + 1  # one that begins from now on: the one under way may have asked too early
         async with self._refreshing:
             if self._n_refreshes < wanted:
                 await self._refresh()

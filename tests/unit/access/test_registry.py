@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from typeless_grpc.access.keys import KeyRing, digest_of, settings_key
+from typeless_grpc.access.methods import Group
+from typeless_grpc.access.principal import Principal, Role
+from typeless_grpc.access.quota import Limit, Quota, Quotas, Unit
+from typeless_grpc.access.registry import Registry, RegistryOptions
+from typeless_grpc.access.store import Changes
+from typeless_grpc.errors import NotFound, SourceUnavailable
+from typeless_grpc.stores.memory_access import MemoryAccessStore
+
+NOW_S = 1_700_000_000.0
+LIMIT = Limit(Group.TRANSCRIBE, Unit.CALLS, Quota(1, 60, 1))
+
+
+class CountingStore(MemoryAccessStore):
+    """Counts the questions, and holds answers back while the gate is closed."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: NOW_S)
+        self.n_asked = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def changes(self, since: int) -> Changes:
+        self.n_asked += 1
+        await self.gate.wait()
+        return await super().changes(since)
+
+
+@pytest.fixture
+def store() -> CountingStore:
+    return CountingStore()
+
+
+def server(store: MemoryAccessStore, refresh_s: float = 1.0) -> Registry:
+    options = RegistryOptions(max_keys=10, refresh_s=refresh_s)
+    return Registry(store, KeyRing({digest_of("setting"): Role.ADMIN}), Quotas([]), options, lambda: NOW_S)
+
+
+async def test_a_key_made_on_one_server_is_known_to_the_other_at_once(store: CountingStore):
+    one, other = server(store), server(store)
+    key, secret = await one.create_key("n", Role.USER, None)
+    assert await other.find(secret) == key
+    assert store.n_asked == 1
+    assert await one.find(secret) == key
+    assert store.n_asked == 1
+
+
+async def test_what_other_servers_change_comes_with_the_next_refresh(store: CountingStore):
+    one, other = server(store), server(store)
+    key, secret = await one.create_key("n", Role.USER, None)
+    await other.refresh()
+    ended = asyncio.Event()
+    other.ring.watch(key.key_id, ended.set)
+    await one.revoke_key(key.key_id)
+    await one.set_limit(LIMIT)
+    assert not ended.is_set()
+    await other.refresh()
+    assert ended.is_set()
+    assert other.quotas.of(Principal("p", ""), Group.TRANSCRIBE, Unit.CALLS) == LIMIT
+    found = await other.find(secret)
+    assert found is not None
+    assert found.is_revoked
+
+
+async def test_many_who_ask_for_unknown_keys_share_the_answers(store: CountingStore):
+    registry = server(store)
+    store.gate.clear()
+    asking = [asyncio.create_task(registry.find(f"wrong {n}")) for n in range(50)]
+    await asyncio.sleep(0)
+    store.gate.set()
+    assert await asyncio.gather(*asking) == [None] * 50
+    assert store.n_asked == 2
+
+
+async def test_an_answer_that_was_under_way_is_not_good_enough(store: CountingStore):
+    """The key is made after the store was asked, and before it answers: who asks later must find it."""
+    one, other = server(store), server(store)
+    store.gate.clear()
+    early = asyncio.create_task(other.refresh())
+    await asyncio.sleep(0)
+    _, secret = await one.create_key("n", Role.USER, None)
+    late = asyncio.create_task(other.find(secret))
+    await asyncio.sleep(0)
+    store.gate.set()
+    await early
+    assert await late is not None
+
+
+async def test_while_the_store_is_away_known_keys_go_on_working(store: CountingStore):
+    registry = server(store)
+    _, secret = await registry.create_key("n", Role.USER, None)
+    store.is_away = True
+    assert await registry.find(secret) is not None
+    with pytest.raises(SourceUnavailable):
+        await registry.find("unknown")
+    with pytest.raises(SourceUnavailable):
+        await registry.create_key("n", Role.USER, None)
+    store.is_away = False
+    assert await registry.find("unknown") is None
+
+
+async def test_following_goes_on_after_the_store_was_away(store: CountingStore):
+    registry = server(store, refresh_s=0)
+    reports: list[bool] = []
+    changed = asyncio.Event()
+
+    def report(answers: bool) -> None:
+        if reports[-1:] != [answers]:
+            reports.append(answers)
+            changed.set()
+
+    following = asyncio.create_task(registry.follow(report))
+    for is_away in (False, True, False):
+        store.is_away = is_away
+        changed.clear()
+        await changed.wait()
+    following.cancel()
+    assert reports == [True, False, True]
+
+
+async def test_uses_reach_the_store_when_keys_are_listed(store: CountingStore):
+    registry = server(store)
+    key, _ = await registry.create_key("n", Role.USER, None)
+    registry.ring.used(key.key_id, NOW_S + 7)
+    assert [k.last_use_s for k in await registry.keys_after(0, 10)] == [NOW_S + 7]
+
+
+async def test_settings_keys_are_listed_and_stay_revoked_over_a_restart(store: CountingStore):
+    mine = settings_key("setting", Role.ADMIN, NOW_S)
+    registry = server(store)
+    await registry.load([mine])
+    assert [k.key_id for k in await registry.keys_after(0, 10)] == [mine.key_id]
+    await registry.revoke_key(mine.key_id)
+    again = server(store)
+    await again.load([mine])
+    found = await again.find("setting")
+    assert found is not None
+    assert found.is_revoked
+
+
+async def test_what_is_done_to_an_unknown_key_is_not_found(store: CountingStore):
+    registry = server(store)
+    with pytest.raises(NotFound):
+        await registry.revoke_key("k0")
+    with pytest.raises(NotFound):
+        await registry.set_limit(Limit(Group.JOBS, Unit.CALLS, Quota(1, 1, 1), "k0"))
+
+
+async def test_a_limit_for_a_key_of_another_server_is_set(store: CountingStore):
+    one, other = server(store), server(store)
+    key, _ = await one.create_key("n", Role.USER, None)
+    await other.set_limit(Limit(Group.JOBS, Unit.CALLS, Quota(1, 1, 1), key.key_id))
+    assert other.quotas.of(key.principal, Group.JOBS, Unit.CALLS) is not None
