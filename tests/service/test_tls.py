@@ -1,0 +1,160 @@
+"""TLS and mutual TLS with real certificates, changed while the server runs."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.harness import serving
+from tests.service.access import USER, guarded
+from typeless_grpc.client import AsyncClient, CallFailed, Client, Tls, async_channel
+from typeless_grpc.engine.scripted import ScriptedEngine
+from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.tls import TlsFiles, TlsReloader
+
+
+class Authority:
+    """Signs certificates for 127.0.0.1. ca: its own, as a PEM file."""
+
+    def __init__(self, folder: Path, name: str = "authority") -> None:
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._certificate = self._sign(self._name, self._key, is_ca=True)
+        self.ca = folder / f"{name}.pem"
+        self.ca.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        """A certificate and its key, as PEM files."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        cert_file, key_file = self._folder / f"{name}.cert.pem", self._folder / f"{name}.key.pem"
+        cert_file.write_bytes(self._sign(subject, key).public_bytes(serialization.Encoding.PEM))
+        key_file.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return cert_file, key_file
+
+    def _sign(self, subject: x509.Name, key: Any, *, is_ca: bool = False) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+            )
+        )
+        return builder.sign(self._key, hashes.SHA256())
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+async def answers(target: str, tls: Tls | None, api_key: str = "") -> bool:
+    """Whether a new connection gets an answer."""
+    async with AsyncClient(target, api_key=api_key, tls=tls) as client:
+        try:
+            await client.server_info(timeout_s=5)
+        except CallFailed as error:
+            assert error.code is grpc.StatusCode.UNAVAILABLE
+            return False
+        return True
+
+
+async def test_calls_and_keys_go_over_tls(authority: Authority):
+    cert, key = authority.issue("server")
+    async with guarded(require_auth=True, open_services="", tls_cert_file=str(cert), tls_key_file=str(key)) as served:
+
+        def sync_call() -> str:
+            with Client(served.target, api_key=USER, tls=Tls(ca=authority.ca)) as client:
+                return client.server_info().version
+
+        assert await answers(served.target, Tls(ca=authority.ca), USER)
+        assert await asyncio.get_running_loop().run_in_executor(None, sync_call)
+        assert not await answers(served.target, None, USER)
+        assert not await answers(served.target, Tls(), USER)
+
+
+async def test_mutual_tls_lets_only_the_authoritys_clients_in(authority: Authority, tmp_path: Path):
+    cert, key = authority.issue("server")
+    mine, my_key = authority.issue("client")
+    strange, strange_key = Authority(tmp_path, "stranger").issue("somebody")
+    files = {"tls_cert_file": str(cert), "tls_key_file": str(key), "tls_client_ca_file": str(authority.ca)}
+    async with serving(ScriptedEngine(), **files) as served:
+        assert await answers(served.target, Tls(ca=authority.ca, cert=mine, key=my_key))
+        assert not await answers(served.target, Tls(ca=authority.ca))
+        assert not await answers(served.target, Tls(ca=authority.ca, cert=strange, key=strange_key))
+
+
+async def test_changed_files_are_taken_up_and_running_streams_go_on(authority: Authority, tmp_path: Path):
+    cert, key = authority.issue("server")
+    successor = Authority(tmp_path, "successor")
+    old, new = Tls(ca=authority.ca), Tls(ca=successor.ca)
+    async with serving(ScriptedEngine(), warm=False, tls_cert_file=str(cert), tls_key_file=str(key)) as served:
+        async with async_channel(served.target, api_key="", tls=old) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            renewed_cert, renewed_key = successor.issue("renewed")
+            cert.write_bytes(renewed_cert.read_bytes())
+            # The key is not there yet: the pair does not fit, and the old one stays.
+            assert await answers(served.target, old)
+            key.write_bytes(renewed_key.read_bytes())
+            assert await answers(served.target, new)
+            assert not await answers(served.target, old)
+            await served.server.serving()
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("spoil", ["missing", "not PEM", "not its key", "no authority"])
+def test_files_that_cannot_be_used_keep_the_server_from_starting(authority: Authority, tmp_path: Path, spoil: str):
+    cert, key = authority.issue("server")
+    ca = None
+    if spoil == "missing":
+        key = tmp_path / "nothing"
+    elif spoil == "not PEM":
+        key.write_text("a secret that must not be shown", encoding="utf-8")
+    elif spoil == "not its key":
+        key = authority.issue("another")[1]
+    else:
+        ca = tmp_path / "empty"
+        ca.write_bytes(b"")
+    with pytest.raises(SourceUnavailable) as caught:
+        TlsReloader(TlsFiles(cert, key, ca))
+    assert caught.value.reason == "TLS_UNUSABLE"
+    assert "secret" not in str(caught.value)
+
+
+def test_a_link_that_leads_elsewhere_is_a_change(authority: Authority, tmp_path: Path):
+    """As Kubernetes swaps a mounted secret."""
+    link_cert, link_key = tmp_path / "cert", tmp_path / "key"
+    for name in ("first", "second"):
+        cert, key = authority.issue(name)
+        for link, file in ((link_cert, cert), (link_key, key)):
+            link.unlink(missing_ok=True)
+            link.symlink_to(file)
+        if name == "first":
+            reloader = TlsReloader(TlsFiles(link_cert, link_key))
+            assert reloader.changed() is None
+    assert reloader.changed() is not None
+    assert reloader.changed() is None

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from typeless_grpc.access.principal import Role
+from typeless_grpc.access.tokens import ALGORITHMS, SigningKeys, TokenOptions, TokenVerifier, jwks
+from typeless_grpc.clock import FakeClock
+from typeless_grpc.config import Settings
+from typeless_grpc.errors import SourceUnavailable, Unauthenticated
+
+ISSUER, AUDIENCE = "https://id.example", "typeless"
+OPTIONS = TokenOptions(ISSUER, AUDIENCE)
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+EC = ec.generate_private_key(ec.SECP256R1())
+FAR_S = 4_000_000_000
+
+
+def public(name: str, private: Any = RSA) -> jwt.PyJWK:
+    kind = jwt.algorithms.RSAAlgorithm if private is RSA else jwt.algorithms.ECAlgorithm
+    algorithm = "RS256" if private is RSA else "ES256"
+    return jwt.PyJWK(json.loads(kind.to_jwk(private.public_key())) | {"kid": name, "alg": algorithm})
+
+
+class Issuer:
+    """Publishes keys, counts who asks for them, and goes away when told to."""
+
+    def __init__(self) -> None:
+        self.keys: Mapping[str, jwt.PyJWK] = {"one": public("one")}
+        self.n_asked = 0
+        self.is_away = False
+
+    def fetch(self) -> Mapping[str, jwt.PyJWK]:
+        self.n_asked += 1
+        if self.is_away:
+            raise jwt.PyJWKClientConnectionError("away")
+        return self.keys
+
+
+@pytest.fixture
+def issuer() -> Issuer:
+    return Issuer()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+@pytest.fixture
+def verifier(issuer: Issuer, clock: FakeClock, threads: ThreadPoolExecutor) -> TokenVerifier:
+    return TokenVerifier(SigningKeys(issuer.fetch, threads, clock, OPTIONS), OPTIONS)
+
+
+def token(private: Any = RSA, kid: str | None = "one", algorithm: str = "RS256", **claims: Any) -> str:
+    all_claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "exp": FAR_S} | claims
+    given = {name: value for name, value in all_claims.items() if value is not None}
+    return jwt.encode(given, private, algorithm, headers={} if kid is None else {"kid": kid})
+
+
+async def reason(verifier: TokenVerifier, text: str) -> str:
+    with pytest.raises((Unauthenticated, SourceUnavailable)) as caught:
+        await verifier.verify(text)
+    return caught.value.reason
+
+
+async def test_a_good_token_names_its_caller(verifier: TokenVerifier):
+    principal = await verifier.verify(token())
+    assert (principal.id, principal.owner, principal.role) == ("token:ada", "token:ada", Role.USER)
+    assert not principal.is_anonymous
+
+
+@pytest.mark.parametrize(
+    ("claims", "expected"),
+    [
+        ({"exp": 1_600_000_000}, "TOKEN_EXPIRED"),
+        ({"iss": "https://another.example"}, "TOKEN_INVALID"),
+        ({"aud": "another"}, "TOKEN_INVALID"),
+        ({"nbf": FAR_S - 1}, "TOKEN_INVALID"),
+        ({"sub": "x" * 256}, "TOKEN_INVALID"),
+        ({"sub": ""}, "TOKEN_INVALID"),
+        ({"exp": None}, "TOKEN_INVALID"),
+        ({"iss": None}, "TOKEN_INVALID"),
+        ({"aud": None}, "TOKEN_INVALID"),
+        ({"sub": None}, "TOKEN_INVALID"),
+        ({"kid": None}, "TOKEN_INVALID"),
+        ({"kid": "unheard-of"}, "TOKEN_INVALID"),
+        ({"algorithm": "RS512"}, "TOKEN_INVALID"),
+    ],
+    ids=str,
+)
+async def test_a_token_that_is_wrong_is_refused(verifier: TokenVerifier, claims: dict[str, Any], expected: str):
+    assert await reason(verifier, token(**claims)) == expected
+
+
+async def test_another_ones_signature_is_refused(verifier: TokenVerifier):
+    assert await reason(verifier, token(EC, algorithm="ES256")) == "TOKEN_INVALID"
+    assert await reason(verifier, token(rsa.generate_private_key(65537, 2048))) == "TOKEN_INVALID"
+
+
+def forged(header: dict[str, Any], signature: bytes = b"") -> str:
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "exp": FAR_S}
+    parts = [json.dumps(part).encode() for part in (header, claims)] + [signature]
+    return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        forged({"alg": "none", "kid": "one"}),
+        forged({"alg": "HS256", "kid": "one"}, b"x" * 32),
+        forged({"alg": "RS256", "kid": ["one"]}),
+        forged({"alg": "RS256", "kid": "one"}),
+        "a.b.c",
+        "..",
+        "not even a token",
+    ],
+)
+async def test_what_is_made_up_is_refused(verifier: TokenVerifier, text: str):
+    assert await reason(verifier, text) == "TOKEN_INVALID"
+
+
+async def test_an_error_repeats_nothing_of_the_token(verifier: TokenVerifier):
+    with pytest.raises(Unauthenticated) as caught:
+        await verifier.verify(token(aud="an-audience-that-is-secret"))
+    assert "secret" not in str(caught.value)
+
+
+def test_no_algorithm_with_a_shared_secret_can_be_chosen():
+    assert not [name for name in ALGORITHMS if name.startswith(("HS", "none"))]
+    settings = {"auth_enabled": True, "jwt_issuer": "i", "jwt_audience": "a", "jwt_jwks_url": "https://i/keys"}
+    assert Settings(**settings, jwt_algorithms=",".join(ALGORITHMS)).jwt_algorithms == ALGORITHMS
+    with pytest.raises(ValueError):
+        Settings(**settings, jwt_algorithms="HS256")
+
+
+@pytest.mark.parametrize(
+    ("options", "claims", "role"),
+    [
+        ({}, {"roles": ["admin"]}, Role.ADMIN),
+        ({}, {"roles": "reader admin"}, Role.ADMIN),
+        ({}, {"roles": ["administrator"]}, Role.USER),
+        ({}, {"roles": {"admin": True}}, Role.USER),
+        ({}, {"roles": [["admin"]]}, Role.USER),
+        ({"roles_claim": "realm_access.roles"}, {"realm_access": {"roles": ["admin"]}}, Role.ADMIN),
+        ({"roles_claim": "realm_access.roles"}, {"realm_access": ["roles"]}, Role.USER),
+        ({"admin_role": ""}, {"roles": ["admin", ""]}, Role.USER),
+        ({"user_role": "speech"}, {"roles": ["speech"]}, Role.USER),
+        ({"user_role": "speech"}, {"roles": ["admin"]}, Role.ADMIN),
+        ({"user_role": "speech"}, {"roles": ["another"]}, None),
+    ],
+    ids=str,
+)
+async def test_roles_come_from_a_claim(
+    issuer: Issuer,
+    clock: FakeClock,
+    threads: ThreadPoolExecutor,
+    options: dict[str, str],
+    claims: dict[str, Any],
+    role: Role | None,
+):
+    wanted = TokenOptions(ISSUER, AUDIENCE, **options)  # type: ignore[arg-type]
+    verifier = TokenVerifier(SigningKeys(issuer.fetch, threads, clock, wanted), wanted)
+    if role is None:
+        assert await reason(verifier, token(**claims)) == "TOKEN_ROLE_MISSING"
+    else:
+        assert (await verifier.verify(token(**claims))).role is role
+
+
+async def test_keys_are_fetched_once_and_again_when_they_are_old(
+    verifier: TokenVerifier, issuer: Issuer, clock: FakeClock
+):
+    await asyncio.gather(*(verifier.verify(token()) for _ in range(20)))
+    assert issuer.n_asked == 1
+    clock.advance(301)
+    await asyncio.gather(*(verifier.verify(token()) for _ in range(20)))
+    assert issuer.n_asked == 2
+
+
+async def test_a_new_key_is_found_when_a_token_names_it(verifier: TokenVerifier, issuer: Issuer, clock: FakeClock):
+    await verifier.verify(token())
+    issuer.keys = {"two": public("two", EC)}
+    clock.advance(10)
+    assert (await verifier.verify(token(EC, "two", "ES256"))).id == "token:ada"
+    assert await reason(verifier, token()) == "TOKEN_INVALID"
+
+
+async def test_made_up_names_do_not_make_us_ask_the_issuer_again_and_again(
+    verifier: TokenVerifier, issuer: Issuer, clock: FakeClock
+):
+    await verifier.verify(token())
+    for n in range(50):
+        assert await reason(verifier, token(kid=f"made up {n}")) == "TOKEN_INVALID"
+        clock.advance(0.1)
+    assert issuer.n_asked == 1
+
+
+async def test_while_the_issuer_is_away_known_keys_go_on_working(
+    verifier: TokenVerifier, issuer: Issuer, clock: FakeClock
+):
+    issuer.is_away = True
+    assert await reason(verifier, token()) == "TOKEN_KEYS_UNAVAILABLE"
+    issuer.is_away = False
+    await verifier.verify(token())
+    issuer.is_away = True
+    clock.advance(3600)
+    await verifier.verify(token())
+
+
+def test_only_the_web_is_asked_for_keys():
+    with pytest.raises(jwt.PyJWTError):
+        jwks("file:///etc/passwd", timeout_s=1)
