@@ -47,13 +47,8 @@ def jwks_url() -> Iterator[str]:
 
 
 def bearer(lifetime_s: float = 60, **claims: Any) -> tuple[str, str]:
-    all_claims = {
-        "iss": "https://id.example",
-        "aud": "typeless",
-        "sub": "ada",
-        "exp": time.time() + lifetime_s,
-    } | claims
-    return ("authorization", "Bearer " + jwt.encode(all_claims, PRIVATE, "RS256", headers={"kid": "one"}))
+    usual = {"iss": "https://id.example", "aud": "typeless", "sub": "ada", "exp": time.time() + lifetime_s}
+    return ("authorization", "Bearer " + jwt.encode(usual | claims, PRIVATE, "RS256", headers={"kid": "one"}))
 
 
 async def test_tokens_are_taken_beside_keys(jwks_url: str):
