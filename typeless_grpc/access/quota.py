@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 from typeless_grpc.access.methods import Group
 from typeless_grpc.access.principal import Principal
@@ -78,6 +79,11 @@ class Limit:
     unit: Unit
     quota: Quota
     key_id: str = ""
+
+    @cached_property
+    def bucket(self) -> str:
+        """The name of its buckets. A changed quota is a new one: what is in the old one means nothing to it."""
+        return f"{self.group.value}:{self.unit.value}:{self.quota}"
 
     def __str__(self) -> str:
         """For people: "10 calls in 60 s"."""

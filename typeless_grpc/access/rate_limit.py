@@ -161,8 +161,7 @@ class Limiter:
 
 
 def _bucket(principal: Principal, limit: Limit) -> str:
-    """A changed quota is a new bucket: what is in the old one means nothing to it."""
-    return f"{limit.group.value}:{limit.unit.value}:{limit.quota}:{principal.id}"
+    return f"{limit.bucket}:{principal.id}"
 
 
 def _refusal(principal: Principal, limit: Limit, cost: int, retry_after_s: float | None) -> RateLimited:

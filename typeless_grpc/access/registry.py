@@ -22,10 +22,14 @@ from typeless_grpc.errors import NotFound, SourceUnavailable
 
 @dataclass(frozen=True)
 class RegistryOptions:
-    """max_keys: how many may exist that are neither revoked nor expired. refresh_s: between looks at the store."""
+    """max_keys: how many may exist that are neither revoked nor expired. refresh_s: between looks at the store.
+
+    flush_s: between notes in the store of when keys were last used.
+    """
 
     max_keys: int = 10_000
     refresh_s: float = 1.0
+    flush_s: float = 30.0
 
 
 class Registry:
@@ -120,11 +124,14 @@ class Registry:
 
     async def follow(self, report: Callable[[bool], None]) -> None:
         """Look at the store again and again, until cancelled; report is told each time whether it answered."""
+        flushed_s = time.monotonic()
         while True:
             await asyncio.sleep(self._options.refresh_s)
             try:
                 await self.refresh()
-                await self.flush()
+                if time.monotonic() - flushed_s >= self._options.flush_s:
+                    flushed_s = time.monotonic()
+                    await self.flush()
             except SourceUnavailable:
                 report(False)
             else:

@@ -17,7 +17,7 @@ class MetadataInterceptor(Interceptor):
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
-        n_entries = len(call.context.invocation_metadata() or ())
+        n_entries = len(call.headers)
         if n_entries > self._max_entries:
             raise TooLarge(
                 f"The call has {n_entries} headers; at most {self._max_entries} are taken.", reason="TOO_MANY_HEADERS"

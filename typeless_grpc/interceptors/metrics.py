@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+from prometheus_client import Counter, Histogram
 
 from typeless_grpc.interceptors.seam import Call, Interceptor
 from typeless_grpc.telemetry.metrics import Metrics
+
+
+NAMES: dict[Any, str] = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0]) if key != 0}
 
 
 class MetricsInterceptor(Interceptor):
@@ -20,12 +25,13 @@ class MetricsInterceptor(Interceptor):
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._types: dict[str, str] = {}
+        # Finding a metric by its labels takes longer than counting.
+        self._labelled = functools.cache(self._find)
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
-        _, service, method = call.method.split("/")
-        labels = (self._types[call.method], service, method)
-        self._metrics.started.labels(*labels).inc()
+        started, seconds, _ = self._labelled(call.method)
+        started.inc()
         started_s = time.monotonic()
         code = "UNKNOWN"
         try:
@@ -39,8 +45,14 @@ class MetricsInterceptor(Interceptor):
             code = _name(call.context.code()) or "CANCELLED"
             raise
         finally:
-            self._metrics.handled.labels(*labels, code).inc()
-            self._metrics.seconds.labels(*labels).observe(time.monotonic() - started_s)
+            self._labelled(call.method, code)[2].inc()
+            seconds.observe(time.monotonic() - started_s)
+
+    def _find(self, method: str, code: str = "OK") -> tuple[Counter, Histogram, Counter]:
+        _, service, name = method.split("/")
+        labels = (self._types[method], service, name)
+        metrics = self._metrics
+        return metrics.started.labels(*labels), metrics.seconds.labels(*labels), metrics.handled.labels(*labels, code)
 
     async def intercept_service(
         self,
@@ -60,6 +72,4 @@ class MetricsInterceptor(Interceptor):
 
 def _name(code: Any) -> str:
     """`context.code()` is a StatusCode, its number, or nothing yet."""
-    if isinstance(code, grpc.StatusCode):
-        return code.name
-    return next((known.name for known in grpc.StatusCode if known.value[0] == code and code), "")
+    return NAMES.get(code, "")

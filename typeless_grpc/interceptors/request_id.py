@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 import uuid
@@ -32,11 +33,12 @@ class RequestIdInterceptor(Interceptor):
         try:
             yield
         finally:
-            code = call.context.code()
-            log.debug(
-                "call ended",
-                method=call.method,
-                code=getattr(code, "name", code) or "OK",
-                seconds=round(time.monotonic() - started_s, 4),
-            )
+            if log.isEnabledFor(logging.DEBUG):
+                code = call.context.code()
+                log.debug(
+                    "call ended",
+                    method=call.method,
+                    code=getattr(code, "name", code) or "OK",
+                    seconds=round(time.monotonic() - started_s, 4),
+                )
             request_id.reset(token)

@@ -7,6 +7,7 @@ context. So the shape here is always a coroutine, and responses leave through `c
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable
@@ -25,18 +26,20 @@ class Call:
     method: str
     context: grpc.aio.ServicerContext[Any, Any]
 
+    @functools.cached_property
+    def headers(self) -> tuple[tuple[str, str | bytes], ...]:
+        """All metadata; grpc makes it anew each time it is asked."""
+        return tuple(self.context.invocation_metadata() or ())
+
     def metadata(self, key: str) -> str | None:
         """The first value of a metadata key (lower case), None where the caller sent none."""
-        for name, value in self.context.invocation_metadata() or ():
-            if name == key:
-                return value if isinstance(value, str) else value.decode("ascii", "replace")
-        return None
+        return next(iter(self.all_metadata(key)), None)
 
     def all_metadata(self, key: str) -> list[str]:
         """Every value of a metadata key, in the order they came."""
         return [
             value if isinstance(value, str) else value.decode("ascii", "replace")
-            for name, value in self.context.invocation_metadata() or ()
+            for name, value in self.headers
             if name == key
         ]
 
@@ -74,14 +77,30 @@ class Interceptor(AsyncServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Put `intercept` in front of the handler; None where the method is not implemented."""
+        """Put `intercept` in front of the handler; None where the method is not implemented.
+
+        Once for each method: a handler stays the same from call to call, and wrapping it anew ten deep is what would
+        cost a call most.
+        """
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
+        method_name = handler_call_details.method
+        known, wrapped = self._wrapped.get(method_name, (None, None))
+        if known is not handler:
+            wrapped = self._wrap(handler, method_name)
+            self._wrapped[method_name] = (handler, wrapped)
+        return wrapped
+
+    @functools.cached_property
+    def _wrapped(self) -> dict[str, tuple[Any, Any]]:
+        return {}
+
+    def _wrap(self, handler: Any, method_name: str) -> Any:
         inner, factory = _shape(handler)
 
         async def invoke(request_or_iterator: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            return await self.intercept(inner, request_or_iterator, context, handler_call_details.method)
+            return await self.intercept(inner, request_or_iterator, context, method_name)
 
         return factory(invoke, handler.request_deserializer, handler.response_serializer)
 
