@@ -15,7 +15,6 @@ from prometheus_client import Counter, Histogram
 from typeless_grpc.interceptors.seam import Call, Interceptor
 from typeless_grpc.telemetry.metrics import Metrics
 
-
 NAMES: dict[Any, str] = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0]) if key != 0}
 
 
