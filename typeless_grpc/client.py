@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 
+from typeless_grpc.client_channel import Tls, async_channel, channel
 from typeless_grpc.pb.v1 import (
     audio_pb2,
     server_pb2,
@@ -28,10 +29,20 @@ from typeless_grpc.pb.v1 import (
     transcription_pb2_grpc,
 )
 
-DEFAULT_TARGET = "localhost:50051"
+__all__ = [
+    "DEFAULT_TARGET",
+    "AsyncClient",
+    "CallFailed",
+    "Client",
+    "Options",
+    "RawFormat",
+    "Tls",
+    "async_channel",
+    "channel",
+    "transcribe_request",
+]
 
-# A transcript of hours is larger than gRPC's 4 MiB; the server bounds what it takes.
-_CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+DEFAULT_TARGET = "localhost:50051"
 
 # What can be transcribed: a file's path, or the bytes of one.
 AudioLike = str | os.PathLike[str] | bytes
