@@ -4,7 +4,7 @@
 
 Without is a bare grpc.aio server with the same servicer; with is the product's own wiring, keys and limits on. Both
 answer `GetServerInfo` over one connection, one call after another. The difference of the medians is what the chain
-costs; the time of the processor, client included, is told beside it: other work on the machine does not change it.
+costs; the time of the processor, client included, stands beside it: other work on the machine changes it less.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import typer.main
 from tests.harness import REPOSITORY
 from typeless_grpc.cli.commands import app
 from typeless_grpc.cli.reference import reference
+from typeless_grpc.config import Settings
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
 DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -63,6 +64,23 @@ def test_settings_in_the_readme_have_their_true_defaults():
     assert rows
     true = dict(re.findall(r"\| `(TYPELESS_\w+)` \| `(.*?)` \|", reference()))
     assert rows == {name: true[name] for name in rows}
+
+
+def test_limits_are_said_as_the_settings_have_them():
+    text = (REPOSITORY / "docs" / "limits.md").read_text("utf-8")
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| ([\w/, ]+) \| `(\w+)` \|$", text.partition("## What one server")[0], re.M)
+    assert {name for _, name in rows} == {
+        *(
+            f"rate_limit_{group}"
+            for group in ["transcribe", "long", "batch", "stream", "jobs", "config", "health", "audio", "wrong_keys"]
+        ),
+        *("max_streams_per_caller", "max_calls_per_caller"),
+    }
+    for said, name in rows:
+        rate, _, burst = str(Settings.model_fields[name].default).partition(":")
+        assert said == (f"{rate}, {burst} at once" if burst else rate), name
+    named = set(re.findall(r"`([a-z]+_[a-z_]+)`", text))
+    assert named <= set(Settings.model_fields) | {"typeless_rate_limit_store_up"}
 
 
 def reasons() -> Iterator[str]:

@@ -305,7 +305,7 @@ class Settings(BaseSettings):
     @field_validator("jwt_audience", "jwt_jwks_url")
     @classmethod
     def _all_of_jwt(cls, value: str, others: ValidationInfo) -> str:
-        if bool(value) != bool(others.data.get("jwt_issuer")):
+        if "jwt_issuer" in others.data and bool(value) != bool(others.data["jwt_issuer"]):
             raise ValueError("jwt_issuer, jwt_audience and jwt_jwks_url belong together")
         return value
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from typeless_grpc.config import Settings, load
+from typeless_grpc.config import Settings, load, private, public
 from typeless_grpc.errors import InvalidInput
 
 
@@ -135,3 +135,49 @@ def test_settings_do_not_change():
 
 def test_every_setting_says_what_it_means():
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+# ---- keys and limits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"require_auth": True}, "require_auth"),
+        ({"api_keys": "a"}, "api_keys"),
+        ({"admin_keys": "a"}, "admin_keys"),
+        ({"auth_enabled": True, "api_keys": "same", "admin_keys": "other,same"}, "admin_keys"),
+        ({"jwt_issuer": "i", "jwt_audience": "a", "jwt_jwks_url": "https://i"}, "jwt_issuer"),
+        ({"auth_enabled": True, "jwt_issuer": "i", "jwt_jwks_url": "https://i"}, "jwt_audience"),
+        ({"auth_enabled": True, "jwt_issuer": "i", "jwt_audience": "a", "jwt_jwks_url": "file:///i"}, "jwt_jwks_url"),
+        ({"tls_cert_file": "c"}, "tls_key_file"),
+        ({"tls_key_file": "k"}, "tls_key_file"),
+        ({"tls_client_ca_file": "a"}, "tls_client_ca_file"),
+        ({"trusted_proxies": "10.0.0.0/8,proxy"}, "trusted_proxies"),
+        ({"open_services": "health,everything"}, "open_services"),
+        ({"rate_limit_jobs": "often"}, "rate_limit_jobs"),
+        ({"database_url": "mysql://h/d"}, "database_url"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_errors(given: dict[str, object], field: str):
+    found = problems(flags=given)
+    assert {name.lstrip("-").replace("-", "_") for name in found} == {field}
+
+
+def test_a_secret_is_in_no_error_and_in_nothing_that_is_shown(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TYPELESS_API_KEYS", "a-secret, another-secret")
+    assert "secret" not in str(problems())
+    settings = Settings(
+        auth_enabled=True, redis_url="redis://:a-secret@h/0", database_url="postgresql://u:a-secret@h/d"
+    )
+    assert [key.get_secret_value() for key in settings.api_keys] == ["a-secret", "another-secret"]
+    assert "secret" not in f"{settings!r} {settings} {public(settings)}"
+    assert public(settings)["api_keys"] is None
+    assert public(Settings(api_keys=""))["api_keys"] == []
+
+
+def test_a_server_for_one_command_is_open_to_it_alone():
+    settings = Settings(auth_enabled=True, require_auth=True, tls_cert_file="c", tls_key_file="k", metrics_port=9)
+    mine = private(settings)
+    assert [mine.auth_enabled, mine.require_auth, mine.rate_limit_enabled] == [False] * 3
+    assert (mine.tls_cert_file, mine.metrics_port) == (None, None)
