@@ -1,0 +1,98 @@
+"""The connection under the clients: its key, its safety, its options."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+# A transcript of hours is larger than gRPC's 4 MiB; the server bounds what it takes.
+_CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+@dataclass(frozen=True)
+class Tls:
+    """A safe connection, by PEM files. ca: of the authority to believe, None for the usual ones.
+
+    cert, key: this client's own, both or neither, where the server wants to see one.
+    """
+
+    ca: str | os.PathLike[str] | None = None
+    cert: str | os.PathLike[str] | None = None
+    key: str | os.PathLike[str] | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """What gRPC needs. Raises OSError if a file cannot be read."""
+        ca, key, cert = (None if file is None else Path(file).read_bytes() for file in (self.ca, self.key, self.cert))
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+def channel(target: str, *, api_key: str | None = None, tls: Tls | None = None) -> grpc.Channel:
+    """A channel that sends the key with every call, for stubs of the contract. api_key, tls: see `Client`."""
+    key = os.environ.get("TYPELESS_API_KEY", "") if api_key is None else api_key
+    if tls is None:
+        plain = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+    else:
+        plain = grpc.secure_channel(target, tls.credentials(), options=_CHANNEL_OPTIONS)
+    return grpc.intercept_channel(plain, _KeySender(key)) if key else plain
+
+
+def async_channel(target: str, *, api_key: str | None = None, tls: Tls | None = None) -> grpc.aio.Channel:
+    """The same for asyncio."""
+    key = os.environ.get("TYPELESS_API_KEY", "") if api_key is None else api_key
+    shapes = (_UnaryUnaryKeySender, _UnaryStreamKeySender, _StreamUnaryKeySender, _StreamStreamKeySender)
+    senders = [shape(key) for shape in shapes] if key else []
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS, interceptors=senders)
+    return grpc.aio.secure_channel(target, tls.credentials(), options=_CHANNEL_OPTIONS, interceptors=senders)
+
+
+class _KeySender(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Adds the key to the headers of every call, of any shape."""
+
+    def __init__(self, api_key: str) -> None:
+        self._header = ("x-api-key", api_key)
+
+    def _send(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(details._replace(metadata=(*(details.metadata or ()), self._header)), request)
+
+    intercept_unary_unary: Any = _send
+    intercept_unary_stream: Any = _send
+    intercept_stream_unary: Any = _send
+    intercept_stream_stream: Any = _send
+
+
+class _AsyncKeySender:
+    """The same for asyncio, where an interceptor has one shape."""
+
+    def __init__(self, api_key: str) -> None:
+        self._header = ("x-api-key", api_key)
+
+    async def _send(self, continuation: Any, details: Any, request: Any) -> Any:
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), self._header)
+        return await continuation(details._replace(metadata=metadata), request)
+
+
+class _UnaryUnaryKeySender(_AsyncKeySender, grpc.aio.UnaryUnaryClientInterceptor):
+    intercept_unary_unary: Any = _AsyncKeySender._send
+
+
+class _UnaryStreamKeySender(_AsyncKeySender, grpc.aio.UnaryStreamClientInterceptor):
+    intercept_unary_stream: Any = _AsyncKeySender._send
+
+
+class _StreamUnaryKeySender(_AsyncKeySender, grpc.aio.StreamUnaryClientInterceptor):
+    intercept_stream_unary: Any = _AsyncKeySender._send
+
+
+class _StreamStreamKeySender(_AsyncKeySender, grpc.aio.StreamStreamClientInterceptor):
+    intercept_stream_stream: Any = _AsyncKeySender._send
