@@ -88,13 +88,18 @@ def ready_text(app: App, settings: Settings) -> str:
     method = "typeless.v1.TranscriptionService/Transcribe"
     server = "" if app.port == 50051 else f" --server {address}"
     typeless = _command()
+    tls, grpcurl = ("", "grpcurl -plaintext") if settings.tls_cert_file is None else (" --tls", "grpcurl")
+    key = ""
+    if settings.auth_enabled:
+        key = f"  export TYPELESS_API_KEY=$({typeless} keys create --local)\n"
+        grpcurl += ' -H "x-api-key: $TYPELESS_API_KEY"'
     return f"""\
 typeless {VERSION} takes calls on {settings.host}:{app.port}: model {app.model} ({on})
 
 Try next:
-  {typeless} transcribe{server} {sample}
-  grpcurl -plaintext {address} list
-  echo '{{"audio": {{"content": "'$(base64 -w0 {sample})'"}}}}' | grpcurl -plaintext -d @ {address} {method}
+{key}  {typeless} transcribe{server}{tls} {sample}
+  {grpcurl} {address} list
+  echo '{{"audio": {{"content": "'$(base64 -w0 {sample})'"}}}}' | {grpcurl} -d @ {address} {method}
 """
 
 

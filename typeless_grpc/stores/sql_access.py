@@ -68,8 +68,9 @@ _revision = sa.Table(
 
 
 def sqlite_url(file: Path) -> str:
-    """The URL of a SQLite file."""
-    return f"sqlite:///{file}"
+    """The URL of a SQLite file, which is made for its owner alone where it is missing."""
+    file.touch(mode=0o600)
+    return sa.URL.create("sqlite", database=str(file)).render_as_string()
 
 
 class SqlAccessStore:
