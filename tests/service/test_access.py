@@ -54,8 +54,9 @@ async def ended_keys(served: Served) -> dict[str, str]:
 
 
 def test_every_call_of_the_contract_is_classified():
-    v1 = {method.replace(".v1alpha.", ".v1.") for method in methods() if "v1alpha" in method}
-    assert set(RULES) == set(methods()) | v1
+    # gRPC's own services differ from one of its versions to another.
+    others = {"/grpc.health.v1.Health/List", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"}
+    assert set(methods()) <= set(RULES) <= set(methods()) | others
 
 
 async def test_every_call_that_reflection_lists_is_classified():
@@ -152,7 +153,7 @@ async def test_an_operator_can_close_what_is_open():
     async with guarded(require_auth=True, open_services="health") as served:
         failures = {m: await outcome(served, m) for m in OPEN & set(methods())}
     let_in = {m for m, f in failures.items() if f is None or f.code not in KEPT_OUT}
-    assert let_in == {m for m in OPEN if "health" in m}
+    assert let_in == {m for m in OPEN & set(methods()) if "health" in m}
 
 
 async def test_the_server_says_that_it_wants_a_key():

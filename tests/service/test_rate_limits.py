@@ -95,7 +95,7 @@ async def test_a_refusal_says_why_and_when_to_come_back_in_every_form():
         await transcribe(served)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await served.transcription.Transcribe(request())
-    trailers = dict(caught.value.trailing_metadata())
+    trailers = {name: value for name, value in caught.value.trailing_metadata()}  # noqa: C416 - no mapping
     assert 59 <= int(trailers["retry-after"]) <= 61
     assert 59_000 <= int(trailers["grpc-retry-pushback-ms"]) <= 60_100
     details = {
