@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -44,11 +45,11 @@ def channel(target: str, *, api_key: str | None = None, tls: Tls | None = None) 
 def async_channel(target: str, *, api_key: str | None = None, tls: Tls | None = None) -> grpc.aio.Channel:
     """The same for asyncio."""
     key = os.environ.get("TYPELESS_API_KEY", "") if api_key is None else api_key
-    shapes = (_UnaryUnaryKeySender, _UnaryStreamKeySender, _StreamUnaryKeySender, _StreamStreamKeySender)
-    senders = [shape(key) for shape in shapes] if key else []
     if tls is None:
-        return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS, interceptors=senders)
-    return grpc.aio.secure_channel(target, tls.credentials(), options=_CHANNEL_OPTIONS, interceptors=senders)
+        plain = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+    else:
+        plain = grpc.aio.secure_channel(target, tls.credentials(), options=_CHANNEL_OPTIONS)
+    return cast("grpc.aio.Channel", _KeyedChannel(plain, key)) if key else plain
 
 
 class _KeySender(
@@ -71,28 +72,41 @@ class _KeySender(
     intercept_stream_stream: Any = _send
 
 
-class _AsyncKeySender:
-    """The same for asyncio, where an interceptor has one shape."""
+class _KeyedChannel:
+    """The same for asyncio, where an interceptor has one shape, and an intercepted call is of another class."""
 
-    def __init__(self, api_key: str) -> None:
+    def __init__(self, plain: grpc.aio.Channel, api_key: str) -> None:
+        self._plain = plain
         self._header = ("x-api-key", api_key)
 
-    async def _send(self, continuation: Any, details: Any, request: Any) -> Any:
-        metadata = grpc.aio.Metadata(*(details.metadata or ()), self._header)
-        return await continuation(details._replace(metadata=metadata), request)
+    def unary_unary(self, *method: Any, **options: Any) -> Any:
+        """See `grpc.aio.Channel`."""
+        return self._keyed(self._plain.unary_unary(*method, **options))
 
+    def unary_stream(self, *method: Any, **options: Any) -> Any:
+        """See `grpc.aio.Channel`."""
+        return self._keyed(self._plain.unary_stream(*method, **options))
 
-class _UnaryUnaryKeySender(_AsyncKeySender, grpc.aio.UnaryUnaryClientInterceptor):
-    intercept_unary_unary: Any = _AsyncKeySender._send
+    def stream_unary(self, *method: Any, **options: Any) -> Any:
+        """See `grpc.aio.Channel`."""
+        return self._keyed(self._plain.stream_unary(*method, **options))
 
+    def stream_stream(self, *method: Any, **options: Any) -> Any:
+        """See `grpc.aio.Channel`."""
+        return self._keyed(self._plain.stream_stream(*method, **options))
 
-class _UnaryStreamKeySender(_AsyncKeySender, grpc.aio.UnaryStreamClientInterceptor):
-    intercept_unary_stream: Any = _AsyncKeySender._send
+    def _keyed(self, call: Any) -> Callable[..., Any]:
+        def with_key(*request: Any, metadata: Any = None, **options: Any) -> Any:
+            return call(*request, metadata=(*(metadata or ()), self._header), **options)
 
+        return with_key
 
-class _StreamUnaryKeySender(_AsyncKeySender, grpc.aio.StreamUnaryClientInterceptor):
-    intercept_stream_unary: Any = _AsyncKeySender._send
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain, name)
 
+    async def __aenter__(self) -> _KeyedChannel:
+        await self._plain.__aenter__()
+        return self
 
-class _StreamStreamKeySender(_AsyncKeySender, grpc.aio.StreamStreamClientInterceptor):
-    intercept_stream_stream: Any = _AsyncKeySender._send
+    async def __aexit__(self, *failure: Any) -> None:
+        await self._plain.__aexit__(*failure)
