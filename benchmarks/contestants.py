@@ -95,6 +95,7 @@ class Server:
 @contextmanager
 def server(model: str, **settings: str) -> Iterator[Server]:
     """Start a server on a free port and stop it in the end. settings: TYPELESS_* names in lower case."""
+    settings = {"rate_limit_enabled": "false", **settings}
     environment = {f"TYPELESS_{name.upper()}": value for name, value in settings.items()}
     process = subprocess.Popen(
         [sys.executable, "-m", "typeless_grpc.cli", "serve", "--port", "0", "--model", model],

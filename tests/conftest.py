@@ -74,7 +74,7 @@ async def served(model: str) -> AsyncIterator[AsyncClient]:
     from typeless_grpc.app import build, catalog
     from typeless_grpc.config import Settings
 
-    settings = Settings(port=0, model=model)
+    settings = Settings(port=0, model=model, rate_limit_enabled=False)
     if catalog(settings).find(model) is None:
         pytest.skip(f"model {model} is not on this machine: typeless models pull {model}")
     async with build(settings) as app:
