@@ -77,6 +77,7 @@ class Server:
     name = "typeless"
 
     def __init__(self, target: str, process: psutil.Process) -> None:
+        self.target = target
         self.process = process
         self._client = Client(target)
 

@@ -15,7 +15,8 @@ LAYERS = (
     {"config", "server", "tls", "interceptors", "servicers", "stores", "client", "client_channel"},
     {"telemetry"},
     {"jobs", "streaming"},
-    {"engine", "access", "text"},
+    {"text"},  # works on what the engine heard
+    {"engine", "access"},
     {"audio"},
     {"errors", "clock", "version", "pb"},
 )

@@ -28,9 +28,11 @@ from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.catalog import Catalog, is_model_directory
+from typeless_grpc.engine.channels import ChannelEngine
+from typeless_grpc.engine.hearing import RecognizerOptions, WindowScheduler, run_batch
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.models import ModelPool, PoolOptions
-from typeless_grpc.engine.recognizer import Recognizer, RecognizerOptions, WindowScheduler, run_batch
+from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
 from typeless_grpc.engine.whisper import Device, HuggingFaceHub, WhisperModel, choose_device
 from typeless_grpc.engine.window import POLICIES
@@ -45,17 +47,21 @@ from typeless_grpc.interceptors.open_calls import OpenCallsInterceptor
 from typeless_grpc.interceptors.rate_limit import RateLimitInterceptor
 from typeless_grpc.interceptors.request_id import RequestIdInterceptor
 from typeless_grpc.interceptors.seam import Interceptor
-from typeless_grpc.interceptors.status import StatusInterceptor
+from typeless_grpc.interceptors.status import StatusInterceptor, code_of
 from typeless_grpc.server import Server, ServerOptions, Service
 from typeless_grpc.servicers.admin import AdminServicer
+from typeless_grpc.servicers.batches import BatchTranscriber
 from typeless_grpc.servicers.models import ModelServicer
+from typeless_grpc.servicers.recordings import RecordingLimits, RecordingTranscriber
 from typeless_grpc.servicers.server import ServerFacts, ServerServicer
-from typeless_grpc.servicers.transcription import TranscriptionLimits, TranscriptionServicer
+from typeless_grpc.servicers.transcription import TranscriptionServicer
 from typeless_grpc.stores.buckets import FallbackBuckets, MemoryBuckets, RedisBuckets, RefusingBuckets
 from typeless_grpc.stores.memory_access import MemoryAccessStore
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
 from typeless_grpc.telemetry.reachability import Reachability
+from typeless_grpc.text import profanity
+from typeless_grpc.text.finishing import FinishingEngine
 from typeless_grpc.tls import TlsFiles, TlsReloader
 from typeless_grpc.version import VERSION
 
@@ -64,6 +70,7 @@ log = get_logger(__name__)
 LOADS_SIDE_BY_SIDE = 4
 WEAK_KEY_CHARACTERS = 20
 JWKS_TIMEOUT_S = 5.0  # for the identity provider to send its keys, a few kilobytes
+FINISHED_SIDE_BY_SIDE = 2  # transcripts whose text is worked on; Python does it, so more would only wait for each other
 
 
 @dataclass(frozen=True)
@@ -143,8 +150,12 @@ async def listen(settings: Settings, engine: Engine, more: Sequence[Service] = (
         access = await stack.enter_async_context(open_access(settings, metrics))
         admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))
         drain = DrainInterceptor()
+        finishing = stack.enter_context(ThreadPoolExecutor(FINISHED_SIDE_BY_SIDE, "finishing"))
+        engine = FinishingEngine(ChannelEngine(engine), profanity.load(settings.profanity_file), finishing)
+        recordings = RecordingTranscriber(engine, admission, decoding, RecordingLimits(settings.max_audio_s))
+        batches = BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items)
         services: list[Service] = [
-            TranscriptionServicer(engine, admission, decoding, TranscriptionLimits(settings.max_audio_s)),
+            TranscriptionServicer(admission, recordings, batches),
             ServerServicer(_facts(settings)),
             AdminServicer(access.registry, _shown(settings)),
             *more,

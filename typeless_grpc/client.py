@@ -10,8 +10,9 @@ Answers are the messages of the contract (`typeless_grpc.pb.v1`). What the serve
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +26,7 @@ from typeless_grpc.pb.v1 import (
     audio_pb2,
     server_pb2,
     server_pb2_grpc,
+    transcript_pb2,
     transcription_pb2,
     transcription_pb2_grpc,
 )
@@ -119,8 +121,11 @@ class RawFormat:
 class Options:
     """What to do with the audio; everything left out is the server's choice. See TranscriptionOptions in the contract.
 
-    language: BCP-47 tag, "" detects it. task: "transcribe", or "translate" into English. hotwords: names and phrases to
-    expect. temperatures: tried in turn, each in [0, 1].
+    language: BCP-47 tag, "" detects it, among allowed_languages where there are any. task: "transcribe", or "translate"
+    into English. hotwords: names and phrases to expect. temperatures: tried in turn, each in [0, 1]. chunking: "auto",
+    "whole", "fixed", "vad" or "hybrid". channels: "mix" or "separate". post_processing: "none", "basic" or "standard";
+    replacements: from what is found to what is written instead. output_formats: of "text", "srt", "webvtt", "json",
+    "tsv". The rest is how speech is told from silence, None for the server's choice: see VoiceActivityOptions.
     """
 
     model: str = ""
@@ -131,18 +136,65 @@ class Options:
     word_timestamps: bool = False
     beam_size: int = 0
     temperatures: Sequence[float] = field(default=())
+    allowed_languages: Sequence[str] = ()
+    chunking: str = "auto"
+    channels: str = "mix"
+    post_processing: str = "none"
+    replacements: Mapping[str, str] = field(default_factory=dict)
+    mask_profanity: bool = False
+    output_formats: Sequence[str] = ()
+    speech_threshold: float = 0.0
+    end_silence_s: float | None = None
+    speech_padding_s: float | None = None
+    max_utterance_s: float | None = None
 
     def message(self) -> transcription_pb2.TranscriptionOptions:
-        """The contract's form. Raises ValueError for an unknown task."""
-        return transcription_pb2.TranscriptionOptions(
+        """The contract's form. Raises ValueError for a name that it does not have."""
+        message = transcription_pb2.TranscriptionOptions(
             model=self.model,
             language=self.language,
+            allowed_languages=self.allowed_languages,
             task=transcription_pb2.Task.Value(f"TASK_{self.task.upper()}"),
             prompt=self.prompt,
             hotwords=self.hotwords,
             word_timestamps=self.word_timestamps,
+            output_formats=[
+                transcript_pb2.OutputFormat.Value(f"OUTPUT_FORMAT_{name.upper()}") for name in self.output_formats
+            ],
             decoding=transcription_pb2.DecodingOptions(beam_size=self.beam_size, temperatures=self.temperatures),
         )
+        # Set only where they say something, so that a request reads like what was asked.
+        if self.chunking != "auto":
+            message.chunking = transcription_pb2.ChunkingStrategy.Value(f"CHUNKING_STRATEGY_{self.chunking.upper()}")
+        if self.channels != "mix":
+            message.channel_mode = transcription_pb2.ChannelMode.Value(f"CHANNEL_MODE_{self.channels.upper()}")
+        if post := self._post_processing():
+            message.post_processing.CopyFrom(post)
+        if voice := self._voice_activity():
+            message.voice_activity.CopyFrom(voice)
+        return message
+
+    def _post_processing(self) -> transcription_pb2.PostProcessing | None:
+        if self.post_processing == "none" and not self.replacements and not self.mask_profanity:
+            return None
+        mode = transcription_pb2.PostProcessingMode.Value(f"POST_PROCESSING_MODE_{self.post_processing.upper()}")
+        return transcription_pb2.PostProcessing(
+            mode=mode, replacements=self.replacements, mask_profanity=self.mask_profanity
+        )
+
+    def _voice_activity(self) -> transcription_pb2.VoiceActivityOptions | None:
+        asked = {
+            "end_silence": self.end_silence_s,
+            "speech_padding": self.speech_padding_s,
+            "max_utterance": self.max_utterance_s,
+        }
+        durations = {name: timedelta(seconds=seconds) for name, seconds in asked.items() if seconds is not None}
+        if not durations and not self.speech_threshold:
+            return None
+        message = transcription_pb2.VoiceActivityOptions(threshold=self.speech_threshold)
+        for name, value in durations.items():
+            getattr(message, name).FromTimedelta(value)
+        return message
 
 
 def transcribe_request(
@@ -152,6 +204,19 @@ def transcribe_request(
     content = audio if isinstance(audio, bytes) else Path(audio).read_bytes()
     source = audio_pb2.AudioSource(content=content, format=raw_format.message() if raw_format else None)
     return transcription_pb2.TranscribeRequest(audio=source, options=options.message())
+
+
+def batch_request(
+    recordings: Sequence[AudioLike], options: Options, *, names: Sequence[str] | None = None
+) -> transcription_pb2.BatchTranscribeRequest:
+    """The request of `batch`. Raises OSError if one of the recordings names a file that cannot be read."""
+    if names is None:
+        names = ["" if isinstance(audio, bytes) else os.fspath(audio) for audio in recordings]
+    items = [
+        transcription_pb2.BatchItem(name=name, audio=transcribe_request(audio, options).audio)
+        for name, audio in zip(names, recordings, strict=True)
+    ]
+    return transcription_pb2.BatchTranscribeRequest(items=items, options=options.message())
 
 
 class Client:
@@ -179,6 +244,24 @@ class Client:
         request = transcribe_request(audio, options or Options(), raw_format)
         try:
             return self._transcription.Transcribe(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise CallFailed.of(error) from error
+
+    def batch(
+        self,
+        recordings: Sequence[AudioLike],
+        options: Options | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+    ) -> transcription_pb2.BatchTranscribeResponse:
+        """Transcribe several recordings at once, each with a transcript or a failure of its own. Raises CallFailed.
+
+        names: what the results are called, the paths unless given.
+        """
+        request = batch_request(recordings, options or Options(), names=names)
+        try:
+            return self._transcription.BatchTranscribe(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise CallFailed.of(error) from error
 
@@ -226,6 +309,21 @@ class AsyncClient:
         request = transcribe_request(audio, options or Options(), raw_format)
         try:
             return await self._transcription.Transcribe(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise CallFailed.of(error) from error
+
+    async def batch(
+        self,
+        recordings: Sequence[AudioLike],
+        options: Options | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+    ) -> transcription_pb2.BatchTranscribeResponse:
+        """Transcribe several recordings at once; see `Client.batch`."""
+        request = batch_request(recordings, options or Options(), names=names)
+        try:
+            return await self._transcription.BatchTranscribe(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise CallFailed.of(error) from error
 

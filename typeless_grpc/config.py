@@ -274,6 +274,10 @@ class Settings(BaseSettings):
         None, ge=0, le=65535, description="TCP port for Prometheus (`GET /metrics`); off unless set."
     )
     metrics_host: str = Field("127.0.0.1", description="Address of the metrics port.")
+    max_batch_items: int = Field(10, ge=1, le=1000, description="Recordings in one BatchTranscribe.")
+    profanity_file: ExpandedPath | None = Field(
+        None, description="List of the words that mask_profanity masks, in place of the one that comes along."
+    )
     decode_threads: int = Field(2, ge=1, le=64, description="Recordings decoded to samples at the same time.")
     drain_timeout_s: float = Field(
         30.0,

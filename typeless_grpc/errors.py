@@ -44,10 +44,10 @@ class InvalidInput(TypelessError):
         self.violations: tuple[FieldViolation, ...] = (FieldViolation(field, why),)
 
     @classmethod
-    def of(cls, violations: list[FieldViolation]) -> InvalidInput:
+    def of(cls, violations: list[FieldViolation], *, reason: str = "INVALID_FIELD") -> InvalidInput:
         """All problems of one request at once; at least one."""
         first = violations[0]
-        error = cls(first.field, first.why)
+        error = cls(first.field, first.why, reason=reason)
         if len(violations) > 1:
             error.message = "; ".join(f"{v.field}: {v.why}" for v in violations)
             error.args = (error.message,)

@@ -19,7 +19,7 @@ from typeless_grpc.audio.vad import Span
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.cuts import Piece
 from typeless_grpc.engine.interface import DecodeOptions
-from typeless_grpc.engine.judgement import Judgement
+from typeless_grpc.engine.judgement import judged
 from typeless_grpc.engine.transcript import SuppressionReason
 from typeless_grpc.engine.whisper import Device, Heard, WhisperModel, Window, choose_device
 
@@ -177,7 +177,6 @@ def test_what_sounds_like_silence_is_tried_once_and_given_to_be_judged(
     monkeypatch.setattr(model._whisper, "model", Counted())
     (heard,) = decoded(model, replace(silence(5 * SAMPLE_RATE_HZ, ENGLISH), shown_s=30.0, thorough=True))
     assert n_tries == 1
-    judgement = Judgement()
-    judgement.add(heard, Piece(0, 5 * SAMPLE_RATE_HZ, (), most_pause=0))
-    assert judgement.segments == []
-    assert [suppressed.reason for suppressed in judgement.suppressed] == [SuppressionReason.NO_SPEECH]
+    result = judged(heard, Piece(0, 5 * SAMPLE_RATE_HZ, (), most_pause=0))
+    assert result.segments == ()
+    assert [suppressed.reason for suppressed in result.suppressed] == [SuppressionReason.NO_SPEECH]

@@ -244,12 +244,7 @@ async def test_server_info_tells_the_limits_in_force():
     assert info.max_message_bytes == 70_000
 
 
-@pytest.mark.parametrize("shape", ["BatchTranscribe", "StreamTranscribe"])
-async def test_a_call_that_is_not_served_yet_says_so(shape: str):
+async def test_a_call_that_is_not_served_yet_says_so():
     async with serving(ScriptedEngine()) as served:
-        if shape == "BatchTranscribe":
-            call = served.transcription.BatchTranscribe(transcription_pb2.BatchTranscribeRequest())
-        else:
-            call = served.transcription.StreamTranscribe(iter([])).read()
-        failed = await refused(call)
+        failed = await refused(served.transcription.StreamTranscribe(iter([])).read())
     assert (failed.code.name, failed.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED")

@@ -8,8 +8,8 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from typeless_grpc.client import CallFailed, Options, RawFormat, transcribe_request
-from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
+from typeless_grpc.client import CallFailed, Options, RawFormat, batch_request, transcribe_request
+from typeless_grpc.pb.v1 import audio_pb2, transcript_pb2, transcription_pb2
 
 
 class Ended:
@@ -73,6 +73,17 @@ def test_options_become_the_contracts_options():
         word_timestamps=True,
         beam_size=5,
         temperatures=[0.0],
+        allowed_languages=["de", "en"],
+        chunking="fixed",
+        channels="separate",
+        post_processing="standard",
+        replacements={"a": "b"},
+        mask_profanity=True,
+        output_formats=["srt", "webvtt"],
+        speech_threshold=0.25,
+        end_silence_s=0.5,
+        speech_padding_s=0.0,
+        max_utterance_s=12,
     )
     assert options.message() == transcription_pb2.TranscriptionOptions(
         model="base",
@@ -82,7 +93,42 @@ def test_options_become_the_contracts_options():
         hotwords=["h"],
         word_timestamps=True,
         decoding=transcription_pb2.DecodingOptions(beam_size=5, temperatures=[0.0]),
+        allowed_languages=["de", "en"],
+        chunking=transcription_pb2.CHUNKING_STRATEGY_FIXED,
+        channel_mode=transcription_pb2.CHANNEL_MODE_SEPARATE,
+        post_processing=transcription_pb2.PostProcessing(
+            mode=transcription_pb2.POST_PROCESSING_MODE_STANDARD, replacements={"a": "b"}, mask_profanity=True
+        ),
+        output_formats=[transcript_pb2.OUTPUT_FORMAT_SRT, transcript_pb2.OUTPUT_FORMAT_WEBVTT],
+        voice_activity=transcription_pb2.VoiceActivityOptions(
+            threshold=0.25,
+            end_silence=duration_pb2.Duration(nanos=500_000_000),
+            speech_padding=duration_pb2.Duration(),
+            max_utterance=duration_pb2.Duration(seconds=12),
+        ),
     )
+
+
+def test_every_option_of_the_contract_can_be_asked_for():
+    message = Options(
+        model="m",
+        language="l",
+        prompt="p",
+        hotwords=["h"],
+        word_timestamps=True,
+        beam_size=1,
+        allowed_languages=["l"],
+        chunking="vad",
+        channels="separate",
+        mask_profanity=True,
+        output_formats=["text"],
+        end_silence_s=1.0,
+    ).message()
+    assert {field.name for field, _ in message.ListFields()} == set(message.DESCRIPTOR.fields_by_name)
+
+
+def test_nothing_asked_is_an_empty_message_but_for_the_task():
+    assert {field.name for field, _ in Options().message().ListFields()} <= {"task", "decoding"}
 
 
 @pytest.mark.parametrize("encoding", ["pcm_s16le", "pcm_f32le", "mulaw", "alaw"])
@@ -92,10 +138,29 @@ def test_every_raw_encoding_has_its_name(encoding: str):
     assert (message.sample_rate_hertz, message.channel_count) == (8000, 2)
 
 
-@pytest.mark.parametrize("wrong", [lambda: RawFormat("mp3", 8000).message(), lambda: Options(task="sing").message()])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: RawFormat("mp3", 8000).message(),
+        lambda: Options(task="sing").message(),
+        lambda: Options(chunking="no").message(),
+        lambda: Options(channels="left").message(),
+        lambda: Options(post_processing="nice").message(),
+        lambda: Options(output_formats=["doc"]).message(),
+    ],
+)
 def test_a_name_that_does_not_exist_is_an_error_before_any_call(wrong: Any):
     with pytest.raises(ValueError):
         wrong()
+
+
+def test_a_batch_names_its_items_by_their_paths_unless_told(tmp_path: Any):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"riff")
+    request = batch_request([path, b"data"], Options(language="de"))
+    assert [(item.name, item.audio.content) for item in request.items] == [(str(path), b"riff"), ("", b"data")]
+    assert request.options.language == "de"
+    assert [item.name for item in batch_request([path, b"x"], Options(), names=["1", "2"]).items] == ["1", "2"]
 
 
 def test_a_path_is_read_and_bytes_are_taken_as_they_are(tmp_path: Any):

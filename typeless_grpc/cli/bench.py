@@ -15,7 +15,7 @@ import typer
 
 from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
 from typeless_grpc.cli.output import EXIT_FAILED, failures_as_lines
-from typeless_grpc.cli.transcribe import Place, client_of
+from typeless_grpc.cli.target import Place, client_of
 from typeless_grpc.client import DEFAULT_TARGET, AsyncClient, CallFailed, Options
 
 

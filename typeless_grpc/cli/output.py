@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, Self
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from typeless_grpc.errors import TypelessError
 
@@ -50,3 +62,45 @@ def download_bar(title: str) -> Iterator[Progress]:
     with Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True) as bar:
         bar.add_task(title, total=None)
         yield bar
+
+
+def working(title: str) -> Progress:
+    """A line that lives on a terminal while something runs; nothing in a pipe."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    bar = Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True)
+    bar.add_task(title, total=None)
+    return bar
+
+
+class Counting:
+    """Which files are being worked on, and how many are done: a line each on a terminal, nothing in a pipe."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True)
+        self._n_files, self._n_done = len(files), 0
+        self._total = self._bar.add_task(self._title(), total=None, visible=len(files) > 1)
+
+    @contextmanager
+    def files(self, files: Sequence[Path]) -> Iterator[None]:
+        """These files are being worked on; done on the way out."""
+        lines = [self._bar.add_task(f"{file} ({os.path.getsize(file) // 1024:,} KiB)", total=None) for file in files]
+        try:
+            yield
+        finally:
+            for line in lines:
+                self._bar.remove_task(line)
+            self._n_done += len(files)
+            self._bar.update(self._total, description=self._title())
+
+    def _title(self) -> str:
+        return f"{self._n_done} of {self._n_files} files"
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()

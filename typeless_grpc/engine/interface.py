@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Protocol
 
 from typeless_grpc.audio.formats import Audio
-from typeless_grpc.engine.transcript import Transcript
+from typeless_grpc.engine.transcript import OutputFormat, Transcript
 
 
 class Task(Enum):
@@ -32,12 +32,53 @@ class VoiceActivity:
     max_utterance_s: float | None = None
 
 
+class Chunking(Enum):
+    """How a recording longer than the model's window is cut; the contract's ChunkingStrategy says what each does."""
+
+    AUTO = "auto"
+    WHOLE = "whole"
+    FIXED = "fixed"
+    VAD = "vad"
+    HYBRID = "hybrid"
+
+
+class Script(Enum):
+    """How Chinese is written: BCP-47's script subtags."""
+
+    SIMPLIFIED = "Hans"
+    TRADITIONAL = "Hant"
+
+
+class Mode(Enum):
+    """How far the text is tidied."""
+
+    NONE = "none"
+    BASIC = "basic"  # repeated words and stray spaces
+    STANDARD = "standard"  # and fillers, numbers, dates, units
+
+
+@dataclass(frozen=True)
+class PostProcessing:
+    """What is done with the text. replacements: whole words in any case, to what is written instead; applied last."""
+
+    mode: Mode = Mode.NONE
+    replacements: Mapping[str, str] = field(default_factory=dict)
+    mask_profanity: bool = False
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is anything to do."""
+        return self.mode is not Mode.NONE or self.mask_profanity or bool(self.replacements)
+
+
 @dataclass(frozen=True)
 class DecodeOptions:
     """What a caller asks of a transcription; None, "" and () leave a value to the engine.
 
-    model: a name of the catalogue. language: Whisper's code ("en", "zh"), None detects it. prompt: text to condition
-    on. temperatures: tried in turn until the result passes the quality checks.
+    model: a name of the catalogue. language: Whisper's code ("en", "zh"), None detects it, among allowed_languages
+    where there are any. script: of Chinese, None is simplified. prompt: text to condition on. temperatures: tried in
+    turn until the result passes the quality checks. separate_channels: each channel on its own, as `Engine` is given
+    it. output_formats: the renditions to make of a whole recording.
     """
 
     model: str = ""
@@ -49,15 +90,25 @@ class DecodeOptions:
     beam_size: int | None = None
     temperatures: Sequence[float] = ()
     voice_activity: VoiceActivity = field(default_factory=VoiceActivity)
+    allowed_languages: Sequence[str] = ()
+    script: Script | None = None
+    chunking: Chunking = Chunking.AUTO
+    separate_channels: bool = False
+    post_processing: PostProcessing = field(default_factory=PostProcessing)
+    output_formats: Sequence[OutputFormat] = ()
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """A transcript and what it took. queue_s: spent waiting for a free engine. n_chunks: windows decoded."""
+    """A transcript and what it took.
+
+    queue_s: spent waiting for a free engine. n_chunks: windows decoded. chunking: the strategy that was used.
+    """
 
     transcript: Transcript
     queue_s: float
     n_chunks: int
+    chunking: Chunking = Chunking.WHOLE
 
 
 class Lane(IntEnum):
@@ -87,7 +138,8 @@ class Engine(Protocol):
     """Turns samples into text. Cancelling the awaiting task stops the work.
 
     Both calls take audio as float32, shape (n_samples,), mono 16 kHz, in [-1, 1], and raise InvalidInput (a language
-    the model lacks), NotFound (a model nobody has), Overloaded, DeadlineExceeded or EngineFailed.
+    the model lacks), NotFound (a model nobody has), Overloaded, DeadlineExceeded or EngineFailed. `transcribe` also
+    takes shape (n_channels, n_samples), and transcribes each channel on its own.
     """
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:

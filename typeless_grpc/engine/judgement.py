@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from typeless_grpc.engine.cuts import Piece
 from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason
@@ -14,21 +14,24 @@ LOG_PROB_THRESHOLD = -1.0
 COMPRESSION_RATIO_THRESHOLD = 2.4
 
 
-@dataclass
-class Judgement:
-    """Segments of a recording, sorted into the two; times are moved to the recording's clock."""
+@dataclass(frozen=True)
+class Judged:
+    """The segments of a piece, sorted into the two; times are the recording's."""
 
-    segments: list[Segment] = field(default_factory=list)
-    suppressed: list[Suppressed] = field(default_factory=list)
+    segments: tuple[Segment, ...]
+    suppressed: tuple[Suppressed, ...]
 
-    def add(self, heard: Heard, piece: Piece) -> None:
-        """Judge what was heard in a piece."""
-        for one in heard.segments:
-            segment = _moved(one.segment, piece)
-            if reason := _why_not_speech(one):
-                self.suppressed.append(Suppressed(segment, reason))
-            else:
-                self.segments.append(segment)
+
+def judged(heard: Heard, piece: Piece) -> Judged:
+    """Judge what was heard in a piece."""
+    segments, suppressed = [], []
+    for one in heard.segments:
+        segment = _moved(one.segment, piece)
+        if reason := _why_not_speech(one):
+            suppressed.append(Suppressed(segment, reason))
+        else:
+            segments.append(segment)
+    return Judged(tuple(segments), tuple(suppressed))
 
 
 def _why_not_speech(heard: HeardSegment) -> SuppressionReason | None:

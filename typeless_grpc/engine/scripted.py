@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine.interface import DecodeOptions, Recognition, Ticket
-from typeless_grpc.engine.transcript import Segment, Transcript
+from typeless_grpc.engine.transcript import Segment, Transcript, Word
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class ScriptedEngine:
 def _transcript(audio: Audio, options: DecodeOptions, text: str) -> Transcript:
     audio_s = len(audio) / SAMPLE_RATE_HZ
     language = options.language or "en"
-    segment = Segment(0.0, audio_s, text, language, confidence=0.9, no_speech_probability=0.1)
+    words = _words(text, audio_s) if options.word_timestamps else ()
+    segment = Segment(0.0, audio_s, text, language, confidence=0.9, no_speech_probability=0.1, words=words)
     return Transcript(
         segments=(segment,) if text else (),
         suppressed=(),
@@ -82,3 +83,10 @@ def _transcript(audio: Audio, options: DecodeOptions, text: str) -> Transcript:
         speech_s=audio_s if text else 0.0,
         model=options.model or "scripted",
     )
+
+
+def _words(text: str, audio_s: float) -> tuple[Word, ...]:
+    """The text's words, each for its share of the time."""
+    spoken = text.split()
+    share_s = audio_s / max(1, len(spoken))
+    return tuple(Word(word, i * share_s, (i + 1) * share_s, confidence=0.9) for i, word in enumerate(spoken))

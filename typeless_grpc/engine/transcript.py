@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -50,12 +52,31 @@ class Suppressed:
     reason: SuppressionReason
 
 
+class OutputFormat(Enum):
+    """A file format that a transcript can be written out in."""
+
+    TEXT = "text"
+    SRT = "srt"
+    WEBVTT = "webvtt"
+    JSON = "json"
+    TSV = "tsv"
+
+
+@dataclass(frozen=True)
+class Rendition:
+    """A transcript written out. content: the whole file."""
+
+    format: OutputFormat
+    content: str
+
+
 @dataclass(frozen=True)
 class Transcript:
     """What was said in one recording, in the order of time.
 
     language: Whisper's code, "" where nothing was said and none was given; language_probability: in [0, 1], 1 where the
-    caller named the language. speech_s: the part of audio_s that held speech.
+    caller named the language. speech_s: the part of audio_s that held speech. raw_text: as recognized, "" where no
+    post-processing was asked for. renditions: one for each format that was asked for.
     """
 
     segments: tuple[Segment, ...]
@@ -65,13 +86,30 @@ class Transcript:
     audio_s: float
     speech_s: float
     model: str
+    raw_text: str = ""
+    renditions: tuple[Rendition, ...] = ()
 
     @property
     def text(self) -> str:
         """Every segment's text, joined by a space where the script uses spaces."""
-        between = "" if self.language in UNSPACED_LANGUAGES else " "
-        return between.join(segment.text for segment in self.segments if segment.text)
+        return joined(segment.text for segment in self.segments)
 
 
-# Written without spaces between words (faster_whisper.tokenizer.Tokenizer.split_to_word_tokens has the same list).
-UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
+# Scripts written without spaces between words, and their punctuation: Thai, Lao, Burmese, Khmer, the Japanese syllables
+# and their marks, Han characters, and the full-width forms.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
+    "\U00020000-\U0003fffd"
+)
+_SEAM = re.compile(f"[{UNSPACED}] [{UNSPACED}]")
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Texts one after the other, with a space between two unless both their scripts do without."""
+    whole = ""
+    for text in texts:
+        if not text:
+            continue
+        seam = f"{whole[-1:]} {text[0]}"
+        whole += text if not whole or _SEAM.match(seam) else f" {text}"
+    return whole

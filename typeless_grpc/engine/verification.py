@@ -29,6 +29,7 @@ class Doubt(Enum):
     LOW_PROBABILITY = "low_probability"
     PAST_END = "past_end"
     EARLY_STOP = "early_stop"
+    MIXED = "mixed"  # more than one language; told by the model's own detection, not by the checks here
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.catalog import Progress
 from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.engine.languages import among, chosen, seem_mixed
 from typeless_grpc.engine.sentences import SentencePolicy, TimedWord, sentences
 from typeless_grpc.engine.transcript import Segment, Word
 from typeless_grpc.engine.verification import Checks, Doubt, Result, compression_ratio, doubts
@@ -83,7 +84,9 @@ class Window:
 
     audio: float32 mono 16 kHz, at most shown_s long. speech: where someone speaks, in samples of audio. shown_s: what
     the encoder is shown, audio and then silence. thorough: as faster-whisper itself does it, window after window with
-    its ladder of temperatures; else in one pass, together with others. options.language: None detects it.
+    its ladder of temperatures; else in one pass, together with others. options.language: None detects it; expected is
+    then the language it is taken to be in unless it clearly is not, "" for none. may_be_mixed: where it seems to be in
+    two languages, say so (Doubt.MIXED) and decode nothing. detect_only: tell the language, and decode nothing.
     """
 
     audio: Audio
@@ -93,11 +96,19 @@ class Window:
     beam_size: int
     thorough: bool = False
     checks: Checks | None = None
+    expected: str = ""
+    may_be_mixed: bool = False
+    detect_only: bool = False
 
     @property
     def audio_s(self) -> float:
         """Its length in seconds."""
         return len(self.audio) / SAMPLE_RATE_HZ
+
+    @property
+    def speech_s(self) -> float:
+        """How much speech there is in it, in seconds."""
+        return sum(span.end - span.start for span in self.speech) / SAMPLE_RATE_HZ
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,11 @@ class _Passing:
     doubts: tuple[Doubt, ...] = ()
     text: str = ""
     words: Sequence[TimedWord] = ()
+
+    @property
+    def is_to_be_decoded(self) -> bool:
+        """Whether there is more to do for somebody than to tell the language."""
+        return not self.window.detect_only and not self.doubts and self.wanted()
 
 
 class _FasterWhisper(faster_whisper.WhisperModel):  # type: ignore[misc]
@@ -199,6 +215,8 @@ class WhisperModel:
         """Windows with equal keys can be decoded together, whatever else they ask for."""
         if window.thorough:
             return (self.name, object())
+        if window.detect_only:
+            return (self.name, "language")
         n_prompt_tokens = len(self._prompt(window, window.options.language or "en"))
         return (self.name, window.shown_s, window.beam_size, n_prompt_tokens)
 
@@ -211,17 +229,15 @@ class WhisperModel:
         if windows[0].thorough:
             return [self._thorough(window, is_wanted) for window, is_wanted in zip(windows, wanted, strict=True)]
         passing = [self._encode(window, is_wanted) for window, is_wanted in zip(windows, wanted, strict=True)]
-        if going := [one for one in passing if one is not None and one.wanted()]:
+        if going := [one for one in passing if one is not None and one.is_to_be_decoded]:
             self._generate(going)
             for one in going:
                 if one.window.options.word_timestamps and one.text and not one.doubts and one.wanted():
                     self._align(one)
-        return [_heard(one) if one in going else None for one in passing]
+        return [_outcome(one, one in going) for one in passing]
 
     def detect_language(self, audio: Audio) -> list[tuple[str, float]]:
         """Every language and its probability in [0, 1], the likeliest first, from audio's first 30 s."""
-        if not self.is_multilingual:
-            return [("en", 1.0)]
         return self._languages(self._encoded(audio[: round(FULL_WINDOW_S * SAMPLE_RATE_HZ)], FULL_WINDOW_S))
 
     def warm_up(self) -> None:
@@ -238,8 +254,10 @@ class WhisperModel:
         encoded = self._encoded(window.audio, window.shown_s)
         if window.options.language:
             return _Passing(window, wanted, encoded, window.options.language, 1.0)
-        language, probability = self._languages(encoded)[0] if self.is_multilingual else ("en", 1.0)
-        return _Passing(window, wanted, encoded, language, probability)
+        found = among(self._languages(encoded), window.options.allowed_languages)
+        language, probability = chosen(found, window.expected, window.speech_s)
+        mixed = (Doubt.MIXED,) if window.may_be_mixed and seem_mixed(found) else ()
+        return _Passing(window, wanted, encoded, language, probability, doubts=mixed)
 
     def _encoded(self, audio: Audio, shown_s: float) -> Array:
         """The encoder's output, shape (1, frames / 2, d_model).
@@ -252,6 +270,8 @@ class WhisperModel:
         return np.array(self._model.encode(features, to_cpu=True))
 
     def _languages(self, encoded: Array) -> list[tuple[str, float]]:
+        if not self.is_multilingual:
+            return [("en", 1.0)]
         found = self._model.detect_language(ctranslate2.StorageView.from_array(encoded))[0]
         return [(token[2:-2], float(probability)) for token, probability in found]
 
@@ -308,9 +328,13 @@ class WhisperModel:
 
     def _thorough(self, window: Window, wanted: Callable[[], bool]) -> Heard | None:
         options = window.options
-        segments, info = self._whisper.transcribe(
+        language, probability = options.language, 1.0
+        if language is None:
+            found = among(self._languages(self._encoded(window.audio, FULL_WINDOW_S)), options.allowed_languages)
+            language, probability = chosen(found, window.expected, window.speech_s)
+        segments, _ = self._whisper.transcribe(
             window.audio,
-            language=options.language,
+            language=language,
             task=options.task.value,
             beam_size=window.beam_size,
             temperature=list(options.temperatures or TEMPERATURES),
@@ -323,8 +347,8 @@ class WhisperModel:
         for segment in segments:
             if not wanted():
                 return None
-            heard.append(_heard_thoroughly(segment, info.language, window.audio_s))
-        return Heard(tuple(heard), info.language, float(info.language_probability))
+            heard.append(_heard_thoroughly(segment, language, window.audio_s))
+        return Heard(tuple(heard), language, probability)
 
     # ---- prompts ------------------------------------------------------------------------------------------------
 
@@ -349,6 +373,13 @@ def _max_length(audio_s: float, n_prompt_tokens: int) -> int:
     """Where a text that will not end is cut off. CTranslate2 generates at most half of its `max_length`."""
     n_tokens = MOST_TOKENS_AT_ONCE + math.ceil(MOST_TOKENS_PER_S * audio_s)
     return min(MAX_LENGTH, 2 * max(n_tokens, n_prompt_tokens + 8))
+
+
+def _outcome(one: _Passing | None, is_decoded: bool) -> Heard | None:
+    """What is told of a window; None where nobody waits for it."""
+    if one is None or not (is_decoded or one.window.detect_only or Doubt.MIXED in one.doubts):
+        return None
+    return _heard(one) if is_decoded else Heard((), one.language, one.language_probability, one.doubts)
 
 
 def _heard(one: _Passing) -> Heard:

@@ -62,7 +62,7 @@ class StatusInterceptor(Interceptor):
 
 def status_of(error: errors.TypelessError) -> status_pb2.Status:
     """The status and its details: ErrorInfo always, BadRequest for fields, QuotaFailure for quotas, RetryInfo."""
-    code = next(code for family, code in CODES.items() if isinstance(error, family))
+    code = _code(error)
     details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
     if isinstance(error, errors.InvalidInput):
         violation = error_details_pb2.BadRequest.FieldViolation
@@ -92,6 +92,16 @@ def _when_to_retry(error: errors.TypelessError) -> tuple[tuple[str, str], ...]:
         ("retry-after", str(math.ceil(error.retry_after_s))),
         ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1000))),
     )
+
+
+def code_of(error: errors.TypelessError) -> int:
+    """The google.rpc.Code of an error, for failures that do not end a call."""
+    number: int = code_pb2.Code.Value(_code(error).name)
+    return number
+
+
+def _code(error: errors.TypelessError) -> grpc.StatusCode:
+    return next(code for family, code in CODES.items() if isinstance(error, family))
 
 
 def _internal(current_request_id: str) -> status_pb2.Status:

@@ -7,7 +7,7 @@ import pytest
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.cuts import Piece
-from typeless_grpc.engine.judgement import Judgement
+from typeless_grpc.engine.judgement import judged
 from typeless_grpc.engine.transcript import Segment, SuppressionReason, Word
 from typeless_grpc.engine.whisper import Heard, HeardSegment
 
@@ -42,9 +42,7 @@ def heard(
 
 
 def test_times_are_moved_to_the_recordings_clock():
-    judgement = Judgement()
-    judgement.add(Heard((SPOKEN,), "en", 1.0), piece(60.0, 70.0))
-    (segment,) = judgement.segments
+    (segment,) = judged(Heard((SPOKEN,), "en", 1.0), piece(60.0, 70.0)).segments
     assert (segment.start_s, segment.end_s) == (60.5, 62.0)
     assert [(word.text, word.start_s, word.end_s) for word in segment.words] == [
         ("hello", 60.5, 61.0),
@@ -52,11 +50,9 @@ def test_times_are_moved_to_the_recordings_clock():
     ]
 
 
-def test_pieces_keep_their_order():
-    judgement = Judgement()
-    judgement.add(Heard((heard(text="one"), heard(text="two")), "en", 1.0), piece(0.0, 5.0))
-    judgement.add(Heard((heard(text="three"),), "en", 1.0), piece(5.0, 9.0))
-    assert [segment.text for segment in judgement.segments] == ["one", "two", "three"]
+def test_segments_keep_their_order():
+    result = judged(Heard((heard(text="one"), heard(text="two")), "en", 1.0), piece(0.0, 5.0))
+    assert [segment.text for segment in result.segments] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -67,10 +63,9 @@ def test_pieces_keep_their_order():
     ],
 )
 def test_what_was_made_up_is_kept_apart_with_its_reason_and_its_time(made_up: HeardSegment, reason: SuppressionReason):
-    judgement = Judgement()
-    judgement.add(Heard((heard(text="said"), made_up), "en", 1.0), piece(10.0, 20.0))
-    assert [segment.text for segment in judgement.segments] == ["said"]
-    (suppressed,) = judgement.suppressed
+    result = judged(Heard((heard(text="said"), made_up), "en", 1.0), piece(10.0, 20.0))
+    assert [segment.text for segment in result.segments] == ["said"]
+    (suppressed,) = result.suppressed
     assert suppressed.reason is reason
     assert (suppressed.segment.start_s, suppressed.segment.text) == (10.5, made_up.segment.text)
 
@@ -85,7 +80,6 @@ def test_what_was_made_up_is_kept_apart_with_its_reason_and_its_time(made_up: He
     ],
 )
 def test_one_sign_alone_is_not_enough(said: HeardSegment):
-    judgement = Judgement()
-    judgement.add(Heard((said,), "en", 1.0), piece(0.0, 5.0))
-    assert judgement.suppressed == []
-    assert len(judgement.segments) == 1
+    result = judged(Heard((said,), "en", 1.0), piece(0.0, 5.0))
+    assert result.suppressed == ()
+    assert len(result.segments) == 1

@@ -16,8 +16,9 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import FRAME_SAMPLES, DetectorState, Probabilities
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.cuts import CutPolicy
-from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
-from typeless_grpc.engine.recognizer import Recognizer, RecognizerOptions, WindowScheduler, run_batch, waited_s
+from typeless_grpc.engine.hearing import RecognizerOptions, WindowScheduler, run_batch
+from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
+from typeless_grpc.engine.recognizer import Recognizer, waited_s
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions, Turn
 from typeless_grpc.engine.transcript import Segment, SuppressionReason
 from typeless_grpc.engine.verification import Doubt
@@ -318,17 +319,18 @@ async def test_a_caller_that_wants_it_warm_has_it_at_once(temperatures: tuple[fl
 async def test_the_language_is_found_on_the_longest_of_the_first_pieces_and_then_kept():
     async with serving() as bench:
         bench.model.script = lambda window: said(f"{window.audio_s:.1f}", window)
-        recognition = await bench.heard(audio(2, 3, 2, 5, 2, 4, 2, 8), DecodeOptions())
+        recognition = await bench.heard(audio(2, 3, 2, 5, 2, 4, 2, 8), DecodeOptions(chunking=Chunking.VAD))
     first, *rest = bench.model.asked
-    assert (first.options.language, round(first.audio_s, 1)) == (None, 5.4)
-    assert [window.options.language for window in rest] == ["de"] * 3
+    assert (first.expected, round(first.audio_s, 1)) == ("", 5.4)
+    assert [window.expected for window in rest] == ["de"] * 3
+    assert len(bench.model.batches) == 2
     assert recognition.transcript.text == "3.4 5.4 4.4 8.2"  # in the order of the recording
     assert (recognition.transcript.language, recognition.transcript.language_probability) == ("de", 0.8)
 
 
 async def test_a_language_that_is_given_is_not_searched():
     async with serving() as bench:
-        recognition = await bench.heard(utterances(3), DecodeOptions(language="zh"))
+        recognition = await bench.heard(utterances(3), DecodeOptions(language="zh", chunking=Chunking.VAD))
     assert [window.options.language for window in bench.model.asked] == ["zh"] * 3
     assert len(bench.model.batches) == 1
     assert (recognition.transcript.language, recognition.transcript.language_probability) == ("zh", 1.0)

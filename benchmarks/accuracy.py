@@ -1,0 +1,115 @@
+"""How right the text is: by language and strategy, with hotwords, and as far as its confidences say.
+
+python -m benchmarks.accuracy --model base --recordings ../shared/audio > docs/accuracy.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks import calibration, hotwords
+from benchmarks.contestants import RAW, FasterWhisper, server
+from benchmarks.recordings import Recording, is_short_english, load, sample, wer
+from typeless_grpc.client import Client, Options
+
+STRATEGIES = ("auto", "whole", "fixed", "vad", "hybrid")
+PARTS = ("strategies", "hotwords", "confidence", "times")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="base", help="a name of the catalogue (default: base)")
+    parser.add_argument("--recordings", type=Path, default=Path("../shared/audio"), help="with manifest.jsonl")
+    parser.add_argument("--utterances", type=int, default=40, help="short English recordings (default: 40)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    asked = parser.parse_args(argv)
+    recordings = load(asked.recordings, lambda one: one.kind in {"speech", "long"})
+    print("# Accuracy\n")
+    print(f"`python -m benchmarks.accuracy` on the shared recordings: model {asked.model}, int8, beam 1,")
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("faster-whisper", "ctranslate2"))
+    print(
+        f"{', '.join(versions)}. Errors are counted in words after Whisper's normalization, in characters for Chinese"
+    )
+    print("and Japanese. Few recordings a language: the tables compare strategies, not languages.")
+    with server(asked.model) as ours, Client(ours.target) as client:
+        for part in asked.parts:
+            for line in _part(part, client, recordings, asked):
+                print(line, flush=True)
+
+
+def _part(part: str, client: Client, recordings: list[Recording], asked: argparse.Namespace) -> Iterator[str]:
+    short = sample([one for one in recordings if is_short_english(one)], asked.utterances)
+    if part == "strategies":
+        yield from _strategies(client, [one for one in recordings if one.language != "en" or one.kind == "long"], short)
+    elif part == "hotwords":
+        yield from hotwords.table(client, [one for one in recordings if is_short_english(one)])
+    elif part == "confidence":
+        yield from calibration.table(client, short)
+    else:
+        yield from _times(client, short, FasterWhisper(asked.model))
+
+
+def heard(client: Client, recording: Recording, options: Options) -> str:
+    """The text of a recording."""
+    return client.transcribe(recording.pcm, options, raw_format=RAW, timeout_s=1800).transcript.text
+
+
+def _strategies(client: Client, recordings: list[Recording], short: list[Recording]) -> Iterator[str]:
+    groups = {
+        f"{language}": [one for one in recordings if one.language == language and one.kind == "speech"]
+        for language in sorted({one.language for one in recordings if one.kind == "speech"})
+    }
+    groups |= {one.path.stem: [one] for one in recordings if one.kind == "long"}
+    groups["en, short"] = short
+    yield "\n## Word error rate by language and strategy\n"
+    yield "Language given. `detected` is AUTO with the language left to the server.\n"
+    yield "| recordings | seconds | " + " | ".join(STRATEGIES) + " | detected |"
+    yield "| --- " * (len(STRATEGIES) + 3) + "|"
+    for name, group in groups.items():
+        _say(f"strategies: {name}")
+        rates = [_rate(client, group, strategy) for strategy in STRATEGIES]
+        rates.append(_rate(client, group, "auto", given=False))
+        seconds = sum(one.audio_s for one in group)
+        yield f"| {name} ({len(group)}) | {seconds:.0f} | " + " | ".join(f"{rate:.1%}" for rate in rates) + " |"
+
+
+def _rate(client: Client, group: list[Recording], strategy: str, *, given: bool = True) -> float:
+    return wer(
+        (one, heard(client, one, Options(language=one.language if given else "", beam_size=1, chunking=strategy)))
+        for one in group
+    )
+
+
+def _times(client: Client, short: list[Recording], other: FasterWhisper) -> Iterator[str]:
+    """How far our words' starts and faster-whisper's are apart, where both heard the same word in the same place."""
+    _say("times")
+    apart = []
+    for one in short:
+        options = Options(language=one.language, beam_size=1, word_timestamps=True)
+        transcript = client.transcribe(one.pcm, options, raw_format=RAW, timeout_s=600).transcript
+        ours = [
+            (word.text, word.start_offset.seconds + word.start_offset.nanos / 1e9)
+            for segment in transcript.segments
+            for word in segment.words
+        ]
+        theirs = list(other.hear(one, words=True).words)
+        if [word for word, _ in ours] == [word for word, _ in theirs]:
+            apart += [abs(a - b) for (_, a), (_, b) in zip(ours, theirs, strict=True)]
+    quantiles = statistics.quantiles(apart, n=20)
+    yield "\n## Times of words\n"
+    yield f"Starts of {len(apart)} words, against faster-whisper's own where the texts are equal: median"
+    yield f"{statistics.median(apart) * 1000:.0f} ms apart, 95 % within {quantiles[-1] * 1000:.0f} ms."
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

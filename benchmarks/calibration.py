@@ -1,0 +1,58 @@
+"""Whether confidences are true: of the words that are said to be right with 0.9, nine in ten should be."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Iterator
+
+import jiwer
+
+from benchmarks.contestants import RAW
+from benchmarks.recordings import Recording
+from typeless_grpc.client import Client, Options
+
+EDGES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+
+
+def table(client: Client, recordings: list[Recording]) -> Iterator[str]:
+    """The table, in Markdown."""
+    print("confidence", file=sys.stderr, flush=True)
+    judged = [pair for one in recordings for pair in _judged(client, one)]
+    yield "\n## Confidence of words\n"
+    yield f"{len(judged)} words of {len(recordings)} English utterances, aligned with what was said.\n"
+    yield "| confidence | words | mean confidence | right |"
+    yield "| --- | --- | --- | --- |"
+    gap = 0.0
+    for low, high in itertools.pairwise(EDGES):
+        inside = [(sure, right) for sure, right in judged if low <= sure < high or (high == 1.0 and sure == 1.0)]
+        if not inside:
+            continue
+        mean, share = sum(sure for sure, _ in inside) / len(inside), sum(right for _, right in inside) / len(inside)
+        gap += abs(mean - share) * len(inside) / len(judged)
+        yield f"| {low:.2f} to {high:.2f} | {len(inside)} | {mean:.2f} | {share:.2f} |"
+    yield f"\nExpected calibration error: {gap:.3f}."
+
+
+def _judged(client: Client, recording: Recording) -> Iterator[tuple[float, bool]]:
+    """Each word's confidence, and whether it is what was said in its place."""
+    options = Options(language=recording.language, beam_size=1, word_timestamps=True)
+    transcript = client.transcribe(recording.pcm, options, raw_format=RAW, timeout_s=600).transcript
+    words = [(_plain(word.text), word.confidence) for segment in transcript.segments for word in segment.words]
+    words = [(text, sure) for text, sure in words if text]
+    said = [plain for word in recording.reference.split() if (plain := _plain(word))]
+    if not words or not said:
+        return
+    found = jiwer.process_words([" ".join(said)], [" ".join(text for text, _ in words)])
+    right = {
+        index
+        for chunk in found.alignments[0]
+        if chunk.type == "equal"
+        for index in range(chunk.hyp_start_idx, chunk.hyp_end_idx)
+    }
+    yield from ((sure, index in right) for index, (_, sure) in enumerate(words))
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"[^\w']", "", word.lower())

@@ -1,0 +1,162 @@
+"""Every field of TranscriptionOptions through every way in: it changes what it should, and the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from tests.harness import AUDIO, Served, serving
+from typeless_grpc.engine.interface import Chunking, DecodeOptions, Mode, PostProcessing, Script, Task, VoiceActivity
+from typeless_grpc.engine.scripted import ScriptedEngine
+from typeless_grpc.engine.transcript import OutputFormat
+from typeless_grpc.pb.v1 import audio_pb2, transcript_pb2, transcription_pb2
+from typeless_grpc.pb.v1.transcript_pb2 import Transcript
+
+Way = Callable[[Served, bytes, transcription_pb2.TranscriptionOptions], Awaitable[Transcript]]
+
+
+async def transcribe(served: Served, content: bytes, options: transcription_pb2.TranscriptionOptions) -> Transcript:
+    source = audio_pb2.AudioSource(content=content)
+    answer = await served.transcription.Transcribe(
+        transcription_pb2.TranscribeRequest(audio=source, options=options), timeout=30
+    )
+    return answer.transcript
+
+
+async def batch(served: Served, content: bytes, options: transcription_pb2.TranscriptionOptions) -> Transcript:
+    item = transcription_pb2.BatchItem(audio=audio_pb2.AudioSource(content=content), options=options)
+    answer = await served.transcription.BatchTranscribe(
+        transcription_pb2.BatchTranscribeRequest(items=[item]), timeout=30
+    )
+    assert answer.results[0].WhichOneof("outcome") == "transcript", answer.results[0].failure
+    return answer.results[0].transcript
+
+
+async def batch_for_all(served: Served, content: bytes, options: transcription_pb2.TranscriptionOptions) -> Transcript:
+    item = transcription_pb2.BatchItem(audio=audio_pb2.AudioSource(content=content))
+    request = transcription_pb2.BatchTranscribeRequest(items=[item], options=options)
+    return (await served.transcription.BatchTranscribe(request, timeout=30)).results[0].transcript
+
+
+WAYS: dict[str, Way] = {"Transcribe": transcribe, "BatchTranscribe": batch, "BatchTranscribe for all": batch_for_all}
+
+SPOKEN = "Um, the the price is twenty dollars, darn it."
+MONO = (AUDIO / "en_short.flac").read_bytes()
+STEREO = (AUDIO / "two_speakers_stereo.flac").read_bytes()
+
+# Field: what is asked; what the engine is then asked besides what it always is; and what the transcript is then.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Transcript], Any], Any]] = {
+    "model": ({"model": "tiny"}, {"model": "tiny"}, lambda it: it.model, "tiny"),
+    "language": ({"language": "de-AT"}, {"language": "de"}, lambda it: it.language, "de"),
+    "allowed_languages": (
+        {"allowed_languages": ["de", "zh-Hant"]},
+        {"allowed_languages": ("de", "zh"), "script": Script.TRADITIONAL},
+        lambda it: it.text,
+        SPOKEN,
+    ),
+    "task": (
+        {"task": transcription_pb2.TASK_TRANSLATE},
+        {"task": Task.TRANSLATE},
+        lambda it: it.text,
+        SPOKEN,
+    ),
+    "prompt": ({"prompt": "Dr Zelvari"}, {"prompt": "Dr Zelvari"}, lambda it: it.text, SPOKEN),
+    "hotwords": ({"hotwords": ["Korventa"]}, {"hotwords": ("Korventa",)}, lambda it: it.text, SPOKEN),
+    "word_timestamps": (
+        {"word_timestamps": True},
+        {"word_timestamps": True},
+        lambda it: [word.text for word in it.segments[0].words],
+        SPOKEN.split(),
+    ),
+    "chunking": (
+        {"chunking": transcription_pb2.CHUNKING_STRATEGY_FIXED},
+        {"chunking": Chunking.FIXED},
+        lambda it: it.text,
+        SPOKEN,
+    ),
+    "channel_mode": (
+        {"channel_mode": transcription_pb2.CHANNEL_MODE_SEPARATE},
+        {"separate_channels": True},
+        lambda it: [segment.channel for segment in it.segments],
+        [0, 1],
+    ),
+    "decoding": (
+        {"decoding": transcription_pb2.DecodingOptions(beam_size=7, temperatures=[0.5])},
+        {"beam_size": 7, "temperatures": (0.5,)},
+        lambda it: it.text,
+        SPOKEN,
+    ),
+    "voice_activity": (
+        {
+            "voice_activity": transcription_pb2.VoiceActivityOptions(
+                threshold=0.25,
+                end_silence=Duration(seconds=1),
+                speech_padding=Duration(nanos=100_000_000),
+                max_utterance=Duration(seconds=9),
+            )
+        },
+        {"voice_activity": VoiceActivity(0.25, 1.0, 0.1, 9.0)},
+        lambda it: it.text,
+        SPOKEN,
+    ),
+    "post_processing": (
+        {
+            "post_processing": transcription_pb2.PostProcessing(
+                mode=transcription_pb2.POST_PROCESSING_MODE_STANDARD,
+                replacements={"price": "cost"},
+                mask_profanity=True,
+            )
+        },
+        {"post_processing": PostProcessing(Mode.STANDARD, {"price": "cost"}, mask_profanity=True)},
+        lambda it: (it.text, it.raw_text),
+        ("The cost is $20, d*** it.", SPOKEN),
+    ),
+    "output_formats": (
+        {"output_formats": [transcript_pb2.OUTPUT_FORMAT_TEXT, transcript_pb2.OUTPUT_FORMAT_WEBVTT]},
+        {"output_formats": (OutputFormat.TEXT, OutputFormat.WEBVTT), "word_timestamps": True},
+        lambda it: [one.content.split("\n")[0] for one in it.renditions],
+        [SPOKEN, "WEBVTT"],
+    ),
+}
+
+
+def test_no_field_is_left_out():
+    assert set(CASES) == set(transcription_pb2.TranscriptionOptions.DESCRIPTOR.fields_by_name)
+
+
+@pytest.fixture
+def profane(tmp_path) -> str:
+    words = tmp_path / "words.txt"
+    words.write_text("darn", encoding="utf-8")
+    return str(words)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("field", CASES)
+async def test_a_field_changes_what_it_should_whichever_way_it_comes_in(field: str, way: str, profane: str):
+    fields, expected, look, seen = CASES[field]
+    engine = ScriptedEngine(lambda asked: SPOKEN)
+    content = STEREO if field == "channel_mode" else MONO
+    async with serving(engine, profanity_file=profane) as served:
+        plain = await WAYS[way](served, content, transcription_pb2.TranscriptionOptions())
+        told = await WAYS[way](served, content, transcription_pb2.TranscriptionOptions(**fields))
+    assert engine.asked[0].options == DecodeOptions()
+    assert all(asked.options == DecodeOptions(**expected) for asked in engine.asked[1:])
+    assert look(told) == seen
+    if seen != SPOKEN:
+        assert look(plain) != seen
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_channels_reach_the_engine_one_by_one(way: str):
+    engine = ScriptedEngine(lambda asked: SPOKEN)
+    asked = transcription_pb2.TranscriptionOptions(channel_mode=transcription_pb2.CHANNEL_MODE_SEPARATE)
+    async with serving(engine) as served:
+        await WAYS[way](served, STEREO, asked)
+    left, right = engine.asked
+    assert left.audio.ndim == right.audio.ndim == 1
+    assert len(left.audio) == len(right.audio)
+    assert (left.audio != right.audio).any()

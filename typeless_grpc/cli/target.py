@@ -1,0 +1,74 @@
+"""Which server a command calls: one that runs somewhere, or one of its own; and how patient it is with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+
+from typeless_grpc.cli.output import errors, fail, working
+from typeless_grpc.client import AsyncClient, CallFailed, Tls
+
+# How often a call is made that the server refuses for load; it says itself how long to wait.
+ATTEMPTS = 6
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to call, and how: the server named, or one of our own with this model that ends with the command."""
+
+    server: str
+    local: bool
+    model: str | None
+    api_key: str
+    tls: Tls | None
+
+
+@asynccontextmanager
+async def client_of(place: Place) -> AsyncIterator[AsyncClient]:
+    """A client of the server that is meant."""
+    if not place.local:
+        async with AsyncClient(place.server, api_key=place.api_key, tls=place.tls) as client:
+            yield client
+        return
+    from typeless_grpc.app import build, catalog
+    from typeless_grpc.cli.models import fetch
+    from typeless_grpc.config import load, private
+    from typeless_grpc.telemetry import logs
+
+    settings = private(load({"host": "127.0.0.1", "port": 0, "model": place.model or None}).settings)
+    logs.configure("warning", settings.log_format)
+    fetch(catalog(settings), settings.model)
+    async with build(settings) as app:
+        with working(f"Loading model {app.model}"):
+            await app.warm()
+        async with AsyncClient(f"127.0.0.1:{app.port}", api_key="") as client:
+            yield client
+
+
+async def patiently(call: Callable[[], Awaitable[Answer]], place: Place, what: str) -> Answer:
+    """What the server answers once our quota and its load let it: many files are more than most quotas hold at once.
+
+    Raises CallFailed where waiting does not help, or did not. Stops the command where no server answers at all.
+    """
+    n_refused = 0
+    while True:
+        try:
+            return await call()
+        except CallFailed as error:
+            if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+                fail(f"no server answers at {place.server}. Start one with `typeless serve`, or add --local.")
+            is_quota = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            n_refused += 0 if is_quota else 1
+            if error.retry_after_s is None or n_refused == ATTEMPTS:
+                raise
+            why = "our quota" if is_quota else "the server"
+            if errors.is_terminal:
+                errors.print(f"{what}: waiting {error.retry_after_s:.0f} s for {why}", style="dim", markup=False)
+            await asyncio.sleep(error.retry_after_s * max(1, n_refused))

@@ -1,0 +1,111 @@
+"""One recording, from the bytes of a request to its transcript: the same for Transcribe and for each batch item."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from typeless_grpc.access import rate_limit
+from typeless_grpc.audio.decode import Decoded, DecodeLimits, decode
+from typeless_grpc.audio.formats import AudioFormat
+from typeless_grpc.engine.admission import Admission
+from typeless_grpc.engine.interface import DecodeOptions, Engine, Recognition, Ticket
+from typeless_grpc.errors import FieldViolation, InvalidInput
+from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
+from typeless_grpc.servicers import convert
+
+MAX_CHANNELS = 8  # of a recording whose channels are kept apart, as the contract has it
+
+
+@dataclass(frozen=True)
+class RecordingLimits:
+    """max_audio_s: longest recording, in seconds."""
+
+    max_audio_s: float = 3600.0
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording of a request, read and found good as far as that can be told without decoding it.
+
+    field: path of its audio in the request. options_field: likewise of its options.
+    """
+
+    content: bytes
+    format: AudioFormat
+    options: DecodeOptions
+    field: str
+    options_field: str
+
+    @classmethod
+    def of(
+        cls, audio: audio_pb2.AudioSource, options: transcription_pb2.TranscriptionOptions, field: str, at: str
+    ) -> Recording:
+        """Read a recording's part of a request. at: path of its options. Raises InvalidInput."""
+        return cls(
+            options=convert.decode_options(options, at),
+            content=convert.audio_content(audio, field),
+            format=convert.audio_format(audio.format, f"{field}.format"),
+            field=field,
+            options_field=at,
+        )
+
+
+class RecordingTranscriber:
+    """Decodes recordings and hands them to the engine, within the server's bounds."""
+
+    def __init__(self, engine: Engine, admission: Admission, decoding: Executor, limits: RecordingLimits) -> None:
+        """decoding: the threads that turn bytes into samples."""
+        self._engine = engine
+        self._admission = admission
+        self._decoding = decoding
+        self._limits = limits
+
+    async def transcribe(self, recording: Recording, ticket: Ticket) -> Recognition:
+        """Transcribe one recording. Raises what decoding and the engine raise, Overloaded and RateLimited."""
+        decoded = await self._decode(recording)
+        n_channels = len(decoded.samples) if decoded.samples.ndim > 1 else 1
+        if n_channels > MAX_CHANNELS:
+            why = f"the recording has {n_channels} channels; at most {MAX_CHANNELS} can be kept apart"
+            raise InvalidInput(f"{recording.options_field}.channel_mode", why, reason="TOO_MANY_CHANNELS")
+        audio_s = decoded.duration_s * n_channels
+        await rate_limit.current().recording(audio_s)
+        with self._admission.audio(audio_s), _fields_at(recording.options_field):
+            return await self._engine.transcribe(decoded.samples, recording.options, ticket)
+
+    async def _decode(self, recording: Recording) -> Decoded:
+        """Samples, off the event loop; a caller that goes away stops the thread between two blocks."""
+        gone = threading.Event()
+
+        def work() -> Decoded:
+            return decode(
+                recording.content,
+                recording.format,
+                DecodeLimits(max_duration_s=self._limits.max_audio_s),
+                field=recording.field,
+                cancelled=gone.is_set,
+                separate_channels=recording.options.separate_channels,
+            )
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._decoding, work)
+        finally:
+            gone.set()
+
+
+@contextmanager
+def _fields_at(options_field: str) -> Iterator[None]:
+    """Name the fields that the engine objects to as the request has them: it knows them as "options.…" only."""
+    try:
+        yield
+    except InvalidInput as error:
+        moved = [FieldViolation(_moved(one.field, options_field), one.why) for one in error.violations]
+        raise InvalidInput.of(moved, reason=error.reason) from error
+
+
+def _moved(field: str, options_field: str) -> str:
+    return options_field + field.removeprefix("options") if field.startswith("options.") else field

@@ -1,0 +1,132 @@
+"""Repeated words, fillers and stray spaces: what to change in a text, by the rules of its language.
+
+Each function finds edits in one segment's text; none of them looks at times.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from typeless_grpc.engine.transcript import UNSPACED
+from typeless_grpc.text.edits import Edit
+from typeless_grpc.text.languages import SPEECH
+
+# A word: letters and digits of any script with their combining marks, and what joins them inside.
+WORD = re.compile(r"(?:[^\W_]|[\u0300-\u036f])+(?:['’](?:[^\W_]|[\u0300-\u036f])+)*")
+_ONLY_SPACE = re.compile(r"\s+")
+_SPACE_COMMA_OR_HYPHEN = re.compile(r"\s+|\s*[,-]\s*")
+_CHINESE_COMMA = "[,，、…]"
+_SENTENCE_END = ".!?…。！？"
+
+
+def repeated_words(text: str, language: str) -> list[Edit]:
+    """Leave one of a word that was said twice without meaning it: "the the", "I, I".
+
+    Numbers, names of sounds and words that a language doubles on purpose ("very very", "nous nous") are left alone.
+    """
+    if language == "zh":
+        return _repeated_in_chinese(text)
+    speech = SPEECH.get(language)
+    if speech is None:
+        return []
+    edits = []
+    previous: re.Match[str] | None = None
+    for word in WORD.finditer(text):
+        if previous is not None and previous[0].casefold() == word[0].casefold():
+            said, between = word[0].casefold(), text[previous.end() : word.start()]
+            stuttered = said in speech.stuttered and _SPACE_COMMA_OR_HYPHEN.fullmatch(between)
+            if stuttered or (_ONLY_SPACE.fullmatch(between) and said.isalpha() and said not in speech.doubled):
+                edits.append(Edit(previous.end(), word.end(), ""))
+        previous = word
+    return edits
+
+
+def _repeated_in_chinese(text: str) -> list[Edit]:
+    """Doubled characters are how Chinese makes words (妹妹, 看看), so only listed words can be a stutter."""
+    words = sorted(SPEECH["zh"].stuttered, key=len, reverse=True)
+    pattern = re.compile(rf"({'|'.join(words)})(?:\s*{_CHINESE_COMMA}?\s*\1)+")
+    return [Edit(found.end(1), found.end(), "") for found in pattern.finditer(text)]
+
+
+def fillers(text: str, language: str) -> list[Edit]:
+    """Leave out sounds that mean nothing, with the commas that set them off; the sentence starts with a capital."""
+    if language == "zh":
+        return _chinese_fillers(text)
+    speech = SPEECH.get(language)
+    if speech is None:
+        return []
+    edits: list[Edit] = []
+    for first, last in _runs_of_fillers(text, speech.fillers):
+        edits += _without(text, first, last)
+    return edits
+
+
+def _runs_of_fillers(text: str, known: frozenset[str]) -> Iterator[tuple[int, int]]:
+    """Where fillers stand, those that follow one another ("um, uh") together."""
+    start = end = -1
+    for word in WORD.finditer(text):
+        if word[0].casefold() not in known or _is_part_of_a_compound(text, word):
+            continue
+        if start >= 0 and re.fullmatch(r"[\s,…]*(?:\.\.\.)?\s*", text[end : word.start()]):
+            end = word.end()
+            continue
+        if start >= 0:
+            yield start, end
+        start, end = word.span()
+    if start >= 0:
+        yield start, end
+
+
+def _is_part_of_a_compound(text: str, word: re.Match[str]) -> bool:
+    """Whether a hyphen ties it to another word: "uh-huh" means something."""
+    return text[word.end() : word.end() + 1] == "-" or text[max(0, word.start() - 1) : word.start()] == "-"
+
+
+def _without(text: str, start: int, end: int) -> list[Edit]:
+    """Edits that take out text[start:end] and close the gap."""
+    before, after = text[:start].rstrip(), text[end:]
+    comma_after = re.match(r"\s*(?:,|…|\.\.\.)", after)
+    if not before or before[-1] in _SENTENCE_END:
+        rest = re.match(r"\s*(?:(?:,|…|\.+)\s*)?", after)
+        resume = end + (rest.end() if rest else 0)
+        capital = text[resume : resume + 1].upper() if text[start].isupper() else text[resume : resume + 1]
+        return [Edit(start, min(len(text), resume + 1), capital)]
+    if comma_after:  # "so, um, I" keeps one comma, "so um, I" none.
+        return [Edit(len(before), end + comma_after.end(), "")]
+    at_end = not after.strip() or after.lstrip()[0] in _SENTENCE_END
+    comma = [Edit(len(before) - 1, len(before), "")] if at_end and before[-1] == "," else []
+    return [*comma, Edit(len(before), end, "")]
+
+
+def _chinese_fillers(text: str) -> list[Edit]:
+    speech = SPEECH["zh"]
+    sounds, clauses = _either(speech.fillers), _either(speech.clause_fillers)
+    clause = f"(?:(?<=^)|(?<=[,，。、！？!?…]))(?:{clauses}){_CHINESE_COMMA}"
+    pattern = re.compile(rf"(?:{sounds})+{_CHINESE_COMMA}?|{clause}")
+    return [Edit(*found.span(), "") for found in pattern.finditer(text)]
+
+
+def _either(words: frozenset[str]) -> str:
+    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+
+
+_RUN = re.compile(r"[^\S\u00a0\u202f]{2,}|[\t\n\r\f\v]")
+_BEFORE_MARK = re.compile(r"[^\S\u00a0\u202f]+(?=[,.;:!?%…)\]}]+(?:\s|$))")
+_BEFORE_FRENCH_MARK = re.compile(r"[^\S\u00a0\u202f]+(?=[,.…)\]}]+(?:\s|$))")
+_AFTER_OPENING = re.compile(r"(?<=[(\[{¿¡])[^\S\u00a0\u202f]+")
+_BETWEEN_UNSPACED = re.compile(f"(?<=[{UNSPACED}])\\s+(?=[{UNSPACED}])")
+
+
+def stray_spaces(text: str, language: str) -> list[Edit]:
+    """One space between words, none before a mark (but French's own), none between characters that go without."""
+    before_mark = _BEFORE_FRENCH_MARK if language == "fr" else _BEFORE_MARK
+    patterns = ((before_mark, ""), (_AFTER_OPENING, ""), (_BETWEEN_UNSPACED, ""), (_RUN, " "))
+    found = sorted(
+        (match.start(), match.end(), written) for pattern, written in patterns for match in pattern.finditer(text)
+    )
+    edits: list[Edit] = []
+    for start, end, written in found:
+        if not edits or start >= edits[-1].end:
+            edits.append(Edit(start, end, written))
+    return edits
