@@ -38,7 +38,7 @@ class CutPolicy:
     longest_s: float = 28.5
     shortest_s: float = 8.0
     short_risk: float = 0.05
-    cut_risk: float = 2.0
+    cut_risk: float = 0.6
     padding_s: float = 0.3
     pause_s: float = 0.8
     silence_s: float = 30.0

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from typeless_grpc.audio.formats import Audio
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.cuts import CutPolicy, Piece
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
@@ -16,7 +16,7 @@ from typeless_grpc.engine.languages import cut_where_it_changes, utterances
 from typeless_grpc.engine.scheduler import Scheduler, Task, Turn
 from typeless_grpc.engine.strategies import Plan
 from typeless_grpc.engine.transcript import joined
-from typeless_grpc.engine.verification import Checks, Doubt
+from typeless_grpc.engine.verification import Checks, Doubt, sparse
 from typeless_grpc.engine.whisper import TEMPERATURES, Heard, WhisperModel, Window
 from typeless_grpc.engine.window import FULL_WINDOW_S, WindowPolicy
 
@@ -99,7 +99,21 @@ class Hearing:
         return sum(_cost_s(choose(piece.audio_s, language)) for piece in plan.pieces)
 
     async def understood(self, call: Call, plan: Plan) -> Understood:
-        """What was heard in all pieces: in order or side by side, in the language each is found to be in."""
+        """What was heard in all pieces: in order or side by side, in the language each is found to be in.
+
+        A piece that says far less than the others is heard again as faster-whisper does it; the longer text is kept.
+        """
+        understood = await self._understood(call, plan)
+        if not self._options.windows.verified:
+            return understood
+        places = sparse([(_text(heard), _spoken_s(piece)) for piece, heard in understood])
+        again = await _all_of([self._thoroughly(call, *understood[place]) for place in places])
+        for place, heard in zip(places, again, strict=True):
+            piece, before = understood[place]
+            understood[place] = (piece, max(before, heard, key=lambda one: len(_text(one))))
+        return understood
+
+    async def _understood(self, call: Call, plan: Plan) -> Understood:
         calls = [_with_words(call) if plan.overlaps(index) else call for index in range(len(plan.pieces))]
         if plan.is_conditioned:
             return await self._one_after_the_other(call, plan.pieces)
@@ -178,6 +192,12 @@ class Hearing:
                     return heard
         return await self._submit(call, replace(window, thorough=True))
 
+    async def _thoroughly(self, call: Call, piece: Piece, before: Heard) -> Heard:
+        has_words = any(one.segment.words for one in before.segments)
+        options = replace(call.options, language=before.language, word_timestamps=has_words)
+        told = replace(call, options=options)
+        return await self._submit(told, replace(self._window(told, piece), thorough=True))
+
     def _window(self, call: Call, piece: Piece) -> Window:
         return Window(
             audio=piece.shown(call.audio),
@@ -217,6 +237,14 @@ def _one_row(parts: Sequence[Understood]) -> Understood:
 
 def _with_words(call: Call) -> Call:
     return replace(call, options=replace(call.options, word_timestamps=True))
+
+
+def _text(heard: Heard) -> str:
+    return joined([one.segment.text for one in heard.segments])
+
+
+def _spoken_s(piece: Piece) -> float:
+    return sum(span.end - span.start for span in piece.speech) / SAMPLE_RATE_HZ
 
 
 def language_of(understood: Understood, options: DecodeOptions) -> tuple[str, float]:

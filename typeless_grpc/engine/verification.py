@@ -8,6 +8,7 @@ times of the words where they are known; none needs the model. Constants were se
 
 from __future__ import annotations
 
+import statistics
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from enum import Enum
 
 # Above it lie scripts that are written without spaces between words (Unicode: CJK Radicals Supplement begins at 2E80).
 LAST_SPACED_CODE_POINT = 0x2E7F
+# A piece is sparse where it has less than this part of the usual text a second; slow speech stays above it.
+SPARSE_RATE = 0.6
+SPARSE_LEAST_S = 4.0
+SPARSE_LEAST_PIECES = 4
 PUNCTUATION = ".,!?;:\"'()[]-–—…。，！？、"
 
 
@@ -84,6 +89,22 @@ def doubts(result: Result, checks: Checks) -> list[Doubt]:
     if result.avg_logprob < checks.least_avg_logprob:
         found.append(Doubt.LOW_PROBABILITY)
     return found + _of_the_times(result, checks)
+
+
+def sparse(pieces: Sequence[tuple[str, float]]) -> list[int]:
+    """Pieces of a recording that say far less than the others do in their time: the decoder may have stopped early.
+
+    pieces: (text, seconds of speech), of one language. Their places, none where there are too few to compare.
+    """
+    rates = [len(text) / spoken_s for text, spoken_s in pieces if spoken_s >= SPARSE_LEAST_S]
+    if len(rates) < SPARSE_LEAST_PIECES:
+        return []
+    least = SPARSE_RATE * statistics.median(rates)
+    return [
+        place
+        for place, (text, spoken_s) in enumerate(pieces)
+        if spoken_s >= SPARSE_LEAST_S and len(text) < least * spoken_s
+    ]
 
 
 def compression_ratio(text: str) -> float:

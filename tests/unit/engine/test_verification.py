@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from typeless_grpc.engine.verification import Checks, Doubt, Result, compression_ratio, doubts, repeats_itself
+from typeless_grpc.engine.verification import Checks, Doubt, Result, compression_ratio, doubts, repeats_itself, sparse
 
 # The tests' own thresholds, so that settling better ones by measurement changes no test.
 CHECKS = Checks(
@@ -147,3 +147,18 @@ def test_any_result_is_judged(result: Result):
 def test_compression_is_that_of_whisper():
     assert compression_ratio("") == 0.0
     assert compression_ratio("again and again " * 20) > 2.4 > compression_ratio(GOOD.text)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "found"),
+    [
+        pytest.param([(120, 10.0)] * 5, [], id="all-alike"),
+        pytest.param([(120, 10.0), (120, 10.0), (50, 10.0), (130, 10.0)], [2], id="one-stopped-early"),
+        pytest.param([(120, 10.0), (120, 10.0), (90, 10.0), (130, 10.0)], [], id="one-spoken-slowly"),
+        pytest.param([(120, 10.0), (50, 10.0), (130, 10.0)], [], id="too-few-to-compare"),
+        pytest.param([(120, 10.0)] * 4 + [(1, 1.0)], [], id="too-short-to-tell"),
+        pytest.param([], [], id="none"),
+    ],
+)
+def test_a_piece_that_says_far_less_than_the_others_is_found(pieces, found):
+    assert sparse([("x" * n_characters, spoken_s) for n_characters, spoken_s in pieces]) == found
