@@ -137,7 +137,7 @@ async def test_overlaps_are_merged_on_words_that_are_told_only_where_they_were_a
     chunking: Chunking, words: bool
 ):
     # Speech without a pause, whose loudness says at which second it is: cuts in it must overlap.
-    talk = np.repeat(np.arange(500, 570, dtype=np.float32) / 1000, SAMPLE_RATE_HZ)
+    talk = np.repeat(np.arange(900, 970, dtype=np.float32) / 1000, SAMPLE_RATE_HZ)
     async with serving() as bench:
         bench.model.script = counting
         options = DecodeOptions(language="en", chunking=chunking, word_timestamps=words)
