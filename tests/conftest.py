@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest_asyncio
 import structlog
 from hypothesis import HealthCheck, settings
 
+from tests.postgres import Postgres, start_or_skip
 from typeless_grpc.client import AsyncClient
 
 # Log lines go where Python's own go: to pytest, which shows them for tests that fail.
@@ -69,12 +70,17 @@ def recordings() -> Recordings:
 
 
 @asynccontextmanager
-async def served(model: str) -> AsyncIterator[AsyncClient]:
-    """A client of a server with this model, warm. Skips where the model is not on this machine."""
+async def served(model: str, directory: Path) -> AsyncIterator[AsyncClient]:
+    """A client of a server with this model, warm, with jobs in a directory of its own.
+
+    Skips where the model is not on this machine.
+    """
     from typeless_grpc.app import build, catalog
     from typeless_grpc.config import Settings
 
-    settings = Settings(port=0, model=model, rate_limit_enabled=False)
+    # It runs no jobs: only one server in a process can, and these live as long as the test run.
+    own = {"database_url": f"sqlite:///{directory}/jobs.db", "storage_url": str(directory), "max_concurrent_jobs": 0}
+    settings = Settings(port=0, model=model, rate_limit_enabled=False, **own)
     if catalog(settings).find(model) is None:
         pytest.skip(f"model {model} is not on this machine: typeless models pull {model}")
     async with build(settings) as app:
@@ -84,14 +90,22 @@ async def served(model: str) -> AsyncIterator[AsyncClient]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def tiny_en() -> AsyncIterator[AsyncClient]:
+async def tiny_en(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncClient]:
     """A server with the real tiny.en, for all tests that ask for it."""
-    async with served("tiny.en") as client:
+    async with served("tiny.en", tmp_path_factory.mktemp("tiny.en")) as client:
         yield client
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def base() -> AsyncIterator[AsyncClient]:
+async def base(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncClient]:
     """A server with the real base, for all tests that ask for it."""
-    async with served("base") as client:
+    async with served("base", tmp_path_factory.mktemp("base")) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for the whole run; skips where it is not installed."""
+    server = start_or_skip()
+    yield server
+    server.remove()

@@ -13,11 +13,20 @@ from typing import Any
 import grpc
 import numpy as np
 
-from typeless_grpc.app import listen
+from typeless_grpc.app import keep_jobs, listen
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import Engine
-from typeless_grpc.pb.v1 import audio_pb2, server_pb2_grpc, transcription_pb2, transcription_pb2_grpc
+from typeless_grpc.pb.v1 import (
+    audio_pb2,
+    jobs_pb2_grpc,
+    server_pb2_grpc,
+    transcription_pb2,
+    transcription_pb2_grpc,
+    uploads_pb2_grpc,
+)
 from typeless_grpc.server import Server, Service
+from typeless_grpc.stores.jobs import SqlJobStore
+from typeless_grpc.stores.runs import SqlRunStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 AUDIO = REPOSITORY / "tests" / "audio"
@@ -34,6 +43,14 @@ class Served:
     @property
     def transcription(self) -> transcription_pb2_grpc.TranscriptionServiceStub:
         return transcription_pb2_grpc.TranscriptionServiceStub(self.channel)
+
+    @property
+    def jobs(self) -> jobs_pb2_grpc.JobsServiceStub:
+        return jobs_pb2_grpc.JobsServiceStub(self.channel)
+
+    @property
+    def uploads(self) -> uploads_pb2_grpc.UploadServiceStub:
+        return uploads_pb2_grpc.UploadServiceStub(self.channel)
 
     @property
     def info(self) -> server_pb2_grpc.ServerServiceStub:
@@ -55,6 +72,31 @@ async def serving(
         target = f"127.0.0.1:{listening.port}"
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(target))
         yield Served(listening.server, target, channel)
+
+
+@dataclass(frozen=True)
+class ServedJobs(Served):
+    """A server that keeps jobs and uploads. store, runs: what its servicers and a worker ask, for tests that do."""
+
+    store: SqlJobStore
+    runs: SqlRunStore
+
+
+@asynccontextmanager
+async def serving_jobs(engine: Engine, data_dir: Path, **settings: Any) -> AsyncIterator[ServedJobs]:
+    """The same with jobs and uploads in data_dir; they are run in this process unless max_concurrent_jobs is 0."""
+    defaults = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 5.0, "rate_limit_enabled": False}
+    told = Settings(**defaults | {"data_dir": data_dir} | settings)
+    known = {"", "tiny"}
+    async with (
+        keep_jobs(told, engine, known.__contains__) as background,
+        listen(told, engine, background=background) as listening,
+        grpc.aio.insecure_channel(f"127.0.0.1:{listening.port}") as channel,
+    ):
+        await listening.server.serving()
+        runs = SqlRunStore(background.table, background.sources)
+        store = SqlJobStore(background.table)
+        yield ServedJobs(listening.server, f"127.0.0.1:{listening.port}", channel, store, runs)
 
 
 def fixture(file: str) -> dict[str, Any]:

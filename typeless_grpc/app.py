@@ -7,10 +7,10 @@ import functools
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from typeless_grpc.access.address import is_loopback, networks
@@ -23,6 +23,7 @@ from typeless_grpc.access.rate_limit import BucketStore, Limiter
 from typeless_grpc.access.registry import Registry, RegistryOptions
 from typeless_grpc.access.store import AccessStore
 from typeless_grpc.access.tokens import SigningKeys, TokenOptions, TokenVerifier, jwks
+from typeless_grpc.audio.source import AudioSources
 from typeless_grpc.audio.vad import SpeechDetector
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
@@ -48,15 +49,31 @@ from typeless_grpc.interceptors.rate_limit import RateLimitInterceptor
 from typeless_grpc.interceptors.request_id import RequestIdInterceptor
 from typeless_grpc.interceptors.seam import Interceptor
 from typeless_grpc.interceptors.status import StatusInterceptor, code_of
+from typeless_grpc.jobs.job import RetryPolicy
+from typeless_grpc.jobs.store import RunStore
+from typeless_grpc.jobs.worker import Worker, WorkerOptions
 from typeless_grpc.server import Server, ServerOptions, Service
 from typeless_grpc.servicers.admin import AdminServicer
 from typeless_grpc.servicers.batches import BatchTranscriber
+from typeless_grpc.servicers.jobs import JobsServicer
 from typeless_grpc.servicers.models import ModelServicer
 from typeless_grpc.servicers.recordings import RecordingLimits, RecordingTranscriber
 from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionServicer
+from typeless_grpc.servicers.uploads import UploadServicer
 from typeless_grpc.stores.buckets import FallbackBuckets, MemoryBuckets, RedisBuckets, RefusingBuckets
+from typeless_grpc.stores.database import Database, sqlite_url
+from typeless_grpc.stores.dbos_queue import DbosQueue
+from typeless_grpc.stores.dbos_worker import DbosWorker, DbosWorkerOptions, new_worker_id
+from typeless_grpc.stores.files import Files
+from typeless_grpc.stores.janitor import Janitor
+from typeless_grpc.stores.job_table import JobStoreOptions, JobTable
+from typeless_grpc.stores.jobs import SqlJobStore
 from typeless_grpc.stores.memory_access import MemoryAccessStore
+from typeless_grpc.stores.runs import SqlRunStore
+from typeless_grpc.stores.sources import CheckedSources, NoSources, SourceOptions
+from typeless_grpc.stores.upkeep import JobUpkeep
+from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
 from typeless_grpc.telemetry.reachability import Reachability
@@ -68,6 +85,10 @@ from typeless_grpc.version import VERSION
 log = get_logger(__name__)
 
 LOADS_SIDE_BY_SIDE = 4
+# Calls of the database and of the storage at the same time; each takes milliseconds.
+STORE_THREADS = 8
+# Recordings fetched from other machines at the same time; a slow one holds up nothing but those behind it.
+FETCH_THREADS = 16
 WEAK_KEY_CHARACTERS = 20
 JWKS_TIMEOUT_S = 5.0  # for the identity provider to send its keys, a few kilobytes
 FINISHED_SIDE_BY_SIDE = 2  # transcripts whose text is worked on; Python does it, so more would only wait for each other
@@ -113,6 +134,42 @@ def is_path(model: str) -> bool:
 async def build(settings: Settings) -> AsyncIterator[App]:
     """Wire everything and listen; what was opened last is closed first on the way out."""
     async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(build_engine(settings))
+        background = await stack.enter_async_context(keep_jobs(settings, engine.recognizer, engine.has_model))
+        manage = ModelServicer(engine.models, engine.known, settings.model)
+        listening = await stack.enter_async_context(listen(settings, engine.recognizer, [manage], background))
+        yield App(listening.server, listening.port, settings.model, engine.device, engine.models)
+
+
+@asynccontextmanager
+async def build_worker(settings: Settings) -> AsyncIterator[None]:
+    """Run jobs with an engine of their own, and take no calls."""
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(build_engine(settings))
+        model = await engine.models.load(settings.model)
+        await asyncio.to_thread(model.warm_up)
+        await stack.enter_async_context(keep_jobs(settings, engine.recognizer, engine.has_model))
+        yield
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """The engine, and what it is made of."""
+
+    recognizer: Recognizer
+    models: ModelPool[WhisperModel]
+    known: Catalog
+    device: Device
+
+    def has_model(self, name: str) -> bool:
+        """Whether calls can name this model."""
+        return self.known.find(name) is not None
+
+
+@asynccontextmanager
+async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
+    """The engine over real models. Raises SourceUnavailable where the default one is not on this machine."""
+    async with AsyncExitStack() as stack:
         inference = stack.enter_context(ThreadPoolExecutor(settings.engine_workers, "inference"))
         detecting = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "detecting"))
         loading = stack.enter_context(ThreadPoolExecutor(LOADS_SIDE_BY_SIDE, "loading"))
@@ -132,14 +189,79 @@ async def build(settings: Settings) -> AsyncIterator[App]:
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
         options = RecognizerOptions(settings.model, settings.beam_size, POLICIES[settings.encoder_window])
-        engine = Recognizer(models, SpeechDetector(), scheduler, options, detecting)
-        manage = ModelServicer(models, known, settings.model)
-        listening = await stack.enter_async_context(listen(settings, engine, [manage]))
-        yield App(listening.server, listening.port, settings.model, device, models)
+        yield BuiltEngine(Recognizer(models, SpeechDetector(), scheduler, options, detecting), models, known, device)
+
+
+@dataclass(frozen=True)
+class Background:
+    """Jobs and uploads: their services, where audio can be fetched from, and where the jobs are filed."""
+
+    services: Sequence[Service]
+    sources: CheckedSources
+    table: JobTable
+    fetching: Executor
 
 
 @asynccontextmanager
-async def listen(settings: Settings, engine: Engine, more: Sequence[Service] = ()) -> AsyncIterator[Listening]:
+async def keep_jobs(
+    settings: Settings, engine: Engine, has_model: Callable[[str], bool] = lambda name: True
+) -> AsyncIterator[Background]:
+    """Jobs and uploads, kept where the settings say, and run in this process unless they say otherwise.
+
+    has_model: whether jobs may name a model; blocks.
+    """
+    async with AsyncExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(STORE_THREADS, "stores"))
+        fetching = stack.enter_context(ThreadPoolExecutor(FETCH_THREADS, "fetching"))
+        (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # what callers said is private
+        database = Database(database_url(settings))
+        stack.callback(database.close)
+        await asyncio.to_thread(database.create_tables)
+        files = Files(settings.storage_url or str(settings.data_dir / "jobs" / "files"))
+        uploads = SqlUploadStore(
+            database,
+            files,
+            UploadOptions(settings.max_upload_bytes, settings.upload_ttl, settings.max_unfinished_uploads),
+        )
+        sources = CheckedSources(
+            uploads,
+            SourceOptions(settings.audio_uri_prefixes, settings.max_upload_bytes, settings.audio_uri_timeout_s),
+        )
+        queue = DbosQueue(database)
+        stack.callback(queue.close)
+        table = JobTable(database, files, queue, job_store_options(settings))
+        store, upkeep = SqlJobStore(table), JobUpkeep(table)
+        if settings.max_concurrent_jobs:
+            runs, whole = SqlRunStore(table, sources), stack.enter_context(finishing(settings, engine))
+            await stack.enter_async_context(_running(settings, database, runs, upkeep, whole))
+        janitor = Janitor(upkeep, uploads)
+        janitor.start()
+        stack.push_async_callback(asyncio.to_thread, janitor.stop)
+        jobs = JobsServicer(store, sources, executor, fetching, has_model=has_model, code_of=code_of)
+        stack.push_async_callback(jobs.close)
+        yield Background([jobs, UploadServicer(uploads, executor)], sources, table, fetching)
+
+
+@asynccontextmanager
+async def _running(
+    settings: Settings, database: Database, runs: RunStore, upkeep: JobUpkeep, engine: Engine
+) -> AsyncIterator[None]:
+    """A worker in this process. It starts in the background, and again until it succeeds: calls do not wait for it."""
+    loop = asyncio.get_running_loop()
+    worker = Worker(new_worker_id(), runs, engine, loop, SpeechDetector(), worker_options(settings))
+    runner = DbosWorker(database, upkeep, worker, dbos_worker_options(settings, database))
+    starting = asyncio.create_task(asyncio.to_thread(runner.start))
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(runner.stop)
+        await starting
+
+
+@asynccontextmanager
+async def listen(
+    settings: Settings, engine: Engine, more: Sequence[Service] = (), background: Background | None = None
+) -> AsyncIterator[Listening]:
     """Everything around an engine: services, interceptors, and the server that listens with them.
 
     Apart from `build`, so that it can stand around an engine that has no model. more: services that need one.
@@ -150,15 +272,18 @@ async def listen(settings: Settings, engine: Engine, more: Sequence[Service] = (
         access = await stack.enter_async_context(open_access(settings, metrics))
         admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))
         drain = DrainInterceptor()
-        finishing = stack.enter_context(ThreadPoolExecutor(FINISHED_SIDE_BY_SIDE, "finishing"))
-        engine = FinishingEngine(ChannelEngine(engine), profanity.load(settings.profanity_file), finishing)
-        recordings = RecordingTranscriber(engine, admission, decoding, RecordingLimits(settings.max_audio_s))
+        engine = stack.enter_context(finishing(settings, engine))
+        sources: AudioSources = background.sources if background else NoSources()
+        fetching = background.fetching if background else decoding
+        limits = RecordingLimits(settings.max_audio_s)
+        recordings = RecordingTranscriber(engine, admission, decoding, limits, sources, fetching)
         batches = BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items)
         services: list[Service] = [
             TranscriptionServicer(admission, recordings, batches),
-            ServerServicer(_facts(settings)),
+            ServerServicer(_facts(settings, background)),
             AdminServicer(access.registry, _shown(settings)),
             *more,
+            *(background.services if background else ()),
         ]
         interceptors = [
             RequestIdInterceptor(),
@@ -179,6 +304,39 @@ async def listen(settings: Settings, engine: Engine, more: Sequence[Service] = (
         port = await server.start()
         stack.push_async_callback(server.stop)
         yield Listening(server, port)
+
+
+@contextmanager
+def finishing(settings: Settings, engine: Engine) -> Iterator[Engine]:
+    """The engine for recordings as callers want them: several channels, and the last touches to the text."""
+    with ThreadPoolExecutor(FINISHED_SIDE_BY_SIDE, "finishing") as threads:
+        yield FinishingEngine(ChannelEngine(engine), profanity.load(settings.profanity_file), threads)
+
+
+def database_url(settings: Settings) -> str:
+    """The database as set, else a file in the data directory."""
+    return settings.database_url.get_secret_value() or sqlite_url(settings.data_dir / "jobs" / "jobs.db")
+
+
+def job_store_options(settings: Settings) -> JobStoreOptions:
+    """The job store's part of the settings."""
+    return JobStoreOptions(settings.job_ttl, settings.max_pending_jobs, settings.worker_timeout_s)
+
+
+def worker_options(settings: Settings) -> WorkerOptions:
+    """A worker's part of the settings."""
+    retries = RetryPolicy(settings.job_max_attempts, settings.job_retry_delay_s)
+    return WorkerOptions(settings.max_job_audio_s, settings.job_chunk_s, retries)
+
+
+def dbos_worker_options(settings: Settings, database: Database) -> DbosWorkerOptions:
+    """The part of the settings that what drives a worker needs."""
+    return DbosWorkerOptions(
+        settings.max_concurrent_jobs,
+        settings.job_poll_s or (0.05 if database.is_sqlite else 0.25),
+        settings.worker_timeout_s,
+        settings.data_dir / "jobs" / "workers",
+    )
 
 
 def scheduler_options(settings: Settings) -> SchedulerOptions:
@@ -218,9 +376,12 @@ def server_options(settings: Settings) -> ServerOptions:
     )
 
 
-def _facts(settings: Settings) -> ServerFacts:
+def _facts(settings: Settings, background: Background | None) -> ServerFacts:
     requires_key = settings.auth_enabled and settings.require_auth
-    return ServerFacts(VERSION, settings.model, settings.max_message_bytes, settings.max_audio_s, requires_key)
+    facts = ServerFacts(VERSION, settings.model, settings.max_message_bytes, settings.max_audio_s, requires_key)
+    if background is None:
+        return facts
+    return replace(facts, max_upload_bytes=settings.max_upload_bytes, uri_schemes=background.sources.schemes)
 
 
 def _shown(settings: Settings) -> dict[str, str]:
@@ -285,13 +446,13 @@ async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Acc
 @asynccontextmanager
 async def open_registry(settings: Settings, quotas: Quotas | None = None) -> AsyncIterator[Registry]:
     """Keys and limits with the store that the settings name. Raises SourceUnavailable if it cannot be reached."""
-    from typeless_grpc.stores.sql_access import SqlAccessStore, sqlite_url
+    from typeless_grpc.stores import sql_access
 
     url = settings.database_url.get_secret_value()
     if not url:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        url = sqlite_url(settings.data_dir / "access.sqlite3")
-    store = SqlAccessStore(url, time.time)
+        url = sql_access.sqlite_url(settings.data_dir / "access.sqlite3")
+    store = sql_access.SqlAccessStore(url, time.time)
     try:
         await store.open()
         yield _registry(settings, store, quotas or Quotas([]))

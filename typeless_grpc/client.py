@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 import grpc.aio
@@ -30,6 +30,9 @@ from typeless_grpc.pb.v1 import (
     transcription_pb2,
     transcription_pb2_grpc,
 )
+
+if TYPE_CHECKING:
+    from typeless_grpc.client_jobs import AsyncJobs, Jobs
 
 __all__ = [
     "DEFAULT_TARGET",
@@ -272,6 +275,13 @@ class Client:
         except grpc.RpcError as error:
             raise CallFailed.of(error) from error
 
+    @property
+    def jobs(self) -> Jobs:
+        """Transcription in the background, and uploads."""
+        from typeless_grpc.client_jobs import Jobs  # it needs this module
+
+        return Jobs(self._channel)
+
     def close(self) -> None:
         """Close the connection; calls that still run are cancelled."""
         self._channel.close()
@@ -333,6 +343,13 @@ class AsyncClient:
             return await self._server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise CallFailed.of(error) from error
+
+    @property
+    def jobs(self) -> AsyncJobs:
+        """Transcription in the background, and uploads."""
+        from typeless_grpc.client_jobs import AsyncJobs  # it needs this module
+
+        return AsyncJobs(self._channel)
 
     async def close(self) -> None:
         """Close the connection; calls that still run are cancelled."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -89,6 +90,22 @@ def _rate(value: str) -> str:
 Rate = Annotated[str, AfterValidator(_rate)]
 OpenService = Literal["health", "reflection", "server"]
 JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _duration_s(value: Any) -> Any:
+    """Read `90`, `90s`, `15m`, `24h` or `7d`."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([smhd]?)\s*", value)
+    if match is None:
+        raise ValueError("must be seconds, or a number with s, m, h or d")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+Seconds = Annotated[float, BeforeValidator(_duration_s)]
 
 
 class Settings(BaseSettings):
@@ -187,8 +204,8 @@ class Settings(BaseSettings):
     )
     database_url: SecretStr = Field(
         SecretStr(""),
-        description="Where keys and limits are kept: postgresql://USER:PASSWORD@HOST/DATABASE to share them between "
-        "servers; a SQLite file in the data directory unless set.",
+        description="Where keys, limits, jobs and uploads are kept: postgresql://USER:PASSWORD@HOST/DATABASE to share "
+        "them between servers and workers; SQLite files in the data directory unless set.",
     )
     jwt_issuer: str = Field("", description="Take JSON Web Tokens of this issuer (`iss`) beside keys; none unless set.")
     jwt_audience: str = Field("", description="What a token's `aud` must be: this service's name at the issuer.")
@@ -279,6 +296,83 @@ class Settings(BaseSettings):
         None, description="List of the words that mask_profanity masks, in place of the one that comes along."
     )
     decode_threads: int = Field(2, ge=1, le=64, description="Recordings decoded to samples at the same time.")
+
+    storage_url: str = Field(
+        "",
+        description="Where the audio and the results of jobs lie: a directory or an fsspec URL (s3://BUCKET/PATH) that "
+        "all servers and workers reach; a directory in data_dir unless set.",
+    )
+    max_concurrent_jobs: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="Jobs that this process runs at the same time; 0 leaves them all to `typeless worker`.",
+    )
+    max_pending_jobs: int = Field(
+        10_000, ge=1, le=10_000_000, description="Jobs of one caller that wait; more are refused."
+    )
+    max_job_audio_s: Seconds = Field(
+        86_400.0, gt=0, le=604_800, description="Longest recording of a job, in seconds (or 90m, 24h)."
+    )
+    job_ttl: Seconds = Field(
+        86_400.0,
+        ge=1,
+        le=31_536_000,
+        description="How long a job, its audio and its transcript are kept after its end: seconds, or 90m, 24h, 7d.",
+    )
+    job_max_attempts: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="Failed runs in a row, for a fault that can pass, after which a job is given up.",
+    )
+    job_retry_delay_s: float = Field(
+        2.0,
+        gt=0,
+        le=3600,
+        description="Wait before a failed job is run again; each further wait is four times as long, at most 5 min.",
+    )
+    job_chunk_s: float = Field(
+        60.0,
+        ge=5,
+        le=600,
+        description="Jobs are transcribed, kept and reported in chunks of this length to twice of it, cut at pauses. "
+        "Shorter repeats less after a crash; longer needs more memory.",
+    )
+    job_poll_s: float = Field(
+        0.0,
+        ge=0,
+        le=60,
+        description="How often a worker looks for pending jobs; 0 is every 0.05 s with SQLite, 0.25 s with PostgreSQL.",
+    )
+    worker_timeout_s: float = Field(
+        20.0,
+        ge=2,
+        le=3600,
+        description="A worker that was not heard of for so long is dead: its jobs go on elsewhere.",
+    )
+    max_upload_bytes: int = Field(
+        2 * 1024**3, ge=1024, le=1024**4, description="Largest upload, and largest audio fetched by URI, in bytes."
+    )
+    max_unfinished_uploads: int = Field(
+        100, ge=1, le=1_000_000, description="Unfinished uploads of one caller; more are refused."
+    )
+    upload_ttl: Seconds = Field(
+        86_400.0,
+        ge=1,
+        le=31_536_000,
+        description="How long an upload is kept: unfinished since it was opened, else since its end; longer where a "
+        "job needs it. Seconds, or 90m, 24h, 7d.",
+    )
+    audio_uri_prefixes: Annotated[list[str], NoDecode, BeforeValidator(_words)] = Field(
+        default_factory=list,
+        description="What AudioSource.uri may name besides uploads, with commas in between: "
+        "`file:///srv/audio/,s3://bucket/calls/,https://media.example.com/`. Nothing unless set.",
+    )
+    audio_uri_timeout_s: float = Field(
+        300.0, gt=0, le=86_400, description="Seconds that fetching an https:// recording may take."
+    )
+
     drain_timeout_s: float = Field(
         30.0,
         ge=0,

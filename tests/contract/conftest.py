@@ -1,12 +1,30 @@
-"""The servers that shared stores need; started once, and only if a test asks for them."""
+"""Stores over each database that is supported, every test with an empty one; and the servers that stores need."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import servers
+from typeless_grpc.audio.formats import AudioFormat, Encoding
+from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.engine.transcript import Segment, Transcript
+from typeless_grpc.jobs.job import Chunk, Job, NewJob
+from typeless_grpc.stores.database import Database, sqlite_url
+from typeless_grpc.stores.fake_queue import FakeQueue
+from typeless_grpc.stores.files import Files
+from typeless_grpc.stores.job_table import JobStoreOptions, JobTable
+from typeless_grpc.stores.jobs import SqlJobStore
+from typeless_grpc.stores.runs import SqlRunStore
+from typeless_grpc.stores.sources import CheckedSources, SourceOptions
+from typeless_grpc.stores.upkeep import JobUpkeep
+from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
+
+PCM = AudioFormat(Encoding.PCM_S16LE, 16_000, 1)
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +37,68 @@ def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with servers.redis_server(tmp_path_factory.mktemp("redis")) as server:
         yield server.url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    if request.param == "sqlite":
+        url = sqlite_url(tmp_path / "jobs.db")
+    else:
+        url = request.getfixturevalue("postgres").empty_database()
+    opened = Database(url)
+    opened.create_tables()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(str(tmp_path / "storage"))
+
+
+@dataclass(frozen=True)
+class Stores:
+    database: Database
+    files: Files
+    queue: FakeQueue
+    uploads: SqlUploadStore
+    jobs: SqlJobStore
+    runs: SqlRunStore
+    upkeep: JobUpkeep
+
+    @classmethod
+    def over(cls, database: Database, files: Files, *, uploads: dict[str, Any] | None = None, **options: Any) -> Stores:
+        queue = FakeQueue()
+        kept = SqlUploadStore(database, files, UploadOptions(**uploads or {}))
+        table = JobTable(database, files, queue, JobStoreOptions(**options))
+        runs = SqlRunStore(table, CheckedSources(kept, SourceOptions()))
+        return cls(database, files, queue, kept, SqlJobStore(table), runs, JobUpkeep(table))
+
+    def submit(self, **values: Any) -> Job:
+        """File a job with a bit of audio."""
+        content = values.pop("content", b"\0\0" * 1600)
+        return self.jobs.submit(new_job(**values), content)
+
+
+@pytest.fixture
+def stores(database: Database, files: Files) -> Stores:
+    return Stores.over(database, files)
+
+
+def new_job(**values: Any) -> NewJob:
+    defaults: dict[str, Any] = {
+        "owner": "ann",
+        "caller": "ann",
+        "uri": "",
+        "format": PCM,
+        "options": DecodeOptions(),
+        "uploads_of": "ann",
+    }
+    return NewJob(**defaults | values)
+
+
+def chunk(index: int, *texts: str, is_last: bool = False, **values: Any) -> Chunk:
+    """The index-th second of a recording, and what is said in it."""
+    segments = tuple(Segment(index, index + 1.0, text, "en", 0.9, 0.1) for text in texts)
+    transcript = Transcript(segments, (), "en", 0.9, 1.0, 1.0, "tiny")
+    return Chunk(index, (index + 1) * 16_000, is_last, transcript, **values)

@@ -181,3 +181,31 @@ def test_a_server_for_one_command_is_open_to_it_alone():
     mine = private(settings)
     assert [mine.auth_enabled, mine.require_auth, mine.rate_limit_enabled] == [False] * 3
     assert (mine.tls_cert_file, mine.metrics_port) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("1.5m", 90.0), (" 24h ", 86_400.0), ("7d", 604_800.0)]
+)
+def test_a_time_may_have_a_unit(text: str, seconds: float, monkeypatch):
+    monkeypatch.setenv("TYPELESS_JOB_TTL", text)
+    assert load().settings.job_ttl == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5 weeks", "-1h", "1e9d"])
+def test_a_time_that_makes_no_sense_is_refused(text: str, monkeypatch):
+    monkeypatch.setenv("TYPELESS_JOB_TTL", text)
+    with pytest.raises(InvalidInput) as caught:
+        load()
+    assert caught.value.violations[0].field == "TYPELESS_JOB_TTL"
+
+
+def test_prefixes_can_be_named_on_one_line(monkeypatch):
+    monkeypatch.setenv("TYPELESS_AUDIO_URI_PREFIXES", "file:///srv/audio/, https://media.example.com/")
+    assert load().settings.audio_uri_prefixes == ["file:///srv/audio/", "https://media.example.com/"]
+
+
+def test_the_databases_password_is_not_shown(monkeypatch):
+    monkeypatch.setenv("TYPELESS_DATABASE_URL", "postgresql://u:hunter2@db/x")
+    settings = load().settings
+    assert "hunter2" not in repr(settings) + str(settings.model_dump(mode="json"))
+    assert settings.database_url.get_secret_value().endswith("hunter2@db/x")

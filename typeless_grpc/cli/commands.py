@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from typeless_grpc.cli import batch, bench, config, keys, models, serve, transcribe
+from typeless_grpc.cli import batch, bench, config, jobs, keys, models, serve, transcribe, worker
 from typeless_grpc.version import VERSION
 
 app = typer.Typer(
@@ -17,10 +17,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("serve")(serve.serve)
+app.command("worker")(worker.worker)
 app.command("transcribe")(transcribe.transcribe)
 app.command("batch")(batch.batch)
 app.command("config")(config.config)
 app.command("bench")(bench.bench)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 

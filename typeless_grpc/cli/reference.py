@@ -36,7 +36,7 @@ def _row(name: str, field: FieldInfo) -> str:
 
 def _default(field: FieldInfo) -> str:
     if field.default_factory is not None:
-        return "none" if field.default_factory is dict else "see right"
+        return "none" if field.default_factory in (dict, list) else "see right"
     value = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
     if not value and not isinstance(value, int | float):  # no text, no secret, no number
         return "none"

@@ -37,11 +37,12 @@ SUPPRESSION_REASONS = {
 # ---- requests -------------------------------------------------------------------------------------------------
 
 
-def audio_content(source: audio_pb2.AudioSource, field: str) -> bytes:
-    """The bytes of inline audio."""
+def audio_source(source: audio_pb2.AudioSource, field: str) -> bytes | str:
+    """The bytes of inline audio, or the URI of audio elsewhere."""
     if source.WhichOneof("source") == "uri":
-        scheme = source.uri.partition(":")[0]
-        raise InvalidInput(f"{field}.uri", f"scheme '{scheme}' is not taken here", reason="URI_SCHEME_NOT_ALLOWED")
+        if not source.uri:
+            raise InvalidInput(f"{field}.uri", "is empty", reason="AUDIO_MISSING")
+        return source.uri
     if not source.content:
         raise InvalidInput(f"{field}.content", "there is no audio", reason="AUDIO_MISSING")
     return source.content

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import BinaryIO
 
-from typeless_grpc.access import rate_limit
+from typeless_grpc.access import principal, rate_limit
 from typeless_grpc.audio.decode import Decoded, DecodeLimits, decode
 from typeless_grpc.audio.formats import AudioFormat
+from typeless_grpc.audio.source import AudioSources
 from typeless_grpc.engine.admission import Admission
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Recognition, Ticket
 from typeless_grpc.errors import FieldViolation, InvalidInput
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
-from typeless_grpc.servicers import convert
+from typeless_grpc.servicers import convert, convert_jobs
 
 MAX_CHANNELS = 8  # of a recording whose channels are kept apart, as the contract has it
 
@@ -32,10 +34,11 @@ class RecordingLimits:
 class Recording:
     """A recording of a request, read and found good as far as that can be told without decoding it.
 
-    field: path of its audio in the request. options_field: likewise of its options.
+    source: its bytes, or the URI they are fetched from. field: path of its audio in the request. options_field:
+    likewise of its options.
     """
 
-    content: bytes
+    source: bytes | str
     format: AudioFormat
     options: DecodeOptions
     field: str
@@ -48,7 +51,7 @@ class Recording:
         """Read a recording's part of a request. at: path of its options. Raises InvalidInput."""
         return cls(
             options=convert.decode_options(options, at),
-            content=convert.audio_content(audio, field),
+            source=convert.audio_source(audio, field),
             format=convert.audio_format(audio.format, f"{field}.format"),
             field=field,
             options_field=at,
@@ -58,12 +61,22 @@ class Recording:
 class RecordingTranscriber:
     """Decodes recordings and hands them to the engine, within the server's bounds."""
 
-    def __init__(self, engine: Engine, admission: Admission, decoding: Executor, limits: RecordingLimits) -> None:
-        """decoding: the threads that turn bytes into samples."""
+    def __init__(
+        self,
+        engine: Engine,
+        admission: Admission,
+        decoding: Executor,
+        limits: RecordingLimits,
+        sources: AudioSources,
+        fetching: Executor,
+    ) -> None:
+        """decoding: the threads that turn bytes into samples; fetching: likewise, of audio on other machines."""
         self._engine = engine
         self._admission = admission
         self._decoding = decoding
         self._limits = limits
+        self._sources = sources
+        self._fetching = fetching
 
     async def transcribe(self, recording: Recording, ticket: Ticket) -> Recognition:
         """Transcribe one recording. Raises what decoding and the engine raise, Overloaded and RateLimited."""
@@ -80,10 +93,17 @@ class RecordingTranscriber:
     async def _decode(self, recording: Recording) -> Decoded:
         """Samples, off the event loop; a caller that goes away stops the thread between two blocks."""
         gone = threading.Event()
+        source, owner = recording.source, convert_jobs.reach(principal.current())
 
         def work() -> Decoded:
+            if isinstance(source, bytes):
+                return samples(source)
+            with self._sources.open(source, owner, f"{recording.field}.uri") as file:
+                return samples(file)
+
+        def samples(data: bytes | BinaryIO) -> Decoded:
             return decode(
-                recording.content,
+                data,
                 recording.format,
                 DecodeLimits(max_duration_s=self._limits.max_audio_s),
                 field=recording.field,
@@ -92,7 +112,9 @@ class RecordingTranscriber:
             )
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._decoding, work)
+            is_remote = isinstance(source, str) and self._sources.is_remote(source)
+            executor = self._fetching if is_remote else self._decoding
+            return await asyncio.get_running_loop().run_in_executor(executor, work)
         finally:
             gone.set()
 

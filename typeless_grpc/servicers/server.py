@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,18 @@ from typeless_grpc.servicers.convert import duration
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What is in force here: see GetServerInfoResponse in the contract."""
+    """What is in force here: see GetServerInfoResponse in the contract.
+
+    max_upload_bytes: 0 where this server takes no uploads. uri_schemes: what AudioSource.uri may be here.
+    """
 
     version: str
     default_model: str
     max_message_bytes: int
     max_audio_s: float
     requires_key: bool = False
+    max_upload_bytes: int = 0
+    uri_schemes: Sequence[str] = ()
 
 
 class ServerServicer(server_pb2_grpc.ServerServiceServicer):
@@ -44,4 +50,6 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
             max_message_bytes=self._facts.max_message_bytes,
             max_audio_duration=duration(self._facts.max_audio_s),
             requires_key=self._facts.requires_key,
+            max_upload_bytes=self._facts.max_upload_bytes,
+            uri_schemes=self._facts.uri_schemes,
         )

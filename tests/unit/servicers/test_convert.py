@@ -228,15 +228,19 @@ def test_an_encoding_from_the_future_is_refused():
     [
         (audio_pb2.AudioSource(), "audio.content", "AUDIO_MISSING"),
         (audio_pb2.AudioSource(content=b""), "audio.content", "AUDIO_MISSING"),
-        (audio_pb2.AudioSource(uri="s3://bucket/key"), "audio.uri", "URI_SCHEME_NOT_ALLOWED"),
-        (audio_pb2.AudioSource(uri=""), "audio.uri", "URI_SCHEME_NOT_ALLOWED"),
+        (audio_pb2.AudioSource(uri=""), "audio.uri", "AUDIO_MISSING"),
     ],
-    ids=["unset", "empty", "uri", "empty uri"],
+    ids=["unset", "empty", "empty uri"],
 )
 def test_audio_that_is_not_there_is_refused(source: audio_pb2.AudioSource, path: str, reason: str):
     with pytest.raises(InvalidInput) as caught:
-        convert.audio_content(source, "audio")
+        convert.audio_source(source, "audio")
     assert (caught.value.violations[0].field, caught.value.reason) == (path, reason)
+
+
+def test_audio_is_bytes_or_a_uri():
+    assert convert.audio_source(audio_pb2.AudioSource(content=b"RIFF"), "audio") == b"RIFF"
+    assert convert.audio_source(audio_pb2.AudioSource(uri="upload://u1"), "audio") == "upload://u1"
 
 
 # ---- back: a transcript in a message is the transcript ----------------------------------------------------------

@@ -1,0 +1,449 @@
+"""What every store of jobs does, over each database."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from tests.contract.conftest import Stores, chunk, new_job
+from typeless_grpc.engine.interface import DecodeOptions, Task, VoiceActivity
+from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, WrongState
+from typeless_grpc.jobs.job import MAX_CRASHES, Failure, Job, Priority, State
+from typeless_grpc.jobs.store import JobQuery, Run, RunLost
+from typeless_grpc.stores.database import Database
+from typeless_grpc.stores.files import Files
+
+FAULT = Failure("EngineFailed", "ENGINE_FAILED", "The engine failed.", 1.0)
+
+
+def claimed(stores: Stores, job: Job, worker: str = "w1") -> Run:
+    run = stores.runs.claim(job.job_id, worker)
+    assert run is not None
+    return run
+
+
+def done(stores: Stores, job: Job) -> Job:
+    run = claimed(stores, job)
+    stores.runs.keep_chunk(run, chunk(0, "hello", is_last=True, progress=1.0))
+    stores.runs.complete(run)
+    return stores.jobs.get(job.job_id, None)
+
+
+def test_a_job_comes_back_as_it_was_submitted(stores: Stores):
+    options = DecodeOptions(
+        model="tiny",
+        language="de",
+        task=Task.TRANSLATE,
+        prompt="Dr Żelazny \0 日本",
+        hotwords=("Korventa",),
+        word_timestamps=True,
+        beam_size=3,
+        temperatures=(0.0, 0.4),
+        voice_activity=VoiceActivity(threshold=0.25, end_silence_s=1.0),
+    )
+    submitted = stores.submit(
+        options=options, options_message=b"\x00\xff", priority=Priority.HIGH, labels={"a": "b", "日": "'\"%"}
+    )
+    job = stores.jobs.get(submitted.job_id, "ann")
+    assert job == submitted
+    assert (job.state, job.progress, job.attempt) == (State.PENDING, 0.0, 0)
+    assert job.options == replace(options, hotwords=["Korventa"], temperatures=[0.0, 0.4]) or job.options == options
+    assert (job.options_message, job.priority, job.labels) == (b"\x00\xff", Priority.HIGH, {"a": "b", "日": "'\"%"})
+    assert job.create_s > 0
+    assert (job.start_s, job.end_s, job.expire_s, job.failure) == (None, None, None, None)
+
+
+def test_the_audio_is_kept_before_the_submission_returns(stores: Stores):
+    job = stores.submit(content=b"RIFF....")
+    with stores.runs.open_audio(job) as file:
+        assert file.read() == b"RIFF...."
+
+
+def test_a_job_is_in_the_queue_once_it_is_filed(stores: Stores):
+    job = stores.submit(caller="key:1", priority=Priority.LOW)
+    assert [(one.job_id, one.caller, one.priority) for one in stores.queue.queued] == [(job.job_id, "key:1", 3)]
+
+
+def test_one_request_id_makes_one_job(stores: Stores):
+    first = stores.submit(request_id="r1", fingerprint="x")
+    again = stores.submit(request_id="r1", fingerprint="x")
+    assert again.job_id == first.job_id
+    assert len(stores.queue.queued) == 1
+
+
+def test_one_request_id_for_two_requests_is_refused(stores: Stores):
+    stores.submit(request_id="r1", fingerprint="x")
+    with pytest.raises(AlreadyExists) as caught:
+        stores.submit(request_id="r1", fingerprint="y")
+    assert caught.value.reason == "REQUEST_ID_REUSED"
+
+
+def test_owners_do_not_share_request_ids(stores: Stores):
+    first = stores.submit(owner="ann", request_id="r1", fingerprint="x")
+    second = stores.submit(owner="bob", request_id="r1", fingerprint="y")
+    assert first.job_id != second.job_id
+
+
+def test_submissions_of_one_request_at_the_same_instant_make_one_job(stores: Stores):
+    n_at_once = 8
+    together = threading.Barrier(n_at_once)
+
+    def submit(_: int) -> str:
+        together.wait()
+        return stores.submit(request_id="r1", fingerprint="x").job_id
+
+    with ThreadPoolExecutor(n_at_once) as pool:
+        made = set(pool.map(submit, range(n_at_once)))
+    assert len(made) == 1
+    assert [job.job_id for job in stores.jobs.page(JobQuery(None)).jobs] == list(made)
+    assert [name for name, _ in stores.files.names("jobs")] == list(made)
+
+
+def test_a_caller_has_a_bounded_number_of_pending_jobs(database: Database, files: Files):
+    stores = Stores.over(database, files, max_pending=2)
+    first = stores.submit(caller="ann")
+    stores.submit(caller="ann")
+    with pytest.raises(RateLimited) as caught:
+        stores.submit(caller="ann")
+    assert caught.value.reason == "TOO_MANY_PENDING_JOBS"
+    assert caught.value.retryable
+    stores.submit(caller="bob")
+    stores.jobs.cancel(first.job_id, None)
+    stores.submit(caller="ann")
+
+
+@pytest.mark.parametrize("call", ["get", "cancel", "delete"])
+def test_another_owners_job_is_not_found(stores: Stores, call: str):
+    job = stores.submit(owner="ann")
+    with pytest.raises(NotFound) as caught:
+        getattr(stores.jobs, call)(job.job_id, "bob")
+    assert caught.value.reason == "JOB_NOT_FOUND"
+    getattr(stores.jobs, call)(job.job_id, None)
+
+
+def test_pages_are_newest_first_and_complete(stores: Stores):
+    made = [stores.submit(owner="ann" if i % 2 else "bob").job_id for i in range(7)]
+    listed, token = [], ""
+    while True:
+        page = stores.jobs.page(JobQuery(None, page_size=3, page_token=token))
+        listed += [job.job_id for job in page.jobs]
+        token = page.next_page_token
+        if not token:
+            break
+    assert listed == made[::-1]
+    assert [job.job_id for job in stores.jobs.page(JobQuery("bob")).jobs] == made[::-1][0::2]
+
+
+def test_pages_go_on_where_they_stopped_when_jobs_come_and_go(stores: Stores):
+    made = [stores.submit().job_id for _ in range(4)]
+    page = stores.jobs.page(JobQuery(None, page_size=2))
+    stores.submit()
+    stores.jobs.delete(made[2], None)
+    rest = stores.jobs.page(JobQuery(None, page_size=2, page_token=page.next_page_token))
+    assert [job.job_id for job in rest.jobs] == [made[1], made[0]]
+
+
+@pytest.mark.parametrize(
+    "token", ["x", "W10=", "bnVsbA==", "é", "WzEsMl0="], ids=["short", "empty", "null", "letter", "two"]
+)
+def test_a_page_token_of_nobodys_is_refused(stores: Stores, token: str):
+    with pytest.raises(InvalidInput) as caught:
+        stores.jobs.page(JobQuery(None, page_token=token))
+    assert caught.value.violations[0].field == "page_token"
+
+
+def test_a_page_token_belongs_to_its_filters(stores: Stores):
+    for _ in range(2):
+        stores.submit()
+    token = stores.jobs.page(JobQuery("ann", page_size=1)).next_page_token
+    with pytest.raises(InvalidInput):
+        stores.jobs.page(JobQuery("ann", page_size=1, page_token=token, states=[State.PENDING]))
+
+
+def test_jobs_are_listed_by_state_and_labels(stores: Stores):
+    plain, labelled = stores.submit(), stores.submit(labels={"team": "a", 'k"\\': "100%_'"})
+    ended = done(stores, stores.submit(labels={"team": "a"}))
+
+    def listed(**filters: object) -> list[str]:
+        return [job.job_id for job in stores.jobs.page(JobQuery("ann", **filters)).jobs]  # type: ignore[arg-type]
+
+    assert listed(states=[State.PENDING]) == [labelled.job_id, plain.job_id]
+    assert listed(states=[State.COMPLETED, State.FAILED]) == [ended.job_id]
+    assert listed(labels={"team": "a"}) == [ended.job_id, labelled.job_id]
+    assert listed(labels={"team": "a", 'k"\\': "100%_'"}) == [labelled.job_id]
+    assert listed(labels={"team": "b"}) == []
+    assert listed(states=[State.PENDING], labels={"team": "a"}) == [labelled.job_id]
+
+
+def test_a_pending_job_is_cancelled_at_once_and_for_good(stores: Stores):
+    job = stores.submit()
+    cancelled = stores.jobs.cancel(job.job_id, "ann")
+    assert cancelled.state is State.CANCELLED
+    assert cancelled.end_s is not None
+    assert cancelled.expire_s is not None
+    assert stores.queue.cancelled == [job.job_id]
+    assert stores.runs.claim(job.job_id, "w1") is None
+
+
+def test_cancelling_a_job_that_has_ended_changes_nothing(stores: Stores):
+    job = done(stores, stores.submit())
+    assert stores.jobs.cancel(job.job_id, "ann") == job
+
+
+def test_a_cancelled_run_can_write_nothing_any_more(stores: Stores):
+    run = claimed(stores, stores.submit())
+    stores.runs.keep_chunk(run, chunk(0, "hello"))
+    stores.jobs.cancel(run.job.job_id, None)
+    assert stores.runs.lost([run]) == {run.run_id}
+    for write in (
+        lambda: stores.runs.keep_chunk(run, chunk(1)),
+        lambda: stores.runs.complete(run),
+        lambda: stores.runs.fail(run, FAULT),
+        lambda: stores.runs.retry(run, FAULT, 0),
+        lambda: stores.runs.hand_back(run),
+    ):
+        with pytest.raises(RunLost):
+            write()
+    job = stores.jobs.get(run.job.job_id, None)
+    assert job.state is State.CANCELLED
+    assert stores.jobs.transcript(job).segments == ()
+
+
+def test_a_run_moves_the_job_to_its_end(stores: Stores):
+    job = stores.submit()
+    run = claimed(stores, job)
+    began = stores.jobs.get(job.job_id, None)
+    assert (began.state, began.attempt) == (State.PROCESSING, 1)
+    assert began.start_s is not None
+    assert stores.runs.lost([run]) == set()
+    stores.runs.keep_chunk(run, chunk(0, "one", "two", progress=0.4, processing_s=0.5, queue_s=0.1, n_windows=2))
+    between = stores.jobs.get(job.job_id, None)
+    assert (between.progress, between.n_chunks, between.n_segments, between.position) == (0.4, 1, 2, 16_000)
+    assert between.audio_s is None
+    stores.runs.keep_chunk(
+        run, chunk(1, "three", is_last=True, progress=1.0, processing_s=0.5, queue_s=0.1, n_windows=1)
+    )
+    stores.runs.complete(run)
+    ended = stores.jobs.get(job.job_id, None)
+    assert (ended.state, ended.progress, ended.audio_s) == (State.COMPLETED, 1.0, 2.0)
+    assert (ended.processing_s, ended.n_windows) == (1.0, 3)
+    assert ended.end_s is not None
+    assert ended.expire_s == pytest.approx(ended.end_s + 86_400, abs=1)
+    transcript = stores.jobs.transcript(ended)
+    assert transcript.text == "one two three"
+    assert (transcript.audio_s, transcript.model, transcript.language) == (2.0, "tiny", "en")
+
+
+def test_every_change_has_a_version_of_its_own(stores: Stores):
+    job = stores.submit()
+    seen = [stores.jobs.versions([job.job_id])[job.job_id]]
+    run = claimed(stores, job)
+    for change in (
+        lambda: None,
+        lambda: stores.runs.keep_chunk(run, chunk(0)),
+        lambda: stores.runs.keep_chunk(run, chunk(1, is_last=True)),
+        lambda: stores.runs.complete(run),
+    ):
+        change()
+        seen.append(stores.jobs.versions([job.job_id, "nobody"])[job.job_id])
+    assert seen == sorted(set(seen))
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"), [(0, ["a", "b", "c", "d"]), (1, ["b", "c", "d"]), (2, ["c", "d"]), (4, []), (9, [])]
+)
+def test_segments_are_read_from_any_index_on(stores: Stores, first: int, expected: list[str]):
+    run = claimed(stores, stores.submit())
+    for index, texts in enumerate([("a", "b"), (), ("c", "d")]):
+        stores.runs.keep_chunk(run, chunk(index, *texts))
+    job = stores.jobs.get(run.job.job_id, None)
+    assert [segment.text for segment in stores.jobs.segments(job, first)] == expected
+
+
+def test_progress_never_falls(stores: Stores):
+    run = claimed(stores, stores.submit())
+    stores.runs.keep_chunk(run, chunk(0, progress=0.6))
+    stores.runs.keep_chunk(run, chunk(1, progress=0.5))
+    assert stores.jobs.get(run.job.job_id, None).progress == 0.6
+
+
+def test_a_chunk_is_kept_once(stores: Stores):
+    run = claimed(stores, stores.submit())
+    assert stores.runs.kept_chunk(run, 0) is None
+    stores.runs.keep_chunk(run, chunk(0, "one"))
+    with pytest.raises(RunLost):
+        stores.runs.keep_chunk(run, chunk(0, "again"))
+    second = claimed(stores, run.job, "w2")
+    assert (second.job.n_chunks, second.job.position) == (1, 16_000)
+    assert stores.runs.kept_chunk(second, 0) is False
+    assert stores.runs.kept_chunk(second, 1) is None
+
+
+def test_a_frozen_run_cannot_overwrite_its_successor(stores: Stores):
+    job = stores.submit()
+    frozen = claimed(stores, job, "w1")
+    stores.runs.keep_chunk(frozen, chunk(0, "kept"))
+    successor = claimed(stores, job, "w2")
+    with pytest.raises(RunLost):
+        stores.runs.keep_chunk(frozen, chunk(1, "late"))
+    assert stores.runs.lost([frozen, successor]) == {frozen.run_id}
+    stores.runs.keep_chunk(successor, chunk(1, "in time", is_last=True))
+    with pytest.raises(RunLost):
+        stores.runs.complete(frozen)
+    stores.runs.complete(successor)
+    ended = stores.jobs.get(job.job_id, None)
+    assert stores.jobs.transcript(ended).text == "kept in time"
+    assert ended.attempt == 2
+
+
+def test_a_failed_job_says_why(stores: Stores):
+    run = claimed(stores, stores.submit())
+    stores.runs.fail(run, FAULT)
+    job = stores.jobs.get(run.job.job_id, None)
+    assert (job.state, job.failure) == (State.FAILED, FAULT)
+    assert job.expire_s is not None
+
+
+def test_a_job_that_is_tried_again_is_pending_and_queued_anew(stores: Stores):
+    job = stores.submit(caller="key:1", priority=Priority.HIGH)
+    run = claimed(stores, job)
+    stores.runs.retry(run, FAULT, 7.5)
+    waiting = stores.jobs.get(job.job_id, None)
+    assert waiting.state is State.PENDING
+    assert waiting.failure is None
+    last = stores.queue.queued[-1]
+    assert (last.job_id, last.delay_s, last.caller, last.priority) == (job.job_id, 7.5, "key:1", 1)
+    assert last.workflow_id != stores.queue.queued[0].workflow_id
+    again = claimed(stores, job)
+    assert (again.n_failures, again.job.attempt) == (1, 2)
+    stores.runs.keep_chunk(again, chunk(0))
+    stores.runs.retry(again, FAULT, 1)
+    assert claimed(stores, job).n_failures == 1  # the chunk that was kept in between forgave the first
+
+
+def test_a_job_that_was_handed_back_did_not_crash(stores: Stores):
+    job = stores.submit()
+    for _ in range(MAX_CRASHES + 1):
+        stores.runs.hand_back(claimed(stores, job))
+        assert not stores.runs.is_suspect(job.job_id)
+    assert stores.jobs.get(job.job_id, None).state is State.PENDING
+
+
+def test_a_job_that_crashes_its_runs_is_given_up(stores: Stores):
+    job = stores.submit()
+    for attempt in range(1, MAX_CRASHES + 1):
+        assert claimed(stores, job).job.attempt == attempt
+        assert stores.runs.is_suspect(job.job_id)
+    assert stores.runs.claim(job.job_id, "w1") is None
+    failed = stores.jobs.get(job.job_id, None)
+    assert failed.state is State.FAILED
+    assert failed.failure is not None
+    assert failed.failure.reason == "JOB_CRASHED"
+    assert failed.attempt == MAX_CRASHES
+
+
+def test_crashes_with_progress_in_between_are_forgiven(stores: Stores):
+    job = stores.submit()
+    for index in range(2 * MAX_CRASHES):
+        stores.runs.keep_chunk(claimed(stores, job), chunk(index))
+    assert stores.jobs.get(job.job_id, None).state is State.PROCESSING
+
+
+def test_a_running_job_is_not_deleted(stores: Stores):
+    run = claimed(stores, stores.submit())
+    with pytest.raises(WrongState) as caught:
+        stores.jobs.delete(run.job.job_id, None)
+    assert caught.value.reason == "JOB_RUNNING"
+
+
+def test_deleting_a_job_deletes_all_it_holds(stores: Stores):
+    job = done(stores, stores.submit(request_id="r1", fingerprint="x"))
+    stores.jobs.delete(job.job_id, "ann")
+    with pytest.raises(NotFound):
+        stores.jobs.get(job.job_id, "ann")
+    assert stores.files.names("jobs") == []
+    assert stores.queue.forgotten == [job.job_id]
+    assert stores.jobs.versions([job.job_id]) == {}
+    assert stores.submit(request_id="r1", fingerprint="y").job_id != job.job_id
+
+
+def test_jobs_expire_after_their_end(database: Database, files: Files):
+    stores = Stores.over(database, files, ttl_s=-1.0)
+    pending, ended = stores.submit(), stores.submit()
+    run = claimed(stores, ended)
+    stores.runs.complete(run)
+    with pytest.raises(NotFound):
+        stores.jobs.get(ended.job_id, None)
+    assert [job.job_id for job in stores.jobs.page(JobQuery(None)).jobs] == [pending.job_id]
+    assert stores.upkeep.delete_expired() == 1
+    assert stores.upkeep.delete_expired() == 0
+    assert [name for name, _ in files.names("jobs")] == [pending.job_id]
+    assert stores.jobs.get(pending.job_id, None).state is State.PENDING
+
+
+def test_stats_count_every_job_once(stores: Stores):
+    assert stores.jobs.stats().oldest_pending_age_s is None
+    stores.submit(owner="ann")
+    stores.submit(owner="bob")
+    done(stores, stores.submit())
+    claimed(stores, stores.submit())
+    stores.upkeep.beat("w1", 3)
+    stores.upkeep.beat("w1", 3)
+    stores.upkeep.beat("w2", 5)
+    stats = stores.jobs.stats()
+    assert stats.counts == {State.PENDING: 2, State.COMPLETED: 1, State.PROCESSING: 1}
+    assert (stats.n_workers, stats.max_concurrent_jobs) == (2, 8)
+    assert stats.oldest_pending_age_s is not None
+    assert 0 <= stats.oldest_pending_age_s < 60
+    stores.upkeep.sign_off(["w2"])
+    assert stores.jobs.stats().n_workers == 1
+
+
+def test_a_silent_worker_counts_as_dead(database: Database, files: Files):
+    stores = Stores.over(database, files, worker_timeout_s=0.0)
+    stores.upkeep.beat("w1", 3)
+    assert stores.upkeep.workers() == {"w1": False}
+    assert stores.jobs.stats().n_workers == 0
+
+
+def test_files_of_a_submission_that_was_cut_short_are_deleted(stores: Stores):
+    job = stores.submit()
+    stores.files.write("jobs/nobody/audio", b"x")
+    assert stores.upkeep.delete_orphans(before_s=0.0) == 0
+    assert stores.upkeep.delete_orphans(before_s=4e9) == 1
+    assert [name for name, _ in stores.files.names("jobs")] == [job.job_id]
+
+
+def test_a_job_about_an_upload_needs_it_whole(stores: Stores):
+    with pytest.raises(NotFound) as caught:
+        stores.jobs.submit(new_job(uri="upload://nobody"), None)
+    assert caught.value.reason == "UPLOAD_NOT_FOUND"
+    upload = stores.uploads.append(stores.uploads.create("ann", ""), b"abc")
+    with pytest.raises(WrongState) as unfinished:
+        stores.jobs.submit(new_job(uri=upload.uri), None)
+    assert unfinished.value.reason == "UPLOAD_INCOMPLETE"
+    stores.uploads.complete(upload)
+    with pytest.raises(NotFound):
+        stores.jobs.submit(new_job(uri=upload.uri, uploads_of="bob"), None)
+    job = stores.jobs.submit(new_job(uri=upload.uri), None)
+    with stores.runs.open_audio(job) as file:
+        assert file.read() == b"abc"
+    assert stores.jobs.page(JobQuery(None)).jobs == [job]
+
+
+def test_an_upload_lives_as_long_as_the_jobs_about_it(database: Database, files: Files):
+    stores = Stores.over(database, files, uploads={"ttl_s": 60.0})
+    upload = stores.uploads.complete(stores.uploads.append(stores.uploads.create("ann", ""), b"abc"))
+    first = stores.jobs.submit(new_job(uri=upload.uri), None)
+    second = stores.jobs.submit(new_job(uri=upload.uri), None)
+    stores.jobs.delete(first.job_id, "ann")
+    assert stores.uploads.delete_expired() == 0
+    assert stores.uploads.get(upload.upload_id, "ann").is_complete
+    stores.jobs.delete(second.job_id, "ann")
+    with pytest.raises(NotFound):
+        stores.uploads.get(upload.upload_id, "ann")
+    assert stores.uploads.delete_expired() == 1
+    assert files.names("uploads") == []

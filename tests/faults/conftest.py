@@ -1,0 +1,178 @@
+"""Several processes over one database, to be killed, frozen and starved."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.node import recording
+from tests.harness import REPOSITORY
+from typeless_grpc.client import CallFailed, Client, RawFormat
+from typeless_grpc.pb.v1 import jobs_pb2
+
+PCM = RawFormat("pcm_s16le", 16_000)
+TIMEOUT_S = 90.0
+SECONDS = 8  # of each job's audio: three chunks
+
+
+@dataclass
+class Node:
+    """A process of the product. Each has a directory of its own, as on a machine of its own."""
+
+    process: subprocess.Popen[str]
+    port: int
+    log: Path
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+
+@dataclass
+class Cluster:
+    """Nodes that share a database and a storage. journal: what their engines were asked."""
+
+    directory: Path
+    database_url: str
+    nodes: list[Node] = field(default_factory=list)
+    n_started: int = 0
+
+    @property
+    def journal(self) -> Path:
+        return self.directory / "journal"
+
+    def start(self, **settings: Any) -> Node:
+        """One more node; it takes calls when this returns."""
+        self.n_started += 1
+        own = self.directory / f"node-{self.n_started}"
+        own.mkdir()
+        shared = {
+            "database_url": self.database_url,
+            "storage_url": str(self.directory / "storage"),
+            "worker_timeout_s": 2.0,
+        }
+        log = own / "log"
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.node", str(own), str(self.journal), json.dumps(shared | settings)],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=REPOSITORY,
+            )
+        assert process.stdout
+        line = process.stdout.readline()
+        assert line.strip().isdigit(), log.read_text()
+        node = Node(process, int(line), log)
+        self.nodes.append(node)
+        return node
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            if not node.has_ended:
+                node.signal(signal.SIGCONT)
+                node.kill()
+            assert node.process.stdout
+            node.process.stdout.close()
+
+    # ---- what happened ----
+
+    def began(self) -> Counter[tuple[int, int]]:
+        """How often the engines began each piece: by job and second."""
+        lines = self.journal.read_text().splitlines() if self.journal.exists() else []
+        return Counter((int(line.split()[0]), int(line.split()[1])) for line in lines if not line.endswith("done"))
+
+    def n_done(self) -> int:
+        """Pieces that an engine is done with."""
+        lines = self.journal.read_text().splitlines() if self.journal.exists() else []
+        return sum(line.endswith("done") for line in lines)
+
+    def completions(self) -> Counter[str]:
+        """How often each job was completed, by the logs of all nodes."""
+        events = [json.loads(line)["event"] for node in self.nodes for line in _lines(node.log)]
+        return Counter(event.split()[1] for event in events if event.startswith("job ") and " completed in " in event)
+
+
+def _lines(log: Path) -> list[str]:
+    return [line for line in log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/jobs.db"
+    else:
+        url = request.getfixturevalue("postgres").empty_database()
+    running = Cluster(tmp_path, url)
+    yield running
+    running.stop()
+
+
+def submit(node: Node, numbers: range, seconds: int = SECONDS) -> dict[int, str]:
+    """File jobs of these numbers; their ids."""
+    with Client(f"127.0.0.1:{node.port}") as client:
+        return {
+            number: client.jobs.submit(recording(number, seconds), raw_format=PCM, request_id=f"job {number}").job_id
+            for number in numbers
+        }
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def ended(node: Node, ids: dict[int, str], timeout_s: float = TIMEOUT_S) -> dict[int, jobs_pb2.Job]:
+    """All jobs once they have ended."""
+    with Client(f"127.0.0.1:{node.port}") as client:
+
+        def none_left() -> bool:
+            with contextlib.suppress(CallFailed):
+                stats = client.jobs.stats()
+                return stats.pending + stats.processing == 0 and stats.total >= len(ids)
+            return False
+
+        wait_until(none_left, timeout_s)
+        return {number: client.jobs.get(job_id) for number, job_id in ids.items()}
+
+
+def check_whole(job: jobs_pb2.Job, number: int, seconds: int = SECONDS) -> None:
+    """The job is COMPLETED, and every bit of its audio is in its transcript once, in order."""
+    assert job.state == jobs_pb2.JOB_STATE_COMPLETED, job
+    assert job.audio_duration.ToTimedelta().total_seconds() == seconds
+    offset_s = 0.0
+    for segment in job.transcript.segments:
+        assert segment.start_offset.ToTimedelta().total_seconds() == pytest.approx(offset_s, abs=1e-4)
+        assert segment.text == f"{number}:{int(offset_s)}"
+        offset_s = segment.end_offset.ToTimedelta().total_seconds()
+    assert offset_s == seconds
+
+
+def check_once(cluster: Cluster, ids: dict[int, str], *, n_crashes: int) -> None:
+    """No job was finished twice, and each crash repeated at most one piece of each job."""
+    completions = cluster.completions()
+    assert max(completions.values()) == 1
+    repeated = Counter(job for (job, _), n in cluster.began().items() for _ in range(n - 1))
+    assert all(n <= n_crashes for n in repeated.values()), repeated
+    assert set(completions) <= set(ids.values())

@@ -1,0 +1,372 @@
+"""JobsService over a real channel: run by a real worker in this process, or by the test where it must hold still."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import code_pb2
+
+from tests.contract.conftest import chunk, new_job
+from tests.harness import AUDIO, ServedJobs, fixture, pcm, serving_jobs
+from tests.service.test_transcribe import refused
+from typeless_grpc.client import AsyncClient
+from typeless_grpc.engine.interface import Lane
+from typeless_grpc.engine.scripted import ScriptedEngine
+from typeless_grpc.errors import EngineFailed
+from typeless_grpc.jobs.job import Failure, Job, State
+from typeless_grpc.jobs.store import Run
+from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, transcription_pb2
+
+PENDING, PROCESSING = jobs_pb2.JOB_STATE_PENDING, jobs_pb2.JOB_STATE_PROCESSING
+COMPLETED, FAILED, CANCELLED = (
+    jobs_pb2.JOB_STATE_COMPLETED,
+    jobs_pb2.JOB_STATE_FAILED,
+    jobs_pb2.JOB_STATE_CANCELLED,
+)
+
+
+def submission(seconds: float = 1.0, **fields: Any) -> jobs_pb2.SubmitJobRequest:
+    source = audio_pb2.AudioSource(
+        content=pcm(seconds),
+        format=audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=16_000),
+    )
+    return jobs_pb2.SubmitJobRequest(**{"audio": source} | fields)
+
+
+async def submitted(served: ServedJobs, seconds: float = 1.0, **fields: Any) -> jobs_pb2.Job:
+    return (await served.jobs.SubmitJob(submission(seconds, **fields))).job
+
+
+async def found(served: ServedJobs, job_id: str) -> jobs_pb2.Job:
+    return (await served.jobs.GetJob(jobs_pb2.GetJobRequest(job_id=job_id))).job
+
+
+async def watched(served: ServedJobs, job_id: str, next_index: int = 0) -> list[jobs_pb2.WatchJobResponse]:
+    call = served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=job_id, next_segment_index=next_index))
+    async with asyncio.timeout(30):
+        return [answer async for answer in call]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what the scripted engine saw; it has no event of its own for that."""
+    async with asyncio.timeout(30):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def claimed(served: ServedJobs, job: jobs_pb2.Job) -> Run:
+    run = served.runs.claim(job.job_id, "the test")
+    assert run is not None
+    return run
+
+
+# ---- a worker in this process ---------------------------------------------------------------------------------
+
+
+async def test_a_job_is_accepted_run_and_watched_to_its_end(tmp_path: Path):
+    engine = ScriptedEngine(lambda asked: f"{len(asked.audio) / 16_000:.0f} s")
+    async with serving_jobs(engine, tmp_path) as served:
+        job = await submitted(served, 100.0, labels={"a": "b"}, priority=jobs_pb2.JOB_PRIORITY_HIGH)
+        assert (job.state, job.attempt, job.progress) == (PENDING, 0, 0.0)
+        assert job.priority == jobs_pb2.JOB_PRIORITY_HIGH
+        assert not job.HasField("start_time")
+        answers = await watched(served, job.job_id)
+        last = answers[-1].job
+        assert last == await found(served, job.job_id)
+    assert last.state == COMPLETED
+    assert (last.progress, last.attempt, dict(last.labels)) == (1.0, 1, {"a": "b"})
+    assert last.audio_duration.ToTimedelta().total_seconds() == 100.0
+    assert last.stats.chunk_count == 3
+    assert last.stats.realtime_factor > 0
+    assert last.expire_time.seconds - last.end_time.seconds == pytest.approx(86_400, abs=1)
+    assert last.create_time.ToNanoseconds() <= last.start_time.ToNanoseconds() <= last.end_time.ToNanoseconds()
+    segments = [segment for answer in answers for segment in answer.new_segments]
+    assert segments == list(last.transcript.segments)
+    assert [segment.index for segment in segments] == [0, 1, 2]
+    assert last.transcript.text == " ".join(segment.text for segment in segments)
+    ends_s = [segment.end_offset.ToTimedelta().total_seconds() for segment in segments]
+    assert ends_s == sorted(ends_s)
+    assert ends_s[-1] == 100.0
+    progress = [answer.job.progress for answer in answers]
+    assert progress == sorted(progress)
+    assert {asked.ticket.lane for asked in engine.asked} == {Lane.JOBS}
+
+
+async def test_a_compressed_recording_is_transcribed_too(tmp_path: Path):
+    source = audio_pb2.AudioSource(content=(AUDIO / "en_minute.ogg").read_bytes())
+    async with serving_jobs(ScriptedEngine(lambda asked: "text"), tmp_path) as served:
+        job = await submitted(served, audio=source)
+        last = (await watched(served, job.job_id))[-1].job
+    assert last.state == COMPLETED
+    duration_s = fixture("en_minute.ogg")["duration_s"]
+    assert last.audio_duration.ToTimedelta().total_seconds() == pytest.approx(duration_s, abs=0.1)
+
+
+async def test_audio_that_never_decodes_fails_at_once_and_says_why(tmp_path: Path):
+    async with serving_jobs(ScriptedEngine(), tmp_path) as served:
+        job = await submitted(served, audio=audio_pb2.AudioSource(content=b"no audio at all"))
+        last = (await watched(served, job.job_id))[-1].job
+    assert last.state == FAILED
+    assert (last.failure.reason, last.failure.code) == ("AUDIO_UNDECODABLE", code_pb2.INVALID_ARGUMENT)
+    assert not last.failure.HasField("retry_delay")
+    assert last.attempt == 1
+    assert not last.HasField("transcript")
+
+
+async def test_a_fault_that_passes_is_tried_again(tmp_path: Path):
+    engine = ScriptedEngine(lambda asked: EngineFailed("once") if len(engine.asked) == 1 else "at last")
+    async with serving_jobs(engine, tmp_path, job_retry_delay_s=0.1) as served:
+        job = await submitted(served)
+        last = (await watched(served, job.job_id))[-1].job
+    assert (last.state, last.attempt, last.transcript.text) == (COMPLETED, 2, "at last")
+
+
+async def test_a_fault_that_does_not_pass_fails_the_job(tmp_path: Path):
+    engine = ScriptedEngine(lambda asked: EngineFailed("always"))
+    async with serving_jobs(engine, tmp_path, job_retry_delay_s=0.1, job_max_attempts=2) as served:
+        job = await submitted(served)
+        last = (await watched(served, job.job_id))[-1].job
+    assert (last.state, last.attempt) == (FAILED, 2)
+    assert (last.failure.reason, last.failure.code) == ("ENGINE_FAILED", code_pb2.INTERNAL)
+
+
+async def test_a_running_job_is_cancelled_with_the_engines_work(tmp_path: Path):
+    engine = ScriptedEngine()
+    engine.gate.clear()
+    async with serving_jobs(engine, tmp_path) as served:
+        job = await submitted(served)
+        call = served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id))
+        while (await call.read()).job.state != PROCESSING:
+            pass
+        await until(lambda: len(engine.asked) == 1)
+        cancelled = await served.jobs.CancelJob(jobs_pb2.CancelJobRequest(job_id=job.job_id))
+        async with asyncio.timeout(2):
+            while (await call.read()).job.state != CANCELLED:
+                pass
+            await until(lambda: engine.n_cancelled == 1)
+    assert cancelled.job.state == CANCELLED
+    assert engine.n_cancelled == 1
+
+
+async def test_jobs_wait_their_turn_by_priority(tmp_path: Path):
+    engine = ScriptedEngine()
+    engine.gate.clear()
+    async with serving_jobs(engine, tmp_path, max_concurrent_jobs=1) as served:
+        first = await submitted(served)
+        await until(lambda: len(engine.asked) == 1)
+        low, normal, high = [
+            await submitted(served, priority=priority)
+            for priority in (jobs_pb2.JOB_PRIORITY_LOW, jobs_pb2.JOB_PRIORITY_NORMAL, jobs_pb2.JOB_PRIORITY_HIGH)
+        ]
+        engine.gate.set()
+        ended = [(await watched(served, job.job_id))[-1].job for job in (first, low, normal, high)]
+    starts = {job.job_id: job.start_time.ToNanoseconds() for job in ended}
+    assert starts[first.job_id] < starts[high.job_id] < starts[normal.job_id] < starts[low.job_id]
+
+
+async def test_a_caller_with_many_jobs_does_not_delay_anothers(tmp_path: Path):
+    engine = ScriptedEngine()
+    engine.gate.clear()
+    async with serving_jobs(engine, tmp_path, max_concurrent_jobs=1) as served:
+
+        def submit(caller: str) -> str:
+            return served.store.submit(new_job(owner=caller, caller=caller), pcm(1.0)).job_id
+
+        many = [await asyncio.to_thread(submit, "busy") for _ in range(40)]
+        few = [await asyncio.to_thread(submit, "quiet") for _ in range(2)]
+        engine.gate.set()
+        for job_id in few:
+            assert (await asyncio.to_thread(ended, served, job_id)).state is State.COMPLETED
+        n_before = sum([(await asyncio.to_thread(served.store.get, job_id, None)).state.is_final for job_id in many])
+    # Each turn is one or the other's by chance: that both of two are among the last of 40 is no chance at all.
+    assert n_before < 30
+
+
+def ended(served: ServedJobs, job_id: str) -> Job:
+    """A job of any owner, once it has ended."""
+    while not (job := served.store.get(job_id, None)).state.is_final:
+        time.sleep(0.02)
+    return job
+
+
+async def test_no_more_jobs_run_at_once_than_configured(tmp_path: Path):
+    engine = ScriptedEngine()
+    engine.gate.clear()
+    async with serving_jobs(engine, tmp_path, max_concurrent_jobs=2) as served:
+        jobs = [await submitted(served) for _ in range(5)]
+        await until(lambda: len(engine.asked) == 2)
+        stats = await served.jobs.GetQueueStats(jobs_pb2.GetQueueStatsRequest())
+        engine.gate.set()
+        for job in jobs:
+            assert (await watched(served, job.job_id))[-1].job.state == COMPLETED
+    assert (stats.total, stats.processing, stats.pending) == (5, 2, 3)
+    assert (stats.workers, stats.max_concurrent_jobs) == (1, 2)
+    assert stats.HasField("oldest_pending_age")
+
+
+async def test_what_runs_when_the_server_stops_goes_on_at_the_next_start(tmp_path: Path):
+    engine = ScriptedEngine(lambda asked: f"{len(engine.asked)}")
+    async with serving_jobs(engine, tmp_path) as served:
+        job = await submitted(served, 100.0)
+        call = served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id))
+        while not (await call.read()).job.progress:
+            pass
+        engine.gate.clear()
+        call.cancel()
+    engine.gate.set()
+    async with serving_jobs(engine, tmp_path) as served:
+        last = (await watched(served, job.job_id))[-1].job
+    assert (last.state, last.attempt) == (COMPLETED, 2)
+    assert last.transcript.audio_duration.seconds == 100
+    assert len(engine.asked) <= 3 + 1  # three chunks, of which one at most was done again
+
+
+# ---- the test as worker ---------------------------------------------------------------------------------------
+
+
+async def test_a_watch_goes_on_after_the_last_segment_that_came(tmp_path: Path):
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
+        job = await submitted(served)
+        run = await asyncio.to_thread(claimed, served, job)
+        first = served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id))
+        assert (await first.read()).job.state == PROCESSING
+        await asyncio.to_thread(served.runs.keep_chunk, run, chunk(0, "a", "b", progress=0.5))
+        answer = await first.read()
+        assert ([one.text for one in answer.new_segments], answer.job.progress) == (["a", "b"], 0.5)
+        first.cancel()
+        second = served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id, next_segment_index=1))
+        assert [(one.index, one.text) for one in (await second.read()).new_segments] == [(1, "b")]
+        await asyncio.to_thread(served.runs.keep_chunk, run, chunk(1, "c", is_last=True, progress=1.0))
+        assert [(one.index, one.text) for one in (await second.read()).new_segments] == [(2, "c")]
+        await asyncio.to_thread(served.runs.complete, run)
+        last = await second.read()
+        assert (last.job.state, last.job.transcript.text, list(last.new_segments)) == (COMPLETED, "a b c", [])
+        assert await second.read() is grpc.aio.EOF
+
+
+async def test_a_change_is_told_within_half_a_second(tmp_path: Path):
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
+        job = await submitted(served)
+        calls = [served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id)) for _ in range(20)]
+        for call in calls:
+            await call.read()
+        await asyncio.to_thread(claimed, served, job)
+        async with asyncio.timeout(0.5):
+            answers = [await call.read() for call in calls]
+    assert {answer.job.state for answer in answers} == {PROCESSING}
+
+
+async def test_a_watch_of_a_job_that_is_deleted_ends(tmp_path: Path):
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
+        job = await submitted(served)
+        call = served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id))
+        await call.read()
+        await served.jobs.DeleteJob(jobs_pb2.DeleteJobRequest(job_id=job.job_id))
+        failed = await refused(call.read())
+    assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
+
+
+async def test_the_same_request_makes_one_job_however_often_it_is_sent(tmp_path: Path):
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
+        jobs = await asyncio.gather(*(submitted(served, request_id="r1") for _ in range(8)))
+        assert len({job.job_id for job in jobs}) == 1
+        failed = await refused(served.jobs.SubmitJob(submission(2.0, request_id="r1")))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+        listed = await served.jobs.ListJobs(jobs_pb2.ListJobsRequest())
+        assert [job.job_id for job in listed.jobs] == [jobs[0].job_id]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        (lambda r: r.ClearField("audio"), grpc.StatusCode.INVALID_ARGUMENT, "audio.content"),
+        (lambda r: setattr(r.audio.format, "channel_count", 99), grpc.StatusCode.INVALID_ARGUMENT, "channel_count"),
+        (lambda r: setattr(r.options, "language", "klingon!"), grpc.StatusCode.INVALID_ARGUMENT, "options.language"),
+        (lambda r: setattr(r, "priority", 77), grpc.StatusCode.INVALID_ARGUMENT, "priority"),
+        (lambda r: r.labels.update({"": "x"}), grpc.StatusCode.INVALID_ARGUMENT, "labels"),
+        (lambda r: r.labels.update({"k": "x" * 129}), grpc.StatusCode.INVALID_ARGUMENT, "labels[k]"),
+        (lambda r: r.labels.update({"k": "\0"}), grpc.StatusCode.INVALID_ARGUMENT, "labels[k]"),
+        (lambda r: r.labels.update({str(i): "" for i in range(65)}), grpc.StatusCode.INVALID_ARGUMENT, "labels"),
+        (lambda r: setattr(r, "request_id", "x" * 257), grpc.StatusCode.INVALID_ARGUMENT, "request_id"),
+        (lambda r: setattr(r.options, "model", "unknown"), grpc.StatusCode.NOT_FOUND, ""),
+        (lambda r: setattr(r.audio, "uri", "upload://nobody"), grpc.StatusCode.NOT_FOUND, ""),
+        (lambda r: setattr(r.audio, "uri", "file:///etc/passwd"), grpc.StatusCode.INVALID_ARGUMENT, "audio.uri"),
+    ],
+)
+async def test_a_bad_submission_is_refused(
+    tmp_path: Path, change: Callable[[Any], None], code: grpc.StatusCode, field: str
+):
+    request = submission()
+    change(request)
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
+        failed = await refused(served.jobs.SubmitJob(request))
+        assert not (await served.jobs.ListJobs(jobs_pb2.ListJobsRequest())).jobs
+    assert failed.code is code
+    assert not field or field in failed.fields[0][0]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda jobs: jobs.GetJob(jobs_pb2.GetJobRequest()),
+        lambda jobs: jobs.CancelJob(jobs_pb2.CancelJobRequest()),
+        lambda jobs: jobs.DeleteJob(jobs_pb2.DeleteJobRequest()),
+        lambda jobs: jobs.WatchJob(jobs_pb2.WatchJobRequest()).read(),
+        lambda jobs: jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id="x", next_segment_index=-1)).read(),
+        lambda jobs: jobs.ListJobs(jobs_pb2.ListJobsRequest(page_size=1001)),
+        lambda jobs: jobs.ListJobs(jobs_pb2.ListJobsRequest(page_size=-1)),
+        lambda jobs: jobs.ListJobs(jobs_pb2.ListJobsRequest(page_token="?")),
+        lambda jobs: jobs.ListJobs(jobs_pb2.ListJobsRequest(states=[0])),
+    ],
+    ids=["get", "cancel", "delete", "watch", "index", "size", "negative", "token", "state"],
+)
+async def test_a_bad_request_is_refused(tmp_path: Path, call: Callable[[Any], Any]):
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
+        failed = await refused(call(served.jobs))
+    assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert failed.fields
+
+
+async def test_a_list_leaves_transcripts_out_and_a_job_shows_its_options(tmp_path: Path):
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
+        options = transcription_pb2.TranscriptionOptions(language="de", word_timestamps=True)
+        job = await submitted(served, options=options)
+        run = await asyncio.to_thread(claimed, served, job)
+        await asyncio.to_thread(served.runs.keep_chunk, run, chunk(0, "a", is_last=True))
+        await asyncio.to_thread(served.runs.complete, run)
+        (listed,) = (await served.jobs.ListJobs(jobs_pb2.ListJobsRequest(states=[COMPLETED]))).jobs
+        assert not listed.HasField("transcript")
+        assert listed.options == options
+        assert (await found(served, job.job_id)).transcript.text == "a"
+
+
+async def test_a_failed_job_carries_what_the_call_would_have_ended_with(tmp_path: Path):
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
+        run = await asyncio.to_thread(claimed, served, await submitted(served))
+        failure = Failure("Overloaded", "OVERLOADED", "Full.", 2.5)
+        await asyncio.to_thread(served.runs.fail, run, failure)
+        job = await found(served, run.job.job_id)
+    assert (job.failure.code, job.failure.reason) == (code_pb2.UNAVAILABLE, "OVERLOADED")
+    assert job.failure.retry_delay.ToTimedelta().total_seconds() == 2.5
+
+
+async def test_a_python_client_submits_waits_and_deletes(tmp_path: Path):
+    async with (
+        serving_jobs(ScriptedEngine(lambda asked: "text"), tmp_path) as served,
+        AsyncClient(served.target) as client,
+    ):
+        recording = AUDIO / "en_short.flac"
+        job = await client.jobs.submit(recording, labels={"a": "b"}, request_id="r1")
+        assert (await client.jobs.submit(recording, labels={"a": "b"}, request_id="r1")).job_id == job.job_id
+        done = await client.jobs.wait(job.job_id)
+        assert (done.state, done.transcript.text) == (COMPLETED, "text")
+        assert [one.job_id async for one in client.jobs.list(states=["completed"], labels={"a": "b"})] == [job.job_id]
+        assert (await client.jobs.stats()).completed == 1
+        await client.jobs.delete(job.job_id)
+        assert [one async for one in client.jobs.list()] == []

@@ -1,0 +1,250 @@
+"""A worker's ways of ending a run, over a store on a file and an engine without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.contract.conftest import Stores
+from typeless_grpc.audio.formats import Audio
+from typeless_grpc.audio.vad import FRAME_SAMPLES, Probabilities
+from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.engine.scripted import Asked, ScriptedEngine
+from typeless_grpc.errors import EngineFailed, InvalidInput, NotFound, Overloaded, SourceUnavailable
+from typeless_grpc.jobs.job import Job, RetryPolicy, State
+from typeless_grpc.jobs.worker import Released, Worker, WorkerOptions
+from typeless_grpc.stores.database import Database, sqlite_url
+from typeless_grpc.stores.files import Files
+
+OPTIONS = WorkerOptions(shortest_chunk_s=4.0, retries=RetryPolicy(max_attempts=3, first_delay_s=2.0))
+
+
+class NoSpeech:
+    def recording_probabilities(self, audio: Audio) -> Probabilities:
+        return np.zeros(-(-len(audio) // FRAME_SAMPLES), dtype=np.float32)
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[Stores]:
+    database = Database(sqlite_url(tmp_path / "jobs.db"))
+    database.create_tables()
+    yield Stores.over(database, Files(str(tmp_path / "files")))
+    database.close()
+
+
+def worker(stores: Stores, engine: ScriptedEngine, name: str = "w1") -> Worker:
+    return Worker(name, stores.runs, engine, asyncio.get_running_loop(), NoSpeech(), OPTIONS)
+
+
+def directly(work: Callable[[], bool]) -> bool:
+    """A step that records nothing."""
+    return work()
+
+
+async def run(running: Worker, job: Job) -> None:
+    await asyncio.to_thread(running.run, job.job_id, directly)
+
+
+def now(stores: Stores, job: Job) -> Job:
+    return stores.jobs.get(job.job_id, None)
+
+
+def audio(seconds: int) -> bytes:
+    return bytes(2 * 16_000 * seconds)
+
+
+async def test_a_run_goes_through_all_chunks(stores: Stores):
+    engine = ScriptedEngine(lambda asked: "x")
+    job = stores.submit(content=audio(10), caller="key:1")
+    await run(worker(stores, engine), job)
+    done = now(stores, job)
+    assert (done.state, done.audio_s, done.n_chunks, done.n_windows) == (State.COMPLETED, 10.0, 3, 3)
+    assert sum(len(asked.audio) for asked in engine.asked) == 160_000
+    assert {asked.ticket.caller for asked in engine.asked} == {"key:1"}
+
+
+async def test_a_run_goes_on_after_the_last_chunk_that_was_kept(stores: Stores):
+    crash = True
+
+    def script(asked: Asked) -> str | BaseException:
+        return RuntimeError("the power fails") if crash and len(engine.asked) == 2 else "x"
+
+    engine = ScriptedEngine(script)
+    job = stores.submit(content=audio(10))
+    await run(worker(stores, engine), job)
+    assert (now(stores, job).state, now(stores, job).n_chunks) == (State.PENDING, 1)
+    crash = False
+    await run(worker(stores, engine, "w2"), job)
+    assert now(stores, job).state is State.COMPLETED
+    assert sum(len(asked.audio) for asked in engine.asked) == 160_000 + len(engine.asked[1].audio)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (InvalidInput("options.language", "no", reason="LANGUAGE_NOT_SUPPORTED"), "LANGUAGE_NOT_SUPPORTED"),
+        (NotFound("no model", reason="MODEL_NOT_FOUND"), "MODEL_NOT_FOUND"),
+    ],
+)
+async def test_a_fault_of_the_request_fails_the_job_at_once(stores: Stores, error: Exception, reason: str):
+    job = stores.submit()
+    await run(worker(stores, ScriptedEngine(lambda asked: error)), job)
+    failed = now(stores, job)
+    assert failed.state is State.FAILED
+    assert failed.failure is not None
+    assert failed.failure.reason == reason
+
+
+async def test_a_fault_that_can_pass_is_tried_again_later_and_not_for_ever(stores: Stores):
+    engine = ScriptedEngine(lambda asked: EngineFailed("broken"))
+    job = stores.submit()
+    for attempt in (1, 2, 3):
+        assert now(stores, job).state is State.PENDING
+        await run(worker(stores, engine), job)
+        assert now(stores, job).attempt == attempt
+    assert now(stores, job).state is State.FAILED
+    assert [one.delay_s for one in stores.queue.queued] == [0.0, 2.0, 8.0]
+
+
+async def test_a_full_engine_is_asked_again(stores: Stores):
+    engine = ScriptedEngine(lambda asked: Overloaded("full", retry_after_s=0.01) if len(engine.asked) < 4 else "x")
+    job = stores.submit()
+    await run(worker(stores, engine), job)
+    assert (now(stores, job).state, now(stores, job).attempt, len(engine.asked)) == (State.COMPLETED, 1, 4)
+
+
+async def test_a_store_that_is_away_for_a_while_costs_nothing(stores: Stores, monkeypatch: pytest.MonkeyPatch):
+    keep, n_refused = stores.runs.keep_chunk, 0
+
+    def away(run: object, chunk: object) -> None:
+        nonlocal n_refused
+        n_refused += 1
+        if n_refused <= 2:
+            raise SourceUnavailable("away", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
+        keep(run, chunk)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stores.runs, "keep_chunk", away)
+    engine = ScriptedEngine(lambda asked: "x")
+    job = stores.submit()
+    await run(worker(stores, engine), job)
+    assert (now(stores, job).state, len(engine.asked), n_refused) == (State.COMPLETED, 1, 3)
+
+
+async def held(running: Worker, engine: ScriptedEngine, job: Job) -> asyncio.Task[None]:
+    """A run that stands within the engine."""
+    engine.gate.clear()
+    task = asyncio.create_task(run(running, job))
+    async with asyncio.timeout(10):
+        while not engine.asked:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return task
+
+
+async def test_a_cancelled_job_stops_the_engines_work(stores: Stores):
+    engine = ScriptedEngine()
+    running = worker(stores, engine)
+    job = stores.submit()
+    task = await held(running, engine, job)
+    stores.jobs.cancel(job.job_id, None)
+    await asyncio.to_thread(running.drop_lost)
+    with pytest.raises(Released):
+        await task
+    assert engine.n_cancelled == 1
+    assert now(stores, job).state is State.CANCELLED
+
+
+async def test_a_worker_that_stops_hands_its_jobs_back(stores: Stores):
+    engine = ScriptedEngine()
+    running = worker(stores, engine)
+    job = stores.submit()
+    task = await held(running, engine, job)
+    await asyncio.to_thread(running.stop, 5.0)
+    with pytest.raises(Released):
+        await task
+    assert (now(stores, job).state, engine.n_cancelled) == (State.PENDING, 1)
+    assert not stores.runs.is_suspect(job.job_id)
+    with pytest.raises(Released):
+        await run(running, job)
+    assert (now(stores, job).state, now(stores, job).attempt) == (State.PENDING, 1)
+
+
+async def test_suspects_run_one_at_a_time_until_they_have_kept_a_chunk(stores: Stores):
+    engine = ScriptedEngine(lambda asked: "x")
+    jobs = [stores.submit(content=audio(10)) for _ in range(3)]
+    for job in jobs:
+        stores.runs.claim(job.job_id, "one that died")
+    engine.gate.clear()
+    running = worker(stores, engine)
+    tasks = [asyncio.create_task(run(running, job)) for job in jobs]
+    async with asyncio.timeout(20):
+        while not engine.asked:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        assert len(engine.asked) == 1
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+    assert {now(stores, job).state for job in jobs} == {State.COMPLETED}
+
+
+async def test_a_job_that_is_gone_is_nobodys_work(stores: Stores):
+    engine = ScriptedEngine()
+    job = stores.submit()
+    stores.jobs.delete(job.job_id, None)
+    await run(worker(stores, engine), job)
+    assert engine.asked == []
+
+
+async def test_a_language_that_is_clear_is_not_detected_again(stores: Stores):
+    engine = ScriptedEngine(lambda asked: "x")
+    job = stores.submit(content=audio(40))
+    await run(worker(stores, engine), job)
+    assert [asked.options.language for asked in engine.asked][:5] == [None, None, None, "en", "en"]
+    given = stores.submit(content=audio(40), options=DecodeOptions(language="de"))
+    engine.asked.clear()
+    await run(worker(stores, engine), given)
+    assert {asked.options.language for asked in engine.asked} == {"de"}
+
+
+async def test_a_step_that_was_recorded_is_not_done_again(stores: Stores):
+    engine = ScriptedEngine(lambda asked: "x")
+    job = stores.submit(content=audio(10))
+    first = worker(stores, engine)
+    recorded: list[bool] = []
+
+    def step(work: Callable[[], bool]) -> bool:
+        recorded.append(work())
+        if len(recorded) == 2:
+            raise Released
+        return recorded[-1]
+
+    with pytest.raises(Released):
+        await asyncio.to_thread(first.run, job.job_id, step)
+    replayed = iter(recorded)
+
+    def replay(work: Callable[[], bool]) -> bool:
+        answer = next(replayed, None)
+        return work() if answer is None else answer
+
+    await asyncio.to_thread(worker(stores, engine, "w2").run, job.job_id, replay)
+    assert now(stores, job).state is State.COMPLETED
+    assert sum(len(asked.audio) for asked in engine.asked) == 160_000
+
+
+def test_workers_share_a_process_without_sharing_jobs(stores: Stores):
+    job = stores.submit()
+    together = threading.Barrier(4)
+
+    def claim(name: str) -> bool:
+        together.wait()
+        return stores.runs.claim(job.job_id, name) is not None
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(claim, "abcd"))
+    # Each claim took over from the one before; after three without a word the job was given up.
+    assert now(stores, job).state is State.FAILED

@@ -1,0 +1,44 @@
+"""A worker of this machine shows that it lives by a lock, which no dead process can hold."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.harness import REPOSITORY
+from typeless_grpc.stores.dbos_worker import SignOfLife, new_worker_id
+
+HOLDER = """
+import sys
+from pathlib import Path
+from typeless_grpc.stores.dbos_worker import SignOfLife
+sign = SignOfLife(Path(sys.argv[1]), "w1")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_worker_is_dead_once_its_process_is(tmp_path: Path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert not SignOfLife.is_dead(tmp_path, "w1")
+        holder.kill()
+        holder.wait()
+        assert SignOfLife.is_dead(tmp_path, "w1")
+
+
+def test_of_a_worker_of_another_machine_nothing_is_known(tmp_path: Path):
+    assert not SignOfLife.is_dead(tmp_path, "elsewhere")
+
+
+def test_a_worker_that_leaves_takes_its_sign_along(tmp_path: Path):
+    sign = SignOfLife(tmp_path, "w1")
+    sign.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_start_has_an_id_of_its_own():
+    assert len({new_worker_id() for _ in range(100)}) == 100

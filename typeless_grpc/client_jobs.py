@@ -1,0 +1,407 @@
+"""Jobs and uploads for a Python caller: `Client.jobs` and `AsyncClient.jobs`.
+
+    >>> with Client("localhost:50051") as client:  # doctest: +SKIP
+    ...     job = client.jobs.submit("lecture.mp3")
+    ...     print(client.jobs.wait(job.job_id).transcript.text)
+
+What a broken connection interrupts goes on by itself: an upload where the server says that it stopped, a watch after
+the last segment that came, and a submission under the id that keeps it from being made twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import io
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import grpc
+import grpc.aio
+
+from typeless_grpc.client import AudioLike, CallFailed, Options, RawFormat
+from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, jobs_pb2_grpc, uploads_pb2, uploads_pb2_grpc
+
+T = TypeVar("T")
+
+# Larger recordings are uploaded in pieces, so that a broken connection costs little.
+INLINE_BYTES = 4 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
+
+# Bytes sent so far, and in all.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How long a call that finds no server is tried again: max_attempts in a row without any progress."""
+
+    max_attempts: int = 8
+    first_delay_s: float = 0.2
+    max_delay_s: float = 5.0
+
+    def delay_s(self, n_failures: int, failed: CallFailed) -> float | None:
+        """How long to wait after the nth failure in a row; None where trying again would not help."""
+        if failed.code is not grpc.StatusCode.UNAVAILABLE or n_failures >= self.max_attempts:
+            return None
+        return max(min(self.first_delay_s * 2.0 ** (n_failures - 1), self.max_delay_s), failed.retry_after_s or 0.0)
+
+
+def submission(
+    audio: AudioLike,
+    options: Options,
+    raw_format: RawFormat | None,
+    *,
+    priority: str,
+    labels: Mapping[str, str],
+    request_id: str,
+) -> jobs_pb2.SubmitJobRequest:
+    """The request of `submit`; audio: a URI, or what is sent along. Raises ValueError for an unknown priority."""
+    source = audio_pb2.AudioSource(format=raw_format.message() if raw_format else None)
+    if isinstance(audio, bytes):
+        source.content = audio
+    elif is_uri(audio):
+        source.uri = str(audio)
+    else:
+        source.content = Path(audio).read_bytes()
+    return jobs_pb2.SubmitJobRequest(
+        audio=source,
+        options=options.message(),
+        priority=jobs_pb2.JobPriority.Value(f"JOB_PRIORITY_{priority.upper()}"),
+        labels=labels,
+        request_id=request_id or str(uuid.uuid4()),
+    )
+
+
+def is_uri(audio: AudioLike) -> bool:
+    """Whether it names audio that the server fetches: `upload://ID`, `https://…`."""
+    return isinstance(audio, str) and "://" in audio
+
+
+def is_large(audio: AudioLike) -> bool:
+    """Whether it is to be uploaded first. Raises OSError for a file that cannot be read."""
+    if isinstance(audio, bytes):
+        return len(audio) > INLINE_BYTES
+    return not is_uri(audio) and os.path.getsize(audio) > INLINE_BYTES
+
+
+def query(
+    *, page_size: int, page_token: str, states: Sequence[str], labels: Mapping[str, str]
+) -> jobs_pb2.ListJobsRequest:
+    """The request of `list`. Raises ValueError for an unknown state."""
+    return jobs_pb2.ListJobsRequest(
+        page_size=page_size,
+        page_token=page_token,
+        states=[jobs_pb2.JobState.Value(f"JOB_STATE_{state.upper()}") for state in states],
+        labels=labels,
+    )
+
+
+class Recording:
+    """What is uploaded, with its size and SHA-256; read piece by piece."""
+
+    def __init__(self, audio: bytes | str | os.PathLike[str]) -> None:
+        self._file: BinaryIO = io.BytesIO(audio) if isinstance(audio, bytes) else Path(audio).open("rb")  # noqa: SIM115
+        self.filename = "" if isinstance(audio, bytes) else Path(audio).name
+        self.n_bytes = self._file.seek(0, io.SEEK_END)
+        self._sha256 = b""
+
+    def requests(
+        self, upload_id: str, offset: int, sent: Callable[[int], None]
+    ) -> Iterator[uploads_pb2.UploadAudioRequest]:
+        """Everything from an offset on, to its finish; sent: called with how far it has come."""
+        request = uploads_pb2.UploadAudioRequest
+        yield request(header=uploads_pb2.UploadHeader(upload_id=upload_id, offset=offset))
+        self._file.seek(offset)
+        while chunk := self._file.read(CHUNK_BYTES):
+            yield request(chunk=chunk)
+            offset += len(chunk)
+            sent(offset)
+        yield request(finish=uploads_pb2.UploadFinish(sha256=self.sha256()))
+
+    def sha256(self) -> bytes:
+        """Of all of it."""
+        if not self._sha256:
+            digest = hashlib.sha256()
+            self._file.seek(0)
+            while data := self._file.read(CHUNK_BYTES):
+                digest.update(data)
+            self._sha256 = digest.digest()
+        return self._sha256
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def opening(filename: str) -> uploads_pb2.UploadAudioRequest:
+    """Opens an upload and sends nothing, so that its id is known before anything can break."""
+    return uploads_pb2.UploadAudioRequest(header=uploads_pb2.UploadHeader(filename=filename))
+
+
+class Jobs:
+    """The calls of jobs and uploads, for threads. All raise CallFailed."""
+
+    def __init__(self, channel: grpc.Channel, retries: Retries | None = None) -> None:
+        self._jobs = jobs_pb2_grpc.JobsServiceStub(channel)
+        self._uploads = uploads_pb2_grpc.UploadServiceStub(channel)
+        self._retries = retries or Retries()
+
+    def submit(
+        self,
+        audio: AudioLike,
+        options: Options | None = None,
+        *,
+        raw_format: RawFormat | None = None,
+        priority: str = "normal",
+        labels: Mapping[str, str] | None = None,
+        request_id: str = "",
+        progress: Progress | None = None,
+    ) -> jobs_pb2.Job:
+        """File a job: a path, the bytes of a file, or a URI. Large recordings are uploaded first.
+
+        priority: "low", "normal" or "high". request_id: made up unless given. progress: hears of the upload.
+        """
+        if is_large(audio):
+            audio = self.upload(audio, progress=progress).uri
+        request = submission(
+            audio, options or Options(), raw_format, priority=priority, labels=labels or {}, request_id=request_id
+        )
+        return self._patiently(lambda: self._jobs.SubmitJob(request)).job
+
+    def get(self, job_id: str) -> jobs_pb2.Job:
+        """The job as it stands, with its transcript once COMPLETED."""
+        return self._patiently(lambda: self._jobs.GetJob(jobs_pb2.GetJobRequest(job_id=job_id))).job
+
+    def list(
+        self, *, states: Sequence[str] = (), labels: Mapping[str, str] | None = None, page_size: int = 100
+    ) -> Iterator[jobs_pb2.Job]:
+        """All jobs, newest first, fetched page by page. states: "pending", "completed", …"""
+        token = ""
+        while True:
+            request = query(page_size=page_size, page_token=token, states=states, labels=labels or {})
+            page = self._patiently(functools.partial(self._jobs.ListJobs, request))
+            yield from page.jobs
+            token = page.next_page_token
+            if not token:
+                return
+
+    def cancel(self, job_id: str) -> jobs_pb2.Job:
+        """End a job that has not ended."""
+        return self._patiently(lambda: self._jobs.CancelJob(jobs_pb2.CancelJobRequest(job_id=job_id))).job
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that does not run, with all it holds."""
+        self._patiently(lambda: self._jobs.DeleteJob(jobs_pb2.DeleteJobRequest(job_id=job_id)))
+
+    def stats(self) -> jobs_pb2.GetQueueStatsResponse:
+        """How full the queue is."""
+        return self._patiently(lambda: self._jobs.GetQueueStats(jobs_pb2.GetQueueStatsRequest()))
+
+    def watch(self, job_id: str, *, next_segment_index: int = 0) -> Iterator[jobs_pb2.WatchJobResponse]:
+        """The job now and at each change until its end; goes on by itself after a broken connection."""
+        n_failures = 0
+        while True:
+            request = jobs_pb2.WatchJobRequest(job_id=job_id, next_segment_index=next_segment_index)
+            try:
+                for answer in self._jobs.WatchJob(request):
+                    n_failures = 0
+                    next_segment_index += len(answer.new_segments)
+                    yield answer
+                return
+            except grpc.RpcError as error:
+                n_failures += 1
+                self._wait_or_raise(n_failures, CallFailed.of(error), error)
+
+    def wait(self, job_id: str) -> jobs_pb2.Job:
+        """The job once it has ended, however it did."""
+        *_, last = self.watch(job_id)
+        return last.job
+
+    def upload(
+        self, audio: bytes | str | os.PathLike[str], *, upload_id: str = "", progress: Progress | None = None
+    ) -> uploads_pb2.Upload:
+        """Upload a recording, or the rest of one whose upload_id is known; goes on after a broken connection."""
+        recording = Recording(audio)
+        try:
+            if not upload_id:
+                opened = self._patiently(lambda: self._uploads.UploadAudio(iter([opening(recording.filename)])))
+                upload_id = opened.upload.upload_id
+            return self._upload(recording, upload_id, progress or (lambda sent, total: None))
+        finally:
+            recording.close()
+
+    def _upload(self, recording: Recording, upload_id: str, progress: Progress) -> uploads_pb2.Upload:
+        n_failures, furthest = 0, -1
+        while True:
+            at = self._patiently(lambda: self._uploads.GetUpload(uploads_pb2.GetUploadRequest(upload_id=upload_id)))
+            offset = at.upload.size_bytes
+            if at.upload.complete:
+                return at.upload
+            n_failures, furthest = (0 if offset > furthest else n_failures), max(offset, furthest)
+            requests = recording.requests(upload_id, offset, lambda sent: progress(sent, recording.n_bytes))
+            try:
+                return self._uploads.UploadAudio(requests).upload
+            except grpc.RpcError as error:
+                failed, n_failures = CallFailed.of(error), n_failures + 1
+                if failed.reason == "UPLOAD_OFFSET_MISMATCH" and n_failures < self._retries.max_attempts:
+                    continue  # what a broken call still had in hand was kept meanwhile
+                self._wait_or_raise(n_failures, failed, error)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        n_failures = 0
+        while True:
+            try:
+                return call()
+            except grpc.RpcError as error:
+                n_failures += 1
+                self._wait_or_raise(n_failures, CallFailed.of(error), error)
+
+    def _wait_or_raise(self, n_failures: int, failed: CallFailed, cause: BaseException) -> None:
+        delay_s = self._retries.delay_s(n_failures, failed)
+        if delay_s is None:
+            raise failed from cause
+        time.sleep(delay_s)
+
+
+class AsyncJobs:
+    """The same for asyncio."""
+
+    def __init__(self, channel: grpc.aio.Channel, retries: Retries | None = None) -> None:
+        self._jobs: Any = jobs_pb2_grpc.JobsServiceStub(channel)
+        self._uploads: Any = uploads_pb2_grpc.UploadServiceStub(channel)
+        self._retries = retries or Retries()
+
+    async def submit(
+        self,
+        audio: AudioLike,
+        options: Options | None = None,
+        *,
+        raw_format: RawFormat | None = None,
+        priority: str = "normal",
+        labels: Mapping[str, str] | None = None,
+        request_id: str = "",
+        progress: Progress | None = None,
+    ) -> jobs_pb2.Job:
+        """As `Jobs.submit`."""
+        if is_large(audio):
+            audio = (await self.upload(audio, progress=progress)).uri
+        request = submission(
+            audio, options or Options(), raw_format, priority=priority, labels=labels or {}, request_id=request_id
+        )
+        return _job(await self._patiently(lambda: self._jobs.SubmitJob(request)))
+
+    async def get(self, job_id: str) -> jobs_pb2.Job:
+        """As `Jobs.get`."""
+        return _job(await self._patiently(lambda: self._jobs.GetJob(jobs_pb2.GetJobRequest(job_id=job_id))))
+
+    async def list(
+        self, *, states: Sequence[str] = (), labels: Mapping[str, str] | None = None, page_size: int = 100
+    ) -> AsyncIterator[jobs_pb2.Job]:
+        """As `Jobs.list`."""
+        token = ""
+        while True:
+            request = query(page_size=page_size, page_token=token, states=states, labels=labels or {})
+            page = await self._patiently(functools.partial(self._jobs.ListJobs, request))
+            for job in page.jobs:
+                yield job
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def cancel(self, job_id: str) -> jobs_pb2.Job:
+        """As `Jobs.cancel`."""
+        return _job(await self._patiently(lambda: self._jobs.CancelJob(jobs_pb2.CancelJobRequest(job_id=job_id))))
+
+    async def delete(self, job_id: str) -> None:
+        """As `Jobs.delete`."""
+        await self._patiently(lambda: self._jobs.DeleteJob(jobs_pb2.DeleteJobRequest(job_id=job_id)))
+
+    async def stats(self) -> jobs_pb2.GetQueueStatsResponse:
+        """As `Jobs.stats`."""
+        answer: jobs_pb2.GetQueueStatsResponse = await self._patiently(
+            lambda: self._jobs.GetQueueStats(jobs_pb2.GetQueueStatsRequest())
+        )
+        return answer
+
+    async def watch(self, job_id: str, *, next_segment_index: int = 0) -> AsyncIterator[jobs_pb2.WatchJobResponse]:
+        """As `Jobs.watch`."""
+        n_failures = 0
+        while True:
+            request = jobs_pb2.WatchJobRequest(job_id=job_id, next_segment_index=next_segment_index)
+            try:
+                async for answer in self._jobs.WatchJob(request):
+                    n_failures = 0
+                    next_segment_index += len(answer.new_segments)
+                    yield answer
+                return
+            except grpc.aio.AioRpcError as error:
+                n_failures += 1
+                await self._wait_or_raise(n_failures, CallFailed.of(error), error)
+
+    async def wait(self, job_id: str) -> jobs_pb2.Job:
+        """As `Jobs.wait`."""
+        last = jobs_pb2.Job()
+        async for answer in self.watch(job_id):
+            last = answer.job
+        return last
+
+    async def upload(
+        self, audio: bytes | str | os.PathLike[str], *, upload_id: str = "", progress: Progress | None = None
+    ) -> uploads_pb2.Upload:
+        """As `Jobs.upload`."""
+        recording = Recording(audio)
+        try:
+            if not upload_id:
+                opened = await self._patiently(lambda: self._uploads.UploadAudio(iter([opening(recording.filename)])))
+                upload_id = opened.upload.upload_id
+            return await self._upload(recording, upload_id, progress or (lambda sent, total: None))
+        finally:
+            recording.close()
+
+    async def _upload(self, recording: Recording, upload_id: str, progress: Progress) -> uploads_pb2.Upload:
+        n_failures, furthest = 0, -1
+        while True:
+            at = await self._patiently(
+                lambda: self._uploads.GetUpload(uploads_pb2.GetUploadRequest(upload_id=upload_id))
+            )
+            found: uploads_pb2.Upload = at.upload
+            if found.complete:
+                return found
+            offset = found.size_bytes
+            n_failures, furthest = (0 if offset > furthest else n_failures), max(offset, furthest)
+            requests = recording.requests(upload_id, offset, lambda sent: progress(sent, recording.n_bytes))
+            try:
+                done: uploads_pb2.Upload = (await self._uploads.UploadAudio(requests)).upload
+                return done
+            except grpc.aio.AioRpcError as error:
+                failed, n_failures = CallFailed.of(error), n_failures + 1
+                if failed.reason == "UPLOAD_OFFSET_MISMATCH" and n_failures < self._retries.max_attempts:
+                    continue
+                await self._wait_or_raise(n_failures, failed, error)
+
+    async def _patiently(self, call: Callable[[], Any]) -> Any:
+        n_failures = 0
+        while True:
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                n_failures += 1
+                await self._wait_or_raise(n_failures, CallFailed.of(error), error)
+
+    async def _wait_or_raise(self, n_failures: int, failed: CallFailed, cause: BaseException) -> None:
+        delay_s = self._retries.delay_s(n_failures, failed)
+        if delay_s is None:
+            raise failed from cause
+        await asyncio.sleep(delay_s)
+
+
+def _job(answer: Any) -> jobs_pb2.Job:
+    job: jobs_pb2.Job = answer.job
+    return job

@@ -1,0 +1,214 @@
+"""Jobs and uploads: messages to domain values and back, as `convert.py` does it for the rest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from typeless_grpc.access.principal import Principal
+from typeless_grpc.engine.interface import Chunking
+from typeless_grpc.engine.transcript import Transcript
+from typeless_grpc.errors import InvalidInput
+from typeless_grpc.jobs.job import Failure, Job, NewJob, Priority, State
+from typeless_grpc.jobs.store import JobQuery, QueueStats, Upload
+from typeless_grpc.pb.v1 import failure_pb2, jobs_pb2, transcription_pb2, uploads_pb2
+from typeless_grpc.servicers import convert
+
+MAX_LABELS = 64
+MAX_LABEL_CHARACTERS = 128
+MAX_REQUEST_ID_CHARACTERS = 256
+MAX_FILENAME_CHARACTERS = 1024
+DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 100, 1000
+
+STATES = {
+    State.PENDING: jobs_pb2.JOB_STATE_PENDING,
+    State.PROCESSING: jobs_pb2.JOB_STATE_PROCESSING,
+    State.COMPLETED: jobs_pb2.JOB_STATE_COMPLETED,
+    State.FAILED: jobs_pb2.JOB_STATE_FAILED,
+    State.CANCELLED: jobs_pb2.JOB_STATE_CANCELLED,
+}
+STATES_BACK = {message: state for state, message in STATES.items()}
+PRIORITIES = {
+    jobs_pb2.JOB_PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    jobs_pb2.JOB_PRIORITY_LOW: Priority.LOW,
+    jobs_pb2.JOB_PRIORITY_NORMAL: Priority.NORMAL,
+    jobs_pb2.JOB_PRIORITY_HIGH: Priority.HIGH,
+}
+PRIORITIES_BACK = {
+    Priority.LOW: jobs_pb2.JOB_PRIORITY_LOW,
+    Priority.NORMAL: jobs_pb2.JOB_PRIORITY_NORMAL,
+    Priority.HIGH: jobs_pb2.JOB_PRIORITY_HIGH,
+}
+
+
+# ---- requests -------------------------------------------------------------------------------------------------
+
+
+def reach(principal: Principal) -> str | None:
+    """Whose jobs and uploads a caller may touch; None for an admin, who may touch all."""
+    return None if principal.is_admin else principal.owner
+
+
+def new_job(request: jobs_pb2.SubmitJobRequest, principal: Principal) -> NewJob:
+    """A submission, checked as far as it can be without its audio. Its uri is "" where the audio comes along."""
+    audio_format = convert.audio_format(request.audio.format, "audio.format").validated("audio")
+    source = convert.audio_source(request.audio, "audio")
+    priority = PRIORITIES.get(request.priority)
+    if priority is None:
+        raise InvalidInput("priority", f"{request.priority} is no known priority")
+    return NewJob(
+        owner=principal.owner,
+        caller=principal.id,
+        uri=source if isinstance(source, str) else "",
+        format=audio_format,
+        options=convert.decode_options(request.options, "options"),
+        options_message=request.options.SerializeToString(deterministic=True),
+        priority=priority,
+        labels=labels(request.labels, "labels"),
+        request_id=text(request.request_id, MAX_REQUEST_ID_CHARACTERS, "request_id"),
+        uploads_of=reach(principal),
+    )
+
+
+def fingerprint(request: jobs_pb2.SubmitJobRequest) -> str:
+    """The same for two submissions exactly if they ask for the same. Takes a moment where audio comes along."""
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+
+
+def labels(message: Mapping[str, str], field: str) -> dict[str, str]:
+    """Labels of a job, or those that are asked for."""
+    if len(message) > MAX_LABELS:
+        raise InvalidInput(field, f"{len(message)} labels; at most {MAX_LABELS} are taken")
+    for key, value in message.items():
+        if not key:
+            raise InvalidInput(field, "a key is empty")
+        text(key, MAX_LABEL_CHARACTERS, field)
+        text(value, MAX_LABEL_CHARACTERS, f"{field}[{key}]")
+    return dict(message)
+
+
+def text(value: str, n_characters: int, field: str) -> str:
+    """A short text of the caller's that is kept and given back."""
+    if len(value) > n_characters:
+        raise InvalidInput(field, f"{len(value)} characters; at most {n_characters} are taken")
+    if "\0" in value:
+        raise InvalidInput(field, "holds a NUL character")
+    return value
+
+
+def required_id(value: str, field: str) -> str:
+    """An id that must be there."""
+    if not value:
+        raise InvalidInput(field, "is empty")
+    return text(value, MAX_REQUEST_ID_CHARACTERS, field)
+
+
+def query(request: jobs_pb2.ListJobsRequest, principal: Principal) -> JobQuery:
+    """Which jobs a caller asks for."""
+    if not 0 <= request.page_size <= MAX_PAGE_SIZE:
+        raise InvalidInput("page_size", f"{request.page_size} is not in 0 to {MAX_PAGE_SIZE}")
+    states = []
+    for index, state in enumerate(request.states):
+        if state not in STATES_BACK:
+            raise InvalidInput(f"states[{index}]", f"{state} is no state a job can be in")
+        states.append(STATES_BACK[state])
+    return JobQuery(
+        owner=reach(principal),
+        page_size=request.page_size or DEFAULT_PAGE_SIZE,
+        page_token=request.page_token,
+        states=states,
+        labels=labels(request.labels, "labels"),
+    )
+
+
+# ---- responses ------------------------------------------------------------------------------------------------
+
+
+def job(value: Job, transcript: Transcript | None, code: int) -> jobs_pb2.Job:
+    """A job; transcript: where it is to be shown. code: of its failure, 0 where it has none."""
+    options = transcription_pb2.TranscriptionOptions.FromString(value.options_message)
+    message = jobs_pb2.Job(
+        job_id=value.job_id,
+        state=STATES[value.state],
+        progress=value.progress,
+        progress_message=value.progress_message,
+        create_time=timestamp(value.create_s),
+        priority=PRIORITIES_BACK[value.priority],
+        labels=value.labels,
+        attempt=value.attempt,
+        options=options,
+    )
+    for field, unix_s in (("start_time", value.start_s), ("end_time", value.end_s), ("expire_time", value.expire_s)):
+        if unix_s is not None:
+            getattr(message, field).CopyFrom(timestamp(unix_s))
+    if value.audio_s is not None:
+        message.audio_duration.CopyFrom(convert.duration(value.audio_s))
+    if transcript is not None:
+        message.transcript.CopyFrom(convert.transcript(transcript))
+    if value.failure is not None:
+        message.failure.CopyFrom(failure(value.failure, code))
+    if value.state is State.COMPLETED:
+        message.stats.CopyFrom(stats(value))
+    return message
+
+
+def failure(value: Failure, code: int) -> failure_pb2.Failure:
+    """Why a job was given up."""
+    message = failure_pb2.Failure(code=code, reason=value.reason, message=value.message)
+    if value.retry_after_s is not None:
+        message.retry_delay.CopyFrom(convert.duration(value.retry_after_s))
+    return message
+
+
+def stats(value: Job) -> transcription_pb2.ProcessingStats:
+    """What the job's chunks took together, whichever workers they ran on."""
+    return transcription_pb2.ProcessingStats(
+        processing_time=convert.duration(value.processing_s),
+        queue_time=convert.duration(value.queue_s),
+        realtime_factor=(value.audio_s or 0.0) / value.processing_s if value.processing_s > 0 else 0.0,
+        chunking=convert.STRATEGIES[_strategy(value)],
+        chunk_count=value.n_windows,
+    )
+
+
+def _strategy(value: Job) -> Chunking:
+    """How the recording was cut: into chunks as HYBRID does it, and within them as the caller wanted."""
+    if value.options.chunking is not Chunking.AUTO:
+        return value.options.chunking
+    return Chunking.WHOLE if value.n_chunks <= 1 and value.n_windows <= 1 else Chunking.HYBRID
+
+
+def queue_stats(value: QueueStats) -> jobs_pb2.GetQueueStatsResponse:
+    """The queue at one moment."""
+    message = jobs_pb2.GetQueueStatsResponse(
+        total=sum(value.counts.values()),
+        max_concurrent_jobs=value.max_concurrent_jobs,
+        workers=value.n_workers,
+    )
+    for state in State:
+        setattr(message, state.value, value.counts.get(state, 0))
+    if value.oldest_pending_age_s is not None:
+        message.oldest_pending_age.CopyFrom(convert.duration(value.oldest_pending_age_s))
+    return message
+
+
+def upload(value: Upload) -> uploads_pb2.Upload:
+    """An upload as it stands."""
+    return uploads_pb2.Upload(
+        upload_id=value.upload_id,
+        uri=value.uri,
+        size_bytes=value.size_bytes,
+        complete=value.is_complete,
+        expire_time=timestamp(value.expire_s),
+    )
+
+
+def timestamp(unix_s: float) -> Any:
+    """A Timestamp, to the microsecond."""
+    message = Timestamp()
+    message.FromDatetime(datetime.fromtimestamp(unix_s, UTC))
+    return message

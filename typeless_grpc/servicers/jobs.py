@@ -1,0 +1,155 @@
+"""JobsService: messages in, one call of the store, messages out."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any, BinaryIO, TypeVar
+
+import grpc
+
+from typeless_grpc.access import principal
+from typeless_grpc.audio.source import AudioSources
+from typeless_grpc.errors import InvalidInput, NotFound, TypelessError
+from typeless_grpc.jobs.job import Job, NewJob, State
+from typeless_grpc.jobs.store import JobStore
+from typeless_grpc.pb.v1 import jobs_pb2, jobs_pb2_grpc
+from typeless_grpc.servicers import convert, convert_jobs
+from typeless_grpc.servicers.watch import JobWatch
+
+T = TypeVar("T")
+
+# Fetched when the job is submitted, since what an address holds may be gone when the job runs.
+FETCHED_AT_ONCE = "https"
+UPLOAD = "upload"
+
+
+class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
+    """Transcription in the background."""
+
+    NAME = "typeless.v1.JobsService"
+
+    def __init__(
+        self,
+        store: JobStore,
+        sources: AudioSources,
+        executor: Executor,
+        fetching: Executor,
+        *,
+        has_model: Callable[[str], bool],
+        code_of: Callable[[TypelessError], int],
+    ) -> None:
+        """executor: threads for the store. fetching: threads for audio on other machines.
+
+        has_model: whether a model can be named; blocks. code_of: the google.rpc.Code of an error.
+        """
+        self._store, self._sources = store, sources
+        self._executor, self._fetching = executor, fetching
+        self._has_model, self._code_of = has_model, code_of
+        self._watch = JobWatch(store, executor)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Take this service's calls."""
+        jobs_pb2_grpc.add_JobsServiceServicer_to_server(self, server)
+
+    async def SubmitJob(
+        self, request: jobs_pb2.SubmitJobRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> jobs_pb2.SubmitJobResponse:
+        """File the job; its audio is on disk before the answer leaves."""
+        new = convert_jobs.new_job(request, principal.current())
+        is_remote = bool(new.uri) and self._sources.is_remote(new.uri)
+        executor = self._fetching if is_remote else self._executor
+        job = await asyncio.get_running_loop().run_in_executor(executor, self._submit, request, new)
+        return jobs_pb2.SubmitJobResponse(job=await self._shown(job))
+
+    async def GetJob(
+        self, request: jobs_pb2.GetJobRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> jobs_pb2.GetJobResponse:
+        """The job as it stands."""
+        return jobs_pb2.GetJobResponse(job=await self._shown(await self._get(request.job_id)))
+
+    async def ListJobs(
+        self, request: jobs_pb2.ListJobsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> jobs_pb2.ListJobsResponse:
+        """A page of jobs, without their transcripts."""
+        query = convert_jobs.query(request, principal.current())
+        page = await self._run(lambda: self._store.page(query))
+        jobs = [convert_jobs.job(job, None, self._code(job)) for job in page.jobs]
+        return jobs_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_page_token)
+
+    async def CancelJob(
+        self, request: jobs_pb2.CancelJobRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> jobs_pb2.CancelJobResponse:
+        """End the job; its worker stops within moments."""
+        job_id, owner = convert_jobs.required_id(request.job_id, "job_id"), convert_jobs.reach(principal.current())
+        job = await self._run(lambda: self._store.cancel(job_id, owner))
+        return jobs_pb2.CancelJobResponse(job=await self._shown(job))
+
+    async def DeleteJob(
+        self, request: jobs_pb2.DeleteJobRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> jobs_pb2.DeleteJobResponse:
+        """Delete the job and all it holds."""
+        job_id, owner = convert_jobs.required_id(request.job_id, "job_id"), convert_jobs.reach(principal.current())
+        await self._run(lambda: self._store.delete(job_id, owner))
+        return jobs_pb2.DeleteJobResponse()
+
+    async def WatchJob(
+        self, request: jobs_pb2.WatchJobRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[jobs_pb2.WatchJobResponse]:
+        """The job now, and at each change until its end."""
+        if request.next_segment_index < 0:
+            raise InvalidInput("next_segment_index", f"{request.next_segment_index} is negative")
+        next_index = request.next_segment_index
+        while True:
+            job = await self._get(request.job_id)
+            new = await self._run(functools.partial(self._store.segments, job, next_index))
+            segments = [convert.segment(one, next_index + i) for i, one in enumerate(new)]
+            yield jobs_pb2.WatchJobResponse(job=await self._shown(job), new_segments=segments)
+            if job.state.is_final:
+                return
+            next_index += len(segments)
+            await self._watch.changed(job.job_id, job.version)
+
+    async def GetQueueStats(
+        self, request: jobs_pb2.GetQueueStatsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> jobs_pb2.GetQueueStatsResponse:
+        """How full the queue is."""
+        return convert_jobs.queue_stats(await self._run(self._store.stats))
+
+    async def close(self) -> None:
+        """End what runs besides the calls."""
+        await self._watch.close()
+
+    def _submit(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> Job:
+        if new.options.model and not self._has_model(new.options.model):
+            raise NotFound(f"This server has no model called '{new.options.model[:128]}'.", reason="MODEL_NOT_FOUND")
+        new = replace(new, fingerprint=convert_jobs.fingerprint(request))
+        if not new.uri:
+            return self._store.submit(new, request.audio.content)
+        if new.uri.startswith(f"{UPLOAD}://"):
+            return self._store.submit(new, None)
+        file: BinaryIO = self._sources.open(new.uri, new.uploads_of, "audio.uri")
+        with file:
+            if new.uri.startswith(f"{FETCHED_AT_ONCE}://"):
+                return self._store.submit(replace(new, uri=""), file)
+            return self._store.submit(new, None)
+
+    async def _get(self, job_id: str) -> Job:
+        job_id, owner = convert_jobs.required_id(job_id, "job_id"), convert_jobs.reach(principal.current())
+        return await self._run(lambda: self._store.get(job_id, owner))
+
+    async def _shown(self, job: Job) -> jobs_pb2.Job:
+        """With its transcript where it is COMPLETED."""
+        transcript = None
+        if job.state is State.COMPLETED:
+            transcript = await self._run(lambda: self._store.transcript(job))
+        return convert_jobs.job(job, transcript, self._code(job))
+
+    def _code(self, job: Job) -> int:
+        return self._code_of(job.failure.error) if job.failure else 0
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)

@@ -1,0 +1,163 @@
+"""UploadService: a stream of bytes into the store, part by part."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+import grpc
+
+from typeless_grpc.access import principal
+from typeless_grpc.errors import InvalidInput, WrongState
+from typeless_grpc.jobs.store import Upload, UploadStore
+from typeless_grpc.pb.v1 import uploads_pb2, uploads_pb2_grpc
+from typeless_grpc.servicers import convert_jobs
+
+T = TypeVar("T")
+
+# What an upload holds in memory at most, and what is kept as one file.
+PART_BYTES = 8 * 1024 * 1024
+SHA256_BYTES = 32
+
+
+class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
+    """Recordings too large for one message."""
+
+    NAME = "typeless.v1.UploadService"
+
+    def __init__(self, store: UploadStore, executor: Executor) -> None:
+        """executor: threads for the store."""
+        self._store, self._executor = store, executor
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Take this service's calls."""
+        uploads_pb2_grpc.add_UploadServiceServicer_to_server(self, server)
+
+    async def UploadAudio(
+        self,
+        request_iterator: AsyncIterator[uploads_pb2.UploadAudioRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> uploads_pb2.UploadAudioResponse:
+        """Keep what arrives; complete only once `finish` came and its SHA-256 is right."""
+        receiving = Receiving(self._store, self._executor)
+        try:
+            async for request in request_iterator:
+                match request.WhichOneof("request"):
+                    case "header":
+                        await receiving.begin(request.header)
+                    case "chunk":
+                        await receiving.take(request.chunk)
+                    case "finish":
+                        receiving.finish(request.finish)
+                    case _:
+                        raise InvalidInput("request", "nothing is set")
+            return uploads_pb2.UploadAudioResponse(upload=convert_jobs.upload(await receiving.end()))
+        finally:
+            await receiving.keep()  # what arrived before the call broke
+
+    async def GetUpload(
+        self, request: uploads_pb2.GetUploadRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> uploads_pb2.GetUploadResponse:
+        """How much arrived."""
+        upload_id = convert_jobs.required_id(request.upload_id, "upload_id")
+        owner = convert_jobs.reach(principal.current())
+        found = await asyncio.get_running_loop().run_in_executor(self._executor, self._store.get, upload_id, owner)
+        return uploads_pb2.GetUploadResponse(upload=convert_jobs.upload(found))
+
+
+class Receiving:
+    """One UploadAudio call: header, chunks, finish, in this order."""
+
+    def __init__(self, store: UploadStore, executor: Executor) -> None:
+        self._store, self._executor = store, executor
+        self._upload: Upload | None = None
+        self._pending = bytearray()
+        self._writing: asyncio.Task[None] | None = None
+        # Of the whole recording, as long as all of it came in this call; else it is read again at the end.
+        self._sha256: Any | None = None
+        self._finish: uploads_pb2.UploadFinish | None = None
+
+    async def begin(self, header: uploads_pb2.UploadHeader) -> None:
+        """Open an upload or take one up."""
+        if self._upload is not None:
+            raise InvalidInput("header", "comes first, and only once")
+        caller = principal.current()
+        filename = convert_jobs.text(header.filename, convert_jobs.MAX_FILENAME_CHARACTERS, "header.filename")
+        if not header.upload_id:
+            if header.offset:
+                raise InvalidInput("header.offset", "is 0 for a new upload")
+            self._upload = await self._run(lambda: self._store.create(caller.owner, filename))
+        else:
+            upload_id = convert_jobs.required_id(header.upload_id, "header.upload_id")
+            upload = await self._run(lambda: self._store.get(upload_id, convert_jobs.reach(caller)))
+            if upload.is_complete:
+                raise WrongState("The upload is complete.", reason="UPLOAD_COMPLETE")
+            if header.offset != upload.size_bytes:
+                message = f"header.offset: {upload.size_bytes} bytes are kept, so that is where to go on from."
+                raise WrongState(message, reason="UPLOAD_OFFSET_MISMATCH")
+            self._upload = upload
+        if not self._upload.size_bytes:
+            self._sha256 = hashlib.sha256()
+
+    async def take(self, chunk: bytes) -> None:
+        """The next bytes."""
+        if self._upload is None:
+            raise InvalidInput("header", "comes first")
+        if self._finish is not None:
+            raise InvalidInput("chunk", "nothing comes after finish")
+        self._pending += chunk
+        if len(self._pending) >= PART_BYTES:
+            await self.keep()
+
+    def finish(self, finish: uploads_pb2.UploadFinish) -> None:
+        """The bytes end here."""
+        if self._upload is None:
+            raise InvalidInput("header", "comes first")
+        if self._finish is not None:
+            raise InvalidInput("finish", "comes only once")
+        if len(finish.sha256) not in (0, SHA256_BYTES):
+            raise InvalidInput("finish.sha256", f"{len(finish.sha256)} bytes are no SHA-256, which has {SHA256_BYTES}")
+        self._finish = finish
+
+    async def end(self) -> Upload:
+        """The caller half-closed."""
+        if self._upload is None:
+            raise InvalidInput("header", "comes first")
+        await self.keep()
+        upload = self._upload
+        if self._finish is None:
+            return upload
+        if self._finish.sha256:
+            await self._check(upload, self._finish.sha256)
+        return await self._run(lambda: self._store.complete(upload))
+
+    async def keep(self) -> None:
+        """Write what waits in memory. It is written even where the call is cancelled meanwhile."""
+        if self._writing is None and self._upload is not None and self._pending:
+            data, self._pending = bytes(self._pending), bytearray()
+            self._writing = asyncio.create_task(self._write(self._upload, data))
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+            self._writing = None
+
+    async def _write(self, upload: Upload, data: bytes) -> None:
+        def write() -> Upload:
+            if self._sha256 is not None:
+                self._sha256.update(data)
+            return self._store.append(upload, data)
+
+        self._upload = await self._run(write)
+
+    async def _check(self, upload: Upload, expected: bytes) -> None:
+        digest = (
+            self._sha256.digest() if self._sha256 is not None else await self._run(lambda: self._store.digest(upload))
+        )
+        if digest != expected:
+            why = "the bytes that arrived have another SHA-256; the upload stays unfinished"
+            raise InvalidInput("finish.sha256", why, reason="SHA256_MISMATCH")
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)

@@ -1,0 +1,109 @@
+"""The queue of jobs, kept by DBOS in the same database: what servers need of it, whether they run jobs or not.
+
+DBOS takes more than a second to import, so it is imported when the first job is submitted or run.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from typeless_grpc.stores.database import Database, unavailable
+
+if TYPE_CHECKING:
+    from dbos import DBOSClient
+
+QUEUE = "typeless-jobs"
+WORKFLOW = "typeless-job"
+APPLICATION = "typeless"
+# Not that of the software: jobs of one version of it are run by the next. To be changed only if a job's workflow no
+# longer does its steps in the same order.
+VERSION = "jobs-v1"
+
+_preparing = threading.Lock()
+
+
+def prepare(database: Database) -> None:
+    """Import DBOS, give its log lines to ours, and make its tables. Raises SourceUnavailable."""
+    with _preparing:
+        logger = logging.getLogger("dbos")
+        if not logger.handlers:  # it would write lines of its own otherwise
+            logger.addHandler(logging.NullHandler())
+        from dbos import DBOS
+
+        logger.setLevel(logging.ERROR)
+        try:
+            DBOS.migrate(database.url)
+        except Exception as error:  # errors of two libraries, and of DBOS itself
+            raise unavailable(error) from error
+
+
+class DbosQueue:
+    """`Queue` by DBOS. Threads share it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._client: DBOSClient | None = None
+        self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """See `Queue`."""
+        self.client()
+
+    def enqueue(
+        self, connection: sa.Connection, workflow_id: str, job_id: str, caller: str, priority: int, delay_s: float = 0.0
+    ) -> None:
+        """See `Queue`."""
+        options: Any = {
+            "queue_name": QUEUE,
+            "workflow_name": WORKFLOW,
+            "workflow_id": workflow_id,
+            "app_version": VERSION,
+            "priority": priority,
+            "queue_partition_key": caller or "nobody",
+        }
+        if delay_s > 0:
+            options["delay_seconds"] = delay_s
+        self.client().enqueue_in_transaction(connection, options, job_id)
+
+    def cancel(self, workflow_ids: Sequence[str]) -> None:
+        """See `Queue`."""
+        try:
+            self.client().cancel_workflows(list(workflow_ids))
+        except sa.exc.SQLAlchemyError as error:
+            raise unavailable(error) from error
+
+    def forget(self, workflow_ids: Sequence[str]) -> None:
+        """See `Queue`."""
+        try:
+            self.client().delete_workflows(list(workflow_ids))
+        except sa.exc.SQLAlchemyError as error:
+            raise unavailable(error) from error
+
+    def client(self) -> DBOSClient:
+        """The client, made at the first use. Raises SourceUnavailable."""
+        with self._lock:
+            if self._client is None:
+                prepare(self._database)
+                from dbos import DBOSClient
+                from dbos._serialization import DBOSPortableJSON
+
+                self._client = DBOSClient(
+                    system_database_engine=self._database.engine,
+                    serializer=DBOSPortableJSON,
+                    application_name=APPLICATION,
+                    lazy=True,
+                    retry_connection_errors=False,
+                )
+            return self._client
+
+    def close(self) -> None:
+        """End the client."""
+        with self._lock:
+            if self._client is not None:
+                self._client.destroy()
+                self._client = None

@@ -1,0 +1,172 @@
+"""Where bytes lie: a directory of this machine, or whatever else fsspec reaches (s3://, gs://, …).
+
+A file is written once, as a whole, and never changed; local ones are on disk when `write` returns.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from typeless_grpc.errors import InvalidInput
+from typeless_grpc.stores.database import unavailable
+
+_COPY_BYTES = 1 << 20
+
+
+class Files:
+    """A tree of files under one URL; threads share it. Faults come out as SourceUnavailable."""
+
+    def __init__(self, url: str) -> None:
+        """url: a directory's path, or an fsspec URL. Raises InvalidInput where its scheme needs a package."""
+        try:
+            self._fs, self._root = cast(tuple[Any, str], fsspec.core.url_to_fs(url))
+        except (ImportError, ValueError) as error:
+            raise InvalidInput("storage_url", str(error), reason="CONFIG_INVALID") from error
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+
+    def write(self, path: str, data: bytes | BinaryIO) -> None:
+        """Keep data under path ("jobs/ID/audio"); a file is read from where it stands to its end."""
+        with _faults():
+            source = io.BytesIO(data) if isinstance(data, bytes) else data
+            if self._is_local:
+                _write_durably(Path(self._at(path)), source)
+            elif isinstance(data, bytes):
+                self._fs.pipe_file(self._at(path), data)
+            else:
+                with self._fs.open(self._at(path), "wb") as target:
+                    shutil.copyfileobj(source, target, _COPY_BYTES)
+
+    def read(self, paths: Sequence[str]) -> list[bytes]:
+        """The contents of several files, in order; fetched side by side where the storage can."""
+        if not paths:
+            return []
+        with _faults():
+            full = [self._at(path) for path in paths]
+            found = self._fs.cat(full)
+            # fsspec answers a single path with its bytes, and several by their paths.
+            return [found] if isinstance(found, bytes) else [found[self._fs._strip_protocol(path)] for path in full]
+
+    def open(self, path: str) -> BinaryIO:
+        """A file to read and seek in. Raises FileNotFoundError."""
+        with _faults():
+            return cast(BinaryIO, self._fs.open(self._at(path), "rb"))
+
+    def delete_tree(self, path: str) -> None:
+        """Delete a directory and all in it; nothing happens where there is none."""
+        with _faults():
+            try:
+                self._fs.rm(self._at(path), recursive=True)
+            except FileNotFoundError:
+                return
+
+    def names(self, path: str) -> list[tuple[str, float | None]]:
+        """What lies in a directory, with its Unix time of change where the storage knows it; empty if there is none."""
+        with _faults():
+            try:
+                entries = self._fs.ls(self._at(path), detail=True, refresh=True)
+            except FileNotFoundError:
+                return []
+        return [(str(entry["name"]).rstrip("/").rpartition("/")[2], entry.get("mtime")) for entry in entries]
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+
+class PartsFile(io.RawIOBase):
+    """Several files read as one, in order."""
+
+    def __init__(self, files: Files, parts: Sequence[tuple[int, int, str]]) -> None:
+        """parts: offset, size and path of each, without gaps."""
+        self._files, self._parts = files, parts
+        self._size = sum(size for _, size, _ in parts)
+        self._position = 0
+        self._open: tuple[int, BinaryIO] | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        if self._position >= self._size:
+            return 0
+        index = self._part_at(self._position)
+        offset, size, path = self._parts[index]
+        within = self._position - offset
+        view = memoryview(buffer).cast("B")[: size - within]
+        if self._open is None or self._open[0] != index:
+            self._close_part()
+            self._open = (index, self._files.open(path))
+        file = self._open[1]
+        with _faults():
+            if file.tell() != within:
+                file.seek(within)
+            data = file.read(len(view))
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._close_part()
+        super().close()
+
+    def _part_at(self, position: int) -> int:
+        low, high = 0, len(self._parts) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._parts[middle][0] <= position else (low, middle - 1)
+        return low
+
+    def _close_part(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+
+def _write_durably(path: Path, source: BinaryIO) -> None:
+    """All or nothing, and on disk: a file is seen under its name only once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with beside.open("wb") as file:
+            shutil.copyfileobj(source, file, _COPY_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, InvalidInput):
+        raise
+    except Exception as error:  # each storage behind fsspec has a family of its own
+        raise unavailable(error) from error

@@ -1,0 +1,56 @@
+"""Deletes what is past its time: jobs, uploads, and files that belong to neither."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.stores.upkeep import JobUpkeep
+from typeless_grpc.stores.uploads import SqlUploadStore
+from typeless_grpc.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+# Files of a job are written before its row, within one call: those without a row after so long never get one.
+ORPHAN_S = 3600.0
+
+
+class Janitor:
+    """A thread that tidies up; any number of servers may each have one."""
+
+    def __init__(self, jobs: JobUpkeep, uploads: SqlUploadStore, *, interval_s: float = 5.0) -> None:
+        self._jobs, self._uploads, self._interval_s = jobs, uploads, interval_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._tidy, name="jobs-janitor", daemon=True)
+        self._orphans_due_s = time.monotonic()
+
+    def start(self) -> None:
+        """Begin; the first round is at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for it."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def tidy_once(self) -> int:
+        """One round; how many jobs and uploads went. Raises SourceUnavailable."""
+        n_deleted = self._jobs.delete_expired() + self._uploads.delete_expired()
+        if time.monotonic() >= self._orphans_due_s:
+            self._orphans_due_s = time.monotonic() + ORPHAN_S
+            self._jobs.delete_orphans(time.time() - ORPHAN_S)
+        return n_deleted
+
+    def _tidy(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                # What is left over by a round that was full is done at once.
+                if self.tidy_once() >= 500:
+                    continue
+            except SourceUnavailable as error:
+                log.warning("nothing can be deleted now", reason=error.reason)
+            except Exception:
+                log.exception("unforeseen error while deleting what is past its time")
+            self._stopping.wait(self._interval_s)

@@ -1,0 +1,206 @@
+"""The table of jobs, and the few ways in which a row of it changes.
+
+The row is the truth. Every change is one transaction guarded by the state (and, for a run, by its id); the queue is
+told within the same transaction where a job enters it, and afterwards where a job leaves it: a queue that was not told
+finds out when it hands the job to a worker, whose claim then says that there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+
+from typeless_grpc.audio.formats import AudioFormat
+from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.engine.transcript import Transcript
+from typeless_grpc.errors import NotFound, SourceUnavailable
+from typeless_grpc.jobs.job import Failure, Job, Priority, State, states_before
+from typeless_grpc.jobs.store import Run, RunLost
+from typeless_grpc.stores.database import Database, job_chunks, jobs, uploads
+from typeless_grpc.stores.files import Files
+from typeless_grpc.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+OPTIONS = TypeAdapter(DecodeOptions)
+FORMAT = TypeAdapter(AudioFormat)
+TRANSCRIPT = TypeAdapter(Transcript)
+FAILURE = TypeAdapter(Failure)
+
+
+class Queue(Protocol):
+    """What hands jobs to workers, in the same database; `stores.dbos_queue` has the real one."""
+
+    def prepare(self) -> None:
+        """Be able to enqueue from now on: not to be done within a transaction. Raises SourceUnavailable."""
+        ...
+
+    def enqueue(
+        self, connection: sa.Connection, workflow_id: str, job_id: str, caller: str, priority: int, delay_s: float = 0.0
+    ) -> None:
+        """Put a job into the queue, as part of the connection's transaction."""
+        ...
+
+    def cancel(self, workflow_ids: Sequence[str]) -> None:
+        """Take workflows out of the queue, running ones too."""
+        ...
+
+    def forget(self, workflow_ids: Sequence[str]) -> None:
+        """The same, with all that is kept of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class JobStoreOptions:
+    """ttl_s: how long a job is kept after its end. max_pending: of one caller. worker_timeout_s: a worker that has not
+    been heard of for so long is dead."""
+
+    ttl_s: float = 86_400.0
+    max_pending: int = 10_000
+    worker_timeout_s: float = 20.0
+
+
+class JobTable:
+    """What the stores of jobs share. `db`, `files`, `queue` and `options` are theirs to use."""
+
+    def __init__(self, database: Database, files: Files, queue: Queue, options: JobStoreOptions) -> None:
+        self.db, self.files, self.queue, self.options = database, files, queue, options
+
+    def visible(self, owner: str | None) -> list[sa.ColumnElement[bool]]:
+        """What a caller may see: its own jobs, until they expire."""
+        kept = sa.or_(jobs.c.expire_s.is_(None), jobs.c.expire_s > self.db.now_s())
+        return [kept] if owner is None else [kept, jobs.c.owner == owner]
+
+    def write(
+        self, connection: sa.Connection, run: Run, state: State, *conditions: sa.ColumnElement[bool], **values: Any
+    ) -> Any:
+        """A run's change of its job, or RunLost."""
+        row = connection.execute(
+            sa.update(jobs)
+            .where(*held(run), jobs.c.state.in_([before.value for before in states_before(state)]), *conditions)
+            .values(state=state.value, **values, **self.changed())
+            .returning(jobs)
+        ).one_or_none()
+        if row is None:
+            raise RunLost
+        return row
+
+    def end(
+        self,
+        connection: sa.Connection,
+        state: State,
+        *conditions: sa.ColumnElement[bool],
+        failure: Failure | None = None,
+        **values: Any,
+    ) -> Any | None:
+        """Bring jobs to their end; the row, None where the conditions or the state do not allow it."""
+        now_s = self.db.now_s()
+        return connection.execute(
+            sa.update(jobs)
+            .where(*conditions, jobs.c.state.in_([before.value for before in states_before(state)]))
+            .values(
+                state=state.value,
+                run_id=None,
+                end_s=now_s,
+                expire_s=now_s + self.options.ttl_s,
+                failure=FAILURE.dump_json(failure).decode() if failure else None,
+                progress_message="",
+                **values,
+                **self.changed(),
+            )
+            .returning(jobs)
+        ).one_or_none()
+
+    def changed(self) -> dict[str, Any]:
+        return {"version": jobs.c.version + 1, "update_s": self.db.now_s()}
+
+    def queue_again(self, connection: sa.Connection, row: Any, delay_s: float) -> None:
+        workflow_id = f"{row.job_id}.{row.n_workflows + 1}"
+        connection.execute(
+            sa.update(jobs)
+            .where(jobs.c.job_id == row.job_id)
+            .values(workflow_id=workflow_id, n_workflows=row.n_workflows + 1, **self.changed())
+        )
+        self.queue.enqueue(connection, workflow_id, row.job_id, row.caller, row.priority, delay_s)
+
+    def delete_dependents(self, connection: sa.Connection, gone: Sequence[Any]) -> None:
+        """Results, and uploads that no other job is about: from now on they are past their time."""
+        connection.execute(sa.delete(job_chunks).where(job_chunks.c.job_id.in_([row.job_id for row in gone])))
+        upload_ids = [row.upload_id for row in gone if row.upload_id]
+        if upload_ids:
+            others = sa.select(jobs.c.upload_id).where(jobs.c.upload_id.is_not(None))
+            connection.execute(
+                sa.update(uploads)
+                .where(uploads.c.upload_id.in_(upload_ids), uploads.c.upload_id.not_in(others))
+                .values(expire_s=0.0)
+            )
+
+    def delete_traces(self, gone: Sequence[Any]) -> None:
+        for row in gone:
+            self.leave_queue(self.queue.forget, row.job_id, row.n_workflows)
+            self.delete_files(row.job_id)
+
+    def leave_queue(self, leave: Callable[[Sequence[str]], None], job_id: str, n_workflows: int) -> None:
+        try:
+            leave([job_id, *(f"{job_id}.{n}" for n in range(2, n_workflows + 1))])
+        except SourceUnavailable:
+            log.warning("the queue was not told that a job is gone; it will find out", job_id=job_id)
+
+    def delete_files(self, job_id: str, part: str = "") -> None:
+        try:
+            self.files.delete_tree(f"jobs/{job_id}/{part}".rstrip("/"))
+        except SourceUnavailable:
+            log.warning("files of a job are left behind", job_id=job_id)
+
+
+def held(run: Run) -> tuple[sa.ColumnElement[bool], ...]:
+    return jobs.c.job_id == run.job.job_id, jobs.c.run_id == run.run_id
+
+
+def larger(column: sa.ColumnElement[float], value: Any) -> sa.ColumnElement[float]:
+    return sa.case((column > value, column), else_=value)
+
+
+def audio_path(job_id: str) -> str:
+    return f"jobs/{job_id}/audio"
+
+
+def not_found(job_id: str) -> NotFound:
+    return NotFound(f"There is no job '{job_id[:64]}'.", reason="JOB_NOT_FOUND")
+
+
+def job_of(row: Any) -> Job:
+    return Job(
+        job_id=row.job_id,
+        owner=row.owner,
+        caller=row.caller,
+        state=State(row.state),
+        uri=row.uri,
+        format=FORMAT.validate_json(row.format),
+        options=OPTIONS.validate_json(row.options),
+        options_message=bytes(row.options_message),
+        priority=Priority(row.priority),
+        labels=json.loads(row.labels),
+        create_s=row.create_s,
+        start_s=row.start_s,
+        end_s=row.end_s,
+        expire_s=row.expire_s,
+        progress=row.progress,
+        progress_message=row.progress_message,
+        attempt=row.attempt,
+        failure=FAILURE.validate_json(row.failure) if row.failure else None,
+        audio_s=row.audio_s,
+        n_chunks=row.n_chunks,
+        n_segments=row.n_segments,
+        position=row.position,
+        language=row.language,
+        processing_s=row.processing_s,
+        queue_s=row.queue_s,
+        n_windows=row.n_windows,
+        version=row.version,
+    )

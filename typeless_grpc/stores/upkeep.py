@@ -1,0 +1,83 @@
+"""The upkeep of jobs: who works, what has left the queue by mistake, and what is past its time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import sqlalchemy as sa
+
+from typeless_grpc.jobs.job import State
+from typeless_grpc.stores.database import jobs, workers
+from typeless_grpc.stores.job_table import JobTable
+
+
+class JobUpkeep:
+    """Done by every worker and every server, each on its own: what two do at once happens once."""
+
+    def __init__(self, table: JobTable) -> None:
+        self._table = table
+
+    def beat(self, worker_id: str, max_jobs: int) -> None:
+        """Say that a worker is alive."""
+        with self._table.db.writing() as connection:
+            values = {"beat_s": self._table.db.now_s(), "max_jobs": max_jobs}
+            mine = workers.c.worker_id == worker_id
+            if not connection.execute(sa.update(workers).where(mine).values(**values)).rowcount:
+                connection.execute(sa.insert(workers).values(worker_id=worker_id, **values))
+
+    def sign_off(self, worker_ids: Collection[str]) -> None:
+        """Say that workers are gone."""
+        with self._table.db.writing() as connection:
+            connection.execute(sa.delete(workers).where(workers.c.worker_id.in_(worker_ids)))
+
+    def workers(self) -> Mapping[str, bool]:
+        """Every worker that did not sign off, and whether it has been heard of in time."""
+        alive = workers.c.beat_s > self._table.db.now_s() - self._table.options.worker_timeout_s
+        with self._table.db.reading() as connection:
+            return {
+                worker_id: bool(is_alive)
+                for worker_id, is_alive in connection.execute(sa.select(workers.c.worker_id, alive))
+            }
+
+    def queue_again(self, is_queued: sa.ColumnElement[bool], idle_s: float, limit: int = 1000) -> int:
+        """Put jobs back whose place in the queue is gone; how many.
+
+        is_queued: a condition on jobs.c.workflow_id. idle_s: only jobs that have not changed for so long.
+        """
+        self._table.queue.prepare()
+        waiting = jobs.c.state.in_([State.PENDING.value, State.PROCESSING.value])
+        old = jobs.c.update_s < self._table.db.now_s() - idle_s
+        with self._table.db.writing() as connection:
+            statement = sa.select(jobs).where(waiting, old, sa.not_(is_queued)).limit(limit)
+            rows = connection.execute(statement.with_for_update(skip_locked=True)).all()
+            for row in rows:
+                self._table.queue_again(connection, row, 0.0)
+        return len(rows)
+
+    def delete_expired(self, limit: int = 500) -> int:
+        """Delete jobs that are past their time, with all they hold; how many."""
+        with self._table.db.writing() as connection:
+            due = sa.select(jobs.c.job_id).where(jobs.c.expire_s <= self._table.db.now_s()).limit(limit)
+            gone = connection.execute(
+                sa.delete(jobs)
+                .where(jobs.c.job_id.in_(due))
+                .returning(jobs.c.job_id, jobs.c.n_workflows, jobs.c.upload_id)
+            ).all()
+            self._table.delete_dependents(connection, gone)
+        self._table.delete_traces(gone)
+        return len(gone)
+
+    def delete_orphans(self, before_s: float) -> int:
+        """Delete files of jobs that were never filed: a submission that was cut short. before_s: Unix time."""
+        names = [
+            name for name, changed_s in self._table.files.names("jobs") if changed_s is None or changed_s < before_s
+        ]
+        n_deleted = 0
+        for start in range(0, len(names), 500):
+            some = names[start : start + 500]
+            with self._table.db.reading() as connection:
+                known = set(connection.execute(sa.select(jobs.c.job_id).where(jobs.c.job_id.in_(some))).scalars())
+            for name in set(some) - known:
+                self._table.delete_files(name)
+                n_deleted += 1
+        return n_deleted

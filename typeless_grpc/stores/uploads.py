@@ -1,0 +1,166 @@
+"""Uploads: their bytes in parts, as they arrived, and a row that says which parts count.
+
+A part is written first and counted afterwards, by a write that demands that the upload has not moved on: of two calls
+that append to one upload at once, one is told so. Parts that were never counted go with the upload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import uuid
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+import sqlalchemy as sa
+
+from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
+from typeless_grpc.jobs.store import Upload
+from typeless_grpc.stores.database import Database, jobs, upload_parts, uploads
+from typeless_grpc.stores.files import Files, PartsFile
+from typeless_grpc.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class UploadOptions:
+    """max_bytes: of one upload. ttl_s: from when it was opened, or completed, to its deletion. max_unfinished: of one
+    owner."""
+
+    max_bytes: int = 2 * 1024**3
+    ttl_s: float = 86_400.0
+    max_unfinished: int = 100
+
+
+class SqlUploadStore:
+    """`UploadStore` over a database and files."""
+
+    def __init__(self, database: Database, files: Files, options: UploadOptions) -> None:
+        self._db, self._files, self._options = database, files, options
+
+    def create(self, owner: str, filename: str) -> Upload:
+        """See `UploadStore`."""
+        with self._db.writing() as connection:
+            unfinished = sa.select(sa.func.count()).where(
+                uploads.c.owner == owner, sa.not_(uploads.c.is_complete), uploads.c.expire_s > self._db.now_s()
+            )
+            if connection.execute(unfinished).scalar_one() >= self._options.max_unfinished:
+                message = f"You have {self._options.max_unfinished} unfinished uploads, the most that are kept."
+                raise RateLimited(message, reason="TOO_MANY_UPLOADS", retry_after_s=60.0)
+            row = connection.execute(
+                sa.insert(uploads)
+                .values(
+                    upload_id=uuid.uuid4().hex,
+                    owner=owner,
+                    filename=filename,
+                    size_bytes=0,
+                    is_complete=False,
+                    create_s=self._db.now_s(),
+                    expire_s=self._db.now_s() + self._options.ttl_s,
+                )
+                .returning(uploads)
+            ).one()
+        return _upload(row)
+
+    def get(self, upload_id: str, owner: str | None) -> Upload:
+        """See `UploadStore`."""
+        kept = sa.or_(uploads.c.expire_s > self._db.now_s(), _needed())
+        statement = sa.select(uploads).where(uploads.c.upload_id == upload_id, kept)
+        if owner is not None:
+            statement = statement.where(uploads.c.owner == owner)
+        with self._db.reading() as connection:
+            row = connection.execute(statement).one_or_none()
+        if row is None:
+            raise _not_found(upload_id)
+        return _upload(row)
+
+    def append(self, upload: Upload, data: bytes) -> Upload:
+        """See `UploadStore`."""
+        if upload.size_bytes + len(data) > self._options.max_bytes:
+            why = f"an upload has at most {self._options.max_bytes} bytes"
+            raise InvalidInput("chunk", why, reason="UPLOAD_TOO_LARGE")
+        path = f"uploads/{upload.upload_id}/{upload.size_bytes:015d}-{uuid.uuid4().hex[:8]}"
+        self._files.write(path, data)
+        with self._db.writing() as connection:
+            grown = self._changed(connection, upload, size_bytes=upload.size_bytes + len(data))
+            connection.execute(
+                sa.insert(upload_parts).values(
+                    upload_id=upload.upload_id, offset=upload.size_bytes, size_bytes=len(data), path=path
+                )
+            )
+        return grown
+
+    def digest(self, upload: Upload) -> bytes:
+        """See `UploadStore`."""
+        sha256 = hashlib.sha256()
+        with self._reader(upload.upload_id) as file:
+            while data := file.read(_READ_BYTES):
+                sha256.update(data)
+        return sha256.digest()
+
+    def complete(self, upload: Upload) -> Upload:
+        """See `UploadStore`."""
+        with self._db.writing() as connection:
+            return self._changed(connection, upload, is_complete=True, expire_s=self._db.now_s() + self._options.ttl_s)
+
+    def open(self, upload_id: str, owner: str | None) -> BinaryIO:
+        """See `UploadStore`."""
+        if not self.get(upload_id, owner).is_complete:
+            raise WrongState("The upload is not complete: finish it first.", reason="UPLOAD_INCOMPLETE")
+        return self._reader(upload_id)
+
+    def delete_expired(self, limit: int = 500) -> int:
+        """Delete uploads that are past their time and that no job needs; how many."""
+        due = sa.select(uploads.c.upload_id).where(uploads.c.expire_s <= self._db.now_s(), ~_needed()).limit(limit)
+        with self._db.writing() as connection:
+            gone = connection.execute(
+                sa.delete(uploads).where(uploads.c.upload_id.in_(due)).returning(uploads.c.upload_id)
+            ).scalars()
+            ids = list(gone)
+            connection.execute(sa.delete(upload_parts).where(upload_parts.c.upload_id.in_(ids)))
+        for upload_id in ids:
+            try:
+                self._files.delete_tree(f"uploads/{upload_id}")
+            except SourceUnavailable:
+                log.warning("files of an upload are left behind", upload_id=upload_id)
+        return len(ids)
+
+    def _changed(self, connection: sa.Connection, upload: Upload, **values: Any) -> Upload:
+        """Move an upload on, unless another call has done so since it was read."""
+        row = connection.execute(
+            sa.update(uploads)
+            .where(
+                uploads.c.upload_id == upload.upload_id,
+                uploads.c.size_bytes == upload.size_bytes,
+                sa.not_(uploads.c.is_complete),
+            )
+            .values(**values)
+            .returning(uploads)
+        ).one_or_none()
+        if row is None:
+            message = "Another call has moved the upload on: ask GetUpload where to go on from."
+            raise WrongState(message, reason="UPLOAD_OFFSET_MISMATCH")
+        return _upload(row)
+
+    def _reader(self, upload_id: str) -> BinaryIO:
+        statement = sa.select(upload_parts).where(upload_parts.c.upload_id == upload_id)
+        with self._db.reading() as connection:
+            rows = connection.execute(statement.order_by(upload_parts.c.offset)).all()
+        parts = [(row.offset, row.size_bytes, row.path) for row in rows]
+        return cast(BinaryIO, io.BufferedReader(PartsFile(self._files, parts), _READ_BYTES))
+
+
+def _needed() -> sa.ColumnElement[bool]:
+    """Whether a job is about the upload: then it stays as long as the job."""
+    return sa.exists().where(jobs.c.upload_id == uploads.c.upload_id)
+
+
+def _not_found(upload_id: str) -> NotFound:
+    return NotFound(f"There is no upload '{upload_id[:64]}'.", reason="UPLOAD_NOT_FOUND")
+
+
+def _upload(row: Any) -> Upload:
+    return Upload(row.upload_id, row.owner, row.size_bytes, row.is_complete, row.expire_s)
