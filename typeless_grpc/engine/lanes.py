@@ -105,21 +105,28 @@ class Lanes(Generic[T]):
         self._forget(lane, entry.caller)
         return True
 
-    def pop(self, now_s: float, *, max_batch: int) -> list[Waiting[T]]:
-        """The next batch, in the order of its urgency; empty where nothing waits."""
+    def pop(self, now_s: float, *, max_batch: int, max_cost_s: float = float("inf")) -> list[Waiting[T]]:
+        """The next batch, in the order of its urgency; empty where nothing waits.
+
+        max_batch: at most so many. max_cost_s: expected of all together, unless one alone is more.
+        """
         head_lane = self._next_lane(now_s)
         if head_lane is None:
             return []
         head = next(self._lanes[head_lane].in_order())
-        batch = [head]
-        for lane in Lane:
-            if lane > head.lane or len(batch) == max_batch:
+        batch, cost_s = [head], head.cost_s
+        alike = (
+            entry
+            for lane in Lane
+            if lane <= head.lane
+            for entry in self._lanes[lane].in_order()
+            if entry is not head and entry.key == head.key
+        )
+        for entry in alike:
+            if len(batch) == max_batch or cost_s + entry.cost_s > max_cost_s:
                 break
-            for entry in self._lanes[lane].in_order():
-                if len(batch) == max_batch:
-                    break
-                if entry is not head and entry.key == head.key:
-                    batch.append(entry)
+            batch.append(entry)
+            cost_s += entry.cost_s
         for lane in {entry.lane for entry in batch}:
             state = self._lanes[lane]
             # Company may be of a caller that is far ahead: it is not the measure for those who come.

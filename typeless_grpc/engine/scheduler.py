@@ -35,6 +35,7 @@ class SchedulerOptions:
     """How the engine is shared.
 
     max_batch: windows decoded together, 1 to 64; more is faster for many callers and slower for the first of them.
+    max_batch_cost_s: expected of a batch, in seconds of an idle engine: it bounds the memory of long windows together.
     gather_ms: how long a batch waits for work that is on its way. n_workers: batches at the same time, each with its
     own threads of the model. max_waiting: windows in line that are as urgent or more; more are refused, so that patient
     work never keeps out what is more urgent. starve_after_s: a lane that waited so long has a turn.
@@ -42,6 +43,7 @@ class SchedulerOptions:
     """
 
     max_batch: int = 8
+    max_batch_cost_s: float = 3.5
     gather_ms: float = 4.0
     n_workers: int = 1
     max_waiting: int = 1024
@@ -185,7 +187,9 @@ class Scheduler(Generic[WorkT, ResultT]):
                 await self._arrived.wait()
                 continue
             await self._gather()
-            batch = self._lanes.pop(self._clock.now_s(), max_batch=self._options.max_batch)
+            batch = self._lanes.pop(
+                self._clock.now_s(), max_batch=self._options.max_batch, max_cost_s=self._options.max_batch_cost_s
+            )
             if batch := [entry for entry in batch if self._in_time(entry)]:
                 await self._decode(index, batch)
 

@@ -318,3 +318,12 @@ def test_callers_that_went_away_are_forgotten(monkeypatch: pytest.MonkeyPatch):
         most = max(most, len(lanes._lanes[Lane.UNARY].callers) - lanes.n_waiting())
     assert most <= 10
     assert lanes.n_waiting() > 0
+
+
+def test_a_batch_is_bounded_by_what_it_costs_together():
+    lanes: Lanes[str] = Lanes(starve_after_s=100.0)
+    for name in "abcd":
+        lanes.push(Waiting(name, "key", 1.0, Lane.UNARY, "caller", 0.0))
+    assert [entry.work for entry in lanes.pop(0.0, max_batch=8, max_cost_s=2.5)] == ["a", "b"]
+    assert [entry.work for entry in lanes.pop(0.0, max_batch=8, max_cost_s=0.5)] == ["c"]
+    assert [entry.work for entry in lanes.pop(0.0, max_batch=8)] == ["d"]
