@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from typeless_grpc.cli import batch, bench, config, keys, models, serve, transcribe
+from typeless_grpc.cli import batch, bench, config, keys, models, serve, stream, transcribe
 from typeless_grpc.version import VERSION
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("transcribe")(transcribe.transcribe)
+app.command("stream")(stream.stream)
 app.command("batch")(batch.batch)
 app.command("config")(config.config)
 app.command("bench")(bench.bench)
