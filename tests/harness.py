@@ -14,6 +14,8 @@ import grpc
 import numpy as np
 
 from typeless_grpc.app import keep_jobs, listen
+from typeless_grpc.audio.loudness import LoudnessDetector
+from typeless_grpc.clock import Clock
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.pb.v1 import (
@@ -59,14 +61,25 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    engine: Engine, *, warm: bool = True, more: Sequence[Service] = (), **settings: Any
+    engine: Engine,
+    *,
+    warm: bool = True,
+    more: Sequence[Service] = (),
+    clock: Clock | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Served]:
-    """A real server on a free port, wired as the product is, around an engine of the test's choice."""
+    """A real server on a free port, wired as the product is, around an engine of the test's choice.
+
+    What is loud is speech to it (`LoudnessDetector`). clock: of its streams.
+    """
     # Limits are off, since most tests are one eager caller; data is the test's own.
     defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 5.0, "rate_limit_enabled": False}
     async with AsyncExitStack() as stack:
         defaults["data_dir"] = stack.enter_context(TemporaryDirectory())
-        listening = await stack.enter_async_context(listen(Settings(**defaults | settings), engine, more))
+        wanted = Settings(**defaults | settings)
+        listening = await stack.enter_async_context(
+            listen(wanted, engine, more, speech=LoudnessDetector(), clock=clock)
+        )
         if warm:
             await listening.server.serving()
         target = f"127.0.0.1:{listening.port}"

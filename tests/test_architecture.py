@@ -12,7 +12,19 @@ from tests.harness import REPOSITORY
 LAYERS = (
     {"cli"},
     {"app"},
-    {"config", "server", "tls", "interceptors", "servicers", "stores", "client", "client_jobs", "client_channel"},
+    {
+        "config",
+        "server",
+        "tls",
+        "interceptors",
+        "servicers",
+        "stores",
+        "client",
+        "client_channel",
+        "client_jobs",
+        "client_stream",
+        "client_ledger",
+    },
     {"telemetry"},
     {"jobs", "streaming"},
     {"text"},  # works on what the engine heard
@@ -23,16 +35,21 @@ LAYERS = (
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 # What only these may import; a unit stands for all that is in it.
 ONLY = {
-    "typeless_grpc.pb": {"pb", "servicers", "client", "client_jobs", "cli"},
-    "grpc": {"pb", "servicers", "client", "client_jobs", "client_channel", "cli", "server", "tls", "interceptors"},
+    "typeless_grpc.pb": {"pb", "servicers", "client", "client_jobs", "client_stream", "client_ledger", "cli"},
+    "grpc": {
+        *("pb", "servicers", "cli", "server", "tls", "interceptors"),
+        *("client", "client_channel", "client_jobs", "client_stream"),
+    },
     "faster_whisper": {"engine.whisper"},
     "ctranslate2": {"engine.whisper"},
 }
 # The client is what the base install has: it may need nothing else of ours.
 INSIDE = {
-    "client": {"pb", "client_jobs", "client_channel"},
+    "client": {"pb", "client_channel", "client_jobs", "client_stream"},
     "client_jobs": {"pb", "client"},
     "client_channel": set(),
+    "client_stream": {"pb", "client", "client_ledger"},
+    "client_ledger": {"pb", "client"},
     "": set(),
 }
 

@@ -31,11 +31,11 @@ from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.catalog import Catalog, is_model_directory
 from typeless_grpc.engine.channels import ChannelEngine
 from typeless_grpc.engine.hearing import RecognizerOptions, WindowScheduler, run_batch
-from typeless_grpc.engine.interface import Engine
+from typeless_grpc.engine.interface import DecodeOptions, Engine
 from typeless_grpc.engine.models import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
-from typeless_grpc.engine.whisper import Device, HuggingFaceHub, WhisperModel, choose_device
+from typeless_grpc.engine.whisper import TEMPERATURES, Device, HuggingFaceHub, WhisperModel, choose_device
 from typeless_grpc.engine.window import POLICIES
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.interceptors.auth import AuthInterceptor
@@ -59,6 +59,8 @@ from typeless_grpc.servicers.jobs import JobsServicer
 from typeless_grpc.servicers.models import ModelServicer
 from typeless_grpc.servicers.recordings import RecordingLimits, RecordingTranscriber
 from typeless_grpc.servicers.server import ServerFacts, ServerServicer
+from typeless_grpc.servicers.stream_messages import StreamConfig, StreamDefaults
+from typeless_grpc.servicers.streaming import StreamLimits, StreamService
 from typeless_grpc.servicers.transcription import TranscriptionServicer
 from typeless_grpc.servicers.uploads import UploadServicer
 from typeless_grpc.stores.buckets import FallbackBuckets, MemoryBuckets, RedisBuckets, RefusingBuckets
@@ -74,6 +76,9 @@ from typeless_grpc.stores.runs import SqlRunStore
 from typeless_grpc.stores.sources import CheckedSources, NoSources, SourceOptions
 from typeless_grpc.stores.upkeep import JobUpkeep
 from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
+from typeless_grpc.streaming.driver import InterimPlaces, Machinery, SpeechProbability, StreamOptions
+from typeless_grpc.streaming.endpoint import EndpointOptions
+from typeless_grpc.streaming.resume import SessionLimits, Sessions
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
 from typeless_grpc.telemetry.reachability import Reachability
@@ -260,11 +265,18 @@ async def _running(
 
 @asynccontextmanager
 async def listen(
-    settings: Settings, engine: Engine, more: Sequence[Service] = (), background: Background | None = None
+    settings: Settings,
+    engine: Engine,
+    more: Sequence[Service] = (),
+    background: Background | None = None,
+    *,
+    speech: SpeechProbability | None = None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Listening]:
     """Everything around an engine: services, interceptors, and the server that listens with them.
 
-    Apart from `build`, so that it can stand around an engine that has no model. more: services that need one.
+    Apart from `build`, so that it can stand around an engine that has no model. more: services that need one. speech,
+    clock: of streams; the voice activity model and the system's clock unless given.
     """
     async with AsyncExitStack() as stack:
         decoding = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "decoding"))
@@ -278,8 +290,16 @@ async def listen(
         limits = RecordingLimits(settings.max_audio_s)
         recordings = RecordingTranscriber(engine, admission, decoding, limits, sources, fetching)
         batches = BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items)
+        machinery = Machinery(
+            engine,
+            speech or SpeechDetector(),
+            decoding,
+            clock or SystemClock(),
+            InterimPlaces(settings.stream_interims_at_once),
+        )
+        streams = await stack.enter_async_context(open_streams(settings, machinery))
         services: list[Service] = [
-            TranscriptionServicer(admission, recordings, batches),
+            TranscriptionServicer(admission, recordings, batches, streams),
             ServerServicer(_facts(settings, background)),
             AdminServicer(access.registry, _shown(settings)),
             *more,
@@ -339,6 +359,50 @@ def dbos_worker_options(settings: Settings, database: Database) -> DbosWorkerOpt
     )
 
 
+@asynccontextmanager
+async def open_streams(settings: Settings, machinery: Machinery) -> AsyncIterator[StreamService]:
+    """Streams and their sessions; all of them end with it."""
+    sessions: Sessions[StreamConfig] = Sessions(session_limits(settings), machinery.clock)
+    ticking = asyncio.create_task(sessions.run())
+    limits = StreamLimits(stream_options(settings), settings.stream_resume_window_s)
+    try:
+        yield StreamService(machinery, sessions, stream_defaults(settings), limits, code_of)
+    finally:
+        await _ended(ticking)
+        await sessions.close()
+
+
+def session_limits(settings: Settings) -> SessionLimits:
+    """How many streams, and how long they are kept."""
+    return SessionLimits(
+        settings.stream_resume_window_s,
+        settings.max_streams,
+        settings.max_streams_per_caller,
+        settings.max_kept_streams,
+    )
+
+
+def stream_options(settings: Settings) -> StreamOptions:
+    """The bounds of a stream; what its caller chooses is filled in when it is opened."""
+    return StreamOptions(
+        DecodeOptions(),
+        EndpointOptions(),
+        max_audio_s=settings.max_stream_s,
+        max_waiting_bytes=settings.stream_waiting_bytes,
+        max_held_s=settings.stream_held_audio_s,
+        max_unread_events=settings.stream_unread_events,
+        max_pieces_at_once=settings.stream_file_windows,
+        idle_timeout_s=settings.stream_idle_timeout_s,
+    )
+
+
+def stream_defaults(settings: Settings) -> StreamDefaults:
+    """What streams are where their callers do not say."""
+    return StreamDefaults(
+        settings.model, settings.beam_size, TEMPERATURES, interim_interval_s=settings.stream_interim_interval_s
+    )
+
+
 def scheduler_options(settings: Settings) -> SchedulerOptions:
     """The scheduler's part of the settings."""
     return SchedulerOptions(max_batch=settings.max_batch, n_workers=settings.engine_workers)
@@ -378,7 +442,17 @@ def server_options(settings: Settings) -> ServerOptions:
 
 def _facts(settings: Settings, background: Background | None) -> ServerFacts:
     requires_key = settings.auth_enabled and settings.require_auth
-    facts = ServerFacts(VERSION, settings.model, settings.max_message_bytes, settings.max_audio_s, requires_key)
+    facts = ServerFacts(
+        VERSION,
+        settings.model,
+        settings.max_message_bytes,
+        settings.max_audio_s,
+        settings.max_stream_s,
+        settings.stream_idle_timeout_s,
+        settings.stream_resume_window_s,
+        settings.max_batch_items,
+        requires_key,
+    )
     if background is None:
         return facts
     return replace(facts, max_upload_bytes=settings.max_upload_bytes, uri_schemes=background.sources.schemes)

@@ -10,7 +10,7 @@ Answers are the messages of the contract (`typeless_grpc.pb.v1`). What the serve
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ from typeless_grpc.pb.v1 import (
 
 if TYPE_CHECKING:
     from typeless_grpc.client_jobs import AsyncJobs, Jobs
+    from typeless_grpc.client_stream import Item, StreamOptions
 
 __all__ = [
     "DEFAULT_TARGET",
@@ -268,6 +269,18 @@ class Client:
         except grpc.RpcError as error:
             raise CallFailed.of(error) from error
 
+    def stream(
+        self, audio: Iterable[Item], options: StreamOptions | None = None
+    ) -> Iterator[transcription_pb2.StreamTranscribeResponse]:
+        """Events as the audio is understood; a connection that breaks is taken up again. Raises CallFailed.
+
+        audio: bytes in any pieces, and between them `Control` and `Options` (which replace those in force). It is read
+        in a thread of its own, and its end is the stream's. Closing the iterator ends the call.
+        """
+        from typeless_grpc.client_stream import Streaming, StreamOptions  # it needs this module
+
+        return Streaming(self._transcription, options or StreamOptions()).events(audio)
+
     def server_info(self, *, timeout_s: float | None = 10) -> server_pb2.GetServerInfoResponse:
         """The server's version and limits. Raises CallFailed."""
         try:
@@ -336,6 +349,18 @@ class AsyncClient:
             return await self._transcription.BatchTranscribe(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise CallFailed.of(error) from error
+
+    def stream(
+        self, audio: AsyncIterable[Item] | Iterable[Item], options: StreamOptions | None = None
+    ) -> AsyncGenerator[transcription_pb2.StreamTranscribeResponse, None]:
+        """Events as the audio is understood; a connection that breaks is taken up again. Raises CallFailed.
+
+        audio: bytes in any pieces, and between them `Control` and `Options` (which replace those in force). It is read
+        in a task of its own, and its end is the stream's. Closing the generator ends the call.
+        """
+        from typeless_grpc.client_stream import AsyncStreaming, StreamOptions  # it needs this module
+
+        return AsyncStreaming(self._transcription, options or StreamOptions()).events(audio)
 
     async def server_info(self, *, timeout_s: float | None = 10) -> server_pb2.GetServerInfoResponse:
         """The server's version and limits. Raises CallFailed."""

@@ -260,7 +260,7 @@ class Settings(BaseSettings):
         32, ge=1, le=100_000, description="Calls that one caller may have open at once, in each group but streams."
     )
     max_streams_per_caller: int = Field(
-        10, ge=1, le=100_000, description="StreamTranscribe calls that one caller may have open at once."
+        10, ge=1, le=100_000, description="Streams of one caller at once, those that wait to be resumed included."
     )
     redis_url: SecretStr = Field(
         SecretStr(""),
@@ -373,6 +373,45 @@ class Settings(BaseSettings):
         300.0, gt=0, le=86_400, description="Seconds that fetching an https:// recording may take."
     )
 
+    max_streams: int = Field(
+        256, ge=1, le=100_000, description="StreamTranscribe calls at once, of all callers; more get UNAVAILABLE."
+    )
+    max_stream_s: float = Field(
+        4 * 3600.0, ge=1, le=7 * 86400, description="Most audio one stream takes, in seconds, resumes included."
+    )
+    stream_idle_timeout_s: float = Field(
+        60.0, ge=1, le=86400, description="Seconds without audio or KEEP_ALIVE after which a stream is ended."
+    )
+    stream_resume_window_s: float = Field(
+        60.0, ge=0, le=3600, description="Seconds for which a stream whose call broke can be resumed."
+    )
+    max_kept_streams: int = Field(
+        256, ge=0, le=100_000, description="Streams without a call kept for their resume window; the oldest go first."
+    )
+    stream_interim_interval_s: float = Field(
+        1.0, ge=0.2, le=60, description="Seconds between interim results where a stream does not say; more under load."
+    )
+    stream_interims_at_once: int = Field(
+        2, ge=1, le=64, description="Interim results of all streams at the engine at once; more where a GPU is quick."
+    )
+    stream_held_audio_s: float = Field(
+        360.0,
+        ge=180,
+        le=3600,
+        description="Audio a stream may be ahead of the engine, in seconds of 64 kB; beyond it the caller waits.",
+    )
+    stream_waiting_bytes: int = Field(
+        1024 * 1024,
+        ge=4096,
+        le=1024 * 1024 * 1024,
+        description="Audio a stream has taken and not decoded, in bytes; beyond it and a message the caller waits.",
+    )
+    stream_unread_events: int = Field(
+        256, ge=16, le=100_000, description="Events a caller may leave unread; beyond it nothing is taken from it."
+    )
+    stream_file_windows: int = Field(
+        16, ge=1, le=64, description="Pieces of one FILE stream at the engine at once; more make fuller batches."
+    )
     drain_timeout_s: float = Field(
         30.0,
         ge=0,

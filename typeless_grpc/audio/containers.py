@@ -7,7 +7,7 @@ DEMUXERS may be chosen, and no protocol at all; the file's name is withheld, sin
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -64,12 +64,21 @@ class Chunk:
 class ContainerReader:
     """One file's first audio stream."""
 
-    def __init__(self, file: BinaryIO, format: AudioFormat, *, field: str, cancelled: Callable[[], bool]) -> None:
-        """file: read from its start; may be a pipe, whose completeness is then not judged.
+    def __init__(
+        self,
+        file: BinaryIO,
+        format: AudioFormat,
+        *,
+        field: str,
+        cancelled: Callable[[], bool],
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        """file: read from its start; may be a pipe, whose completeness is then not judged. options: FFmpeg's own.
 
         Raises InvalidInput: AUDIO_UNDECODABLE, AUDIO_TRUNCATED, or the rate or channels of format are not the file's.
         """
         self._field, self._cancelled = field, cancelled
+        self._options = dict(options or {})
         self._is_seekable = file.seekable()
         self._container = self._opened(file)
         try:
@@ -117,7 +126,7 @@ class ContainerReader:
             n_missing = completeness.missing_bytes(file, n_bytes=n_bytes)
             if completeness.is_much(n_missing, n_bytes):
                 raise self._truncated(n_missing)
-        options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
+        options = {**self._options, "format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
         try:
             return av.open(_Nameless(file), mode="r", options=options, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
@@ -171,6 +180,11 @@ class ContainerReader:
         if samples is None:
             raise self._refusal("it holds samples that are not finite numbers")
         return Chunk(samples, frame.sample_rate)
+
+    @property
+    def declared_s(self) -> float | None:
+        """How long the header says the audio is; None where it does not say. It may be wrong."""
+        return self._declared_s()
 
     def _declared_s(self) -> float | None:
         if self._stream.duration is not None and self._stream.time_base is not None:

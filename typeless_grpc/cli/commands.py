@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from typeless_grpc.cli import batch, bench, config, jobs, keys, models, serve, transcribe, worker
+from typeless_grpc.cli import batch, bench, config, jobs, keys, models, serve, stream, transcribe, worker
 from typeless_grpc.version import VERSION
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
 app.command("transcribe")(transcribe.transcribe)
+app.command("stream")(stream.stream)
 app.command("batch")(batch.batch)
 app.command("config")(config.config)
 app.command("bench")(bench.bench)

@@ -23,6 +23,10 @@ class ServerFacts:
     default_model: str
     max_message_bytes: int
     max_audio_s: float
+    max_stream_s: float
+    stream_idle_timeout_s: float
+    resume_window_s: float
+    max_batch_items: int
     requires_key: bool = False
     max_upload_bytes: int = 0
     uri_schemes: Sequence[str] = ()
@@ -49,6 +53,10 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
             default_model=self._facts.default_model,
             max_message_bytes=self._facts.max_message_bytes,
             max_audio_duration=duration(self._facts.max_audio_s),
+            max_batch_items=self._facts.max_batch_items,
+            max_stream_duration=duration(self._facts.max_stream_s),
+            stream_idle_timeout=duration(self._facts.stream_idle_timeout_s),
+            resume_window=duration(self._facts.resume_window_s),
             requires_key=self._facts.requires_key,
             max_upload_bytes=self._facts.max_upload_bytes,
             uri_schemes=self._facts.uri_schemes,

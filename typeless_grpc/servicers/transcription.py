@@ -11,11 +11,11 @@ import grpc
 from typeless_grpc.access import principal
 from typeless_grpc.engine.admission import Admission
 from typeless_grpc.engine.interface import Lane, Ticket
-from typeless_grpc.errors import NotImplementedHere
 from typeless_grpc.pb.v1 import transcription_pb2, transcription_pb2_grpc
 from typeless_grpc.servicers import convert
 from typeless_grpc.servicers.batches import BatchTranscriber
 from typeless_grpc.servicers.recordings import Recording, RecordingTranscriber
+from typeless_grpc.servicers.streaming import StreamService
 from typeless_grpc.telemetry.context import deadline_s
 
 
@@ -28,10 +28,17 @@ class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer)
 
     NAME = "typeless.v1.TranscriptionService"
 
-    def __init__(self, admission: Admission, recordings: RecordingTranscriber, batches: BatchTranscriber) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        recordings: RecordingTranscriber,
+        batches: BatchTranscriber,
+        streams: StreamService,
+    ) -> None:
         self._admission = admission
         self._recordings = recordings
         self._batches = batches
+        self._streams = streams
 
     def register(self, server: grpc.aio.Server) -> None:
         """Take this service's calls."""
@@ -66,5 +73,5 @@ class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer)
         request_iterator: AsyncIterator[transcription_pb2.StreamTranscribeRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[transcription_pb2.StreamTranscribeResponse]:
-        """Not served by this version; the contract's next step."""
-        raise NotImplementedHere("This version does not serve StreamTranscribe.", reason="NOT_IMPLEMENTED")
+        """Audio in as it comes, events out as it is understood."""
+        return self._streams.responses(request_iterator)

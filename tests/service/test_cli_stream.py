@@ -1,0 +1,108 @@
+"""`typeless stream` against a server: final lines in a pipe, live text on a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.harness import AUDIO, serving
+from tests.speech import said, words_as_they_come
+from typeless_grpc.cli.commands import app
+from typeless_grpc.engine.scripted import ScriptedEngine
+
+SPEECH = str(AUDIO / "en_short.wav")
+SPEECH_BYTES = (AUDIO / "en_short.wav").read_bytes()
+
+
+async def typeless(*arguments: str, stdin: bytes | None = None) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, app, ["stream", *arguments], input=stdin, prog_name="typeless")
+
+
+async def test_a_pipe_gets_final_lines_and_nothing_else(tmp_path: Path):
+    raw = tmp_path / "two.raw"
+    raw.write_bytes(said(1.0, 0.8, 1.0))
+    async with serving(ScriptedEngine(lambda asked: "hello there")) as served:
+        result = await typeless("--server", served.target, "--encoding", "pcm_s16le", str(raw))
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "hello there\nhello there\n", "")
+
+
+async def test_standard_input_is_audio_too():
+    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+        result = await typeless("--server", served.target, "-", stdin=SPEECH_BYTES)
+    assert (result.exit_code, result.stdout) == (0, "hello\n")
+
+
+@pytest.mark.parametrize("mode", ["live", "file"])
+async def test_json_is_an_event_a_line(mode):
+    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+        result = await typeless("--server", served.target, "--json", "--mode", mode, SPEECH)
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert "started" in events[0]
+    assert events[0]["started"]["effectiveConfig"]["mode"] == f"STREAM_MODE_{mode.upper()}"
+    assert events[-1]["completed"]["transcript"]["text"] == "hello"
+
+
+async def test_realtime_is_no_faster_than_speech():
+    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+        began_s = time.monotonic()
+        result = await typeless("--server", served.target, "--realtime", SPEECH)
+        took_s = time.monotonic() - began_s
+    assert result.stdout == "hello\n"
+    assert took_s >= 1.5  # of 1.7 s
+
+
+async def test_a_terminal_sees_text_before_it_is_final():
+    engine = ScriptedEngine(words_as_they_come)
+    async with serving(engine) as served:
+        screen, terminal = pty.openpty()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "typeless_grpc.cli", "stream", "--server", served.target, "--realtime"),
+            str(AUDIO / "en_two_sentences.flac"),
+            stdout=terminal,
+            stderr=terminal,
+            env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"},
+        )
+        os.close(terminal)
+        shown = await asyncio.to_thread(_all_of, screen)
+        assert await process.wait() == 0
+    assert re.search(r"\x1b\[90m\s*one", shown)  # grey
+    assert "one two" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+
+
+def _all_of(screen: int) -> str:
+    data = b""
+    while True:
+        try:
+            part = os.read(screen, 4096)
+        except OSError:  # how Linux says that the other side is closed
+            break
+        if not part:
+            break
+        data += part
+    os.close(screen)
+    return data.decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["nowhere.wav"], "there is no file"), (["--mode", "dead", SPEECH], "live or file")],
+)
+async def test_a_command_line_that_makes_no_sense_is_exit_code_2(arguments, said):
+    result = await typeless(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+async def test_no_server_is_one_line_and_exit_code_1():
+    result = await typeless("--server", "127.0.0.1:1", SPEECH)
+    assert result.exit_code == 1
+    assert "no server answers" in result.stderr

@@ -1,0 +1,361 @@
+"""One stream at work, around a scripted engine and a clock that is told the time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.speech import cut, said, samples_as_text, silence, tone, words_as_they_come
+from typeless_grpc.audio.formats import AudioFormat, Encoding
+from typeless_grpc.audio.live import live_reader
+from typeless_grpc.audio.loudness import LoudnessDetector
+from typeless_grpc.clock import FakeClock
+from typeless_grpc.engine.interface import DecodeOptions, Lane
+from typeless_grpc.engine.scripted import Asked, ScriptedEngine
+from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, Overloaded
+from typeless_grpc.streaming import events
+from typeless_grpc.streaming.driver import Control, Machinery, Stream, StreamOptions, Update
+from typeless_grpc.streaming.endpoint import EndpointOptions
+from typeless_grpc.streaming.events import Completed, Entry, Final, Interim, Progress, SpeechEnd, SpeechStart, Warned
+from typeless_grpc.streaming.planner import PlanOptions
+
+RAW = AudioFormat(Encoding.PCM_S16LE, 16_000)
+
+
+class Bench:
+    """A stream, and everything around it."""
+
+    def __init__(self, engine: ScriptedEngine, clock: FakeClock, stream: Stream, slept: list[float]) -> None:
+        self.engine, self.clock, self.stream, self.slept = engine, clock, stream, slept
+        self._entries = stream.events_after(0)
+        self.got: list[Entry] = []
+
+    async def say(self, data: bytes, n_bytes: int = 3200) -> None:
+        for piece in cut(data, [n_bytes]):
+            await self.stream.put(piece)
+            self.clock.advance(len(piece) / 32_000)
+
+    async def until(self, kind: type, wanted: Callable[[Any], bool] = lambda _: True) -> Any:
+        """Read up to an event of this kind."""
+        async for entry in self._entries:
+            self.got.append(entry)
+            if isinstance(entry.event, kind) and wanted(entry.event):
+                return entry.event
+        raise AssertionError(f"no {kind.__name__} came")
+
+    async def rest(self) -> list[events.Event]:
+        """End the audio, and all events there were."""
+        await self.stream.put(Control.END)
+        async for entry in self._entries:
+            self.got.append(entry)
+        return [entry.event for entry in self.got]
+
+    def finals(self) -> list[str]:
+        return [entry.event.segment.text for entry in self.got if isinstance(entry.event, Final)]
+
+    def asked(self, lane: Lane) -> list[Asked]:
+        return [asked for asked in self.engine.asked if asked.ticket.lane is lane]
+
+
+@asynccontextmanager
+async def bench(script: Any = words_as_they_come, **options: Any) -> AsyncIterator[Bench]:
+    engine, clock, slept = ScriptedEngine(script), FakeClock(100.0), []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.advance(seconds)
+
+    with ThreadPoolExecutor(1) as threads:
+        machinery = Machinery(engine, LoudnessDetector(), threads, clock, sleep=sleep)
+        wanted = StreamOptions(**{"options": DecodeOptions(language="en"), "rules": EndpointOptions()} | options)
+        stream = Stream(machinery, live_reader(RAW, field="config"), wanted)
+        stream.is_attached = True
+        try:
+            yield Bench(engine, clock, stream, slept)
+        finally:
+            await stream.close()
+
+
+async def test_the_lanes_callers_and_options_of_finals_and_interims():
+    options = DecodeOptions(language="en", word_timestamps=True, prompt="Zelvari")
+    async with bench(options=options, interim_interval_s=0.5, caller="key:7") as b:
+        await b.say(tone(1.0))
+        await b.until(Interim)
+        await b.say(silence(1.0))
+        await b.until(Final)
+        (final,) = b.asked(Lane.LIVE_FINAL)
+        interim = b.asked(Lane.LIVE_INTERIM)[0]
+    assert final.options == options
+    assert final.ticket.caller == interim.ticket.caller == "key:7"
+    assert interim.options.prompt == "Zelvari"
+    assert not interim.options.word_timestamps
+    assert interim.ticket.deadline_s is not None
+    assert final.ticket.deadline_s is None
+
+
+async def test_a_final_is_begun_before_the_pause_is_over_and_asked_for_once():
+    async with bench(samples_as_text) as b:
+        await b.say(said(1.0, 0.3))
+        await b.engine.until(n_asked=1)
+        assert not [e for e in b.got if isinstance(e.event, SpeechEnd)]
+        await b.say(silence(0.5))
+        await b.until(Final)
+    assert len(b.engine.asked) == 1
+
+
+async def test_a_guess_that_was_wrong_is_taken_back():
+    async with bench(samples_as_text) as b:
+        b.engine.gate.clear()
+        await b.say(said(1.0, 0.3))
+        await b.engine.until(n_asked=1)
+        await b.say(tone(0.5))
+        await b.engine.until(n_cancelled=1)
+        b.engine.gate.set()
+        await b.rest()
+    assert len(b.finals()) == 1
+    assert b.finals()[0].startswith(str(round(1.8 * 16_000)))
+
+
+async def test_a_busy_engine_is_not_asked_to_guess_and_says_the_same():
+    async with bench(samples_as_text) as b:
+        await b.say(said(1.0, 0.8, 1.0))
+        await b.rest()
+    async with bench(samples_as_text) as busy:
+        busy.engine.backlog_s = 2.0
+        await busy.say(said(1.0, 0.8, 1.0))
+        await busy.rest()
+        assert len(busy.engine.asked) == 2
+    assert busy.finals() == b.finals()
+
+
+async def test_a_guess_that_failed_is_asked_for_again():
+    n_asked = 0
+
+    def script(asked: Asked) -> str | BaseException:
+        nonlocal n_asked
+        n_asked += 1
+        return EngineFailed("no") if n_asked == 1 else "hello"
+
+    async with bench(script) as b:
+        await b.say(said(1.0, 0.8))
+        await b.rest()
+    assert b.finals() == ["hello"]
+
+
+async def test_one_interim_of_a_stream_is_out_at_a_time():
+    async with bench(interim_interval_s=0.2) as b:
+        b.engine.gate.clear()
+        await b.say(tone(1.0))
+        await b.engine.until(n_asked=1)
+        await b.say(tone(3.0))
+        assert len(b.engine.asked) == 1
+        b.engine.gate.set()
+        await b.until(Interim)
+        await b.say(tone(7.0))  # it took 3 s, so the next one waits twice as long
+        await b.until(Interim)
+
+
+async def test_the_end_of_an_utterance_takes_its_interim_back():
+    async with bench(interim_interval_s=0.2) as b:
+        b.engine.gate.clear()
+        await b.say(tone(1.0))
+        await b.engine.until(n_asked=1)
+        await b.stream.put(Control.FINALIZE)
+        await b.engine.until(n_asked=2, n_cancelled=1)
+        b.engine.gate.set()
+        await b.until(Final)
+    assert not [entry for entry in b.got if isinstance(entry.event, Interim)]
+
+
+@pytest.mark.parametrize(("backlog_s", "at_least", "at_most"), [(0.0, 7, 12), (0.5, 2, 5), (5.0, 0, 0)])
+async def test_interims_come_less_often_under_load(backlog_s, at_least, at_most):
+    async with bench(interim_interval_s=0.5) as b:
+        b.engine.backlog_s = backlog_s
+        for _ in range(50):
+            await b.say(tone(0.1))
+            await asyncio.sleep(0)  # let an interim that is out come in
+            await asyncio.sleep(0)
+        await b.rest()
+        assert at_least <= len(b.asked(Lane.LIVE_INTERIM)) <= at_most
+    assert len(b.finals()) == 1
+
+
+@pytest.mark.parametrize("error", [Overloaded("no"), DeadlineExceeded("no"), EngineFailed("no")])
+async def test_an_interim_that_fails_is_no_news(error):
+    async with bench(lambda a: error if a.ticket.lane is Lane.LIVE_INTERIM else "hello", interim_interval_s=0.2) as b:
+        await b.say(said(2.0, 0.8))
+        seen = await b.rest()
+    assert [type(event) for event in seen if isinstance(event, Interim | Warned)] == []
+    assert b.finals() == ["hello"]
+
+
+async def test_a_final_is_asked_for_again_while_that_can_help():
+    answers: list[str | BaseException] = [Overloaded("full", retry_after_s=3.0), Overloaded("full"), "hello"]
+
+    async with bench(lambda asked: answers.pop(0)) as b:
+        b.engine.backlog_s = 9.0
+        await b.say(said(1.0, 0.8))
+        await b.rest()
+    assert b.finals() == ["hello"]
+    assert b.slept[0] == 3.0
+
+
+async def test_a_final_that_cannot_be_had_is_a_warning_with_its_loss():
+    async with bench(lambda asked: EngineFailed("The model failed.")) as b:
+        await b.say(said(1.0, 0.8))
+        seen = await b.rest()
+    assert [event.error.reason for event in seen if isinstance(event, Warned)] == ["ENGINE_FAILED"]
+    assert isinstance(seen[-1], Completed)
+    assert b.got[-1].cursors.dropped_s == pytest.approx(1.2, abs=0.05)
+
+
+async def test_a_bug_around_the_engine_ends_the_stream_and_is_not_waited_for():
+    async with bench(lambda asked: ZeroDivisionError()) as b:
+        await b.say(said(1.0, 0.8))
+        with pytest.raises(ZeroDivisionError):
+            await b.rest()
+
+
+async def test_audio_that_breaks_still_says_what_came_before():
+    float_format = AudioFormat(Encoding.PCM_F32LE, 16_000)
+    async with bench(samples_as_text) as b:
+        b.stream._reader = live_reader(float_format, field="config")
+        loud = np.full(16_000, 0.5, dtype="<f4")
+        await b.stream.put(loud.tobytes())
+        await b.stream.put(np.full(10, np.nan, dtype="<f4").tobytes())
+        with pytest.raises(InvalidInput, match="finite"):
+            await b.rest()
+    assert len(b.finals()) == 1
+    assert not [entry for entry in b.got if isinstance(entry.event, Completed)]
+
+
+async def test_requests_wait_for_room_and_acknowledgement_follows():
+    async with bench(max_waiting_bytes=1000) as b:
+        await b.stream.put(bytes(1500))
+        waiting = asyncio.create_task(b.stream.put(bytes(10)))
+        assert b.stream.acknowledged_bytes == 1500
+        await waiting
+        assert b.stream.acknowledged_bytes == 1510
+
+
+async def test_a_reader_that_reads_nothing_stops_what_is_taken():
+    async with bench(lambda asked: "x", max_unread_events=8, max_waiting_bytes=4096) as b:
+
+        async def say_all() -> None:
+            await b.say(said(*[0.3, 0.6] * 30))
+            await b.stream.put(Control.END)
+
+        putting = asyncio.create_task(say_all())
+        await b.engine.until(n_asked=2)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert not putting.done()
+        assert b.stream.journal.last_sequence < 20
+        await b.until(Completed)
+        await putting
+    assert len(b.finals()) == 30
+
+
+async def test_an_idle_stream_is_warned_then_ended_and_keep_alive_prevents_it():
+    async with bench(idle_timeout_s=30.0) as b:
+        b.clock.advance(21)
+        b.stream.tick()
+        assert (await b.until(Warned)).error.reason == "STREAM_IDLE"
+        await b.stream.put(Control.KEEP_ALIVE)
+        b.clock.advance(19)
+        b.stream.tick()
+        b.clock.advance(2)
+        b.stream.tick()
+        b.stream.tick()
+        b.clock.advance(10)
+        b.stream.tick()
+        await b.until(Completed)
+    assert len([entry for entry in b.got if isinstance(entry.event, Warned)]) == 2
+
+
+async def test_a_stream_that_no_call_has_is_not_idle():
+    async with bench(idle_timeout_s=30.0) as b:
+        b.stream.is_attached = False
+        b.clock.advance(100)
+        b.stream.tick()
+        assert b.stream.journal.last_sequence == 1
+
+
+async def test_closing_stops_all_work():
+    async with bench(interim_interval_s=0.2) as b:
+        b.engine.gate.clear()
+        await b.say(said(1.0, 0.3))
+        await b.engine.until(n_asked=1)
+        await b.stream.close()
+        assert b.engine.n_cancelled == len(b.engine.asked)
+
+
+async def test_progress_of_a_file_comes_while_the_engine_works_and_never_falls():
+    async with bench(lambda asked: "words", rules=PlanOptions()) as b:
+        b.engine.gate.clear()
+        await b.say(said(*[6.0, 0.6] * 20), 64_000)
+        await b.engine.until(n_asked=1)
+        for _ in range(3):
+            b.clock.advance(1.0)
+            b.stream.tick()
+            await b.until(Progress)
+        b.engine.gate.set()
+        seen = await b.rest()
+    fractions = [event.fraction for event in seen if isinstance(event, Progress)]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert isinstance(seen[-2], Progress)
+    assert {asked.ticket.lane for asked in b.engine.asked} == {Lane.UNARY}
+
+
+async def test_the_language_of_a_file_is_that_of_its_first_piece():
+    async with bench(lambda asked: "words", rules=PlanOptions(), options=DecodeOptions()) as b:
+        await b.say(said(*[6.0, 0.6] * 20), 64_000)
+        await b.rest()
+    languages = [asked.options.language for asked in b.engine.asked]
+    assert languages[0] is None
+    assert set(languages[1:]) == {"en"}
+
+
+async def test_an_update_changes_what_the_engine_is_asked_from_the_next_utterance_on():
+    async with bench(lambda asked: asked.options.language or "") as b:
+        await b.say(said(1.0, 0.8, 0.5))
+        await b.stream.put(Update(DecodeOptions(language="fr"), EndpointOptions(end_silence_s=1.0)))
+        await b.say(said(0.5, 0.8, 1.0))
+        await b.rest()
+    assert b.finals() == ["en", "en", "fr"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 30_000), max_size=12), st.booleans())
+def test_any_chunking_gives_the_same_events(sizes, is_file):
+    data = said(0.9, 0.7, 0.4, 0.3, 1.1, 1.0, 0.2, 0.5, 0.7)
+    rules = PlanOptions() if is_file else EndpointOptions()
+
+    async def run(pieces: list[bytes]) -> list[events.Event]:
+        async with bench(samples_as_text, rules=rules) as b:
+            for piece in pieces:
+                await b.stream.put(piece)
+            seen = await b.rest()
+        kept = [event for event in seen if isinstance(event, Final | SpeechStart | SpeechEnd)]
+        return [*sorted(kept, key=str), seen[-1]]
+
+    whole, cut_up = asyncio.run(run([data])), asyncio.run(run(list(cut(data, [*sizes, 7001]))))
+    assert whole[:-1] == cut_up[:-1]
+    assert whole[-1].transcript == cut_up[-1].transcript  # type: ignore[union-attr]
+
+
+async def test_the_memory_of_a_long_stream_is_bounded():
+    async with bench(lambda asked: "x") as b:
+        for _ in range(60):
+            await b.say(said(5.0, 1.0), 32_000)
+            await b.until(Final)
+            assert b.stream._samples.end - b.stream._samples._start < 16_000 * 20

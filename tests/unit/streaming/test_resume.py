@@ -1,0 +1,173 @@
+"""Sessions by name: who may have them, how many there may be, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from typeless_grpc.audio.formats import AudioFormat, Encoding
+from typeless_grpc.audio.live import live_reader
+from typeless_grpc.audio.loudness import LoudnessDetector
+from typeless_grpc.clock import FakeClock
+from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.engine.scripted import ScriptedEngine
+from typeless_grpc.errors import InvalidInput, NotFound, Overloaded, RateLimited, WrongState
+from typeless_grpc.streaming.driver import Control, Machinery, Stream, StreamOptions
+from typeless_grpc.streaming.endpoint import EndpointOptions
+from typeless_grpc.streaming.resume import Call, SessionLimits, Sessions
+
+
+class Desk:
+    """Sessions, and the means to open more."""
+
+    def __init__(self, sessions: Sessions[str], clock: FakeClock, stream: Callable[[], Stream]) -> None:
+        self.sessions, self.clock, self._stream = sessions, clock, stream
+
+    def open(self, caller: str = "a", owner: str | None = None) -> Call[str]:
+        return self.sessions.open(caller, owner if owner is not None else caller, "config", self._stream)
+
+    def resume(self, call: Call[str], owner: str = "a", after: int = 0) -> Call[str]:
+        return self.sessions.resume(call.session_id, owner, after)
+
+
+@asynccontextmanager
+async def desk(**limits: Any) -> AsyncIterator[Desk]:
+    clock = FakeClock()
+    sessions: Sessions[str] = Sessions(SessionLimits(**limits), clock)
+    with ThreadPoolExecutor(1) as threads:
+        machinery = Machinery(ScriptedEngine(), LoudnessDetector(), threads, clock)
+        options = StreamOptions(DecodeOptions(), EndpointOptions())
+        raw = AudioFormat(Encoding.PCM_S16LE, 16_000)
+        yield Desk(sessions, clock, lambda: Stream(machinery, live_reader(raw, field="config"), options))
+        await sessions.close()
+
+
+async def test_a_session_left_can_be_taken_up_by_its_owner_alone():
+    async with desk() as d:
+        call = d.open()
+        await call.put(b"12345678")
+        d.sessions.leave(call)
+        with pytest.raises(NotFound) as caught:
+            d.resume(call, owner="b")
+        assert caught.value.reason == "SESSION_NOT_FOUND"
+        again = d.resume(call)
+        assert (again.is_resumed, again.acknowledged_bytes, again.config) == (True, 8, "config")
+
+
+async def test_names_cannot_be_guessed():
+    async with desk() as d:
+        assert len({d.open(str(n)).session_id for n in range(100)}) == 100
+        assert len(d.open().session_id) >= 22  # 128 bits
+
+
+async def test_a_session_is_kept_for_its_window():
+    async with desk(resume_window_s=60.0) as d:
+        call = d.open()
+        d.sessions.leave(call)
+        d.clock.advance(60)
+        d.sessions.tick()
+        again = d.resume(call)
+        d.clock.advance(1000)  # one that has a call stays
+        d.sessions.tick()
+        d.sessions.leave(again)
+        d.clock.advance(61)
+        d.sessions.tick()
+        with pytest.raises(NotFound):
+            d.resume(call)
+
+
+async def test_the_older_call_loses_the_session_and_adds_nothing_more():
+    async with desk() as d:
+        old = d.open()
+        new = d.resume(old)
+        await old.put(b"lost")
+        assert new.stream.acknowledged_bytes == 0
+        with pytest.raises(WrongState) as caught:
+            await anext(old.events_after(0))
+        assert caught.value.reason == "SESSION_TAKEN"
+        d.sessions.leave(old)
+        d.clock.advance(1000)
+        d.sessions.tick()
+        assert len(d.sessions) == 1
+        assert new.is_current
+
+
+async def test_what_an_older_call_waits_to_put_is_not_taken():
+    async with desk() as d:
+        old = d.open()
+        await old.put(bytes(2 << 20))
+        waiting = asyncio.create_task(old.put(b"more"))
+        await asyncio.sleep(0)
+        new = d.resume(old)
+        await waiting
+        assert new.acknowledged_bytes == new.stream.acknowledged_bytes == 2 << 20
+
+
+@pytest.mark.parametrize("after", [-1, 2])
+async def test_a_sequence_that_never_was_is_refused(after):
+    async with desk() as d:
+        call = d.open()
+        with pytest.raises(InvalidInput):
+            d.resume(call, after=after)
+        assert call.is_current
+
+
+async def test_a_caller_has_so_many_streams():
+    async with desk(max_streams_per_caller=2) as d:
+        first, _ = d.open(), d.open()
+        with pytest.raises(RateLimited) as caught:
+            d.open()
+        assert caught.value.reason == "TOO_MANY_STREAMS"
+        d.open("b")
+        d.sessions.leave(first)  # a broken one makes way
+        d.open()
+        with pytest.raises(NotFound):
+            d.resume(first)
+
+
+async def test_a_server_has_so_many_streams():
+    async with desk(max_streams=2) as d:
+        first, _ = d.open("a"), d.open("b")
+        with pytest.raises(Overloaded):
+            d.open("c")
+        d.sessions.leave(first)
+        d.open("c")
+        with pytest.raises(Overloaded):
+            d.resume(first)
+
+
+async def test_so_many_are_kept_and_the_oldest_goes_first():
+    async with desk(max_kept=2) as d:
+        calls = [d.open(str(n)) for n in range(3)]
+        for call in calls:
+            d.sessions.leave(call)
+            d.clock.advance(1)
+        assert len(d.sessions) == 2
+        with pytest.raises(NotFound):
+            d.resume(calls[0], owner="0")
+
+
+async def test_a_failed_call_keeps_the_reason_for_whoever_asks_again():
+    async with desk() as d:
+        call = d.open()
+        error = InvalidInput("config", "comes first and only once", reason="STREAM_ORDER")
+        call.stream.fail(error)
+        d.sessions.leave(call)
+        events = d.resume(call).events_after(1)
+        with pytest.raises(InvalidInput) as caught:
+            await anext(events)
+        assert caught.value is error
+
+
+async def test_a_dropped_session_stops_its_work():
+    async with desk(max_kept=0) as d:
+        call = d.open()
+        d.sessions.leave(call)
+        await d.sessions.close()
+        assert call.stream.journal.is_closed
+        await call.put(Control.END)  # and takes nothing more

@@ -1,0 +1,75 @@
+"""Which words are certain, and what becomes of them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from typeless_grpc.streaming.stability import Stability, merged, tokens_of
+
+
+def test_a_word_is_certain_once_two_in_a_row_agree_on_it():
+    stability = Stability(hold_back=0)
+    assert stability.hear("Good mor") == ("", "Good mor")
+    assert stability.hear("Good morning and") == ("Good", " morning and")
+    assert stability.hear("Good morning and thanks") == ("Good morning and", " thanks")
+
+
+def test_the_newest_words_are_held_back():
+    stability = Stability(hold_back=2)
+    stability.hear("one two three four")
+    assert stability.hear("one two three four") == ("one two", " three four")
+
+
+def test_a_mark_at_the_end_of_what_is_certain_may_still_change():
+    stability = Stability(hold_back=0)
+    stability.hear("Good morning.")
+    assert stability.hear("Good morning.") == ("Good morning", ".")
+    assert stability.hear("Good morning, all") == ("Good morning", ", all")
+
+
+def test_characters_are_words_where_none_are_written():
+    stability = Stability(hold_back=0)
+    stability.hear("明天早")
+    assert stability.hear("明天早上我") == ("明天早", "上我")
+
+
+@pytest.mark.parametrize(
+    ("committed", "text", "expected"),
+    [
+        ("Good morning", "Good morning, and thanks.", "Good morning, and thanks."),
+        ("Good morning", "Good mourning, and thanks.", "Good morning and thanks."),
+        ("Good morning", "God morning and thanks.", "Good morning and thanks."),
+        ("the cat sat", "cat sat down", "the cat sat down"),
+        ("the cat sat", "", "the cat sat"),
+        ("", "hello", "hello"),
+        ("I am", "you are here", "I am here"),
+        ("明天早", "今天早上", "明天早上"),
+    ],
+    ids=["agrees", "other word", "earlier word", "lost word", "nothing", "nothing certain", "all other", "characters"],
+)
+def test_what_was_certain_begins_what_follows(committed, text, expected):
+    assert merged(committed, text) == expected
+
+
+hypotheses = st.lists(
+    st.lists(st.sampled_from(["a", "b", "c,", "d.", "天", "e"]), max_size=8).map(" ".join), min_size=1, max_size=8
+)
+
+
+@given(hypotheses, st.integers(0, 3), st.text(alphabet="ab c.天", max_size=12))
+def test_certain_text_only_grows_and_begins_all_that_follows(texts, hold_back, final):
+    stability = Stability(hold_back)
+    certain = ""
+    for text in texts:
+        stable, unstable = stability.hear(text)
+        assert stable.startswith(certain)
+        assert (stable + unstable).startswith(stable)
+        certain = stable
+    assert merged(certain, final).startswith(certain)
+
+
+@given(st.text(alphabet="ab ,.天\n", max_size=20))
+def test_tokens_are_the_text(text):
+    assert "".join(tokens_of(text)) == text.rstrip()

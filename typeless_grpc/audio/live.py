@@ -1,0 +1,311 @@
+"""Audio that is decoded while it arrives: bytes in, in any pieces; samples out as soon as the bytes allow.
+
+Raw samples are read where they stand, also those of most WAV files (`wav.py`). Any other container needs a decoder
+that pulls its bytes from a file, so each has a thread of its own, which runs only while its stream waits for it: given
+bytes, it decodes until it asks for more, and hands over what it has. Nothing runs ahead, so memory is bounded by the
+piece that was fed, and what comes out does not depend on how the bytes were cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing, suppress
+from typing import BinaryIO, Protocol, cast
+
+import numpy as np
+
+from typeless_grpc.audio.containers import Chunk, ContainerReader, DecodeCancelled
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
+from typeless_grpc.audio.pcm import PcmReader
+from typeless_grpc.audio.resampler import Resampler, mixed_down
+from typeless_grpc.audio.wav import NotForUs, wav_header
+from typeless_grpc.errors import InvalidInput
+
+_RAW_PIECE_BYTES = 1 << 16  # fed to the reader at once; at most 8 s of audio (8 kHz, one byte a sample)
+_BLOCK_SAMPLES = SAMPLE_RATE_HZ  # a container's blocks are not much longer
+
+# Decode with as little audio in hand as the format allows. ignore_length: of WAV, see `wav.py`.
+_LIVE_OPTIONS = {"probesize": "8192", "analyzeduration": "100000", "ignore_length": "1"}
+
+
+class LiveReader(Protocol):
+    """One stream's way from bytes to mono samples at 16 kHz. Raises InvalidInput with AUDIO_… reasons."""
+
+    def feed(self, data: bytes) -> AsyncIterator[Audio]:
+        """The audio that these bytes complete, in blocks of a few seconds at most."""
+        ...
+
+    def finish(self) -> AsyncIterator[Audio]:
+        """What is left once no byte follows."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; may be called at any time, and twice."""
+        ...
+
+    @property
+    def declared_s(self) -> float | None:
+        """How long the audio's header says it is; None where it does not."""
+        ...
+
+
+def live_reader(format: AudioFormat, *, field: str) -> LiveReader:
+    """The reader for a format. field: path of the message that holds `format`. Raises InvalidInput about it."""
+    format = format.validated(field)
+    return RawLiveReader(format, field=field) if format.is_raw else _SniffingReader(format, field=field)
+
+
+class _SniffingReader:
+    """A container: WAV of the usual kinds is raw samples after its header, all else is FFmpeg's."""
+
+    def __init__(self, format: AudioFormat, *, field: str) -> None:
+        self._format, self._field = format, field
+        self._head = b""
+        self._reader: LiveReader | None = None
+
+    @property
+    def declared_s(self) -> float | None:
+        """See `LiveReader`."""
+        return self._reader.declared_s if self._reader is not None else None
+
+    async def feed(self, data: bytes) -> AsyncIterator[Audio]:
+        """See `LiveReader`."""
+        if self._reader is None:
+            self._head += data
+            data = self._sniffed()
+        if self._reader is not None:
+            async for block in self._reader.feed(data):
+                yield block
+
+    async def finish(self) -> AsyncIterator[Audio]:
+        """See `LiveReader`."""
+        if self._reader is None and self._head:
+            self._reader = ContainerLiveReader(self._format, field=self._field)
+            async for block in self._reader.feed(self._head):
+                yield block
+        if self._reader is not None:
+            async for block in self._reader.finish():
+                yield block
+
+    def close(self) -> None:
+        """See `LiveReader`."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def _sniffed(self) -> bytes:
+        """Choose the reader as soon as the bytes tell; what it is to be fed first."""
+        try:
+            header = wav_header(self._head)
+        except NotForUs:
+            self._reader = ContainerLiveReader(self._format, field=self._field)
+            return self._head
+        if header is None:
+            return b""
+        self._check_same(header.format)
+        self._reader = RawLiveReader(header.format, field=self._field)
+        return self._head[header.n_bytes :]
+
+    def _check_same(self, found: AudioFormat) -> None:
+        for name, said, says in (
+            ("sample_rate_hertz", self._format.sample_rate_hz, found.sample_rate_hz),
+            ("channel_count", self._format.n_channels, found.n_channels),
+        ):
+            if said and said != says:
+                why = f"{said} was said, the file says {says}; leave it out"
+                raise InvalidInput(f"{self._field}.format.{name}", why)
+
+
+class RawLiveReader:
+    """Bare samples."""
+
+    declared_s = None
+
+    def __init__(self, format: AudioFormat, *, field: str) -> None:
+        self._reader = PcmReader(format, field=field)
+        self._field = field
+
+    async def feed(self, data: bytes) -> AsyncIterator[Audio]:
+        """See `LiveReader`."""
+        for start in range(0, len(data), _RAW_PIECE_BYTES):
+            if len(block := self._reader.feed(data[start : start + _RAW_PIECE_BYTES])):
+                yield block
+
+    async def finish(self) -> AsyncIterator[Audio]:
+        """See `LiveReader`. Raises InvalidInput (AUDIO_TRUNCATED) where the bytes end within a sample."""
+        if len(block := self._reader.flush()):
+            yield block
+        if n_over := self._reader.n_pending_bytes:
+            raise InvalidInput(self._field, f"it ends {n_over} bytes into a sample", reason="AUDIO_TRUNCATED")
+
+    def close(self) -> None:
+        """See `LiveReader`."""
+
+
+class ContainerLiveReader:
+    """A file that is decoded while it arrives; belongs to the event loop that feeds it."""
+
+    def __init__(self, format: AudioFormat, *, field: str) -> None:
+        self._format, self._field = format, field
+        self._loop = asyncio.get_running_loop()
+        self._thread: threading.Thread | None = None
+        self._turn = threading.Semaphore(0)  # released once for each step that the thread may take
+        self._step: asyncio.Future[Audio | _Need | _End | BaseException] | None = None
+        self._pipe = _Pipe(self._starve)
+        self._gathered: list[Audio] = []
+        self._closed = self._ended = self._has_audio = False
+        self.declared_s: float | None = None
+
+    async def feed(self, data: bytes) -> AsyncIterator[Audio]:
+        """See `LiveReader`. What follows the end of the container is ignored."""
+        if self._ended or not data:
+            return
+        self._pipe.data += data
+        async for block in self._steps():
+            yield block
+
+    async def finish(self) -> AsyncIterator[Audio]:
+        """See `LiveReader`."""
+        self._pipe.ended = True
+        if self._thread is None:
+            return  # Not a byte came: silence, and no error.
+        async for block in self._steps():
+            yield block
+
+    def close(self) -> None:
+        """See `LiveReader`."""
+        self._closed = True
+        self._turn.release()
+
+    async def _steps(self) -> AsyncIterator[Audio]:
+        while not self._ended:
+            match await self._next_step():
+                case _Need():
+                    return
+                case _End():
+                    self._ended = True
+                case BaseException() as error:
+                    self._ended = True
+                    raise error
+                case block:
+                    yield block
+
+    async def _next_step(self) -> Audio | _Need | _End | BaseException:
+        self._step = self._loop.create_future()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="live decoder", daemon=True)
+            self._thread.start()
+        self._turn.release()
+        return await self._step
+
+    # ---- in the thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        last: _End | BaseException = _End()
+        try:
+            self._wait()
+            self._decode()
+        except DecodeCancelled:
+            return
+        except BaseException as error:
+            last = self._explained(error)
+        with suppress(DecodeCancelled):
+            self._hand_over(last)
+
+    def _explained(self, error: BaseException) -> BaseException:
+        if isinstance(error, InvalidInput) and self._pipe.head[4:8] == b"ftyp" and not self._has_audio:
+            why = "an MP4 file whose index comes last cannot be decoded as it arrives: Transcribe takes it"
+            return InvalidInput("audio", why, reason="AUDIO_UNDECODABLE")
+        return error
+
+    def _decode(self) -> None:
+        # The pipe has what ContainerReader and PyAV use of a file.
+        file = cast(BinaryIO, self._pipe)
+        reader = ContainerReader(
+            file, self._format, field=self._field, cancelled=lambda: self._closed, options=_LIVE_OPTIONS
+        )
+        with closing(reader):
+            self.declared_s = reader.declared_s
+            resampler: Resampler | None = None
+            for chunk in reader.chunks():
+                resampler = self._resampled(chunk, resampler)
+                if sum(map(len, self._gathered)) >= _BLOCK_SAMPLES:
+                    self._flush()
+            if resampler is not None:
+                self._gathered.append(resampler.flush()[0])
+            self._flush()
+
+    def _resampled(self, chunk: Chunk, resampler: Resampler | None) -> Resampler:
+        if resampler is None or resampler.rate_hz != chunk.rate_hz:  # A chained file may change its rate.
+            if resampler is not None:
+                self._gathered.append(resampler.flush()[0])
+            resampler = Resampler(chunk.rate_hz)
+        self._gathered.append(resampler.feed(mixed_down(chunk.samples))[0])
+        return resampler
+
+    def _starve(self) -> None:
+        """The decoder wants bytes that are not there: give what is ready, and wait for more."""
+        self._flush()
+        self._hand_over(_Need())
+        self._wait()
+
+    def _flush(self) -> None:
+        block = np.concatenate(self._gathered) if self._gathered else np.zeros(0, dtype=np.float32)
+        self._gathered = []
+        if len(block):
+            self._has_audio = True
+            self._hand_over(block)
+            self._wait()
+
+    def _wait(self) -> None:
+        self._turn.acquire()
+        if self._closed:
+            raise DecodeCancelled
+
+    def _hand_over(self, item: Audio | _Need | _End | BaseException) -> None:
+        step = self._step
+
+        def deliver() -> None:
+            if step is not None and not step.done():
+                step.set_result(item)
+
+        try:
+            self._loop.call_soon_threadsafe(deliver)
+        except RuntimeError as error:  # the loop is closed: nobody waits any more
+            raise DecodeCancelled from error
+
+
+class _Need:
+    """The decoder has used every byte."""
+
+
+class _End:
+    """The decoder has come to the end of the file."""
+
+
+class _Pipe:
+    """A file that cannot seek, and whose reader waits where there are no bytes yet."""
+
+    def __init__(self, starve: Callable[[], None]) -> None:
+        """starve: returns once there are bytes, or once there will be none."""
+        self.data = bytearray()
+        self.head = b""  # the first bytes, as far as they were read
+        self.ended = False
+        self._starve = starve
+
+    def read(self, n_bytes: int) -> bytes:
+        while not self.data and not self.ended:
+            self._starve()
+        data = bytes(self.data[:n_bytes])
+        del self.data[:n_bytes]
+        self.head += data[: max(0, 16 - len(self.head))]
+        return data
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *_: int) -> int:
+        raise OSError("a stream cannot seek")
+
+    tell = seek

@@ -1,0 +1,30 @@
+"""Voice activity without a model, for tests of everything around it: what is loud is speech."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from typeless_grpc.audio.formats import Audio
+from typeless_grpc.audio.vad import FRAME_SAMPLES, DetectorState, Probabilities
+
+
+class LoudnessDetector:
+    """Calls a frame speech, with certainty, if its root mean square is at least `threshold`."""
+
+    def __init__(self, threshold: float = 0.02) -> None:
+        self._threshold = threshold
+
+    def probabilities(self, audio: Audio, state: DetectorState) -> Probabilities:
+        """See `SpeechDetector`."""
+        waiting = np.concatenate([state.pending, audio])
+        n_whole = len(waiting) - len(waiting) % FRAME_SAMPLES
+        state.pending = waiting[n_whole:].copy()
+        frames = waiting[:n_whole].reshape(-1, FRAME_SAMPLES)
+        loudness = np.sqrt((frames**2).mean(axis=1))
+        return np.asarray(loudness >= self._threshold, dtype=np.float32)
+
+    def finish(self, state: DetectorState) -> Probabilities:
+        """See `SpeechDetector`."""
+        if not len(state.pending):
+            return np.zeros(0, dtype=np.float32)
+        return self.probabilities(np.zeros(FRAME_SAMPLES - len(state.pending), dtype=np.float32), state)

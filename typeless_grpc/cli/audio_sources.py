@@ -1,0 +1,103 @@
+"""Where `typeless stream` gets its audio: a file, a pipe, a microphone."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, cast
+
+from typeless_grpc.cli.output import fail
+from typeless_grpc.client import RawFormat
+
+_PIECE_S = 0.1
+_FILE_PIECE_BYTES = 65_536
+_PIPE_PIECE_BYTES = 4096  # what is there is sent, this much at most
+MICROPHONE = RawFormat("pcm_s16le", 16_000)
+_MAX_WAITING = 600  # pieces: a minute of microphone while nobody takes them
+_SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
+
+
+class Encoding(StrEnum):
+    """How bare samples are written."""
+
+    PCM_S16LE = "pcm_s16le"
+    PCM_F32LE = "pcm_f32le"
+    MULAW = "mulaw"
+    ALAW = "alaw"
+
+
+async def file_pieces(path: Path) -> AsyncIterator[bytes]:
+    """A file, as fast as it is taken."""
+    with path.open("rb") as file:
+        while data := file.read(_FILE_PIECE_BYTES):
+            yield data
+
+
+async def paced_file(path: Path, raw: RawFormat | None) -> AsyncIterator[bytes]:
+    """A file, no faster than it would be spoken. raw: how to read it, None for a container."""
+    bytes_per_s = _bytes_per_second(path, raw)
+    began_s, n_sent = time.monotonic(), 0
+    with path.open("rb") as file:
+        while data := file.read(max(1, round(_PIECE_S * bytes_per_s))):
+            n_sent += len(data)
+            await asyncio.sleep(began_s + n_sent / bytes_per_s - time.monotonic())
+            yield data
+
+
+def standard_input() -> AsyncIterator[bytes]:
+    """What is piped in, as it comes."""
+    stdin = cast(io.BufferedReader, sys.stdin.buffer)
+    return _from_thread(lambda: stdin.read1(_PIPE_PIECE_BYTES))
+
+
+def microphone() -> AsyncIterator[bytes]:
+    """The default microphone, as MICROPHONE says. Ends the command where there is none."""
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:  # OSError: its library is missing
+        fail(f"the microphone needs sounddevice and PortAudio ({error}): pip install 'typeless-grpc[mic]'")
+    n_frames = round(_PIECE_S * MICROPHONE.sample_rate_hz)
+    try:
+        recorder: Any = sounddevice.RawInputStream(samplerate=MICROPHONE.sample_rate_hz, channels=1, dtype="int16")
+        recorder.start()
+    except sounddevice.PortAudioError as error:
+        fail(f"the microphone cannot be used: {error}")
+    return _from_thread(lambda: bytes(recorder.read(n_frames)[0]))
+
+
+async def _from_thread(read: Callable[[], bytes]) -> AsyncIterator[bytes]:
+    """What blocking reads give, until one gives nothing."""
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[bytes] = asyncio.Queue()
+    room = threading.Semaphore(_MAX_WAITING)
+
+    def work() -> None:
+        data = b"begin"
+        while data:
+            data = read()
+            room.acquire()
+            try:
+                loop.call_soon_threadsafe(queue.put_nowait, data)
+            except RuntimeError:  # the loop is closed: the command is over
+                return
+
+    threading.Thread(target=work, name="audio", daemon=True).start()
+    while data := await queue.get():
+        room.release()
+        yield data
+
+
+def _bytes_per_second(path: Path, raw: RawFormat | None) -> float:
+    if raw is not None:
+        return raw.sample_rate_hz * raw.n_channels * _SAMPLE_BYTES[raw.encoding]
+    from typeless_grpc.audio.decode import DecodeLimits, decode
+    from typeless_grpc.audio.formats import AudioFormat
+
+    data = path.read_bytes()
+    return len(data) / decode(data, AudioFormat(), DecodeLimits(24 * 3600.0)).duration_s

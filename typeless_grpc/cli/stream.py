@@ -1,0 +1,155 @@
+"""`typeless stream`: text while it is spoken."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+from google.protobuf.json_format import MessageToJson
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from typeless_grpc.cli import flags
+from typeless_grpc.cli.audio_sources import MICROPHONE, Encoding, file_pieces, microphone, paced_file, standard_input
+from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
+from typeless_grpc.cli.output import errors, fail, failures_as_lines
+from typeless_grpc.cli.target import Place, client_of
+from typeless_grpc.client import DEFAULT_TARGET, CallFailed, Options, RawFormat
+from typeless_grpc.client_stream import StreamOptions
+from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
+
+Show = Callable[[StreamTranscribeResponse], None]
+
+
+class Pace(StrEnum):
+    """What kind of audio it is."""
+
+    LIVE = "live"
+    FILE = "file"
+
+
+def stream(
+    audio: Annotated[str, typer.Argument(metavar="FILE|-|mic", help="A recording, standard input, or the microphone.")],
+    server: Server = DEFAULT_TARGET,
+    api_key: ApiKey = "",
+    tls: UseTls = False,
+    tls_ca: TlsCa = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
+    local: flags.Local = False,
+    model: flags.Model = "",
+    language: flags.Language = "",
+    task: flags.TaskFlag = flags.Task.TRANSCRIBE,
+    prompt: flags.Prompt = "",
+    hotwords: flags.Hotwords = None,
+    tidy: flags.TidyFlag = flags.Tidy.NONE,
+    realtime: Annotated[bool, typer.Option("--realtime", help="Send a file at the pace of speech.")] = False,
+    interim: Annotated[
+        bool | None, typer.Option("--interim/--no-interim", help="Text before it is final; on a terminal unless set.")
+    ] = None,
+    mode: Annotated[Pace, typer.Option(help="file: a recording sent as fast as it can be.")] = Pace.LIVE,
+    encoding: Annotated[
+        Encoding | None, typer.Option(help="Of bare samples; a file says its own unless set.", show_default=False)
+    ] = None,
+    rate: Annotated[int, typer.Option(min=8000, max=192_000, help="Of bare samples, in Hz.")] = 16_000,
+    channels: Annotated[int, typer.Option(min=1, max=8, help="Of bare samples.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Every event as JSON, one in each line.")] = False,
+) -> None:
+    """Print what is said while it is said; a connection that breaks is taken up again.
+
+    On a terminal text is grey until it is final. Into a pipe go final lines only.
+
+    Example: typeless stream --local --realtime --language en tests/audio/en_two_sentences.flac
+    """
+    if audio not in ("-", "mic") and not Path(audio).is_file():
+        raise typer.BadParameter(f"there is no file {audio}", param_hint="FILE")
+    raw = RawFormat(encoding.value, rate, channels) if encoding else None
+    wants_interims = interim if interim is not None else sys.stdout.isatty()
+    options = StreamOptions(
+        Options(
+            model="" if local else model,
+            language=language,
+            task=task.value,
+            prompt=prompt,
+            hotwords=[word.strip() for row in hotwords or () for word in row.split(",") if word.strip()],
+            post_processing=tidy.value,
+        ),
+        MICROPHONE if audio == "mic" else raw,
+        mode=mode.value,
+        interim_results=wants_interims and mode is Pace.LIVE,
+    )
+    with failures_as_lines():
+        place = Place(server, local, model if local else None, api_key, tls_of(tls, tls_ca, client_cert, client_key))
+        try:
+            asyncio.run(_stream(audio, realtime, options, place, as_json))
+        except CallFailed as error:
+            if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+                fail(f"no server answers at {server}. Start one with `typeless serve`, or add --local.")
+            fail(str(error))
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+def _pieces(audio: str, raw: RawFormat | None, realtime: bool) -> AsyncIterator[bytes]:
+    if audio == "mic":
+        return microphone()
+    if audio == "-":
+        return standard_input()
+    return paced_file(Path(audio), raw) if realtime else file_pieces(Path(audio))
+
+
+async def _stream(audio: str, realtime: bool, options: StreamOptions, place: Place, as_json: bool) -> None:
+    async with client_of(place) as client:
+        events = client.stream(_pieces(audio, options.raw_format, realtime), options)
+        if options.interim_results and not as_json:
+            await _on_terminal(events)
+        else:
+            await _each(events, _as_json if as_json else _as_line)
+
+
+async def _each(events: AsyncGenerator[StreamTranscribeResponse, None], show: Show) -> None:
+    async with aclosing(events):
+        async for event in events:
+            show(event)
+
+
+async def _on_terminal(events: AsyncGenerator[StreamTranscribeResponse, None]) -> None:
+    """What may still change is one grey line below what will not."""
+    console = Console(highlight=False)
+    with Live(console=console, auto_refresh=False, transient=True) as line:
+
+        def show(event: StreamTranscribeResponse) -> None:
+            if event.HasField("interim"):
+                text = Text(event.interim.stable_text) + Text(event.interim.unstable_text, style="bright_black")
+                line.update(text, refresh=True)
+            elif event.HasField("segment"):
+                line.update("", refresh=True)
+                console.print(event.segment.text, markup=False, soft_wrap=True)
+            else:
+                _warn(event)
+
+        await _each(events, show)
+
+
+def _as_line(event: StreamTranscribeResponse) -> None:
+    if event.HasField("segment"):
+        typer.echo(event.segment.text)  # echo flushes: whoever reads the pipe reads it now
+    else:
+        _warn(event)
+
+
+def _as_json(event: StreamTranscribeResponse) -> None:
+    typer.echo(MessageToJson(event, indent=None))
+
+
+def _warn(event: StreamTranscribeResponse) -> None:
+    if event.HasField("warning"):
+        errors.print(f"{event.warning.message} ({event.warning.reason})", soft_wrap=True, markup=False)

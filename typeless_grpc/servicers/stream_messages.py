@@ -1,0 +1,297 @@
+"""The messages of a stream to domain values and back: pure functions, as in `convert.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from google.protobuf.duration_pb2 import Duration
+
+from typeless_grpc.audio.formats import AudioFormat, Encoding
+from typeless_grpc.engine.interface import Chunking, DecodeOptions, VoiceActivity
+from typeless_grpc.errors import InvalidInput, TypelessError
+from typeless_grpc.pb.v1 import audio_pb2, failure_pb2, transcription_pb2
+from typeless_grpc.servicers import convert
+from typeless_grpc.streaming import events
+from typeless_grpc.streaming.driver import Control, Request, Update
+from typeless_grpc.streaming.endpoint import EndpointOptions
+from typeless_grpc.streaming.planner import PlanOptions
+from typeless_grpc.streaming.session import Rules
+
+CONTROLS = {
+    transcription_pb2.STREAM_CONTROL_FINALIZE: Control.FINALIZE,
+    transcription_pb2.STREAM_CONTROL_KEEP_ALIVE: Control.KEEP_ALIVE,
+    transcription_pb2.STREAM_CONTROL_END: Control.END,
+}
+MIN_INTERIM_INTERVAL_S, MAX_INTERIM_INTERVAL_S = 0.1, 60.0
+MIN_END_SILENCE_S = 0.032  # one frame of the voice activity model
+
+
+@dataclass(frozen=True)
+class StreamDefaults:
+    """The server's choices where the caller makes none. temperatures: as the engine has them. In seconds: the rest."""
+
+    model: str
+    beam_size: int = 1
+    temperatures: tuple[float, ...] = ()
+    live: EndpointOptions = field(default_factory=EndpointOptions)
+    file: PlanOptions = field(default_factory=PlanOptions)
+    interim_interval_s: float = 1.0
+
+    def rules(self, asked: VoiceActivity, *, is_file: bool) -> Rules:
+        """What a caller's wishes about voice activity come to."""
+        return self._file(asked) if is_file else self._live(asked)
+
+    def _live(self, asked: VoiceActivity) -> EndpointOptions:
+        return EndpointOptions(
+            threshold=_or(asked.threshold, self.live.threshold),
+            end_silence_s=max(MIN_END_SILENCE_S, _or(asked.end_silence_s, self.live.end_silence_s)),
+            padding_s=_or(asked.speech_padding_s, self.live.padding_s),
+            max_utterance_s=_or(asked.max_utterance_s, self.live.max_utterance_s),
+        )
+
+    def _file(self, asked: VoiceActivity) -> PlanOptions:
+        ours = self.file.policy
+        policy = replace(
+            ours,
+            longest_s=min(ours.longest_s, _or(asked.max_utterance_s, ours.longest_s)),
+            padding_s=_or(asked.speech_padding_s, ours.padding_s),
+            silence_s=_or(asked.end_silence_s, ours.silence_s),
+        )
+        return PlanOptions(_or(asked.threshold, self.file.threshold), policy)
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """What a session is to be. asked: the options in the caller's words. interim_interval_s: None for no interims."""
+
+    format: AudioFormat
+    options: DecodeOptions
+    asked: transcription_pb2.TranscriptionOptions
+    is_file: bool
+    interim_interval_s: float | None
+
+
+# ---- requests -------------------------------------------------------------------------------------------------
+
+
+def stream_config(message: transcription_pb2.StreamConfig, defaults: StreamDefaults) -> StreamConfig:
+    """The configuration of a new session, checked."""
+    if message.resume_after_sequence:
+        raise InvalidInput("config.resume_after_sequence", "means nothing without resume_session_id")
+    if message.mode not in transcription_pb2.StreamMode.values():
+        raise InvalidInput("config.mode", f"{message.mode} is no known mode")
+    is_file = message.mode == transcription_pb2.STREAM_MODE_FILE
+    return StreamConfig(
+        convert.audio_format(message.format, "config.format").validated("config"),
+        stream_options(message.options, "config.options"),
+        message.options,
+        is_file,
+        _interim_interval_s(message, defaults, is_file=is_file),
+    )
+
+
+def stream_options(message: transcription_pb2.TranscriptionOptions, field: str) -> DecodeOptions:
+    """The options of a stream: those of a recording, but for what needs all of it at once."""
+    options = convert.decode_options(message, field)
+    if options.chunking not in (Chunking.AUTO, Chunking.VAD):
+        raise InvalidInput(f"{field}.chunking", "a stream is cut at pauses: AUTO or VAD")
+    if options.separate_channels:
+        raise InvalidInput(f"{field}.channel_mode", "a stream's channels are mixed: a stream for each keeps them apart")
+    return options
+
+
+def _interim_interval_s(
+    message: transcription_pb2.StreamConfig, defaults: StreamDefaults, *, is_file: bool
+) -> float | None:
+    if is_file and message.interim_results:
+        raise InvalidInput("config.interim_results", "a FILE stream has no interims")
+    if not message.HasField("interim_interval") or message.interim_interval == Duration():
+        return defaults.interim_interval_s if message.interim_results else None
+    if not message.interim_results:
+        raise InvalidInput("config.interim_interval", "means nothing without interim_results")
+    seconds = message.interim_interval.seconds + message.interim_interval.nanos / 1e9
+    if not MIN_INTERIM_INTERVAL_S <= seconds <= MAX_INTERIM_INTERVAL_S:
+        why = f"{seconds:g} s is not in {MIN_INTERIM_INTERVAL_S:g} to {MAX_INTERIM_INTERVAL_S:g} s"
+        raise InvalidInput("config.interim_interval", why)
+    return seconds
+
+
+def check_resume(message: transcription_pb2.StreamConfig) -> None:
+    """A session that is taken up is what it was: nothing else may be said about it."""
+    for name in ("format", "options", "interim_interval"):
+        if message.HasField(name):
+            raise InvalidInput(f"config.{name}", "must be left out with resume_session_id")
+    for name in ("mode", "interim_results"):
+        if getattr(message, name):
+            raise InvalidInput(f"config.{name}", "must be left out with resume_session_id")
+
+
+def stream_request(
+    message: transcription_pb2.StreamTranscribeRequest, defaults: StreamDefaults, *, is_file: bool
+) -> Request:
+    """Any request after the first."""
+    match message.WhichOneof("request"):
+        case "audio":
+            return message.audio
+        case "control" if message.control in CONTROLS:
+            return CONTROLS[message.control]
+        case "control":
+            raise InvalidInput("control", f"{message.control} asks for nothing that is known")
+        case "update":
+            options = stream_options(message.update, "update")
+            return Update(options, defaults.rules(options.voice_activity, is_file=is_file), message.update)
+        case "config":
+            raise InvalidInput("config", "comes first and only once", reason="STREAM_ORDER")
+        case _:
+            raise InvalidInput("request", "nothing is set", reason="STREAM_ORDER")
+
+
+# ---- responses ------------------------------------------------------------------------------------------------
+
+
+def effective_config(config: StreamConfig, defaults: StreamDefaults) -> transcription_pb2.StreamConfig:
+    """What is in force, the server's choices filled in."""
+    message = transcription_pb2.StreamConfig(
+        format=_format(config.format),
+        options=effective_options(config.asked, config.options, defaults, is_file=config.is_file),
+        mode=transcription_pb2.STREAM_MODE_FILE if config.is_file else transcription_pb2.STREAM_MODE_LIVE,
+        interim_results=config.interim_interval_s is not None,
+    )
+    if config.interim_interval_s is not None:
+        message.interim_interval.CopyFrom(convert.duration(config.interim_interval_s))
+    return message
+
+
+def _format(format: AudioFormat) -> audio_pb2.AudioFormat:
+    encoding = next(number for number, known in convert.ENCODINGS.items() if known is format.encoding)
+    rate_hz, n_channels = format.sample_rate_hz or 0, format.n_channels or 0
+    if format.encoding is Encoding.CONTAINER:
+        return audio_pb2.AudioFormat(sample_rate_hertz=rate_hz, channel_count=n_channels)
+    return audio_pb2.AudioFormat(encoding=encoding, sample_rate_hertz=rate_hz, channel_count=n_channels or 1)
+
+
+def effective_options(
+    asked: transcription_pb2.TranscriptionOptions,
+    options: DecodeOptions,
+    defaults: StreamDefaults,
+    *,
+    is_file: bool,
+) -> transcription_pb2.TranscriptionOptions:
+    """Options as they are in force: as asked, with our choices filled in. A language that is detected stays empty."""
+    message = transcription_pb2.TranscriptionOptions()
+    message.CopyFrom(asked)
+    message.model = options.model or defaults.model
+    message.task = asked.task or transcription_pb2.TASK_TRANSCRIBE
+    message.chunking = asked.chunking or transcription_pb2.CHUNKING_STRATEGY_AUTO
+    message.channel_mode = transcription_pb2.CHANNEL_MODE_MIX
+    message.decoding.beam_size = options.beam_size or defaults.beam_size
+    if not asked.decoding.temperatures:
+        message.decoding.temperatures.extend(defaults.temperatures)
+    message.voice_activity.CopyFrom(_voice_activity(defaults.rules(options.voice_activity, is_file=is_file)))
+    return message
+
+
+def _voice_activity(rules: Rules) -> transcription_pb2.VoiceActivityOptions:
+    if isinstance(rules, EndpointOptions):
+        seconds = (rules.end_silence_s, rules.padding_s, rules.max_utterance_s)
+    else:
+        seconds = (rules.policy.silence_s, rules.policy.padding_s, rules.policy.longest_s)
+    end_silence, padding, max_utterance = map(convert.duration, seconds)
+    return transcription_pb2.VoiceActivityOptions(
+        threshold=rules.threshold, end_silence=end_silence, speech_padding=padding, max_utterance=max_utterance
+    )
+
+
+class EventMessages:
+    """One session's events as messages. code_of: an error's google.rpc.Code."""
+
+    def __init__(self, config: StreamConfig, defaults: StreamDefaults, code_of: Callable[[TypelessError], int]) -> None:
+        self._config, self._defaults, self._code_of = config, defaults, code_of
+
+    def message(
+        self, entry: events.Entry, started: transcription_pb2.StreamStarted
+    ) -> transcription_pb2.StreamTranscribeResponse:
+        """An event in its place. started: what is said of the session where it is opened."""
+        response = transcription_pb2.StreamTranscribeResponse(
+            sequence=entry.sequence, cursors=cursors(entry.cursors), acknowledged_bytes=entry.acknowledged_bytes
+        )
+        match entry.event:
+            case events.Started():
+                response.started.CopyFrom(started)
+            case events.SpeechStart(offset_s):
+                response.speech_activity.type = transcription_pb2.SPEECH_ACTIVITY_TYPE_SPEECH_START
+                response.speech_activity.offset.CopyFrom(convert.duration(offset_s))
+            case events.SpeechEnd(offset_s):
+                response.speech_activity.type = transcription_pb2.SPEECH_ACTIVITY_TYPE_SPEECH_END
+                response.speech_activity.offset.CopyFrom(convert.duration(offset_s))
+            case events.Interim():
+                response.interim.CopyFrom(_interim(entry.event))
+            case events.Final(index, segment):
+                response.segment.CopyFrom(convert.segment(segment, index))
+            case events.Progress():
+                response.progress.CopyFrom(_progress(entry.event))
+            case events.Completed():
+                response.completed.CopyFrom(self._completed(entry.event))
+            case events.Warned(error):
+                response.warning.CopyFrom(self._warning(error))
+            case events.Configured(options, asked):
+                assert isinstance(asked, transcription_pb2.TranscriptionOptions)
+                effective = effective_options(asked, options, self._defaults, is_file=self._config.is_file)
+                response.configured.effective_options.CopyFrom(effective)
+        return response
+
+    def _completed(self, event: events.Completed) -> transcription_pb2.StreamCompleted:
+        value = replace(event.transcript, model=event.transcript.model or self._defaults.model)
+        audio_s, processing_s = value.audio_s, event.processing_s
+        return transcription_pb2.StreamCompleted(
+            transcript=convert.transcript(value),
+            stats=transcription_pb2.ProcessingStats(
+                processing_time=convert.duration(processing_s),
+                queue_time=convert.duration(event.queue_s),
+                realtime_factor=audio_s / processing_s if processing_s > 0 else 0.0,
+                chunking=transcription_pb2.CHUNKING_STRATEGY_VAD,
+                chunk_count=event.n_chunks,
+            ),
+        )
+
+    def _warning(self, error: TypelessError) -> failure_pb2.Failure:
+        message = failure_pb2.Failure(code=self._code_of(error), reason=error.reason, message=error.message)
+        if error.retry_after_s is not None:
+            message.retry_delay.CopyFrom(convert.duration(error.retry_after_s))
+        return message
+
+
+def cursors(value: events.Cursors) -> transcription_pb2.AudioCursors:
+    """How far each stage is."""
+    message = transcription_pb2.AudioCursors(
+        received=convert.duration(value.received_s),
+        processed=convert.duration(value.processed_s),
+        dropped=convert.duration(value.dropped_s),
+    )
+    message.final.CopyFrom(convert.duration(value.final_s))
+    return message
+
+
+def _interim(event: events.Interim) -> transcription_pb2.InterimResult:
+    return transcription_pb2.InterimResult(
+        stable_text=event.stable_text,
+        unstable_text=event.unstable_text,
+        start_offset=convert.duration(event.start_s),
+        end_offset=convert.duration(event.end_s),
+    )
+
+
+def _progress(event: events.Progress) -> transcription_pb2.StreamProgress:
+    return transcription_pb2.StreamProgress(
+        fraction=event.fraction,
+        chunks_done=event.chunks_done,
+        chunks_total=event.chunks_total,
+        audio_done=convert.duration(event.audio_done_s),
+        audio_received=convert.duration(event.audio_received_s),
+        message=event.message,
+    )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,167 @@
+"""StreamTranscribe: one call's part in a session, which may see several calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from typeless_grpc.access import principal, rate_limit
+from typeless_grpc.audio.live import live_reader
+from typeless_grpc.audio.vad import FRAME_SAMPLES
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
+from typeless_grpc.errors import InvalidInput, RateLimited, TypelessError
+from typeless_grpc.pb.v1 import transcription_pb2
+from typeless_grpc.servicers import convert
+from typeless_grpc.servicers.stream_messages import (
+    EventMessages,
+    StreamConfig,
+    StreamDefaults,
+    check_resume,
+    cursors,
+    effective_config,
+    stream_config,
+    stream_request,
+)
+from typeless_grpc.streaming.driver import Control, Machinery, Stream, StreamOptions, Update
+from typeless_grpc.streaming.events import Started
+from typeless_grpc.streaming.resume import Call, Sessions
+
+# When a call is cancelled, its requests end as if half-closed, and the handler learns the truth a moment later. An end
+# that is believed too early would end the session for good, so it waits this long for a contradiction.
+HALF_CLOSE_GRACE_S = 0.02
+
+Requests = AsyncIterator[transcription_pb2.StreamTranscribeRequest]
+Responses = AsyncGenerator[transcription_pb2.StreamTranscribeResponse, None]
+
+
+@dataclass(frozen=True)
+class StreamLimits:
+    """The bounds of each stream, and what `started` tells of them; see the settings of the same names."""
+
+    options: StreamOptions
+    resume_window_s: float
+
+
+class StreamService:
+    """Opens sessions and takes them up again, and carries requests and events between them and calls."""
+
+    def __init__(
+        self,
+        machinery: Machinery,
+        sessions: Sessions[StreamConfig],
+        defaults: StreamDefaults,
+        limits: StreamLimits,
+        code_of: Callable[[TypelessError], int],
+    ) -> None:
+        """code_of: the google.rpc.Code of an error."""
+        self._machinery, self._sessions = machinery, sessions
+        self._defaults, self._limits, self._code_of = defaults, limits, code_of
+
+    async def responses(self, requests: Requests) -> Responses:
+        """One call, from its first request to its last event."""
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("request") != "config":
+            raise InvalidInput("config", "must be the first request", reason="STREAM_ORDER")
+        after = first.config.resume_after_sequence
+        call = await self._opened(first.config)
+        started = self._started(call)
+        messages = EventMessages(call.config, self._defaults, self._code_of)
+        async with self._fed(call, requests), aclosing(call.events_after(after)) as entries:
+            if call.is_resumed:
+                yield self._resumed(call, started)
+            async for entry in entries:
+                if not (call.is_resumed and isinstance(entry.event, Started)):
+                    yield messages.message(entry, started)
+
+    async def _opened(self, message: transcription_pb2.StreamConfig) -> Call[StreamConfig]:
+        who = principal.current()
+        if message.resume_session_id:
+            check_resume(message)
+            return self._sessions.resume(message.resume_session_id, who.owner, message.resume_after_sequence)
+        config = stream_config(message, self._defaults)
+        await self._check(config.options)
+        options = replace(
+            self._limits.options,
+            options=config.options,
+            rules=self._defaults.rules(config.options.voice_activity, is_file=config.is_file),
+            interim_interval_s=config.interim_interval_s,
+            caller=who.id,
+        )
+        return self._sessions.open(
+            who.id,
+            who.owner,
+            config,
+            lambda: Stream(self._machinery, live_reader(config.format, field="config"), options),
+        )
+
+    async def _check(self, options: DecodeOptions) -> None:
+        """Find out now, and not at the first utterance, whether there is such a model and whether it has the language.
+
+        A moment of silence takes the engine no work but to load the model.
+        """
+        silence = np.zeros(FRAME_SAMPLES, dtype=np.float32)
+        await self._machinery.engine.transcribe(silence, options, Ticket(Lane.UNARY, principal.current().id))
+
+    @asynccontextmanager
+    async def _fed(self, call: Call[StreamConfig], requests: Requests) -> AsyncIterator[None]:
+        """Pass requests on for as long as events are read; the session outlives both."""
+        feeding = asyncio.create_task(self._feed(call, requests))
+        try:
+            yield
+        finally:
+            feeding.cancel()
+            await asyncio.wait([feeding])
+            self._sessions.leave(call)
+
+    async def _feed(self, call: Call[StreamConfig], requests: Requests) -> None:
+        has_ended, charged_s = False, call.stream.cursors.received_s
+        try:
+            async for message in requests:
+                if has_ended:
+                    raise InvalidInput("request", "nothing follows STREAM_CONTROL_END", reason="STREAM_ORDER")
+                request = stream_request(message, self._defaults, is_file=call.config.is_file)
+                if isinstance(request, Update):
+                    await self._check(request.options)
+                if isinstance(request, bytes) and call.has_ended:
+                    raise InvalidInput("audio", "the session's audio has ended", reason="STREAM_ORDER")
+                has_ended = request is Control.END
+                await call.put(request)
+                if isinstance(request, bytes):
+                    charged_s = await self._charge(call, charged_s)
+            if not has_ended:
+                await asyncio.sleep(HALF_CLOSE_GRACE_S)
+                await call.put(Control.END)
+        except RateLimited as error:
+            call.fail(error)  # the session stays: it can be taken up when there is quota again
+        except Exception as error:
+            # It ends the session too: a caller that missed why, as its connection broke over it, may ask again.
+            call.fail(error)
+            call.stream.fail(error)
+
+    async def _charge(self, call: Call[StreamConfig], charged_s: float) -> float:
+        """Charge the caller for the audio that was decoded since; how much that is in all."""
+        received_s = call.stream.cursors.received_s
+        if received_s > charged_s:
+            await rate_limit.current().audio(received_s - charged_s)
+        return received_s
+
+    def _started(self, call: Call[StreamConfig]) -> transcription_pb2.StreamStarted:
+        return transcription_pb2.StreamStarted(
+            session_id=call.session_id,
+            resumed=call.is_resumed,
+            resume_window=convert.duration(self._limits.resume_window_s),
+            effective_config=effective_config(call.config, self._defaults),
+            max_audio_duration=convert.duration(self._limits.options.max_audio_s),
+        )
+
+    def _resumed(
+        self, call: Call[StreamConfig], started: transcription_pb2.StreamStarted
+    ) -> transcription_pb2.StreamTranscribeResponse:
+        """First in a call that takes a session up: in no sequence, since it is news of the call and not the session."""
+        return transcription_pb2.StreamTranscribeResponse(
+            started=started, cursors=cursors(call.stream.cursors), acknowledged_bytes=call.acknowledged_bytes
+        )

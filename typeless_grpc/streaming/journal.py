@@ -1,0 +1,100 @@
+"""Every event of a session, in order, for as long as a caller may ask for it again."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, Callable
+
+from typeless_grpc.streaming.events import PASSING, Cursors, Entry, Event
+
+
+class Journal:
+    """What was said. Finals and all that must not be lost stay; interims and progress only while they are new.
+
+    keep_passing: so many interims and progress events are kept, at least; the memory of the rest grows with the text.
+    """
+
+    def __init__(self, keep_passing: int = 256) -> None:
+        self._keep_passing = keep_passing
+        self._entries: list[Entry] = []
+        self._n_passing = 0
+        self._last = 0
+        self._sent = 0
+        self._failure: BaseException | None = None
+        self._is_closed = False
+        self._news = asyncio.Event()
+
+    @property
+    def last_sequence(self) -> int:
+        """Of the newest event; 0 where there is none."""
+        return self._last
+
+    @property
+    def n_unsent(self) -> int:
+        """Events that the call has not taken yet."""
+        return self._last - self._sent
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing will be added."""
+        return self._is_closed
+
+    def add(self, event: Event, cursors: Cursors, acknowledged_bytes: int) -> Entry:
+        """Write an event down."""
+        assert not self._is_closed
+        self._last += 1
+        entry = Entry(self._last, event, cursors, acknowledged_bytes)
+        self._entries.append(entry)
+        self._n_passing += isinstance(event, PASSING)
+        if self._n_passing >= 2 * self._keep_passing:
+            self._prune()
+        self._news.set()
+        return entry
+
+    def close(self, failure: BaseException | None = None) -> None:
+        """Nothing is added any more; `after` ends, with failure if there is one."""
+        if not self._is_closed:
+            self._is_closed, self._failure = True, failure
+            self._news.set()
+
+    def wake(self) -> None:
+        """Let readers ask what breaks them."""
+        self._news.set()
+
+    async def after(self, sequence: int, broken: Callable[[], BaseException | None]) -> AsyncGenerator[Entry, None]:
+        """Every event later than sequence, those to come too, until the journal is closed. One reader at a time.
+
+        broken: what stops this reader, asked before each event; `wake` has it asked at once.
+        Raises what the journal was closed with, once all is read, and at once what `broken` says.
+        """
+        self._sent = min(max(self._sent, sequence), self._last)
+        while True:
+            if (error := broken()) is not None:
+                raise error
+            start = bisect_right(self._entries, sequence, key=lambda entry: entry.sequence)
+            if start == len(self._entries):
+                self._sent = max(self._sent, self._last)
+                if self._is_closed:
+                    break
+                self._news.clear()
+                await self._news.wait()
+                continue
+            entry = self._entries[start]
+            sequence = entry.sequence
+            yield entry
+            self._sent = max(self._sent, sequence)  # only once the reader asks for the next
+        if self._failure is not None:
+            raise self._failure
+
+    def _prune(self) -> None:
+        """Forget the oldest passing events: all but the newest that the call has taken."""
+        excess = self._n_passing - self._keep_passing
+        kept = []
+        for entry in self._entries:
+            if excess and isinstance(entry.event, PASSING) and entry.sequence <= self._sent:
+                excess -= 1
+                self._n_passing -= 1
+            else:
+                kept.append(entry)
+        self._entries = kept

@@ -1,0 +1,188 @@
+"""Sessions by name, kept for a while after their call broke, and how many there may be.
+
+Whoever opened a session may take it up again, also while an old call still seems to be there: a broken connection is
+often noticed by the caller first. The newest call has the session; the older one is told so and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from typeless_grpc.clock import Clock
+from typeless_grpc.errors import InvalidInput, NotFound, Overloaded, RateLimited, TypelessError, WrongState
+from typeless_grpc.streaming.driver import Request, Stream
+from typeless_grpc.streaming.events import Entry
+
+_TICKS_PER_S = 4
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class SessionLimits:
+    """resume_window_s: how long a session without a call is kept. max_streams: sessions with a call, of all callers.
+
+    max_streams_per_caller: of one caller. max_kept: sessions without a call, of all callers; the oldest goes first.
+    """
+
+    resume_window_s: float = 60.0
+    max_streams: int = 256
+    max_streams_per_caller: int = 16
+    max_kept: int = 256
+
+
+@dataclass
+class _Held(Generic[C]):
+    """A session, and who has it. call: the one that it belongs to now; left_s: since when there is none."""
+
+    id: str
+    caller: str
+    owner: str
+    config: C
+    stream: Stream
+    call: Call[C] | None = None
+    left_s: float = 0.0
+
+
+class Call(Generic[C]):
+    """One call's hold on a session. config: what the session was opened with."""
+
+    def __init__(self, held: _Held[C], *, resumed: bool) -> None:
+        self._held = held
+        self._error: BaseException | None = None
+        self.session_id, self.config = held.id, held.config
+        self.is_resumed = resumed
+        self.acknowledged_bytes = held.stream.acknowledged_bytes  # at this moment; no older call adds to it
+        self.has_ended = held.stream.has_ended
+
+    @property
+    def stream(self) -> Stream:
+        """The session's stream."""
+        return self._held.stream
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no other call has taken the session up."""
+        return self._held.call is self and self._error is None
+
+    async def put(self, request: Request) -> None:
+        """Pass a request on, unless another call has the session by now."""
+        await self._held.stream.put(request, still_wanted=lambda: self.is_current)
+
+    def events_after(self, sequence: int) -> AsyncGenerator[Entry, None]:
+        """The session's events. Raises what `fail` was told at once, and what ended the stream after its last event."""
+        return self._held.stream.events_after(sequence, lambda: self._error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the call with error, once."""
+        if self._error is None:
+            self._error = error
+            self._held.stream.wake()
+
+
+class Sessions(Generic[C]):
+    """All sessions of this server, each with the configuration (C) it was opened with.
+
+    `tick` is to be called a few times a second, by `run` or by a test.
+    """
+
+    def __init__(self, limits: SessionLimits, clock: Clock) -> None:
+        self._limits, self._clock = limits, clock
+        self._held: dict[str, _Held[C]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def open(self, caller: str, owner: str, config: C, stream: Callable[[], Stream]) -> Call[C]:
+        """A new session. caller: whose number of streams it counts against; owner: who may resume it.
+
+        Raises RateLimited (TOO_MANY_STREAMS) and Overloaded.
+        """
+        self._make_room(caller)
+        held = _Held(secrets.token_urlsafe(16), caller, owner, config, stream())
+        self._held[held.id] = held
+        return self._given(held, resumed=False)
+
+    def resume(self, session_id: str, owner: str, after_sequence: int) -> Call[C]:
+        """A session taken up again. Raises NotFound where owner has none of this id, RateLimited, Overloaded."""
+        held = self._held.get(session_id)
+        if held is None or held.owner != owner:
+            message = "There is no such session, or not any more: it can be resumed for a short time only."
+            raise NotFound(message, reason="SESSION_NOT_FOUND")
+        if not 0 <= after_sequence <= held.stream.journal.last_sequence:
+            why = f"the session is at event {held.stream.journal.last_sequence}"
+            raise InvalidInput("config.resume_after_sequence", why)
+        if held.call is not None:
+            message = "Another call has taken this session up."
+            held.call.fail(WrongState(message, reason="SESSION_TAKEN"))
+        else:
+            self._check_capacity()
+        return self._given(held, resumed=True)
+
+    def leave(self, call: Call[C]) -> None:
+        """The call is over. Its session is kept for the window, unless another call has it."""
+        held = self._held.get(call.session_id)
+        if held is None or held.call is not call:
+            return
+        held.call, held.stream.is_attached, held.left_s = None, False, self._clock.now_s()
+        held.stream.wake()
+        kept = [other for other in self._held.values() if other.call is None]
+        if len(kept) > self._limits.max_kept:
+            self._drop(min(kept, key=lambda other: other.left_s))
+
+    def warn_all(self, error: TypelessError) -> None:
+        """Tell every caller."""
+        for held in self._held.values():
+            held.stream.warn(error)
+
+    def tick(self) -> None:
+        """Let every stream look at the clock, and drop sessions past their window."""
+        now_s = self._clock.now_s()
+        for held in list(self._held.values()):
+            held.stream.tick()
+            if held.call is None and now_s - held.left_s > self._limits.resume_window_s:
+                self._drop(held)
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        while True:
+            await asyncio.sleep(1 / _TICKS_PER_S)
+            self.tick()
+
+    async def close(self) -> None:
+        """End every session."""
+        for held in list(self._held.values()):
+            self._drop(held)
+        await asyncio.gather(*self._closing)
+
+    def _given(self, held: _Held[C], *, resumed: bool) -> Call[C]:
+        held.call = Call(held, resumed=resumed)
+        held.stream.is_attached = True
+        return held.call
+
+    def _make_room(self, caller: str) -> None:
+        """Count the caller's sessions; one without a call makes way for one that has a caller."""
+        own = [held for held in self._held.values() if held.caller == caller]
+        if len(own) >= self._limits.max_streams_per_caller:
+            left = [held for held in own if held.call is None]
+            if not left:
+                message = f"You have {len(own)} streams open, which is your limit."
+                raise RateLimited(message, reason="TOO_MANY_STREAMS")
+            self._drop(min(left, key=lambda held: held.left_s))
+        self._check_capacity()
+
+    def _check_capacity(self) -> None:
+        n_open = sum(held.call is not None for held in self._held.values())
+        if n_open >= self._limits.max_streams:
+            raise Overloaded(f"This server has {n_open} streams open, its limit. Try again, or another replica.")
+
+    def _drop(self, held: _Held[C]) -> None:
+        del self._held[held.id]
+        task = asyncio.ensure_future(held.stream.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

@@ -1,0 +1,84 @@
+"""Which words of an utterance will not change any more.
+
+LocalAgreement-2 (Macháček, Dabre, Bojar 2023, arXiv:2307.14743): a word is certain once two hypotheses in a row, over
+growing audio, agree on it and on all before it. The newest words are held back besides: they stand where the audio was
+cut off, and the same cut-off can fool two hypotheses alike.
+
+What was certain stays: a later text that disagrees is written on behind the certain words, at the place where it fits
+best. So stable text is a prefix of all that follows, the final included, at the price of an error now and then that
+the final would have corrected; docs/streaming.md has the numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from typeless_grpc.engine.transcript import UNSPACED
+
+# A word with the space before it; where no spaces are written (Chinese, Japanese, Thai, …) each character is one.
+_TOKEN = re.compile(rf"\s*(?:[{UNSPACED}]|[^\s{UNSPACED}]+)")
+_PUNCTUATION = re.compile(r"[^\w\s]+$")
+_NOT_WORD = re.compile(r"[^\w]+")
+
+
+class Stability:
+    """One utterance's certain words. hold_back: so many of the newest words are never certain before the final."""
+
+    def __init__(self, hold_back: int = 2) -> None:
+        self._hold_back = hold_back
+        self._last: list[str] | None = None
+        self.committed = ""
+
+    def hear(self, hypothesis: str) -> tuple[str, str]:
+        """Take the next hypothesis over the utterance so far; what is certain now, and what is not."""
+        text = merged(self.committed, hypothesis)
+        tokens = tokens_of(text)
+        if self._last is not None:
+            n_agreed = _n_common(self._last, tokens)
+            agreed = "".join(tokens[: min(n_agreed, max(0, len(tokens) - self._hold_back))])
+            # A comma or a full stop may still come or go, however certain the word before it.
+            agreed = _PUNCTUATION.sub("", agreed)
+            if len(agreed) > len(self.committed):
+                self.committed = agreed
+        self._last = tokens
+        return self.committed, text[len(self.committed) :]
+
+
+def tokens_of(text: str) -> list[str]:
+    """Words with the space before each: joined, they are the text again, without space at its end."""
+    return _TOKEN.findall(text)
+
+
+def merged(committed: str, text: str) -> str:
+    """Text, with committed as its beginning: in place of the words of text that fit committed best."""
+    if text.startswith(committed):
+        return text
+    words = tokens_of(text)
+    n_replaced = _best_split([_bare(word) for word in tokens_of(committed)], [_bare(word) for word in words])
+    rest = "".join(words[n_replaced:])
+    if n_replaced == 0 and rest and not rest[0].isspace() and committed[-1:].isascii() and rest[0].isascii():
+        rest = " " + rest
+    return committed + rest
+
+
+def _n_common(one: Sequence[str], other: Sequence[str]) -> int:
+    n = 0
+    while n < min(len(one), len(other)) and one[n] == other[n]:
+        n += 1
+    return n
+
+
+def _best_split(committed: Sequence[str], words: Sequence[str]) -> int:
+    """How many of words say what committed says: the prefix with the least edit distance, of such the likeliest."""
+    previous = list(range(len(words) + 1))
+    for i, word in enumerate(committed, start=1):
+        current = [i]
+        for j, other in enumerate(words, start=1):
+            current.append(min(previous[j - 1] + (word != other), previous[j] + 1, current[j - 1] + 1))
+        previous = current
+    return min(range(len(words) + 1), key=lambda j: (previous[j], abs(j - len(committed))))
+
+
+def _bare(word: str) -> str:
+    return _NOT_WORD.sub("", word).casefold()
