@@ -47,7 +47,7 @@ from typeless_grpc.interceptors.metrics import MetricsInterceptor
 from typeless_grpc.interceptors.open_calls import OpenCallsInterceptor
 from typeless_grpc.interceptors.rate_limit import RateLimitInterceptor
 from typeless_grpc.interceptors.request_id import RequestIdInterceptor
-from typeless_grpc.interceptors.seam import Interceptor
+from typeless_grpc.interceptors.seam import Chain, Interceptor
 from typeless_grpc.interceptors.status import StatusInterceptor, code_of
 from typeless_grpc.jobs.job import RetryPolicy
 from typeless_grpc.jobs.store import RunStore
@@ -318,7 +318,7 @@ async def listen(
         ]
         for warning in warnings(settings):
             log.warning(warning)
-        server = Server(services, interceptors, drain, server_options(settings), _tls(settings))
+        server = Server(services, [Chain(interceptors)], drain, server_options(settings), _tls(settings))
         if settings.metrics_port is not None:
             stack.callback(MetricsPort.open(metrics, settings.metrics_host, settings.metrics_port).close)
         port = await server.start()

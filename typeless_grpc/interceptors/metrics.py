@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +15,13 @@ from prometheus_client import Counter, Histogram
 from typeless_grpc.interceptors.seam import Call, Interceptor
 from typeless_grpc.telemetry.metrics import Metrics
 
+# By whether requests and responses are streams; the words of go-grpc-prometheus.
+TYPES = {
+    (False, False): "unary",
+    (True, False): "client_stream",
+    (False, True): "server_stream",
+    (True, True): "bidi_stream",
+}
 NAMES: dict[Any, str] = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0]) if key != 0}
 
 
@@ -53,20 +60,9 @@ class MetricsInterceptor(Interceptor):
         metrics = self._metrics
         return metrics.started.labels(*labels), metrics.seconds.labels(*labels), metrics.handled.labels(*labels, code)
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Note the shape of the call on the way."""
-        handler = await super().intercept_service(continuation, handler_call_details)
-        if handler is not None:
-            asks = "client_stream" if handler.request_streaming else "unary"
-            shape = {(False, False): "unary", (True, True): "bidi_stream", (False, True): "server_stream"}
-            self._types[handler_call_details.method] = shape.get(
-                (handler.request_streaming, handler.response_streaming), asks
-            )
-        return handler
+    def serves(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+        """Note the shape of its calls."""
+        self._types[method_name] = TYPES[handler.request_streaming, handler.response_streaming]
 
 
 def _name(code: Any) -> str:

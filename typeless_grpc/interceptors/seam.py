@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -72,16 +72,35 @@ class Interceptor(AsyncServerInterceptor):
                 return None
             return await answer
 
+    def serves(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+        """Told of each method before its first call, for those who want to know its shape."""
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Put `intercept` in front of the handler; None where the method is not implemented.
+        """Put `intercept` in front of the handler; None where the method is not implemented."""
+        return await Chain([self]).intercept_service(continuation, handler_call_details)
 
-        Once for each method: a handler stays the same from call to call, and wrapping it anew ten deep is what would
-        cost a call most.
-        """
+
+class Chain(grpc.aio.ServerInterceptor):
+    """Interceptors as one, the first of them outermost.
+
+    What they would do one by one for every call, ten deep, is done once for each method: handlers stay the same from
+    call to call.
+    """
+
+    def __init__(self, interceptors: Sequence[Interceptor]) -> None:
+        self._interceptors = tuple(interceptors)
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The handler with all interceptors around it; None where the method is not implemented."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
@@ -92,17 +111,20 @@ class Interceptor(AsyncServerInterceptor):
             self._wrapped[method_name] = (handler, wrapped)
         return wrapped
 
-    @functools.cached_property
-    def _wrapped(self) -> dict[str, tuple[Any, Any]]:
-        return {}
-
     def _wrap(self, handler: Any, method_name: str) -> Any:
-        inner, factory = _shape(handler)
+        call, factory = _shape(handler)
+        for interceptor in reversed(self._interceptors):
+            interceptor.serves(method_name, handler)
+            call = _inside(interceptor, call, method_name)
 
         async def invoke(request_or_iterator: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            return await self.intercept(inner, request_or_iterator, context, method_name)
+            return await call(request_or_iterator, context)
 
         return factory(invoke, handler.request_deserializer, handler.response_serializer)
+
+
+def _inside(interceptor: Interceptor, call: Callable[[Any, Any], Any], method_name: str) -> Callable[[Any, Any], Any]:
+    return lambda request, context: interceptor.intercept(call, request, context, method_name)
 
 
 def _shape(handler: Any) -> tuple[Callable[[Any, Any], Any], Callable[..., Any]]:
