@@ -83,7 +83,21 @@ def guarded(engine: Engine | None = None, **settings: Any) -> AbstractAsyncConte
 
 
 async def outcome(served: Served, method: str, *metadata: tuple[str, str], request: bytes = b"") -> CallFailed | None:
-    """How a call with this request ends; None is OK. A stream's requests end at once, its responses are read out."""
+    """How a call with this request ends; None is OK. A stream's requests end at once, of its responses one is read.
+
+    grpc.aio's client now and then reports a stream that is refused while its first request is being sent as an error of
+    its own: then the call is made again.
+    """
+    while (
+        failed := await _outcome(served, method, metadata, request)
+    ) and failed.message == "Internal error from Core":
+        pass
+    return failed
+
+
+async def _outcome(
+    served: Served, method: str, metadata: Sequence[tuple[str, str]], request: bytes
+) -> CallFailed | None:
     described = methods()[method]
     shape = ("stream" if described.client_streaming else "unary", "stream" if described.server_streaming else "unary")
     call = getattr(served.channel, "_".join(shape))(method)
@@ -91,7 +105,7 @@ async def outcome(served: Served, method: str, *metadata: tuple[str, str], reque
     async def requests() -> Any:
         yield request
 
-    sent = call(requests() if described.client_streaming else request, metadata=metadata, timeout=10)
+    sent = call(requests() if described.client_streaming else request, metadata=tuple(metadata), timeout=10)
     try:
         if described.server_streaming:
             # What it answers first is enough to know that the call was let in.
