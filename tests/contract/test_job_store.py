@@ -427,7 +427,7 @@ def test_a_job_about_an_upload_needs_it_whole(stores: Stores):
     with pytest.raises(NotFound) as caught:
         stores.jobs.submit(new_job(uri="upload://nobody"), None)
     assert caught.value.reason == "UPLOAD_NOT_FOUND"
-    upload = stores.uploads.append(stores.uploads.create("ann", ""), b"abc")
+    upload = stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"])
     with pytest.raises(WrongState) as unfinished:
         stores.jobs.submit(new_job(uri=upload.uri), None)
     assert unfinished.value.reason == "UPLOAD_INCOMPLETE"
@@ -442,7 +442,7 @@ def test_a_job_about_an_upload_needs_it_whole(stores: Stores):
 
 def test_an_upload_lives_as_long_as_the_jobs_about_it(database: Database, files: Files):
     stores = Stores.over(database, files, uploads={"ttl_s": 60.0})
-    upload = stores.uploads.complete(stores.uploads.append(stores.uploads.create("ann", ""), b"abc"))
+    upload = stores.uploads.complete(stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"]))
     first = stores.jobs.submit(new_job(uri=upload.uri), None)
     second = stores.jobs.submit(new_job(uri=upload.uri), None)
     stores.jobs.delete(first.job_id, "ann")
