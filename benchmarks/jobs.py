@@ -53,6 +53,9 @@ async def serve(directory: Path, settings: dict[str, object]) -> None:
     from typeless_grpc.app import keep_jobs, listen
     from typeless_grpc.config import Settings
     from typeless_grpc.engine.scripted import ScriptedEngine
+    from typeless_grpc.telemetry import logs
+
+    logs.configure("warning", "json")
 
     class Forgetful(ScriptedEngine):
         async def transcribe(self, *args: object) -> object:  # type: ignore[override]

@@ -19,7 +19,7 @@ def test_bytes_are_kept_part_by_part(stores: Stores):
     upload = stores.uploads.create("ann", "a.wav")
     assert (upload.size_bytes, upload.is_complete, upload.uri) == (0, False, f"upload://{upload.upload_id}")
     for part in (b"abc", b"defgh", b"i"):
-        upload = stores.uploads.append(upload, part)
+        upload = stores.uploads.append(upload, [part])
     assert stores.uploads.get(upload.upload_id, "ann") == upload
     assert upload.size_bytes == 9
     assert stores.uploads.digest(upload) == hashlib.sha256(b"abcdefghi").digest()
@@ -29,7 +29,7 @@ def test_bytes_are_kept_part_by_part(stores: Stores):
 def test_a_whole_upload_is_read_as_one_file(stores: Stores):
     upload = stores.uploads.create("ann", "")
     for part in (b"abc", b"defgh", b"i"):
-        upload = stores.uploads.append(upload, part)
+        upload = stores.uploads.append(upload, [part])
     stores.uploads.complete(upload)
     with stores.uploads.open(upload.upload_id, "ann") as file:
         assert file.read(4) == b"abcd"
@@ -44,7 +44,7 @@ def test_a_whole_upload_is_read_as_one_file(stores: Stores):
 
 
 def test_an_unfinished_upload_is_not_read(stores: Stores):
-    upload = stores.uploads.append(stores.uploads.create("ann", ""), b"abc")
+    upload = stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"])
     with pytest.raises(WrongState) as caught:
         stores.uploads.open(upload.upload_id, "ann")
     assert caught.value.reason == "UPLOAD_INCOMPLETE"
@@ -66,7 +66,7 @@ def test_of_two_calls_that_append_at_once_one_is_told(stores: Stores):
     def append(part: bytes) -> bytes | str:
         together.wait()
         try:
-            stores.uploads.append(upload, part)
+            stores.uploads.append(upload, [part])
         except WrongState as error:
             return error.reason
         return part
@@ -82,21 +82,21 @@ def test_of_two_calls_that_append_at_once_one_is_told(stores: Stores):
 
 
 def test_a_complete_upload_does_not_grow(stores: Stores):
-    upload = stores.uploads.append(stores.uploads.create("ann", ""), b"abc")
+    upload = stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"])
     stores.uploads.complete(upload)
     with pytest.raises(WrongState):
-        stores.uploads.append(upload, b"def")
+        stores.uploads.append(upload, [b"def"])
     with pytest.raises(WrongState):
         stores.uploads.complete(upload)
 
 
 def test_an_upload_is_bounded(database: Database, files: Files):
     stores = Stores.over(database, files, uploads={"max_bytes": 5})
-    upload = stores.uploads.append(stores.uploads.create("ann", ""), b"abc")
+    upload = stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"])
     with pytest.raises(InvalidInput) as caught:
-        stores.uploads.append(upload, b"def")
+        stores.uploads.append(upload, [b"def"])
     assert caught.value.reason == "UPLOAD_TOO_LARGE"
-    assert stores.uploads.append(upload, b"de").size_bytes == 5
+    assert stores.uploads.append(upload, [b"de"]).size_bytes == 5
 
 
 def test_an_owner_has_a_bounded_number_of_unfinished_uploads(database: Database, files: Files):
@@ -113,7 +113,7 @@ def test_an_owner_has_a_bounded_number_of_unfinished_uploads(database: Database,
 
 def test_uploads_expire(database: Database, files: Files):
     stores = Stores.over(database, files, uploads={"ttl_s": -1.0})
-    upload = stores.uploads.append(stores.uploads.create("ann", ""), b"abc")
+    upload = stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"])
     with pytest.raises(NotFound):
         stores.uploads.get(upload.upload_id, "ann")
     assert stores.uploads.delete_expired() == 1

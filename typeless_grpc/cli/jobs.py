@@ -118,9 +118,8 @@ def list_jobs(
             progress = f"{job.progress:.0%}"
             table.add_row(job.job_id, _state(job), progress, str(job.attempt), submitted, labels)
     if not as_json:
-        console = Console()
         # A pipe has no width: lines there are as long as they are.
-        console.print(table, width=None if console.is_terminal else 1000)
+        (Console() if Console().is_terminal else Console(width=1000)).print(table)
 
 
 @app.command("watch")

@@ -21,6 +21,8 @@ from typeless_grpc.errors import InvalidInput
 
 # Silero's threshold of 0.5 less its hysteresis of 0.15: below it a frame is silence.
 _SILENCE = 0.35
+# Speech is looked for in about 10 s at a time, because the model's memory grows with what it is shown at once.
+_STEP_SAMPLES = 320 * FRAME_SAMPLES
 # What a cut is judged by where there is no pause: the least speech over as many frames (about 0.1 s).
 _SMOOTH_FRAMES = 3
 MAX_CHANNELS = 8  # of a recording whose channels are kept apart, as the contract has it
@@ -115,7 +117,10 @@ class ChunkReader:
 
     def _pause(self, region: Audio) -> int:
         """The sample of region where cutting hurts least: the middle of the longest pause, else the quietest place."""
-        probabilities = self._speech.recording_probabilities(region)
+        steps = range(0, region.shape[-1], _STEP_SAMPLES)
+        probabilities = np.concatenate(
+            [self._speech.recording_probabilities(region[i : i + _STEP_SAMPLES]) for i in steps]
+        )
         silent = np.concatenate([[False], probabilities < _SILENCE, [False]])
         edges = np.flatnonzero(silent[1:] != silent[:-1]).reshape(-1, 2)  # where each pause begins and ends
         if len(edges):

@@ -173,8 +173,11 @@ class UploadStore(Protocol):
         """The upload as it stands. Raises NotFound."""
         ...
 
-    def append(self, upload: Upload, data: bytes) -> Upload:
-        """Keep the next bytes. Raises WrongState if another call has moved it on meanwhile, TooLarge at the limit."""
+    def append(self, upload: Upload, data: Sequence[bytes]) -> Upload:
+        """Keep the next bytes, in pieces.
+
+        Raises WrongState if another call has moved it on meanwhile, and InvalidInput at the limit.
+        """
         ...
 
     def digest(self, upload: Upload) -> bytes:

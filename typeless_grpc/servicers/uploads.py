@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from typeless_grpc.servicers import convert_jobs
 T = TypeVar("T")
 
 # What an upload holds in memory at most, and what is kept as one file.
-PART_BYTES = 8 * 1024 * 1024
+PART_BYTES = 4 * 1024 * 1024
 SHA256_BYTES = 32
 
 
@@ -74,7 +74,9 @@ class Receiving:
     def __init__(self, store: UploadStore, executor: Executor) -> None:
         self._store, self._executor = store, executor
         self._upload: Upload | None = None
-        self._pending = bytearray()
+        # As they came: joined they would be in memory twice.
+        self._pending: list[bytes] = []
+        self._n_pending_bytes = 0
         self._writing: asyncio.Task[None] | None = None
         # Of the whole recording, as long as all of it came in this call; else it is read again at the end.
         self._sha256: Any | None = None
@@ -108,8 +110,9 @@ class Receiving:
             raise InvalidInput("header", "comes first")
         if self._finish is not None:
             raise InvalidInput("chunk", "nothing comes after finish")
-        self._pending += chunk
-        if len(self._pending) >= PART_BYTES:
+        self._pending.append(chunk)
+        self._n_pending_bytes += len(chunk)
+        if self._n_pending_bytes >= PART_BYTES:
             await self.keep()
 
     def finish(self, finish: uploads_pb2.UploadFinish) -> None:
@@ -137,16 +140,17 @@ class Receiving:
     async def keep(self) -> None:
         """Write what waits in memory. It is written even where the call is cancelled meanwhile."""
         if self._writing is None and self._upload is not None and self._pending:
-            data, self._pending = bytes(self._pending), bytearray()
+            data, self._pending, self._n_pending_bytes = self._pending, [], 0
             self._writing = asyncio.create_task(self._write(self._upload, data))
         if self._writing is not None:
             await asyncio.shield(self._writing)
             self._writing = None
 
-    async def _write(self, upload: Upload, data: bytes) -> None:
+    async def _write(self, upload: Upload, data: Sequence[bytes]) -> None:
         def write() -> Upload:
             if self._sha256 is not None:
-                self._sha256.update(data)
+                for piece in data:
+                    self._sha256.update(piece)
             return self._store.append(upload, data)
 
         self._upload = await self._run(write)

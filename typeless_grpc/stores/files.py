@@ -5,11 +5,11 @@ A file is written once, as a whole, and never changed; local ones are on disk wh
 
 from __future__ import annotations
 
+import functools
 import io
 import os
-import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -34,17 +34,21 @@ class Files:
             raise InvalidInput("storage_url", str(error), reason="CONFIG_INVALID") from error
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
-    def write(self, path: str, data: bytes | BinaryIO) -> None:
-        """Keep data under path ("jobs/ID/audio"); a file is read from where it stands to its end."""
+    def write(self, path: str, data: bytes | BinaryIO | Sequence[bytes]) -> None:
+        """Keep data under path ("jobs/ID/audio").
+
+        Of a file, what is from where it stands to its end; of a sequence, its items one after the other, not joined in
+        memory.
+        """
         with _faults():
-            source = io.BytesIO(data) if isinstance(data, bytes) else data
             if self._is_local:
-                _write_durably(Path(self._at(path)), source)
+                _write_durably(Path(self._at(path)), _pieces(data))
             elif isinstance(data, bytes):
                 self._fs.pipe_file(self._at(path), data)
             else:
                 with self._fs.open(self._at(path), "wb") as target:
-                    shutil.copyfileobj(source, target, _COPY_BYTES)
+                    for piece in _pieces(data):
+                        target.write(piece)
 
     def read(self, paths: Sequence[str]) -> list[bytes]:
         """The contents of several files, in order; fetched side by side where the storage can."""
@@ -142,13 +146,22 @@ class PartsFile(io.RawIOBase):
             self._open = None
 
 
-def _write_durably(path: Path, source: BinaryIO) -> None:
+def _pieces(data: bytes | BinaryIO | Sequence[bytes]) -> Iterable[bytes]:
+    if isinstance(data, bytes):
+        return [data]
+    if hasattr(data, "read"):
+        return iter(functools.partial(data.read, _COPY_BYTES), b"")
+    return data
+
+
+def _write_durably(path: Path, pieces: Iterable[bytes]) -> None:
     """All or nothing, and on disk: a file is seen under its name only once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{uuid.uuid4().hex}")
     try:
         with beside.open("wb") as file:
-            shutil.copyfileobj(source, file, _COPY_BYTES)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

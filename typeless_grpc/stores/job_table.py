@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -174,6 +174,13 @@ def not_found(job_id: str) -> NotFound:
     return NotFound(f"There is no job '{job_id[:64]}'.", reason="JOB_NOT_FOUND")
 
 
+def _options(text: str) -> DecodeOptions:
+    """Options as they were filed: JSON has lists where they have tuples."""
+    options = OPTIONS.validate_json(text)
+    tuples: dict[str, Any] = {name: tuple(value) for name, value in vars(options).items() if isinstance(value, list)}
+    return replace(options, **tuples)
+
+
 def job_of(row: Any) -> Job:
     return Job(
         job_id=row.job_id,
@@ -182,7 +189,7 @@ def job_of(row: Any) -> Job:
         state=State(row.state),
         uri=row.uri,
         format=FORMAT.validate_json(row.format),
-        options=OPTIONS.validate_json(row.options),
+        options=_options(row.options),
         options_message=bytes(row.options_message),
         priority=Priority(row.priority),
         labels=json.loads(row.labels),

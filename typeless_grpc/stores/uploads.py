@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -77,18 +78,19 @@ class SqlUploadStore:
             raise _not_found(upload_id)
         return _upload(row)
 
-    def append(self, upload: Upload, data: bytes) -> Upload:
+    def append(self, upload: Upload, data: Sequence[bytes]) -> Upload:
         """See `UploadStore`."""
-        if upload.size_bytes + len(data) > self._options.max_bytes:
+        n_bytes = sum(len(piece) for piece in data)
+        if upload.size_bytes + n_bytes > self._options.max_bytes:
             why = f"an upload has at most {self._options.max_bytes} bytes"
             raise InvalidInput("chunk", why, reason="UPLOAD_TOO_LARGE")
         path = f"uploads/{upload.upload_id}/{upload.size_bytes:015d}-{uuid.uuid4().hex[:8]}"
         self._files.write(path, data)
         with self._db.writing() as connection:
-            grown = self._changed(connection, upload, size_bytes=upload.size_bytes + len(data))
+            grown = self._changed(connection, upload, size_bytes=upload.size_bytes + n_bytes)
             connection.execute(
                 sa.insert(upload_parts).values(
-                    upload_id=upload.upload_id, offset=upload.size_bytes, size_bytes=len(data), path=path
+                    upload_id=upload.upload_id, offset=upload.size_bytes, size_bytes=n_bytes, path=path
                 )
             )
         return grown
