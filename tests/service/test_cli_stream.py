@@ -94,7 +94,7 @@ def _all_of(screen: int) -> str:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["nowhere.wav"], "there is no file"), (["--mode", "dead", SPEECH], "live or file")],
+    [(["nowhere.wav"], "there is no file"), (["--mode", "dead", SPEECH], "not one of")],
 )
 async def test_a_command_line_that_makes_no_sense_is_exit_code_2(arguments, said):
     result = await typeless(*arguments)
