@@ -44,7 +44,7 @@ async def seconds(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ..
 async def bare(stack: AsyncExitStack) -> int:
     """A server with nothing around its servicer; returns its port."""
     server = grpc.aio.server()
-    ServerServicer(ServerFacts("0", "base", 0, 0.0)).register(server)
+    ServerServicer(ServerFacts("0", "base", 0, 0.0, 0.0, 0.0, 0.0, 0)).register(server)
     port: int = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     stack.push_async_callback(server.stop, None)

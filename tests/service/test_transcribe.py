@@ -242,9 +242,3 @@ async def test_server_info_tells_the_limits_in_force():
     assert info.default_model == "tiny.en"
     assert info.max_audio_duration.seconds == 90
     assert info.max_message_bytes == 70_000
-
-
-async def test_a_call_that_is_not_served_yet_says_so():
-    async with serving(ScriptedEngine()) as served:
-        failed = await refused(served.transcription.StreamTranscribe(iter([])).read())
-    assert (failed.code.name, failed.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED")
