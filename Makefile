@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 PROTO_BIN := .venv-proto/bin
 FLOOR_BIN := .venv-floor/bin
+RECORDINGS ?= ../shared/audio
 PROTOS := $(wildcard protos/typeless/v1/*.proto)
 # `make run MODEL=small` is a flag, and flags win; unset, TYPELESS_MODEL and the settings file decide.
 MODEL ?=
@@ -124,6 +125,9 @@ floors: | $(UV) ## the tests that need no model, with the oldest dependencies we
 	$(UV) pip install -q --python $(FLOOR_BIN)/python -r requirements/floor.lock
 	$(UV) pip install -q --python $(FLOOR_BIN)/python --no-deps -e .
 	$(FLOOR_BIN)/python -m pytest -q -m "not model and not recordings" tests/unit tests/service
+
+bench: $(VENV)/dev.stamp ## speed, accuracy and resources side by side with faster-whisper; takes a quiet hour
+	@$(BIN)/python -m benchmarks $(if $(MODEL),--model $(MODEL)) --recordings $(RECORDINGS)
 
 clean: ## remove the environments and caches, not the data directory
 	@rm -rf .venv .venv-proto .venv-floor .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -94,12 +94,15 @@ class Server:
 
 
 @contextmanager
-def server(model: str, **settings: str) -> Iterator[Server]:
-    """Start a server on a free port and stop it in the end. settings: TYPELESS_* names in lower case."""
+def server(model: str, *, module: str = "typeless_grpc.cli", **settings: str) -> Iterator[Server]:
+    """Start a server on a free port and stop it in the end. settings: TYPELESS_* names in lower case.
+
+    module: what to run; quotas are off unless set.
+    """
     settings = {"rate_limit_enabled": "false", **settings}
     environment = {f"TYPELESS_{name.upper()}": value for name, value in settings.items()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "typeless_grpc.cli", "serve", "--port", "0", "--model", model],
+        [sys.executable, "-m", module, "serve", "--port", "0", "--model", model],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         text=True,

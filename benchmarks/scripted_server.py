@@ -1,0 +1,30 @@
+"""The whole server around an engine that answers at once: what is left when the model's work is taken away."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+
+from typeless_grpc.app import listen
+from typeless_grpc.config import load
+from typeless_grpc.engine.scripted import ScriptedEngine
+
+
+async def main() -> None:
+    """Serve until SIGTERM, with the arguments that `typeless serve` takes from the benchmarks."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--model")
+    asked = parser.parse_args()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    settings = load({"port": asked.port, "model": asked.model}).settings
+    async with listen(settings, ScriptedEngine(lambda _: "text")) as listening:
+        await listening.server.serving()
+        print(f"scripted takes calls on 127.0.0.1:{listening.port}:", flush=True)
+        await stop.wait()
+
+
+asyncio.run(main())
