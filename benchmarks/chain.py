@@ -26,6 +26,7 @@ from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.telemetry import logs
 
 KEY = "a-key-for-the-benchmark"
+FACTS = ServerFacts("0", "base", 2**25, 3600.0, 3600.0, 60.0, 60.0, 10)
 ROUND = 100  # calls, before it is the other server's turn
 
 
@@ -44,7 +45,7 @@ async def seconds(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ..
 async def bare(stack: AsyncExitStack) -> int:
     """A server with nothing around its servicer; returns its port."""
     server = grpc.aio.server()
-    ServerServicer(ServerFacts("0", "base", 0, 0.0, 0.0, 0.0, 0.0, 0)).register(server)
+    ServerServicer(FACTS).register(server)
     port: int = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     stack.push_async_callback(server.stop, None)

@@ -47,9 +47,9 @@ async def ended_keys(served: Served) -> dict[str, str]:
     revoked = await new_key(served)
     await revoke(served, revoked.api_key.key_id)
     soon = Timestamp()
-    soon.FromNanoseconds(time.time_ns() + 100_000_000)
+    soon.FromNanoseconds(time.time_ns() + 1_000_000_000)
     expired = await new_key(served, expire_time=soon)
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(1.05)
     return {revoked.secret: "KEY_REVOKED", expired.secret: "KEY_EXPIRED"}
 
 
@@ -226,7 +226,7 @@ async def test_a_stream_of_a_key_that_ends_is_ended_on_every_server_that_shares_
 async def test_a_stream_ends_when_its_key_expires():
     async with guarded() as served:
         soon = Timestamp()
-        soon.FromNanoseconds(time.time_ns() + 300_000_000)
+        soon.FromNanoseconds(time.time_ns() + 3_000_000_000)
         made = await new_key(served, expire_time=soon)
         stream = served.channel.unary_stream("/grpc.health.v1.Health/Watch")(
             b"", metadata=(("x-api-key", made.secret),)
