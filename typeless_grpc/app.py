@@ -76,8 +76,8 @@ from typeless_grpc.stores.runs import SqlRunStore
 from typeless_grpc.stores.sources import CheckedSources, NoSources, SourceOptions
 from typeless_grpc.stores.upkeep import JobUpkeep
 from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
-from typeless_grpc.streaming.driver import InterimPlaces, Machinery, SpeechProbability, StreamOptions
 from typeless_grpc.streaming.endpoint import EndpointOptions
+from typeless_grpc.streaming.machinery import InterimPlaces, Machinery, SpeechProbability, StreamOptions
 from typeless_grpc.streaming.resume import SessionLimits, Sessions
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
@@ -323,6 +323,7 @@ async def listen(
             stack.callback(MetricsPort.open(metrics, settings.metrics_host, settings.metrics_port).close)
         port = await server.start()
         stack.push_async_callback(server.stop)
+        stack.callback(streams.draining)
         yield Listening(server, port)
 
 

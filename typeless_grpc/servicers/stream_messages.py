@@ -13,8 +13,8 @@ from typeless_grpc.errors import InvalidInput, TypelessError
 from typeless_grpc.pb.v1 import audio_pb2, failure_pb2, transcription_pb2
 from typeless_grpc.servicers import convert
 from typeless_grpc.streaming import events
-from typeless_grpc.streaming.driver import Control, Request, Update
 from typeless_grpc.streaming.endpoint import EndpointOptions
+from typeless_grpc.streaming.machinery import Control, Request, Update
 from typeless_grpc.streaming.planner import PlanOptions
 from typeless_grpc.streaming.session import Rules
 

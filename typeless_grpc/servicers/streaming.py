@@ -13,7 +13,7 @@ from typeless_grpc.access import principal, rate_limit
 from typeless_grpc.audio.live import live_reader
 from typeless_grpc.audio.vad import FRAME_SAMPLES
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
-from typeless_grpc.errors import InvalidInput, RateLimited, TypelessError
+from typeless_grpc.errors import InvalidInput, Overloaded, RateLimited, TypelessError
 from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.servicers import convert
 from typeless_grpc.servicers.stream_messages import (
@@ -26,8 +26,9 @@ from typeless_grpc.servicers.stream_messages import (
     stream_config,
     stream_request,
 )
-from typeless_grpc.streaming.driver import Control, Machinery, Stream, StreamOptions, Update
+from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.events import Started
+from typeless_grpc.streaming.machinery import Control, Machinery, StreamOptions, Update
 from typeless_grpc.streaming.resume import Call, Sessions
 
 # When a call is cancelled, its requests end as if half-closed, and the handler learns the truth a moment later. An end
@@ -76,6 +77,11 @@ class StreamService:
             async for entry in entries:
                 if not (call.is_resumed and isinstance(entry.event, Started)):
                     yield messages.message(entry, started)
+
+    def draining(self) -> None:
+        """Tell every caller that the server is about to go: what is said until then is still understood."""
+        message = "This server is going away: end the stream soon; another replica may serve the next."
+        self._sessions.warn_all(Overloaded(message, reason="DRAINING"))
 
     async def _opened(self, message: transcription_pb2.StreamConfig) -> Call[StreamConfig]:
         who = principal.current()

@@ -14,8 +14,9 @@ from typing import Generic, TypeVar
 
 from typeless_grpc.clock import Clock
 from typeless_grpc.errors import InvalidInput, NotFound, Overloaded, RateLimited, TypelessError, WrongState
-from typeless_grpc.streaming.driver import Request, Stream
+from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.events import Entry
+from typeless_grpc.streaming.machinery import Request
 
 _TICKS_PER_S = 4
 
@@ -55,6 +56,7 @@ class Call(Generic[C]):
         self._held = held
         self._error: BaseException | None = None
         self.session_id, self.config = held.id, held.config
+        self._task = asyncio.current_task()
         self.is_resumed = resumed
         self.acknowledged_bytes = held.stream.acknowledged_bytes  # at this moment; no older call adds to it
         self.has_ended = held.stream.has_ended
@@ -76,6 +78,11 @@ class Call(Generic[C]):
     def events_after(self, sequence: int) -> AsyncGenerator[Entry, None]:
         """The session's events. Raises what `fail` was told at once, and what ended the stream after its last event."""
         return self._held.stream.events_after(sequence, lambda: self._error)
+
+    def cut(self) -> None:
+        """End the call as if its connection had broken: it waits for a caller that does not read."""
+        if self._task is not None:
+            self._task.cancel()
 
     def fail(self, error: BaseException) -> None:
         """End the call with error, once."""
@@ -129,8 +136,8 @@ class Sessions(Generic[C]):
         held = self._held.get(call.session_id)
         if held is None or held.call is not call:
             return
-        held.call, held.stream.is_attached, held.left_s = None, False, self._clock.now_s()
-        held.stream.wake()
+        held.call, held.left_s = None, self._clock.now_s()
+        held.stream.detach()
         kept = [other for other in self._held.values() if other.call is None]
         if len(kept) > self._limits.max_kept:
             self._drop(min(kept, key=lambda other: other.left_s))
@@ -145,6 +152,8 @@ class Sessions(Generic[C]):
         now_s = self._clock.now_s()
         for held in list(self._held.values()):
             held.stream.tick()
+            if held.call is not None and held.stream.is_stuck:
+                held.call.cut()
             if held.call is None and now_s - held.left_s > self._limits.resume_window_s:
                 self._drop(held)
 
@@ -162,7 +171,7 @@ class Sessions(Generic[C]):
 
     def _given(self, held: _Held[C], *, resumed: bool) -> Call[C]:
         held.call = Call(held, resumed=resumed)
-        held.stream.is_attached = True
+        held.stream.attach()
         return held.call
 
     def _make_room(self, caller: str) -> None:

@@ -27,6 +27,10 @@ class SampleBuffer:
         while self._blocks and self._start + len(self._blocks[0]) <= before:
             self._start += len(self._blocks.popleft())
 
+    def clear(self) -> None:
+        """Let go of everything."""
+        self.forget(self.end)
+
     def cut(self, start: int, end: int) -> Audio:
         """The samples from start to end, exclusive; all of them must be here."""
         assert self._start <= start <= end <= self.end, f"{start} to {end} of {self._start} to {self.end}"

@@ -146,15 +146,15 @@ class Utterance:
 class Session:
     """One session. `apply` inputs in order; interims and finals may come in any order."""
 
-    def __init__(self, options: DecodeOptions, rules: Rules, *, hold_back: int = 2) -> None:
-        """rules: for cutting; of which kind they are says whether this is LIVE or FILE. hold_back: see `Stability`."""
+    def __init__(self, options: DecodeOptions, rules: Rules, *, stability: Callable[[], Stability] = Stability) -> None:
+        """rules: for cutting; of which kind they are says whether this is LIVE or FILE. stability: of an utterance."""
         self.state = State.LISTENING
         self.options = options
         self.segments: list[Segment] = []
         self.suppressed: list[Suppressed] = []
         self.n_pieces = self.n_pieces_done = 0
         self.current: Utterance | None = None
-        self._hold_back = hold_back
+        self._new_stability = stability
         self._cutter: Endpointer | Planner
         if isinstance(rules, EndpointOptions):
             self._cutter = Endpointer(rules)
@@ -164,7 +164,7 @@ class Session:
         self._received = self._processed = self._final = self._dropped = 0
         self._pending: dict[int, Piece] = {}  # decoded or to be, in the order of time
         self._heard: dict[int, FinalHeard | FinalLost] = {}  # waiting for those before them
-        self._stability = Stability(hold_back)
+        self._stability = stability()
         self._committed: dict[int, str] = {}
         self._languages = finals.Languages()
         self._speech = 0
@@ -258,7 +258,7 @@ class Session:
 
     def _began(self, began: Began) -> None:
         self.state = State.SPEAKING
-        self._stability = Stability(self._hold_back)
+        self._stability = self._new_stability()
         self.current = Utterance(self.n_pieces, began.audio_start, began.onset, options=self.options)
         self._effects.append(events.SpeechStart(began.onset / SAMPLE_RATE_HZ))
 

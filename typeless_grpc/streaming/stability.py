@@ -1,8 +1,9 @@
 """Which words of an utterance will not change any more.
 
-LocalAgreement-2 (Macháček, Dabre, Bojar 2023, arXiv:2307.14743): a word is certain once two hypotheses in a row, over
-growing audio, agree on it and on all before it. The newest words are held back besides: they stand where the audio was
-cut off, and the same cut-off can fool two hypotheses alike.
+LocalAgreement (Macháček, Dabre, Bojar 2023, arXiv:2307.14743): a word is certain once n hypotheses in a row, over
+growing audio, agree on it and on all before it. The paper's n is 2; here it is 3, because a word that two short
+hypotheses agree on is still wrong too often (docs/streaming.md has the numbers). The newest words are held back
+besides: they stand where the audio was cut off, and the same cut-off can fool several hypotheses alike.
 
 What was certain stays: a later text that disagrees is written on behind the certain words, at the place where it fits
 best. So stable text is a prefix of all that follows, the final included, at the price of an error now and then that
@@ -23,25 +24,28 @@ _NOT_WORD = re.compile(r"[^\w]+")
 
 
 class Stability:
-    """One utterance's certain words. hold_back: so many of the newest words are never certain before the final."""
+    """One utterance's certain words.
 
-    def __init__(self, hold_back: int = 2) -> None:
-        self._hold_back = hold_back
-        self._last: list[str] | None = None
+    n_agreeing: hypotheses in a row, at least 2. hold_back: so many of the newest words are not certain yet.
+    """
+
+    def __init__(self, n_agreeing: int = 3, hold_back: int = 2) -> None:
+        self._n_agreeing, self._hold_back = n_agreeing, hold_back
+        self._last: list[list[str]] = []
         self.committed = ""
 
     def hear(self, hypothesis: str) -> tuple[str, str]:
         """Take the next hypothesis over the utterance so far; what is certain now, and what is not."""
         text = merged(self.committed, hypothesis)
         tokens = tokens_of(text)
-        if self._last is not None:
-            n_agreed = _n_common(self._last, tokens)
+        self._last = [*self._last, tokens][-self._n_agreeing :]
+        if len(self._last) == self._n_agreeing:
+            n_agreed = min(_n_common(earlier, tokens) for earlier in self._last[:-1])
             agreed = "".join(tokens[: min(n_agreed, max(0, len(tokens) - self._hold_back))])
             # A comma or a full stop may still come or go, however certain the word before it.
             agreed = _PUNCTUATION.sub("", agreed)
             if len(agreed) > len(self.committed):
                 self.committed = agreed
-        self._last = tokens
         return self.committed, text[len(self.committed) :]
 
 

@@ -22,9 +22,10 @@ from typeless_grpc.engine.interface import DecodeOptions, Lane
 from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, Overloaded
 from typeless_grpc.streaming import events
-from typeless_grpc.streaming.driver import Control, Machinery, Stream, StreamOptions, Update
+from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.endpoint import EndpointOptions
 from typeless_grpc.streaming.events import Completed, Entry, Final, Interim, Progress, SpeechEnd, SpeechStart, Warned
+from typeless_grpc.streaming.machinery import Control, Machinery, StreamOptions, Update
 from typeless_grpc.streaming.planner import PlanOptions
 
 RAW = AudioFormat(Encoding.PCM_S16LE, 16_000)
@@ -77,7 +78,7 @@ async def bench(script: Any = words_as_they_come, **options: Any) -> AsyncIterat
         machinery = Machinery(engine, LoudnessDetector(), threads, clock, sleep=sleep)
         wanted = StreamOptions(**{"options": DecodeOptions(language="en"), "rules": EndpointOptions()} | options)
         stream = Stream(machinery, live_reader(RAW, field="config"), wanted)
-        stream.is_attached = True
+        stream.attach()
         try:
             yield Bench(engine, clock, stream, slept)
         finally:
@@ -283,10 +284,21 @@ async def test_an_idle_stream_is_warned_then_ended_and_keep_alive_prevents_it():
 
 async def test_a_stream_that_no_call_has_is_not_idle():
     async with bench(idle_timeout_s=30.0) as b:
-        b.stream.is_attached = False
+        b.stream.detach()
         b.clock.advance(100)
         b.stream.tick()
         assert b.stream.journal.last_sequence == 1
+
+
+async def test_a_call_that_leaves_an_event_unread_is_stuck_after_a_while():
+    async with bench(idle_timeout_s=30.0) as b:
+        await b.until(events.Started)  # and does not ask for the next
+        b.clock.advance(30)
+        assert not b.stream.is_stuck
+        b.clock.advance(1)
+        assert b.stream.is_stuck
+        b.stream.attach()  # by another call
+        assert not b.stream.is_stuck
 
 
 async def test_closing_stops_all_work():

@@ -17,8 +17,9 @@ from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import InvalidInput, NotFound, Overloaded, RateLimited, WrongState
-from typeless_grpc.streaming.driver import Control, Machinery, Stream, StreamOptions
+from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.endpoint import EndpointOptions
+from typeless_grpc.streaming.machinery import Control, Machinery, StreamOptions
 from typeless_grpc.streaming.resume import Call, SessionLimits, Sessions
 
 
@@ -95,6 +96,28 @@ async def test_the_older_call_loses_the_session_and_adds_nothing_more():
         d.sessions.tick()
         assert len(d.sessions) == 1
         assert new.is_current
+
+
+async def test_a_call_whose_caller_does_not_read_is_cut_and_its_session_kept():
+    async with desk() as d:
+        held: list[Call[str]] = []
+
+        async def handler() -> None:
+            held.append(d.open())
+            async for _ in held[0].events_after(0):
+                await asyncio.Event().wait()  # as a write does whose window is full
+
+        task = asyncio.create_task(handler())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        d.clock.advance(59)
+        d.sessions.tick()
+        d.clock.advance(2)
+        d.sessions.tick()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        d.sessions.leave(held[0])
+        assert d.resume(held[0]).is_resumed
 
 
 async def test_what_an_older_call_waits_to_put_is_not_taken():

@@ -35,6 +35,7 @@ from typeless_grpc.streaming.session import (
     Update,
     Withdraw,
 )
+from typeless_grpc.streaming.stability import Stability
 
 FRAME_S = FRAME_SAMPLES / 16_000
 RULES = EndpointOptions(end_silence_s=10 * FRAME_S, padding_s=4 * FRAME_S)
@@ -45,6 +46,11 @@ def recognized(text: str, *words: Word) -> Recognition:
     segment = Segment(0.0, 1.0, text, "en", confidence=0.8, no_speech_probability=0.1, words=words)
     transcript = Transcript((segment,) if text else (), (), "en", 1.0, 1.0, 1.0, "base")
     return Recognition(transcript, queue_s=0.1, n_chunks=1)
+
+
+def sure() -> Stability:
+    """Words are certain as soon as two hypotheses agree."""
+    return Stability(n_agreeing=2, hold_back=0)
 
 
 class Run:
@@ -169,7 +175,7 @@ def test_completed_comes_after_the_last_final_and_holds_them_all():
 
 
 def test_certain_words_begin_the_segment_whatever_the_final_says():
-    run = Run(hold_back=0)
+    run = Run(stability=sure)
     run.hear((0.9, 20))
     for text in ("good morning", "good morning all"):
         run.give(InterimHeard(0, text, run.n_frames * FRAME_SAMPLES))
@@ -181,7 +187,7 @@ def test_certain_words_begin_the_segment_whatever_the_final_says():
 
 @pytest.mark.parametrize("has_words", [True, False])
 def test_certain_words_are_said_even_if_the_final_is_empty_or_lost(has_words):
-    run = Run(hold_back=0)
+    run = Run(stability=sure)
     run.hear((0.9, 20))
     for _ in range(2):
         run.give(InterimHeard(0, "good morning", run.n_frames * FRAME_SAMPLES))
@@ -191,7 +197,7 @@ def test_certain_words_are_said_even_if_the_final_is_empty_or_lost(has_words):
 
 
 def test_words_are_those_of_the_text_with_times_of_the_stream():
-    run = Run(asked=replace(ASKED, word_timestamps=True), hold_back=0)
+    run = Run(asked=replace(ASKED, word_timestamps=True), stability=sure)
     run.hear((0.0, 100), (0.9, 40))
     for _ in range(2):
         run.give(InterimHeard(0, "good morning", run.n_frames * FRAME_SAMPLES))

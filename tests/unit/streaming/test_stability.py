@@ -9,28 +9,38 @@ from hypothesis import strategies as st
 from typeless_grpc.streaming.stability import Stability, merged, tokens_of
 
 
-def test_a_word_is_certain_once_two_in_a_row_agree_on_it():
+def test_a_word_is_certain_once_three_in_a_row_agree_on_it():
     stability = Stability(hold_back=0)
+    stability.hear("Good mor")
+    stability.hear("Good morning")
+    assert stability.hear("God morning") == ("", "God morning")
+    stability.hear("Good morning and")
+    stability.hear("Good morning and thanks")
+    assert stability.hear("Good morning and thank you") == ("Good morning and", " thank you")
+
+
+def test_two_in_a_row_are_enough_where_that_is_asked_for():
+    stability = Stability(n_agreeing=2, hold_back=0)
     assert stability.hear("Good mor") == ("", "Good mor")
     assert stability.hear("Good morning and") == ("Good", " morning and")
     assert stability.hear("Good morning and thanks") == ("Good morning and", " thanks")
 
 
 def test_the_newest_words_are_held_back():
-    stability = Stability(hold_back=2)
+    stability = Stability(n_agreeing=2, hold_back=2)
     stability.hear("one two three four")
     assert stability.hear("one two three four") == ("one two", " three four")
 
 
 def test_a_mark_at_the_end_of_what_is_certain_may_still_change():
-    stability = Stability(hold_back=0)
+    stability = Stability(n_agreeing=2, hold_back=0)
     stability.hear("Good morning.")
     assert stability.hear("Good morning.") == ("Good morning", ".")
     assert stability.hear("Good morning, all") == ("Good morning", ", all")
 
 
 def test_characters_are_words_where_none_are_written():
-    stability = Stability(hold_back=0)
+    stability = Stability(n_agreeing=2, hold_back=0)
     stability.hear("明天早")
     assert stability.hear("明天早上我") == ("明天早", "上我")
 
@@ -60,7 +70,7 @@ hypotheses = st.lists(
 
 @given(hypotheses, st.integers(0, 3), st.text(alphabet="ab c.天", max_size=12))
 def test_certain_text_only_grows_and_begins_all_that_follows(texts, hold_back, final):
-    stability = Stability(hold_back)
+    stability = Stability(2, hold_back)
     certain = ""
     for text in texts:
         stable, unstable = stability.hear(text)

@@ -1,0 +1,127 @@
+"""How a stream's pieces come to the engine: guessed at early, asked for again where that helps, in one language.
+
+A final is begun early, as a guess that the pause will last, only on an engine that is nearly idle: on a busy one
+guesses cost others more than they save (docs/streaming.md has the measurements). A guess is over the very samples that
+the final would be, so it changes when a final comes, and never what it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from typeless_grpc.audio.formats import Audio
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
+from typeless_grpc.errors import EngineFailed, Overloaded, TypelessError
+from typeless_grpc.streaming.finals import Piece
+from typeless_grpc.streaming.machinery import Machinery, StreamOptions
+from typeless_grpc.streaming.samples import SampleBuffer
+from typeless_grpc.text.finishing import needs_words
+
+_ATTEMPTS = 5
+_MAX_RETRY_S = 10.0
+_BUSY_BACKLOG_S = 0.4  # an engine with less to do takes guesses
+
+
+class PieceDecoder:
+    """One stream's way to the engine, for what is final."""
+
+    def __init__(self, machinery: Machinery, options: StreamOptions, samples: SampleBuffer) -> None:
+        self._machinery, self._options, self._samples = machinery, options, samples
+        self._guess: tuple[Piece, asyncio.Task[Recognition]] | None = None
+        self._places = asyncio.Semaphore(options.max_pieces_at_once)
+        self._language: str | None = None  # FILE: of the first piece
+        self._detecting = asyncio.Lock()
+
+    def reconfigured(self) -> None:
+        """The options have changed: what was found out under the old ones is forgotten."""
+        self._language = None
+
+    async def recognition(self, piece: Piece) -> Recognition:
+        """What the engine hears in a piece. Raises TypelessError once asking again does not help."""
+        if (guessed := self._take_guess(piece)) is not None:
+            with suppress(TypelessError):
+                return await _whole(guessed)
+        audio, options = self._samples.cut(piece.audio_start, piece.audio_end), _for_final(piece.options)
+        if not self._options.is_file:
+            ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
+            return await self._insist(lambda: self._machinery.engine.recognize(audio, options, ticket))
+        async with self._places:
+            return await self._file_recognition(audio, options)
+
+    async def _file_recognition(self, audio: Audio, options: DecodeOptions) -> Recognition:
+        """Decode a piece in the language of the first one, as a recording is that is transcribed whole."""
+        if options.language or self._language:
+            return await self._transcribed(audio, options)
+        async with self._detecting:
+            if self._language is not None:
+                return await self._transcribed(audio, options)
+            recognition = await self._transcribed(audio, options)
+            if recognition.transcript.segments:
+                self._language = recognition.transcript.language
+            return recognition
+
+    async def _transcribed(self, audio: Audio, options: DecodeOptions) -> Recognition:
+        asked = replace(options, language=options.language or self._language)
+        ticket = Ticket(Lane.UNARY, self._options.caller)
+        return await self._insist(lambda: self._machinery.engine.transcribe(audio, asked, ticket))
+
+    async def _insist(self, ask: Callable[[], Awaitable[Recognition]]) -> Recognition:
+        """Ask again where that can help: speech is not lost to a moment's load."""
+        for attempt in range(1, _ATTEMPTS):
+            try:
+                return await ask()
+            except (Overloaded, EngineFailed) as error:
+                if isinstance(error, EngineFailed) and attempt > 1:
+                    raise
+                await self._machinery.sleep(min(error.retry_after_s or 0.1, _MAX_RETRY_S) * attempt)
+        return await ask()
+
+    def guess(self, piece: Piece) -> None:
+        """Begin with a piece that is not certain yet, if the engine has little to do."""
+        self.stop()
+        if self._machinery.engine.backlog_s > _BUSY_BACKLOG_S:
+            return
+        audio = self._samples.cut(piece.audio_start, piece.audio_end)
+        ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
+        task = asyncio.ensure_future(self._machinery.engine.recognize(audio, _for_final(piece.options), ticket))
+        task.add_done_callback(_looked_at)
+        self._guess = (piece, task)
+
+    def _take_guess(self, piece: Piece) -> asyncio.Task[Recognition] | None:
+        """The guess, if it was right about the audio."""
+        guess, self._guess = self._guess, None
+        if guess is None:
+            return None
+        if (guess[0].audio_start, guess[0].audio_end) == (piece.audio_start, piece.audio_end):
+            return guess[1]
+        guess[1].cancel()
+        return None
+
+    def stop(self) -> None:
+        """Take the guess back."""
+        guess, self._guess = self._guess, None
+        if guess is not None:
+            guess[1].cancel()
+
+
+async def _whole(task: asyncio.Task[Recognition]) -> Recognition:
+    """The task's result; cancelling this cancels it."""
+    try:
+        return await task
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+
+
+def _for_final(options: DecodeOptions) -> DecodeOptions:
+    """What the engine is asked: words also where only the renditions need them, and renditions of the whole only."""
+    return replace(options, word_timestamps=options.word_timestamps or needs_words(options), output_formats=())
+
+
+def _looked_at(task: asyncio.Task[Recognition]) -> None:
+    """A guess that nobody took may fail unseen."""
+    if not task.cancelled():
+        task.exception()
