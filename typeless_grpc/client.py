@@ -211,13 +211,17 @@ def transcribe_request(
 
 
 def batch_request(
-    recordings: Sequence[AudioLike], options: Options, *, names: Sequence[str] | None = None
+    recordings: Sequence[AudioLike],
+    options: Options,
+    *,
+    names: Sequence[str] | None = None,
+    raw_format: RawFormat | None = None,
 ) -> transcription_pb2.BatchTranscribeRequest:
     """The request of `batch`. Raises OSError if one of the recordings names a file that cannot be read."""
     if names is None:
         names = ["" if isinstance(audio, bytes) else os.fspath(audio) for audio in recordings]
     items = [
-        transcription_pb2.BatchItem(name=name, audio=transcribe_request(audio, options).audio)
+        transcription_pb2.BatchItem(name=name, audio=transcribe_request(audio, options, raw_format).audio)
         for name, audio in zip(names, recordings, strict=True)
     ]
     return transcription_pb2.BatchTranscribeRequest(items=items, options=options.message())
@@ -257,13 +261,14 @@ class Client:
         options: Options | None = None,
         *,
         names: Sequence[str] | None = None,
+        raw_format: RawFormat | None = None,
         timeout_s: float | None = None,
     ) -> transcription_pb2.BatchTranscribeResponse:
         """Transcribe several recordings at once, each with a transcript or a failure of its own. Raises CallFailed.
 
-        names: what the results are called, the paths unless given.
+        names: what the results are called, the paths unless given. raw_format: of all of them.
         """
-        request = batch_request(recordings, options or Options(), names=names)
+        request = batch_request(recordings, options or Options(), names=names, raw_format=raw_format)
         try:
             return self._transcription.BatchTranscribe(request, timeout=timeout_s)
         except grpc.RpcError as error:
@@ -341,10 +346,11 @@ class AsyncClient:
         options: Options | None = None,
         *,
         names: Sequence[str] | None = None,
+        raw_format: RawFormat | None = None,
         timeout_s: float | None = None,
     ) -> transcription_pb2.BatchTranscribeResponse:
         """Transcribe several recordings at once; see `Client.batch`."""
-        request = batch_request(recordings, options or Options(), names=names)
+        request = batch_request(recordings, options or Options(), names=names, raw_format=raw_format)
         try:
             return await self._transcription.BatchTranscribe(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.cuts import CutPolicy, Piece
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
 from typeless_grpc.engine.judgement import judged
-from typeless_grpc.engine.languages import cut_where_it_changes, utterances
+from typeless_grpc.engine.languages import Utterance, cut_where_it_changes, utterances
 from typeless_grpc.engine.scheduler import Scheduler, Task, Turn
 from typeless_grpc.engine.strategies import Plan
 from typeless_grpc.engine.transcript import joined
@@ -27,6 +28,9 @@ COST_AT_ONCE = 0.05
 
 # What the encoder is shown to tell the language of an utterance, in seconds; room for languages.LOOKED_AT_S.
 LANGUAGE_WINDOW_S = 5.0
+
+# By how much the text in another language must be likelier than in the main one, as a mean log probability of tokens.
+LIKELIER = 0.1
 
 # Characters of text that a piece is conditioned on: about the 224 tokens that Whisper uses.
 CONDITION_CHARACTERS = 1000
@@ -78,6 +82,9 @@ class Call:
 
 # What was heard in a piece, or in its parts where it is in more than one language.
 Understood = list[tuple[Piece, Heard]]
+
+# An utterance, its language, and how probable that is.
+Told = tuple[Utterance, str, float]
 
 
 def run_batch(tasks: Sequence[Task[Decode, Heard]]) -> Sequence[Heard | Exception | None]:
@@ -147,14 +154,34 @@ class Hearing:
         if Doubt.MIXED not in heard.doubts:
             return [(piece, heard)]
         looks = utterances(piece)
-        told = replace(call, expected=heard.language)
-        found = await _all_of([self._detected(told, piece, *look.shown()) for look in looks])
-        parts = cut_where_it_changes(piece, [(look, *one) for look, one in zip(looks, found, strict=True)])
-        known = [replace(call, options=replace(call.options, language=language)) for _, language, _ in parts]
-        decoded = await _all_of([self._decode(one, part[0]) for one, part in zip(known, parts, strict=True)])
+        expecting = replace(call, expected=heard.language)
+        found = await _all_of([self._detected(expecting, piece, *look.shown()) for look in looks])
+        told = await self._confirmed(call, piece, [(look, *one) for look, one in zip(looks, found, strict=True)], heard)
+        parts = cut_where_it_changes(piece, told)
+        decoded = await _all_of([self._decode(_in_language(call, language), part) for part, language, _ in parts])
         return [
             (part, replace(heard, language_probability=probability))
             for (part, _, probability), heard in zip(parts, decoded, strict=True)
+        ]
+
+    async def _confirmed(self, call: Call, piece: Piece, told: Sequence[Told], main: Heard) -> list[Told]:
+        """The languages of utterances, where another than the main one also makes for the likelier text.
+
+        A few seconds of unusual speech sound like a language that nobody speaks there, which the text then shows.
+        """
+        doubtful = [part for part in cut_where_it_changes(piece, told) if part[1] != main.language]
+        in_main = await _all_of([self._look(_in_language(call, main.language), part) for part, _, _ in doubtful])
+        in_other = await _all_of([self._look(_in_language(call, other), part) for part, other, _ in doubtful])
+        refuted = [
+            part.speech
+            for (part, _, _), one, other in zip(doubtful, in_main, in_other, strict=True)
+            if _likelihood(other) < _likelihood(one) + LIKELIER
+        ]
+        return [
+            (look, main.language, main.language_probability)
+            if any(look.spans[0] in speech for speech in refuted)
+            else (look, language, probability)
+            for look, language, probability in told
         ]
 
     async def _detected(self, call: Call, piece: Piece, start: int, end: int) -> tuple[str, float]:
@@ -179,10 +206,7 @@ class Hearing:
         language = call.options.language if call.model.is_multilingual else "en"
         window = self._window(call, piece)
         if call.ticket.lane is Lane.LIVE_INTERIM:
-            # Soon replaced by another: worth one look, and no second one.
-            return await self._submit(
-                call, replace(window, shown_s=policy.choose(piece.audio_s, language), checks=None)
-            )
+            return await self._look(call, piece)  # soon replaced by another: worth one look, and no second one
         if call.options.language is None and len(utterances(piece)) > 1:
             window = replace(window, may_be_mixed=True)
         if policy.verified and (call.options.temperatures or TEMPERATURES)[0] == 0.0:
@@ -197,6 +221,12 @@ class Hearing:
         options = replace(call.options, language=before.language, word_timestamps=has_words)
         told = replace(call, options=options)
         return await self._submit(told, replace(self._window(told, piece), thorough=True))
+
+    async def _look(self, call: Call, piece: Piece) -> Heard:
+        """Decode a piece once, whatever comes of it."""
+        language = call.options.language if call.model.is_multilingual else "en"
+        shown_s = self._options.windows.choose(piece.audio_s, language)
+        return await self._submit(call, replace(self._window(call, piece), shown_s=shown_s, checks=None))
 
     def _window(self, call: Call, piece: Piece) -> Window:
         return Window(
@@ -233,6 +263,15 @@ async def _all_of(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 def _one_row(parts: Sequence[Understood]) -> Understood:
     return [one for part in parts for one in part]
+
+
+def _in_language(call: Call, language: str) -> Call:
+    return replace(call, options=replace(call.options, language=language))
+
+
+def _likelihood(heard: Heard) -> float:
+    """The mean log probability of a text's tokens; of none, less than of any."""
+    return max((one.avg_logprob for one in heard.segments), default=-math.inf)
 
 
 def _with_words(call: Call) -> Call:

@@ -27,7 +27,10 @@ def spanish_then_english(window: Window) -> Heard:
         return Heard((), language, 0.95)
     if window.may_be_mixed and is_spanish and is_english:
         return Heard((), "es", 0.7, (Doubt.MIXED,))
-    return said(f"in {language}", replace(window, options=replace(window.options, language=language)))
+    # English is no likely text in Spanish, and the other way round.
+    is_right = (language == "es") == is_spanish or (is_spanish and is_english)
+    known = replace(window, options=replace(window.options, language=language))
+    return said(f"in {language}", known, avg_logprob=-0.2 if is_right else -0.8)
 
 
 def switching(*, pause_s: float = 0.8) -> Audio:
@@ -45,6 +48,21 @@ async def test_a_piece_is_cut_where_its_language_changes():
     assert transcript.segments[0].end_s <= transcript.segments[1].start_s
     assert (transcript.language, recognition.n_chunks) == ("en", 2)  # the longer part
     assert transcript.language_probability == 0.95
+
+
+async def test_a_language_that_makes_no_likelier_text_was_not_spoken():
+    def spanish_with_a_cough(window: Window) -> Heard:
+        heard = spanish_then_english(window)
+        if heard.language != "en" or not heard.segments:
+            return heard
+        return replace(heard, segments=(replace(heard.segments[0], avg_logprob=-0.9),))
+
+    async with serving() as bench:
+        bench.model.languages = ("en", "es")
+        bench.model.script = spanish_with_a_cough
+        recognition = await bench.heard(switching(), DecodeOptions())
+    assert {segment.language for segment in recognition.transcript.segments} == {"es"}
+    assert recognition.n_chunks == 1
 
 
 async def test_a_language_that_is_given_is_not_doubted():
