@@ -1,0 +1,129 @@
+"""Jobs and uploads: kept where the settings say, and run here unless they say otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from typeless_grpc.app.models import finishing
+from typeless_grpc.audio.vad import SpeechDetector
+from typeless_grpc.config import Settings
+from typeless_grpc.engine.interface import Engine
+from typeless_grpc.interceptors.status import code_of
+from typeless_grpc.jobs.job import RetryPolicy
+from typeless_grpc.jobs.store import RunStore
+from typeless_grpc.jobs.worker import Worker, WorkerOptions
+from typeless_grpc.server import Service
+from typeless_grpc.servicers.jobs import JobsServicer
+from typeless_grpc.servicers.uploads import UploadServicer
+from typeless_grpc.stores.database import Database, sqlite_url
+from typeless_grpc.stores.dbos_queue import DbosQueue
+from typeless_grpc.stores.dbos_worker import DbosWorker, DbosWorkerOptions, new_worker_id
+from typeless_grpc.stores.files import Files
+from typeless_grpc.stores.janitor import Janitor
+from typeless_grpc.stores.job_table import JobStoreOptions, JobTable
+from typeless_grpc.stores.jobs import SqlJobStore
+from typeless_grpc.stores.runs import SqlRunStore
+from typeless_grpc.stores.sources import CheckedSources, SourceOptions
+from typeless_grpc.stores.upkeep import JobUpkeep
+from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
+
+# Calls of the database and of the storage at the same time; each takes milliseconds.
+STORE_THREADS = 8
+# Recordings fetched from other machines at the same time; a slow one holds up nothing but those behind it.
+FETCH_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Background:
+    """Jobs and uploads: their services, where audio can be fetched from, and where the jobs are filed."""
+
+    services: Sequence[Service]
+    sources: CheckedSources
+    table: JobTable
+    fetching: Executor
+
+
+@asynccontextmanager
+async def keep_jobs(
+    settings: Settings, engine: Engine, has_model: Callable[[str], bool] = lambda name: True
+) -> AsyncIterator[Background]:
+    """Jobs and uploads, kept where the settings say, and run in this process unless they say otherwise.
+
+    has_model: whether jobs may name a model; blocks.
+    """
+    async with AsyncExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(STORE_THREADS, "stores"))
+        fetching = stack.enter_context(ThreadPoolExecutor(FETCH_THREADS, "fetching"))
+        (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # what callers said is private
+        database = Database(database_url(settings))
+        stack.callback(database.close)
+        await asyncio.to_thread(database.create_tables)
+        files = Files(settings.storage_url or str(settings.data_dir / "jobs" / "files"))
+        uploads = SqlUploadStore(
+            database,
+            files,
+            UploadOptions(settings.max_upload_bytes, settings.upload_ttl, settings.max_unfinished_uploads),
+        )
+        sources = CheckedSources(
+            uploads,
+            SourceOptions(settings.audio_uri_prefixes, settings.max_upload_bytes, settings.audio_uri_timeout_s),
+        )
+        queue = DbosQueue(database)
+        stack.callback(queue.close)
+        table = JobTable(database, files, queue, job_store_options(settings))
+        store, upkeep = SqlJobStore(table), JobUpkeep(table)
+        if settings.max_concurrent_jobs:
+            runs, whole = SqlRunStore(table, sources), stack.enter_context(finishing(settings, engine))
+            await stack.enter_async_context(_running(settings, database, runs, upkeep, whole))
+        janitor = Janitor(upkeep, uploads)
+        janitor.start()
+        stack.push_async_callback(asyncio.to_thread, janitor.stop)
+        jobs = JobsServicer(store, sources, executor, fetching, has_model=has_model, code_of=code_of)
+        stack.push_async_callback(jobs.close)
+        yield Background([jobs, UploadServicer(uploads, executor)], sources, table, fetching)
+
+
+@asynccontextmanager
+async def _running(
+    settings: Settings, database: Database, runs: RunStore, upkeep: JobUpkeep, engine: Engine
+) -> AsyncIterator[None]:
+    """A worker in this process. It starts in the background, and again until it succeeds: calls do not wait for it."""
+    loop = asyncio.get_running_loop()
+    worker = Worker(new_worker_id(), runs, engine, loop, SpeechDetector(), worker_options(settings))
+    runner = DbosWorker(database, upkeep, worker, dbos_worker_options(settings, database))
+    starting = asyncio.create_task(asyncio.to_thread(runner.start))
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(runner.stop)
+        await starting
+
+
+def database_url(settings: Settings) -> str:
+    """The database as set, else a file in the data directory."""
+    return settings.database_url.get_secret_value() or sqlite_url(settings.data_dir / "jobs" / "jobs.db")
+
+
+def job_store_options(settings: Settings) -> JobStoreOptions:
+    """The job store's part of the settings."""
+    return JobStoreOptions(settings.job_ttl, settings.max_pending_jobs, settings.worker_timeout_s)
+
+
+def worker_options(settings: Settings) -> WorkerOptions:
+    """A worker's part of the settings."""
+    retries = RetryPolicy(settings.job_max_attempts, settings.job_retry_delay_s)
+    return WorkerOptions(settings.max_job_audio_s, settings.job_chunk_s, retries)
+
+
+def dbos_worker_options(settings: Settings, database: Database) -> DbosWorkerOptions:
+    """The part of the settings that what drives a worker needs."""
+    return DbosWorkerOptions(
+        settings.max_concurrent_jobs,
+        settings.job_poll_s or (0.05 if database.is_sqlite else 0.25),
+        settings.worker_timeout_s,
+        settings.data_dir / "jobs" / "workers",
+    )

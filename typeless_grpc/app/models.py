@@ -1,0 +1,101 @@
+"""Models and the engine over them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from typeless_grpc.audio.vad import SpeechDetector
+from typeless_grpc.clock import SystemClock
+from typeless_grpc.config import Settings
+from typeless_grpc.engine.catalog import Catalog, is_model_directory
+from typeless_grpc.engine.channels import ChannelEngine
+from typeless_grpc.engine.hearing import RecognizerOptions, WindowScheduler, run_batch
+from typeless_grpc.engine.interface import Engine
+from typeless_grpc.engine.models import ModelPool, PoolOptions
+from typeless_grpc.engine.recognizer import Recognizer
+from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
+from typeless_grpc.engine.whisper import Device, HuggingFaceHub, WhisperModel, choose_device
+from typeless_grpc.engine.window import POLICIES
+from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.text import profanity
+from typeless_grpc.text.finishing import FinishingEngine
+
+LOADS_SIDE_BY_SIDE = 4
+FINISHED_SIDE_BY_SIDE = 2  # transcripts whose text is worked on; Python does it, so more would only wait for each other
+
+
+def catalog(settings: Settings) -> Catalog:
+    """The catalogue of models these settings describe; a default model given as a path is in it by that path."""
+    directories = dict(settings.model_dirs)
+    if is_path(settings.model):
+        directories[settings.model] = Path(settings.model).expanduser()
+    return Catalog(settings.data_dir, HuggingFaceHub(), directories, download=settings.model_download)
+
+
+def is_path(model: str) -> bool:
+    """Whether a model is named by its directory."""
+    return "/" in model or is_model_directory(Path(model))
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """The engine, and what it is made of."""
+
+    recognizer: Recognizer
+    models: ModelPool[WhisperModel]
+    known: Catalog
+    device: Device
+
+    def has_model(self, name: str) -> bool:
+        """Whether calls can name this model."""
+        return self.known.find(name) is not None
+
+
+@asynccontextmanager
+async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
+    """The engine over real models. Raises SourceUnavailable where the default one is not on this machine."""
+    async with AsyncExitStack() as stack:
+        inference = stack.enter_context(ThreadPoolExecutor(settings.engine_workers, "inference"))
+        detecting = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "detecting"))
+        loading = stack.enter_context(ThreadPoolExecutor(LOADS_SIDE_BY_SIDE, "loading"))
+        device = choose_device(settings.device, settings.compute_type)
+        load = functools.partial(
+            WhisperModel, device=device, n_threads=n_threads(settings), n_workers=settings.engine_workers
+        )
+        known = catalog(settings)
+        pool = PoolOptions(settings.model, settings.max_model_memory_bytes)
+        models = ModelPool(known, load, loading, SystemClock(), pool)
+        if await asyncio.to_thread(known.find, settings.model) is None:
+            raise SourceUnavailable(
+                f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
+                reason="MODEL_UNAVAILABLE",
+            )
+        scheduler: WindowScheduler = Scheduler(run_batch, scheduler_options(settings), SystemClock(), inference)
+        await scheduler.start()
+        stack.push_async_callback(scheduler.stop)
+        options = RecognizerOptions(settings.model, settings.beam_size, POLICIES[settings.encoder_window])
+        yield BuiltEngine(Recognizer(models, SpeechDetector(), scheduler, options, detecting), models, known, device)
+
+
+@contextmanager
+def finishing(settings: Settings, engine: Engine) -> Iterator[Engine]:
+    """The engine for recordings as callers want them: several channels, and the last touches to the text."""
+    with ThreadPoolExecutor(FINISHED_SIDE_BY_SIDE, "finishing") as threads:
+        yield FinishingEngine(ChannelEngine(engine), profanity.load(settings.profanity_file), threads)
+
+
+def scheduler_options(settings: Settings) -> SchedulerOptions:
+    """The scheduler's part of the settings."""
+    return SchedulerOptions(max_batch=settings.max_batch, n_workers=settings.engine_workers)
+
+
+def n_threads(settings: Settings) -> int:
+    """Threads for one inference: as set, else the cores shared among the workers."""
+    return settings.cpu_threads or max(1, (os.cpu_count() or 4) // settings.engine_workers)

@@ -1,0 +1,218 @@
+"""The whole: `build` is the product, `listen` is all of it but the models, `build_worker` runs jobs only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+
+from typeless_grpc.access.address import is_loopback
+from typeless_grpc.app.access import open_access
+from typeless_grpc.app.background import Background, keep_jobs
+from typeless_grpc.app.models import build_engine, finishing
+from typeless_grpc.app.streams import open_streams
+from typeless_grpc.audio.source import AudioSources
+from typeless_grpc.audio.vad import SpeechDetector
+from typeless_grpc.clock import Clock, SystemClock
+from typeless_grpc.config import ENV_PREFIX, Settings, public
+from typeless_grpc.engine.admission import Admission, AdmissionOptions
+from typeless_grpc.engine.interface import Engine
+from typeless_grpc.engine.models import ModelPool
+from typeless_grpc.engine.whisper import Device, WhisperModel
+from typeless_grpc.interceptors.deadline import DeadlineInterceptor
+from typeless_grpc.interceptors.drain import DrainInterceptor
+from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
+from typeless_grpc.interceptors.metadata import MetadataInterceptor
+from typeless_grpc.interceptors.metrics import MetricsInterceptor
+from typeless_grpc.interceptors.open_calls import OpenCallsInterceptor
+from typeless_grpc.interceptors.request_id import RequestIdInterceptor
+from typeless_grpc.interceptors.seam import Chain
+from typeless_grpc.interceptors.status import StatusInterceptor, code_of
+from typeless_grpc.server import Server, ServerOptions, Service
+from typeless_grpc.servicers.admin import AdminServicer
+from typeless_grpc.servicers.batches import BatchTranscriber
+from typeless_grpc.servicers.models import ModelServicer
+from typeless_grpc.servicers.recordings import RecordingLimits, RecordingTranscriber
+from typeless_grpc.servicers.server import ServerFacts, ServerServicer
+from typeless_grpc.servicers.transcription import TranscriptionServicer
+from typeless_grpc.stores.sources import NoSources
+from typeless_grpc.streaming.machinery import InterimPlaces, Machinery, SpeechProbability
+from typeless_grpc.telemetry.logs import get_logger
+from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
+from typeless_grpc.tls import TlsFiles, TlsReloader
+from typeless_grpc.version import VERSION
+
+log = get_logger(__name__)
+WEAK_KEY_CHARACTERS = 20
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A server that listens and is not serving yet, and its port."""
+
+    server: Server
+    port: int
+
+
+@dataclass(frozen=True)
+class App(Listening):
+    """A server with its engine, not yet warm. model: name of the default model."""
+
+    model: str
+    device: Device
+    models: ModelPool[WhisperModel]
+
+    async def warm(self) -> None:
+        """Load the default model, run it once, and report SERVING."""
+        model = await self.models.load(self.model)
+        await asyncio.to_thread(model.warm_up)
+        await self.server.serving()
+
+
+@asynccontextmanager
+async def build(settings: Settings) -> AsyncIterator[App]:
+    """Wire everything and listen; what was opened last is closed first on the way out."""
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(build_engine(settings))
+        background = await stack.enter_async_context(keep_jobs(settings, engine.recognizer, engine.has_model))
+        manage = ModelServicer(engine.models, engine.known, settings.model)
+        listening = await stack.enter_async_context(listen(settings, engine.recognizer, [manage], background))
+        yield App(listening.server, listening.port, settings.model, engine.device, engine.models)
+
+
+@asynccontextmanager
+async def build_worker(settings: Settings) -> AsyncIterator[None]:
+    """Run jobs with an engine of their own, and take no calls."""
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(build_engine(settings))
+        model = await engine.models.load(settings.model)
+        await asyncio.to_thread(model.warm_up)
+        await stack.enter_async_context(keep_jobs(settings, engine.recognizer, engine.has_model))
+        yield
+
+
+@asynccontextmanager
+async def listen(
+    settings: Settings,
+    engine: Engine,
+    more: Sequence[Service] = (),
+    background: Background | None = None,
+    *,
+    speech: SpeechProbability | None = None,
+    clock: Clock | None = None,
+) -> AsyncIterator[Listening]:
+    """Everything around an engine: services, interceptors, and the server that listens with them.
+
+    Apart from `build`, so that it can stand around an engine that has no model. more: services that need one. speech,
+    clock: of streams; the voice activity model and the system's clock unless given.
+    """
+    async with AsyncExitStack() as stack:
+        decoding = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "decoding"))
+        metrics = Metrics()
+        access = await stack.enter_async_context(open_access(settings, metrics))
+        admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))
+        drain = DrainInterceptor()
+        engine = stack.enter_context(finishing(settings, engine))
+        sources: AudioSources = background.sources if background else NoSources()
+        fetching = background.fetching if background else decoding
+        limits = RecordingLimits(settings.max_audio_s)
+        recordings = RecordingTranscriber(engine, admission, decoding, limits, sources, fetching)
+        batches = BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items)
+        machinery = Machinery(
+            engine,
+            speech or SpeechDetector(),
+            decoding,
+            clock or SystemClock(),
+            InterimPlaces(settings.stream_interims_at_once),
+        )
+        streams = await stack.enter_async_context(open_streams(settings, machinery))
+        services: list[Service] = [
+            TranscriptionServicer(admission, recordings, batches, streams),
+            ServerServicer(_facts(settings, background)),
+            AdminServicer(access.registry, _shown(settings)),
+            *more,
+            *(background.services if background else ()),
+        ]
+        interceptors = [
+            RequestIdInterceptor(),
+            MetricsInterceptor(metrics),
+            StatusInterceptor(),
+            MetadataInterceptor(settings.max_metadata_entries),
+            drain,
+            OpenCallsInterceptor(settings.max_open_calls),
+            *access.interceptors,
+            DeadlineInterceptor(access.rules, settings.max_call_s),
+            MessageSizeInterceptor(settings.max_message_bytes),
+        ]
+        for warning in warnings(settings):
+            log.warning(warning)
+        server = Server(services, [Chain(interceptors)], drain, server_options(settings), _tls(settings))
+        if settings.metrics_port is not None:
+            stack.callback(MetricsPort.open(metrics, settings.metrics_host, settings.metrics_port).close)
+        port = await server.start()
+        stack.push_async_callback(server.stop)
+        stack.callback(streams.draining)
+        yield Listening(server, port)
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """What an operator should know about these settings before somebody else finds out."""
+    if is_loopback(settings.host):
+        return
+    if not settings.auth_enabled:
+        yield "anyone who reaches this address may call: TYPELESS_AUTH_ENABLED is off"
+    elif settings.tls_cert_file is None:
+        yield "keys can be read on their way here: TLS is off, unless a proxy in front has it"
+    if settings.auth_enabled and not settings.require_auth:
+        yield "callers without a key are served, as anonymous ones: TYPELESS_REQUIRE_AUTH is off"
+    if any(len(secret) < WEAK_KEY_CHARACTERS for secret in (*settings.api_keys, *settings.admin_keys)):
+        yield f"a key of the settings has fewer than {WEAK_KEY_CHARACTERS} characters, and could be guessed"
+
+
+def server_options(settings: Settings) -> ServerOptions:
+    """The server's part of the settings."""
+    return ServerOptions(
+        settings.host,
+        settings.port,
+        settings.max_message_bytes,
+        settings.drain_timeout_s,
+        settings.max_calls_per_connection,
+        settings.max_metadata_bytes,
+        settings.min_ping_interval_s,
+    )
+
+
+def _facts(settings: Settings, background: Background | None) -> ServerFacts:
+    requires_key = settings.auth_enabled and settings.require_auth
+    facts = ServerFacts(
+        VERSION,
+        settings.model,
+        settings.max_message_bytes,
+        settings.max_audio_s,
+        settings.max_stream_s,
+        settings.stream_idle_timeout_s,
+        settings.stream_resume_window_s,
+        settings.max_batch_items,
+        requires_key,
+    )
+    if background is None:
+        return facts
+    return replace(facts, max_upload_bytes=settings.max_upload_bytes, uri_schemes=background.sources.schemes)
+
+
+def _shown(settings: Settings) -> dict[str, str]:
+    """What GetConfig says: settings by their variable, as text, secrets left out."""
+    shown = {name: value for name, value in public(settings).items() if value is not None}
+    return {
+        ENV_PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value)
+        for name, value in shown.items()
+    }
+
+
+def _tls(settings: Settings) -> TlsReloader | None:
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    return TlsReloader(TlsFiles(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file))
