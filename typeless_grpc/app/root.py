@@ -129,6 +129,7 @@ async def listen(
             InterimPlaces(settings.stream_interims_at_once),
         )
         streams = await stack.enter_async_context(open_streams(settings, machinery))
+        drain.when_closing(streams.draining)
         services: list[Service] = [
             TranscriptionServicer(admission, recordings, batches, streams),
             ServerServicer(_facts(settings, background)),
@@ -154,7 +155,6 @@ async def listen(
             stack.callback(MetricsPort.open(metrics, settings.metrics_host, settings.metrics_port).close)
         port = await server.start()
         stack.push_async_callback(server.stop)
-        stack.callback(streams.draining)
         yield Listening(server, port)
 
 

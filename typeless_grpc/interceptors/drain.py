@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from typeless_grpc.errors import Overloaded
@@ -17,6 +17,7 @@ class DrainInterceptor(Interceptor):
     """Counts the calls that do work, from their arrival until their answer is on the wire."""
 
     def __init__(self) -> None:
+        self._closing: list[Callable[[], None]] = []
         self._n_running = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -42,7 +43,14 @@ class DrainInterceptor(Interceptor):
 
     def close(self) -> None:
         """Refuse every call from now on."""
-        self._draining = True
+        if not self._draining:
+            self._draining = True
+            for tell in self._closing:
+                tell()
+
+    def when_closing(self, tell: Callable[[], None]) -> None:
+        """Have `tell` called once, when the door closes: for calls that would not end by themselves."""
+        self._closing.append(tell)
 
     async def idle(self) -> None:
         """Wait until no call runs."""

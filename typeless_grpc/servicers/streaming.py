@@ -27,7 +27,7 @@ from typeless_grpc.servicers.stream_messages import (
     stream_request,
 )
 from typeless_grpc.streaming.driver import Stream
-from typeless_grpc.streaming.events import Started
+from typeless_grpc.streaming.events import Completed, Entry, Started
 from typeless_grpc.streaming.machinery import Control, Machinery, StreamOptions, Update
 from typeless_grpc.streaming.resume import Call, Sessions
 
@@ -74,7 +74,9 @@ class StreamService:
         async with self._fed(call, requests), aclosing(call.events_after(after)) as entries:
             if call.is_resumed:
                 yield self._resumed(call, started)
+            charged_s = call.stream.cursors.received_s if call.is_resumed else 0.0
             async for entry in entries:
+                charged_s = await _charge(entry, charged_s)
                 if not (call.is_resumed and isinstance(entry.event, Started)):
                     yield messages.message(entry, started)
 
@@ -124,7 +126,7 @@ class StreamService:
             self._sessions.leave(call)
 
     async def _feed(self, call: Call[StreamConfig], requests: Requests) -> None:
-        has_ended, charged_s = False, call.stream.cursors.received_s
+        has_ended = False
         try:
             async for message in requests:
                 if has_ended:
@@ -136,24 +138,13 @@ class StreamService:
                     raise InvalidInput("audio", "the session's audio has ended", reason="STREAM_ORDER")
                 has_ended = request is Control.END
                 await call.put(request)
-                if isinstance(request, bytes):
-                    charged_s = await self._charge(call, charged_s)
             if not has_ended:
                 await asyncio.sleep(HALF_CLOSE_GRACE_S)
                 await call.put(Control.END)
-        except RateLimited as error:
-            call.fail(error)  # the session stays: it can be taken up when there is quota again
         except Exception as error:
             # It ends the session too: a caller that missed why, as its connection broke over it, may ask again.
             call.fail(error)
             call.stream.fail(error)
-
-    async def _charge(self, call: Call[StreamConfig], charged_s: float) -> float:
-        """Charge the caller for the audio that was decoded since; how much that is in all."""
-        received_s = call.stream.cursors.received_s
-        if received_s > charged_s:
-            await rate_limit.current().audio(received_s - charged_s)
-        return received_s
 
     def _started(self, call: Call[StreamConfig]) -> transcription_pb2.StreamStarted:
         return transcription_pb2.StreamStarted(
@@ -171,3 +162,18 @@ class StreamService:
         return transcription_pb2.StreamTranscribeResponse(
             started=started, cursors=cursors(call.stream.cursors), acknowledged_bytes=call.acknowledged_bytes
         )
+
+
+async def _charge(entry: Entry, charged_s: float) -> float:
+    """Charge the caller for the audio that came since; up to where that is.
+
+    Raises RateLimited; the session stays, and can be taken up once there is quota again. What is done is not refused.
+    """
+    if (received_s := entry.cursors.received_s) <= charged_s:
+        return charged_s
+    try:
+        await rate_limit.current().audio(received_s - charged_s)
+    except RateLimited:
+        if not isinstance(entry.event, Completed):
+            raise
+    return received_s

@@ -1,0 +1,99 @@
+"""Who may have a stream, and what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.harness import Served, serving
+from tests.service.access import ADMIN, USER, guarded
+from tests.service.test_access import new_key, revoke
+from tests.service.test_stream import END, audio, config, is_kind, reads, refused, texts
+from tests.speech import said, tone
+from typeless_grpc.client import CallFailed
+from typeless_grpc.engine.scripted import ScriptedEngine
+
+
+def key(secret: str) -> tuple[tuple[str, str], ...]:
+    return (("x-api-key", secret),)
+
+
+async def opened(served: Served, secret: str) -> tuple[Any, str]:
+    """A stream under a key, and its session."""
+    call = served.transcription.StreamTranscribe(metadata=key(secret))
+    await call.write(config())
+    return call, (await call.read()).started.session_id
+
+
+@pytest.mark.parametrize("other", [ADMIN, ""], ids=["an admin's", "none"])
+async def test_only_the_key_that_opened_a_session_can_resume_it(other):
+    async with guarded(require_auth=False) as served:
+        call, session = await opened(served, USER)
+        call.cancel()
+        resume = config(format=None, resume_session_id=session)
+        for secret, is_found in ((other, False), (USER, True)):
+            again = served.transcription.StreamTranscribe(metadata=key(secret) if secret else None)
+            await again.write(resume)
+            if is_found:
+                assert (await again.read()).started.resumed
+                again.cancel()
+            else:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await again.read()
+                assert CallFailed.of(caught.value).reason == "SESSION_NOT_FOUND"
+
+
+async def test_a_key_that_is_revoked_ends_its_stream():
+    async with guarded(ScriptedEngine(lambda asked: "hello")) as served:
+        made = await new_key(served)
+        call, _ = await opened(served, made.secret)
+        await revoke(served, made.api_key.key_id)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    failed = CallFailed.of(caught.value)
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_REVOKED")
+
+
+async def test_streams_are_charged_for_the_audio_that_comes_and_can_go_on_once_there_is_quota():
+    settings: dict[str, Any] = {"rate_limit_enabled": True, "rate_limit_audio": "5/minute"}
+    async with serving(ScriptedEngine(lambda asked: "hello"), **settings) as served:
+        call = served.transcription.StreamTranscribe()
+        await call.write(config())
+        session = (await call.read()).started.session_id
+        for request in [*audio(said(1.0, 0.7, 6.0), 100_000), END]:
+            await call.write(request)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await reads(call, is_kind("completed"))
+        failed = CallFailed.of(caught.value)
+        assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+        again = served.transcription.StreamTranscribe()
+        await again.write(config(format=None, resume_session_id=session))
+        assert texts(await reads(again, is_kind("completed"))) == ["hello", "hello"]
+
+
+async def test_a_caller_over_its_streams_is_refused():
+    async with serving(ScriptedEngine(), rate_limit_enabled=True, max_streams_per_caller=1) as served:
+        call = served.transcription.StreamTranscribe()
+        await call.write(config())
+        await call.read()
+        failed = await refused(served, [config()])
+        call.cancel()
+    assert failed.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_draining_is_said_to_those_who_stream_and_they_may_finish():
+    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+        call = served.transcription.StreamTranscribe()
+        for request in [config(), *audio(tone(1.0))]:
+            await call.write(request)
+        await reads(call, is_kind("speech_activity"))
+        stopping = asyncio.create_task(served.server.stop())
+        warning = (await reads(call, is_kind("warning")))[-1].warning
+        assert (warning.reason, warning.code) == ("DRAINING", grpc.StatusCode.UNAVAILABLE.value[0])
+        await call.write(END)
+        assert texts(await reads(call, is_kind("completed"))) == ["hello"]
+        assert await call.read() is grpc.aio.EOF
+        await stopping
