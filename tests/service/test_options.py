@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from tests.harness import AUDIO, Served, serving
-from typeless_grpc.engine.interface import Chunking, DecodeOptions, Mode, PostProcessing, Script, Task, VoiceActivity
+from tests.harness import AUDIO, Served, ServedJobs, serving, serving_jobs
+from typeless_grpc.client import CallFailed
+from typeless_grpc.engine.interface import (
+    Chunking,
+    DecodeOptions,
+    Engine,
+    Mode,
+    PostProcessing,
+    Script,
+    Task,
+    VoiceActivity,
+)
 from typeless_grpc.engine.scripted import ScriptedEngine
-from typeless_grpc.engine.transcript import OutputFormat
-from typeless_grpc.pb.v1 import audio_pb2, transcript_pb2, transcription_pb2
+from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, transcript_pb2, transcription_pb2
 from typeless_grpc.pb.v1.transcript_pb2 import Transcript
 
 Way = Callable[[Served, bytes, transcription_pb2.TranscriptionOptions], Awaitable[Transcript]]
@@ -41,7 +53,54 @@ async def batch_for_all(served: Served, content: bytes, options: transcription_p
     return (await served.transcription.BatchTranscribe(request, timeout=30)).results[0].transcript
 
 
-WAYS: dict[str, Way] = {"Transcribe": transcribe, "BatchTranscribe": batch, "BatchTranscribe for all": batch_for_all}
+def streaming(mode: transcription_pb2.StreamMode.ValueType) -> Way:
+    async def stream(served: Served, content: bytes, options: transcription_pb2.TranscriptionOptions) -> Transcript:
+        requests = [
+            transcription_pb2.StreamTranscribeRequest(
+                config=transcription_pb2.StreamConfig(mode=mode, options=options)
+            ),
+            transcription_pb2.StreamTranscribeRequest(audio=content),
+        ]
+        async for response in served.transcription.StreamTranscribe(iter(requests), timeout=30):
+            if response.HasField("completed"):
+                return response.completed.transcript
+        raise AssertionError("the stream did not complete")
+
+    return stream
+
+
+async def job(served: Served, content: bytes, options: transcription_pb2.TranscriptionOptions) -> Transcript:
+    assert isinstance(served, ServedJobs)
+    source = audio_pb2.AudioSource(content=content)
+    submitted = await served.jobs.SubmitJob(jobs_pb2.SubmitJobRequest(audio=source, options=options), timeout=30)
+    watching = served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=submitted.job.job_id), timeout=30)
+    async for _ in watching:
+        pass
+    ended = await served.jobs.GetJob(jobs_pb2.GetJobRequest(job_id=submitted.job.job_id), timeout=30)
+    assert ended.job.state == jobs_pb2.JOB_STATE_COMPLETED, ended.job.failure
+    return ended.job.transcript
+
+
+WAYS: dict[str, Way] = {
+    "Transcribe": transcribe,
+    "BatchTranscribe": batch,
+    "BatchTranscribe for all": batch_for_all,
+    "LIVE stream": streaming(transcription_pb2.STREAM_MODE_LIVE),
+    "FILE stream": streaming(transcription_pb2.STREAM_MODE_FILE),
+    "job": job,
+}
+STREAMS = {"LIVE stream", "FILE stream"}
+# What a stream refuses, because it needs all of the audio at once.
+REFUSED_IN_STREAMS = {"chunking", "channel_mode"}
+
+
+@asynccontextmanager
+async def serving_for(way: str, engine: Engine, data_dir: Path, **settings: Any) -> AsyncIterator[Served]:
+    """A server that has this way in."""
+    around = serving_jobs(engine, data_dir, **settings) if way == "job" else serving(engine, **settings)
+    async with around as served:
+        yield served
+
 
 SPOKEN = "Um, the the price is twenty dollars, darn it."
 MONO = (AUDIO / "en_short.flac").read_bytes()
@@ -116,7 +175,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Transcript], An
     ),
     "output_formats": (
         {"output_formats": [transcript_pb2.OUTPUT_FORMAT_TEXT, transcript_pb2.OUTPUT_FORMAT_WEBVTT]},
-        {"output_formats": (OutputFormat.TEXT, OutputFormat.WEBVTT), "word_timestamps": True},
+        {"word_timestamps": True},  # cues are timed by words; the formats are written when the text is finished
         lambda it: [one.content.split("\n")[0] for one in it.renditions],
         [SPOKEN, "WEBVTT"],
     ),
@@ -136,25 +195,34 @@ def profane(tmp_path) -> str:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("field", CASES)
-async def test_a_field_changes_what_it_should_whichever_way_it_comes_in(field: str, way: str, profane: str):
+async def test_a_field_changes_what_it_should_whichever_way_it_comes_in(
+    field: str, way: str, profane: str, tmp_path: Path
+):
     fields, expected, look, seen = CASES[field]
     engine = ScriptedEngine(lambda asked: SPOKEN)
     content = STEREO if field == "channel_mode" else MONO
-    async with serving(engine, profanity_file=profane) as served:
+    asked_for = transcription_pb2.TranscriptionOptions(**fields)
+    async with serving_for(way, engine, tmp_path, profanity_file=profane) as served:
         plain = await WAYS[way](served, content, transcription_pb2.TranscriptionOptions())
-        told = await WAYS[way](served, content, transcription_pb2.TranscriptionOptions(**fields))
-    assert engine.asked[0].options == DecodeOptions()
-    assert all(asked.options == DecodeOptions(**expected) for asked in engine.asked[1:])
+        n_plain = len(engine.asked)
+        if way in STREAMS and field in REFUSED_IN_STREAMS:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await WAYS[way](served, content, asked_for)
+            assert CallFailed.of(caught.value).fields[0][0] == f"config.options.{field}"
+            return
+        told = await WAYS[way](served, content, asked_for)
+    assert {repr(asked.options) for asked in engine.asked[:n_plain]} == {repr(DecodeOptions())}
+    assert {repr(asked.options) for asked in engine.asked[n_plain:]} == {repr(DecodeOptions(**expected))}
     assert look(told) == seen
     if seen != SPOKEN:
         assert look(plain) != seen
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_channels_reach_the_engine_one_by_one(way: str):
+@pytest.mark.parametrize("way", [way for way in WAYS if way not in STREAMS])
+async def test_channels_reach_the_engine_one_by_one(way: str, tmp_path: Path):
     engine = ScriptedEngine(lambda asked: SPOKEN)
     asked = transcription_pb2.TranscriptionOptions(channel_mode=transcription_pb2.CHANNEL_MODE_SEPARATE)
-    async with serving(engine) as served:
+    async with serving_for(way, engine, tmp_path) as served:
         await WAYS[way](served, STEREO, asked)
     left, right = engine.asked
     assert left.audio.ndim == right.audio.ndim == 1

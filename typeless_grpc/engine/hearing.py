@@ -124,7 +124,7 @@ class Hearing:
         calls = [_with_words(call) if plan.overlaps(index) else call for index in range(len(plan.pieces))]
         if plan.is_conditioned:
             return await self._one_after_the_other(call, plan.pieces)
-        if call.options.language or len(plan.pieces) <= 1:
+        if call.options.language or call.expected or len(plan.pieces) <= 1:
             return _one_row(await self._side_by_side(calls, plan.pieces))
         # The longest of the first few says what to expect of the rest.
         place = max(range(min(3, len(plan.pieces))), key=lambda index: plan.pieces[index].audio_s)

@@ -76,7 +76,8 @@ class DecodeOptions:
     """What a caller asks of a transcription; None, "" and () leave a value to the engine.
 
     model: a name of the catalogue. language: Whisper's code ("en", "zh"), None detects it, among allowed_languages
-    where there are any. script: of Chinese, None is simplified. prompt: text to condition on. temperatures: tried in
+    where there are any. expected_language: what speech before this was in; this is taken to be in it too unless it
+    clearly is not. script: of Chinese, None is simplified. prompt: text to condition on. temperatures: tried in
     turn until the result passes the quality checks. separate_channels: each channel on its own, as `Engine` is given
     it. output_formats: the renditions to make of a whole recording.
     """
@@ -91,6 +92,7 @@ class DecodeOptions:
     temperatures: Sequence[float] = ()
     voice_activity: VoiceActivity = field(default_factory=VoiceActivity)
     allowed_languages: Sequence[str] = ()
+    expected_language: str = ""
     script: Script | None = None
     chunking: Chunking = Chunking.AUTO
     separate_channels: bool = False

@@ -128,7 +128,9 @@ class Recognizer:
     ) -> Recognition:
         self._scheduler.check(self._hearing.cost_s(plan, options.language), ticket)
         turns: list[Turn] = []
-        understood = await self._hearing.understood(Call(model, audio, options, ticket, turns), plan)
+        understood = await self._hearing.understood(
+            Call(model, audio, options, ticket, turns, options.expected_language), plan
+        )
         results = [(piece, judged(heard, piece)) for piece, heard in understood]
         segments = merged([_stretch(piece, result.segments) for piece, result in results])
         language, probability = language_of(understood, options)

@@ -71,7 +71,7 @@ class ScriptedEngine:
 
 def _transcript(audio: Audio, options: DecodeOptions, text: str) -> Transcript:
     audio_s = len(audio) / SAMPLE_RATE_HZ
-    language = options.language or "en"
+    language = options.language or options.expected_language or "en"
     words = _words(text, audio_s) if options.word_timestamps else ()
     segment = Segment(0.0, audio_s, text, language, confidence=0.9, no_speech_probability=0.1, words=words)
     return Transcript(

@@ -284,7 +284,7 @@ class Worker:
         options = hold.run.job.options
         asked = replace(
             options,
-            language=options.language or hold.language or None,
+            expected_language="" if options.language else hold.language,
             # The file formats are of the whole, which is put together when it is asked for.
             output_formats=(),
             word_timestamps=options.word_timestamps or needs_words(options),
@@ -297,7 +297,7 @@ class Worker:
             is_last=piece.is_last,
             transcript=transcript,
             progress=piece.progress,
-            language=hold.language or ("" if options.language else settled_language(transcript)),
+            language="" if options.language else settled_language(transcript) or hold.language,
             processing_s=time.monotonic() - began_s,
             queue_s=recognition.queue_s,
             n_windows=recognition.n_chunks,
@@ -328,7 +328,7 @@ class Worker:
 
 
 def settled_language(transcript: Transcript) -> str:
-    """The language that the rest of the recording is taken to be in; "" where this chunk does not say it clearly."""
+    """The language that what follows is expected to be in; "" where this chunk does not say it clearly."""
     is_clear = transcript.speech_s >= SETTLED_SPEECH_S and transcript.language_probability >= SETTLED_PROBABILITY
     return transcript.language if is_clear else ""
 

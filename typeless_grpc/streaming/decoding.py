@@ -22,6 +22,9 @@ from typeless_grpc.text.finishing import needs_words
 
 _ATTEMPTS = 5
 _MAX_RETRY_S = 10.0
+# An utterance says which language to expect of the next ones where it has this much speech, and is this certain.
+_CLEAR_SPEECH_S = 2.0
+_CLEAR_PROBABILITY = 0.8
 _BUSY_BACKLOG_S = 0.4  # an engine with less to do takes guesses
 
 
@@ -32,12 +35,12 @@ class PieceDecoder:
         self._machinery, self._options, self._samples = machinery, options, samples
         self._guess: tuple[Piece, asyncio.Task[Recognition]] | None = None
         self._places = asyncio.Semaphore(options.max_pieces_at_once)
-        self._language: str | None = None  # FILE: of the first piece
+        self._language = ""  # of a FILE's first piece, of the last LIVE utterance that said it clearly
         self._detecting = asyncio.Lock()
 
     def reconfigured(self) -> None:
         """The options have changed: what was found out under the old ones is forgotten."""
-        self._language = None
+        self._language = ""
 
     async def recognition(self, piece: Piece) -> Recognition:
         """What the engine hears in a piece. Raises TypelessError once asking again does not help."""
@@ -47,16 +50,19 @@ class PieceDecoder:
         audio, options = self._samples.cut(piece.audio_start, piece.audio_end), _for_final(piece.options)
         if not self._options.is_file:
             ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
-            return await self._insist(lambda: self._machinery.engine.recognize(audio, options, ticket))
+            asked = self._expecting(options)
+            recognition = await self._insist(lambda: self._machinery.engine.recognize(audio, asked, ticket))
+            self._language = _clear_language(recognition) or self._language
+            return recognition
         async with self._places:
             return await self._file_recognition(audio, options)
 
     async def _file_recognition(self, audio: Audio, options: DecodeOptions) -> Recognition:
-        """Decode a piece in the language of the first one, as a recording is that is transcribed whole."""
+        """Decode a piece, expecting the language of the first one, as in a recording that is transcribed whole."""
         if options.language or self._language:
             return await self._transcribed(audio, options)
         async with self._detecting:
-            if self._language is not None:
+            if self._language:
                 return await self._transcribed(audio, options)
             recognition = await self._transcribed(audio, options)
             if recognition.transcript.segments:
@@ -64,9 +70,13 @@ class PieceDecoder:
             return recognition
 
     async def _transcribed(self, audio: Audio, options: DecodeOptions) -> Recognition:
-        asked = replace(options, language=options.language or self._language)
+        asked = self._expecting(options)
         ticket = Ticket(Lane.UNARY, self._options.caller)
         return await self._insist(lambda: self._machinery.engine.transcribe(audio, asked, ticket))
+
+    def _expecting(self, options: DecodeOptions) -> DecodeOptions:
+        """The options with the language that was spoken so far, where it is to be detected."""
+        return options if options.language else replace(options, expected_language=self._language)
 
     async def _insist(self, ask: Callable[[], Awaitable[Recognition]]) -> Recognition:
         """Ask again where that can help: speech is not lost to a moment's load."""
@@ -86,7 +96,8 @@ class PieceDecoder:
             return
         audio = self._samples.cut(piece.audio_start, piece.audio_end)
         ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
-        task = asyncio.ensure_future(self._machinery.engine.recognize(audio, _for_final(piece.options), ticket))
+        options = self._expecting(_for_final(piece.options))
+        task = asyncio.ensure_future(self._machinery.engine.recognize(audio, options, ticket))
         task.add_done_callback(_looked_at)
         self._guess = (piece, task)
 
@@ -114,6 +125,13 @@ async def _whole(task: asyncio.Task[Recognition]) -> Recognition:
     except asyncio.CancelledError:
         task.cancel()
         raise
+
+
+def _clear_language(recognition: Recognition) -> str:
+    """The language of an utterance that leaves little doubt of it, else ""."""
+    heard = recognition.transcript
+    is_clear = heard.speech_s >= _CLEAR_SPEECH_S and heard.language_probability >= _CLEAR_PROBABILITY
+    return heard.language if is_clear and heard.segments else ""
 
 
 def _for_final(options: DecodeOptions) -> DecodeOptions:

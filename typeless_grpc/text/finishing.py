@@ -35,7 +35,8 @@ class FinishingEngine:
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`; the transcript has its renditions."""
         # Cues are timed by the words, whether or not the caller wants to see those.
-        asked = replace(options, word_timestamps=options.word_timestamps or needs_words(options))
+        words = options.word_timestamps or needs_words(options)
+        asked = replace(options, word_timestamps=words, output_formats=())
         return await self._finished(await self._engine.transcribe(audio, asked, ticket), options)
 
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:

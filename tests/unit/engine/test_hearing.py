@@ -65,6 +65,13 @@ async def test_a_language_that_makes_no_likelier_text_was_not_spoken():
     assert recognition.n_chunks == 1
 
 
+async def test_what_was_spoken_before_is_expected():
+    async with serving() as bench:
+        await bench.heard(utterances(3), DecodeOptions(expected_language="de", chunking=Chunking.VAD))
+    assert [window.expected for window in bench.model.asked] == ["de"] * 3
+    assert len(bench.model.batches) == 1
+
+
 async def test_a_language_that_is_given_is_not_doubted():
     async with serving() as bench:
         bench.model.script = spanish_then_english

@@ -328,13 +328,25 @@ async def test_progress_of_a_file_comes_while_the_engine_works_and_never_falls()
     assert {asked.ticket.lane for asked in b.engine.asked} == {Lane.UNARY}
 
 
-async def test_the_language_of_a_file_is_that_of_its_first_piece():
+async def test_the_language_of_a_file_is_expected_to_be_that_of_its_first_piece():
     async with bench(lambda asked: "words", rules=PlanOptions(), options=DecodeOptions()) as b:
         await b.say(said(*[6.0, 0.6] * 20), 64_000)
         await b.rest()
-    languages = [asked.options.language for asked in b.engine.asked]
-    assert languages[0] is None
-    assert set(languages[1:]) == {"en"}
+    expected = [asked.options.expected_language for asked in b.engine.asked]
+    assert expected[0] == ""
+    assert set(expected[1:]) == {"en"}
+    assert {asked.options.language for asked in b.engine.asked} == {None}
+
+
+async def test_the_language_of_an_utterance_is_expected_of_the_next_once_it_is_clear():
+    async with bench(lambda asked: "words", options=DecodeOptions()) as b:
+        await b.say(said(1.0, 0.8, 3.0, 0.8, 1.0, 0.8))
+        await b.rest()
+    finals = [asked for asked in b.engine.asked if asked.ticket.lane is Lane.LIVE_FINAL]
+    by_length = {round(len(asked.audio) / 16_000): asked.options.expected_language for asked in finals}
+    assert finals[0].options.expected_language == ""
+    assert finals[-1].options.expected_language == "en"
+    assert len(by_length) > 1
 
 
 async def test_an_update_changes_what_the_engine_is_asked_from_the_next_utterance_on():
