@@ -75,7 +75,7 @@ run: $(VENV)/server.stamp ## set everything up and serve on port 50051
 	@exec $(BIN)/typeless serve $(if $(MODEL),--model $(MODEL))
 
 demo: $(VENV)/server.stamp ## a server of its own, a sample, its text as it comes
-	@exec $(BIN)/typeless transcribe --local $(if $(MODEL),--model $(MODEL)) tests/audio/en_two_sentences.flac
+	@exec $(BIN)/typeless stream --local --realtime $(if $(MODEL),--model $(MODEL)) tests/audio/en_two_sentences.flac
 
 # ---- checks -------------------------------------------------------------------------------------------------
 

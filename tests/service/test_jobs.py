@@ -17,7 +17,7 @@ from tests.harness import AUDIO, ServedJobs, fixture, pcm, serving_jobs
 from tests.service.test_transcribe import refused
 from typeless_grpc.client import AsyncClient
 from typeless_grpc.engine.interface import Lane
-from typeless_grpc.engine.scripted import ScriptedEngine
+from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.errors import EngineFailed
 from typeless_grpc.jobs.job import Failure, Job, State
 from typeless_grpc.jobs.store import Run
@@ -211,13 +211,17 @@ async def test_no_more_jobs_run_at_once_than_configured(tmp_path: Path):
 
 
 async def test_what_runs_when_the_server_stops_goes_on_at_the_next_start(tmp_path: Path):
-    engine = ScriptedEngine(lambda asked: f"{len(engine.asked)}")
+    def held_after_the_first_chunk(asked: Asked) -> str:
+        if len(engine.asked) == 1:
+            engine.gate.clear()
+        return f"{len(engine.asked)}"
+
+    engine = ScriptedEngine(held_after_the_first_chunk)
     async with serving_jobs(engine, tmp_path) as served:
         job = await submitted(served, 100.0)
         call = served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id))
         while not (await call.read()).job.progress:
             pass
-        engine.gate.clear()
         call.cancel()
     engine.gate.set()
     async with serving_jobs(engine, tmp_path) as served:
