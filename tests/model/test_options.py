@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 
 import jiwer
+import numpy as np
 import opencc
 import pytest
 import webvtt
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from tests.harness import AUDIO, fixture
-from typeless_grpc.client import AsyncClient, Options
+from typeless_grpc.audio.decode import DecodeLimits, decode
+from typeless_grpc.audio.formats import Audio, AudioFormat
+from typeless_grpc.client import AsyncClient, Options, RawFormat
 from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.pb.v1.transcript_pb2 import Transcript
 
@@ -34,6 +37,23 @@ async def test_each_segment_of_a_recording_that_switches_has_its_language(base: 
     assert spanish.end_offset.ToTimedelta() <= english.start_offset.ToTimedelta()
     assert transcript.language in {"es", "en"}
     assert 0.5 < transcript.language_probability <= 1
+
+
+@pytest.mark.parametrize(("first", "second"), [("zh", "en"), ("en", "zh"), ("en", "es")])
+async def test_languages_are_told_apart_whichever_comes_first(first: str, second: str, base: AsyncClient):
+    files = {"zh": "zh_sentence.ogg", "es": "es_sentence.ogg", "en": "en_two_sentences.flac"}
+    pause = np.zeros(16_000 * 7 // 10, np.float32)
+    audio = np.concatenate([samples(files[first]), pause, samples(files[second])])
+    answer = await base.transcribe(
+        (np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes(),
+        raw_format=RawFormat("pcm_s16le", 16_000),
+        timeout_s=150,
+    )
+    assert list(dict.fromkeys(segment.language for segment in answer.transcript.segments)) == [first, second]
+
+
+def samples(file: str) -> Audio:
+    return decode((AUDIO / file).read_bytes(), AudioFormat(), DecodeLimits(60)).samples
 
 
 async def test_a_recording_in_one_language_stays_in_it(base: AsyncClient):
