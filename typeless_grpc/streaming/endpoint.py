@@ -24,7 +24,7 @@ class EndpointOptions:
 
     threshold: float = 0.5
     end_silence_s: float = 0.5
-    padding_s: float = 0.2
+    padding_s: float = 0.3
     max_utterance_s: float = 30.0
 
     @property
