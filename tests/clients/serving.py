@@ -44,7 +44,7 @@ def served(data_dir: Path, **more: str) -> Iterator[Running]:
     """Skips where the model is not on this machine."""
     settings = LIMITS | {
         "TYPELESS_PORT": "0",
-        "TYPELESS_MODEL": str(model("tiny.en")),
+        "TYPELESS_MODEL": "tiny.en",
         "TYPELESS_DATA_DIR": str(data_dir),
         "TYPELESS_AUTH_ENABLED": "true",
         "TYPELESS_REQUIRE_AUTH": "true",
@@ -52,6 +52,8 @@ def served(data_dir: Path, **more: str) -> Iterator[Running]:
         "TYPELESS_ADMIN_KEYS": ADMIN_KEY,
         "TYPELESS_STREAM_INTERIM_INTERVAL_S": "0.3",
     }
+    (data_dir / "models").mkdir()
+    (data_dir / "models" / "tiny.en").symlink_to(model("tiny.en"))
     command = [BIN / "typeless", "serve"]
     with (data_dir / "server.log").open("wb") as log:
         process = subprocess.Popen(
