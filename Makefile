@@ -83,7 +83,11 @@ test: $(VENV)/dev.stamp $(PROTO_BIN)/protoc-gen-mypy ## set everything up and ru
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
 	$(BIN)/python -m pytest $(ARGS)
 
-check: lint type test verify ## lint, types, tests, generated code: all that CI runs
+clients: $(VENV)/dev.stamp ## build the example clients whose toolchain is here, and call a real server with them
+	@$(BIN)/typeless models pull tiny.en >/dev/null
+	$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
+
+check: lint type test clients verify ## lint, types, tests, clients, generated code: all that CI runs
 
 lint: $(VENV)/dev.stamp ## style, and the rules of the protos; edits nothing
 	@$(BIN)/ruff check .
