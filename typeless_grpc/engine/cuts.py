@@ -35,7 +35,7 @@ class CutPolicy:
     """
 
     window_costs: tuple[tuple[float, float], ...] = ((19.0, 0.25), (24.0, 0.40), (FULL_WINDOW_S, 0.59))
-    longest_s: float = 18.5
+    longest_s: float = 24.0
     shortest_s: float = 8.0
     short_risk: float = 0.05
     cut_risk: float = 0.6
