@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -28,6 +29,9 @@ from typeless_grpc.text import profanity
 from typeless_grpc.text.finishing import FinishingEngine
 
 LOADS_SIDE_BY_SIDE = 4
+# On a CPU, as in CTranslate2: more threads for one inference gain little.
+MOST_CPU_THREADS = 4
+MOST_CPU_WORKERS = 8
 FINISHED_SIDE_BY_SIDE = 2  # transcripts whose text is worked on; Python does it, so more would only wait for each other
 
 
@@ -46,12 +50,14 @@ def is_path(model: str) -> bool:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """The engine, and what it is made of."""
+    """The engine, and what it is made of. n_workers: batches side by side; n_threads: of each, on a CPU."""
 
     recognizer: Recognizer
     models: ModelPool[WhisperModel]
     known: Catalog
     device: Device
+    n_workers: int
+    n_threads: int
 
     def has_model(self, name: str) -> bool:
         """Whether calls can name this model."""
@@ -62,13 +68,12 @@ class BuiltEngine:
 async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
     """The engine over real models. Raises SourceUnavailable where the default one is not on this machine."""
     async with AsyncExitStack() as stack:
-        inference = stack.enter_context(ThreadPoolExecutor(settings.engine_workers, "inference"))
         detecting = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "detecting"))
         loading = stack.enter_context(ThreadPoolExecutor(LOADS_SIDE_BY_SIDE, "loading"))
         device = choose_device(settings.device, settings.compute_type)
-        load = functools.partial(
-            WhisperModel, device=device, n_threads=n_threads(settings), n_workers=settings.engine_workers
-        )
+        n_workers, n_threads = parallelism(settings, device)
+        inference = stack.enter_context(ThreadPoolExecutor(n_workers, "inference"))
+        load = functools.partial(WhisperModel, device=device, n_threads=n_threads, n_workers=n_workers)
         known = catalog(settings)
         pool = PoolOptions(settings.model, settings.max_model_memory_bytes)
         models = ModelPool(known, load, loading, SystemClock(), pool)
@@ -77,11 +82,13 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
                 f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
                 reason="MODEL_UNAVAILABLE",
             )
-        scheduler: WindowScheduler = Scheduler(run_batch, scheduler_options(settings), SystemClock(), inference)
+        sharing = SchedulerOptions(max_batch=settings.max_batch, n_workers=n_workers)
+        scheduler: WindowScheduler = Scheduler(run_batch, sharing, SystemClock(), inference)
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
         options = RecognizerOptions(settings.model, settings.beam_size, POLICIES[settings.encoder_window])
-        yield BuiltEngine(Recognizer(models, SpeechDetector(), scheduler, options, detecting), models, known, device)
+        recognizer = Recognizer(models, SpeechDetector(), scheduler, options, detecting)
+        yield BuiltEngine(recognizer, models, known, device, n_workers, n_threads)
 
 
 @contextmanager
@@ -91,11 +98,20 @@ def finishing(settings: Settings, engine: Engine) -> Iterator[Engine]:
         yield FinishingEngine(ChannelEngine(engine), profanity.load(settings.profanity_file), threads)
 
 
-def scheduler_options(settings: Settings) -> SchedulerOptions:
-    """The scheduler's part of the settings."""
-    return SchedulerOptions(max_batch=settings.max_batch, n_workers=settings.engine_workers)
+def parallelism(settings: Settings, device: Device, n_cores: int | None = None) -> tuple[int, int]:
+    """Batches decoded side by side, and the threads of each; as set, else as measured: docs/encoder-window.md.
+
+    Twice as many threads as cores, since much of a decoding runs in one: alone a batch has several cores, and of two
+    each finishes the other's gaps. n_cores: those this process may use.
+    """
+    cores = n_cores or _n_cores()
+    n_threads = settings.cpu_threads or min(cores, MOST_CPU_THREADS)
+    if settings.engine_workers:
+        return settings.engine_workers, n_threads
+    if device.name != "cpu" or cores == 1:
+        return 1, n_threads
+    return min(MOST_CPU_WORKERS, max(2, 2 * cores // n_threads)), n_threads
 
 
-def n_threads(settings: Settings) -> int:
-    """Threads for one inference: as set, else the cores shared among the workers."""
-    return settings.cpu_threads or max(1, (os.cpu_count() or 4) // settings.engine_workers)
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typeless_grpc.access.address import is_loopback
 from typeless_grpc.app.access import open_access
 from typeless_grpc.app.background import Background, keep_jobs
-from typeless_grpc.app.models import build_engine, finishing
+from typeless_grpc.app.models import BuiltEngine, build_engine, finishing
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.audio.source import AudioSources
 from typeless_grpc.audio.vad import SpeechDetector
@@ -20,8 +20,6 @@ from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import Engine
-from typeless_grpc.engine.models import ModelPool
-from typeless_grpc.engine.whisper import Device, WhisperModel
 from typeless_grpc.interceptors.deadline import DeadlineInterceptor
 from typeless_grpc.interceptors.drain import DrainInterceptor
 from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
@@ -62,12 +60,11 @@ class App(Listening):
     """A server with its engine, not yet warm. model: name of the default model."""
 
     model: str
-    device: Device
-    models: ModelPool[WhisperModel]
+    engine: BuiltEngine
 
     async def warm(self) -> None:
         """Load the default model, run it once, and report SERVING."""
-        model = await self.models.load(self.model)
+        model = await self.engine.models.load(self.model)
         await asyncio.to_thread(model.warm_up)
         await self.server.serving()
 
@@ -80,7 +77,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
         background = await stack.enter_async_context(keep_jobs(settings, engine.recognizer, engine.has_model))
         manage = ModelServicer(engine.models, engine.known, settings.model)
         listening = await stack.enter_async_context(listen(settings, engine.recognizer, [manage], background))
-        yield App(listening.server, listening.port, settings.model, engine.device, engine.models)
+        yield App(listening.server, listening.port, settings.model, engine)
 
 
 @asynccontextmanager

@@ -81,10 +81,10 @@ def ready_text(app: App, settings: Settings) -> str:
     """What a newcomer needs next: that it runs, with what, and commands that work as they stand."""
     address = f"localhost:{app.port}"
     sample = os.path.relpath(SAMPLE) if SAMPLE.is_file() else "RECORDING"
-    n_threads = settings.cpu_threads or os.cpu_count()
-    on = f"{app.device.name}, {app.device.compute_type}" + (
-        f", {n_threads} threads" if app.device.name == "cpu" else ""
-    )
+    engine = app.engine
+    on = f"{engine.device.name}, {engine.device.compute_type}"
+    if engine.device.name == "cpu":
+        on += f", {engine.n_workers} x {engine.n_threads} threads"
     method = "typeless.v1.TranscriptionService/Transcribe"
     server = "" if app.port == 50051 else f" --server {address}"
     typeless = _command()

@@ -8,6 +8,9 @@ is next (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996). One that
 current time, so it has neither credit for having been away nor to wait behind another's hundred files. One that took
 seats in batches which nobody else wanted is ahead of the others, and is held to it only so far.
 
+Yielding. Where live speech may come at any moment, a part of the engine is kept free for it: `pop` can be asked to
+leave the lanes that can wait, or be dropped, to other parts, unless they starve.
+
 Batches. The next piece of work decides the batch's key; others with an equal key join in the same order, but none of a
 lane more patient than its own, so that nobody urgent pays for company.
 
@@ -29,6 +32,9 @@ T = TypeVar("T")
 MAX_REMEMBERED = 1024
 # Seconds of the engine that a caller can be ahead of the least served: no one waits longer for what it had for free.
 MOST_AHEAD_S = 60.0
+# Lanes that leave the last free part of the engine to live speech: interims are worth less than the finals they would
+# delay, and nobody waits at the other end of the rest.
+YIELDING = frozenset({Lane.LIVE_INTERIM, Lane.BATCH, Lane.JOBS})
 
 
 @dataclass(eq=False)
@@ -105,12 +111,15 @@ class Lanes(Generic[T]):
         self._forget(lane, entry.caller)
         return True
 
-    def pop(self, now_s: float, *, max_batch: int, max_cost_s: float = float("inf")) -> list[Waiting[T]]:
+    def pop(
+        self, now_s: float, *, max_batch: int, max_cost_s: float = float("inf"), is_yielding: bool = False
+    ) -> list[Waiting[T]]:
         """The next batch, in the order of its urgency; empty where nothing waits.
 
-        max_batch: at most so many. max_cost_s: expected of all together, unless one alone is more.
+        max_batch: at most so many. max_cost_s: expected of all together, unless one alone is more. is_yielding: leave
+        the lanes that yield, unless they starve.
         """
-        head_lane = self._next_lane(now_s)
+        head_lane = self._next_lane(now_s, is_yielding)
         if head_lane is None:
             return []
         head = next(self._lanes[head_lane].in_order())
@@ -147,9 +156,9 @@ class Lanes(Generic[T]):
             self._lanes[lane].n_waiting if lane is not None else sum(state.n_waiting for state in self._lanes.values())
         )
 
-    def n_alike(self, now_s: float) -> int:
-        """How large the next batch could be at most."""
-        head_lane = self._next_lane(now_s)
+    def n_alike(self, now_s: float, *, is_yielding: bool = False) -> int:
+        """How large the next batch could be at most; 0 where there is none."""
+        head_lane = self._next_lane(now_s, is_yielding)
         if head_lane is None:
             return 0
         key = next(self._lanes[head_lane].in_order()).key
@@ -162,12 +171,12 @@ class Lanes(Generic[T]):
         turn_s = float("inf") if caller is None else _next_start_s(state, caller)
         return urgent + sum(entry.cost_s for start_s, entry in state.starts_s() if start_s <= turn_s)
 
-    def _next_lane(self, now_s: float) -> Lane | None:
+    def _next_lane(self, now_s: float, is_yielding: bool = False) -> Lane | None:
         waiting = [lane for lane in Lane if self._lanes[lane].n_waiting]
         starving = [lane for lane in waiting if now_s - self._lanes[lane].turn_s >= self._starve_after_s]
         if starving:
             return min(starving, key=lambda lane: self._lanes[lane].turn_s)
-        return waiting[0] if waiting else None
+        return next((lane for lane in waiting if not is_yielding or lane not in YIELDING), None)
 
     def _serve(self, entry: Waiting[T]) -> None:
         lane = self._lanes[entry.lane]

@@ -1,8 +1,12 @@
 """Who is decoded when: the only way to the model.
 
-Calls hand in windows; worker loops take batches of them (`lanes.py` says which) to the model, in threads. A batch does
-not wait for company unless more work is known to be on its way, and then a few milliseconds at most. Work whose caller
-has gone leaves the line at once; CTranslate2 cannot stop a batch that runs, so the rest of it is told at its next step.
+Calls hand in windows; worker loops take batches of them (`lanes.py` says which) to the model, in threads. What waits is
+shared out among the workers that are free. A batch does not wait for company unless more work is known to be on its
+way, and then a few milliseconds at most. Work whose caller has gone leaves the line at once; CTranslate2 cannot stop a
+batch that runs, so the rest of it is told at its next step.
+
+A batch that runs cannot make way. So while there is live speech, batches of what is less urgent are small, and the last
+free worker is kept from what can wait.
 
 How long new work would wait is estimated from what stands before it and from the measured pace: seconds taken for each
 second of expected cost. Work that cannot be done by its caller's deadline is refused at once, and interims are dropped
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -29,6 +34,10 @@ ResultT = TypeVar("ResultT")
 # Weight of the newest batch in the measured pace: the last dozen or so decide.
 PACE_WEIGHT = 0.15
 
+# Live speech is taken to go on for so long after its last window: longer than pauses between utterances.
+LIVE_LASTS_S = 10.0
+LIVE = (Lane.LIVE_FINAL, Lane.LIVE_INTERIM)
+
 
 @dataclass(frozen=True)
 class SchedulerOptions:
@@ -36,6 +45,7 @@ class SchedulerOptions:
 
     max_batch: windows decoded together, 1 to 64; more is faster for many callers and slower for the first of them.
     max_batch_cost_s: expected of a batch, in seconds of an idle engine: it bounds the memory of long windows together.
+    live_batch_cost_s: the same while there is live speech, which may have to wait for the batch to end.
     gather_ms: how long a batch waits for work that is on its way. n_workers: batches at the same time, each with its
     own threads of the model. max_waiting: windows in line that are as urgent or more; more are refused, so that patient
     work never keeps out what is more urgent. starve_after_s: a lane that waited so long has a turn.
@@ -44,6 +54,7 @@ class SchedulerOptions:
 
     max_batch: int = 8
     max_batch_cost_s: float = 3.5
+    live_batch_cost_s: float = 1.0
     gather_ms: float = 4.0
     n_workers: int = 1
     max_waiting: int = 1024
@@ -98,6 +109,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         self._arrived = asyncio.Event()
         self._n_coming = 0
         self._running: dict[int, tuple[float, float]] = {}
+        self._live_s = float("-inf")
         self._pace: float | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._is_stopped = False
@@ -129,6 +141,8 @@ class Scheduler(Generic[WorkT, ResultT]):
         now_s = self._clock.now_s()
         task: Task[WorkT, ResultT] = Task(work, asyncio.get_running_loop().create_future(), ticket.deadline_s)
         entry = Waiting(task, key, cost_s, ticket.lane, ticket.caller, now_s)
+        if ticket.lane in LIVE:
+            self._live_s = now_s
         self._lanes.push(entry)
         self._arrived.set()
         try:
@@ -182,27 +196,49 @@ class Scheduler(Generic[WorkT, ResultT]):
     async def _serve(self, index: int) -> None:
         while True:
             self._drop_stale_interims()
-            if not self._lanes.n_waiting():
+            if not self._n_alike():
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
             await self._gather()
             batch = self._lanes.pop(
-                self._clock.now_s(), max_batch=self._options.max_batch, max_cost_s=self._options.max_batch_cost_s
+                self._clock.now_s(),
+                max_batch=self._share(),
+                max_cost_s=self._options.live_batch_cost_s if self._is_live() else self._options.max_batch_cost_s,
+                is_yielding=self._is_yielding(),
             )
             if batch := [entry for entry in batch if self._in_time(entry)]:
                 await self._decode(index, batch)
+                self._arrived.set()  # what yielded to the others may go now that this one is free
 
     async def _gather(self) -> None:
         """Wait for company, where it is on its way, until the batch is full or the time is over."""
         ends_s = self._clock.now_s() + self._options.gather_ms / 1000
-        while self._n_coming and self._lanes.n_alike(self._clock.now_s()) < self._options.max_batch:
+        while self._n_coming and self._n_alike() < self._options.max_batch:
             left_s = ends_s - self._clock.now_s()
             if left_s <= 0:
                 return
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), left_s)
+
+    @property
+    def _n_free(self) -> int:
+        return self._options.n_workers - len(self._running)
+
+    def _n_alike(self) -> int:
+        return self._lanes.n_alike(self._clock.now_s(), is_yielding=self._is_yielding())
+
+    def _share(self) -> int:
+        """How many of those that wait a free worker takes, so that the others get as many."""
+        return max(1, min(self._options.max_batch, math.ceil(self._n_alike() / self._n_free)))
+
+    def _is_live(self) -> bool:
+        return self._clock.now_s() - self._live_s < LIVE_LASTS_S
+
+    def _is_yielding(self) -> bool:
+        """Whether a worker that is free now is the last of several, and live speech may come."""
+        return self._is_live() and self._n_free == 1 < self._options.n_workers
 
     async def _decode(self, index: int, batch: list[Waiting[Task[WorkT, ResultT]]]) -> None:
         expected_s = sum(entry.cost_s for entry in batch)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.engine.harness import ManualExecutor, settle
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.interface import Lane, Ticket
-from typeless_grpc.engine.scheduler import Done, Scheduler, SchedulerOptions, Task, Turn
+from typeless_grpc.engine.scheduler import LIVE_LASTS_S, Done, Scheduler, SchedulerOptions, Task, Turn
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, Overloaded
 
 Answer = str | Exception | None
@@ -448,6 +448,65 @@ async def test_one_worker_has_one_batch_at_a_time():
         assert len(bench.threads.waiting) == 1
         await bench.threads.run_all()
         await asyncio.gather(*calls)
+
+
+async def test_what_waits_is_shared_out_among_the_workers_that_are_free():
+    async with serving(n_workers=2, max_batch=8) as bench:
+        calls = [bench.submit(str(number)) for number in range(5)]
+        await bench.threads.run_all()
+        await asyncio.gather(*calls)
+        assert bench.batches == [["0", "1", "2"], ["3", "4"]]
+
+
+@pytest.mark.parametrize("lane", [Lane.LIVE_INTERIM, Lane.BATCH, Lane.JOBS])
+async def test_while_someone_speaks_the_last_free_worker_is_kept_from_what_can_wait(lane: Lane):
+    async with serving(n_workers=2, max_batch=1, interim_max_wait_s=10.0) as bench:
+        spoken = bench.submit("spoken", Lane.LIVE_FINAL)
+        await bench.threads.run_all()
+        patient = [bench.submit(work, lane) for work in ("one", "two")]
+        await settle()
+        assert len(bench.threads.waiting) == 1
+        final = bench.submit("final", Lane.LIVE_FINAL)
+        await bench.threads.until(n_waiting=2)
+        bench.threads.run(1)
+        assert (await final).result == "FINAL"
+        await bench.threads.run_all()
+        await asyncio.gather(spoken, *patient)
+
+
+async def test_what_yields_has_all_workers_again_when_nobody_spoke_for_a_while():
+    async with serving(n_workers=2, max_batch=1) as bench:
+        spoken = bench.submit("spoken", Lane.LIVE_FINAL)
+        await bench.threads.run_all()
+        bench.clock.advance(LIVE_LASTS_S)
+        patient = [bench.submit(work, Lane.JOBS) for work in ("one", "two")]
+        await bench.threads.until(n_waiting=2)
+        await bench.threads.run_all()
+        await asyncio.gather(spoken, *patient)
+
+
+async def test_what_starves_yields_no_longer():
+    async with serving(n_workers=2, max_batch=1, starve_after_s=5.0) as bench:
+        spoken = bench.submit("spoken", Lane.LIVE_FINAL)
+        await bench.threads.run_all()
+        patient = [bench.submit(work, Lane.JOBS) for work in ("one", "two")]
+        await bench.threads.until(n_waiting=1)
+        bench.clock.advance(5.0)
+        final = bench.submit("final", Lane.LIVE_FINAL)
+        await bench.threads.until(n_waiting=2)
+        await bench.threads.run_all()
+        assert bench.batches == [["spoken"], ["one"], ["two"], ["final"]]
+        await asyncio.gather(spoken, final, *patient)
+
+
+async def test_batches_are_small_while_someone_speaks():
+    async with serving(max_batch=8, max_batch_cost_s=4.0, live_batch_cost_s=2.0) as bench:
+        await bench.busy()
+        calls = [bench.submit(str(number), Lane.JOBS) for number in range(4)]
+        calls.append(bench.submit("spoken", Lane.LIVE_FINAL, key="other"))
+        await bench.threads.run_all()
+        await asyncio.gather(*calls)
+        assert bench.batches[1:] == [["spoken"], ["0", "1"], ["2", "3"]]
 
 
 async def test_stopping_tells_all_who_wait_and_all_who_come():

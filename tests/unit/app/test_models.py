@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+
+from typeless_grpc.app.models import parallelism
+from typeless_grpc.config import Settings
+from typeless_grpc.engine.whisper import Device
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "expected"), [(1, (1, 1)), (2, (2, 2)), (3, (2, 3)), (4, (2, 4)), (8, (4, 4)), (64, (8, 4))]
+)
+def test_two_batches_run_for_as_many_cores_as_one_has_threads(n_cores: int, expected: tuple[int, int]):
+    assert parallelism(Settings(), Device("cpu", "int8"), n_cores) == expected
+
+
+def test_a_gpu_has_one_batch_at_a_time():
+    assert parallelism(Settings(), Device("cuda", "float16"), n_cores=8)[0] == 1
+
+
+def test_what_is_set_is_taken():
+    assert parallelism(Settings(engine_workers=3, cpu_threads=5), Device("cpu", "int8"), n_cores=2) == (3, 5)
