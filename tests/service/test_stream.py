@@ -21,6 +21,7 @@ from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.errors import EngineFailed, InvalidInput, NotFound, Overloaded
 from typeless_grpc.pb.v1 import audio_pb2, server_pb2, transcription_pb2
 from typeless_grpc.pb.v1.transcription_pb2 import StreamConfig, StreamTranscribeRequest, StreamTranscribeResponse
+from typeless_grpc.streaming.endpoint import EndpointOptions
 
 RAW = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=16_000)
 FINALIZE = StreamTranscribeRequest(control=transcription_pb2.STREAM_CONTROL_FINALIZE)
@@ -450,7 +451,8 @@ async def test_a_piece_that_the_engine_cannot_decode_is_a_warning_and_the_stream
     (warning,) = [response.warning for response in got if response.HasField("warning")]
     assert warning.reason == "ENGINE_FAILED"
     assert texts(got) == ["second"]
-    assert seconds(got[-1].cursors.dropped) == pytest.approx(1.2, abs=0.05)
+    lost_s = 1.0 + EndpointOptions().padding_s
+    assert seconds(got[-1].cursors.dropped) == pytest.approx(lost_s, abs=0.05)
 
 
 # ---- bounds ---------------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ from typeless_grpc.streaming.machinery import Control, Machinery, StreamOptions,
 from typeless_grpc.streaming.planner import PlanOptions
 
 RAW = AudioFormat(Encoding.PCM_S16LE, 16_000)
+# Of silence: long enough for the engine to be asked what was said, too short to end the utterance.
+HESITATION_S = (EndpointOptions().padding_s + EndpointOptions().end_silence_s) / 2
 
 
 class Bench:
@@ -104,7 +106,7 @@ async def test_the_lanes_callers_and_options_of_finals_and_interims():
 
 async def test_a_final_is_begun_before_the_pause_is_over_and_asked_for_once():
     async with bench(samples_as_text) as b:
-        await b.say(said(1.0, 0.3))
+        await b.say(said(1.0, HESITATION_S))
         await b.engine.until(n_asked=1)
         assert not [e for e in b.got if isinstance(e.event, SpeechEnd)]
         await b.say(silence(0.5))
@@ -115,14 +117,14 @@ async def test_a_final_is_begun_before_the_pause_is_over_and_asked_for_once():
 async def test_a_guess_that_was_wrong_is_taken_back():
     async with bench(samples_as_text) as b:
         b.engine.gate.clear()
-        await b.say(said(1.0, 0.3))
+        await b.say(said(1.0, HESITATION_S))
         await b.engine.until(n_asked=1)
         await b.say(tone(0.5))
         await b.engine.until(n_cancelled=1)
         b.engine.gate.set()
         await b.rest()
     assert len(b.finals()) == 1
-    assert b.finals()[0].startswith(str(round(1.8 * 16_000)))
+    assert b.finals()[0].startswith(f"{round((1.0 + HESITATION_S + 0.5) * 16_000)} ")
 
 
 async def test_a_busy_engine_is_not_asked_to_guess_and_says_the_same():
@@ -215,7 +217,8 @@ async def test_a_final_that_cannot_be_had_is_a_warning_with_its_loss():
         seen = await b.rest()
     assert [event.error.reason for event in seen if isinstance(event, Warned)] == ["ENGINE_FAILED"]
     assert isinstance(seen[-1], Completed)
-    assert b.got[-1].cursors.dropped_s == pytest.approx(1.2, abs=0.05)
+    lost_s = 1.0 + EndpointOptions().padding_s
+    assert b.got[-1].cursors.dropped_s == pytest.approx(lost_s, abs=0.05)
 
 
 async def test_a_bug_around_the_engine_ends_the_stream_and_is_not_waited_for():
