@@ -364,6 +364,11 @@ BAD = {
         "INVALID_FIELD",
         "update.decoding.beam_size",
     ),
+    "padding beyond the window": (
+        [config(), StreamTranscribeRequest(update={"voice_activity": {"speech_padding": Duration(seconds=16)}})],
+        "INVALID_FIELD",
+        "update.voice_activity.speech_padding",
+    ),
     "resume and options": (
         [config(resume_session_id="x", options={"language": "en"}, format=None)],
         "INVALID_FIELD",
@@ -406,6 +411,24 @@ async def test_what_the_engine_cannot_do_is_said_at_once(error, code):
     async with serving(ScriptedEngine(lambda asked: error)) as served:
         failed = await refused(served, [config()])
     assert (failed.code, failed.reason) == (code, error.reason)
+
+
+@pytest.mark.parametrize(
+    ("requests", "field"),
+    [
+        ([config(options={"language": "cy"})], "config.options.language"),
+        ([config(), StreamTranscribeRequest(update={"language": "cy"})], "update.language"),
+    ],
+    ids=["at first", "later"],
+)
+async def test_a_language_that_the_model_lacks_is_refused_where_it_was_asked_for(requests, field):
+    def script(asked: Asked) -> str | BaseException:
+        is_known = asked.options.language != "cy"
+        return "" if is_known else InvalidInput("options.language", "no", reason="LANGUAGE_NOT_SUPPORTED")
+
+    async with serving(ScriptedEngine(script)) as served:
+        failed = await refused(served, requests)
+    assert [path for path, _ in failed.fields] == [field]
 
 
 async def test_garbage_hurts_only_its_own_stream():
