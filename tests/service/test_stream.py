@@ -378,7 +378,7 @@ BAD = {
     "garbage": (
         [config(format=None), *audio(b"this is no audio at all " * 4000), END],
         "AUDIO_UNDECODABLE",
-        "config.content",
+        "audio",
     ),
 }
 
