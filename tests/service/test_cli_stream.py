@@ -78,6 +78,28 @@ async def test_a_terminal_sees_text_before_it_is_final():
     assert "one two" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
 
 
+@pytest.mark.parametrize("is_piped", [False, True], ids=["terminal", "pipe"])
+async def test_a_file_has_a_bar_on_a_terminal_and_its_lines_where_they_belong(is_piped, tmp_path: Path):
+    raw = tmp_path / "file.raw"
+    raw.write_bytes(said(*[6.0, 0.6] * 10))
+    async with serving(ScriptedEngine(lambda asked: "hello there")) as served:
+        screen, terminal = pty.openpty()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "typeless_grpc.cli", "stream", "--server", served.target, "--mode", "file"),
+            *("--encoding", "pcm_s16le", str(raw)),
+            stdout=asyncio.subprocess.PIPE if is_piped else terminal,
+            stderr=terminal,
+            env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"},
+        )
+        os.close(terminal)
+        (piped, _), shown = await asyncio.gather(process.communicate(), asyncio.to_thread(_all_of, screen))
+    assert process.returncode == 0
+    assert "100%" in shown
+    if is_piped:
+        assert set(piped.decode().splitlines()) == {"hello there"}
+    assert ("hello there" in shown) is not is_piped
+
+
 def _all_of(screen: int) -> str:
     data = b""
     while True:

@@ -21,6 +21,7 @@ from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.errors import EngineFailed, InvalidInput, NotFound, Overloaded
 from typeless_grpc.pb.v1 import audio_pb2, server_pb2, transcription_pb2
 from typeless_grpc.pb.v1.transcription_pb2 import StreamConfig, StreamTranscribeRequest, StreamTranscribeResponse
+from typeless_grpc.streaming.endpoint import EndpointOptions
 
 RAW = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=16_000)
 FINALIZE = StreamTranscribeRequest(control=transcription_pb2.STREAM_CONTROL_FINALIZE)
@@ -363,6 +364,11 @@ BAD = {
         "INVALID_FIELD",
         "update.decoding.beam_size",
     ),
+    "padding beyond the window": (
+        [config(), StreamTranscribeRequest(update={"voice_activity": {"speech_padding": Duration(seconds=16)}})],
+        "INVALID_FIELD",
+        "update.voice_activity.speech_padding",
+    ),
     "resume and options": (
         [config(resume_session_id="x", options={"language": "en"}, format=None)],
         "INVALID_FIELD",
@@ -372,7 +378,7 @@ BAD = {
     "garbage": (
         [config(format=None), *audio(b"this is no audio at all " * 4000), END],
         "AUDIO_UNDECODABLE",
-        "config.content",
+        "audio",
     ),
 }
 
@@ -405,6 +411,24 @@ async def test_what_the_engine_cannot_do_is_said_at_once(error, code):
     async with serving(ScriptedEngine(lambda asked: error)) as served:
         failed = await refused(served, [config()])
     assert (failed.code, failed.reason) == (code, error.reason)
+
+
+@pytest.mark.parametrize(
+    ("requests", "field"),
+    [
+        ([config(options={"language": "cy"})], "config.options.language"),
+        ([config(), StreamTranscribeRequest(update={"language": "cy"})], "update.language"),
+    ],
+    ids=["at first", "later"],
+)
+async def test_a_language_that_the_model_lacks_is_refused_where_it_was_asked_for(requests, field):
+    def script(asked: Asked) -> str | BaseException:
+        is_known = asked.options.language != "cy"
+        return "" if is_known else InvalidInput("options.language", "no", reason="LANGUAGE_NOT_SUPPORTED")
+
+    async with serving(ScriptedEngine(script)) as served:
+        failed = await refused(served, requests)
+    assert [path for path, _ in failed.fields] == [field]
 
 
 async def test_garbage_hurts_only_its_own_stream():
@@ -450,7 +474,8 @@ async def test_a_piece_that_the_engine_cannot_decode_is_a_warning_and_the_stream
     (warning,) = [response.warning for response in got if response.HasField("warning")]
     assert warning.reason == "ENGINE_FAILED"
     assert texts(got) == ["second"]
-    assert seconds(got[-1].cursors.dropped) == pytest.approx(1.2, abs=0.05)
+    lost_s = 1.0 + EndpointOptions().padding_s
+    assert seconds(got[-1].cursors.dropped) == pytest.approx(lost_s, abs=0.05)
 
 
 # ---- bounds ---------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from typing import BinaryIO, Protocol, cast
 
 import numpy as np
@@ -25,6 +26,8 @@ from typeless_grpc.errors import InvalidInput
 
 _RAW_PIECE_BYTES = 1 << 16  # fed to the reader at once; at most 8 s of audio (8 kHz, one byte a sample)
 _BLOCK_SAMPLES = SAMPLE_RATE_HZ  # a container's blocks are not much longer
+
+_AUDIO = "audio"  # the field of a stream's requests that has its bytes
 
 # Decode with as little audio in hand as the format allows. ignore_length: of WAV, see `wav.py`.
 _LIVE_OPTIONS = {"probesize": "8192", "analyzeduration": "100000", "ignore_length": "1"}
@@ -129,7 +132,9 @@ class RawLiveReader:
     async def feed(self, data: bytes) -> AsyncIterator[Audio]:
         """See `LiveReader`."""
         for start in range(0, len(data), _RAW_PIECE_BYTES):
-            if len(block := self._reader.feed(data[start : start + _RAW_PIECE_BYTES])):
+            with _said_of_the_stream(self._field):
+                block = self._reader.feed(data[start : start + _RAW_PIECE_BYTES])
+            if len(block):
                 yield block
 
     async def finish(self) -> AsyncIterator[Audio]:
@@ -137,7 +142,8 @@ class RawLiveReader:
         if len(block := self._reader.flush()):
             yield block
         if n_over := self._reader.n_pending_bytes:
-            raise InvalidInput(self._field, f"it ends {n_over} bytes into a sample", reason="AUDIO_TRUNCATED")
+            ends = f"it ends {n_over} byte{'s' if n_over > 1 else ''} into a sample"
+            raise InvalidInput(_AUDIO, ends, reason="AUDIO_TRUNCATED")
 
     def close(self) -> None:
         """See `LiveReader`."""
@@ -216,8 +222,12 @@ class ContainerLiveReader:
     def _explained(self, error: BaseException) -> BaseException:
         if isinstance(error, InvalidInput) and self._pipe.head[4:8] == b"ftyp" and not self._has_audio:
             why = "an MP4 file whose index comes last cannot be decoded as it arrives: Transcribe takes it"
-            return InvalidInput("audio", why, reason="AUDIO_UNDECODABLE")
-        return error
+            return InvalidInput(_AUDIO, why, reason="AUDIO_UNDECODABLE")
+        try:
+            with _said_of_the_stream(self._field):
+                raise error
+        except BaseException as explained:
+            return explained
 
     def _decode(self) -> None:
         # The pipe has what ContainerReader and PyAV use of a file.
@@ -274,6 +284,18 @@ class ContainerLiveReader:
             self._loop.call_soon_threadsafe(deliver)
         except RuntimeError as error:  # the loop is closed: nobody waits any more
             raise DecodeCancelled from error
+
+
+@contextmanager
+def _said_of_the_stream(field: str) -> Iterator[None]:
+    """What is wrong with a recording's content is wrong with the bytes of a stream, which have another place."""
+    try:
+        yield
+    except InvalidInput as error:
+        moved = [
+            replace(one, field=_AUDIO if one.field == f"{field}.content" else one.field) for one in error.violations
+        ]
+        raise InvalidInput.of(moved, reason=error.reason) from error
 
 
 class _Need:

@@ -15,6 +15,7 @@ import typer
 from google.protobuf.json_format import MessageToJson
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
 from typeless_grpc.cli import flags
@@ -65,7 +66,7 @@ def stream(
 ) -> None:
     """Print what is said while it is said; a connection that breaks is taken up again.
 
-    On a terminal text is grey until it is final. Into a pipe go final lines only.
+    On a terminal text is grey until it is final, and a file has a bar. Into a pipe go final lines only.
 
     Example: typeless stream --local --realtime --language en tests/audio/en_two_sentences.flac
     """
@@ -111,6 +112,8 @@ async def _stream(audio: str, realtime: bool, options: StreamOptions, place: Pla
         events = client.stream(_pieces(audio, options.raw_format, realtime), options)
         if options.interim_results and not as_json:
             await _on_terminal(events)
+        elif options.mode == "file" and not as_json:
+            await _with_bar(events)
         else:
             await _each(events, _as_json if as_json else _as_line)
 
@@ -135,6 +138,26 @@ async def _on_terminal(events: AsyncGenerator[StreamTranscribeResponse, None]) -
                 console.print(event.segment.text, markup=False, soft_wrap=True)
             else:
                 _warn(event)
+
+        await _each(events, show)
+
+
+async def _with_bar(events: AsyncGenerator[StreamTranscribeResponse, None]) -> None:
+    """Final lines, and below them on a terminal how far the work is."""
+    console = Console(highlight=False) if sys.stdout.isatty() else errors
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True, redirect_stdout=False
+    ) as bar:
+        done = bar.add_task("", total=1.0)
+
+        def show(event: StreamTranscribeResponse) -> None:
+            if event.HasField("progress"):
+                bar.update(done, completed=event.progress.fraction, description=event.progress.message)
+            elif event.HasField("segment") and console is not errors:
+                console.print(event.segment.text, markup=False, soft_wrap=True)
+            else:
+                _as_line(event)
 
         await _each(events, show)
 

@@ -10,6 +10,8 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine.interface import DecodeOptions, Recognition, Ticket
 from typeless_grpc.engine.transcript import Segment, Transcript, Word
 
+_PATIENCE_S = 30.0  # a test that waits longer waits for what never comes
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -40,9 +42,14 @@ class ScriptedEngine:
         self._moved = asyncio.Event()
 
     async def until(self, *, n_asked: int = 0, n_cancelled: int = 0) -> None:
-        """Wait until so many calls have come, and so many were cancelled."""
-        while len(self.asked) < n_asked or self.n_cancelled < n_cancelled:
-            await self._moved.wait()
+        """Wait until so many calls have come, and so many were cancelled. Raises TimeoutError where they do not."""
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                while len(self.asked) < n_asked or self.n_cancelled < n_cancelled:
+                    await self._moved.wait()
+        except TimeoutError:
+            seen = f"{len(self.asked)} calls came and {self.n_cancelled} were cancelled"
+            raise TimeoutError(f"{seen}, not {n_asked} and {n_cancelled}") from None
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`."""

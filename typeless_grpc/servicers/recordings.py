@@ -87,7 +87,7 @@ class RecordingTranscriber:
             raise InvalidInput(f"{recording.options_field}.channel_mode", why, reason="TOO_MANY_CHANNELS")
         audio_s = decoded.duration_s * n_channels
         await rate_limit.current().recording(audio_s)
-        with self._admission.audio(audio_s), _fields_at(recording.options_field):
+        with self._admission.audio(audio_s), fields_at(recording.options_field):
             return await self._engine.transcribe(decoded.samples, recording.options, ticket)
 
     async def _decode(self, recording: Recording) -> Decoded:
@@ -120,7 +120,7 @@ class RecordingTranscriber:
 
 
 @contextmanager
-def _fields_at(options_field: str) -> Iterator[None]:
+def fields_at(options_field: str) -> Iterator[None]:
     """Name the fields that the engine objects to as the request has them: it knows them as "options.…" only."""
     try:
         yield

@@ -25,6 +25,7 @@ CONTROLS = {
 }
 MIN_INTERIM_INTERVAL_S, MAX_INTERIM_INTERVAL_S = 0.1, 60.0
 MIN_END_SILENCE_S = 0.032  # one frame of the voice activity model
+MAX_PADDING_S = 15.0  # on both sides it fills the model's window; audio that may become padding is held
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ def stream_options(message: transcription_pb2.TranscriptionOptions, field: str) 
         raise InvalidInput(f"{field}.chunking", "a stream is cut at pauses: AUTO or VAD")
     if options.separate_channels:
         raise InvalidInput(f"{field}.channel_mode", "a stream's channels are mixed: a stream for each keeps them apart")
+    if (options.voice_activity.speech_padding_s or 0.0) > MAX_PADDING_S:
+        why = f"a stream keeps at most {MAX_PADDING_S:g} s on both sides of speech"
+        raise InvalidInput(f"{field}.voice_activity.speech_padding", why)
     return options
 
 

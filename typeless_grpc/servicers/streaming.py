@@ -16,6 +16,7 @@ from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
 from typeless_grpc.errors import InvalidInput, Overloaded, RateLimited, TypelessError
 from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.servicers import convert
+from typeless_grpc.servicers.recordings import fields_at
 from typeless_grpc.servicers.stream_messages import (
     EventMessages,
     StreamConfig,
@@ -91,7 +92,7 @@ class StreamService:
             check_resume(message)
             return self._sessions.resume(message.resume_session_id, who.owner, message.resume_after_sequence)
         config = stream_config(message, self._defaults)
-        await self._check(config.options)
+        await self._check(config.options, "config.options")
         options = replace(
             self._limits.options,
             options=config.options,
@@ -106,13 +107,14 @@ class StreamService:
             lambda: Stream(self._machinery, live_reader(config.format, field="config"), options),
         )
 
-    async def _check(self, options: DecodeOptions) -> None:
+    async def _check(self, options: DecodeOptions, field: str) -> None:
         """Find out now, and not at the first utterance, whether there is such a model and whether it has the language.
 
-        A moment of silence takes the engine no work but to load the model.
+        A moment of silence takes the engine no work but to load the model. field: where the request has the options.
         """
         silence = np.zeros(FRAME_SAMPLES, dtype=np.float32)
-        await self._machinery.engine.transcribe(silence, options, Ticket(Lane.UNARY, principal.current().id))
+        with fields_at(field):
+            await self._machinery.engine.transcribe(silence, options, Ticket(Lane.UNARY, principal.current().id))
 
     @asynccontextmanager
     async def _fed(self, call: Call[StreamConfig], requests: Requests) -> AsyncIterator[None]:
@@ -133,7 +135,7 @@ class StreamService:
                     raise InvalidInput("request", "nothing follows STREAM_CONTROL_END", reason="STREAM_ORDER")
                 request = stream_request(message, self._defaults, is_file=call.config.is_file)
                 if isinstance(request, Update):
-                    await self._check(request.options)
+                    await self._check(request.options, "update")
                 if isinstance(request, bytes) and call.has_ended:
                     raise InvalidInput("audio", "the session's audio has ended", reason="STREAM_ORDER")
                 has_ended = request is Control.END

@@ -35,29 +35,35 @@ class PieceDecoder:
         self._machinery, self._options, self._samples = machinery, options, samples
         self._guess: tuple[Piece, asyncio.Task[Recognition]] | None = None
         self._places = asyncio.Semaphore(options.max_pieces_at_once)
+        self._in_force = options.options
         self._language = ""  # of a FILE's first piece, of the last LIVE utterance that said it clearly
         self._detecting = asyncio.Lock()
 
-    def reconfigured(self) -> None:
-        """The options have changed: what was found out under the old ones is forgotten."""
-        self._language = ""
+    def reconfigure(self, options: DecodeOptions) -> None:
+        """The options have changed: what was, or still will be, found out under the old ones tells nothing any more."""
+        self._in_force, self._language = options, ""
 
     async def recognition(self, piece: Piece) -> Recognition:
         """What the engine hears in a piece. Raises TypelessError once asking again does not help."""
+        if self._options.is_file:
+            audio = self._samples.cut(piece.audio_start, piece.audio_end)
+            async with self._places:
+                return await self._file_recognition(piece, audio, _for_final(piece.options))
+        recognition = await self._live_recognition(piece)
+        if piece.options == self._in_force:
+            self._language = _clear_language(recognition) or self._language
+        return recognition
+
+    async def _live_recognition(self, piece: Piece) -> Recognition:
         if (guessed := self._take_guess(piece)) is not None:
             with suppress(TypelessError):
                 return await _whole(guessed)
-        audio, options = self._samples.cut(piece.audio_start, piece.audio_end), _for_final(piece.options)
-        if not self._options.is_file:
-            ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
-            asked = self._expecting(options)
-            recognition = await self._insist(lambda: self._machinery.engine.recognize(audio, asked, ticket))
-            self._language = _clear_language(recognition) or self._language
-            return recognition
-        async with self._places:
-            return await self._file_recognition(audio, options)
+        audio = self._samples.cut(piece.audio_start, piece.audio_end)
+        options = self.expecting(_for_final(piece.options))
+        ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
+        return await self._insist(lambda: self._machinery.engine.recognize(audio, options, ticket))
 
-    async def _file_recognition(self, audio: Audio, options: DecodeOptions) -> Recognition:
+    async def _file_recognition(self, piece: Piece, audio: Audio, options: DecodeOptions) -> Recognition:
         """Decode a piece, expecting the language of the first one, as in a recording that is transcribed whole."""
         if options.language or self._language:
             return await self._transcribed(audio, options)
@@ -65,16 +71,16 @@ class PieceDecoder:
             if self._language:
                 return await self._transcribed(audio, options)
             recognition = await self._transcribed(audio, options)
-            if recognition.transcript.segments:
+            if recognition.transcript.segments and piece.options == self._in_force:
                 self._language = recognition.transcript.language
             return recognition
 
     async def _transcribed(self, audio: Audio, options: DecodeOptions) -> Recognition:
-        asked = self._expecting(options)
+        asked = self.expecting(options)
         ticket = Ticket(Lane.UNARY, self._options.caller)
         return await self._insist(lambda: self._machinery.engine.transcribe(audio, asked, ticket))
 
-    def _expecting(self, options: DecodeOptions) -> DecodeOptions:
+    def expecting(self, options: DecodeOptions) -> DecodeOptions:
         """The options with the language that was spoken so far, where it is to be detected."""
         return options if options.language else replace(options, expected_language=self._language)
 
@@ -96,7 +102,7 @@ class PieceDecoder:
             return
         audio = self._samples.cut(piece.audio_start, piece.audio_end)
         ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
-        options = self._expecting(_for_final(piece.options))
+        options = self.expecting(_for_final(piece.options))
         task = asyncio.ensure_future(self._machinery.engine.recognize(audio, options, ticket))
         task.add_done_callback(_looked_at)
         self._guess = (piece, task)

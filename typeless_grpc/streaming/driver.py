@@ -28,7 +28,8 @@ from typeless_grpc.streaming.session import Decode, Effect, Session, Speculate, 
 from typeless_grpc.text.finishing import with_renditions, without_words
 
 _INLINE_SAMPLES = SAMPLE_RATE_HZ // 4  # looked at on the event loop, in under a millisecond; more goes to a thread
-_PROGRESS_EVERY_S = 0.9
+_PROGRESS_EVERY_S = 0.7  # looked at four times a second: with a tick's delay still one in each second
+_REQUEST_BYTES = 1024  # what a request counts as besides its audio: no caller fills the line with empty ones
 _LOST_AT_THE_END = frozenset({"AUDIO_TRUNCATED", "AUDIO_EMPTY"})  # no reason to refuse what was understood
 _MAX_UNREAD_FOR_INTERIMS = 16  # a caller that reads so slowly has no use for more
 
@@ -60,11 +61,12 @@ class Stream:
             options,
             self._session,
             self._samples,
+            expecting=self._decoder.expecting,
             is_welcome=self._wants_interims,
             heard=self._apply,
             done=self._check,
         )
-        self._progress_s = self._opened_s
+        self._progress_s, self._reported_samples = self._opened_s, 0
         self._crash: BaseException | None = None
         self._is_broken = False
         self._say(events.Started())
@@ -110,7 +112,7 @@ class Stream:
             return
         if isinstance(request, bytes):
             self.acknowledged_bytes += len(request)
-            self._waiting_bytes += len(request)
+        self._waiting_bytes += _weight(request)
         self._has_ended = request is Control.END
         self._requests.put_nowait(request)
 
@@ -210,16 +212,16 @@ class Stream:
                 case bytes():
                     async for block in self._reader.feed(request):
                         await self._hear(block)
-                    self._waiting_bytes -= len(request)
-                    self._moved.set()
                 case Update():
                     self._apply(session.Update(request.options, request.rules, request.asked))
-                    self._decoder.reconfigured()
+                    self._decoder.reconfigure(request.options)
                 case Control.FINALIZE:
                     self._apply(session.Finalize())
                 case Control.END:
                     await self._take_rest()
                     return
+            self._waiting_bytes -= _weight(request)
+            self._moved.set()
 
     async def _take_rest(self) -> None:
         try:
@@ -268,14 +270,14 @@ class Stream:
         return bool(self._waiting_bytes or not self._requests.empty())
 
     def _has_work(self) -> bool:
-        return bool(self._finals) or self._has_waiting() or self._session.state is session.State.SPEAKING
+        return bool(self._finals) or self._has_waiting() or self._samples.end > self._reported_samples
 
     def _wants_interims(self) -> bool:
         is_read = self.journal.n_unsent <= _MAX_UNREAD_FOR_INTERIMS
         return is_read and not self._finals and not self.journal.is_closed
 
     def _report_progress(self) -> None:
-        self._progress_s = self._machinery.clock.now_s()
+        self._progress_s, self._reported_samples = self._machinery.clock.now_s(), self._samples.end
         self._say(self._progress.event(has_ended=self._has_ended, declared_s=self._reader.declared_s))
 
     # ---- effects --------------------------------------------------------------------------------------------
@@ -285,8 +287,7 @@ class Stream:
         effects = self._session.apply(input)
         cursors = self._session.cursors
         for index, effect in enumerate(effects):
-            following = (later for later in effects[index + 1 :] if isinstance(later, events.Final))
-            next_final = next(following, None) if isinstance(effect, events.Final) else None
+            next_final = next((later for later in effects[index + 1 :] if isinstance(later, events.Final)), None)
             self._do(effect, cursors if next_final is None else _before(cursors, next_final))
         self._samples.forget(self._session.final)
         self._moved.set()
@@ -346,6 +347,11 @@ class Stream:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._crash = error
             self._work.cancel()
+
+
+def _weight(request: Request) -> int:
+    """What a request takes of the room for those that wait, in bytes."""
+    return _REQUEST_BYTES + (len(request) if isinstance(request, bytes) else 0)
 
 
 def _before(cursors: events.Cursors, final: events.Final) -> events.Cursors:

@@ -102,7 +102,9 @@ class Endpointer:
         return self._speech is None or self._speech.pause is not None
 
     def reconfigure(self, options: EndpointOptions) -> None:
-        """Let options hold from the next utterance on."""
+        """Let options hold from the next utterance on; with more padding than before, it still has no settled audio."""
+        if self._speech is None:
+            self._floor = self.settled
         self._next_options = options
 
     def hear(self, probability: float) -> list[Turn]:

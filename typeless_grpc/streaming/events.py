@@ -86,7 +86,7 @@ class Completed:
 Event = Started | SpeechStart | SpeechEnd | Interim | Final | Progress | Configured | Warned | Completed
 
 # Events that the next of their kind makes worthless: not kept for ever.
-PASSING = (Interim, Progress)
+PASSING = (Interim, Progress, Configured)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
-from typeless_grpc.engine.interface import Lane, Ticket
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
 from typeless_grpc.errors import TypelessError
 from typeless_grpc.streaming.finals import text_of
 from typeless_grpc.streaming.machinery import Machinery, StreamOptions
@@ -37,13 +37,14 @@ class Interims:
         session: Session,
         samples: SampleBuffer,
         *,
+        expecting: Callable[[DecodeOptions], DecodeOptions],
         is_welcome: Callable[[], bool],
         heard: Callable[[InterimHeard], object],
         done: Callable[[asyncio.Task[None]], None],
     ) -> None:
-        """is_welcome: whether the stream has a use for one now."""
+        """expecting: options with the language spoken so far. is_welcome: whether the stream has a use for one now."""
         self._machinery, self._options, self._session, self._samples = machinery, options, session, samples
-        self._is_welcome, self._heard, self._done = is_welcome, heard, done
+        self._expecting, self._is_welcome, self._heard, self._done = expecting, is_welcome, heard, done
         self._task: asyncio.Task[None] | None = None
         self._up_to = 0
         self._next_s = 0.0
@@ -87,7 +88,7 @@ class Interims:
         began_s = clock.now_s()
         deadline_s = began_s + max(_LEAST_DEADLINE_S, 2 * interval_s)
         ticket = Ticket(Lane.LIVE_INTERIM, self._options.caller, deadline_s)
-        options = replace(now.options, word_timestamps=False, output_formats=())
+        options = replace(self._expecting(now.options), word_timestamps=False, output_formats=())
         try:
             recognition = await self._machinery.engine.recognize(audio, options, ticket)
         except TypelessError:

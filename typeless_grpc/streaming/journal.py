@@ -10,9 +10,9 @@ from typeless_grpc.streaming.events import PASSING, Cursors, Entry, Event
 
 
 class Journal:
-    """What was said. Finals and all that must not be lost stay; interims and progress only while they are new.
+    """What was said. Finals and all that must not be lost stay; what the next of its kind replaces, while it is new.
 
-    keep_passing: so many interims and progress events are kept, at least; the memory of the rest grows with the text.
+    keep_passing: so many of the latter are kept, at least; the memory of the rest grows with the text.
     """
 
     def __init__(self, keep_passing: int = 256) -> None:

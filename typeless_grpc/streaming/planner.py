@@ -58,7 +58,8 @@ class Planner:
         return max(self._floor, start - round(self._policy.padding_s * SAMPLE_RATE_HZ))
 
     def reconfigure(self, options: PlanOptions) -> None:
-        """Cut by other rules from here on."""
+        """Cut by other rules from here on; with more padding than before, no piece reaches into settled audio."""
+        self._floor = self.settled
         self._policy = options.policy
         self._endpointer.reconfigure(replace(_FINE, threshold=options.threshold))
 

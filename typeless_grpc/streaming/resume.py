@@ -27,7 +27,8 @@ C = TypeVar("C")
 class SessionLimits:
     """resume_window_s: how long a session without a call is kept. max_streams: sessions with a call, of all callers.
 
-    max_streams_per_caller: of one caller. max_kept: sessions without a call, of all callers; the oldest goes first.
+    max_streams_per_caller: of one caller. max_kept: sessions without a call, of all callers; of too many, those where
+    all is said go first, then the oldest.
     """
 
     resume_window_s: float = 60.0
@@ -140,7 +141,7 @@ class Sessions(Generic[C]):
         held.stream.detach()
         kept = [other for other in self._held.values() if other.call is None]
         if len(kept) > self._limits.max_kept:
-            self._drop(min(kept, key=lambda other: other.left_s))
+            self._drop(min(kept, key=_worth))
 
     def warn_all(self, error: TypelessError) -> None:
         """Tell every caller."""
@@ -182,7 +183,7 @@ class Sessions(Generic[C]):
             if not left:
                 message = f"You have {len(own)} streams open, which is your limit."
                 raise RateLimited(message, reason="TOO_MANY_STREAMS")
-            self._drop(min(left, key=lambda held: held.left_s))
+            self._drop(min(left, key=_worth))
         self._check_capacity()
 
     def _check_capacity(self) -> None:
@@ -195,3 +196,8 @@ class Sessions(Generic[C]):
         task = asyncio.ensure_future(held.stream.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def _worth(held: _Held[C]) -> tuple[bool, float]:
+    """The less, the sooner a session goes: where all is said already, hardly anybody will ask again."""
+    return not held.stream.journal.is_closed, held.left_s

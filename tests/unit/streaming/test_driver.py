@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,8 @@ from typeless_grpc.streaming.machinery import Control, Machinery, StreamOptions,
 from typeless_grpc.streaming.planner import PlanOptions
 
 RAW = AudioFormat(Encoding.PCM_S16LE, 16_000)
+# Of silence: long enough for the engine to be asked what was said, too short to end the utterance.
+HESITATION_S = (EndpointOptions().padding_s + EndpointOptions().end_silence_s) / 2
 
 
 class Bench:
@@ -104,7 +108,7 @@ async def test_the_lanes_callers_and_options_of_finals_and_interims():
 
 async def test_a_final_is_begun_before_the_pause_is_over_and_asked_for_once():
     async with bench(samples_as_text) as b:
-        await b.say(said(1.0, 0.3))
+        await b.say(said(1.0, HESITATION_S))
         await b.engine.until(n_asked=1)
         assert not [e for e in b.got if isinstance(e.event, SpeechEnd)]
         await b.say(silence(0.5))
@@ -115,14 +119,14 @@ async def test_a_final_is_begun_before_the_pause_is_over_and_asked_for_once():
 async def test_a_guess_that_was_wrong_is_taken_back():
     async with bench(samples_as_text) as b:
         b.engine.gate.clear()
-        await b.say(said(1.0, 0.3))
+        await b.say(said(1.0, HESITATION_S))
         await b.engine.until(n_asked=1)
         await b.say(tone(0.5))
         await b.engine.until(n_cancelled=1)
         b.engine.gate.set()
         await b.rest()
     assert len(b.finals()) == 1
-    assert b.finals()[0].startswith(str(round(1.8 * 16_000)))
+    assert b.finals()[0].startswith(f"{round((1.0 + HESITATION_S + 0.5) * 16_000)} ")
 
 
 async def test_a_busy_engine_is_not_asked_to_guess_and_says_the_same():
@@ -215,7 +219,29 @@ async def test_a_final_that_cannot_be_had_is_a_warning_with_its_loss():
         seen = await b.rest()
     assert [event.error.reason for event in seen if isinstance(event, Warned)] == ["ENGINE_FAILED"]
     assert isinstance(seen[-1], Completed)
-    assert b.got[-1].cursors.dropped_s == pytest.approx(1.2, abs=0.05)
+    lost_s = 1.0 + EndpointOptions().padding_s
+    assert b.got[-1].cursors.dropped_s == pytest.approx(lost_s, abs=0.05)
+
+
+async def test_what_is_lost_does_not_count_as_said_what_comes_after_it():
+    lost_first = asyncio.Event()
+
+    def script(asked: Asked) -> str | BaseException:
+        return EngineFailed("no") if len(asked.audio) < 2 * 16_000 else "second"
+
+    async with bench(script, interim_interval_s=None) as b:
+        b.stream._decoder._machinery = replace(b.stream._machinery, sleep=lambda _: lost_first.wait())
+        b.engine.backlog_s = 9.0  # no guesses
+        await b.say(said(1.0, 0.8, 3.0, 0.8))
+        await b.engine.until(n_asked=2)  # the second piece is done while the first one waits for another try
+        for _ in range(20):
+            await asyncio.sleep(0)
+        lost_first.set()
+        await b.rest()
+    warned = next(entry for entry in b.got if isinstance(entry.event, Warned))
+    final = next(entry for entry in b.got if isinstance(entry.event, Final))
+    assert warned.sequence < final.sequence
+    assert warned.cursors.final_s <= final.event.segment.start_s < final.cursors.final_s  # type: ignore[union-attr]
 
 
 async def test_a_bug_around_the_engine_ends_the_stream_and_is_not_waited_for():
@@ -245,6 +271,27 @@ async def test_requests_wait_for_room_and_acknowledgement_follows():
         assert b.stream.acknowledged_bytes == 1500
         await waiting
         assert b.stream.acknowledged_bytes == 1510
+
+
+async def test_controls_wait_for_room_like_audio():
+    async with bench(samples_as_text, rules=PlanOptions(), max_held_s=1.0, max_waiting_bytes=16_384) as b:
+        b.engine.gate.clear()
+        await b.stream.put(said(2.0, 0.5))
+        await b.stream.put(Control.FINALIZE)
+        await b.stream.put(tone(0.1))  # waits for the engine, and all that follows with it
+        waiting = asyncio.create_task(put_often(b.stream, Control.FINALIZE))
+        await b.engine.until(n_asked=1)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        assert b.stream._requests.qsize() < 20
+        b.engine.gate.set()
+        await waiting
+
+
+async def put_often(stream: Stream, control: Control) -> None:
+    for _ in range(100):
+        await stream.put(control)
 
 
 async def test_a_reader_that_reads_nothing_stops_what_is_taken():
@@ -328,6 +375,28 @@ async def test_progress_of_a_file_comes_while_the_engine_works_and_never_falls()
     assert {asked.ticket.lane for asked in b.engine.asked} == {Lane.UNARY}
 
 
+async def test_progress_comes_at_least_once_a_second_while_audio_comes_or_is_decoded():
+    async with bench(lambda asked: "words", rules=PlanOptions()) as b:
+        b.engine.gate.clear()
+        told_s = [b.clock.now_s()]
+        for step in range(80):  # in 20 s, ten of them without audio and with a piece at the engine
+            if step < 40:
+                await b.stream.put(tone(0.25) if step < 36 else silence(0.25))
+            elif step == 40:
+                await b.stream.put(Control.FINALIZE)
+            for _ in range(100):  # so that the audio is taken: without FINALIZE nothing else tells of it
+                await asyncio.sleep(0)
+            b.clock.advance(0.25)
+            before = b.stream.journal.last_sequence
+            b.stream.tick()
+            told_s += [b.clock.now_s()] * (b.stream.journal.last_sequence > before)
+        b.engine.gate.set()
+        await b.rest()
+    gaps_s = [later - earlier for earlier, later in itertools.pairwise(told_s)]
+    assert max(gaps_s) <= 1.0
+    assert told_s[-1] - told_s[0] >= 19.0
+
+
 async def test_the_language_of_a_file_is_expected_to_be_that_of_its_first_piece():
     async with bench(lambda asked: "words", rules=PlanOptions(), options=DecodeOptions()) as b:
         await b.say(said(*[6.0, 0.6] * 20), 64_000)
@@ -356,6 +425,30 @@ async def test_an_update_changes_what_the_engine_is_asked_from_the_next_utteranc
         await b.say(said(0.5, 0.8, 1.0))
         await b.rest()
     assert b.finals() == ["en", "en", "fr"]
+
+
+@pytest.mark.parametrize("is_file", [False, True], ids=["live", "file"])
+async def test_an_update_with_more_padding_asks_for_no_audio_that_is_forgotten(is_file):
+    rules = PlanOptions() if is_file else EndpointOptions()
+    wider = (
+        PlanOptions(policy=replace(PlanOptions().policy, padding_s=10.0)) if is_file else EndpointOptions(padding_s=10)
+    )
+    async with bench(samples_as_text, rules=rules) as b:
+        await b.say(silence(12.0))
+        await b.stream.put(Update(DecodeOptions(language="en"), wider))
+        await b.say(said(1.0, 0.8))
+        seen = await b.rest()
+    assert len(b.finals()) == 1
+    assert isinstance(seen[-1], Completed)
+
+
+async def test_interims_expect_the_language_that_was_clear_before():
+    async with bench(lambda asked: "words", options=DecodeOptions(), interim_interval_s=0.5) as b:
+        await b.say(said(3.0, 0.8))
+        await b.until(Final)
+        await b.say(tone(2.0))
+        await b.until(Interim, lambda interim: interim.start_s > 3.0)
+    assert b.asked(Lane.LIVE_INTERIM)[-1].options.expected_language == "en"
 
 
 @settings(max_examples=20, deadline=None)

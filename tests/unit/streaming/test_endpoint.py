@@ -89,6 +89,16 @@ def test_new_options_hold_from_the_next_utterance_on():
     assert isinstance(endpointer.hear(0.0)[-1], Ended)
 
 
+def test_more_padding_than_before_does_not_reach_into_settled_audio():
+    endpointer = Endpointer(OPTIONS)
+    for _ in range(50):
+        endpointer.hear(0.0)
+    settled = endpointer.settled
+    endpointer.reconfigure(EndpointOptions(padding_s=30 * FRAME_S))
+    began = [turn for _ in range(10) for turn in endpointer.hear(0.9)]
+    assert began == [Began(onset=50 * FRAME_SAMPLES, audio_start=settled)]
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([0.0, 0.4, 0.9]), st.integers(1, 60)), max_size=30),

@@ -7,7 +7,8 @@ from contextlib import aclosing
 
 import pytest
 
-from typeless_grpc.streaming.events import Cursors, Entry, Event, Interim, SpeechStart
+from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.streaming.events import Configured, Cursors, Entry, Event, Interim, SpeechStart
 from typeless_grpc.streaming.journal import Journal
 
 
@@ -64,6 +65,15 @@ async def test_old_interims_that_were_sent_are_forgotten_and_finals_are_not():
     assert kept[0] == SpeechStart(0)
     assert kept[-1] == passing(11)
     assert 4 <= len(kept) - 1 < 9
+
+
+async def test_old_answers_to_updates_are_forgotten_too():
+    answers = [Configured(DecodeOptions(prompt=str(n))) for n in range(20)]
+    journal = written(*answers, keep_passing=4)
+    await read(journal, 20)
+    journal.add(answers[0], Cursors(), 0)
+    journal.close()
+    assert len([entry async for entry in journal.after(0, nothing)]) == 4
 
 
 async def test_interims_that_nobody_has_taken_stay():

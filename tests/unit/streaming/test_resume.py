@@ -153,6 +153,20 @@ async def test_a_caller_has_so_many_streams():
             d.resume(first)
 
 
+async def test_a_session_that_is_complete_makes_way_before_one_that_is_broken():
+    async with desk(max_streams_per_caller=2) as d:
+        broken, complete = d.open(), d.open()
+        d.sessions.leave(broken)
+        await complete.put(Control.END)
+        assert [entry async for entry in complete.events_after(0)]
+        d.clock.advance(1)
+        d.sessions.leave(complete)
+        d.open()
+        assert d.resume(broken).is_resumed
+        with pytest.raises(NotFound):
+            d.resume(complete)
+
+
 async def test_a_server_has_so_many_streams():
     async with desk(max_streams=2) as d:
         first, _ = d.open("a"), d.open("b")

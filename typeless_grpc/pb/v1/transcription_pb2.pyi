@@ -619,7 +619,9 @@ class VoiceActivityOptions(google.protobuf.message.Message):
 
     @property
     def speech_padding(self) -> google.protobuf.duration_pb2.Duration:
-        """Kept on both sides of speech. 0 or above; unset is the server's choice."""
+        """Kept on both sides of speech. 0 or above, in a stream at most 15 s; unset is the server's
+        choice.
+        """
 
     @property
     def max_utterance(self) -> google.protobuf.duration_pb2.Duration:
@@ -758,8 +760,9 @@ class StreamConfig(google.protobuf.message.Message):
     fields must be left out. Empty opens a new session.
     """
     resume_after_sequence: builtins.int
-    """With `resume_session_id`: the last `sequence` that arrived. Events after it are sent again.
-    0 where none arrived.
+    """With `resume_session_id`: the last `sequence` that arrived. Events after it are sent again, but
+    for `interim`, `progress` and `configured` that hundreds of their kind have followed: their
+    numbers are left out. 0 where none arrived.
     """
     @property
     def format(self) -> typeless_grpc.pb.v1.audio_pb2.AudioFormat:
