@@ -267,7 +267,12 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Redis for limits that hold over all servers, redis://HOST:6379/0; each has its own unless set.",
     )
-    redis_timeout_s: float = Field(0.5, gt=0, le=30, description="Seconds to wait for Redis, before it counts as away.")
+    redis_timeout_s: float = Field(
+        2.0,
+        gt=0,
+        le=30,
+        description="Seconds to wait for Redis, before it counts as away; short ones take a busy moment for that.",
+    )
     redis_away: Literal["local", "refuse"] = Field(
         "local", description="While Redis is away: limit each server on its own, or refuse all calls."
     )
