@@ -66,21 +66,49 @@ def test_settings_in_the_readme_have_their_true_defaults():
     assert rows == {name: true[name] for name in rows}
 
 
-def test_limits_are_said_as_the_settings_have_them():
+# Limits that are no caller's business, or that are said with another one.
+NOT_OF_THE_TABLE = {
+    *("max_batch", "max_model_memory_bytes", "max_concurrent_jobs", "rate_limit_enabled"),
+    "rate_limit_anonymous_percent",
+}
+
+
+def limits_table() -> list[tuple[str, str, str]]:
+    """The default, what comes beyond it, and the setting of each row of the one table of limits."""
     text = (REPOSITORY / "docs" / "limits.md").read_text("utf-8")
-    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| ([\w/, ]+) \| `(\w+)` \|$", text.partition("## What one server")[0], re.M)
-    assert {name for _, name in rows} == {
-        *(
-            f"rate_limit_{group}"
-            for group in ["transcribe", "long", "batch", "stream", "jobs", "config", "health", "audio", "wrong_keys"]
-        ),
-        *("max_streams_per_caller", "max_calls_per_caller"),
+    return re.findall(r"^\| [^|*]+ \| ([^|]+) \| ([^|]+) \| `(\w+)` \|$", text, re.M)
+
+
+def test_every_limit_is_in_the_table():
+    known = {name for name in Settings.model_fields if name.startswith(("max_", "rate_limit_"))}
+    in_table = [name for _, _, name in limits_table()]
+    assert len(in_table) == len(set(in_table))
+    assert known - NOT_OF_THE_TABLE <= set(in_table) <= set(Settings.model_fields)
+    text = (REPOSITORY / "docs" / "limits.md").read_text("utf-8")
+    assert set(re.findall(r"`([a-z]+_[a-z_]+)`", text)) <= set(Settings.model_fields) | {
+        *("typeless_rate_limit_store_up", "too_many_pings")
     }
-    for said, name in rows:
-        rate, _, burst = str(Settings.model_fields[name].default).partition(":")
-        assert said == (f"{rate}, {burst} at once" if burst else rate), name
-    named = set(re.findall(r"`([a-z]+_[a-z_]+)`", text))
-    assert named <= set(Settings.model_fields) | {"typeless_rate_limit_store_up"}
+
+
+def test_limits_are_said_as_the_settings_have_them():
+    units = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    for said, _, name in limits_table():
+        default = Settings.model_fields[name].default
+        if isinstance(default, str):
+            rate, _, burst = default.partition(":")
+            assert said == (f"{rate}, {burst} at once" if burst else rate), name
+            continue
+        number, unit = re.search(r"([\d,]+)(?: (KiB|MiB|GiB|s)\b)?", said).groups()  # type: ignore[union-attr]
+        assert int(number.replace(",", "")) * units.get(unit, 1) == default, name
+
+
+def test_what_comes_beyond_a_limit_is_what_the_reasons_say():
+    rows = re.findall(r"^\| `([A-Z0-9_]+)` \| (.*?) \|", (REPOSITORY / "docs" / "errors.md").read_text("utf-8"), re.M)
+    statuses = dict(rows)
+    for _, beyond, name in limits_table():
+        said = re.findall(r"`([A-Z0-9_]+)`", beyond)
+        named = [reason for reason in said if reason in statuses and reason != "STREAM_IDLE"]
+        assert all(statuses[reason].startswith(f"`{said[0]}`") for reason in named), name
 
 
 def reasons() -> Iterator[str]:

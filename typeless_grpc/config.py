@@ -92,6 +92,7 @@ OpenService = Literal["health", "reflection", "server"]
 JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 
 
+_USER_OF_URL = re.compile(r"([a-z][a-z0-9+.-]*://)[^/@\s]*@", re.IGNORECASE)
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -270,7 +271,12 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Redis for limits that hold over all servers, redis://HOST:6379/0; each has its own unless set.",
     )
-    redis_timeout_s: float = Field(0.5, gt=0, le=30, description="Seconds to wait for Redis, before it counts as away.")
+    redis_timeout_s: float = Field(
+        2.0,
+        gt=0,
+        le=30,
+        description="Seconds to wait for Redis, before it counts as away; short ones take a busy moment for that.",
+    )
     redis_away: Literal["local", "refuse"] = Field(
         "local", description="While Redis is away: limit each server on its own, or refuse all calls."
     )
@@ -547,7 +553,14 @@ def private(settings: Settings) -> Settings:
 def public(settings: Settings) -> dict[str, Any]:
     """Setting to value as JSON has it, None in the place of secrets that are set."""
     hidden = {name for name in Settings.model_fields if is_secret(getattr(settings, name))}
-    return {name: None if name in hidden else v for name, v in settings.model_dump(mode="json").items()}
+    return {name: None if name in hidden else _shown(v) for name, v in settings.model_dump(mode="json").items()}
+
+
+def _shown(value: Any) -> Any:
+    """Without the user and the password that a URL may have (`s3://KEY:SECRET@HOST/PATH`)."""
+    if isinstance(value, str):
+        return _USER_OF_URL.sub(r"\1***@", value)
+    return [_shown(one) for one in value] if isinstance(value, list) else value
 
 
 def is_secret(value: Any) -> bool:

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from typeless_grpc.access.quota import Quota
-from typeless_grpc.access.rate_limit import BucketStore
-from typeless_grpc.clock import SystemClock
+from typeless_grpc.access.rate_limit import BucketStore, Taken
+from typeless_grpc.clock import FakeClock, SystemClock
+from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.stores.buckets import FallbackBuckets, MemoryBuckets, RedisBuckets
 from typeless_grpc.telemetry.metrics import Metrics
 
@@ -110,3 +111,38 @@ async def test_two_servers_share_the_buckets_of_one_redis(redis_url: str, name: 
     assert sum(t.is_allowed for t in taken) == 10
     for one in both:
         await one.close()
+
+
+class Hanging:
+    """Shared buckets that answer when told to, and then that they are away."""
+
+    def __init__(self) -> None:
+        self.n_asked = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
+        self.n_asked += 1
+        await self.answers.wait()
+        raise SourceUnavailable("Away.", reason="RATE_LIMITS_UNAVAILABLE")
+
+    async def give_back(self, bucket: str, quota: Quota, cost: int) -> None:
+        raise NotImplementedError
+
+
+async def test_while_shared_buckets_do_not_answer_one_caller_at_a_time_finds_out(name: str):
+    shared, clock = Hanging(), FakeClock()
+    either = FallbackBuckets(shared, MemoryBuckets(100), clock, Metrics())
+    await either.take(name, SLOW, 1)
+    shared.answers.clear()
+    for n_asked in (2, 3):
+        clock.advance(1.1)
+        waits = asyncio.create_task(either.take(name, SLOW, 1))
+        await asyncio.sleep(0)
+        clock.advance(5)
+        for _ in range(3):
+            assert (await either.take(name, SLOW, 1)).is_allowed
+        assert shared.n_asked == n_asked
+        shared.answers.set()
+        await waits
+        shared.answers.clear()

@@ -121,6 +121,8 @@ async def test_a_request_that_is_wrong_is_refused_by_field(name: str, message: A
         ({"group": "jobs", "amount": -1, "period_seconds": 1}, ["amount"]),
         ({"group": "jobs", "amount": 1, "period_seconds": 1, "burst": -1}, ["burst"]),
         ({"group": "jobs", "unit": AT_ONCE}, ["burst"]),
+        ({"group": "jobs", "amount": 1, "period_seconds": 1, "unit": AUDIO}, ["unit"]),
+        ({"group": "long", "unit": AT_ONCE, "burst": 1}, ["unit"]),
         ({"group": "jobs", "unit": AT_ONCE, "burst": 2, "amount": 1}, ["amount"]),
     ],
 )
@@ -168,6 +170,22 @@ async def test_what_concerns_an_unknown_key_is_not_found():
             await refused(call(served, "UpdateRateLimit", update)),
         ]
     assert {(failed.code, failed.reason) for failed in failures} == {(grpc.StatusCode.NOT_FOUND, "KEY_NOT_FOUND")}
+
+
+async def test_who_changed_what_is_logged(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    async with guarded() as served:
+        made = await call(served, "CreateApiKey", admin_pb2.CreateApiKeyRequest(display_name="a name"))
+        key_id = made.api_key.key_id
+        limit = admin_pb2.RateLimit(group="jobs", amount=5, period_seconds=10)
+        await call(served, "UpdateRateLimit", admin_pb2.UpdateRateLimitRequest(rate_limit=limit, key_id=key_id))
+        await call(served, "RevokeApiKey", admin_pb2.RevokeApiKeyRequest(key_id=key_id))
+    lines = [record.getMessage() for record in caplog.records if "servicers.admin" in record.name]
+    assert [event for line in lines for event in ("key created", "limit set", "key revoked") if event in line] == [
+        *("key created", "limit set", "key revoked")
+    ]
+    assert all(key_id in line and "by" in line for line in lines)
+    assert made.secret not in caplog.text
 
 
 async def test_there_is_a_most_to_keys():

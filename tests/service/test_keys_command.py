@@ -39,6 +39,23 @@ def test_the_first_key_is_made_without_a_server(data_dir: Path):
     assert json.loads(typeless("list", "--local", "--json").stdout)[0]["state"] == "revoked"
 
 
+def test_what_is_printed_as_json_is_one_key_after_each_step(data_dir: Path):
+    made = json.loads(typeless("create", "one", "--local", "--json").stdout)
+    revoked = json.loads(typeless("revoke", made["key_id"], "--local", "--json").stdout)
+    assert (made.pop("state"), revoked.pop("state")) == ("good", "revoked")
+    assert made.pop("secret").startswith("tl_")
+    assert made == revoked
+
+
+def test_a_name_is_printed_as_it_is_and_moves_no_cursor(data_dir: Path):
+    for name in ("[/red]", "\x1b[2Jgone"):
+        assert typeless("create", name, "--local").exit_code == 0
+    listed = typeless("list", "--local")
+    assert listed.exit_code == 0
+    assert "[/red]" in listed.stdout
+    assert "\x1b[2J" not in listed.stdout
+
+
 def test_a_key_made_without_a_server_is_good_at_one(data_dir: Path):
     secret = typeless("create", "--role", "admin", "--local").stdout.strip()
 

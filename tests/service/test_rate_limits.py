@@ -23,7 +23,7 @@ AS_USER = (("x-api-key", USER),)
 AS_ADMIN = (("x-api-key", ADMIN),)
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 TEN = "10/hour"  # nothing comes back while a test runs, however slow the machine
-CHECK = "/grpc.health.v1.Health/Check"
+CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 
 
 async def transcribe(
@@ -197,18 +197,20 @@ async def test_calls_open_at_once_are_bounded_for_each_caller():
     assert not isinstance(again, CallFailed)
 
 
-async def test_streams_open_at_once_are_bounded_too():
+async def test_streams_open_at_once_are_bounded_too_and_health_is_checked_beside_them():
     async with limited(max_calls_per_caller=1) as served:
-        watch = served.channel.unary_stream("/grpc.health.v1.Health/Watch")
+        watch = served.channel.unary_stream(WATCH)
         stream = watch(b"")
         await stream.read()
-        refused = await outcome(served, CHECK)
+        refused = await outcome(served, WATCH)
+        check = await outcome(served, CHECK)
         stream.cancel()
-        async with asyncio.timeout(5):
-            while await outcome(served, CHECK) is not None:
+        async with asyncio.timeout(10):
+            while await outcome(served, WATCH) is not None:
                 pass
     assert refused is not None
-    assert refused.code is EXHAUSTED
+    assert (refused.code, refused.retry_after_s) == (EXHAUSTED, 1.0)
+    assert check is None
 
 
 async def test_all_limits_can_be_switched_off():

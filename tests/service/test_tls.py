@@ -130,6 +130,29 @@ async def test_changed_files_are_taken_up_and_running_streams_go_on(authority: A
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_another_authority_of_clients_is_taken_up_and_running_streams_go_on(authority: Authority, tmp_path: Path):
+    cert, key = authority.issue("server")
+    successor = Authority(tmp_path, "successor")
+    old_ca, new_ca = authority.ca.read_bytes(), successor.ca.read_bytes()
+    clients_ca = tmp_path / "clients.pem"
+    clients_ca.write_bytes(old_ca)
+    old, new = (Tls(authority.ca, *of.issue(name)) for of, name in ((authority, "old"), (successor, "new")))
+    files = {"tls_cert_file": str(cert), "tls_key_file": str(key), "tls_client_ca_file": str(clients_ca)}
+    async with serving(ScriptedEngine(), warm=False, **files) as served:
+        assert not await answers(served.target, new)
+        async with async_channel(served.target, api_key="", tls=old) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            clients_ca.write_bytes(old_ca + new_ca)
+            assert await answers(served.target, old)
+            assert await answers(served.target, new)
+            clients_ca.write_bytes(new_ca)
+            assert not await answers(served.target, old)
+            assert await answers(served.target, new)
+            await served.server.serving()
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+
+
 @pytest.mark.parametrize("spoil", ["missing", "not PEM", "not its key", "no authority"])
 def test_files_that_cannot_be_used_keep_the_server_from_starting(authority: Authority, tmp_path: Path, spoil: str):
     cert, key = authority.issue("server")

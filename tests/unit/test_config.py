@@ -209,3 +209,17 @@ def test_the_databases_password_is_not_shown(monkeypatch):
     settings = load().settings
     assert "hunter2" not in repr(settings) + str(settings.model_dump(mode="json"))
     assert settings.database_url.get_secret_value().endswith("hunter2@db/x")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "shown"),
+    [
+        ("storage_url", "s3://KEY:SECRET@store.example/calls", "s3://***@store.example/calls"),
+        ("jwt_jwks_url", "https://me:pw@id.example/jwks", "https://***@id.example/jwks"),
+        ("audio_uri_prefixes", "https://u:p@a.example/,file:///srv/", ["https://***@a.example/", "file:///srv/"]),
+        ("storage_url", "s3://bucket/a@b", "s3://bucket/a@b"),
+    ],
+)
+def test_of_a_url_the_user_is_not_shown(name: str, given: str, shown: object):
+    jwt = {"auth_enabled": True, "jwt_issuer": "i", "jwt_audience": "a"} if name.startswith("jwt") else {}
+    assert public(Settings(**jwt | {name: given}))[name] == shown

@@ -28,6 +28,17 @@ class Unit(Enum):
     CONCURRENT_CALLS = "concurrent_calls"
 
 
+def is_counted(group: Group, unit: Unit) -> bool:
+    """Whether there is such a limit: audio is counted where it is transcribed while its caller waits."""
+    match unit:
+        case Unit.AUDIO_SECONDS:
+            return group in (Group.TRANSCRIBE, Group.BATCH, Group.STREAM)
+        case Unit.CONCURRENT_CALLS:
+            return group is not Group.LONG  # which are recordings, and a part of other calls
+        case Unit.CALLS:
+            return True
+
+
 @dataclass(frozen=True)
 class Quota:
     """A token bucket: burst at once, refilled evenly by amount in period_s.

@@ -2,12 +2,14 @@
 
 A call is charged as it begins; what it turns out to be (a long recording, minutes of audio) is charged as it becomes
 known, by whoever learns it: `current()` is the charge of the call that code works for. A call that the server refuses
-for its own reasons is given back in full, one with a mistake in it is not.
+for its own reasons is given back in full, and so is a recording of a batch; one with a mistake in it is not.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +17,7 @@ from typing import Protocol
 from typeless_grpc.access.methods import Group
 from typeless_grpc.access.principal import Principal
 from typeless_grpc.access.quota import Limit, Quota, Quotas, Unit, whole
-from typeless_grpc.errors import RateLimited
+from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable, TypelessError
 
 # A caller with too many calls open is told to come back so soon: nobody knows when one of them ends.
 CONCURRENT_RETRY_S = 1.0
@@ -50,8 +52,11 @@ class BucketStore(Protocol):
 class Charge(Protocol):
     """The bill of one call, for those that learn what it is while it runs."""
 
-    async def recording(self, audio_s: float) -> None:
-        """A whole recording of this length is to be transcribed. Raises RateLimited."""
+    def recording(self, audio_s: float) -> AbstractAsyncContextManager[None]:
+        """A whole recording of this length is transcribed inside, of several in a call perhaps. Raises RateLimited.
+
+        What it cost is given back if the server refuses it for reasons of its own.
+        """
         ...
 
     async def audio(self, audio_s: float) -> None:
@@ -62,8 +67,10 @@ class Charge(Protocol):
 class NoCharge:
     """Everything is free: where limits are off."""
 
-    async def recording(self, audio_s: float) -> None:
+    @asynccontextmanager
+    async def recording(self, audio_s: float) -> AsyncIterator[None]:
         """See `Charge`."""
+        yield
 
     async def audio(self, audio_s: float) -> None:
         """See `Charge`."""
@@ -88,45 +95,72 @@ def leave(token: object) -> None:
 
 
 class CallCharge:
-    """What one call has taken so far. state: of the bucket that its group's calls are taken from, if it has one."""
+    """What one call has taken so far.
+
+    state: of the bucket that its group's calls are taken from, if it has one. is_counted: it is one of its caller's
+    open calls.
+    """
 
     def __init__(self, limiter: Limiter, principal: Principal, group: Group) -> None:
         self._limiter = limiter
-        self._principal = principal
-        self._group = group
+        self.principal = principal
+        self.group = group
         self._taken: list[tuple[Limit, int]] = []
         self._unpaid_s = 0.0
         self.state: Taken | None = None
+        self.is_counted = False
 
-    async def recording(self, audio_s: float) -> None:
+    @asynccontextmanager
+    async def recording(self, audio_s: float) -> AsyncIterator[None]:
         """See `Charge`."""
-        if audio_s > self._limiter.long_audio_s:
-            await self.take(Group.LONG, Unit.CALLS, 1)
-        await self.take(self._group, Unit.AUDIO_SECONDS, whole(audio_s))
+        own = CallCharge(self._limiter, self.principal, self.group)
+        try:
+            if audio_s > self._limiter.long_audio_s:
+                await own.take(Group.LONG, Unit.CALLS, 1)
+            await own.take(self.group, Unit.AUDIO_SECONDS, whole(audio_s))
+        except BaseException:
+            # All or nothing, or waiting for what was refused would find the other used up.
+            await own.give_back()
+            raise
+        try:
+            yield
+        except TypelessError as error:
+            if is_refused_for_load(error):
+                await own.give_back()
+            raise
 
     async def audio(self, audio_s: float) -> None:
         """See `Charge`."""
         self._unpaid_s += audio_s
         if due := int(self._unpaid_s):
             self._unpaid_s -= due
-            await self.take(self._group, Unit.AUDIO_SECONDS, due)
+            await self.take(self.group, Unit.AUDIO_SECONDS, due)
 
     async def take(self, group: Group, unit: Unit, cost: int) -> Taken | None:
         """Take cost from a bucket of this caller; None where it has no such limit. Raises RateLimited."""
-        limit = self._limiter.quotas.of(self._principal, group, unit)
+        limit = self._limiter.quotas.of(self.principal, group, unit)
         if limit is None or not cost:
             return None
-        taken = await self._limiter.buckets.take(_bucket(self._principal, limit), limit.quota, cost)
+        taken = await self._limiter.buckets.take(_bucket(self.principal, limit), limit.quota, cost)
         if not taken.is_allowed:
-            raise _refusal(self._principal, limit, cost, taken.retry_after_s)
+            raise _refusal(self.principal, limit, cost, taken.retry_after_s)
         self._taken.append((limit, cost))
         return taken
 
     async def give_back(self) -> None:
-        """Undo everything that was taken: the server did not do the work, for reasons of its own."""
+        """Undo what was taken; recordings see to their own part."""
         taken, self._taken = self._taken, []
         for limit, cost in taken:
-            await self._limiter.buckets.give_back(_bucket(self._principal, limit), limit.quota, cost)
+            await self._limiter.buckets.give_back(_bucket(self.principal, limit), limit.quota, cost)
+
+
+def is_refused_for_load(error: TypelessError) -> bool:
+    """Whether an error is the server's own, so that what it ended costs nothing.
+
+    A deadline that cannot be met and audio that cannot be fetched depend on what the caller asked for: free of charge,
+    they could be asked for without end.
+    """
+    return isinstance(error, Overloaded | SourceUnavailable) and error.reason != "AUDIO_UNREACHABLE"
 
 
 class Limiter:
@@ -139,25 +173,31 @@ class Limiter:
         self.long_audio_s = long_audio_s
         self._n_open: Counter[tuple[str, Group]] = Counter()
 
-    async def admit(self, principal: Principal, group: Group) -> CallCharge:
-        """Charge a call as it begins; `done` must follow. Raises RateLimited, SourceUnavailable."""
-        limit = self.quotas.of(principal, group, Unit.CONCURRENT_CALLS)
-        if limit is not None and self._n_open[principal.id, group] >= limit.quota.burst:
-            raise _refusal(principal, limit, 1, CONCURRENT_RETRY_S)
-        self._n_open[principal.id, group] += 1
+    async def admit(self, principal: Principal, group: Group, *, is_counted: bool = True) -> CallCharge:
+        """Charge a call as it begins; `done` must follow. Raises RateLimited, SourceUnavailable.
+
+        is_counted: whether it is one of those of which only so many may be open at once. They are looked at after the
+        rate, since whoever is refused for them is told to come back soon, and must not find the bucket empty then.
+        """
         charge = CallCharge(self, principal, group)
-        try:
-            charge.state = await charge.take(group, Unit.CALLS, 1)
-        except BaseException:
-            self.done(principal, group)
-            raise
+        charge.state = await charge.take(group, Unit.CALLS, 1)
+        if is_counted:
+            limit = self.quotas.of(principal, group, Unit.CONCURRENT_CALLS)
+            if limit is not None and self._n_open[principal.id, group] >= limit.quota.burst:
+                await charge.give_back()
+                raise _refusal(principal, limit, 1, CONCURRENT_RETRY_S)
+            self._n_open[principal.id, group] += 1
+            charge.is_counted = True
         return charge
 
-    def done(self, principal: Principal, group: Group) -> None:
+    def done(self, charge: CallCharge) -> None:
         """A call that was admitted has ended."""
-        self._n_open[principal.id, group] -= 1
-        if not self._n_open[principal.id, group]:
-            del self._n_open[principal.id, group]
+        if not charge.is_counted:
+            return
+        key = charge.principal.id, charge.group
+        self._n_open[key] -= 1
+        if not self._n_open[key]:
+            del self._n_open[key]
 
 
 def _bucket(principal: Principal, limit: Limit) -> str:

@@ -22,6 +22,7 @@ from typeless_grpc.errors import SourceUnavailable, Unauthenticated
 
 # Signed with a private key that only the provider has; with an HMAC whoever can check a token could make one.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+RETRY_S = 1.0  # between fetches while there are no keys at all
 MAX_SUBJECT_CHARACTERS = 255  # RFC 7519 and OpenID Connect Core, section 2
 
 
@@ -50,44 +51,65 @@ class SigningKeys:
     """The provider's public keys by name, fetched when needed."""
 
     def __init__(
-        self, fetch: Callable[[], Mapping[str, jwt.PyJWK]], threads: Executor, clock: Clock, options: TokenOptions
+        self,
+        fetch: Callable[[], Mapping[str, jwt.PyJWK]],
+        threads: Executor,
+        clock: Clock,
+        options: TokenOptions,
+        report: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        """fetch: asks the provider, in a thread; raises jwt.PyJWKClientError where it cannot."""
+        """fetch: asks the provider, in a thread; raises jwt.PyJWTError where it cannot.
+
+        report: told each time whether the provider answered.
+        """
         self._fetch = fetch
+        self._report = report
         self._threads = threads
         self._clock = clock
         self._options = options
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._tried_s = float("-inf")
         self._fetched_s = float("-inf")
+        self._is_away = False
         self._fetching = asyncio.Lock()
 
     async def get(self, name: str) -> jwt.PyJWK | None:
         """The key of this name (`kid`), None where the provider has none. Raises SourceUnavailable if it is away."""
-        if name not in self._keys or self._age_s() > self._options.keys_max_age_s:
+        # While the provider is away one caller at a time waits to find out; the others go on with the keys known.
+        is_tried_by_another = self._is_away and self._fetching.locked()
+        if name not in self._keys or (self._is_old() and not is_tried_by_another):
             await self._refresh(name)
         return self._keys.get(name)
 
-    def _age_s(self) -> float:
-        return self._clock.now_s() - self._fetched_s
+    def _is_old(self) -> bool:
+        return self._clock.now_s() - self._fetched_s > self._options.keys_max_age_s
 
     async def _refresh(self, name: str) -> None:
         async with self._fetching:
-            is_due = self._age_s() > self._options.keys_max_age_s or name not in self._keys
-            if not is_due or self._clock.now_s() - self._tried_s < self._options.min_fetch_interval_s:
+            if name in self._keys and not self._is_old():
                 return
+            interval_s = self._options.min_fetch_interval_s if self._keys else RETRY_S
+            if self._clock.now_s() - self._tried_s >= interval_s:
+                await self._fetch_all()
+            if not self._keys:
+                raise SourceUnavailable(
+                    "The identity provider's keys cannot be fetched now.",
+                    reason="TOKEN_KEYS_UNAVAILABLE",
+                    retry_after_s=RETRY_S,
+                )
+
+    async def _fetch_all(self) -> None:
+        try:
+            self._keys = await asyncio.get_running_loop().run_in_executor(self._threads, self._fetch)
+        except jwt.PyJWTError:
+            self._is_away = True
+        else:
+            self._is_away = False
+            self._fetched_s = self._clock.now_s()
+        finally:
+            # From its end on: those who waited meanwhile have their answer.
             self._tried_s = self._clock.now_s()
-            try:
-                self._keys = await asyncio.get_running_loop().run_in_executor(self._threads, self._fetch)
-                self._fetched_s = self._clock.now_s()
-            except jwt.PyJWTError as error:
-                if not self._keys:
-                    self._tried_s = float("-inf")
-                    raise SourceUnavailable(
-                        "The identity provider's keys cannot be fetched now.",
-                        reason="TOKEN_KEYS_UNAVAILABLE",
-                        retry_after_s=1.0,
-                    ) from error
+        self._report(not self._is_away)
 
 
 def jwks(url: str, *, timeout_s: float) -> Callable[[], Mapping[str, jwt.PyJWK]]:
@@ -95,7 +117,11 @@ def jwks(url: str, *, timeout_s: float) -> Callable[[], Mapping[str, jwt.PyJWK]]
     client = jwt.PyJWKClient(url, cache_jwk_set=False, timeout=timeout_s)
 
     def fetch() -> Mapping[str, jwt.PyJWK]:
-        return {key.key_id: key for key in client.get_signing_keys() if key.key_id}
+        try:
+            return {key.key_id: key for key in client.get_signing_keys() if key.key_id}
+        except (OSError, ValueError) as error:
+            # A page of a proxy in the place of JSON, a connection that breaks halfway: the library lets them through.
+            raise jwt.PyJWKClientError(f"no key set came from there: {type(error).__name__}") from error
 
     return fetch
 

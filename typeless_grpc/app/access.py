@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typeless_grpc.access.gate import Failures, Gate
 from typeless_grpc.access.keys import ApiKey, KeyRing, settings_key
 from typeless_grpc.access.methods import Group, Rules, rules
 from typeless_grpc.access.principal import Role
-from typeless_grpc.access.quota import Limit, Quota, Quotas, Unit
+from typeless_grpc.access.quota import Limit, Quota, Quotas, Unit, is_counted
 from typeless_grpc.access.rate_limit import BucketStore, Limiter
 from typeless_grpc.access.registry import Registry, RegistryOptions
 from typeless_grpc.access.store import AccessStore
@@ -62,7 +62,8 @@ async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Acc
             stack.push_async_callback(ended, following)
             if settings.jwt_issuer:
                 threads = stack.enter_context(ThreadPoolExecutor(1, "token-keys"))
-                tokens = _tokens(settings, threads, clock)
+                provider = Reachability("identity provider's keys", metrics.token_keys_up)
+                tokens = _tokens(settings, threads, clock, provider.report)
         wrong_keys = Quota.parse(settings.rate_limit_wrong_keys) if settings.rate_limit_enabled else None
         failures = Failures(MemoryBuckets(settings.rate_limit_max_buckets), wrong_keys, clock)
         gate = Gate(registry if settings.auth_enabled else None, tokens, failures, is_required=settings.require_auth)
@@ -123,10 +124,10 @@ def limits(settings: Settings) -> list[Limit]:
     calls = {group: Quota.parse(getattr(settings, f"rate_limit_{group.value}")) for group in Group}
     found = [Limit(group, Unit.CALLS, quota) for group, quota in calls.items() if quota is not None]
     if (audio := Quota.parse(settings.rate_limit_audio)) is not None:
-        found += [Limit(g, Unit.AUDIO_SECONDS, audio) for g in (Group.TRANSCRIBE, Group.BATCH, Group.STREAM)]
+        found += [Limit(g, Unit.AUDIO_SECONDS, audio) for g in Group if is_counted(g, Unit.AUDIO_SECONDS)]
     for group in Group:
         n_open = settings.max_streams_per_caller if group is Group.STREAM else settings.max_calls_per_caller
-        if group is not Group.LONG:
+        if is_counted(group, Unit.CONCURRENT_CALLS):
             found.append(Limit(group, Unit.CONCURRENT_CALLS, Quota.at_once(n_open)))
     return found
 
@@ -136,7 +137,9 @@ def _anonymous_percent(settings: Settings) -> int:
     return settings.rate_limit_anonymous_percent if settings.auth_enabled else 100
 
 
-def _tokens(settings: Settings, threads: ThreadPoolExecutor, clock: Clock) -> TokenVerifier:
+def _tokens(
+    settings: Settings, threads: ThreadPoolExecutor, clock: Clock, report: Callable[[bool], None]
+) -> TokenVerifier:
     options = TokenOptions(
         settings.jwt_issuer,
         settings.jwt_audience,
@@ -146,4 +149,4 @@ def _tokens(settings: Settings, threads: ThreadPoolExecutor, clock: Clock) -> To
         settings.jwt_admin_role,
     )
     fetch = jwks(settings.jwt_jwks_url, timeout_s=JWKS_TIMEOUT_S)
-    return TokenVerifier(SigningKeys(fetch, threads, clock, options), options)
+    return TokenVerifier(SigningKeys(fetch, threads, clock, options, report), options)

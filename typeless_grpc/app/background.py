@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -30,6 +30,7 @@ from typeless_grpc.stores.runs import SqlRunStore
 from typeless_grpc.stores.sources import CheckedSources, SourceOptions
 from typeless_grpc.stores.upkeep import JobUpkeep
 from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
+from typeless_grpc.telemetry.context import CallThreads
 
 # Calls of the database and of the storage at the same time; each takes milliseconds.
 STORE_THREADS = 8
@@ -56,8 +57,8 @@ async def keep_jobs(
     has_model: whether jobs may name a model; blocks.
     """
     async with AsyncExitStack() as stack:
-        executor = stack.enter_context(ThreadPoolExecutor(STORE_THREADS, "stores"))
-        fetching = stack.enter_context(ThreadPoolExecutor(FETCH_THREADS, "fetching"))
+        executor = stack.enter_context(CallThreads(STORE_THREADS, "stores"))
+        fetching = stack.enter_context(CallThreads(FETCH_THREADS, "fetching"))
         (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # what callers said is private
         database = Database(database_url(settings))
         stack.callback(database.close)

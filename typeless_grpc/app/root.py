@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -38,6 +37,7 @@ from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionServicer
 from typeless_grpc.stores.sources import NoSources
 from typeless_grpc.streaming.machinery import InterimPlaces, Machinery, SpeechProbability
+from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
 from typeless_grpc.tls import TlsFiles, TlsReloader
@@ -107,7 +107,7 @@ async def listen(
     clock: of streams; the voice activity model and the system's clock unless given.
     """
     async with AsyncExitStack() as stack:
-        decoding = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "decoding"))
+        decoding = stack.enter_context(CallThreads(settings.decode_threads, "decoding"))
         metrics = Metrics()
         access = await stack.enter_async_context(open_access(settings, metrics))
         admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))

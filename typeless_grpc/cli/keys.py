@@ -17,6 +17,7 @@ import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
 from typeless_grpc.cli.output import fail, failures_as_lines
@@ -118,7 +119,7 @@ def list_keys(
         Column("key", no_wrap=True), "name", "begins", "role", "state", "created", "expires", "last used", box=None
     )
     for row in rows:
-        table.add_row(*(str(value) if value else "-" for value in row.values()))
+        table.add_row(*(_cell(value) for value in row.values()))
     Console().print(table)
 
 
@@ -126,6 +127,7 @@ def list_keys(
 def revoke(
     key_id: Annotated[str, typer.Argument(help="As `typeless keys list` shows it; not the secret.")],
     local: Local = False,
+    as_json: AsJson = False,
     server: Server = DEFAULT_TARGET,
     api_key: ApiKey = "",
     tls: UseTls = False,
@@ -138,8 +140,8 @@ def revoke(
     Example: typeless keys revoke k0123456789abcdef --local
     """
     where = Where(server, local, api_key, tls_of(tls, tls_ca, client_cert, client_key))
-    _run(where, lambda admin: admin.RevokeApiKey(admin_pb2.RevokeApiKeyRequest(key_id=key_id)))
-    typer.echo(f"revoked {key_id}")
+    answer = _run(where, lambda admin: admin.RevokeApiKey(admin_pb2.RevokeApiKeyRequest(key_id=key_id)))
+    typer.echo(json.dumps(_row(answer.api_key)) if as_json else f"revoked {key_id}")
 
 
 def _run(where: Where, work: Callable[[Any], Awaitable[T]]) -> T:
@@ -208,6 +210,11 @@ def _row(key: admin_pb2.ApiKey) -> dict[str, str | None]:
         "expire_time": _text(key, "expire_time"),
         "last_use_time": _text(key, "last_use_time"),
     }
+
+
+def _cell(value: str | None) -> Text:
+    """As it is: a name is no markup, and must not write to the terminal what was not meant."""
+    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value or "-"))
 
 
 def _text(key: admin_pb2.ApiKey, field: str) -> str | None:

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 from typeless_grpc.access import principal as caller
 from typeless_grpc.access import rate_limit
-from typeless_grpc.access.methods import Rules
-from typeless_grpc.access.rate_limit import Limiter, Taken
-from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable
+from typeless_grpc.access.methods import Group, Rules
+from typeless_grpc.access.rate_limit import Limiter, Taken, is_refused_for_load
+from typeless_grpc.errors import RateLimited, TypelessError
 from typeless_grpc.interceptors.seam import Call, Interceptor
 from typeless_grpc.telemetry.metrics import Metrics
 
@@ -25,23 +25,25 @@ class RateLimitInterceptor(Interceptor):
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
-        group = self._rules[call.method].group
-        principal = caller.current()
+        rule = self._rules[call.method]
+        # A health check among a crowd of watchers must not fail: those who ask might take the server for dead.
+        is_counted = rule.group is not Group.HEALTH or rule.is_long_lived
         try:
-            charge = await self._limiter.admit(principal, group)
+            charge = await self._limiter.admit(caller.current(), rule.group, is_counted=is_counted)
             if charge.state is not None:
                 call.add_trailers(*_standing(charge.state))
             token = rate_limit.enter(charge)
             try:
                 yield
-            except (Overloaded, SourceUnavailable):
-                await charge.give_back()
+            except TypelessError as error:
+                if is_refused_for_load(error):
+                    await charge.give_back()
                 raise
             finally:
                 rate_limit.leave(token)
-                self._limiter.done(principal, group)
+                self._limiter.done(charge)
         except RateLimited:
-            self._metrics.rate_limited.labels(group.value).inc()
+            self._metrics.rate_limited.labels(rule.group.value).inc()
             raise
 
 

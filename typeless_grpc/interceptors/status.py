@@ -72,7 +72,8 @@ def status_of(error: errors.TypelessError) -> status_pb2.Status:
             )
         )
     if isinstance(error, errors.RateLimited):
-        violated = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=error.quota)
+        violation_of = error_details_pb2.QuotaFailure.Violation
+        violated = violation_of(subject=error.subject, description=error.quota or error.message)
         details.append(error_details_pb2.QuotaFailure(violations=[violated]))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()

@@ -9,14 +9,18 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from typeless_grpc.access import principal
 from typeless_grpc.access.keys import ApiKey
 from typeless_grpc.access.methods import Group
 from typeless_grpc.access.principal import Role
-from typeless_grpc.access.quota import MAX_AMOUNT, Limit, Quota, Unit
+from typeless_grpc.access.quota import MAX_AMOUNT, Limit, Quota, Unit, is_counted
 from typeless_grpc.access.registry import Registry
 from typeless_grpc.errors import FieldViolation, InvalidInput
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
+from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.version import VERSION
+
+log = get_logger(__name__)
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -73,6 +77,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         if problems:
             raise InvalidInput.of(problems)
         key, secret = await self._registry.create_key(request.display_name, ROLES[request.role], expires_s)
+        log.info("key created", key_id=key.key_id, role=key.role.value, by=principal.current().id)
         return admin_pb2.CreateApiKeyResponse(api_key=_key(key), secret=secret)
 
     async def ListApiKeys(
@@ -97,7 +102,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """End a key, and all that runs under it."""
         if not request.key_id:
             raise InvalidInput("key_id", "must be set")
-        return admin_pb2.RevokeApiKeyResponse(api_key=_key(await self._registry.revoke_key(request.key_id)))
+        key = await self._registry.revoke_key(request.key_id)
+        log.info("key revoked", key_id=key.key_id, by=principal.current().id)
+        return admin_pb2.RevokeApiKeyResponse(api_key=_key(key))
 
     async def GetConfig(
         self, request: admin_pb2.GetConfigRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -115,6 +122,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Set a limit for one key, or for all."""
         limit = parse_limit(request.rate_limit, request.key_id, "rate_limit")
         await self._registry.set_limit(limit)
+        log.info("limit set", limit=f"{limit.group.value}: {limit}", key_id=limit.key_id, by=principal.current().id)
         return admin_pb2.UpdateRateLimitResponse(rate_limit=_limit(limit))
 
 
@@ -127,6 +135,9 @@ def parse_limit(message: admin_pb2.RateLimit, key_id: str, field: str) -> Limit:
     unit = UNITS.get(message.unit)
     if unit is None:
         problems.append(FieldViolation(f"{field}.unit", "is none of RateLimitUnit"))
+    elif message.group in groups and not is_counted(groups[message.group], unit):
+        what = unit.value.replace("_", " ")
+        problems.append(FieldViolation(f"{field}.unit", f"{what} are not counted in the group '{message.group}'"))
     if unit is Unit.CONCURRENT_CALLS:
         problems += [
             FieldViolation(f"{field}.{name}", "must be 0 for CONCURRENT_CALLS")

@@ -86,9 +86,9 @@ class RecordingTranscriber:
             why = f"the recording has {n_channels} channels; at most {MAX_CHANNELS} can be kept apart"
             raise InvalidInput(f"{recording.options_field}.channel_mode", why, reason="TOO_MANY_CHANNELS")
         audio_s = decoded.duration_s * n_channels
-        await rate_limit.current().recording(audio_s)
-        with self._admission.audio(audio_s), fields_at(recording.options_field):
-            return await self._engine.transcribe(decoded.samples, recording.options, ticket)
+        async with rate_limit.current().recording(audio_s):
+            with self._admission.audio(audio_s), fields_at(recording.options_field):
+                return await self._engine.transcribe(decoded.samples, recording.options, ticket)
 
     async def _decode(self, recording: Recording) -> Decoded:
         """Samples, off the event loop; a caller that goes away stops the thread between two blocks."""

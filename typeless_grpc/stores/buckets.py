@@ -190,7 +190,7 @@ class FallbackBuckets:
     """Shared buckets, and local ones while those are away.
 
     The first call that fails says so in one log line; for `RETRY_S` after each failure nobody tries, so that calls do
-    not each wait for a dead server; the first answer brings everyone back.
+    not each wait for a dead server; then one of them does, and the first answer brings everyone back.
     """
 
     def __init__(self, shared: BucketStore, local: BucketStore, clock: Clock, metrics: Metrics) -> None:
@@ -200,6 +200,7 @@ class FallbackBuckets:
         self._fallbacks = metrics.rate_limit_fallbacks
         self._reached = Reachability("shared rate limits", metrics.rate_limit_store_up)
         self._away_until_s: float | None = None
+        self._is_tried = False
 
     async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
         """See `BucketStore`."""
@@ -211,15 +212,17 @@ class FallbackBuckets:
 
     async def _either(self, ask: Callable[[BucketStore], Awaitable[T]]) -> T:
         if self._away_until_s is not None:
-            if self._clock.now_s() < self._away_until_s:
+            if self._is_tried or self._clock.now_s() < self._away_until_s:
                 return await self._on_its_own(ask)
-            self._away_until_s = self._clock.now_s() + RETRY_S  # this call tries; the others go on without
+            self._is_tried = True  # by this call; the others go on without
         try:
             answer = await ask(self._shared)
         except SourceUnavailable:
             self._away_until_s = self._clock.now_s() + RETRY_S
             self._reached.report(False)
             return await self._on_its_own(ask)
+        finally:
+            self._is_tried = False
         self._away_until_s = None
         self._reached.report(True)
         return answer

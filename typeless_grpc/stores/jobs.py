@@ -209,7 +209,7 @@ class SqlJobStore:
         n_pending = connection.execute(pending).scalar_one()
         if n_pending >= self._table.options.max_pending:
             message = f"You have {n_pending} pending jobs, the most that are taken; submit more once some have run."
-            raise RateLimited(message, reason="TOO_MANY_PENDING_JOBS", retry_after_s=60.0)
+            raise RateLimited(message, reason="TOO_MANY_PENDING_JOBS", retry_after_s=60.0, subject=new.caller)
 
     def _checked_upload(self, connection: sa.Connection, new: NewJob) -> str | None:
         """The upload that the job is about, kept for longer from now on.

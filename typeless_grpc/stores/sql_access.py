@@ -194,7 +194,7 @@ def _create(connection: sa.Connection) -> None:
 def _engine(url: str) -> sa.Engine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        engine = sa.create_engine(parsed, connect_args={"timeout": WAIT_S})
+        engine = sa.create_engine(parsed, connect_args={"timeout": WAIT_S}, hide_parameters=True)
         sa.event.listen(engine, "connect", _use_wal)
         return engine
     if parsed.get_backend_name() == "postgresql":
@@ -206,6 +206,7 @@ def _engine(url: str) -> sa.Engine:
             max_overflow=0,
             pool_timeout=WAIT_S,
             pool_pre_ping=True,
+            hide_parameters=True,  # they would stand in the text of its errors
         )
     raise ValueError("a database is sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
 

@@ -50,7 +50,7 @@ class SqlUploadStore:
             )
             if connection.execute(unfinished).scalar_one() >= self._options.max_unfinished:
                 message = f"You have {self._options.max_unfinished} unfinished uploads, the most that are kept."
-                raise RateLimited(message, reason="TOO_MANY_UPLOADS", retry_after_s=60.0)
+                raise RateLimited(message, reason="TOO_MANY_UPLOADS", retry_after_s=60.0, subject=owner)
             row = connection.execute(
                 sa.insert(uploads)
                 .values(

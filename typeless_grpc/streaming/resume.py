@@ -182,7 +182,7 @@ class Sessions(Generic[C]):
             left = [held for held in own if held.call is None]
             if not left:
                 message = f"You have {len(own)} streams open, which is your limit."
-                raise RateLimited(message, reason="TOO_MANY_STREAMS")
+                raise RateLimited(message, reason="TOO_MANY_STREAMS", retry_after_s=1.0, subject=caller)
             self._drop(min(left, key=_worth))
         self._check_capacity()
 

@@ -36,15 +36,20 @@ class Metrics:
         self.rate_limited = Counter(
             "typeless_rate_limited_total", "Calls refused for their caller's quota.", ("group",), registry=registry
         )
-        self.rate_limit_store_up = Gauge(
-            "typeless_rate_limit_store_up", "1 while the shared rate limits answer.", registry=registry
-        )
+        self.rate_limit_store_up = self._reached("typeless_rate_limit_store_up", "the Redis of the rate limits")
         self.rate_limit_fallbacks = Counter(
             "typeless_rate_limit_fallbacks_total",
             "Charges made without the shared rate limits, because they were away.",
             registry=registry,
         )
-        self.key_store_up = Gauge("typeless_key_store_up", "1 while the store of keys answers.", registry=registry)
+        self.key_store_up = self._reached("typeless_key_store_up", "the store of keys")
+        self.token_keys_up = self._reached("typeless_token_keys_up", "the identity provider with its keys")
+
+    def _reached(self, name: str, what: str) -> Gauge:
+        """A gauge for something that answers until it is found not to; where it is not used, nothing is wrong."""
+        gauge = Gauge(name, f"0 while {what} does not answer, else 1.", registry=self.registry)
+        gauge.set(1)
+        return gauge
 
 
 class MetricsPort:

@@ -17,7 +17,6 @@ class Reachability:
         self._what = what
         self._gauge = gauge
         self._answers = True
-        gauge.set(1)
 
     def report(self, answers: bool) -> None:
         """It was asked, and did or did not answer."""

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import jwt
@@ -37,9 +40,14 @@ class Issuer:
         self.keys: Mapping[str, jwt.PyJWK] = {"one": public("one")}
         self.n_asked = 0
         self.is_away = False
+        self.asked, self.answers = threading.Event(), threading.Event()
+        self.answers.set()
 
     def fetch(self) -> Mapping[str, jwt.PyJWK]:
         self.n_asked += 1
+        if not self.answers.is_set():
+            self.asked.set()
+            self.answers.wait(30)
         if self.is_away:
             raise jwt.PyJWKClientConnectionError("away")
         return self.keys
@@ -215,10 +223,70 @@ async def test_while_the_issuer_is_away_known_keys_go_on_working(
     issuer.is_away = True
     assert await reason(verifier, token()) == "TOKEN_KEYS_UNAVAILABLE"
     issuer.is_away = False
+    clock.advance(1)
     await verifier.verify(token())
     issuer.is_away = True
     clock.advance(3600)
     await verifier.verify(token())
+
+
+async def test_while_the_issuer_is_away_callers_share_one_attempt_and_its_failure(
+    verifier: TokenVerifier, issuer: Issuer, clock: FakeClock
+):
+    issuer.is_away = True
+    reasons = await asyncio.gather(*(reason(verifier, token()) for _ in range(20)))
+    assert set(reasons) == {"TOKEN_KEYS_UNAVAILABLE"}
+    assert issuer.n_asked == 1
+    clock.advance(1)
+    await reason(verifier, token())
+    assert issuer.n_asked == 2
+
+
+async def test_while_the_issuer_is_away_nobody_waits_who_does_not_have_to(
+    verifier: TokenVerifier, issuer: Issuer, clock: FakeClock
+):
+    await verifier.verify(token())
+    issuer.is_away = True
+    clock.advance(301)
+    await verifier.verify(token())
+    clock.advance(10)
+    issuer.answers.clear()
+    waits = asyncio.create_task(verifier.verify(token()))
+    await asyncio.to_thread(issuer.asked.wait, 10)
+    await verifier.verify(token())
+    assert not waits.done()
+    issuer.answers.set()
+    await waits
+
+
+async def test_it_is_told_whether_the_issuer_answers(issuer: Issuer, threads: ThreadPoolExecutor, clock: FakeClock):
+    told: list[bool] = []
+    keys = SigningKeys(issuer.fetch, threads, clock, OPTIONS, told.append)
+    for issuer.is_away in (True, False):
+        with contextlib.suppress(SourceUnavailable):
+            await keys.get("one")
+        clock.advance(1)
+    assert told == [False, True]
+
+
+@pytest.mark.parametrize("body", [b"<html>later</html>", b"[]", b'{"keys": []}', b"\xff"])
+def test_what_is_no_key_set_counts_as_none(body: bytes):
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        with pytest.raises(jwt.PyJWTError):
+            jwks(f"http://127.0.0.1:{server.server_port}/jwks.json", timeout_s=10)()
+        answering.join()
 
 
 def test_only_the_web_is_asked_for_keys():

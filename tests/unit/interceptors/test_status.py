@@ -57,6 +57,14 @@ async def test_each_wrong_field_is_a_field_violation():
     assert failed.fields == (("options.language", "is odd"), ("audio", "is missing"))
 
 
+@pytest.mark.parametrize(("quota", "said"), [("10 calls in 60 s", "10 calls in 60 s"), ("", "You have 3.")])
+def test_a_quota_that_is_used_up_is_described(quota: str, said: str):
+    failure = error_details_pb2.QuotaFailure()
+    error = errors.RateLimited("You have 3.", reason="TOO_MANY_STREAMS", subject="key:k1", quota=quota)
+    assert status_of(error).details[1].Unpack(failure)
+    assert [(one.subject, one.description) for one in failure.violations] == [("key:k1", said)]
+
+
 @pytest.mark.parametrize("retry_after_s", [0.0, 0.25, 90.0])
 async def test_retry_info_says_when_waiting_helps(retry_after_s: float):
     failed = await ended_with(errors.RateLimited("Slow down.", reason="RATE_LIMITED", retry_after_s=retry_after_s))
