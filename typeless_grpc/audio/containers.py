@@ -14,8 +14,9 @@ from typing import BinaryIO
 import av
 import numpy as np
 from av.audio.plane import AudioPlane
+from av.stream import Disposition
 
-from typeless_grpc.audio import completeness
+from typeless_grpc.audio import completeness, structures
 from typeless_grpc.audio.formats import Audio, AudioFormat
 from typeless_grpc.errors import InvalidInput
 
@@ -28,6 +29,10 @@ _MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 768_000
 _MAX_CHANNELS = 64
 _MAX_FRAME_SAMPLES = 1 << 22  # 4 million: above what any codec in use puts into one frame, and bounded memory
 _MAX_IDLE_PACKETS = 20_000  # in a row, without one sample
+
+# Containers whose frames have times of their own. A recorder that sends nothing while nobody speaks leaves gaps there.
+_TIMED = frozenset({"matroska,webm", "asf", "flv"})
+_SMALLEST_GAP_S = 0.2  # above what rounding, priming and a changed frame size make of times
 
 _SCALES = {  # FFmpeg's sample formats: numpy type, zero, full scale
     "u8": ("u1", 128, 1 << 7),
@@ -62,7 +67,7 @@ class Chunk:
 
 
 class ContainerReader:
-    """One file's first audio stream."""
+    """One file's audio: the track that it marks as its default, or else the first one."""
 
     def __init__(
         self,
@@ -80,8 +85,10 @@ class ContainerReader:
         self._field, self._cancelled = field, cancelled
         self._options = dict(options or {})
         self._is_seekable = file.seekable()
+        self._heard_s: float | None = None  # where the last frame ended, by the container's clock
         self._container = self._opened(file)
         try:
+            self._check_holes(file)
             self._stream = self._first_stream()
             codec = self._stream.codec_context
             codec.options = {"max_samples": str(_MAX_FRAME_SAMPLES)}
@@ -112,6 +119,7 @@ class ContainerReader:
                 if isinstance(frame, av.AudioFrame) and frame.samples:
                     n_idle = 0
                     chunk = self._chunk(frame)
+                    yield from self._silence_before(frame, chunk)
                     result.decoded_s += frame.samples / chunk.rate_hz
                     yield chunk
             if n_idle > _MAX_IDLE_PACKETS:
@@ -123,7 +131,7 @@ class ContainerReader:
         n_missing = 0
         if self._is_seekable:
             n_bytes = file.seek(0, io.SEEK_END)
-            n_missing = completeness.missing_bytes(file, n_bytes=n_bytes)
+            n_missing = structures.missing_bytes(file, n_bytes=n_bytes)
             if completeness.is_much(n_missing, n_bytes):
                 raise self._truncated(n_missing)
         options = {**self._options, "format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
@@ -134,13 +142,25 @@ class ContainerReader:
                 raise self._truncated(n_missing) from error
             raise self._refusal("this is no audio file that can be read here") from error
 
+    def _check_holes(self, file: BinaryIO) -> None:
+        if not self._is_seekable or self._container.format.name != "ogg":
+            return
+        position = file.tell()  # the decoder has read ahead, and goes on from there
+        n_bytes = file.seek(0, io.SEEK_END)
+        n_lost = structures.ogg_holes_bytes(file, n_bytes=n_bytes)
+        file.seek(position)
+        if completeness.is_much(n_lost, n_bytes):
+            why = f"it has holes: about {n_lost} of its {n_bytes} bytes are damaged or left out"
+            raise InvalidInput(f"{self._field}.content", why, reason="AUDIO_TRUNCATED")
+
     def _first_stream(self) -> av.AudioStream:
         streams = self._container.streams.audio
         if not streams:
             raise self._refusal("the file has no audio track")
-        if streams[0].codec_context is None:  # The stubs say it never is.
+        stream = next((one for one in streams if one.disposition & Disposition.default), streams[0])
+        if stream.codec_context is None:  # The stubs say it never is.
             raise self._refusal("no decoder for its audio is known here")
-        return streams[0]
+        return stream
 
     def _check_source(self, format: AudioFormat) -> None:
         source = self.source
@@ -180,6 +200,24 @@ class ContainerReader:
         if samples is None:
             raise self._refusal("it holds samples that are not finite numbers")
         return Chunk(samples, frame.sample_rate)
+
+    def _silence_before(self, frame: av.AudioFrame, chunk: Chunk) -> Iterator[Chunk]:
+        """What was left out before this frame, by the times in the container: silence, or what is damaged.
+
+        Without it, all that follows would be heard too early, and words run together that were far apart.
+        """
+        if frame.time is None or self.source.container not in _TIMED:
+            return
+        gap_s = frame.time - (frame.time if self._heard_s is None else self._heard_s)
+        self._heard_s = frame.time + frame.samples / chunk.rate_hz
+        declared_s = self._declared_s()
+        if gap_s < _SMALLEST_GAP_S or declared_s is None or self._heard_s > declared_s + _SMALLEST_GAP_S:
+            return  # None, or a clock that jumps: no recording is longer than it says.
+        n_left = round(gap_s * chunk.rate_hz)
+        while n_left > 0:
+            n_samples = min(n_left, chunk.rate_hz)
+            yield Chunk(np.zeros((chunk.samples.shape[0], n_samples), dtype=np.float32), chunk.rate_hz)
+            n_left -= n_samples
 
     @property
     def declared_s(self) -> float | None:

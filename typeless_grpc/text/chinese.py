@@ -46,14 +46,31 @@ def written_numbers(text: str) -> list[Edit]:
     """Edits that write numbers, amounts, dates, times and measures in figures; idioms (一样, 万一) keep their words."""
     if not _NUMERALS.search(text):
         return []
-    result = _itn().normalize_with_mapping(text)
+    result = _itn().normalize_with_mapping(text.replace("〇", "零"))  # the grammar knows one of the two zeros
     return [
         Edit(one.input_start, one.input_end, _as_written(one.token_type, one.input_text, one.output_text))
         for one in result.mappings
-        if one.kind == "replace"
+        if one.kind == "replace" and not _stays(text, one.input_start, one.input_end, one.output_text)
     ]
 
 
+def _stays(text: str, start: int, end: int, written: str) -> bool:
+    """Whether a number stays in words, which the grammar does not see.
+
+    About so many (十几个, 十七八岁, 三四个), idioms (三三两两, 十分), quarters of an hour, days of the old calendar
+    (八月十五), and somebody who counts (一二三).
+    """
+    said, before, after = text[start:end], text[max(0, start - 1) : start], text[end : end + 1]
+    is_about = before == "几" or after in ("几", "来") or re.search(r"\d[~-]\d", written) is not None
+    is_part = (before == "月" and not re.search("[号號日]", said)) or after == "刻" or said.endswith("刻")
+    return is_about or is_part or said in _IDIOMS or _counted(said)
+
+
+def _counted(said: str) -> bool:
+    return len(said) > 2 and said in "一二三四五六七八九十"
+
+
+_IDIOMS = frozenset({"十分", "三三两两", "二百五"})
 _NUMERALS = re.compile(r"[零〇一二两兩三四五六七八九十百千万亿半]")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -31,11 +32,12 @@ SPEECH: Mapping[str, Speech] = {
         doubled=_words(
             "that had very really so too much many no yes yeah yep nope ok okay bye hey hi hello ha haha oh ah "
             "aha please wait now never well there again knock night go come on long far half blah bla tut ding "
-            "tick beep choo hear one two three four five six seven eight nine zero ten hundred"
+            "tick beep choo hear chop hush cha can boo ho hee is in on her out up over off down back around by do "
+            "big little old good nice real long deep sorry help stop look wow right fine sure just more la na da"
         ),
         stuttered=_words(
-            "i you he she it we they a an the and but or if in of to at for with from my your his her our their "
-            "this is was are were be i'm i've it's we're he's she's that's what who how when where because can "
+            "i you he she it we they a an the and but or if of to at for with from my your his our their "
+            "this was are were be i'm i've it's we're he's she's that's what who how when where because can "
             "could will would"
         ),
     ),
@@ -43,7 +45,7 @@ SPEECH: Mapping[str, Speech] = {
         fillers=_words("eh ehh em emm mm mmm hm hmm"),
         doubled=_words(
             "muy sí no ya bien más tan casi que luego poco así hola adiós ja jaja ay oye mira venga vale ahora "
-            "nunca uno dos tres cuatro cinco seis siete ocho nueve cero diez cien"
+            "nunca gracias bueno claro ahí tal cha ñam toc"
         ),
         stuttered=_words(
             "yo tú él ella el la los las un una unos unas y o de en a con por para mi tu su se me te lo le es"
@@ -53,7 +55,7 @@ SPEECH: Mapping[str, Speech] = {
         fillers=_words("euh heu euhm hum hmm hm mm mmm"),
         doubled=_words(
             "nous vous très oui non si bien ah oh ha là tout plus trop merci allez bon alors encore jamais petit "
-            "bonjour un deux trois quatre cinq six sept huit neuf zéro dix cent"
+            "bonjour vite oh attention pardon super elle eux toc cha tam ron"
         ),
         stuttered=_words(
             "je tu il elle on ils elles le la les un une des et ou mais de du à en dans avec pour mon ma c'est"
@@ -63,7 +65,7 @@ SPEECH: Mapping[str, Speech] = {
         fillers=_words("äh ähm ähh öh öhm hm hmm mm mmm ehm"),
         doubled=_words(
             "die der das den dem sehr ja nein doch so nie immer ganz viel gut danke bitte hallo ha haha ach oh "
-            "los komm sie ihr eins zwei drei vier fünf sechs sieben acht neun null zehn hundert"
+            "los komm sie ihr schnell lange weit genau klopf tick tut la bitte halt stopp"
         ),
         stuttered=_words("ich du er es wir und oder aber ein eine einen in im auf mit von zu für ist war mein dein"),
     ),
@@ -103,7 +105,17 @@ class Notation:
     month_joiner: str = ""
     hours: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     pairs_are_years: bool = False
+    days_are_ordinal: bool = False
     zeros: frozenset[str] = frozenset()
+    hundred_articles: frozenset[str] = frozenset()
+    telephone_pairs: int = 0
+    ordinals: Mapping[str, str] = field(default_factory=dict)
+    nouns_are_capital: bool = False
+    kept: tuple[re.Pattern[str], ...] = ()
+
+
+def _phrases(*patterns: str) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
 
 
 _METRIC = {"km/h": "km/h", "km": "km", "cm": "cm", "mm": "mm", "kg": "kg"}
@@ -116,7 +128,7 @@ NOTATION: Mapping[str, Notation] = {
         currencies={"dollar": "$", "dollars": "$", "euro": "€", "euros": "€"},
         symbol_first=True,
         cents=_words("cent cents"),
-        cents_joiners=_words("and"),
+        cents_joiners=_words("and") | {""},
         units={
             **_METRIC,
             **dict.fromkeys(("kilometers per hour", "kilometres per hour"), "km/h"),
@@ -133,7 +145,17 @@ NOTATION: Mapping[str, Notation] = {
         months=_words("january february march april may june july august september october november december"),
         month_joiner="of",
         pairs_are_years=True,
-        zeros=_words("oh o zero"),
+        days_are_ordinal=True,
+        zeros=_words("oh o"),
+        hundred_articles=_words("a"),
+        kept=_phrases(
+            r"\b[\w-]+(?: \w+)? and (?:a half|a quarter|a third|three quarters|two thirds)\b",
+            r"\b(?:tens of|fifty[- ]fifty|five and ten)\b",
+            r"\b\w+ (?:hundreds|(?:twen|thir|for|fif|six|seven|eigh|nine)ties)\b",
+            r"\bpoint [\w-]+(?: point [\w-]+)+",
+            r"\b(?:half|quarter|five|ten|twenty|twenty[- ]five) (?:past|to|till|after) "
+            r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b",
+        ),
     ),
     "es": Notation(
         decimal=",",
@@ -155,6 +177,12 @@ NOTATION: Mapping[str, Notation] = {
         },
         months=_words("enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre"),
         month_joiner="de",
+        kept=_phrases(
+            r"\b\w+(?: \w+)? y (?:medi[oa]|cuarto|pico|tant[oa]s)\b",
+            r"\blas? (?:una|dos|tres|cuatro|cinco|seis|siete|ocho|nueve|diez|once|doce) (?:y|menos) (?:\w+ y )?\w+",
+            r"\bsiglos? \w+(?: y \w+)?",
+            r"\b(?:Alfonso|Benedicto|Carlos|Clemente|Felipe|Gregorio|Juan|León|Luis|Pío) \w+(?: y \w+)?",
+        ),
     ),
     "fr": Notation(
         decimal=",",
@@ -176,6 +204,14 @@ NOTATION: Mapping[str, Notation] = {
         },
         months=_words("janvier février mars avril mai juin juillet août septembre octobre novembre décembre"),
         hours=dict.fromkeys(("heure", "heures"), ("{}\u00a0h\u00a0{:02d}", "")),
+        telephone_pairs=5,
+        ordinals={"ème": "e"},
+        kept=_phrases(
+            r"\b[\w-]+(?: \w+)? (?:et demie?|et quart|moins le quart|et quelques)\b",
+            r"\b(?:mille et une?|son trente et un)\b",
+            r"\b[\w-]+(?: et [\w-]+)? siècles?\b",
+            r"\b(?:Benoît|Charles|Clément|Grégoire|Henri|Jean|Léon|Louis|Philippe|Pie) [\w-]+",
+        ),
     ),
     "de": Notation(
         decimal=",",
@@ -197,6 +233,13 @@ NOTATION: Mapping[str, Notation] = {
         },
         months=_words("januar februar märz april mai juni juli august september oktober november dezember"),
         hours={"uhr": ("{}:{:02d}\u00a0Uhr", "{}\u00a0Uhr")},
+        days_are_ordinal=True,
+        nouns_are_capital=True,
+        kept=_phrases(
+            r"\b(?:fünf|zehn|zwanzig|viertel) (?:nach|vor) "
+            r"(?:eins|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf)\b",
+            r"\b(?:halb|dreiviertel|viertel) (?:eins|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|elf|zwölf)\b",
+        ),
     ),
     "it": Notation(decimal=",", group=".", bare=_words("cento mille mila milione milioni")),
     "pt": Notation(decimal=",", group=".", bare=_words("cem cento mil milhão milhões")),

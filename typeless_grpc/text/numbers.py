@@ -1,60 +1,31 @@
 """Spoken numbers as they are written: "twenty-five percent" is "25%".
 
-text2num finds the numbers among the words (it knows how each language counts); here they are joined with what stands
-around them (percent, currencies, units, dates, years, times), by the tables in `languages`. A lone number below ten
-stays a word, and so do "hundreds" or "a million", which rarely mean a count.
+The numbers among the words are joined with what stands around them (percent, currencies, units, dates, years, times),
+by the tables in `languages`. A wrong figure is worse than a word, so in words stay: a lone number below ten, "hundreds"
+and "a million", which rarely mean a count, fractions, idioms, and numbers that follow one another in a way that can be
+read as more than one number ("ten thirty", "seven forty-seven").
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-from text_to_num import find_numbers
 
 from typeless_grpc.text.edits import Edit
 from typeless_grpc.text.languages import NOTATION, Notation
+from typeless_grpc.text.spoken_numbers import Number, Token, numbers_of, tokens_of
 
-_TOKEN = re.compile(r"\d+(?:[.,]\d+)*(?!\w)|(?:[^\W_]|[\u0300-\u036f])+(?:['’-](?:[^\W_]|[\u0300-\u036f])+)*|[^\s]")
-_NUMERAL = re.compile(r"\d+(?:[.,]\d+)*")
-_MERIDIEM = re.compile(r"\s*[ap]\.?\s?m\b", re.IGNORECASE)
+# "I am" has the look of a time of day.
+_MERIDIEM = re.compile(r"\s*(?:[ap]\.\s?m\b|[ap]\s?m\b(?!\s+I\b))", re.IGNORECASE)
 _SMALLEST = 10  # a lone number below is a word, as most style guides have it
+_SURE_CODE = 5  # so many digits in a row are no counting, and "oh" before them is no sigh
+# Before an ordinal they make a fraction of it, and as a number they are no day: "a tenth", "un mai".
+_ARTICLES = frozenset(
+    {"a", "an", "one", "per", "un", "una", "une", "ein", "eine", "einem", "einer", "um", "uma", "een"}
+)
 _NO_BREAK = "\u00a0"
-
-
-class _Token:
-    """A word, numeral or mark where it stands in the text; also what text2num reads."""
-
-    def __init__(self, found: re.Match[str]) -> None:
-        self.start, self.end = found.span()
-        self.said = found[0].casefold()
-        self._text = found[0]
-
-    def text(self) -> str:
-        return self._text
-
-    def nt_separated(self, previous: _Token) -> bool:
-        return False
-
-    def not_a_number_part(self) -> bool:
-        return False
-
-
-@dataclass(frozen=True)
-class _Number:
-    """A number among the tokens, start to end (exclusive), and how its digits are written."""
-
-    start: int
-    end: int
-    digits: str
-    value: float
-    is_ordinal: bool = False
-    is_numeral: bool = False
-
-    @property
-    def is_count(self) -> bool:
-        return not self.is_ordinal and self.value == int(self.value)
 
 
 def written_numbers(text: str, language: str) -> list[Edit]:
@@ -62,40 +33,8 @@ def written_numbers(text: str, language: str) -> list[Edit]:
     notation = NOTATION.get(language)
     if notation is None or not text:
         return []
-    tokens = [_Token(found) for found in _TOKEN.finditer(text)]
-    numbers = {number.start: number for number in _numbers(tokens, language)}
-    reader = _Reader(text, tokens, numbers, notation)
-    edits, position = [], 0
-    while position < len(tokens):
-        written = reader.read(position)
-        if written is None:
-            position += 1
-            continue
-        edits.append(Edit(tokens[position].start, tokens[written.end - 1].end, written.text))
-        position = written.end
-    return edits
-
-
-def _numbers(tokens: Sequence[_Token], language: str) -> list[_Number]:
-    found = [
-        _Number(one.start, one.end, one.text, one.value, one.is_ordinal)
-        for one in find_numbers(tokens, language, threshold=0)
-    ]
-    taken = {position for number in found for position in range(number.start, number.end)}
-    numerals = [
-        _Number(i, i + 1, token.text(), _value(token.said), is_numeral=True)
-        for i, token in enumerate(tokens)
-        if i not in taken and _NUMERAL.fullmatch(token.said)
-    ]
-    return sorted([*found, *numerals], key=lambda number: number.start)
-
-
-def _value(numeral: str) -> float:
-    """Near enough to tell a count from a fraction: the last mark before other than three digits is the decimal's."""
-    whole, mark, fraction = numeral.rpartition("," if "," in numeral else ".")
-    if not mark or len(fraction) == 3:
-        return float(re.sub(r"[.,]", "", numeral))
-    return float(re.sub(r"[.,]", "", whole) + "." + fraction)
+    tokens = tokens_of(text)
+    return list(_Reader(text, tokens, numbers_of(tokens, language), notation).edits())
 
 
 @dataclass(frozen=True)
@@ -109,18 +48,39 @@ class _Written:
 class _Reader:
     """Reads one text: at each token, the longest thing that is written in figures there."""
 
-    def __init__(self, text: str, tokens: Sequence[_Token], numbers: dict[int, _Number], notation: Notation) -> None:
+    def __init__(self, text: str, tokens: Sequence[Token], numbers: Sequence[Number], notation: Notation) -> None:
         self._text = text
         self._tokens = tokens
-        self._numbers = numbers
         self._notation = notation
+        self._numbers = {one.start: one for one in numbers if not self._is_kept(one)}
+        counts = [one for one in numbers if not one.is_ordinal]
+        self._count_starts = {one.start for one in counts}
+        self._count_ends = {one.end for one in counts}
+        self._written_to = 0
 
-    def read(self, position: int) -> _Written | None:
+    def edits(self) -> Iterator[Edit]:
+        """What to change, in order."""
+        position = 0
+        while position < len(self._tokens):
+            # What comes straight after a number that stays in words may belong to it.
+            is_loose = position not in self._count_ends or position == self._written_to
+            written = self._read(position) if is_loose else None
+            if written is None:
+                position += 1
+                continue
+            yield Edit(self._tokens[position].start, self._tokens[written.end - 1].end, written.text)
+            position = self._written_to = written.end
+
+    def _read(self, position: int) -> _Written | None:
         """What to write from this token on; None where the words stay."""
-        series = self._series(position)
-        if series is not None:
-            return series
+        digits = self._telephone(position) or self._series(position)
+        if digits is not None:
+            return digits
         number = self._numbers.get(position)
+        if self._is_article_of_hundred(position):
+            number = self._numbers.get(position + 1)
+        elif self._is_article_of_hundred(position - 1):  # nothing that is written with its article was found there
+            return None
         if number is None or (not number.is_numeral and self._is_bare(number)):
             return None
         for reading in (self._year, self._clock, self._date, self._measure, self._alone):
@@ -132,40 +92,70 @@ class _Reader:
     def _said(self, position: int) -> str:
         return self._tokens[position].said if 0 <= position < len(self._tokens) else ""
 
-    def _is_bare(self, number: _Number) -> bool:
+    def _is_kept(self, number: Number) -> bool:
+        """Whether it is part of an idiom, or of something that is never written in figures."""
+        start, end = self._tokens[number.start].start, self._tokens[number.end - 1].end
+        found = (one for pattern in self._notation.kept for one in pattern.finditer(self._text))
+        return not number.is_numeral and any(one.start() < end and start < one.end() for one in found)
+
+    def _is_article_of_hundred(self, position: int) -> bool:
+        """Whether an article says how many hundreds: "a hundred and ten"."""
+        is_article = self._said(position) in self._notation.hundred_articles
+        return is_article and self._said(position + 1) in self._notation.bare
+
+    def _is_bare(self, number: Number) -> bool:
         """Whether it is "hundreds", "a million": words that scale, without a number before them."""
-        return self._said(number.start) in self._notation.bare or self._said(number.start).endswith("ths")
+        return all(self._said(i) in self._notation.bare for i in range(number.start, number.end))
 
     def _series(self, position: int) -> _Written | None:
         """Three digits or more, said one by one: a telephone number, a code."""
-        digits = ""
-        for end in range(position, len(self._tokens)):
-            digit = self._digit(end)
-            if digit is None:
-                break
-            digits += digit
-        return _Written(position + len(digits), digits) if len(digits) >= 3 else None
+        digits, end = "", position
+        while (digit := self._digit(end)) is not None:
+            digits, end = digits + digit[0], digit[1]
+        goes_on = 0 < self._written_to == position - 1  # after a comma: "five five five, one two three four"
+        if len(digits) < 3 or set(digits) == {"0"} or (_is_counting(digits) and not goes_on):
+            return None
+        is_sigh = self._said(position) in self._notation.zeros and len(digits) < _SURE_CODE
+        return None if is_sigh else _Written(end, digits)
 
-    def _digit(self, position: int) -> str | None:
+    def _digit(self, position: int) -> tuple[str, int] | None:
+        """A digit, or a zero and the digit that is said with it, and where they end."""
         number = self._numbers.get(position)
-        if number is not None and number.end == position + 1 and len(number.digits) == 1 and not number.is_numeral:
-            return number.digits
-        return "0" if self._said(position) in self._notation.zeros else None
+        if number is not None and number.is_digits:
+            return number.digits, number.end
+        return ("0", position + 1) if self._said(position) in self._notation.zeros else None
 
-    def _year(self, number: _Number) -> _Written | None:
+    def _telephone(self, position: int) -> _Written | None:
+        """A telephone number that is said, and written, in pairs."""
+        pairs, end = list[str](), position
+        while (number := self._numbers.get(end)) is not None and number.is_count and len(number.digits) == 2:
+            pairs.append(number.digits)
+            end = number.end
+        is_one = 0 < self._notation.telephone_pairs == len(pairs) and pairs[0].startswith("0")
+        return _Written(end, _NO_BREAK.join(pairs)) if is_one else None
+
+    def _year(self, number: Number) -> _Written | None:
         """A year said in two parts: "nineteen eighty-four", "nineteen oh five"."""
         is_century = number.is_count and 16 <= number.value <= 20 and not number.is_numeral
         if not (self._notation.pairs_are_years and is_century):
             return None
         following = self._numbers.get(number.end)
-        if following is not None and not following.is_numeral and following.is_count and 10 <= following.value <= 99:
-            return _Written(following.end, f"{number.digits}{following.digits}")
-        last = self._digit(number.end + 1)
-        if self._said(number.end) in self._notation.zeros and last not in (None, "0"):
-            return _Written(number.end + 2, f"{number.digits}0{last}")
-        return None
+        if following is None:
+            zero, digit = self._said(number.end) in self._notation.zeros, self._digit(number.end + 1)
+            return _Written(digit[1], f"{number.digits}0{digit[0]}") if zero and digit and digit[0] != "0" else None
+        is_part = following.is_count and not following.is_numeral and len(following.digits) == 2
+        is_counted = following.value == number.value + 1 and following.value < 20  # "seventeen, eighteen"
+        if not is_part or is_counted or following.digits == "00" or self._counts_something(following.end):
+            return None
+        return _Written(following.end, f"{number.digits}{following.digits}")
 
-    def _clock(self, number: _Number) -> _Written | None:
+    def _counts_something(self, position: int) -> bool:
+        """Whether a number or what is counted follows, so that what ends here is no year."""
+        notation = self._notation
+        counted = (dict.fromkeys(notation.percent, "%"), notation.currencies, notation.units)
+        return position in self._count_starts or any(self._phrase(position, phrases) for phrases in counted)
+
+    def _clock(self, number: Number) -> _Written | None:
         """A time of day, "three thirty p.m.", "drei Uhr": in figures, the rest as it was said."""
         if number.is_numeral or not (number.is_count and 0 <= number.value <= 24):
             return None
@@ -178,7 +168,7 @@ class _Reader:
             return _Written(minutes.end, f"{number.digits}:{minutes.digits}")
         return _Written(number.end, number.digits) if self._meridiem(number.end) else None
 
-    def _clock_by_the_hour(self, number: _Number) -> _Written | None:
+    def _clock_by_the_hour(self, number: Number) -> _Written | None:
         """Where the hour is named, minutes may follow; "trois heures" alone may be a length of time, and stays."""
         minutes = self._minutes(number.end + 1)
         pattern, only_hour = self._notation.hours[self._said(number.end)]
@@ -186,7 +176,7 @@ class _Reader:
             return _Written(minutes.end, pattern.format(number.digits, int(minutes.value)))
         return _Written(number.end + 1, only_hour.format(number.digits)) if only_hour else None
 
-    def _minutes(self, position: int) -> _Number | None:
+    def _minutes(self, position: int) -> Number | None:
         minutes = self._numbers.get(position)
         return minutes if minutes is not None and minutes.is_count and 10 <= minutes.value <= 59 else None
 
@@ -194,9 +184,11 @@ class _Reader:
         english = self._notation.pairs_are_years
         return english and _MERIDIEM.match(self._text, self._tokens[position - 1].end) is not None
 
-    def _date(self, number: _Number) -> _Written | None:
+    def _date(self, number: Number) -> _Written | None:
         """A day next to its month is a figure, however small: "March 5th", "3 de mayo"."""
         if not 1 <= number.value <= 31 or number.is_numeral:
+            return None
+        if not number.is_ordinal and (self._notation.days_are_ordinal or self._said(number.start) in _ARTICLES):
             return None
         after = number.end
         if self._notation.month_joiner:
@@ -206,12 +198,12 @@ class _Reader:
         english = self._notation.pairs_are_years
         month = self._tokens[number.start - 1] if english and number.start else None
         precedes = month is not None and month.said in names and month.text()[0].isupper() and number.is_ordinal
-        if not (precedes or follows) or (english and not number.is_ordinal):
+        if not (precedes or follows):
             return None
         is_first_of_month = number.is_ordinal and self._notation.month_joiner == "de"
         return _Written(number.end, str(int(number.value)) if is_first_of_month else number.digits)
 
-    def _measure(self, number: _Number) -> _Written | None:
+    def _measure(self, number: Number) -> _Written | None:
         """A number with what it counts: percent, a currency, a unit."""
         if number.is_ordinal:
             return None
@@ -222,26 +214,28 @@ class _Reader:
             joint = "" if self._notation.symbol_first else _NO_BREAK
             return _Written(percent[0], f"{amount}{joint}%")
         if is_article:
-            return None
+            return self._money(number, amount, end, only_with_cents=True)
         unit = self._phrase(end, self._notation.units)
         if unit is not None:
             joint = "" if unit[1].startswith("°") and self._notation.symbol_first else _NO_BREAK
             return _Written(unit[0], f"{amount}{joint}{unit[1]}")
         return self._money(number, amount, end)
 
-    def _money(self, number: _Number, amount: str, end: int) -> _Written | None:
+    def _money(self, number: Number, amount: str, end: int, *, only_with_cents: bool = False) -> _Written | None:
         currency = self._phrase(end, self._notation.currencies)
         if currency is None or (number.start and self._said(number.start - 1) in {"$", "€", "£"}):
             return None
         end, symbol = currency
         cents = self._cents(end) if number.is_count else None
+        if cents is None and (only_with_cents or end in self._count_starts):
+            return None
         if cents is not None:
             amount, end = f"{amount}{self._notation.decimal}{int(cents.value):02d}", cents.end
         if self._notation.symbol_first:
             return _Written(end, f"{symbol}{amount}")
         return _Written(end, f"{amount}{_NO_BREAK}{symbol}")
 
-    def _cents(self, position: int) -> _Number | None:
+    def _cents(self, position: int) -> Number | None:
         """The cents of an amount, with the word for them where it is said; `end` is past all of it."""
         joiners = self._notation.cents_joiners
         start = position + 1 if self._said(position) in joiners and self._said(position) else position
@@ -249,9 +243,9 @@ class _Reader:
         if number is None or not (number.is_count and 0 < number.value < 100):
             return None
         if self._said(number.end) in self._notation.cents:
-            return _Number(number.start, number.end + 1, number.digits, number.value)
-        joined_without_word = not self._notation.symbol_first and (start > position or "" in joiners)
-        return number if joined_without_word and number.value >= 10 else None
+            return Number(number.start, number.end + 1, number.digits, number.value)
+        is_joined = "" in joiners if start == position else not self._notation.symbol_first
+        return number if is_joined and number.value >= 10 and not self._counts_something(number.end) else None
 
     def _phrase(self, position: int, phrases: Mapping[str, str]) -> tuple[int, str] | None:
         """The longest of the phrases that is said from here on: where it ends, and what it stands for."""
@@ -261,7 +255,7 @@ class _Reader:
                 return position + length, phrases[said]
         return None
 
-    def _scaled(self, number: _Number) -> tuple[str, int]:
+    def _scaled(self, number: Number) -> tuple[str, int]:
         """The number in figures, "2.5 million" where it is as round as that, and the token it ends before."""
         following = self._numbers.get(number.end)
         if following is not None and self._is_bare(following) and following.value >= 10**6 and not number.is_ordinal:
@@ -274,16 +268,36 @@ class _Reader:
                 return f"{count}{_NO_BREAK}{one if number.value == scale else many}", number.end
         return self._grouped(number), number.end
 
-    def _grouped(self, number: _Number) -> str:
+    def _grouped(self, number: Number) -> str:
         if number.is_numeral or not number.is_count or number.value < 10_000 or not number.digits.isdigit():
             return number.digits
         return f"{int(number.value):,}".replace(",", self._notation.group)
 
-    def _alone(self, number: _Number) -> _Written | None:
+    def _alone(self, number: Number) -> _Written | None:
         is_small = number.value < _SMALLEST and (number.is_count or number.is_ordinal)
         if number.is_numeral or is_small:
             return None
         if number.is_ordinal:
-            return _Written(number.end, number.digits)
+            return self._ordinal(number)
         text, end = self._scaled(number)
-        return _Written(end, text)
+        is_cents = self._said(number.start - 1) in self._notation.currencies and number.value < 100  # "a dollar fifty"
+        return None if end in self._count_starts or is_cents else _Written(end, text)
+
+    def _ordinal(self, number: Number) -> _Written | None:
+        """An ordinal that is no fraction ("a tenth") and no "thousandth"; with a mark of its own only before a noun."""
+        before, last = self._said(number.start - 1), self._said(number.end - 1)
+        is_fraction = number.start in self._count_ends or before in _ARTICLES or last.endswith("s")
+        if is_fraction or number.value in (100, 1000, 10**6):
+            return None
+        following = self._tokens[number.end].text() if number.end < len(self._tokens) else ""
+        if number.digits.endswith("."):
+            is_noun = following.isalpha() and (following[0].isupper() or not self._notation.nouns_are_capital)
+            return _Written(number.end, number.digits) if is_noun else None
+        suffix = number.digits.lstrip("0123456789")
+        return _Written(number.end, number.digits.removesuffix(suffix) + self._notation.ordinals.get(suffix, suffix))
+
+
+def _is_counting(digits: str) -> bool:
+    """Whether somebody counts, up or down: "one two three"."""
+    steps = {int(after) - int(before) for before, after in itertools.pairwise(digits)}
+    return steps in ({1}, {-1})

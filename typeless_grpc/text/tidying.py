@@ -5,25 +5,30 @@ Each function finds edits in one segment's text; none of them looks at times.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
 from typeless_grpc.engine.transcript import UNSPACED
 from typeless_grpc.text.edits import Edit
 from typeless_grpc.text.languages import SPEECH
+from typeless_grpc.text.spoken_numbers import is_number
 
 # A word: letters and digits of any script with their combining marks, and what joins them inside.
 WORD = re.compile(r"(?:[^\W_]|[\u0300-\u036f])+(?:['’](?:[^\W_]|[\u0300-\u036f])+)*")
+_UNITS = frozenset({"mm", "hm"})
 _ONLY_SPACE = re.compile(r"\s+")
 _SPACE_COMMA_OR_HYPHEN = re.compile(r"\s+|\s*[,-]\s*")
 _CHINESE_COMMA = "[,，、…]"
 _SENTENCE_END = ".!?…。！？"
+_BEFORE_CAPITALS = ("", *_SENTENCE_END, *"\"'“”„«»‘¿¡(:")
 
 
 def repeated_words(text: str, language: str) -> list[Edit]:
     """Leave one of a word that was said twice without meaning it: "the the", "I, I".
 
-    Numbers, names of sounds and words that a language doubles on purpose ("very very", "nous nous") are left alone.
+    Numbers, names (New York, New York; Bora Bora), compounds ("so so-called") and words that a language doubles on
+    purpose ("very very", "nous nous") are left alone.
     """
     if language == "zh":
         return _repeated_in_chinese(text)
@@ -36,10 +41,20 @@ def repeated_words(text: str, language: str) -> list[Edit]:
         if previous is not None and previous[0].casefold() == word[0].casefold():
             said, between = word[0].casefold(), text[previous.end() : word.start()]
             stuttered = said in speech.stuttered and _SPACE_COMMA_OR_HYPHEN.fullmatch(between)
-            if stuttered or (_ONLY_SPACE.fullmatch(between) and said.isalpha() and said not in speech.doubled):
+            doubled = _ONLY_SPACE.fullmatch(between) and said.isalpha() and said not in speech.doubled
+            at_hyphen = text[word.end() : word.end() + 1] == "-" or text[: previous.start()].endswith("-")
+            is_compound = at_hyphen and "-" not in between
+            if (stuttered or doubled) and not is_compound and not _is_named(text, previous, word, language):
                 edits.append(Edit(previous.end(), word.end(), ""))
         previous = word
     return edits
+
+
+def _is_named(text: str, first: re.Match[str], second: re.Match[str], language: str) -> bool:
+    """Whether a word said twice is a name or a number: "in Bora Bora", "twenty twenty"."""
+    is_lower_elsewhere = language != "de" and text[: first.start()].rstrip()[-1:] not in _BEFORE_CAPITALS
+    is_name = is_lower_elsewhere and len(first[0]) > 2 and first[0][0].isupper() and second[0][0].isupper()
+    return is_name or is_number(second[0].casefold(), language)
 
 
 def _repeated_in_chinese(text: str) -> list[Edit]:
@@ -53,20 +68,21 @@ def fillers(text: str, language: str) -> list[Edit]:
     """Leave out sounds that mean nothing, with the commas that set them off; the sentence starts with a capital."""
     if language == "zh":
         return _chinese_fillers(text)
-    speech = SPEECH.get(language)
-    if speech is None:
+    if language not in SPEECH:
         return []
     edits: list[Edit] = []
-    for first, last in _runs_of_fillers(text, speech.fillers):
-        edits += _without(text, first, last)
+    runs = [*_runs_of_fillers(text, language), (len(text), len(text))]
+    for (first, last), (following, _) in itertools.pairwise(runs):
+        edits += _without(text, first, last, following)
     return edits
 
 
-def _runs_of_fillers(text: str, known: frozenset[str]) -> Iterator[tuple[int, int]]:
+def _runs_of_fillers(text: str, language: str) -> Iterator[tuple[int, int]]:
     """Where fillers stand, those that follow one another ("um, uh") together."""
     start = end = -1
     for word in WORD.finditer(text):
-        if word[0].casefold() not in known or _is_part_of_a_compound(text, word):
+        is_filler = word[0].casefold() in SPEECH[language].fillers and not _is_part_of_a_compound(text, word)
+        if not is_filler or _means_something(text, word, language):
             continue
         if start >= 0 and re.fullmatch(r"[\s,…]*(?:\.\.\.)?\s*", text[end : word.start()]):
             end = word.end()
@@ -83,13 +99,23 @@ def _is_part_of_a_compound(text: str, word: re.Match[str]) -> bool:
     return text[word.end() : word.end() + 1] == "-" or text[max(0, word.start() - 1) : word.start()] == "-"
 
 
-def _without(text: str, start: int, end: int) -> list[Edit]:
-    """Edits that take out text[start:end] and close the gap."""
+def _means_something(text: str, word: re.Match[str], language: str) -> bool:
+    """Whether what sounds like a filler is an abbreviation or a unit: "the ER", "5 mm"."""
+    if len(word[0]) > 1 and word[0].isupper() and not text.isupper():
+        return True
+    before = text[: word.start()].split()[-1:]
+    return word[0] in _UNITS and bool(before) and is_number(before[0].casefold(), language)
+
+
+def _without(text: str, start: int, end: int, following: int) -> list[Edit]:
+    """Edits that take out text[start:end] and close the gap. following: where the next thing to take out begins."""
     before, after = text[:start].rstrip(), text[end:]
     comma_after = re.match(r"\s*(?:,|…|\.\.\.)", after)
     if not before or before[-1] in _SENTENCE_END:
         rest = re.match(r"\s*(?:(?:,|…|\.+)\s*)?", after)
         resume = end + (rest.end() if rest else 0)
+        if resume == following:
+            return [Edit(start, resume, "")]
         capital = text[resume : resume + 1].upper() if text[start].isupper() else text[resume : resume + 1]
         return [Edit(start, min(len(text), resume + 1), capital)]
     if comma_after:  # "so, um, I" keeps one comma, "so um, I" none.

@@ -49,10 +49,59 @@ def written(text: str, language: str) -> str:
         ),
         ("It may well, to too won ate", "It may well, to too won ate"),
         ("\u00c9ric is twenty-two", "\u00c9ric is 22"),
+        ("Twenty twenty, then twenty twenty-four, then nineteen o five", "2020, then 2024, then 1905"),
+        ("a hundred and ten percent of a hundred and one", "110% of 101"),
+        ("five dollars fifty, ten dollars and five cents", "$5.50, $10.05"),
+        ("room two oh four, double oh seven, zero zero seven", "room 204, double oh seven, 007"),
+        ("my number is five five five, one two three four", "my number is 555, 1234"),
     ],
 )
 def test_english(said: str, expected: str):
     assert written(said, "en") == expected
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "tens of thousands, in the nineteen eighties, a fifty-fifty chance, fifty fifty",
+        "at ten thirty, boeing seven forty seven, flight one twenty three, twenty four seven, nine eleven",
+        "eight hundred five five five one two three four",
+        "one two three go, three two one, oh oh oh, oh one two",
+        "one tenth, three tenths, a twentieth, for the hundredth time, the thousandth",
+        "two and a half years, twenty-two and a half, ten dollars and a half, a dollar fifty",
+        "half past ten, twenty past ten, ten to twelve, one of us, a couple, a second, the second one, no one am I",
+        "version three point one point four, fourteen ninety-two, seventeen eighteen, minus one",
+    ],
+)
+def test_english_that_stays_in_words(said: str):
+    assert written(said, "en") == said
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("es", "Uno de nosotros, una vez, el segundo piso, mil euros, cien por cien, decenas de miles"),
+        ("es", "las diez y media, las dos y veinte, las diez menos cinco, dos euros y medio, veinte y pico"),
+        (
+            "es",
+            "el siglo veinte, Juan veintitrés, un décimo, medio millón, seiscientos doce treinta y cuatro",
+        ),
+        ("fr", "un mai pluvieux, quoi de neuf, l'un d'entre nous, mille et une nuits, sur son trente et un"),
+        ("fr", "dix heures et demie, deux millions et demi, le vingtième siècle, Louis quatorze, un dixième"),
+        ("fr", "un deux trois soleil, cent fois, une vingtaine, des dizaines"),
+        (
+            "de",
+            "Ludwig der Vierzehnte. Jeder zehnte, der zwanzigste. Zum hundertsten Mal, eine Uhr",
+        ),
+        (
+            "de",
+            "um halb elf, zehn nach zehn, fünf vor zwölf, eins zwei drei, ein Mai, drei Zehntel",
+        ),
+        ("zh", "三点一刻，三三两两，三四个，十七八岁，十几个，几十个，八月十五，一二三走，十分，二百五"),
+    ],
+)
+def test_others_that_stay_in_words(language: str, said: str):
+    assert written(said, language) == said
 
 
 @pytest.mark.parametrize(
@@ -72,6 +121,18 @@ def test_english(said: str, expected: str):
             "dreihunderttausend Leute, ein Mann, die zweite Frau, drei Komma eins vier",
             "300.000 Leute, ein Mann, die zweite Frau, 3,14",
         ),
+        ("es", "en mil novecientos ochenta y cuatro, ciento veinte, un euro con cincuenta", "en 1984, 120, 1,50~€"),
+        (
+            "fr",
+            "en mille neuf cent quatre-vingt-quatre, la dixième fois, un euro cinquante",
+            "en 1984, la 10e fois, 1,50~€",
+        ),
+        ("fr", "le zéro six douze trente-quatre cinquante-six soixante-dix-huit", "le 06~12~34~56~78"),
+        (
+            "de",
+            "null eins sieben sechs, ein Euro fünfzig, das zwanzigste Jahrhundert",
+            "0176, 1,50~€, das 20. Jahrhundert",
+        ),
         ("it", "ventiquattro case", "24 case"),
         ("pt", "vinte e quatro casas", "24 casas"),
         ("nl", "vierentwintig huizen", "24 huizen"),
@@ -89,6 +150,7 @@ def test_other_languages(language: str, said: str, expected: str):
         ("下午三点十五分，百分之五十的人", "下午3:15，50%的人"),
         ("两千三百米，六十公斤，五十美元", "2300m，60kg，$50"),
         ("电话是一三八零零一三八零零零", "电话是13800138000"),
+        ("二〇二四年，一百多个，三分之一", "2024年，100多个，1/3"),
         ("一样，万一，十分高兴，一起去，星期五，我有三个苹果", "一样，万一，十分高兴，一起去，星期五，我有三个苹果"),
         ("没有数字", "没有数字"),
     ],
