@@ -18,7 +18,6 @@ from tests.harness import AUDIO, serving
 from typeless_grpc.cli.commands import app
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Mode, PostProcessing, Task
 from typeless_grpc.engine.scripted import ScriptedEngine
-from typeless_grpc.engine.transcript import OutputFormat
 from typeless_grpc.errors import Overloaded
 
 SPEECH = str(AUDIO / "en_short.flac")
@@ -59,7 +58,7 @@ async def test_a_file_that_fails_does_not_stop_the_others(tmp_path: Path):
     assert "AUDIO_UNDECODABLE" in result.stderr
 
 
-async def test_every_flag_reaches_the_engine(monkeypatch: pytest.MonkeyPatch):
+async def test_every_flag_is_honoured(monkeypatch: pytest.MonkeyPatch):
     engine = ScriptedEngine()
     flags = (
         "--model tiny --language de --allow-language de --task translate --prompt P --hotwords a --hotword b,c --words "
@@ -82,8 +81,9 @@ async def test_every_flag_reaches_the_engine(monkeypatch: pytest.MonkeyPatch):
         chunking=Chunking.FIXED,
         separate_channels=True,
         post_processing=PostProcessing(Mode.STANDARD, {"a": "b"}, mask_profanity=True),
-        output_formats=(OutputFormat.WEBVTT,),
     )
+    # The format is the server's work after the engine's: the file is what shows that it was asked for.
+    assert result.stdout.startswith("WEBVTT\n\n00:00:00.000 --> ")
 
 
 async def test_a_terminal_sees_that_something_happens():
@@ -201,6 +201,13 @@ async def test_a_full_server_is_asked_again():
 async def test_what_makes_no_sense_ends_with_2(command: str, flags: list[str]):
     result = await typeless(command, "-s", "127.0.0.1:9", *flags, SPEECH)
     assert result.exit_code == 2
+
+
+async def test_a_format_with_words_has_the_words_in_the_format():
+    async with serving(ScriptedEngine(lambda asked: "hello there")) as served:
+        result = await typeless("transcribe", "-s", served.target, "--words", "-f", "json", SPEECH)
+    document = json.loads(result.stdout)
+    assert [word["text"] for segment in document["segments"] for word in segment["words"]] == ["hello", "there"]
 
 
 async def test_one_format_goes_to_a_pipe_as_it_is():

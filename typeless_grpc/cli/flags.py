@@ -97,7 +97,9 @@ Formats = Annotated[
 OutputDirectory = Annotated[
     str, typer.Option("--output", "-o", help="Directory to write a file to for each recording and format.")
 ]
-Words = Annotated[bool, typer.Option("--words", help="Print each word with its times and confidence.")]
+Words = Annotated[
+    bool, typer.Option("--words", help="Each word with its times and confidence; with --format json, in it.")
+]
 Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds to wait for each call; no limit unless set.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The whole answer as JSON, one object for each file.")]
 

@@ -34,7 +34,8 @@ class Outcome:
 class Results:
     """Takes outcomes in order, and prints or saves them.
 
-    formats: as asked of the server. directory: None prints. words, as_json: print those in place of the text.
+    formats: as asked of the server. directory: None prints. words: print each where no format is asked for.
+    as_json: print the whole answers in place of their text.
     """
 
     files: Sequence[Path]
@@ -62,10 +63,10 @@ class Results:
     def _print(self, file: Path, transcript: Transcript) -> None:
         if len(self.files) > 1:
             typer.echo(f"# {file}")
-        if self.words:
-            typer.echo(_words(transcript))
-        elif transcript.renditions:
+        if transcript.renditions:
             typer.echo(transcript.renditions[0].content, nl=False)
+        elif self.words:
+            typer.echo(_words(transcript))
         else:
             typer.echo("\n".join(segment.text for segment in transcript.segments))
 
