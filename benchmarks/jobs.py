@@ -50,12 +50,13 @@ def server(directory: Path, **settings: object) -> Iterator[tuple[Client, str, p
 
 async def serve(directory: Path, settings: dict[str, object]) -> None:
     """What runs in the process of its own."""
-    from typeless_grpc.app import keep_jobs, listen
+    from typeless_grpc.app import keep_jobs, listen, share_heaps
     from typeless_grpc.config import Settings
     from typeless_grpc.engine.scripted import ScriptedEngine
     from typeless_grpc.telemetry import logs
 
     logs.configure("warning", "json")
+    share_heaps()  # as `build` does
 
     class Forgetful(ScriptedEngine):
         async def transcribe(self, *args: object) -> object:  # type: ignore[override]

@@ -40,17 +40,26 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Retries:
-    """How long a call that finds no server is tried again: max_attempts in a row without any progress."""
+    """How long a call is tried again that finds no server, or finds the caller's quota spent.
 
-    max_attempts: int = 8
+    max_attempts: in a row without any progress. max_quota_s: the longest wait for a quota that the server may ask for.
+    """
+
+    max_attempts: int = 10
     first_delay_s: float = 0.2
     max_delay_s: float = 5.0
+    max_quota_s: float = 60.0
 
     def delay_s(self, n_failures: int, failed: CallFailed) -> float | None:
         """How long to wait after the nth failure in a row; None where trying again would not help."""
-        if failed.code is not grpc.StatusCode.UNAVAILABLE or n_failures >= self.max_attempts:
+        if n_failures >= self.max_attempts:
             return None
-        return max(min(self.first_delay_s * 2.0 ** (n_failures - 1), self.max_delay_s), failed.retry_after_s or 0.0)
+        asked_s = failed.retry_after_s or 0.0
+        if failed.code is grpc.StatusCode.UNAVAILABLE:
+            return max(min(self.first_delay_s * 2.0 ** (n_failures - 1), self.max_delay_s), asked_s)
+        # Many recordings, each with an upload, are more calls than most quotas hold at once.
+        is_quota = failed.reason == "RATE_LIMITED" and failed.retry_after_s is not None
+        return asked_s if is_quota and asked_s <= self.max_quota_s else None
 
 
 def submission(

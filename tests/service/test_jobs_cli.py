@@ -52,13 +52,60 @@ async def test_a_job_from_submission_to_deletion(tmp_path: Path):
         assert (code, "workers              1" in out) == (0, True)
 
 
+async def test_a_job_keeps_its_text_in_the_formats_that_were_asked_for(tmp_path: Path):
+    async with serving_jobs(ScriptedEngine(lambda asked: "what was said"), tmp_path) as served:
+        wanted = ["--format", "srt", "--format", "json", RECORDING]
+        _, out, _ = await typeless(served.target, "jobs", "submit", *wanted)
+        job_id = out.strip()
+        assert (await typeless(served.target, "jobs", "watch", job_id))[0] == 0
+        code, out, _ = await typeless(served.target, "jobs", "get", "--format", "json", job_id)
+        assert (code, json.loads(out)["text"]) == (0, "what was said")
+        code, out, complaint = await typeless(served.target, "jobs", "get", "--format", "vtt", job_id)
+        assert (code, out, "--format vtt" in complaint) == (1, "", True)
+        code, out, _ = await typeless(served.target, "jobs", "submit", "--wait", "--format", "srt", RECORDING)
+        assert (code, out.splitlines()[0], out.splitlines()[2]) == (0, "1", "what was said")
+        code, out, _ = await typeless(served.target, "jobs", "submit", "--wait", "--words", RECORDING)
+        assert (code, [line.split()[-1] for line in out.splitlines()]) == (0, ["what", "was", "said"])
+
+
+async def test_a_key_is_sent_with_every_call(tmp_path: Path):
+    key = "a-key-of-the-test-that-is-long"
+    settings = {"auth_enabled": True, "require_auth": True, "api_keys": [key]}
+    async with serving_jobs(ScriptedEngine(), tmp_path, **settings) as served:
+        code, _, complaint = await typeless(served.target, "jobs", "stats")
+        assert (code, "KEY_REQUIRED" in complaint) == (1, True), complaint
+        assert (await typeless(served.target, "jobs", "stats", "--api-key", key))[0] == 0
+        wait = ["--wait", "--api-key", key, RECORDING]
+        assert (await typeless(served.target, "jobs", "submit", *wait))[0] == 0
+
+
+async def test_nobody_waits_long_for_a_server_that_is_not_there():
+    code, out, complaint = await typeless("127.0.0.1:1", "jobs", "list")
+    assert (code, out) == (1, "")
+    assert "no server answers at 127.0.0.1:1" in complaint
+
+
 async def test_a_job_that_fails_is_an_exit_code_and_a_reason(tmp_path: Path):
     no_audio = tmp_path / "no-audio.wav"
     no_audio.write_bytes(b"no audio at all")
     async with serving_jobs(ScriptedEngine(), tmp_path / "data") as served:
         code, out, complaint = await typeless(served.target, "jobs", "submit", "--wait", str(no_audio))
-    assert (code, out) == (1, "")
-    assert "AUDIO_UNDECODABLE" in complaint
+        assert (code, out) == (1, "")
+        assert "AUDIO_UNDECODABLE" in complaint
+        _, out, _ = await typeless(served.target, "jobs", "list", "--json", "--state", "failed")
+        job_id = json.loads(out)["jobId"]
+        code, out, complaint = await typeless(served.target, "jobs", "get", job_id)
+        assert (code, "failed" in out, "AUDIO_UNDECODABLE" in complaint) == (1, True, True)
+
+
+async def test_a_cancelled_job_is_an_exit_code_too(tmp_path: Path):
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
+        _, out, _ = await typeless(served.target, "jobs", "submit", RECORDING)
+        job_id = out.strip()
+        code, out, _ = await typeless(served.target, "jobs", "cancel", "--json", job_id)
+        assert (code, json.loads(out)["state"]) == (0, "JOB_STATE_CANCELLED")
+        code, out, complaint = await typeless(served.target, "jobs", "watch", job_id)
+        assert (code, out, "cancelled" in complaint) == (1, "", True)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +115,7 @@ async def test_a_job_that_fails_is_an_exit_code_and_a_reason(tmp_path: Path):
         ["submit", "--priority", "urgent", RECORDING],
         ["submit", "--task", "sing", RECORDING],
         ["submit", "--label", "no-value", RECORDING],
+        ["submit", "--wait", "--format", "srt", "--format", "vtt", RECORDING],
         ["list", "--state", "lost"],
     ],
     ids=lambda words: " ".join(words[:2]),

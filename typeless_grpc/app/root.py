@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typeless_grpc.access.address import is_loopback
 from typeless_grpc.app.access import open_access
 from typeless_grpc.app.background import Background, keep_jobs
+from typeless_grpc.app.memory import share_heaps
 from typeless_grpc.app.models import BuiltEngine, build_engine, finishing
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.audio.source import AudioSources
@@ -72,6 +73,7 @@ class App(Listening):
 @asynccontextmanager
 async def build(settings: Settings) -> AsyncIterator[App]:
     """Wire everything and listen; what was opened last is closed first on the way out."""
+    share_heaps()
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(build_engine(settings))
         background = await stack.enter_async_context(keep_jobs(settings, engine.recognizer, engine.has_model))
@@ -83,6 +85,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
 @asynccontextmanager
 async def build_worker(settings: Settings) -> AsyncIterator[None]:
     """Run jobs with an engine of their own, and take no calls."""
+    share_heaps()
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(build_engine(settings))
         model = await engine.models.load(settings.model)

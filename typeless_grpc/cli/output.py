@@ -53,7 +53,7 @@ def failures_as_lines() -> Iterator[None]:
 def download_bar(title: str) -> Iterator[Progress]:
     """A bar of bytes on a terminal, nothing in a pipe."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

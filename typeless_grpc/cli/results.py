@@ -63,12 +63,7 @@ class Results:
     def _print(self, file: Path, transcript: Transcript) -> None:
         if len(self.files) > 1:
             typer.echo(f"# {file}")
-        if transcript.renditions:
-            typer.echo(transcript.renditions[0].content, nl=False)
-        elif self.words:
-            typer.echo(_words(transcript))
-        else:
-            typer.echo("\n".join(segment.text for segment in transcript.segments))
+        typer.echo(text_of(transcript, words=self.words), nl=False)
 
     @property
     def n_failed(self) -> int:
@@ -87,6 +82,13 @@ class Results:
         n_done = len(self.outcomes) - self.n_failed
         errors.print(table)
         errors.print(f"{n_done} transcribed, {self.n_failed} failed", markup=False)
+
+
+def text_of(transcript: Transcript, *, words: bool) -> str:
+    """What is printed of a transcript, to its last line break: its first file format, its words, or its text."""
+    if transcript.renditions:
+        return transcript.renditions[0].content
+    return (_words(transcript) if words else "\n".join(segment.text for segment in transcript.segments)) + "\n"
 
 
 def _row(outcome: Outcome) -> tuple[str, ...]:

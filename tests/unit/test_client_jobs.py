@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from typeless_grpc.client import CallFailed
+from typeless_grpc.client_jobs import Retries
+
+GONE = CallFailed(grpc.StatusCode.UNAVAILABLE, "connection refused")
+BUSY = CallFailed(grpc.StatusCode.UNAVAILABLE, "come later", reason="STORE_UNAVAILABLE", retry_after_s=30.0)
+SPENT = CallFailed(grpc.StatusCode.RESOURCE_EXHAUSTED, "slower", reason="RATE_LIMITED", retry_after_s=12.5)
+SPENT_FOR_LONG = CallFailed(grpc.StatusCode.RESOURCE_EXHAUSTED, "slower", reason="RATE_LIMITED", retry_after_s=3600.0)
+TOO_MANY = CallFailed(
+    grpc.StatusCode.RESOURCE_EXHAUSTED, "too many", reason="TOO_MANY_PENDING_JOBS", retry_after_s=60.0
+)
+WRONG = CallFailed(grpc.StatusCode.INVALID_ARGUMENT, "it is wrong", reason="INVALID_ARGUMENT")
+
+
+@pytest.mark.parametrize(
+    ("failed", "n_failures", "delay_s"),
+    [
+        (GONE, 1, 0.2),
+        (GONE, 2, 0.4),
+        (GONE, 9, 5.0),
+        (GONE, 10, None),
+        (BUSY, 1, 30.0),
+        (SPENT, 1, 12.5),
+        (SPENT, 9, 12.5),
+        (SPENT, 10, None),
+        (SPENT_FOR_LONG, 1, None),
+        (TOO_MANY, 1, None),
+        (WRONG, 1, None),
+    ],
+)
+def test_a_call_is_tried_again_where_that_may_help(failed: CallFailed, n_failures: int, delay_s: float | None):
+    assert Retries().delay_s(n_failures, failed) == delay_s

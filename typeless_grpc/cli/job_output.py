@@ -1,0 +1,74 @@
+"""What `typeless jobs` prints: a job as it stands, its text as it comes, and a bar of its progress meanwhile."""
+
+from __future__ import annotations
+
+import typer
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from typeless_grpc.cli.flags import Format
+from typeless_grpc.cli.output import EXIT_FAILED, errors, fail
+from typeless_grpc.cli.results import text_of
+from typeless_grpc.client import Client
+from typeless_grpc.pb.v1 import jobs_pb2, transcript_pb2
+
+
+def follow(client: Client, job_id: str, *, as_json: bool, is_live: bool) -> None:
+    """Watch a job to its end behind a bar of its progress; is_live: print text as it comes, else at the end."""
+    job = jobs_pb2.Job()
+    with _progress_bar() as bar:
+        task = bar.add_task("pending", total=1.0)
+        for answer in client.jobs.watch(job_id):
+            job = answer.job
+            bar.update(task, completed=job.progress, description=job.progress_message or state_of(job))
+            if is_live and not as_json:
+                for segment in answer.new_segments:
+                    typer.echo(segment.text)
+    if as_json:
+        print_json(job)
+    elif job.state == jobs_pb2.JOB_STATE_COMPLETED and not is_live:
+        print_text(job)
+    stop_unless_completed(job)
+
+
+def stop_unless_completed(job: jobs_pb2.Job) -> None:
+    """Stop with exit code 1, and say why, where a job has ended without a transcript."""
+    if job.state == jobs_pb2.JOB_STATE_FAILED:
+        fail(f"{job.failure.message} ({job.failure.reason})")
+    if job.state == jobs_pb2.JOB_STATE_CANCELLED:
+        errors.print("typeless: the job was cancelled", markup=False)
+        raise typer.Exit(EXIT_FAILED)
+
+
+def print_text(job: jobs_pb2.Job) -> None:
+    """A transcript as its job asked for it: in the first of its file formats, word by word, or as plain text."""
+    typer.echo(text_of(job.transcript, words=job.options.word_timestamps), nl=False)
+
+
+def print_rendition(job: jobs_pb2.Job, format: Format) -> None:
+    """A transcript in a file format; stops the command where the job has no transcript, or not in this format."""
+    stop_unless_completed(job)
+    if job.state != jobs_pb2.JOB_STATE_COMPLETED:
+        fail(f"the job is {state_of(job)}: it has no transcript yet")
+    wanted = transcript_pb2.OutputFormat.Value(f"OUTPUT_FORMAT_{format.name_in_contract.upper()}")
+    for rendition in job.transcript.renditions:
+        if rendition.format == wanted:
+            typer.echo(rendition.content, nl=False)
+            return
+    fail(f"the job was submitted without --format {format.value}")
+
+
+def print_json(message: Message) -> None:
+    """One line."""
+    typer.echo(MessageToJson(message, indent=None))
+
+
+def state_of(job: jobs_pb2.Job) -> str:
+    """As people write it: pending, processing, …"""
+    return jobs_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+
+
+def _progress_bar() -> Progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True)
