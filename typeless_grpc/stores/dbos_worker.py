@@ -320,4 +320,4 @@ def _look_first(dbos: DBOS, database: Database) -> None:
                     return []
         return find(name)
 
-    sys_db.get_queue_partitions = get_queue_partitions  # type: ignore[method-assign]
+    sys_db.get_queue_partitions = get_queue_partitions  # type: ignore[method-assign, assignment]
