@@ -367,6 +367,9 @@ class Settings(BaseSettings):
     max_unfinished_uploads: int = Field(
         100, ge=1, le=1_000_000, description="Unfinished uploads of one caller; more are refused."
     )
+    max_upload_bytes_per_caller: int = Field(
+        20 * 1024**3, ge=1024, le=1024**5, description="Uploads of one caller together, in bytes; more are refused."
+    )
     upload_ttl: Seconds = Field(
         86_400.0,
         ge=1,

@@ -111,6 +111,19 @@ def test_an_owner_has_a_bounded_number_of_unfinished_uploads(database: Database,
     stores.uploads.create("ann", "")
 
 
+def test_an_owners_uploads_together_are_bounded(database: Database, files: Files):
+    store = Stores.over(database, files, uploads={"max_owner_bytes": 10}).uploads
+    first = store.append(store.create("ann", ""), [b"123456"])
+    second = store.append(store.create("ann", ""), [b"123"])
+    with pytest.raises(RateLimited) as caught:
+        store.append(second, [b"45"])
+    assert caught.value.reason == "UPLOAD_QUOTA_EXCEEDED"
+    assert store.get(second.upload_id, "ann").size_bytes == 3
+    store.append(store.create("bob", ""), [b"1234567890"])
+    store.complete(store.append(second, [b"4"]))
+    assert store.get(first.upload_id, "ann").size_bytes == 6
+
+
 def test_uploads_expire(database: Database, files: Files):
     stores = Stores.over(database, files, uploads={"ttl_s": -1.0})
     upload = stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"])

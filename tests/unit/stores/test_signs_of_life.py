@@ -1,4 +1,4 @@
-"""A worker of this machine shows that it lives by a lock, which no dead process can hold."""
+"""A worker of this machine shows that it lives by a lock, which no dead process can hold; any worker by its beats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from tests.harness import REPOSITORY
-from typeless_grpc.stores.dbos_worker import SignOfLife, new_worker_id
+from typeless_grpc.clock import FakeClock
+from typeless_grpc.stores.dbos_worker import Beats, SignOfLife, new_worker_id
 
 HOLDER = """
 import sys
@@ -42,3 +43,29 @@ def test_a_worker_that_leaves_takes_its_sign_along(tmp_path: Path):
 
 def test_every_start_has_an_id_of_its_own():
     assert len({new_worker_id() for _ in range(100)}) == 100
+
+
+def test_a_worker_judges_others_from_the_start():
+    clock = FakeClock()
+    beats = Beats(20.0, clock.now_s)
+    beats.note()
+    assert beats.can_judge
+    for _ in range(10):
+        clock.advance(5.0)
+        beats.note()
+        assert beats.can_judge
+
+
+def test_whoever_was_silent_itself_gives_the_others_time_to_be_heard_of():
+    clock = FakeClock()
+    beats = Beats(20.0, clock.now_s)
+    beats.note()
+    clock.advance(60.0)  # the database was away
+    beats.note()
+    for _ in range(3):
+        clock.advance(5.0)
+        beats.note()
+        assert not beats.can_judge
+    clock.advance(5.0)
+    beats.note()
+    assert beats.can_judge
