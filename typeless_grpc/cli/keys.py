@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
-from typeless_grpc.cli.output import fail, failures_as_lines
+from typeless_grpc.cli.failures import calls_as_lines, command
 from typeless_grpc.client import DEFAULT_TARGET, CallFailed, Tls, async_channel
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
 
@@ -49,7 +49,7 @@ class Where:
     tls: Tls | None
 
 
-@app.command("create")
+@command(app, "create")
 def create(
     name: Annotated[str, typer.Argument(help="Whose key it is, or what it is for.")] = "",
     role: Annotated[Role, typer.Option(help="What it allows.")] = "user",
@@ -82,7 +82,7 @@ def create(
     typer.echo(answer.secret)
 
 
-@app.command("list")
+@command(app, "list")
 def list_keys(
     local: Local = False,
     as_json: AsJson = False,
@@ -122,10 +122,11 @@ def list_keys(
     Console().print(table)
 
 
-@app.command("revoke")
+@command(app, "revoke")
 def revoke(
     key_id: Annotated[str, typer.Argument(help="As `typeless keys list` shows it; not the secret.")],
     local: Local = False,
+    as_json: AsJson = False,
     server: Server = DEFAULT_TARGET,
     api_key: ApiKey = "",
     tls: UseTls = False,
@@ -139,7 +140,7 @@ def revoke(
     """
     where = Where(server, local, api_key, tls_of(tls, tls_ca, client_cert, client_key))
     _run(where, lambda admin: admin.RevokeApiKey(admin_pb2.RevokeApiKeyRequest(key_id=key_id)))
-    typer.echo(f"revoked {key_id}")
+    typer.echo(json.dumps({"key_id": key_id, "state": "revoked"}) if as_json else f"revoked {key_id}")
 
 
 def _run(where: Where, work: Callable[[Any], Awaitable[T]]) -> T:
@@ -147,14 +148,11 @@ def _run(where: Where, work: Callable[[Any], Awaitable[T]]) -> T:
         async with _admin(where) as admin:
             return await work(admin)
 
-    with failures_as_lines():
+    with calls_as_lines(where.server, otherwise="or add --local to work on this machine's keys"):
         try:
             return asyncio.run(run())
         except grpc.aio.AioRpcError as error:
-            failed = CallFailed.of(error)
-            if failed.code is grpc.StatusCode.UNAVAILABLE and not failed.reason:
-                fail(f"no server answers at {where.server}. Add --local to work on this machine's keys.")
-            fail(str(failed))
+            raise CallFailed.of(error) from error
 
 
 @asynccontextmanager
