@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import sys
 import threading
 import time
@@ -52,8 +53,13 @@ async def paced_file(path: Path, raw: RawFormat | None) -> AsyncIterator[bytes]:
 
 def standard_input() -> AsyncIterator[bytes]:
     """What is piped in, as it comes."""
-    stdin = cast(io.BufferedReader, sys.stdin.buffer)
-    return _from_thread(lambda: stdin.read1(_PIPE_PIECE_BYTES))
+    # Not through Python's buffer: its lock, held by a thread that waits, would break the end of the command.
+    try:
+        number = sys.stdin.fileno()
+    except io.UnsupportedOperation:  # no file: a test's
+        stdin = cast(io.BufferedReader, sys.stdin.buffer)
+        return _from_thread(lambda: stdin.read1(_PIPE_PIECE_BYTES))
+    return _from_thread(lambda: os.read(number, _PIPE_PIECE_BYTES))
 
 
 def microphone() -> AsyncIterator[bytes]:

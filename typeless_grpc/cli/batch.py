@@ -10,8 +10,9 @@ import typer
 
 from typeless_grpc.cli import flags
 from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
+from typeless_grpc.cli.failures import calls_as_lines, told
 from typeless_grpc.cli.files import recordings
-from typeless_grpc.cli.output import EXIT_FAILED, Counting, failures_as_lines
+from typeless_grpc.cli.output import EXIT_FAILED, Counting
 from typeless_grpc.cli.results import Outcome, Results
 from typeless_grpc.cli.target import Place, client_of, patiently
 from typeless_grpc.cli.transcribe import directory_of, formats_of
@@ -75,7 +76,7 @@ def batch(
     )
     found = recordings(files)
     results = Results(found, formats, directory_of(output), words, as_json)
-    with failures_as_lines():
+    with calls_as_lines(server):
         place = Place(server, local, model if local else None, api_key, tls_of(tls, tls_ca, client_cert, client_key))
         asyncio.run(_all(options, results, place, size, timeout))
     results.summary()
@@ -123,7 +124,7 @@ async def _outcomes(
     try:
         answer = await patiently(lambda: client.batch(files, options, timeout_s=timeout_s), place, what)
     except CallFailed as error:
-        return [Outcome(file, error=str(error)) for file in files]
+        return [Outcome(file, error=told(error), reason=error.reason or error.code.name) for file in files]
     except OSError as error:
         return [Outcome(file, error=f"{error.filename} cannot be read: {error.strerror}") for file in files]
     return [_outcome(file, result) for file, result in zip(files, answer.results, strict=True)]
@@ -131,5 +132,5 @@ async def _outcomes(
 
 def _outcome(file: Path, result: BatchResult) -> Outcome:
     if result.WhichOneof("outcome") == "failure":
-        return Outcome(file, error=f"{result.failure.message} ({result.failure.reason})")
+        return Outcome(file, error=f"{result.failure.message} ({result.failure.reason})", reason=result.failure.reason)
     return Outcome(file, result.transcript, result.stats, result)

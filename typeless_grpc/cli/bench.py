@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
-from typeless_grpc.cli.output import EXIT_FAILED, failures_as_lines
+from typeless_grpc.cli.failures import calls_as_lines
+from typeless_grpc.cli.output import EXIT_FAILED
 from typeless_grpc.cli.target import Place, client_of
 from typeless_grpc.client import DEFAULT_TARGET, AsyncClient, CallFailed, Options
 
@@ -48,7 +49,7 @@ def bench(
     Example: typeless bench --local --callers 4 tests/audio/en_short.flac
     """
     options = Options(model="" if local else model, language=language)
-    with failures_as_lines():
+    with calls_as_lines(server):
         place = Place(server, local, model if local else None, api_key, tls_of(tls, tls_ca, client_cert, client_key))
         recordings = [file.read_bytes() for file in files] * rounds
         answers, took_s = asyncio.run(_run(recordings, options, place, callers))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from typeless_grpc.cli import batch, bench, config, jobs, keys, models, serve, stream, transcribe, worker
+from typeless_grpc.cli.failures import command
 from typeless_grpc.version import VERSION
 
 app = typer.Typer(
@@ -15,14 +16,15 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done; 1 something failed; 2 a command line that makes no sense; 130 interrupted.",
 )
-app.command("serve")(serve.serve)
-app.command("worker")(worker.worker)
-app.command("transcribe")(transcribe.transcribe)
-app.command("stream")(stream.stream)
-app.command("batch")(batch.batch)
-app.command("config")(config.config)
-app.command("bench")(bench.bench)
+command(app, "serve")(serve.serve)
+command(app, "worker")(worker.worker)
+command(app, "transcribe")(transcribe.transcribe)
+command(app, "stream")(stream.stream)
+command(app, "batch")(batch.batch)
+command(app, "config")(config.config)
+command(app, "bench")(bench.bench)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")

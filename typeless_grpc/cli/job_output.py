@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import typer
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
@@ -41,6 +44,16 @@ def stop_unless_completed(job: jobs_pb2.Job) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
+@contextmanager
+def goes_on(job_id: str) -> Iterator[None]:
+    """A job outlives who waits for it: say so where the wait is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(f"typeless: the job goes on; `typeless jobs cancel {job_id}` ends it", soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
 def print_text(job: jobs_pb2.Job) -> None:
     """A transcript as its job asked for it: in the first of its file formats, word by word, or as plain text."""
     typer.echo(text_of(job.transcript, words=job.options.word_timestamps), nl=False)
@@ -50,13 +63,13 @@ def print_rendition(job: jobs_pb2.Job, format: Format) -> None:
     """A transcript in a file format; stops the command where the job has no transcript, or not in this format."""
     stop_unless_completed(job)
     if job.state != jobs_pb2.JOB_STATE_COMPLETED:
-        fail(f"the job is {state_of(job)}: it has no transcript yet")
+        fail(f"the job is {state_of(job)}: `typeless jobs watch {job.job_id}` waits for its text")
     wanted = transcript_pb2.OutputFormat.Value(f"OUTPUT_FORMAT_{format.name_in_contract.upper()}")
     for rendition in job.transcript.renditions:
         if rendition.format == wanted:
             typer.echo(rendition.content, nl=False)
             return
-    fail(f"the job was submitted without --format {format.value}")
+    fail(f"the job was not asked to make {format.value}: `typeless jobs submit --format {format.value}` does")
 
 
 def print_json(message: Message) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -9,24 +10,24 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from typeless_grpc.cli import flags
 from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
+from typeless_grpc.cli.failures import calls_as_lines, command
 from typeless_grpc.cli.job_output import (
     follow,
+    goes_on,
     print_json,
     print_rendition,
     print_text,
     state_of,
     stop_unless_completed,
 )
-from typeless_grpc.cli.output import download_bar, errors, fail
-from typeless_grpc.cli.transcribe import formats_of
-from typeless_grpc.client import DEFAULT_TARGET, CallFailed, Client, Tls
+from typeless_grpc.cli.output import download_bar, errors
+from typeless_grpc.client import DEFAULT_TARGET, Client, Tls
 from typeless_grpc.client_jobs import is_uri
 from typeless_grpc.pb.v1 import jobs_pb2
 
@@ -36,12 +37,9 @@ JobId = Annotated[str, typer.Argument(help="As `typeless jobs submit` printed it
 AsJson = Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", help="KEY=VALUE; may be repeated.")]
 
-# How long a command waits for a server that does not answer at all.
-CONNECT_S = 5.0
-
 
 class Priority(StrEnum):
-    """Which of the caller's pending jobs starts first."""
+    """Of a caller's own jobs."""
 
     LOW = "low"
     NORMAL = "normal"
@@ -58,7 +56,7 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
-@app.command("submit")
+@command(app, "submit")
 def submit(
     audio: Annotated[str, typer.Argument(help="A recording of any format and size, or a URI the server can fetch.")],
     server: Server = DEFAULT_TARGET,
@@ -73,7 +71,7 @@ def submit(
     task: flags.TaskFlag = flags.Task.TRANSCRIBE,
     prompt: flags.Prompt = "",
     hotwords: flags.Hotwords = None,
-    words: flags.Words = False,
+    words: Annotated[bool, typer.Option("--words", help="Keep each word with its times.")] = False,
     beam_size: flags.BeamSize = 0,
     temperature: flags.Temperature = None,
     chunking: flags.ChunkingFlag = flags.Chunking.AUTO,
@@ -82,10 +80,9 @@ def submit(
     replace: flags.Replace = None,
     mask_profanity: flags.MaskProfanity = False,
     format: Annotated[
-        list[flags.Format] | None,
-        typer.Option("--format", "-f", help="File format to keep the text in, for `get --format`; may be repeated."),
+        list[flags.Format] | None, typer.Option("--format", "-f", help="File format to make; may be repeated.")
     ] = None,
-    priority: Annotated[Priority, typer.Option(help="Which of your pending jobs starts first.")] = Priority.NORMAL,
+    priority: Annotated[Priority, typer.Option(help="Which of your jobs come first.")] = Priority.NORMAL,
     label: Labels = None,
     request_id: Annotated[str, typer.Option(help="Sent twice, the job is made once.")] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Show its progress, and print the text at the end.")] = False,
@@ -97,6 +94,9 @@ def submit(
     """
     if not is_uri(audio) and not Path(audio).is_file():
         raise typer.BadParameter(f"there is no file {audio}", param_hint="AUDIO")
+    formats = list(dict.fromkeys(format or []))
+    if wait and not as_json and len(formats) > 1:
+        raise typer.BadParameter("only one can be printed at the end: leave out --wait", param_hint="--format")
     options = flags.asked(
         model=model,
         language=language,
@@ -112,30 +112,32 @@ def submit(
         tidy=tidy,
         replace=replace,
         mask_profanity=mask_profanity,
-        # Printed at the end, there is room for one.
-        formats=formats_of(format, output="" if wait and not as_json else "kept"),
+        formats=formats,
     )
-    labels = _labels(label)
-    with _client(server, api_key, tls_of(tls, tls_ca, client_cert, client_key)) as client:
-        with download_bar(f"Uploading {audio}") as bar:
-            job = client.jobs.submit(
-                audio,
-                options,
-                priority=priority.value,
-                labels=labels,
-                request_id=request_id,
-                progress=lambda sent, total: bar.update(bar.task_ids[0], completed=sent, total=total),
-            )
+    with (
+        _client(server, api_key, tls_of(tls, tls_ca, client_cert, client_key)) as client,
+        download_bar(f"Uploading {audio}") as bar,
+    ):
+        job = client.jobs.submit(
+            audio,
+            options,
+            priority=priority.value,
+            labels=_labels(label),
+            request_id=request_id,
+            progress=lambda sent, total: bar.update(bar.task_ids[0], completed=sent, total=total),
+        )
+        bar.stop()
         if wait:
             errors.print(f"job {job.job_id}", highlight=False)
-            follow(client, job.job_id, as_json=as_json, is_live=False)
+            with goes_on(job.job_id):
+                follow(client, job.job_id, as_json=as_json, is_live=False)
         elif as_json:
             print_json(job)
         else:
             typer.echo(job.job_id)
 
 
-@app.command("get")
+@command(app, "get")
 def get(
     job_id: JobId,
     server: Server = DEFAULT_TARGET,
@@ -145,7 +147,7 @@ def get(
     client_cert: ClientCert = None,
     client_key: ClientKey = None,
     format: Annotated[
-        flags.Format | None, typer.Option("--format", "-f", help="Only the text, in a format it was submitted with.")
+        flags.Format | None, typer.Option("--format", "-f", help="Print this, which the job was asked to make.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -167,7 +169,7 @@ def get(
     stop_unless_completed(job)
 
 
-@app.command("list")
+@command(app, "list")
 def list_jobs(
     server: Server = DEFAULT_TARGET,
     api_key: ApiKey = "",
@@ -188,20 +190,21 @@ def list_jobs(
     for column in ("job", "state", "progress", "attempt", "submitted"):
         table.add_column(column, no_wrap=True, overflow="ignore")
     table.add_column("labels", overflow="fold")
-    labels = _labels(label)
     with _client(server, api_key, tls_of(tls, tls_ca, client_cert, client_key)) as client:
-        found = client.jobs.list(states=state or (), labels=labels, page_size=min(limit, 1000))
-        for _, job in zip(range(limit), found, strict=False):
+        found = client.jobs.list(states=state or (), labels=_labels(label), page_size=min(limit, 1000))
+        for job, _ in zip(found, range(limit), strict=False):
             if as_json:
                 print_json(job)
-            else:
-                table.add_row(*_row(job))
+            labels = ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
+            submitted = datetime.fromtimestamp(job.create_time.seconds).astimezone().isoformat(" ", "seconds")
+            progress = f"{job.progress:.0%}"
+            table.add_row(job.job_id, state_of(job), progress, str(job.attempt), submitted, labels)
     if not as_json:
         # A pipe has no width: lines there are as long as they are.
         (Console() if Console().is_terminal else Console(width=1000)).print(table)
 
 
-@app.command("watch")
+@command(app, "watch")
 def watch(
     job_id: JobId,
     server: Server = DEFAULT_TARGET,
@@ -220,7 +223,7 @@ def watch(
         follow(client, job_id, as_json=as_json, is_live=True)
 
 
-@app.command("cancel")
+@command(app, "cancel")
 def cancel(
     job_id: JobId,
     server: Server = DEFAULT_TARGET,
@@ -231,7 +234,7 @@ def cancel(
     client_key: ClientKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """End a job, and print how it stands then.
+    """End a job.
 
     Example: typeless jobs cancel JOB_ID
     """
@@ -243,7 +246,7 @@ def cancel(
         typer.echo(state_of(job))
 
 
-@app.command("delete")
+@command(app, "delete")
 def delete(
     job_id: JobId,
     server: Server = DEFAULT_TARGET,
@@ -252,6 +255,7 @@ def delete(
     tls_ca: TlsCa = None,
     client_cert: ClientCert = None,
     client_key: ClientKey = None,
+    as_json: AsJson = False,
 ) -> None:
     """Delete a job that does not run, its audio and its transcript.
 
@@ -259,9 +263,11 @@ def delete(
     """
     with _client(server, api_key, tls_of(tls, tls_ca, client_cert, client_key)) as client:
         client.jobs.delete(job_id)
+    if as_json:
+        typer.echo(json.dumps({"jobId": job_id, "deleted": True}))
 
 
-@app.command("stats")
+@command(app, "stats")
 def stats(
     server: Server = DEFAULT_TARGET,
     api_key: ApiKey = "",
@@ -293,23 +299,8 @@ def _labels(pairs: list[str] | None) -> dict[str, str]:
     return {key: value for key, _, value in split}
 
 
-def _row(job: jobs_pb2.Job) -> tuple[str, ...]:
-    submitted = datetime.fromtimestamp(job.create_time.seconds).astimezone().isoformat(" ", "seconds")
-    labels = ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
-    return job.job_id, state_of(job), f"{job.progress:.0%}", str(job.attempt), submitted, labels
-
-
 @contextmanager
 def _client(server: str, api_key: str, tls: Tls | None) -> Iterator[Client]:
     """A connection; what the server refuses becomes a line."""
-    try:
-        with Client(server, api_key=api_key, tls=tls) as client:
-            if not client.connect(CONNECT_S):
-                fail(f"no server answers at {server}. Start one with `typeless serve`.")
-            yield client
-    except CallFailed as error:
-        if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-            fail(f"the server at {server} is gone. What it accepted goes on once it is back.")
-        fail(str(error))
-    except OSError as error:
-        fail(f"{error.filename or 'a file'} cannot be read: {error.strerror}")
+    with calls_as_lines(server, otherwise=""), Client(server, api_key=api_key, tls=tls) as client:
+        yield client

@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
-from typeless_grpc.cli.output import fail, failures_as_lines
+from typeless_grpc.cli.failures import calls_as_lines, command
 from typeless_grpc.client import DEFAULT_TARGET, CallFailed, Tls, async_channel
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
 
@@ -50,7 +50,7 @@ class Where:
     tls: Tls | None
 
 
-@app.command("create")
+@command(app, "create")
 def create(
     name: Annotated[str, typer.Argument(help="Whose key it is, or what it is for.")] = "",
     role: Annotated[Role, typer.Option(help="What it allows.")] = "user",
@@ -83,7 +83,7 @@ def create(
     typer.echo(answer.secret)
 
 
-@app.command("list")
+@command(app, "list")
 def list_keys(
     local: Local = False,
     as_json: AsJson = False,
@@ -123,7 +123,7 @@ def list_keys(
     Console().print(table)
 
 
-@app.command("revoke")
+@command(app, "revoke")
 def revoke(
     key_id: Annotated[str, typer.Argument(help="As `typeless keys list` shows it; not the secret.")],
     local: Local = False,
@@ -149,14 +149,11 @@ def _run(where: Where, work: Callable[[Any], Awaitable[T]]) -> T:
         async with _admin(where) as admin:
             return await work(admin)
 
-    with failures_as_lines():
+    with calls_as_lines(where.server, otherwise="or add --local to work on this machine's keys"):
         try:
             return asyncio.run(run())
         except grpc.aio.AioRpcError as error:
-            failed = CallFailed.of(error)
-            if failed.code is grpc.StatusCode.UNAVAILABLE and not failed.reason:
-                fail(f"no server answers at {where.server}. Add --local to work on this machine's keys.")
-            fail(str(failed))
+            raise CallFailed.of(error) from error
 
 
 @asynccontextmanager

@@ -9,12 +9,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from typeless_grpc.cli.failures import command
 from typeless_grpc.cli.output import download_bar, failures_as_lines
 
 app = typer.Typer(help="Show and fetch models.", no_args_is_help=True)
 
 
-@app.command("list")
+@command(app, "list")
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False) -> None:
     """Every model of the catalogue, and where it lies on this machine.
 
@@ -33,14 +34,18 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON inste
     Console().print(table)
 
 
-@app.command("pull")
-def pull(name: Annotated[str, typer.Argument(help="A name of the catalogue: base, tiny.en, large-v3, …")]) -> None:
+@command(app, "pull")
+def pull(
+    name: Annotated[str, typer.Argument(help="A name of the catalogue: base, tiny.en, large-v3, …")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+) -> None:
     """Fetch a model, unless it is here already, and print its directory.
 
     Example: typeless models pull tiny.en
     """
     with failures_as_lines():
-        typer.echo(fetch(_catalog(), name))
+        path = fetch(_catalog(), name)
+    typer.echo(json.dumps({"name": name, "path": path}) if as_json else path)
 
 
 def fetch(catalog: Any, name: str) -> str:

@@ -21,13 +21,17 @@ from typeless_grpc.pb.v1.transcription_pb2 import ProcessingStats
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one recording. answer: the server's whole answer, None where it failed."""
+    """What became of one recording. answer: the server's whole answer, None where it failed.
+
+    error: a line for people; reason: the word that names it.
+    """
 
     file: Path
     transcript: Transcript | None = None
     stats: ProcessingStats | None = None
     answer: Message | None = None
     error: str = ""
+    reason: str = ""
 
 
 @dataclass
@@ -93,7 +97,7 @@ def text_of(transcript: Transcript, *, words: bool) -> str:
 
 def _row(outcome: Outcome) -> tuple[str, ...]:
     if outcome.transcript is None or outcome.stats is None:
-        return str(outcome.file), "", "", "", "", outcome.error.rpartition("(")[2].rstrip(")") or "failed"
+        return str(outcome.file), "", "", "", "", outcome.reason or "failed"
     audio_s, took_s = seconds(outcome.transcript.audio_duration), seconds(outcome.stats.processing_time)
     speed = f"{audio_s / took_s:.1f}x" if took_s else ""
     return str(outcome.file), outcome.transcript.language, f"{audio_s:.1f} s", f"{took_s:.1f} s", speed, "done"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -10,7 +12,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import typer
 from google.protobuf.json_format import MessageToJson
 from rich.console import Console
@@ -21,9 +22,10 @@ from rich.text import Text
 from typeless_grpc.cli import flags
 from typeless_grpc.cli.audio_sources import MICROPHONE, Encoding, file_pieces, microphone, paced_file, standard_input
 from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
-from typeless_grpc.cli.output import errors, fail, failures_as_lines
+from typeless_grpc.cli.failures import calls_as_lines
+from typeless_grpc.cli.output import errors
 from typeless_grpc.cli.target import Place, client_of
-from typeless_grpc.client import DEFAULT_TARGET, CallFailed, Options, RawFormat
+from typeless_grpc.client import DEFAULT_TARGET, RawFormat
 from typeless_grpc.client_stream import StreamOptions
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
 
@@ -48,10 +50,16 @@ def stream(
     local: flags.Local = False,
     model: flags.Model = "",
     language: flags.Language = "",
+    allow_language: flags.AllowedLanguage = None,
     task: flags.TaskFlag = flags.Task.TRANSCRIBE,
     prompt: flags.Prompt = "",
     hotwords: flags.Hotwords = None,
+    words: Annotated[bool, typer.Option("--words", help="With --json: each word with its times.")] = False,
+    beam_size: flags.BeamSize = 0,
+    temperature: flags.Temperature = None,
     tidy: flags.TidyFlag = flags.Tidy.NONE,
+    replace: flags.Replace = None,
+    mask_profanity: flags.MaskProfanity = False,
     realtime: Annotated[bool, typer.Option("--realtime", help="Send a file at the pace of speech.")] = False,
     interim: Annotated[
         bool | None, typer.Option("--interim/--no-interim", help="Text before it is final; on a terminal unless set.")
@@ -66,7 +74,8 @@ def stream(
 ) -> None:
     """Print what is said while it is said; a connection that breaks is taken up again.
 
-    On a terminal text is grey until it is final, and a file has a bar. Into a pipe go final lines only.
+    On a terminal text is grey until it is final, and a file has a bar. Into a pipe go final lines only. Ctrl-C ends
+    what is spoken, and its last words are printed; a second one stops at once.
 
     Example: typeless stream --local --realtime --language en tests/audio/en_two_sentences.flac
     """
@@ -75,28 +84,30 @@ def stream(
     raw = RawFormat(encoding.value, rate, channels) if encoding else None
     wants_interims = interim if interim is not None else sys.stdout.isatty()
     options = StreamOptions(
-        Options(
+        flags.asked(
             model="" if local else model,
             language=language,
-            task=task.value,
+            allow_language=allow_language,
+            task=task,
             prompt=prompt,
-            hotwords=[word.strip() for row in hotwords or () for word in row.split(",") if word.strip()],
-            post_processing=tidy.value,
+            hotwords=hotwords,
+            words=words,
+            beam_size=beam_size,
+            temperature=temperature,
+            chunking=flags.Chunking.AUTO,
+            channels=flags.Channels.MIX,
+            tidy=tidy,
+            replace=replace,
+            mask_profanity=mask_profanity,
+            formats=[],
         ),
         MICROPHONE if audio == "mic" else raw,
         mode=mode.value,
         interim_results=wants_interims and mode is Pace.LIVE,
     )
-    with failures_as_lines():
+    with calls_as_lines(server):
         place = Place(server, local, model if local else None, api_key, tls_of(tls, tls_ca, client_cert, client_key))
-        try:
-            asyncio.run(_stream(audio, realtime, options, place, as_json))
-        except CallFailed as error:
-            if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-                fail(f"no server answers at {server}. Start one with `typeless serve`, or add --local.")
-            fail(str(error))
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+        asyncio.run(_stream(audio, realtime, options, place, as_json))
 
 
 def _pieces(audio: str, raw: RawFormat | None, realtime: bool) -> AsyncIterator[bytes]:
@@ -108,14 +119,39 @@ def _pieces(audio: str, raw: RawFormat | None, realtime: bool) -> AsyncIterator[
 
 
 async def _stream(audio: str, realtime: bool, options: StreamOptions, place: Place, as_json: bool) -> None:
+    pieces = _pieces(audio, options.raw_format, realtime)
     async with client_of(place) as client:
-        events = client.stream(_pieces(audio, options.raw_format, realtime), options)
+        # A file is given up on Ctrl-C. What is spoken is ended by it: its last words are still worth having.
+        events = client.stream(_until_interrupted(pieces) if audio in ("-", "mic") else pieces, options)
         if options.interim_results and not as_json:
             await _on_terminal(events)
         elif options.mode == "file" and not as_json:
             await _with_bar(events)
         else:
             await _each(events, _as_json if as_json else _as_line)
+
+
+async def _until_interrupted(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """What comes until the first Ctrl-C; the second one is like any other command's."""
+    loop = asyncio.get_running_loop()
+    interrupted = loop.create_future()
+
+    def interrupt() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupted.set_result(None)
+
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # another system, or not the main thread
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    while True:
+        piece = asyncio.ensure_future(anext(pieces, b""))
+        await asyncio.wait({piece, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        if not piece.done():
+            piece.cancel()
+            return
+        if not piece.result():
+            return
+        yield piece.result()
 
 
 async def _each(events: AsyncGenerator[StreamTranscribeResponse, None], show: Show) -> None:

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import grpc
 
-from typeless_grpc.cli.output import errors, fail, working
+from typeless_grpc.cli.failures import fail_with, is_away
+from typeless_grpc.cli.output import errors, working
 from typeless_grpc.client import AsyncClient, CallFailed, Tls
 
 # How often a call is made that the server refuses for load; it says itself how long to wait.
@@ -62,8 +63,8 @@ async def patiently(call: Callable[[], Awaitable[Answer]], place: Place, what: s
         try:
             return await call()
         except CallFailed as error:
-            if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-                fail(f"no server answers at {place.server}. Start one with `typeless serve`, or add --local.")
+            if is_away(error):
+                fail_with(error, place.server)
             is_quota = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
             n_refused += 0 if is_quota else 1
             if error.retry_after_s is None or n_refused == ATTEMPTS:

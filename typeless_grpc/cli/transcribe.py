@@ -9,8 +9,9 @@ import typer
 
 from typeless_grpc.cli import flags
 from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
+from typeless_grpc.cli.failures import calls_as_lines, told
 from typeless_grpc.cli.files import recordings
-from typeless_grpc.cli.output import EXIT_FAILED, Counting, failures_as_lines
+from typeless_grpc.cli.output import EXIT_FAILED, Counting
 from typeless_grpc.cli.results import Outcome, Results
 from typeless_grpc.cli.target import Place, client_of, patiently
 from typeless_grpc.client import DEFAULT_TARGET, AsyncClient, CallFailed, Options
@@ -70,7 +71,7 @@ def transcribe(
     )
     found = recordings(files)
     results = Results(found, formats, directory_of(output), words, as_json)
-    with failures_as_lines():
+    with calls_as_lines(server):
         place = Place(server, local, model if local else None, api_key, tls_of(tls, tls_ca, client_cert, client_key))
         asyncio.run(_all(options, results, place, parallel, timeout))
     results.summary()
@@ -122,7 +123,7 @@ async def _outcome(client: AsyncClient, file: Path, options: Options, timeout_s:
     try:
         answer = await patiently(lambda: client.transcribe(file, options, timeout_s=timeout_s), place, str(file))
     except CallFailed as error:
-        return Outcome(file, error=str(error))
+        return Outcome(file, error=told(error), reason=error.reason or error.code.name)
     except OSError as error:
         return Outcome(file, error=f"cannot be read: {error.strerror}")
     return Outcome(file, answer.transcript, answer.stats, answer)
