@@ -5,15 +5,14 @@ gRPC's core has the last word at twice the limit, and says only "larger than max
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import grpc
 from google.protobuf.message import Message
 
 from typeless_grpc.errors import TooLarge
-from typeless_grpc.interceptors.seam import Call, Interceptor
+from typeless_grpc.interceptors.seam import Call, Handler, Interceptor
 
 
 class MessageSizeInterceptor(Interceptor):
@@ -26,18 +25,12 @@ class MessageSizeInterceptor(Interceptor):
     async def around(self, call: Call) -> AsyncIterator[None]:
         yield
 
-    async def intercept(
-        self,
-        method: Callable[[Any, Any], Any],
-        request_or_iterator: Any,
-        context: grpc.aio.ServicerContext[Any, Any],
-        method_name: str,
-    ) -> Any:
+    async def run(self, handler: Handler, request_or_iterator: Any, call: Call) -> Any:
         """Check a single request at once, and those of a stream as they are read."""
         if isinstance(request_or_iterator, Message):
             self._check(request_or_iterator)
-            return await super().intercept(method, request_or_iterator, context, method_name)
-        return await super().intercept(method, self._checked(request_or_iterator), context, method_name)
+            return await handler(request_or_iterator, call)
+        return await handler(self._checked(request_or_iterator), call)
 
     async def _checked(self, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
         async for request in requests:

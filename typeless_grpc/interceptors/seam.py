@@ -48,12 +48,21 @@ class Call:
         self.context.set_trailing_metadata((*(self.context.trailing_metadata() or ()), *trailers))
 
 
+# Takes a request, or an iterator of them, and its call.
+Handler = Callable[[Any, Call], Awaitable[Any]]
+
+
 class Interceptor(AsyncServerInterceptor):
     """One concern around every call: what `around` does before its `yield`, after it, and with what is raised there."""
 
     @abstractmethod
     def around(self, call: Call) -> AbstractAsyncContextManager[None]:
         """Enter before the handler runs, leave when it has ended; an exception of the handler passes through."""
+
+    async def run(self, handler: Handler, request_or_iterator: Any, call: Call) -> Any:
+        """What is further inside, inside `around`."""
+        async with self.around(call):
+            return await handler(request_or_iterator, call)
 
     async def intercept(
         self,
@@ -62,15 +71,8 @@ class Interceptor(AsyncServerInterceptor):
         context: grpc.aio.ServicerContext[Any, Any],
         method_name: str,
     ) -> Any:
-        """Run the handler, of whichever shape, inside `around`."""
-        async with self.around(Call(method_name, context)):
-            answer = method(request_or_iterator, context)
-            if inspect.isasyncgen(answer):
-                async with aclosing(answer) as messages:
-                    async for message in messages:
-                        await context.write(message)
-                return None
-            return await answer
+        """The same for a handler of whichever shape: what the base class asks for."""
+        return await self.run(_handled(method), request_or_iterator, Call(method_name, context))
 
     def serves(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
         """Told of each method before its first call, for those who want to know its shape."""
@@ -87,8 +89,8 @@ class Interceptor(AsyncServerInterceptor):
 class Chain(grpc.aio.ServerInterceptor):
     """Interceptors as one, the first of them outermost.
 
-    What they would do one by one for every call, ten deep, is done once for each method: handlers stay the same from
-    call to call.
+    What they would do one by one for every call, ten deep, is done once: handlers are wrapped once for each method, and
+    a call's headers are read once for all.
     """
 
     def __init__(self, interceptors: Sequence[Interceptor]) -> None:
@@ -112,19 +114,31 @@ class Chain(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, handler: Any, method_name: str) -> Any:
-        call, factory = _shape(handler)
+        method, factory = _shape(handler)
+        inside = _handled(method)
         for interceptor in reversed(self._interceptors):
             interceptor.serves(method_name, handler)
-            call = _inside(interceptor, call, method_name)
+            inside = functools.partial(interceptor.run, inside)
 
         async def invoke(request_or_iterator: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            return await call(request_or_iterator, context)
+            return await inside(request_or_iterator, Call(method_name, context))
 
         return factory(invoke, handler.request_deserializer, handler.response_serializer)
 
 
-def _inside(interceptor: Interceptor, call: Callable[[Any, Any], Any], method_name: str) -> Callable[[Any, Any], Any]:
-    return lambda request, context: interceptor.intercept(call, request, context, method_name)
+def _handled(method: Callable[[Any, Any], Any]) -> Handler:
+    """A handler of any of the four shapes as one: its single response, or None once it has written all of them."""
+
+    async def handle(request_or_iterator: Any, call: Call) -> Any:
+        answer = method(request_or_iterator, call.context)
+        if inspect.isasyncgen(answer):
+            async with aclosing(answer) as messages:
+                async for message in messages:
+                    await call.context.write(message)
+            return None
+        return await answer
+
+    return handle
 
 
 def _shape(handler: Any) -> tuple[Callable[[Any, Any], Any], Callable[..., Any]]:
