@@ -116,12 +116,18 @@ class Server:
         """
         self._door.close()
         # The library writes to each watcher in turn; one that does not read must not keep us.
-        await _at_most(self._health.enter_graceful_shutdown(), HEALTH_S)
+        await _at_most(self._tell_watchers(), HEALTH_S)
         if not await _at_most(self._door.idle(), self._options.drain_timeout_s):
             log.warning("calls cut at the end of the drain time", drain_timeout_s=self._options.drain_timeout_s)
         await self._server.stop(None)
         if not await _at_most(self._door.idle(), CLEAN_UP_S):
             log.warning("calls still running after they were cut", waited_s=CLEAN_UP_S)
+
+    async def _tell_watchers(self) -> None:
+        """Say NOT_SERVING to all who watch, and wait until it is written to them."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await asyncio.sleep(0)  # now each stands in line for its service's condition, which it holds while it writes
+        await self._health.enter_graceful_shutdown()  # stands in line behind them
 
     async def _set_health(self, status: Any) -> None:
         for name in ("", *self._names):

@@ -206,6 +206,7 @@ async def test_what_makes_no_sense_ends_with_2(command: str, flags: list[str]):
 async def test_a_format_with_words_has_the_words_in_the_format():
     async with serving(ScriptedEngine(lambda asked: "hello there")) as served:
         result = await typeless("transcribe", "-s", served.target, "--words", "-f", "json", SPEECH)
+    assert (result.exit_code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
     assert [word["text"] for segment in document["segments"] for word in segment["words"]] == ["hello", "there"]
 
