@@ -37,6 +37,8 @@ _BREAKS = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.CANCELLED,
 }
+# What an open session is refused with where its caller has had its share for now.
+_QUOTAS = {"RATE_LIMITED", "TOO_MANY_STREAMS"}
 
 
 @dataclass
@@ -59,13 +61,18 @@ class _Patience:
         if self._n_failures == 1:
             self._since_s = now_s
         is_break = failed.code in _BREAKS and failed.reason in ("", "DRAINING", "OVERLOADED")
-        if not (self.reconnect and is_break):
+        # An open session is worth waiting for a quota: coming back after breaks spends it, too.
+        is_quota = bool(self.ledger.session_id) and failed.reason in _QUOTAS and failed.retry_after_s is not None
+        if not (self.reconnect and (is_break or is_quota)):
             raise failed
-        if now_s - self._since_s > self.ledger.resume_window_s:
+        wait_s = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** (self._n_failures - 1))
+        if is_quota:
+            wait_s = max(wait_s, failed.retry_after_s or 0.0)
+        if now_s + wait_s - self._since_s > self.ledger.resume_window_s:
             raise failed
         if not self.ledger.session_id and self._n_failures >= _MAX_OPENINGS:
             raise failed
-        return min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** (self._n_failures - 1))
+        return wait_s
 
 
 class AsyncStreaming:

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from typeless_grpc.client import CallFailed
+from typeless_grpc.client_ledger import Ledger, StreamOptions
+from typeless_grpc.client_stream import _MAX_BACKOFF_S, _MAX_OPENINGS, _Patience
+
+
+def patience(*, is_open: bool = True, reconnect: bool = True, resume_window_s: float = 60.0) -> _Patience:
+    ledger = Ledger(StreamOptions())
+    ledger.session_id = "session" if is_open else ""
+    ledger.resume_window_s = resume_window_s
+    return _Patience(ledger, reconnect)
+
+
+def failed(
+    code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, reason: str = "", retry_after_s: float | None = None
+) -> CallFailed:
+    return CallFailed(code, "It failed.", reason=reason, retry_after_s=retry_after_s)
+
+
+SPENT = failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", 6.0)
+
+
+def test_breaks_are_waited_for_longer_each_time_until_an_event_comes():
+    ours = patience()
+    waits_s = [ours.spent(failed()) for _ in range(8)]
+    assert waits_s == sorted(waits_s)
+    assert waits_s[-1] == _MAX_BACKOFF_S
+    ours.restored()
+    assert ours.spent(failed()) == waits_s[0]
+
+
+def test_an_open_session_waits_for_its_callers_quota():
+    assert patience().spent(SPENT) == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "error"),
+    [
+        (patience(is_open=False), SPENT),
+        (patience(resume_window_s=5.0), SPENT),
+        (patience(reconnect=False), failed()),
+        (patience(), failed(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")),
+        (patience(), failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")),
+    ],
+    ids=["nothing to lose", "the session would be gone", "not wanted", "wrong for good", "no time to come again"],
+)
+def test_what_waiting_does_not_mend_is_raised(ours: _Patience, error: CallFailed):
+    with pytest.raises(CallFailed) as caught:
+        ours.spent(error)
+    assert caught.value is error
+
+
+def test_a_session_that_cannot_be_opened_is_given_up():
+    ours = patience(is_open=False)
+    for _ in range(_MAX_OPENINGS - 1):
+        ours.spent(failed())
+    with pytest.raises(CallFailed):
+        ours.spent(failed())
