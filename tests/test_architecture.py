@@ -24,6 +24,7 @@ LAYERS = (
         "client_jobs",
         "client_stream",
         "client_ledger",
+        "client_mic",
     },
     {"telemetry"},
     {"jobs", "streaming"},
@@ -50,6 +51,7 @@ INSIDE = {
     "client_channel": set(),
     "client_stream": {"pb", "client", "client_ledger"},
     "client_ledger": {"pb", "client"},
+    "client_mic": {"client"},
     "": set(),
 }
 

@@ -230,13 +230,21 @@ def batch_request(
 class Client:
     """A connection to a server; threads may share it."""
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, api_key: str | None = None, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        api_key: str | None = None,
+        tls: Tls | None = None,
+        retry: bool = True,
+    ) -> None:
         """target: "host:port". Connects at the first call.
 
         api_key: sent with every call; None takes the environment's TYPELESS_API_KEY, "" sends none. tls: None is plain
-        text, and then the key is sent in plain text too.
+        text, and then the key is sent in plain text too. retry: a call that is safe to repeat is made again where the
+        server has no room or is away, four times at most and within its timeout_s.
         """
-        self._channel = channel(target, api_key=api_key, tls=tls)
+        self._channel = channel(target, api_key=api_key, tls=tls, retry=retry)
         self._transcription = transcription_pb2_grpc.TranscriptionServiceStub(self._channel)
         self._server = server_pb2_grpc.ServerServiceStub(self._channel)
 
@@ -324,9 +332,16 @@ class Client:
 class AsyncClient:
     """The same for asyncio; belongs to the event loop that made it."""
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, api_key: str | None = None, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        api_key: str | None = None,
+        tls: Tls | None = None,
+        retry: bool = True,
+    ) -> None:
         """See `Client`."""
-        self._channel = async_channel(target, api_key=api_key, tls=tls)
+        self._channel = async_channel(target, api_key=api_key, tls=tls, retry=retry)
         self._transcription = transcription_pb2_grpc.TranscriptionServiceStub(self._channel)
         self._server = server_pb2_grpc.ServerServiceStub(self._channel)
 

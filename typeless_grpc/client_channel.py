@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,35 @@ from typing import Any, cast
 
 import grpc
 import grpc.aio
+
+# Calls that change nothing but quotas: where no server took one, or one has no room, gRPC makes it again by itself,
+# after the time that the server names (grpc-retry-pushback-ms). Streams, jobs and uploads go on in ways of their own.
+_SAFE_TO_REPEAT = {
+    "typeless.v1.TranscriptionService": ("Transcribe", "BatchTranscribe"),
+    "typeless.v1.ServerService": ("GetServerInfo",),
+    "typeless.v1.ModelService": ("ListModels",),
+}
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": service, "method": method}
+                for service, methods in _SAFE_TO_REPEAT.items()
+                for method in methods
+            ],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "5s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    # Where most calls fail, more of them help nobody.
+    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+}
+_RETRIED_BYTES = 64 * 1024 * 1024  # a larger request is sent once; gRPC's own bound is 256 KiB
 
 _CHANNEL_OPTIONS = [
     # A transcript of hours is larger than gRPC's 4 MiB; the server bounds what it takes.
@@ -39,24 +69,36 @@ class Tls:
         return grpc.ssl_channel_credentials(ca, key, cert)
 
 
-def channel(target: str, *, api_key: str | None = None, tls: Tls | None = None) -> grpc.Channel:
-    """A channel that sends the key with every call, for stubs of the contract. api_key, tls: see `Client`."""
+def channel(target: str, *, api_key: str | None = None, tls: Tls | None = None, retry: bool = True) -> grpc.Channel:
+    """A channel that sends the key with every call, for stubs of the contract. The arguments are those of `Client`."""
     key = os.environ.get("TYPELESS_API_KEY", "") if api_key is None else api_key
     if tls is None:
-        plain = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        plain = grpc.insecure_channel(target, options=_options(retry))
     else:
-        plain = grpc.secure_channel(target, tls.credentials(), options=_CHANNEL_OPTIONS)
+        plain = grpc.secure_channel(target, tls.credentials(), options=_options(retry))
     return grpc.intercept_channel(plain, _KeySender(key)) if key else plain
 
 
-def async_channel(target: str, *, api_key: str | None = None, tls: Tls | None = None) -> grpc.aio.Channel:
+def async_channel(
+    target: str, *, api_key: str | None = None, tls: Tls | None = None, retry: bool = True
+) -> grpc.aio.Channel:
     """The same for asyncio."""
     key = os.environ.get("TYPELESS_API_KEY", "") if api_key is None else api_key
     if tls is None:
-        plain = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        plain = grpc.aio.insecure_channel(target, options=_options(retry))
     else:
-        plain = grpc.aio.secure_channel(target, tls.credentials(), options=_CHANNEL_OPTIONS)
+        plain = grpc.aio.secure_channel(target, tls.credentials(), options=_options(retry))
     return cast("grpc.aio.Channel", _KeyedChannel(plain, key)) if key else plain
+
+
+def _options(retry: bool) -> list[tuple[str, Any]]:
+    if not retry:
+        return [*_CHANNEL_OPTIONS, ("grpc.enable_retries", 0)]
+    return [
+        *_CHANNEL_OPTIONS,
+        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.per_rpc_retry_buffer_size", _RETRIED_BYTES),
+    ]
 
 
 class _KeySender(

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from tests.harness import AUDIO, REPOSITORY, pcm, serving
 from typeless_grpc.client import AsyncClient, CallFailed, Client, Options, RawFormat
 from typeless_grpc.engine.interface import Task
 from typeless_grpc.engine.scripted import ScriptedEngine
+from typeless_grpc.errors import InvalidInput, Overloaded
 
 SPEECH = AUDIO / "en_short.flac"
 OPTIONS = Options(model="tiny.en", language="en", task="translate", hotwords=["Korventa"], word_timestamps=True)
@@ -75,6 +77,49 @@ async def test_nobody_answering_is_unavailable_for_both():
             await client.server_info(timeout_s=5)
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     assert caught.value.reason == ""
+
+
+BUSY = Overloaded("Full.", retry_after_s=0.01)
+
+
+async def asked_of(client_kind: str, target: str, *, retry: bool = True, seconds: float = 1.0) -> str:
+    """What is said in some seconds of audio, by either client."""
+    raw = RawFormat("pcm_s16le", 16_000)
+    if client_kind == "async":
+        async with AsyncClient(target, retry=retry) as client:
+            return (await client.transcribe(pcm(seconds), raw_format=raw, timeout_s=60)).transcript.text
+
+    def call() -> str:
+        with Client(target, retry=retry) as client:
+            return client.transcribe(pcm(seconds), raw_format=raw, timeout_s=60).transcript.text
+
+    return await asyncio.to_thread(call)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("seconds", [1.0, 60.0], ids=["small", "larger than what gRPC keeps by itself"])
+async def test_a_call_that_a_full_server_refused_is_made_again(kind: str, seconds: float):
+    answers: list[Any] = [BUSY, BUSY, "hello"]
+    async with serving(ScriptedEngine(lambda asked: answers.pop(0))) as served:
+        assert await asked_of(kind, served.target, seconds=seconds) == "hello"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(("retry", "n_calls"), [(True, 4), (False, 1)])
+async def test_calls_are_made_again_four_times_at_most_and_not_if_not_wanted(kind: str, retry: bool, n_calls: int):
+    engine = ScriptedEngine(lambda asked: BUSY)
+    async with serving(engine) as served:
+        with pytest.raises(CallFailed) as refused:
+            await asked_of(kind, served.target, retry=retry)
+    assert (refused.value.reason, len(engine.asked)) == ("OVERLOADED", n_calls)
+
+
+async def test_what_would_fail_again_is_not_made_again():
+    engine = ScriptedEngine(lambda asked: InvalidInput("options.model", "is no model", reason="MODEL_NOT_FOUND"))
+    async with serving(engine) as served:
+        with pytest.raises(CallFailed):
+            await asked_of("async", served.target)
+    assert len(engine.asked) == 1
 
 
 async def run(*command: str | Path, stdin: bytes = b"", cwd: Path = REPOSITORY, **env: str) -> tuple[int, str, str]:

@@ -6,21 +6,19 @@ import asyncio
 import io
 import os
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from typeless_grpc.cli.output import fail
 from typeless_grpc.client import RawFormat
+from typeless_grpc.client_mic import NoMicrophone, async_microphone, from_thread
 
 _PIECE_S = 0.1
 _FILE_PIECE_BYTES = 65_536
 _PIPE_PIECE_BYTES = 4096  # what is there is sent, this much at most
-MICROPHONE = RawFormat("pcm_s16le", 16_000)
-_MAX_WAITING = 600  # pieces: a minute of microphone while nobody takes them
 _SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
 
 
@@ -58,45 +56,16 @@ def standard_input() -> AsyncIterator[bytes]:
         number = sys.stdin.fileno()
     except io.UnsupportedOperation:  # no file: a test's
         stdin = cast(io.BufferedReader, sys.stdin.buffer)
-        return _from_thread(lambda: stdin.read1(_PIPE_PIECE_BYTES))
-    return _from_thread(lambda: os.read(number, _PIPE_PIECE_BYTES))
+        return from_thread(lambda: stdin.read1(_PIPE_PIECE_BYTES))
+    return from_thread(lambda: os.read(number, _PIPE_PIECE_BYTES))
 
 
-def microphone() -> AsyncIterator[bytes]:
-    """The default microphone, as MICROPHONE says. Ends the command where there is none."""
+def microphone(device: str) -> AsyncIterator[bytes]:
+    """A microphone, as MICROPHONE says; "" for the default one. Ends the command where there is none."""
     try:
-        import sounddevice
-    except (ImportError, OSError) as error:  # OSError: its library is missing
-        fail(f"the microphone needs sounddevice and PortAudio ({error}): pip install 'typeless-grpc[mic]'")
-    n_frames = round(_PIECE_S * MICROPHONE.sample_rate_hz)
-    try:
-        recorder: Any = sounddevice.RawInputStream(samplerate=MICROPHONE.sample_rate_hz, channels=1, dtype="int16")
-        recorder.start()
-    except sounddevice.PortAudioError as error:
-        fail(f"the microphone cannot be used: {error}")
-    return _from_thread(lambda: bytes(recorder.read(n_frames)[0]))
-
-
-async def _from_thread(read: Callable[[], bytes]) -> AsyncIterator[bytes]:
-    """What blocking reads give, until one gives nothing."""
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[bytes] = asyncio.Queue()
-    room = threading.Semaphore(_MAX_WAITING)
-
-    def work() -> None:
-        data = b"begin"
-        while data:
-            data = read()
-            room.acquire()
-            try:
-                loop.call_soon_threadsafe(queue.put_nowait, data)
-            except RuntimeError:  # the loop is closed: the command is over
-                return
-
-    threading.Thread(target=work, name="audio", daemon=True).start()
-    while data := await queue.get():
-        room.release()
-        yield data
+        return async_microphone(int(device) if device.isdecimal() else device or None)
+    except NoMicrophone as error:
+        fail(str(error))
 
 
 def _bytes_per_second(path: Path, raw: RawFormat | None) -> float:

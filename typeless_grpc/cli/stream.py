@@ -20,12 +20,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
 from typeless_grpc.cli import flags
-from typeless_grpc.cli.audio_sources import MICROPHONE, Encoding, file_pieces, microphone, paced_file, standard_input
+from typeless_grpc.cli.audio_sources import Encoding, file_pieces, microphone, paced_file, standard_input
 from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
 from typeless_grpc.cli.failures import calls_as_lines
 from typeless_grpc.cli.output import errors
 from typeless_grpc.cli.target import Place, client_of
 from typeless_grpc.client import DEFAULT_TARGET, RawFormat
+from typeless_grpc.client_mic import MICROPHONE
 from typeless_grpc.client_stream import StreamOptions
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
 
@@ -69,6 +70,7 @@ def stream(
         Encoding | None, typer.Option(help="Of bare samples; a file says its own unless set.", show_default=False)
     ] = None,
     rate: Annotated[int, typer.Option(min=8000, max=192_000, help="Of bare samples, in Hz.")] = 16_000,
+    device: Annotated[str, typer.Option(help="Microphone: a number or a part of its name.", show_default=False)] = "",
     channels: Annotated[int, typer.Option(min=1, max=8, help="Of bare samples.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Every event as JSON, one in each line.")] = False,
 ) -> None:
@@ -107,22 +109,24 @@ def stream(
     )
     with calls_as_lines(server):
         place = Place(server, local, model if local else None, api_key, tls_of(tls, tls_ca, client_cert, client_key))
-        asyncio.run(_stream(audio, realtime, options, place, as_json))
+        pieces = _pieces(audio, options.raw_format, realtime, device)
+        asyncio.run(_stream(pieces, options, place, is_spoken=audio in ("-", "mic"), as_json=as_json))
 
 
-def _pieces(audio: str, raw: RawFormat | None, realtime: bool) -> AsyncIterator[bytes]:
+def _pieces(audio: str, raw: RawFormat | None, realtime: bool, device: str) -> AsyncIterator[bytes]:
     if audio == "mic":
-        return microphone()
+        return microphone(device)
     if audio == "-":
         return standard_input()
     return paced_file(Path(audio), raw) if realtime else file_pieces(Path(audio))
 
 
-async def _stream(audio: str, realtime: bool, options: StreamOptions, place: Place, as_json: bool) -> None:
-    pieces = _pieces(audio, options.raw_format, realtime)
+async def _stream(
+    pieces: AsyncIterator[bytes], options: StreamOptions, place: Place, *, is_spoken: bool, as_json: bool
+) -> None:
     async with client_of(place) as client:
         # A file is given up on Ctrl-C. What is spoken is ended by it: its last words are still worth having.
-        events = client.stream(_until_interrupted(pieces) if audio in ("-", "mic") else pieces, options)
+        events = client.stream(_until_interrupted(pieces) if is_spoken else pieces, options)
         if options.interim_results and not as_json:
             await _on_terminal(events)
         elif options.mode == "file" and not as_json:

@@ -35,7 +35,8 @@ class Place:
 async def client_of(place: Place) -> AsyncIterator[AsyncClient]:
     """A client of the server that is meant."""
     if not place.local:
-        async with AsyncClient(place.server, api_key=place.api_key, tls=place.tls) as client:
+        # Commands wait by themselves and say so: see `patiently`.
+        async with AsyncClient(place.server, api_key=place.api_key, tls=place.tls, retry=False) as client:
             yield client
         return
     from typeless_grpc.app import build, catalog
@@ -49,7 +50,7 @@ async def client_of(place: Place) -> AsyncIterator[AsyncClient]:
     async with build(settings) as app:
         with working(f"Loading model {app.model}"):
             await app.warm()
-        async with AsyncClient(f"127.0.0.1:{app.port}", api_key="") as client:
+        async with AsyncClient(f"127.0.0.1:{app.port}", api_key="", retry=False) as client:
             yield client
 
 
