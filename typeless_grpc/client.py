@@ -264,7 +264,11 @@ class Client:
         raw_format: RawFormat | None = None,
         timeout_s: float | None = None,
     ) -> transcription_pb2.TranscribeResponse:
-        """Transcribe a recording: a path, or the bytes of a file. Raises CallFailed."""
+        """Transcribe a recording: a path, or the bytes of a file. Raises CallFailed.
+
+        >>> client.transcribe("tests/audio/en_short.flac", Options(language="en")).transcript.text
+        'please close the window'
+        """
         request = transcribe_request(audio, options or Options(), raw_format)
         try:
             return self._transcription.Transcribe(request, timeout=timeout_s)
@@ -283,6 +287,10 @@ class Client:
         """Transcribe several recordings at once, each with a transcript or a failure of its own. Raises CallFailed.
 
         names: what the results are called, the paths unless given. raw_format: of all of them.
+
+        >>> answer = client.batch(["tests/audio/en_short.flac", b"no audio"], names=["call", "broken"])
+        >>> [(result.name, result.WhichOneof("outcome")) for result in answer.results]
+        [('call', 'transcript'), ('broken', 'failure')]
         """
         request = batch_request(recordings, options or Options(), names=names, raw_format=raw_format)
         try:
@@ -297,13 +305,21 @@ class Client:
 
         audio: bytes in any pieces, and between them `Control` and `Options` (which replace those in force). It is read
         in a thread of its own, and its end is the stream's. Closing the iterator ends the call.
+
+        >>> audio = Path("tests/audio/en_short.wav").read_bytes()
+        >>> [event.segment.text for event in client.stream([audio]) if event.HasField("segment")]
+        ['please close the window']
         """
         from typeless_grpc.client_stream import Streaming, StreamOptions  # it needs this module
 
         return Streaming(self._transcription, options or StreamOptions()).events(audio)
 
     def server_info(self, *, timeout_s: float | None = 10) -> server_pb2.GetServerInfoResponse:
-        """The server's version and limits. Raises CallFailed."""
+        """The server's version and limits. Raises CallFailed.
+
+        >>> client.server_info().default_model
+        'base'
+        """
         try:
             return self._server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=timeout_s)
         except grpc.RpcError as error:
@@ -311,13 +327,21 @@ class Client:
 
     @property
     def jobs(self) -> Jobs:
-        """Transcription in the background, and uploads."""
+        """Transcription in the background, and uploads.
+
+        >>> client.jobs.stats().workers
+        1
+        """
         from typeless_grpc.client_jobs import Jobs  # it needs this module
 
         return Jobs(self._channel)
 
     def close(self) -> None:
-        """Close the connection; calls that still run are cancelled."""
+        """Close the connection; calls that still run are cancelled.
+
+        >>> other = Client("localhost:50051")
+        >>> other.close()
+        """
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -330,7 +354,14 @@ class Client:
 
 
 class AsyncClient:
-    """The same for asyncio; belongs to the event loop that made it."""
+    """The same for asyncio; belongs to the event loop that made it.
+
+    >>> async def text() -> str:
+    ...     async with AsyncClient("localhost:50051") as client:
+    ...         return (await client.transcribe("tests/audio/en_short.flac")).transcript.text
+    >>> asyncio.run(text())
+    'please close the window'
+    """
 
     def __init__(
         self,

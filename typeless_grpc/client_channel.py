@@ -70,7 +70,13 @@ class Tls:
 
 
 def channel(target: str, *, api_key: str | None = None, tls: Tls | None = None, retry: bool = True) -> grpc.Channel:
-    """A channel that sends the key with every call, for stubs of the contract. The arguments are those of `Client`."""
+    """A channel that sends the key with every call, for stubs of the contract. The arguments are those of `Client`.
+
+    >>> with channel("localhost:50051") as open_channel:
+    ...     stub = server_pb2_grpc.ServerServiceStub(open_channel)
+    ...     print(stub.GetServerInfo(server_pb2.GetServerInfoRequest()).default_model)
+    base
+    """
     key = os.environ.get("TYPELESS_API_KEY", "") if api_key is None else api_key
     if tls is None:
         plain = grpc.insecure_channel(target, options=_options(retry))

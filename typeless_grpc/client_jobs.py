@@ -176,6 +176,10 @@ class Jobs:
         """File a job: a path, the bytes of a file, or a URI. Large recordings are uploaded first.
 
         priority: "low", "normal" or "high". request_id: made up unless given. progress: hears of the upload.
+
+        >>> job = client.jobs.submit("tests/audio/en_short.flac", labels={"team": "a"})
+        >>> client.jobs.wait(job.job_id).transcript.text
+        'please close the window'
         """
         if is_large(audio):
             audio = self.upload(audio, progress=progress).uri
@@ -185,13 +189,21 @@ class Jobs:
         return self._patiently(lambda: self._jobs.SubmitJob(request)).job
 
     def get(self, job_id: str) -> jobs_pb2.Job:
-        """The job as it stands, with its transcript once COMPLETED."""
+        """The job as it stands, with its transcript once COMPLETED.
+
+        >>> client.jobs.get(job.job_id).progress
+        1.0
+        """
         return self._patiently(lambda: self._jobs.GetJob(jobs_pb2.GetJobRequest(job_id=job_id))).job
 
     def list(
         self, *, states: Sequence[str] = (), labels: Mapping[str, str] | None = None, page_size: int = 100
     ) -> Iterator[jobs_pb2.Job]:
-        """All jobs, newest first, fetched page by page. states: "pending", "completed", …"""
+        """All jobs, newest first, fetched page by page. states: "pending", "completed", …
+
+        >>> job.job_id in [one.job_id for one in client.jobs.list(states=["completed"])]
+        True
+        """
         token = ""
         while True:
             request = query(page_size=page_size, page_token=token, states=states, labels=labels or {})
@@ -202,19 +214,34 @@ class Jobs:
                 return
 
     def cancel(self, job_id: str) -> jobs_pb2.Job:
-        """End a job that has not ended."""
+        """End a job that has not ended.
+
+        >>> jobs_pb2.JobState.Name(client.jobs.cancel(job.job_id).state)  # it had ended
+        'JOB_STATE_COMPLETED'
+        """
         return self._patiently(lambda: self._jobs.CancelJob(jobs_pb2.CancelJobRequest(job_id=job_id))).job
 
     def delete(self, job_id: str) -> None:
-        """Delete a job that does not run, with all it holds."""
+        """Delete a job that does not run, with all it holds.
+
+        >>> client.jobs.delete(client.jobs.wait(client.jobs.submit("tests/audio/en_short.flac").job_id).job_id)
+        """
         self._patiently(lambda: self._jobs.DeleteJob(jobs_pb2.DeleteJobRequest(job_id=job_id)))
 
     def stats(self) -> jobs_pb2.GetQueueStatsResponse:
-        """How full the queue is."""
+        """How full the queue is.
+
+        >>> client.jobs.stats().max_concurrent_jobs
+        3
+        """
         return self._patiently(lambda: self._jobs.GetQueueStats(jobs_pb2.GetQueueStatsRequest()))
 
     def watch(self, job_id: str, *, next_segment_index: int = 0) -> Iterator[jobs_pb2.WatchJobResponse]:
-        """The job now and at each change until its end; goes on by itself after a broken connection."""
+        """The job now and at each change until its end; goes on by itself after a broken connection.
+
+        >>> [segment.text for change in client.jobs.watch(job.job_id) for segment in change.new_segments]
+        ['please close the window']
+        """
         n_failures = 0
         while True:
             request = jobs_pb2.WatchJobRequest(job_id=job_id, next_segment_index=next_segment_index)
@@ -229,14 +256,23 @@ class Jobs:
                 self._wait_or_raise(n_failures, CallFailed.of(error), error)
 
     def wait(self, job_id: str) -> jobs_pb2.Job:
-        """The job once it has ended, however it did."""
+        """The job once it has ended, however it did.
+
+        >>> client.jobs.wait(job.job_id).progress
+        1.0
+        """
         *_, last = self.watch(job_id)
         return last.job
 
     def upload(
         self, audio: bytes | str | os.PathLike[str], *, upload_id: str = "", progress: Progress | None = None
     ) -> uploads_pb2.Upload:
-        """Upload a recording, or the rest of one whose upload_id is known; goes on after a broken connection."""
+        """Upload a recording, or the rest of one whose upload_id is known; goes on after a broken connection.
+
+        >>> upload = client.jobs.upload("tests/audio/en_short.flac")
+        >>> client.jobs.wait(client.jobs.submit(upload.uri).job_id).transcript.text
+        'please close the window'
+        """
         recording = Recording(audio)
         try:
             if not upload_id:

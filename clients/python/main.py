@@ -119,7 +119,8 @@ def main(words: list[str]) -> int:
         print(USAGE, file=sys.stderr)
         return 2
     # The key is taken from TYPELESS_API_KEY. Over a network, add tls=Tls(): plain text can be read on the way.
-    with Client(os.environ.get("TYPELESS_SERVER", "localhost:50051")) as client:
+    # retry=False, because `patiently` waits and says so; otherwise the client repeats what is safe by itself.
+    with Client(os.environ.get("TYPELESS_SERVER", "localhost:50051"), retry=False) as client:
         try:
             COMMANDS[words[0]](client, words[1:])
         except CallFailed as failed:

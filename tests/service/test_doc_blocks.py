@@ -1,0 +1,152 @@
+"""Every block of code in `docs/` runs as it stands, against a server whose engine is scripted.
+
+Recordings that a reader would have of his own are those of the project; what a block leaves to the reader (`show`,
+`keep`, his microphone) is given here. `typeless serve` itself is run by tests/test_docs.py: here its settings are read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.clients.test_clients import LANGUAGES
+from tests.harness import AUDIO, REPOSITORY, ServedJobs, serving_jobs
+from typeless_grpc.client import AsyncClient
+from typeless_grpc.engine.scripted import ScriptedEngine
+
+BIN = Path(sys.executable).parent
+STAND_INS = {"lecture.mp3": "en_short.mp3", "call.wav": "en_short.wav", "meeting.flac": "en_short.flac"}
+# What has no device here: the microphone has tests of its own (test_microphone.py).
+NO_DEVICE = r"stream mic|^arecord"
+PRELUDE = """
+import typeless_grpc.client_mic
+from pathlib import Path
+
+shown, kept = [], []
+show = lambda stable, unstable: shown.append(stable + unstable)
+keep = lambda text: (kept.append(text), print(text))
+
+async def recorded():
+    yield Path("speech.raw").read_bytes()
+
+typeless_grpc.client_mic.async_microphone = recorded
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    document: str
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document}: {self.text.strip().splitlines()[0][:60]}"
+
+
+BLOCKS = [
+    Block(path.name, language, text)
+    for path in sorted((REPOSITORY / "docs").glob("*.md"))
+    for language, text in re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
+]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+SHELL = [block for block in BLOCKS if block.language in ("sh", "console") and "cd clients/" not in block.text]
+BUILDS = [block for block in BLOCKS if "cd clients/" in block.text]
+
+
+def test_no_block_is_of_a_kind_that_nothing_runs():
+    rest = [block for block in BLOCKS if block not in [*PYTHON, *SHELL, *BUILDS]]
+    assert {block.language for block in rest} <= {"text"}, rest  # pictures
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a reader would be: among his recordings, with the project's own at hand."""
+    (tmp_path / "tests").symlink_to(REPOSITORY / "tests")
+    for name, file in STAND_INS.items():
+        shutil.copy(AUDIO / file, tmp_path / name)
+    shutil.copy(AUDIO / "en_short_s16le_16k.raw", tmp_path / "speech.raw")
+    return tmp_path
+
+
+async def ran(command: list[str], folder: Path, **env: str) -> tuple[int | None, str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TYPELESS_")}
+    kept |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=folder, env=kept | env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, complaints = await asyncio.wait_for(process.communicate(), 120)
+    return process.returncode, out.decode(), complaints.decode()
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+async def test_python_runs(block: Block, folder: Path):
+    async with serving_jobs(ScriptedEngine(lambda asked: "what was said"), folder / "data") as served:
+        text = block.text.replace("localhost:50051", served.target)
+        if re.search(r"^async |^\s*await ", text, re.M) and "def main" not in text:
+            text = "async def main():\n" + "".join(f"    {line}\n" for line in text.splitlines())
+            text += "import asyncio\nasyncio.run(main())\n"
+        (folder / "block.py").write_text(PRELUDE + text, "utf-8")
+        code, out, complaints = await ran([sys.executable, "block.py"], folder)
+    assert (code, complaints) == (0, "")
+    assert "what was said" in out
+
+
+@pytest.mark.parametrize("block", [one for one in SHELL if one.document != "security.md"], ids=str)
+async def test_commands_run(block: Block, folder: Path):
+    engine = ScriptedEngine(lambda asked: "what was said")
+    async with serving_jobs(engine, folder / "data") as served:
+        for line in block.text.splitlines():
+            command = line.removeprefix("$ ").partition("  #")[0].strip()
+            if not re.search(NO_DEVICE, command):
+                await runs(command, served, folder)
+
+
+async def runs(command: str, served: ServedJobs, folder: Path) -> None:
+    if "JOB_ID" in command:
+        command = command.replace("JOB_ID", await finished_job(served.target))
+    code, _, complaints = await ran(["bash", "-c", command], folder, TYPELESS_SERVER=served.target)
+    assert code == 0, f"{command}\n{complaints}"
+
+
+async def finished_job(target: str) -> str:
+    async with AsyncClient(target, api_key="") as client:
+        job = await client.jobs.submit(AUDIO / "en_short.flac")
+        await client.jobs.wait(job.job_id)
+    return job.job_id
+
+
+async def test_a_server_can_be_made_safe_as_the_security_guide_says(folder: Path):
+    (block,) = (block for block in SHELL if block.document == "security.md")
+    made = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout key.pem -out cert.pem"
+    assert (await ran(made.split(), folder))[0] == 0
+    assert block.text.rstrip().endswith("\ntypeless serve")
+    script = "set -e\n" + block.text.replace("typeless serve", "typeless config --json")
+    code, out, complaints = await ran(["bash", "-c", script], folder, TYPELESS_DATA_DIR=str(folder / "data"))
+    assert code == 0, complaints
+    secret, _, settings = out.partition("\n")
+    assert len(secret) > 30
+    in_force = {name: row["value"] for name, row in json.loads(settings).items()}
+    assert in_force["auth_enabled"] is in_force["require_auth"] is True
+    assert in_force["tls_cert_file"] == "cert.pem"
+
+
+@pytest.mark.parametrize("block", BUILDS, ids=str)
+def test_a_client_is_built_and_called_as_its_tests_do(block: Block):
+    """tests/clients builds them, which takes minutes: here it is held that those are the same commands."""
+    first, *commands = block.text.strip().split(" && ")
+    (language,) = (one for one in LANGUAGES if first == f"cd clients/{one.name}")
+    *builds, call = [command.replace("'", "") for command in commands]
+    told = [" ".join(word for word in build.split() if word not in QUIET) for build in builds]
+    assert told == [" ".join(word for word in build if word not in QUIET) for build in language.builds]
+    assert call == f"{' '.join(language.command)} transcribe ../../tests/audio/en_short.flac"
+
+
+QUIET = {"-q", "-B", "--no-progress", "--locked"}
