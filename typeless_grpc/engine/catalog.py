@@ -155,7 +155,8 @@ class Catalog:
                 reason="MODEL_UNAVAILABLE",
             )
         if name not in self.names():
-            raise NotFound(f"No model is called '{name}'. Known: {', '.join(self.names())}.", reason="MODEL_NOT_FOUND")
+            known = ", ".join(self.names())
+            raise NotFound(f"No model is called '{name[:128]}'. Known: {known}.", reason="MODEL_NOT_FOUND")
         joined_here = name in PACKAGED and _is_installed(PACKAGED[name])
         if not self.download and not joined_here:
             raise SourceUnavailable(

@@ -91,7 +91,7 @@ class ModelPool(Generic[ModelT]):
         if entry is None:
             directory = await asyncio.to_thread(self._finder.find, name)
             if directory is None:
-                raise NotFound(f"This server has no model called '{name}'.", reason="MODEL_NOT_FOUND")
+                raise NotFound(f"This server has no model called '{name[:128]}'.", reason="MODEL_NOT_FOUND")
             entry = self._entry(name, directory)
         entry.n_users += 1
         entry.idle.clear()

@@ -60,6 +60,8 @@ OUTPUT_FORMATS = {
 # Where Chinese is written in traditional characters unless a tag says otherwise (Unicode CLDR, likely subtags).
 TRADITIONAL_REGIONS = frozenset({"tw", "hk", "mo"})
 CHINESE = frozenset({"zh", "yue"})
+# Tags that mean a language of Whisper's under another name (IANA language subtag registry; "jw" is Whisper's alone).
+ALIASES = {"nb": "no", "jv": "jw", "iw": "he", "in": "id", "fil": "tl", "cmn": "zh", "ji": "yi", "mo": "ro"}
 
 Value = TypeVar("Value")
 
@@ -102,6 +104,7 @@ def _language(tag: str, field: str) -> tuple[str, Script | None]:
     primary, *rest = tag.replace("_", "-").lower().split("-")
     if not (primary.isascii() and primary.isalpha() and 2 <= len(primary) <= 3):
         raise InvalidInput(field, f"'{tag[:40]}' is no BCP-47 language tag", reason="LANGUAGE_NOT_SUPPORTED")
+    primary = ALIASES.get(primary, primary)
     asked = next((subtag for subtag in rest if len(subtag) == 4 and subtag.isalpha()), None)
     if asked is None:
         traditional = primary == "zh" and not TRADITIONAL_REGIONS.isdisjoint(rest)
@@ -167,7 +170,8 @@ def _hotwords(words: list[str], field: str) -> tuple[str, ...]:
         if not word.strip():
             raise InvalidInput(f"{field}[{index}]", "is empty")
         _at_most(word, MAX_HOTWORD_CHARACTERS, f"{field}[{index}]")
-    return tuple(word.strip() for word in words)
+    # Each once: a prompt that repeats itself makes the model do so too, for a minute of work.
+    return tuple(dict.fromkeys(word.strip() for word in words))
 
 
 def _beam_size(value: int, field: str) -> int | None:

@@ -625,8 +625,8 @@ class VoiceActivityOptions(google.protobuf.message.Message):
 
     @property
     def max_utterance(self) -> google.protobuf.duration_pb2.Duration:
-        """An utterance is cut here even without a pause. Above 0 and at most 30 s, the model's window;
-        unset is the server's choice.
+        """An utterance is cut here even without a pause. 1 s, below which no word is whole, to 30 s, the
+        model's window; unset is the server's choice.
         """
 
     def __init__(
