@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import weakref
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,16 @@ from typeless_grpc.engine.cuts import Piece
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.judgement import judged
 from typeless_grpc.engine.transcript import SuppressionReason
-from typeless_grpc.engine.whisper import Device, Heard, WhisperModel, Window, choose_device
+from typeless_grpc.engine.whisper import (
+    MAX_LENGTH,
+    MOST_TOKENS_AT_ONCE,
+    MOST_TOKENS_PER_S,
+    Device,
+    Heard,
+    WhisperModel,
+    Window,
+    choose_device,
+)
 
 pytestmark = pytest.mark.model
 
@@ -160,6 +171,16 @@ def test_a_model_that_nobody_uses_is_freed():
     assert gone() is None
 
 
+def with_generate(model: WhisperModel, monkeypatch: pytest.MonkeyPatch, generate: Callable[..., Any]) -> None:
+    """Let faster-whisper find this in place of the model's own."""
+
+    class Changed:
+        def __getattr__(self, name: str) -> Any:
+            return generate if name == "generate" else getattr(model._model, name)
+
+    monkeypatch.setattr(model._whisper, "model", Changed())
+
+
 def test_what_sounds_like_silence_is_tried_once_and_given_to_be_judged(
     model: WhisperModel, monkeypatch: pytest.MonkeyPatch
 ):
@@ -170,13 +191,59 @@ def test_what_sounds_like_silence_is_tried_once_and_given_to_be_judged(
         n_tries += 1
         return generate(*args, **kwargs)
 
-    class Counted:
-        def __getattr__(self, name: str) -> Any:
-            return counting if name == "generate" else getattr(model._model, name)
-
-    monkeypatch.setattr(model._whisper, "model", Counted())
+    with_generate(model, monkeypatch, counting)
     (heard,) = decoded(model, replace(silence(5 * SAMPLE_RATE_HZ, ENGLISH), shown_s=30.0, thorough=True))
     assert n_tries == 1
     result = judged(heard, Piece(0, 5 * SAMPLE_RATE_HZ, (), most_pause=0))
     assert result.segments == ()
     assert [suppressed.reason for suppressed in result.suppressed] == [SuppressionReason.NO_SPEECH]
+
+
+@dataclass(frozen=True)
+class Looping:
+    """What the model gives that says one thing for ever, which makes for another try at each temperature."""
+
+    sequences_ids: list[list[int]]
+    scores: list[float]
+    no_speech_prob: float = 0.0
+
+
+@pytest.mark.parametrize(("n_wanted", "n_expected"), [(1, 1), (2, 2), (100, 3)])
+def test_nobody_waits_for_the_next_temperature(
+    model: WhisperModel, monkeypatch: pytest.MonkeyPatch, n_wanted: int, n_expected: int
+):
+    word = model._whisper.hf_tokenizer.encode(" again", add_special_tokens=False).ids
+    n_tries = 0
+
+    def looping(*args: Any, **kwargs: Any) -> Any:
+        nonlocal n_tries
+        n_tries += 1
+        return [Looping([word * 60], [-0.1])]
+
+    with_generate(model, monkeypatch, looping)
+    options = replace(ENGLISH, temperatures=(0.0, 0.2, 0.4))
+    one = replace(silence(5 * SAMPLE_RATE_HZ, options), shown_s=30.0, thorough=True)
+    (heard,) = model.decode([one], [lambda: n_tries < n_wanted])
+    assert n_tries == n_expected
+    assert (heard is None) == (n_wanted < 3)
+
+
+def test_a_bounded_text_has_no_more_tokens_than_speech_can(model: WhisperModel, monkeypatch: pytest.MonkeyPatch):
+    generate, longest = model._model.generate, list[int]()
+
+    def noting(encoded: Any, prompts: list[list[int]], **kwargs: Any) -> Any:
+        longest.append(kwargs["max_length"] - len(prompts[0]))
+        return generate(encoded, prompts, **kwargs)
+
+    with_generate(model, monkeypatch, noting)
+    one = replace(window("en_short.flac"), shown_s=30.0, thorough=True, is_bounded=True)
+    assert text(decoded(model, one)[0]) == fixture("en_short.flac")["text"]
+    assert longest == [MOST_TOKENS_AT_ONCE + math.ceil(MOST_TOKENS_PER_S * one.audio_s)]
+    longest.clear()
+    crowded = replace(one, options=replace(ENGLISH, prompt="word " * 400, hotwords=("another",) * 200))
+    decoded(model, crowded)
+    assert all(n <= MAX_LENGTH for n in longest)
+
+
+def test_only_languages_that_have_a_token_are_known(model: WhisperModel):
+    assert model.languages == ["en"]

@@ -214,13 +214,13 @@ class Hearing:
                 heard = await self._submit(call, replace(window, shown_s=shown_s))
                 if not heard.doubts or Doubt.MIXED in heard.doubts:
                     return heard
-        return await self._submit(call, replace(window, thorough=True))
+        return await self._submit(call, replace(window, thorough=True, is_bounded=policy.verified))
 
     async def _thoroughly(self, call: Call, piece: Piece, before: Heard) -> Heard:
         has_words = any(one.segment.words for one in before.segments)
         options = replace(call.options, language=before.language, word_timestamps=has_words)
         told = replace(call, options=options)
-        return await self._submit(told, replace(self._window(told, piece), thorough=True))
+        return await self._submit(told, replace(self._window(told, piece), thorough=True, is_bounded=True))
 
     async def _look(self, call: Call, piece: Piece) -> Heard:
         """Decode a piece once, whatever comes of it."""

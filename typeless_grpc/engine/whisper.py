@@ -84,9 +84,11 @@ class Window:
 
     audio: float32 mono 16 kHz, at most shown_s long. speech: where someone speaks, in samples of audio. shown_s: what
     the encoder is shown, audio and then silence. thorough: as faster-whisper itself does it, window after window with
-    its ladder of temperatures; else in one pass, together with others. options.language: None detects it; expected is
-    then the language it is taken to be in unless it clearly is not, "" for none. may_be_mixed: where it seems to be in
-    two languages, say so (Doubt.MIXED) and decode nothing. detect_only: tell the language, and decode nothing.
+    its ladder of temperatures; else in one pass, together with others. is_bounded: cut a thorough text off where it
+    has more tokens than speech can have, which faster-whisper itself does not. options.language: None detects it;
+    expected is then the language it is taken to be in unless it clearly is not, "" for none. may_be_mixed: where it
+    seems to be in two languages, say so (Doubt.MIXED) and decode nothing. detect_only: tell the language, and decode
+    nothing.
     """
 
     audio: Audio
@@ -95,6 +97,7 @@ class Window:
     options: DecodeOptions
     beam_size: int
     thorough: bool = False
+    is_bounded: bool = False
     checks: Checks | None = None
     expected: str = ""
     may_be_mixed: bool = False
@@ -152,13 +155,42 @@ class _Passing:
         return not self.window.detect_only and not self.doubts and self.wanted()
 
 
+class _NobodyWaits(Exception):
+    """Ends faster-whisper's own decoding between two of its temperatures."""
+
+
 class _FasterWhisper(faster_whisper.WhisperModel):  # type: ignore[misc]
-    """faster-whisper's own, but what it takes for silence is not dropped; the recognizer does that, and reports it."""
+    """faster-whisper's own, but what it takes for silence is not dropped; the recognizer does that, and reports it.
+
+    It is also asked before each temperature whether somebody still waits, and writes no more than speech can have.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._of_thread = threading.local()
+
+    @contextmanager
+    def decoding(self, wanted: Callable[[], bool], most_tokens: int | None) -> Iterator[None]:
+        """What is decoded in this thread meanwhile. most_tokens: of each window's text; None leaves it to Whisper."""
+        self._of_thread.wanted, self._of_thread.most_tokens = wanted, most_tokens
+        try:
+            yield
+        finally:
+            del self._of_thread.wanted, self._of_thread.most_tokens
 
     def generate_with_fallback(self, encoder_output: Any, prompt: Any, tokenizer: Any, options: Any) -> Any:
         # Here the threshold only says that silence needs no other temperature; where it drops, it is given as None.
-        silence = replace(options, no_speech_threshold=NO_SPEECH_THRESHOLD)
-        return super().generate_with_fallback(encoder_output, prompt, tokenizer, silence)
+        ours = replace(options, no_speech_threshold=NO_SPEECH_THRESHOLD, temperatures=self._asked(options.temperatures))
+        room = self.max_length - len(prompt)
+        if self._of_thread.most_tokens is not None and room > 0:
+            ours = replace(ours, max_new_tokens=min(self._of_thread.most_tokens, room))
+        return super().generate_with_fallback(encoder_output, prompt, tokenizer, ours)
+
+    def _asked(self, temperatures: Sequence[float]) -> Iterator[float]:
+        for temperature in temperatures:
+            if not self._of_thread.wanted():
+                raise _NobodyWaits
+            yield temperature
 
 
 class WhisperModel:
@@ -201,10 +233,11 @@ class WhisperModel:
         stored_bytes = (directory / "model.bin").stat().st_size
         self.memory_bytes = round(stored_bytes * BYTES_PER_WEIGHT.get(device.compute_type, 2) / 2)
 
-    @property
+    @functools.cached_property
     def languages(self) -> Sequence[str]:
-        """Whisper's codes of the languages it knows."""
-        return list(self._whisper.supported_languages)
+        """Whisper's codes of the languages it knows: not all models have a token for the latest of them."""
+        known = self._whisper.hf_tokenizer.token_to_id
+        return [code for code in self._whisper.supported_languages if known(f"<|{code}|>") is not None]
 
     @property
     def is_multilingual(self) -> bool:
@@ -332,6 +365,16 @@ class WhisperModel:
         if language is None:
             found = among(self._languages(self._encoded(window.audio, FULL_WINDOW_S)), options.allowed_languages)
             language, probability = chosen(found, window.expected, window.speech_s)
+        most_tokens = _most_tokens(window.audio_s) if window.is_bounded else None
+        with self._whisper.decoding(wanted, most_tokens):
+            try:
+                heard = self._as_faster_whisper(window, language)
+            except _NobodyWaits:
+                return None
+        return Heard(tuple(heard), language, probability)
+
+    def _as_faster_whisper(self, window: Window, language: str) -> list[HeardSegment]:
+        options = window.options
         segments, _ = self._whisper.transcribe(
             window.audio,
             language=language,
@@ -343,12 +386,7 @@ class WhisperModel:
             word_timestamps=options.word_timestamps,
             no_speech_threshold=None,  # nothing is dropped: see _FasterWhisper
         )
-        heard = []
-        for segment in segments:
-            if not wanted():
-                return None
-            heard.append(_heard_thoroughly(segment, language, window.audio_s))
-        return Heard(tuple(heard), language, probability)
+        return [_heard_thoroughly(segment, language, window.audio_s) for segment in segments]
 
     # ---- prompts ------------------------------------------------------------------------------------------------
 
@@ -371,8 +409,11 @@ def _together(going: list[_Passing]) -> ctranslate2.StorageView:
 
 def _max_length(audio_s: float, n_prompt_tokens: int) -> int:
     """Where a text that will not end is cut off. CTranslate2 generates at most half of its `max_length`."""
-    n_tokens = MOST_TOKENS_AT_ONCE + math.ceil(MOST_TOKENS_PER_S * audio_s)
-    return min(MAX_LENGTH, 2 * max(n_tokens, n_prompt_tokens + 8))
+    return min(MAX_LENGTH, 2 * max(_most_tokens(audio_s), n_prompt_tokens + 8))
+
+
+def _most_tokens(audio_s: float) -> int:
+    return MOST_TOKENS_AT_ONCE + math.ceil(MOST_TOKENS_PER_S * audio_s)
 
 
 def _outcome(one: _Passing | None, is_decoded: bool) -> Heard | None:
