@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -50,11 +51,15 @@ class Background:
 
 @asynccontextmanager
 async def keep_jobs(
-    settings: Settings, engine: Engine, has_model: Callable[[str], bool] = lambda name: True
+    settings: Settings,
+    engine: Engine,
+    has_model: Callable[[str], bool] = lambda name: True,
+    *,
+    is_ready: asyncio.Event | None = None,
 ) -> AsyncIterator[Background]:
     """Jobs and uploads, kept where the settings say, and run in this process unless they say otherwise.
 
-    has_model: whether jobs may name a model; blocks.
+    has_model: whether jobs may name a model; blocks. is_ready: set when the engine is; jobs begin to run then.
     """
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(CallThreads(STORE_THREADS, "stores"))
@@ -79,7 +84,7 @@ async def keep_jobs(
         store, upkeep = SqlJobStore(table), JobUpkeep(table)
         if settings.max_concurrent_jobs:
             runs, whole = SqlRunStore(table, sources), stack.enter_context(finishing(settings, engine))
-            await stack.enter_async_context(_running(settings, database, runs, upkeep, whole))
+            await stack.enter_async_context(_running(settings, database, runs, upkeep, whole, is_ready))
         janitor = Janitor(upkeep, uploads)
         janitor.start()
         stack.push_async_callback(asyncio.to_thread, janitor.stop)
@@ -90,18 +95,32 @@ async def keep_jobs(
 
 @asynccontextmanager
 async def _running(
-    settings: Settings, database: Database, runs: RunStore, upkeep: JobUpkeep, engine: Engine
+    settings: Settings,
+    database: Database,
+    runs: RunStore,
+    upkeep: JobUpkeep,
+    engine: Engine,
+    is_ready: asyncio.Event | None,
 ) -> AsyncIterator[None]:
     """A worker in this process. It starts in the background, and again until it succeeds: calls do not wait for it."""
     loop = asyncio.get_running_loop()
     worker = Worker(new_worker_id(), runs, engine, loop, SpeechDetector(), worker_options(settings))
     runner = DbosWorker(database, upkeep, worker, dbos_worker_options(settings, database))
-    starting = asyncio.create_task(asyncio.to_thread(runner.start))
+
+    async def start() -> None:
+        if is_ready is not None:  # DBOS takes seconds of a core to import, which the model's loading needs
+            await is_ready.wait()
+        await asyncio.to_thread(runner.start)
+
+    starting = asyncio.create_task(start())
     try:
         yield
     finally:
+        if is_ready is not None and not is_ready.is_set():
+            starting.cancel()
         await asyncio.to_thread(runner.stop)
-        await starting
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
 
 
 def database_url(settings: Settings) -> str:

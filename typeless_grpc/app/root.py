@@ -58,16 +58,18 @@ class Listening:
 
 @dataclass(frozen=True)
 class App(Listening):
-    """A server with its engine, not yet warm. model: name of the default model."""
+    """A server with its engine, not yet warm. model: name of the default model. is_warm: jobs wait for it."""
 
     model: str
     engine: BuiltEngine
+    is_warm: asyncio.Event
 
     async def warm(self) -> None:
         """Load the default model, run it once, and report SERVING."""
         model = await self.engine.models.load(self.model)
         await asyncio.to_thread(model.warm_up)
         await self.server.serving()
+        self.is_warm.set()
 
 
 @asynccontextmanager
@@ -76,10 +78,13 @@ async def build(settings: Settings) -> AsyncIterator[App]:
     share_heaps()
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(build_engine(settings))
-        background = await stack.enter_async_context(keep_jobs(settings, engine.recognizer, engine.has_model))
+        is_warm = asyncio.Event()
+        background = await stack.enter_async_context(
+            keep_jobs(settings, engine.recognizer, engine.has_model, is_ready=is_warm)
+        )
         manage = ModelServicer(engine.models, engine.known, settings.model)
         listening = await stack.enter_async_context(listen(settings, engine.recognizer, [manage], background))
-        yield App(listening.server, listening.port, settings.model, engine)
+        yield App(listening.server, listening.port, settings.model, engine, is_warm)
 
 
 @asynccontextmanager
