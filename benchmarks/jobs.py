@@ -22,12 +22,15 @@ import grpc
 import numpy as np
 import psutil
 
-from typeless_grpc.client import Client, RawFormat
+from typeless_grpc.client import Client, Options, RawFormat
 from typeless_grpc.pb.v1 import jobs_pb2, uploads_pb2, uploads_pb2_grpc
 
 PCM = RawFormat("pcm_s16le", 16_000)
 MB = 1024 * 1024
 SETTLE_S = 3.0
+HELD = "held"  # a prompt that the engine of this benchmark never answers
+ENDED = "ended"  # a file it makes when it stops waiting
+N_CANCELLED = 10
 
 
 @contextmanager
@@ -51,7 +54,9 @@ def server(directory: Path, **settings: object) -> Iterator[tuple[Client, str, p
 async def serve(directory: Path, settings: dict[str, object]) -> None:
     """What runs in the process of its own."""
     from typeless_grpc.app import keep_jobs, listen, share_heaps
+    from typeless_grpc.audio.formats import Audio
     from typeless_grpc.config import Settings
+    from typeless_grpc.engine.interface import DecodeOptions, Recognition, Ticket
     from typeless_grpc.engine.scripted import ScriptedEngine
     from typeless_grpc.telemetry import logs
 
@@ -59,9 +64,14 @@ async def serve(directory: Path, settings: dict[str, object]) -> None:
     share_heaps()  # as `build` does
 
     class Forgetful(ScriptedEngine):
-        async def transcribe(self, *args: object) -> object:  # type: ignore[override]
+        async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
             self.asked.clear()  # or it would keep all audio it ever saw
-            return await super().transcribe(*args)  # type: ignore[arg-type]
+            if options.prompt == HELD:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    (directory / ENDED).touch()
+            return await super().transcribe(audio, options, ticket)
 
     told = Settings(**{"port": 0, "data_dir": directory, "rate_limit_enabled": False} | settings)  # type: ignore[arg-type]
     engine = Forgetful(lambda asked: "text")
@@ -89,6 +99,23 @@ def submit_to_start(client: Client, n_jobs: int) -> list[float]:
         job = client.jobs.wait(client.jobs.submit(bytes(32_000), raw_format=PCM).job_id)
         waits_ms.append((job.start_time.ToNanoseconds() - job.create_time.ToNanoseconds()) / 1e6)
     return sorted(waits_ms)
+
+
+def cancel_running(client: Client, directory: Path, n_jobs: int) -> list[float]:
+    """Seconds from asking for the end of a job that runs until the engine has stopped working for it."""
+    took_s = []
+    for _ in range(n_jobs):
+        job = client.jobs.submit(bytes(320_000), Options(prompt=HELD), raw_format=PCM)
+        while client.jobs.get(job.job_id).state != jobs_pb2.JOB_STATE_PROCESSING:
+            time.sleep(0.02)
+        time.sleep(0.3)  # into the chunk
+        (directory / ENDED).unlink(missing_ok=True)
+        began_s = time.monotonic()
+        client.jobs.cancel(job.job_id)
+        while not (directory / ENDED).exists():
+            time.sleep(0.01)
+        took_s.append(time.monotonic() - began_s)
+    return sorted(took_s)
 
 
 def idle_cpu(process: psutil.Process, seconds: float) -> float:
@@ -169,6 +196,9 @@ def main() -> None:
             waits_ms = submit_to_start(client, arguments.jobs)
             slow, half = waits_ms[len(waits_ms) * 99 // 100], statistics.median(waits_ms)
             print(f"submit to start        p50 {half:6.1f} ms, p99 {slow:6.1f} ms   (p50 below 60)")
+            ended_s = cancel_running(client, directory / "a", N_CANCELLED)
+            half_s, most_s = statistics.median(ended_s), ended_s[-1]
+            print(f"cancel until it stops  p50 {half_s:6.2f} s,  most {most_s:5.2f} s    (below 2)")
             print(f"idle, jobs run here    {idle_cpu(process, arguments.idle_s):6.1%} of a core     (below 7 %)")
             grown, took_s = upload_memory(target, process, arguments.upload_mb * MB)
             print(
