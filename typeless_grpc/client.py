@@ -248,14 +248,6 @@ class Client:
         self._transcription = transcription_pb2_grpc.TranscriptionServiceStub(self._channel)
         self._server = server_pb2_grpc.ServerServiceStub(self._channel)
 
-    def connect(self, timeout_s: float) -> bool:
-        """Whether a server answers within this time. Not needed before a call; tells quickly that there is none."""
-        try:
-            grpc.channel_ready_future(self._channel).result(timeout=timeout_s)
-        except grpc.FutureTimeoutError:
-            return False
-        return True
-
     def transcribe(
         self,
         audio: AudioLike,

@@ -19,7 +19,7 @@ import pytest
 
 from tests.clients.test_clients import LANGUAGES
 from tests.harness import AUDIO, REPOSITORY, ServedJobs, serving_jobs
-from typeless_grpc.client import AsyncClient
+from typeless_grpc.client import AsyncClient, Options
 from typeless_grpc.engine.scripted import ScriptedEngine
 
 BIN = Path(sys.executable).parent
@@ -118,7 +118,7 @@ async def runs(command: str, served: ServedJobs, folder: Path) -> None:
 
 async def finished_job(target: str) -> str:
     async with AsyncClient(target, api_key="") as client:
-        job = await client.jobs.submit(AUDIO / "en_short.flac")
+        job = await client.jobs.submit(AUDIO / "en_short.flac", Options(output_formats=("srt",)))
         await client.jobs.wait(job.job_id)
     return job.job_id
 

@@ -172,6 +172,7 @@ async def _local_admin() -> AsyncIterator[Any]:
     from typeless_grpc.app import open_registry
     from typeless_grpc.config import load
     from typeless_grpc.servicers.admin import AdminServicer
+    from typeless_grpc.telemetry import logs
 
     class Direct:
         """The servicer, called as its stub is; it does not look at the call."""
@@ -182,7 +183,9 @@ async def _local_admin() -> AsyncIterator[Any]:
         def __getattr__(self, name: str) -> Callable[[Any], Any]:
             return lambda request: getattr(self._servicer, name)(request, None)
 
-    async with open_registry(load().settings) as registry:
+    settings = load().settings
+    logs.configure("warning", settings.log_format)  # who changed what is a server's log: stdout is for the secret
+    async with open_registry(settings) as registry:
         yield Direct(AdminServicer(registry, {}))
 
 
