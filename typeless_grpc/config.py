@@ -141,7 +141,7 @@ class Settings(BaseSettings):
         description="CTranslate2 compute type (int8, float16, float32, …); auto is float16 on a GPU, int8 on a CPU.",
     )
     cpu_threads: int = Field(
-        0, ge=0, le=256, description="Threads for one inference on the CPU; 0 is one for each core, at most 4."
+        0, ge=0, le=256, description="Threads for one inference on the CPU; 0 is half of the cores, at most 4."
     )
     beam_size: int = Field(
         1, ge=1, le=10, description="Beams where a call does not say; more is slower and a little better."
@@ -170,8 +170,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=16,
-        description="Batches decoded side by side, each with cpu_threads threads of its own; 0 is two for as many cores"
-        " as one has threads, and one on a GPU or a single core.",
+        description="Batches decoded side by side, each with cpu_threads threads of its own; 0 is as many as"
+        " there are cores for, at least two, and one on a GPU or a single core.",
     )
     max_held_audio_s: float = Field(
         14400.0, gt=0, description="Decoded audio that all calls hold together, in seconds of 64 kB; more is refused."

@@ -101,16 +101,16 @@ def finishing(settings: Settings, engine: Engine) -> Iterator[Engine]:
 def parallelism(settings: Settings, device: Device, n_cores: int | None = None) -> tuple[int, int]:
     """Batches decoded side by side, and the threads of each; as set, else as measured: docs/encoder-window.md.
 
-    Twice as many threads as cores, since much of a decoding runs in one: alone a batch has several cores, and of two
-    each finishes the other's gaps. n_cores: those this process may use.
+    On a CPU there are at least two, which share the cores: decoding gains little from threads. n_cores: those this
+    process may use.
     """
     cores = n_cores or _n_cores()
-    n_threads = settings.cpu_threads or min(cores, MOST_CPU_THREADS)
+    n_threads = settings.cpu_threads or min(MOST_CPU_THREADS, max(1, cores // 2))
     if settings.engine_workers:
         return settings.engine_workers, n_threads
     if device.name != "cpu" or cores == 1:
         return 1, n_threads
-    return min(MOST_CPU_WORKERS, max(2, 2 * cores // n_threads)), n_threads
+    return min(MOST_CPU_WORKERS, max(2, cores // n_threads)), n_threads
 
 
 def _n_cores() -> int:

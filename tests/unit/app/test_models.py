@@ -8,9 +8,10 @@ from typeless_grpc.engine.whisper import Device
 
 
 @pytest.mark.parametrize(
-    ("n_cores", "expected"), [(1, (1, 1)), (2, (2, 2)), (3, (2, 3)), (4, (2, 4)), (8, (4, 4)), (64, (8, 4))]
+    ("n_cores", "expected"),
+    [(1, (1, 1)), (2, (2, 1)), (3, (3, 1)), (4, (2, 2)), (8, (2, 4)), (16, (4, 4)), (64, (8, 4))],
 )
-def test_two_batches_run_for_as_many_cores_as_one_has_threads(n_cores: int, expected: tuple[int, int]):
+def test_the_cores_are_shared_out_among_at_least_two_batches(n_cores: int, expected: tuple[int, int]):
     assert parallelism(Settings(), Device("cpu", "int8"), n_cores) == expected
 
 
