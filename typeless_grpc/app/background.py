@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from typeless_grpc.app.models import finishing
+from typeless_grpc.app.tasks import ended
 from typeless_grpc.audio.vad import SpeechDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import Engine
@@ -69,11 +69,7 @@ async def keep_jobs(
         stack.callback(database.close)
         await asyncio.to_thread(database.create_tables)
         files = Files(settings.storage_url or str(settings.data_dir / "jobs" / "files"))
-        uploads = SqlUploadStore(
-            database,
-            files,
-            upload_options(settings),
-        )
+        uploads = SqlUploadStore(database, files, upload_options(settings))
         sources = CheckedSources(
             uploads,
             SourceOptions(settings.audio_uri_prefixes, settings.max_upload_bytes, settings.audio_uri_timeout_s),
@@ -117,9 +113,9 @@ async def _running(
         yield
     finally:
         if is_ready is not None and not is_ready.is_set():
-            starting.cancel()
-        await asyncio.to_thread(runner.stop)
-        with contextlib.suppress(asyncio.CancelledError):
+            await ended(starting)  # `runner` was never told to start, and has nothing to stop
+        else:
+            await asyncio.to_thread(runner.stop)
             await starting
 
 
