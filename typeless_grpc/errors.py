@@ -6,6 +6,7 @@ Each carries a stable `reason` for programs, a sentence for people, and whether 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -53,6 +54,11 @@ class InvalidInput(TypelessError):
             error.args = (error.message,)
         error.violations = tuple(violations)
         return error
+
+    def moved(self, place: Callable[[str], str]) -> InvalidInput:
+        """The same of other fields: place says where in the request a field is that inner code names."""
+        violations = [FieldViolation(place(one.field), one.why) for one in self.violations]
+        return InvalidInput.of(violations, reason=self.reason)
 
 
 class Unauthenticated(TypelessError):

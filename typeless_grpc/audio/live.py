@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing, suppress
 from typing import BinaryIO, Protocol, cast
 
 import numpy as np
@@ -132,8 +131,10 @@ class RawLiveReader:
     async def feed(self, data: bytes) -> AsyncIterator[Audio]:
         """See `LiveReader`."""
         for start in range(0, len(data), _RAW_PIECE_BYTES):
-            with _said_of_the_stream(self._field):
+            try:
                 block = self._reader.feed(data[start : start + _RAW_PIECE_BYTES])
+            except InvalidInput as error:
+                raise _said_of_the_stream(error, self._field) from error
             if len(block):
                 yield block
 
@@ -223,11 +224,7 @@ class ContainerLiveReader:
         if isinstance(error, InvalidInput) and self._pipe.head[4:8] == b"ftyp" and not self._has_audio:
             why = "an MP4 file whose index comes last cannot be decoded as it arrives: Transcribe takes it"
             return InvalidInput(_AUDIO, why, reason="AUDIO_UNDECODABLE")
-        try:
-            with _said_of_the_stream(self._field):
-                raise error
-        except BaseException as explained:
-            return explained
+        return _said_of_the_stream(error, self._field) if isinstance(error, InvalidInput) else error
 
     def _decode(self) -> None:
         # The pipe has what ContainerReader and PyAV use of a file.
@@ -286,16 +283,9 @@ class ContainerLiveReader:
             raise DecodeCancelled from error
 
 
-@contextmanager
-def _said_of_the_stream(field: str) -> Iterator[None]:
+def _said_of_the_stream(error: InvalidInput, field: str) -> InvalidInput:
     """What is wrong with a recording's content is wrong with the bytes of a stream, which have another place."""
-    try:
-        yield
-    except InvalidInput as error:
-        moved = [
-            replace(one, field=_AUDIO if one.field == f"{field}.content" else one.field) for one in error.violations
-        ]
-        raise InvalidInput.of(moved, reason=error.reason) from error
+    return error.moved(lambda one: _AUDIO if one == f"{field}.content" else one)
 
 
 class _Need:

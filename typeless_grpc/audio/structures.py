@@ -158,7 +158,7 @@ def ogg_holes_bytes(file: BinaryIO, *, n_bytes: int) -> int:
     """
     n_lost, at = 0, 0
     n_pages, n_missing_pages = 0, 0
-    numbers: dict[bytes, list[int]] = {}
+    seen: dict[bytes, tuple[int, int]] = {}  # of each stream: how many pages, and the number of the last one
     for _ in range(_MAX_ELEMENTS):
         file.seek(at)
         header = file.read(27)
@@ -170,10 +170,10 @@ def ogg_holes_bytes(file: BinaryIO, *, n_bytes: int) -> int:
             at = following
             continue
         serial, number = header[14:18], int.from_bytes(header[18:22], "little")
-        before = numbers.setdefault(serial, [])
-        if len(before) > _OGG_HEADER_PAGES:
-            n_missing_pages += max(0, number - before[-1] - 1)
-        before.append(number)
+        n_before, last = seen.get(serial, (0, 0))
+        if n_before > _OGG_HEADER_PAGES:
+            n_missing_pages += max(0, number - last - 1)
+        seen[serial] = (n_before + 1, number)
         n_pages += 1
         at += 27 + header[26] + sum(file.read(header[26]))
     return min(n_bytes, n_lost + n_missing_pages * (n_bytes // max(1, n_pages)))

@@ -20,6 +20,7 @@ No clock, no I/O: `scheduler.py` drives it.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -112,27 +113,28 @@ class Lanes(Generic[T]):
         return True
 
     def pop(
-        self, now_s: float, *, max_batch: int, max_cost_s: float = float("inf"), is_yielding: bool = False
+        self,
+        now_s: float,
+        *,
+        max_batch: int,
+        max_cost_s: float = float("inf"),
+        n_takers: int = 1,
+        is_yielding: bool = False,
     ) -> list[Waiting[T]]:
         """The next batch, in the order of its urgency; empty where nothing waits.
 
-        max_batch: at most so many. max_cost_s: expected of all together, unless one alone is more. is_yielding: leave
-        the lanes that yield, unless they starve.
+        max_batch: at most so many. max_cost_s: expected of all together, unless one alone is more. n_takers: leave as
+        many for each other one of them. is_yielding: leave the lanes that yield, unless they starve.
         """
         head_lane = self._next_lane(now_s, is_yielding)
         if head_lane is None:
             return []
         head = next(self._lanes[head_lane].in_order())
         batch, cost_s = [head], head.cost_s
-        alike = (
-            entry
-            for lane in Lane
-            if lane <= head.lane
-            for entry in self._lanes[lane].in_order()
-            if entry is not head and entry.key == head.key
-        )
+        alike = [entry for entry in self._alike(head) if entry is not head]
+        size = min(max_batch, math.ceil((1 + len(alike)) / n_takers))
         for entry in alike:
-            if len(batch) == max_batch or cost_s + entry.cost_s > max_cost_s:
+            if len(batch) == size or cost_s + entry.cost_s > max_cost_s:
                 break
             batch.append(entry)
             cost_s += entry.cost_s
@@ -156,13 +158,14 @@ class Lanes(Generic[T]):
             self._lanes[lane].n_waiting if lane is not None else sum(state.n_waiting for state in self._lanes.values())
         )
 
+    def has_next(self, now_s: float, *, is_yielding: bool = False) -> bool:
+        """Whether `pop` would give something."""
+        return self._next_lane(now_s, is_yielding) is not None
+
     def n_alike(self, now_s: float, *, is_yielding: bool = False) -> int:
         """How large the next batch could be at most; 0 where there is none."""
         head_lane = self._next_lane(now_s, is_yielding)
-        if head_lane is None:
-            return 0
-        key = next(self._lanes[head_lane].in_order()).key
-        return sum(entry.key == key for lane in Lane if lane <= head_lane for entry in self._lanes[lane].in_order())
+        return 0 if head_lane is None else len(self._alike(next(self._lanes[head_lane].in_order())))
 
     def cost_s(self, lane: Lane, caller: str | None = None) -> float:
         """What would be served before new work of a lane and a caller, as expected; None: behind all of the lane."""
@@ -170,6 +173,16 @@ class Lanes(Generic[T]):
         state = self._lanes[lane]
         turn_s = float("inf") if caller is None else _next_start_s(state, caller)
         return urgent + sum(entry.cost_s for start_s, entry in state.starts_s() if start_s <= turn_s)
+
+    def _alike(self, head: Waiting[T]) -> list[Waiting[T]]:
+        """What can share head's batch, itself too, in order of urgency."""
+        return [
+            entry
+            for lane in Lane
+            if lane <= head.lane
+            for entry in self._lanes[lane].in_order()
+            if entry.key == head.key
+        ]
 
     def _next_lane(self, now_s: float, is_yielding: bool = False) -> Lane | None:
         waiting = [lane for lane in Lane if self._lanes[lane].n_waiting]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -196,15 +195,16 @@ class Scheduler(Generic[WorkT, ResultT]):
     async def _serve(self, index: int) -> None:
         while True:
             self._drop_stale_interims()
-            if not self._n_alike():
+            if not self._lanes.has_next(self._clock.now_s(), is_yielding=self._is_yielding()):
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
             await self._gather()
             batch = self._lanes.pop(
                 self._clock.now_s(),
-                max_batch=self._share(),
+                max_batch=self._options.max_batch,
                 max_cost_s=self._options.live_batch_cost_s if self._is_live() else self._options.max_batch_cost_s,
+                n_takers=self._n_free,
                 is_yielding=self._is_yielding(),
             )
             if batch := [entry for entry in batch if self._in_time(entry)]:
@@ -228,10 +228,6 @@ class Scheduler(Generic[WorkT, ResultT]):
 
     def _n_alike(self) -> int:
         return self._lanes.n_alike(self._clock.now_s(), is_yielding=self._is_yielding())
-
-    def _share(self) -> int:
-        """How many of those that wait a free worker takes, so that the others get as many."""
-        return max(1, min(self._options.max_batch, math.ceil(self._n_alike() / self._n_free)))
 
     def _is_live(self) -> bool:
         return self._clock.now_s() - self._live_s < LIVE_LASTS_S

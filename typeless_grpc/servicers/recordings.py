@@ -16,7 +16,7 @@ from typeless_grpc.audio.formats import AudioFormat
 from typeless_grpc.audio.source import AudioSources
 from typeless_grpc.engine.admission import Admission
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Recognition, Ticket
-from typeless_grpc.errors import FieldViolation, InvalidInput
+from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
 from typeless_grpc.servicers import convert, convert_jobs
 
@@ -125,8 +125,7 @@ def fields_at(options_field: str) -> Iterator[None]:
     try:
         yield
     except InvalidInput as error:
-        moved = [FieldViolation(_moved(one.field, options_field), one.why) for one in error.violations]
-        raise InvalidInput.of(moved, reason=error.reason) from error
+        raise error.moved(lambda field: _moved(field, options_field)) from error
 
 
 def _moved(field: str, options_field: str) -> str:

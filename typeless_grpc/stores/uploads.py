@@ -139,7 +139,7 @@ class SqlUploadStore:
             n_held = int(connection.execute(held).scalar_one())
         if n_held + n_bytes > self._options.max_owner_bytes:
             message = f"Your uploads have {n_held} bytes, of {self._options.max_owner_bytes} that are kept for you."
-            raise RateLimited(message, reason="UPLOAD_QUOTA_EXCEEDED", retry_after_s=60.0)
+            raise RateLimited(message, reason="UPLOAD_QUOTA_EXCEEDED", retry_after_s=60.0, subject=owner)
 
     def _changed(self, connection: sa.Connection, upload: Upload, **values: Any) -> Upload:
         """Move an upload on, unless another call has done so since it was read."""
