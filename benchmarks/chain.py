@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import grpc
 
-from typeless_grpc.app import listen
+from typeless_grpc.app.root import listen
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1 import server_pb2, server_pb2_grpc

@@ -16,7 +16,7 @@ import faster_whisper
 import psutil
 
 from benchmarks.recordings import Recording
-from typeless_grpc.app import catalog
+from typeless_grpc.app.models import catalog
 from typeless_grpc.client import Client, Options, RawFormat
 from typeless_grpc.config import Settings
 

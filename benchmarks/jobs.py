@@ -53,7 +53,9 @@ def server(directory: Path, **settings: object) -> Iterator[tuple[Client, str, p
 
 async def serve(directory: Path, settings: dict[str, object]) -> None:
     """What runs in the process of its own."""
-    from typeless_grpc.app import keep_jobs, listen, share_heaps
+    from typeless_grpc.app.background import keep_jobs
+    from typeless_grpc.app.memory import share_heaps
+    from typeless_grpc.app.root import listen
     from typeless_grpc.audio.formats import Audio
     from typeless_grpc.config import Settings
     from typeless_grpc.engine.interface import DecodeOptions, Recognition, Ticket

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import signal
 
-from typeless_grpc.app import listen
+from typeless_grpc.app.root import listen
 from typeless_grpc.config import load
 from typeless_grpc.engine.scripted import ScriptedEngine
 

@@ -75,7 +75,8 @@ async def served(model: str, directory: Path) -> AsyncIterator[AsyncClient]:
 
     Skips where the model is not on this machine.
     """
-    from typeless_grpc.app import build, catalog
+    from typeless_grpc.app.models import catalog
+    from typeless_grpc.app.starting import build
     from typeless_grpc.config import Settings
 
     # It runs no jobs: only one server in a process can, and these live as long as the test run.

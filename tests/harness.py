@@ -13,7 +13,8 @@ from typing import Any
 import grpc
 import numpy as np
 
-from typeless_grpc.app import keep_jobs, listen
+from typeless_grpc.app.background import keep_jobs
+from typeless_grpc.app.root import listen
 from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.clock import Clock
 from typeless_grpc.config import Settings

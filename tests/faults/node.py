@@ -15,7 +15,8 @@ import signal
 import sys
 from pathlib import Path
 
-from typeless_grpc.app import keep_jobs, listen
+from typeless_grpc.app.background import keep_jobs
+from typeless_grpc.app.root import listen
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import DecodeOptions, Recognition, Ticket

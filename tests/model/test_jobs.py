@@ -9,7 +9,8 @@ import pytest
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from tests.harness import AUDIO, fixture
-from typeless_grpc.app import build, catalog
+from typeless_grpc.app.models import catalog
+from typeless_grpc.app.starting import build
 from typeless_grpc.client import AsyncClient, Options
 from typeless_grpc.config import Settings
 from typeless_grpc.pb.v1 import jobs_pb2

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.harness import AUDIO, fixture
-from typeless_grpc.app import catalog
+from typeless_grpc.app.models import catalog
 from typeless_grpc.audio.decode import DecodeLimits, decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.vad import Span

@@ -14,7 +14,7 @@ import pytest
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from tests.conftest import Recordings
-from typeless_grpc.app import catalog
+from typeless_grpc.app.models import catalog
 from typeless_grpc.client import AsyncClient, CallFailed, Options, RawFormat
 from typeless_grpc.config import Settings
 from typeless_grpc.pb.v1.transcript_pb2 import Transcript

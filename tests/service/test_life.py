@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from tests.harness import Served, request, serving
 from tests.service.test_transcribe import refused
-from typeless_grpc.app import listen
+from typeless_grpc.app.root import listen
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import SourceUnavailable

@@ -1,23 +1,5 @@
 """The composition root: settings in, a server out. The only package that names concrete classes.
 
-`root.py` puts the parts together; each of the others wires one of them.
+`starting.py` is the product, `root.py` the server around an engine; each of the others wires one part of it. Nothing is
+imported here, because what a server needs is imported while its model loads: see `starting.py`.
 """
-
-from typeless_grpc.app.access import open_registry
-from typeless_grpc.app.background import keep_jobs
-from typeless_grpc.app.memory import share_heaps
-from typeless_grpc.app.models import catalog
-from typeless_grpc.app.root import App, Listening, build, build_worker, listen, warnings
-
-__all__ = [
-    "App",
-    "Listening",
-    "build",
-    "build_worker",
-    "catalog",
-    "keep_jobs",
-    "listen",
-    "open_registry",
-    "share_heaps",
-    "warnings",
-]

@@ -50,8 +50,12 @@ def is_path(model: str) -> bool:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """The engine, and what it is made of. n_workers: batches side by side; n_threads: of each, on a CPU."""
+    """The engine, and what it is made of.
 
+    model: the default one. n_workers: batches side by side; n_threads: of each, on a CPU.
+    """
+
+    model: str
     recognizer: Recognizer
     models: ModelPool[WhisperModel]
     known: Catalog
@@ -62,6 +66,11 @@ class BuiltEngine:
     def has_model(self, name: str) -> bool:
         """Whether calls can name this model."""
         return self.known.find(name) is not None
+
+    async def warm(self) -> None:
+        """Load the default model and run it once. Raises EngineFailed where it cannot be loaded."""
+        model = await self.models.load(self.model)
+        await asyncio.to_thread(model.warm_up)
 
 
 @asynccontextmanager
@@ -88,7 +97,7 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
         stack.push_async_callback(scheduler.stop)
         options = RecognizerOptions(settings.model, settings.beam_size, POLICIES[settings.encoder_window])
         recognizer = Recognizer(models, SpeechDetector(), scheduler, options, detecting)
-        yield BuiltEngine(recognizer, models, known, device, n_workers, n_threads)
+        yield BuiltEngine(settings.model, recognizer, models, known, device, n_workers, n_threads)
 
 
 @contextmanager

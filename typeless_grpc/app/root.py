@@ -1,8 +1,7 @@
-"""The whole: `build` is the product, `listen` is all of it but the models, `build_worker` runs jobs only."""
+"""The server around an engine: services, interceptors, and what they need."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,9 +9,8 @@ from dataclasses import dataclass, replace
 
 from typeless_grpc.access.address import is_loopback
 from typeless_grpc.app.access import open_access
-from typeless_grpc.app.background import Background, keep_jobs
-from typeless_grpc.app.memory import share_heaps
-from typeless_grpc.app.models import BuiltEngine, build_engine, finishing
+from typeless_grpc.app.background import Background
+from typeless_grpc.app.models import BuiltEngine, finishing
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.audio.source import AudioSources
 from typeless_grpc.audio.vad import SpeechDetector
@@ -56,49 +54,6 @@ class Listening:
     port: int
 
 
-@dataclass(frozen=True)
-class App(Listening):
-    """A server with its engine, not yet warm. model: name of the default model. is_warm: jobs wait for it."""
-
-    model: str
-    engine: BuiltEngine
-    is_warm: asyncio.Event
-
-    async def warm(self) -> None:
-        """Load the default model, run it once, and report SERVING."""
-        model = await self.engine.models.load(self.model)
-        await asyncio.to_thread(model.warm_up)
-        await self.server.serving()
-        self.is_warm.set()
-
-
-@asynccontextmanager
-async def build(settings: Settings) -> AsyncIterator[App]:
-    """Wire everything and listen; what was opened last is closed first on the way out."""
-    share_heaps()
-    async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(build_engine(settings))
-        is_warm = asyncio.Event()
-        background = await stack.enter_async_context(
-            keep_jobs(settings, engine.recognizer, engine.has_model, is_ready=is_warm)
-        )
-        manage = ModelServicer(engine.models, engine.known, settings.model)
-        listening = await stack.enter_async_context(listen(settings, engine.recognizer, [manage], background))
-        yield App(listening.server, listening.port, settings.model, engine, is_warm)
-
-
-@asynccontextmanager
-async def build_worker(settings: Settings) -> AsyncIterator[None]:
-    """Run jobs with an engine of their own, and take no calls."""
-    share_heaps()
-    async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(build_engine(settings))
-        model = await engine.models.load(settings.model)
-        await asyncio.to_thread(model.warm_up)
-        await stack.enter_async_context(keep_jobs(settings, engine.recognizer, engine.has_model))
-        yield
-
-
 @asynccontextmanager
 async def listen(
     settings: Settings,
@@ -111,8 +66,8 @@ async def listen(
 ) -> AsyncIterator[Listening]:
     """Everything around an engine: services, interceptors, and the server that listens with them.
 
-    Apart from `build`, so that it can stand around an engine that has no model. more: services that need one. speech,
-    clock: of streams; the voice activity model and the system's clock unless given.
+    Apart from `starting.build`, so that it can stand around an engine that has no model. more: services that need one.
+    speech, clock: of streams; the voice activity model and the system's clock unless given.
     """
     async with AsyncExitStack() as stack:
         decoding = stack.enter_context(CallThreads(settings.decode_threads, "decoding"))
@@ -161,6 +116,11 @@ async def listen(
         port = await server.start()
         stack.push_async_callback(server.stop)
         yield Listening(server, port)
+
+
+def model_service(settings: Settings, engine: BuiltEngine) -> Service:
+    """The service that lists, loads and unloads this engine's models."""
+    return ModelServicer(engine.models, engine.known, settings.model)
 
 
 def warnings(settings: Settings) -> Iterator[str]:

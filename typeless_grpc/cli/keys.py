@@ -169,7 +169,7 @@ async def _admin(where: Where) -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def _local_admin() -> AsyncIterator[Any]:
-    from typeless_grpc.app import open_registry
+    from typeless_grpc.app.access import open_registry
     from typeless_grpc.config import load
     from typeless_grpc.servicers.admin import AdminServicer
     from typeless_grpc.telemetry import logs

@@ -59,7 +59,7 @@ def fetch(catalog: Any, name: str) -> str:
 
 
 def _catalog() -> Any:
-    from typeless_grpc.app import catalog
+    from typeless_grpc.app.models import catalog
     from typeless_grpc.config import load
 
     return catalog(load().settings)

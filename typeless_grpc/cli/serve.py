@@ -16,7 +16,7 @@ from typeless_grpc.cli.output import failures_as_lines
 from typeless_grpc.version import VERSION
 
 if TYPE_CHECKING:
-    from typeless_grpc.app import App
+    from typeless_grpc.app.starting import App
     from typeless_grpc.config import Settings
 
 SAMPLE = Path(__file__).parents[2] / "tests" / "audio" / "en_two_sentences.flac"
@@ -46,7 +46,7 @@ def serve(
         "log_level": log_level,
     }
     with failures_as_lines():
-        from typeless_grpc.app import catalog
+        from typeless_grpc.app.models import catalog
         from typeless_grpc.cli.models import fetch
         from typeless_grpc.config import load
         from typeless_grpc.telemetry import logs
@@ -58,7 +58,7 @@ def serve(
 
 
 async def _serve(settings: Settings) -> None:
-    from typeless_grpc.app import build
+    from typeless_grpc.app.starting import build
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

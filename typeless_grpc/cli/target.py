@@ -39,7 +39,8 @@ async def client_of(place: Place) -> AsyncIterator[AsyncClient]:
         async with AsyncClient(place.server, api_key=place.api_key, tls=place.tls, retry=False) as client:
             yield client
         return
-    from typeless_grpc.app import build, catalog
+    from typeless_grpc.app.models import catalog
+    from typeless_grpc.app.starting import build
     from typeless_grpc.cli.models import fetch
     from typeless_grpc.config import load, private
     from typeless_grpc.telemetry import logs

@@ -39,7 +39,7 @@ def worker(
         "log_level": log_level,
     }
     with failures_as_lines():
-        from typeless_grpc.app import catalog
+        from typeless_grpc.app.models import catalog
         from typeless_grpc.cli.models import fetch
         from typeless_grpc.config import load
         from typeless_grpc.errors import InvalidInput
@@ -54,7 +54,7 @@ def worker(
 
 
 async def _work(settings: Settings) -> None:
-    from typeless_grpc.app import build_worker
+    from typeless_grpc.app.starting import build_worker
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

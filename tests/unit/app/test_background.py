@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from typeless_grpc.app import keep_jobs
+from typeless_grpc.app.background import keep_jobs
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.scripted import ScriptedEngine
 
