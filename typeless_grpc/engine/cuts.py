@@ -23,23 +23,31 @@ from typeless_grpc.engine.window import FULL_WINDOW_S
 # Least pause, in seconds, that counts in the risk of a cut: one frame of voice activity.
 LEAST_PAUSE_S = 0.032
 
+# Silence after speech, in seconds, that the sizes of windows do not count as margin, and what of more they do at most.
+LEAST_SILENCE_S = 0.3
+MOST_MARGIN_S = 0.9
+
 
 @dataclass(frozen=True)
 class CutPolicy:
     """What windows cost and cuts risk, both in seconds of the engine: docs/encoder-window.md.
 
     window_costs: (audio in s that it holds, cost) ascending. longest_s: of a piece, its long pauses shortened.
+    longest_alone_s: the same where pieces are decoded one after the other, and gain nothing from being alike.
     short_risk: for each second that a piece is shorter than shortest_s. cut_risk: of a cut in a pause of 0.3 s; it
-    falls with the length of the pause. padding_s: kept around speech. pause_s: longer pauses in a piece are shortened
-    to this. silence_s: a longer one always ends a piece.
+    falls with the length of the pause. padding_s: kept around speech, and counted in the costs. context_s: kept where
+    the recording has as much and the piece has room for it, because words at the edges are heard better. pause_s:
+    longer pauses in a piece are shortened to this. silence_s: a longer one always ends a piece.
     """
 
     window_costs: tuple[tuple[float, float], ...] = ((19.0, 0.25), (24.0, 0.40), (FULL_WINDOW_S, 0.59))
     longest_s: float = 24.0
+    longest_alone_s: float = 28.5
     shortest_s: float = 8.0
     short_risk: float = 0.05
     cut_risk: float = 0.6
     padding_s: float = 0.3
+    context_s: float = 1.2
     pause_s: float = 0.8
     silence_s: float = 30.0
 
@@ -72,6 +80,12 @@ class Piece:
     def audio_s(self) -> float:
         """Length of what is shown, in seconds."""
         return sum(span.end - span.start for span in self.kept) / SAMPLE_RATE_HZ
+
+    @property
+    def needed_s(self) -> float:
+        """Length of what a window must hold before its margin, which silence at the end is as good as."""
+        silence_s = (self.end - self.speech[-1].end) / SAMPLE_RATE_HZ if self.speech else 0.0
+        return self.audio_s - min(MOST_MARGIN_S, max(0.0, silence_s - LEAST_SILENCE_S))
 
     def shown(self, recording: Audio) -> Audio:
         """The samples that are shown."""
@@ -108,12 +122,24 @@ def plan(speech: Sequence[Span], n_samples: int, policy: CutPolicy) -> list[Piec
     end = len(parts)
     while end:
         first = firsts[end]
-        start_sample = _border(parts, first, n_samples, policy) if first else _lead_in(parts[0], policy)
-        end_sample = _border(parts, end, n_samples, policy, before=True)
-        most_pause = round(policy.pause_s * SAMPLE_RATE_HZ)
-        pieces.append(Piece(start_sample, end_sample, tuple(parts[first:end]), most_pause))
+        piece = _piece(parts, first, end, n_samples, policy, policy.kept_s)
+        room_s = max(0.0, policy.longest_s - piece.audio_s) / 2
+        more_s = min(room_s, max(0.0, policy.context_s - policy.kept_s))
+        pieces.append(_piece(parts, first, end, n_samples, policy, policy.kept_s + more_s))
         end = first
     return pieces[::-1]
+
+
+def _piece(parts: Sequence[Span], first: int, end: int, n_samples: int, policy: CutPolicy, padding_s: float) -> Piece:
+    """The piece of parts[first:end], padded as far as the middle of the pauses around it."""
+    padding = int(padding_s * SAMPLE_RATE_HZ)
+    start = max(0, parts[first].start - padding)
+    if first:
+        start = max(start, (parts[first - 1].end + parts[first].start) // 2)
+    stop = min(n_samples, parts[end - 1].end + padding)
+    if end < len(parts):
+        stop = min(stop, (parts[end - 1].end + parts[end].start) // 2)
+    return Piece(start, stop, tuple(parts[first:end]), round(policy.pause_s * SAMPLE_RATE_HZ))
 
 
 def _fitting(span: Span, policy: CutPolicy) -> list[Span]:
@@ -151,16 +177,3 @@ def _window_cost(audio_s: float, policy: CutPolicy) -> float:
 
 def _pause_s(before: Span, after: Span) -> float:
     return (after.start - before.end) / SAMPLE_RATE_HZ
-
-
-def _lead_in(first: Span, policy: CutPolicy) -> int:
-    return max(0, first.start - int(policy.kept_s * SAMPLE_RATE_HZ))
-
-
-def _border(parts: Sequence[Span], place: int, n_samples: int, policy: CutPolicy, *, before: bool = False) -> int:
-    """Where the piece that ends before parts[place] ends, or the one that begins with it begins."""
-    padding = int(policy.kept_s * SAMPLE_RATE_HZ)
-    if place == len(parts):
-        return min(n_samples, parts[-1].end + padding)
-    middle = (parts[place - 1].end + parts[place].start) // 2
-    return min(middle, parts[place - 1].end + padding) if before else max(middle, parts[place].start - padding)

@@ -103,7 +103,7 @@ class Hearing:
     def cost_s(self, plan: Plan, language: str | None) -> float:
         """What a plan is expected to cost, in seconds of an idle engine."""
         choose = self._options.windows.choose
-        return sum(_cost_s(choose(piece.audio_s, language)) for piece in plan.pieces)
+        return sum(_cost_s(choose(piece.needed_s, language)) for piece in plan.pieces)
 
     async def understood(self, call: Call, plan: Plan) -> Understood:
         """What was heard in all pieces: in order or side by side, in the language each is found to be in.
@@ -210,7 +210,7 @@ class Hearing:
         if call.options.language is None and len(utterances(piece)) > 1:
             window = replace(window, may_be_mixed=True)
         if policy.verified and (call.options.temperatures or TEMPERATURES)[0] == 0.0:
-            for shown_s in policy.ladder(piece.audio_s, language):
+            for shown_s in policy.ladder(piece.needed_s, language):
                 heard = await self._submit(call, replace(window, shown_s=shown_s))
                 if not heard.doubts or Doubt.MIXED in heard.doubts:
                     return heard
@@ -225,7 +225,7 @@ class Hearing:
     async def _look(self, call: Call, piece: Piece) -> Heard:
         """Decode a piece once, whatever comes of it."""
         language = call.options.language if call.model.is_multilingual else "en"
-        shown_s = self._options.windows.choose(piece.audio_s, language)
+        shown_s = self._options.windows.choose(piece.needed_s, language)
         return await self._submit(call, replace(self._window(call, piece), shown_s=shown_s, checks=None))
 
     def _window(self, call: Call, piece: Piece) -> Window:

@@ -189,6 +189,8 @@ def _cut_policy(ours: CutPolicy, asked: VoiceActivity) -> CutPolicy:
     return replace(
         ours,
         longest_s=min(ours.longest_s, asked.max_utterance_s or ours.longest_s),
+        longest_alone_s=min(ours.longest_alone_s, asked.max_utterance_s or ours.longest_alone_s),
         padding_s=ours.padding_s if asked.speech_padding_s is None else asked.speech_padding_s,
+        context_s=ours.context_s if asked.speech_padding_s is None else asked.speech_padding_s,
         silence_s=ours.silence_s if asked.end_silence_s is None else asked.end_silence_s,
     )

@@ -50,6 +50,8 @@ def planned(chunking: Chunking, speech: Sequence[Span], n_samples: int, policy: 
         chunking = Chunking.WHOLE if n_samples <= FULL_WINDOW_S * SAMPLE_RATE_HZ else Chunking.HYBRID
     if chunking is Chunking.FIXED:
         return Plan(chunking, tuple(_windows(speech, n_samples, policy)), speech)
+    if chunking is Chunking.WHOLE:
+        policy = replace(policy, longest_s=policy.longest_alone_s)
     pieces = plan(speech, n_samples, policy)
     if chunking is Chunking.HYBRID:
         pieces = _overlapping(pieces)

@@ -21,6 +21,7 @@ POLICY = CutPolicy(
     short_risk=0.1,
     cut_risk=0.3,
     padding_s=0.3,
+    context_s=0.3,
     pause_s=1.5,
     silence_s=3.0,
 )
@@ -117,6 +118,41 @@ def test_padding_ends_where_the_recording_does():
     spans, n_samples = speech(0.1, 5.0, 0.1)
     (piece,) = plan(spans, n_samples, POLICY)
     assert (piece.start, piece.end) == (0, n_samples)
+
+
+@pytest.mark.parametrize(
+    ("before_s", "after_s", "expected"),
+    [
+        pytest.param(3.0, 3.0, (1.8, 9.2), id="as much as helps"),
+        pytest.param(0.5, 0.2, (0.0, 5.7), id="as much as the recording has"),
+    ],
+)
+def test_more_silence_than_the_padding_is_shown_where_there_is_some(
+    before_s: float, after_s: float, expected: tuple[float, float]
+):
+    spans, n_samples = speech(before_s, 5.0, after_s)
+    (piece,) = plan(spans, n_samples, replace(POLICY, context_s=1.2))
+    assert seconds(piece) == expected
+
+
+def test_context_takes_only_the_room_that_a_piece_has():
+    spans, n_samples = speech(3.0, 22.6, 3.0)
+    (piece,) = plan(spans, n_samples, replace(POLICY, context_s=1.2))
+    assert piece.audio_s == pytest.approx(POLICY.longest_s, abs=0.001)
+
+
+def test_context_is_shared_with_the_neighbour():
+    spans, n_samples = speech(0.0, 15.0, 1.0, 15.0)
+    first, second = plan(spans, n_samples, replace(POLICY, context_s=1.2))
+    assert first.end == second.start == samples(15.5)
+
+
+@pytest.mark.parametrize(
+    ("silence_s", "needed_s"), [(0.0, 5.0), (0.3, 5.3), (1.0, 5.3), (1.2, 5.3), (4.0, 8.1)], ids=str
+)
+def test_silence_at_the_end_is_as_good_as_the_margin_of_a_window(silence_s: float, needed_s: float):
+    piece = Piece(0, samples(5.0 + silence_s), (Span(0, samples(5.0)),), most_pause=samples(1.0))
+    assert piece.needed_s == pytest.approx(needed_s)
 
 
 def test_what_fits_into_one_window_is_not_cut():

@@ -28,7 +28,9 @@ from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, N
 
 WINDOWS = WindowPolicy(sizes=(Size(10.0, 9.0), Size(20.0, 19.0), Size(30.0, 30.0)), floor_s=0.0, retry_s=(20.0,))
 # A pause of more than a second ends a piece, so that a test says where pieces are.
-CUTS = CutPolicy(window_costs=((9.0, 1.0), (19.0, 2.0), (30.0, 4.0)), padding_s=0.2, silence_s=1.0, longest_s=24.0)
+CUTS = CutPolicy(
+    window_costs=((9.0, 1.0), (19.0, 2.0), (30.0, 4.0)), padding_s=0.2, context_s=0.2, silence_s=1.0, longest_s=24.0
+)
 ENGLISH = DecodeOptions(language="en")
 
 

@@ -15,7 +15,7 @@ from typeless_grpc.engine.strategies import FIXED_WINDOW_S, Plan, planned
 from typeless_grpc.engine.transcript import Segment, Word
 
 RATE = 16_000
-POLICY = CutPolicy()
+POLICY = CutPolicy(context_s=0.3)
 
 
 def spans(*seconds: tuple[float, float]) -> list[Span]:
@@ -64,6 +64,14 @@ def test_fixed_windows_without_speech_are_left_out():
 def test_pauses_are_where_it_is_cut(chunking: Chunking):
     pieces = plan_of(chunking, (0.0, 20.0), (22.0, 40.0), (42.0, 60.0), audio_s=60.0).pieces
     assert [(round(piece.start / RATE), round(piece.end / RATE)) for piece in pieces] == [(0, 20), (22, 40), (42, 60)]
+
+
+def test_pieces_decoded_one_after_the_other_may_fill_the_whole_window():
+    lengths = {
+        chunking: len(plan_of(chunking, (0.0, 13.0), (14.0, 27.0), audio_s=27.0).pieces) for chunking in Chunking
+    }
+    assert lengths[Chunking.WHOLE] == lengths[Chunking.AUTO] == 1
+    assert lengths[Chunking.VAD] == lengths[Chunking.HYBRID] == 2
 
 
 def test_hybrid_overlaps_where_there_is_no_pause_and_vad_does_not():
