@@ -48,6 +48,7 @@ class StreamDefaults:
             threshold=_or(asked.threshold, self.live.threshold),
             end_silence_s=max(MIN_END_SILENCE_S, _or(asked.end_silence_s, self.live.end_silence_s)),
             padding_s=_or(asked.speech_padding_s, self.live.padding_s),
+            context_s=_or(asked.speech_padding_s, self.live.context_s),
             max_utterance_s=_or(asked.max_utterance_s, self.live.max_utterance_s),
         )
 
@@ -57,6 +58,7 @@ class StreamDefaults:
             ours,
             longest_s=min(ours.longest_s, _or(asked.max_utterance_s, ours.longest_s)),
             padding_s=_or(asked.speech_padding_s, ours.padding_s),
+            context_s=_or(asked.speech_padding_s, ours.context_s),
             silence_s=_or(asked.end_silence_s, ours.silence_s),
         )
         return PlanOptions(_or(asked.threshold, self.file.threshold), policy)

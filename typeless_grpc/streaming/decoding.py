@@ -1,8 +1,9 @@
 """How a stream's pieces come to the engine: guessed at early, asked for again where that helps, in one language.
 
-A final is begun early, as a guess that the pause will last, only on an engine that is nearly idle: on a busy one
-guesses cost others more than they save (docs/streaming.md has the measurements). A guess is over the very samples that
-the final would be, so it changes when a final comes, and never what it says.
+A final is begun early, as a guess that the pause will last: after a short silence on an engine that is nearly idle, on
+a busy one when the end is likely, because earlier guesses cost others more than they save (docs/streaming.md has the
+measurements). A guess is over the very samples that the final would be, so it changes when a final comes, and never
+what it says.
 """
 
 from __future__ import annotations
@@ -95,10 +96,12 @@ class PieceDecoder:
                 await self._machinery.sleep(min(error.retry_after_s or 0.1, _MAX_RETRY_S) * attempt)
         return await ask()
 
-    def guess(self, piece: Piece) -> None:
-        """Begin with a piece that is not certain yet, if the engine has little to do."""
+    def guess(self, piece: Piece, *, is_likely: bool) -> None:
+        """Begin with a piece that is not certain yet, if it is likely or the engine has little to do."""
+        if self._guess is not None and _span(self._guess[0]) == _span(piece):
+            return
         self.stop()
-        if self._machinery.engine.backlog_s > _BUSY_BACKLOG_S:
+        if not is_likely and self._machinery.engine.backlog_s > _BUSY_BACKLOG_S:
             return
         audio = self._samples.cut(piece.audio_start, piece.audio_end)
         ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
@@ -112,7 +115,7 @@ class PieceDecoder:
         guess, self._guess = self._guess, None
         if guess is None:
             return None
-        if (guess[0].audio_start, guess[0].audio_end) == (piece.audio_start, piece.audio_end):
+        if _span(guess[0]) == _span(piece):
             return guess[1]
         guess[1].cancel()
         return None
@@ -122,6 +125,10 @@ class PieceDecoder:
         guess, self._guess = self._guess, None
         if guess is not None:
             guess[1].cancel()
+
+
+def _span(piece: Piece) -> tuple[int, int]:
+    return piece.audio_start, piece.audio_end
 
 
 async def _whole(task: asyncio.Task[Recognition]) -> Recognition:

@@ -303,10 +303,10 @@ class Stream:
             case Decode(piece):
                 self._finals[piece.id] = asyncio.create_task(self._decode(piece))
                 self._finals[piece.id].add_done_callback(self._check)
-            case Speculate(piece):
+            case Speculate(piece, is_likely):
                 self._interims.cancel()
-                if not self._finals:
-                    self._decoder.guess(piece)
+                if is_likely or not self._finals:
+                    self._decoder.guess(piece, is_likely=is_likely)
             case Withdraw():
                 self._decoder.stop()
             case events.Completed():

@@ -17,15 +17,33 @@ MIN_SPEECH_SAMPLES = 4 * FRAME_SAMPLES
 # A pause worth cutting at: Silero's min_silence_samples_at_max_speech.
 _MIN_PAUSE_SAMPLES = int(0.098 * SAMPLE_RATE_HZ)
 
+# So long before it is certain, the end of an utterance is likely: work on its text can begin.
+LIKELY_BEFORE_S = 0.2
+
 
 @dataclass(frozen=True)
 class EndpointOptions:
-    """threshold: in (0, 1), a frame at or above it is speech. The rest in seconds, as VoiceActivityOptions has them."""
+    """threshold: in (0, 1), a frame at or above it is speech. The rest in seconds, as VoiceActivityOptions has them.
+
+    context_s: kept before speech where it is more than the padding: it is there already, and words are heard better.
+    How the numbers were settled: docs/streaming.md.
+    """
 
     threshold: float = 0.5
-    end_silence_s: float = 0.5
+    end_silence_s: float = 0.7
     padding_s: float = 0.3
+    context_s: float = 1.2
     max_utterance_s: float = 30.0
+
+    @property
+    def lead_s(self) -> float:
+        """What is kept before speech."""
+        return max(self.padding_s, self.context_s)
+
+    @property
+    def likely_after_s(self) -> float:
+        """The silence after which an utterance is likely to be over."""
+        return max(self.padding_s, self.end_silence_s - LIKELY_BEFORE_S)
 
     @property
     def end_threshold(self) -> float:
@@ -43,10 +61,14 @@ class Began:
 
 @dataclass(frozen=True)
 class Paused:
-    """If the pause lasts, the utterance is this; else `Resumed` follows."""
+    """If the pause lasts, the utterance is this; else `Resumed` follows.
+
+    Said twice where there is time: once there is padding, and again once the end is likely (is_likely).
+    """
 
     speech_end: int
     audio_end: int
+    is_likely: bool
 
 
 @dataclass(frozen=True)
@@ -78,6 +100,7 @@ class _Speech:
     n_speech: int = 0
     is_certain: bool = False
     is_paused: bool = False
+    is_likely_over: bool = False
 
 
 class Endpointer:
@@ -94,7 +117,7 @@ class Endpointer:
         """Everything before this sample belongs to utterances that are over, or to none."""
         if self._speech is not None:
             return self._speech.audio_start
-        return max(self._floor, self._position - _samples(self._next_options.padding_s))
+        return max(self._floor, self._position - _samples(self._next_options.lead_s))
 
     @property
     def is_quiet(self) -> bool:
@@ -116,7 +139,7 @@ class Endpointer:
             if probability < self._options.threshold:
                 return []
             onset = max(start, self._floor)
-            audio_start = max(self._floor, onset - _samples(self._options.padding_s))
+            audio_start = max(self._floor, onset - _samples(self._options.lead_s))
             self._speech = _Speech(onset, audio_start, first_frame=start)
         return self._go_on(self._speech, probability, start)
 
@@ -150,7 +173,7 @@ class Endpointer:
         return max(_samples(self._options.max_utterance_s), 2 * MIN_SPEECH_SAMPLES)
 
     def _resumed(self, speech: _Speech, start: int) -> list[Turn]:
-        was_paused, speech.is_paused = speech.is_paused, False
+        was_paused, speech.is_paused, speech.is_likely_over = speech.is_paused, False, False
         if speech.pause is not None and start - speech.pause >= _MIN_PAUSE_SAMPLES:
             speech.pauses.append(Span(speech.pause, start))
         speech.pause = None
@@ -166,10 +189,13 @@ class Endpointer:
                 return []
             self._floor = min(self._position, speech.pause + padding)
             return [Ended(speech.pause, self._floor)]
-        if speech.is_certain and not speech.is_paused and silence >= padding:
-            speech.is_paused = True
-            return [Paused(speech.pause, speech.pause + padding)]
-        return []
+        if not speech.is_certain or speech.is_likely_over or silence < padding:
+            return []
+        speech.is_likely_over = silence >= _samples(self._options.likely_after_s)
+        if speech.is_paused and not speech.is_likely_over:
+            return []
+        speech.is_paused = True
+        return [Paused(speech.pause, speech.pause + padding, speech.is_likely_over)]
 
     def _cut(self, speech: _Speech) -> list[Turn]:
         """End an utterance that is as long as it may be; what follows the cut begins the next."""

@@ -55,7 +55,7 @@ class Planner:
         if self._onset is not None:
             starts.append(self._onset)
         start = min(starts, default=self._endpointer.settled)
-        return max(self._floor, start - round(self._policy.padding_s * SAMPLE_RATE_HZ))
+        return max(self._floor, start - round(max(self._policy.padding_s, self._policy.context_s) * SAMPLE_RATE_HZ))
 
     def reconfigure(self, options: PlanOptions) -> None:
         """Cut by other rules from here on; with more padding than before, no piece reaches into settled audio."""

@@ -118,9 +118,10 @@ class Decode:
 
 @dataclass(frozen=True)
 class Speculate:
-    """This piece will be decoded unless speech goes on: beginning now saves time."""
+    """This piece will be decoded unless speech goes on: beginning now saves time. is_likely: it will not go on."""
 
     piece: Piece
+    is_likely: bool
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ class Session:
             case Began():
                 self._began(turn)
             case Paused():
-                self._effects.append(Speculate(self._piece(turn.speech_end, turn.audio_end)))
+                self._effects.append(Speculate(self._piece(turn.speech_end, turn.audio_end), turn.is_likely))
             case Resumed():
                 assert self.current is not None
                 self._effects.append(Withdraw(self.current.piece_id))

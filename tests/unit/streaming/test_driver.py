@@ -141,6 +141,17 @@ async def test_a_busy_engine_is_not_asked_to_guess_and_says_the_same():
     assert busy.finals() == b.finals()
 
 
+async def test_a_busy_engine_is_asked_once_the_end_is_likely():
+    async with bench(samples_as_text) as b:
+        b.engine.backlog_s = 2.0
+        await b.say(said(1.0, EndpointOptions().likely_after_s + 0.1))
+        await b.engine.until(n_asked=1)
+        assert not [e for e in b.got if isinstance(e.event, SpeechEnd)]
+        await b.say(silence(0.5))
+        await b.until(Final)
+    assert len(b.engine.asked) == 1
+
+
 async def test_a_guess_that_failed_is_asked_for_again():
     n_asked = 0
 
@@ -203,7 +214,8 @@ async def test_an_interim_that_fails_is_no_news(error):
 
 
 async def test_a_final_is_asked_for_again_while_that_can_help():
-    answers: list[str | BaseException] = [Overloaded("full", retry_after_s=3.0), Overloaded("full"), "hello"]
+    guess = Overloaded("full", retry_after_s=9.0)
+    answers: list[str | BaseException] = [guess, Overloaded("full", retry_after_s=3.0), Overloaded("full"), "hello"]
 
     async with bench(lambda asked: answers.pop(0)) as b:
         b.engine.backlog_s = 9.0
@@ -298,7 +310,7 @@ async def test_a_reader_that_reads_nothing_stops_what_is_taken():
     async with bench(lambda asked: "x", max_unread_events=8, max_waiting_bytes=4096) as b:
 
         async def say_all() -> None:
-            await b.say(said(*[0.3, 0.6] * 30))
+            await b.say(said(*[0.3, 0.9] * 30))
             await b.stream.put(Control.END)
 
         putting = asyncio.create_task(say_all())

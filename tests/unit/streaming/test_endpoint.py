@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from typeless_grpc.audio.vad import FRAME_SAMPLES
-from typeless_grpc.streaming.endpoint import Began, Ended, Endpointer, EndpointOptions, Paused, Resumed, Turn
+from typeless_grpc.streaming.endpoint import (
+    LIKELY_BEFORE_S,
+    Began,
+    Ended,
+    Endpointer,
+    EndpointOptions,
+    Paused,
+    Resumed,
+    Turn,
+)
 
 FRAME_S = FRAME_SAMPLES / 16_000
-OPTIONS = EndpointOptions(threshold=0.5, end_silence_s=10 * FRAME_S, padding_s=4 * FRAME_S, max_utterance_s=30.0)
+OPTIONS = EndpointOptions(
+    threshold=0.5, end_silence_s=10 * FRAME_S, padding_s=4 * FRAME_S, context_s=0.0, max_utterance_s=30.0
+)
 
 
 def frames(*runs: tuple[float, int]) -> list[float]:
@@ -27,8 +41,35 @@ def turns(probabilities: list[float], options: EndpointOptions = OPTIONS, *, end
 def test_speech_begins_with_its_first_frame_and_ends_where_the_pause_begins():
     began, paused, ended = turns(frames((0.0, 10), (0.9, 20), (0.0, 10)), end=False)
     assert began == Began(onset=10 * FRAME_SAMPLES, audio_start=6 * FRAME_SAMPLES)
-    assert paused == Paused(speech_end=30 * FRAME_SAMPLES, audio_end=34 * FRAME_SAMPLES)
+    assert paused == Paused(speech_end=30 * FRAME_SAMPLES, audio_end=34 * FRAME_SAMPLES, is_likely=True)
     assert ended == Ended(speech_end=30 * FRAME_SAMPLES, audio_end=34 * FRAME_SAMPLES)
+
+
+def test_a_pause_is_told_when_the_utterance_may_be_over_and_again_when_that_is_likely():
+    options = EndpointOptions(end_silence_s=20 * FRAME_S, padding_s=4 * FRAME_S)
+    endpointer = Endpointer(options)
+    at = {i: turn for i, p in enumerate(frames((0.9, 20), (0.0, 20))) for turn in endpointer.hear(p)}
+    likely = math.ceil(20 - LIKELY_BEFORE_S / FRAME_S)
+    speech_end, audio_end = 20 * FRAME_SAMPLES, 24 * FRAME_SAMPLES
+    assert {i - 19: turn for i, turn in at.items() if not isinstance(turn, Began)} == {
+        4: Paused(speech_end, audio_end, is_likely=False),
+        likely: Paused(speech_end, audio_end, is_likely=True),
+        20: Ended(speech_end, audio_end),
+    }
+
+
+def test_after_speech_went_on_the_next_pause_is_told_anew():
+    found = turns(frames((0.9, 20), (0.0, 9), (0.9, 20), (0.0, 5)), end=False)
+    assert [type(turn) for turn in found] == [Began, Paused, Resumed, Paused]
+
+
+def test_more_is_kept_before_speech_than_after_it_but_nothing_twice():
+    options = replace(OPTIONS, context_s=20 * FRAME_S)
+    found = turns(frames((0.0, 30), (0.9, 20), (0.0, 10), (0.9, 20), (0.0, 10)), options, end=False)
+    first, second = [turn for turn in found if isinstance(turn, Began)]
+    ended = next(turn for turn in found if isinstance(turn, Ended))
+    assert first.audio_start == 10 * FRAME_SAMPLES
+    assert second.audio_start == ended.audio_end == 54 * FRAME_SAMPLES
 
 
 def test_a_pause_that_is_too_short_ends_nothing():

@@ -38,7 +38,7 @@ from typeless_grpc.streaming.session import (
 from typeless_grpc.streaming.stability import Stability
 
 FRAME_S = FRAME_SAMPLES / 16_000
-RULES = EndpointOptions(end_silence_s=10 * FRAME_S, padding_s=4 * FRAME_S)
+RULES = EndpointOptions(end_silence_s=10 * FRAME_S, padding_s=4 * FRAME_S, context_s=0.0)
 ASKED = DecodeOptions(language="en")
 
 
