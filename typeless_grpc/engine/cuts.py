@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from typeless_grpc.engine.window import FULL_WINDOW_S
 # Least pause, in seconds, that counts in the risk of a cut: one frame of voice activity.
 LEAST_PAUSE_S = 0.032
 
-# Silence after speech, in seconds, that the sizes of windows do not count as margin, and what of more they do at most.
+# Silence on a side of speech, in seconds, that is always shown, and how much more of it a window need not hold.
 LEAST_SILENCE_S = 0.3
 MOST_MARGIN_S = 0.9
 
@@ -86,6 +86,17 @@ class Piece:
         """Length of what a window must hold before its margin, which silence at the end is as good as."""
         silence_s = (self.end - self.speech[-1].end) / SAMPLE_RATE_HZ if self.speech else 0.0
         return self.audio_s - min(MOST_MARGIN_S, max(0.0, silence_s - LEAST_SILENCE_S))
+
+    @property
+    def spare_s(self) -> float:
+        """Length of the silence at the start that can go where it makes for a smaller window."""
+        silence_s = (self.speech[0].start - self.start) / SAMPLE_RATE_HZ if self.speech else 0.0
+        return min(MOST_MARGIN_S, max(0.0, silence_s - LEAST_SILENCE_S))
+
+    def shortened(self, needed_s: float) -> Piece:
+        """This piece with less silence at its start, if that is needed, so that it needs no more than this."""
+        less_s = min(self.spare_s, max(0.0, self.needed_s - needed_s))
+        return replace(self, start=self.start + math.ceil(less_s * SAMPLE_RATE_HZ)) if less_s else self
 
     def shown(self, recording: Audio) -> Audio:
         """The samples that are shown."""

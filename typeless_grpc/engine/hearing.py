@@ -103,7 +103,7 @@ class Hearing:
     def cost_s(self, plan: Plan, language: str | None) -> float:
         """What a plan is expected to cost, in seconds of an idle engine."""
         choose = self._options.windows.choose
-        return sum(_cost_s(choose(piece.needed_s, language)) for piece in plan.pieces)
+        return sum(_cost_s(choose(piece.needed_s - piece.spare_s, language)) for piece in plan.pieces)
 
     async def understood(self, call: Call, plan: Plan) -> Understood:
         """What was heard in all pieces: in order or side by side, in the language each is found to be in.
@@ -150,6 +150,7 @@ class Hearing:
 
     async def _understand(self, call: Call, piece: Piece) -> Understood:
         """What was heard in a piece, or in its parts where the language changes within it."""
+        piece = self._in_smallest_window(call, piece)
         heard = await self._decode(call, piece)
         if Doubt.MIXED not in heard.doubts:
             return [(piece, heard)]
@@ -227,6 +228,12 @@ class Hearing:
         language = call.options.language if call.model.is_multilingual else "en"
         shown_s = self._options.windows.choose(piece.needed_s, language)
         return await self._submit(call, replace(self._window(call, piece), shown_s=shown_s, checks=None))
+
+    def _in_smallest_window(self, call: Call, piece: Piece) -> Piece:
+        """The piece with as much of the silence before its speech as its smallest window has room for."""
+        language = call.options.language if call.model.is_multilingual else "en"
+        windows = self._options.windows
+        return piece.shortened(windows.room_s(windows.choose(piece.needed_s - piece.spare_s, language)))
 
     def _window(self, call: Call, piece: Piece) -> Window:
         return Window(

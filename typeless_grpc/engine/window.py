@@ -44,6 +44,10 @@ class WindowPolicy:
         fitting = (size.shown_s for size in self.sizes if audio_s <= size.holds_s and size.shown_s >= least_s)
         return next(fitting, FULL_WINDOW_S)
 
+    def room_s(self, shown_s: float) -> float:
+        """How much audio a window of this size may hold."""
+        return next(size.holds_s for size in self.sizes if size.shown_s == shown_s)
+
     def ladder(self, audio_s: float, language: str | None = None) -> tuple[float, ...]:
         """The windows to try in turn, growing; the last one is 30 s."""
         first_s = self.choose(audio_s, language)

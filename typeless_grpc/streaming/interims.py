@@ -24,6 +24,7 @@ _NO_INTERIM_BACKLOG_S = 1.0  # with more to do than this, none is asked for
 _BACKLOG_WAIT = 2.0  # for each second of backlog, so much more audio before the next interim
 _REST = 2.0  # after an interim, of the time it took
 _MIN_NEW_SAMPLES = SAMPLE_RATE_HZ // 4  # over less new audio an interim says nothing new
+_LEAD_SAMPLES = round(0.3 * SAMPLE_RATE_HZ)  # before speech; more of it would take time
 _LEAST_DEADLINE_S = 2.0  # later than that, and than two intervals, an interim is no use
 
 
@@ -58,9 +59,10 @@ class Interims:
             return
         if not self._machinery.interim_places.take(self.begin):
             return
-        audio = self._samples.cut(now.audio_start, self._samples.end)
+        audio_start = max(now.audio_start, now.speech_start - _LEAD_SAMPLES)
+        audio = self._samples.cut(audio_start, self._samples.end)
         self._up_to = self._samples.end
-        self._task = asyncio.create_task(self._hear(now, audio, interval_s))
+        self._task = asyncio.create_task(self._hear(now, audio, audio_start, interval_s))
         self._task.add_done_callback(self._ended)
 
     def cancel(self) -> None:
@@ -83,7 +85,7 @@ class Interims:
         n_new = self._samples.end - (now.speech_start if is_first else self._up_to)
         return n_new >= max(_MIN_NEW_SAMPLES, (wait_s + _BACKLOG_WAIT * backlog_s) * SAMPLE_RATE_HZ)
 
-    async def _hear(self, now: Utterance, audio: Audio, interval_s: float) -> None:
+    async def _hear(self, now: Utterance, audio: Audio, audio_start: int, interval_s: float) -> None:
         clock = self._machinery.clock
         began_s = clock.now_s()
         deadline_s = began_s + max(_LEAST_DEADLINE_S, 2 * interval_s)
@@ -95,7 +97,7 @@ class Interims:
             self._next_s = clock.now_s() + interval_s  # an interim is no promise
             return
         self._next_s = clock.now_s() + _REST * (clock.now_s() - began_s)
-        self._heard(InterimHeard(now.piece_id, text_of(recognition), now.audio_start + len(audio)))
+        self._heard(InterimHeard(now.piece_id, text_of(recognition), audio_start + len(audio)))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task = None

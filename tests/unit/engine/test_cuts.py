@@ -155,6 +155,23 @@ def test_silence_at_the_end_is_as_good_as_the_margin_of_a_window(silence_s: floa
     assert piece.needed_s == pytest.approx(needed_s)
 
 
+@pytest.mark.parametrize(
+    ("silence_s", "needed_s", "start_s"),
+    [
+        pytest.param(1.2, 9.0, 0.0, id="it fits as it is"),
+        pytest.param(1.2, 5.9, 0.3, id="what is too much goes"),
+        pytest.param(1.2, 1.0, 0.9, id="the speech and a little silence stay"),
+        pytest.param(0.2, 1.0, 0.0, id="there is nothing to spare"),
+    ],
+)
+def test_silence_before_speech_makes_way_for_a_smaller_window(silence_s: float, needed_s: float, start_s: float):
+    speech_end = samples(silence_s + 5.0)
+    piece = Piece(0, speech_end, (Span(samples(silence_s), speech_end),), most_pause=samples(1.0))
+    short = piece.shortened(needed_s)
+    assert short.start == pytest.approx(samples(start_s), abs=1)
+    assert (short.end, short.speech) == (piece.end, piece.speech)
+
+
 def test_what_fits_into_one_window_is_not_cut():
     spans, n_samples = speech(0.5, 3.0, 1.0, 3.0, 1.0, 3.0, 0.5)
     assert len(plan(spans, n_samples, POLICY)) == 1
