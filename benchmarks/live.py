@@ -192,7 +192,7 @@ def rows(asked: argparse.Namespace) -> Iterator[dict[str, float | int]]:
     """One measurement for each number of streams."""
     recordings = sample([one for one in load(asked.recordings) if is_short_english(one)], asked.utterances)
     options = StreamOptions(Options(language=asked.language), RAW, interim_results=asked.interims)
-    with server(asked.model) as ours:
+    with server(asked.model, max_streams_per_caller=str(max(asked.streams))) as ours:
         heard = {recording.path: ours.hear(recording).text for recording in recordings}  # warms up, too
         streams = streams_of(recordings, max(asked.streams), asked.seconds, asked.seed)
         for n in asked.streams:

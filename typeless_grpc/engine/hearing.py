@@ -210,7 +210,8 @@ class Hearing:
             return await self._look(call, piece)  # soon replaced by another: worth one look, and no second one
         if call.options.language is None and len(utterances(piece)) > 1:
             window = replace(window, may_be_mixed=True)
-        if policy.verified and (call.options.temperatures or TEMPERATURES)[0] == 0.0:
+        is_greedy = (call.options.temperatures or TEMPERATURES)[0] == 0.0
+        if policy.verified and is_greedy and not call.options.is_thorough:
             for shown_s in policy.ladder(piece.needed_s, language):
                 heard = await self._submit(call, replace(window, shown_s=shown_s))
                 if not heard.doubts or Doubt.MIXED in heard.doubts:

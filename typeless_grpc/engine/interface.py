@@ -79,7 +79,8 @@ class DecodeOptions:
     where there are any. expected_language: what speech before this was in; this is taken to be in it too unless it
     clearly is not. script: of Chinese, None is simplified. prompt: text to condition on. temperatures: tried in
     turn until the result passes the quality checks. separate_channels: each channel on its own, as `Engine` is given
-    it. output_formats: the renditions to make of a whole recording.
+    it. output_formats: the renditions to make of a whole recording. is_thorough: as faster-whisper itself decodes,
+    however long it takes; for audio whose text is not to be trusted.
     """
 
     model: str = ""
@@ -98,6 +99,7 @@ class DecodeOptions:
     separate_channels: bool = False
     post_processing: PostProcessing = field(default_factory=PostProcessing)
     output_formats: Sequence[OutputFormat] = ()
+    is_thorough: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from enum import Enum
 # Above it lie scripts that are written without spaces between words (Unicode: CJK Radicals Supplement begins at 2E80).
 LAST_SPACED_CODE_POINT = 0x2E7F
 # A piece is sparse where it has less than this part of the usual text a second; slow speech stays above it.
-SPARSE_RATE = 0.6
+SPARSE_RATE = 0.7
 SPARSE_LEAST_S = 4.0
 SPARSE_LEAST_PIECES = 4
 PUNCTUATION = ".,!?;:\"'()[]-–—…。，！？、"
@@ -105,6 +105,11 @@ def sparse(pieces: Sequence[tuple[str, float]]) -> list[int]:
         for place, (text, spoken_s) in enumerate(pieces)
         if spoken_s >= SPARSE_LEAST_S and len(text) < least * spoken_s
     ]
+
+
+def is_sparse(piece: tuple[str, float], others: Sequence[tuple[str, float]]) -> bool:
+    """Whether a piece says far less than others of its recording; see `sparse`."""
+    return len(others) in sparse([*others, piece])
 
 
 def compression_ratio(text: str) -> float:

@@ -15,8 +15,9 @@ from dataclasses import replace
 
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
+from typeless_grpc.engine.verification import is_sparse
 from typeless_grpc.errors import EngineFailed, Overloaded, TypelessError
-from typeless_grpc.streaming.finals import Piece
+from typeless_grpc.streaming.finals import Piece, text_of
 from typeless_grpc.streaming.machinery import Machinery, StreamOptions
 from typeless_grpc.streaming.samples import SampleBuffer
 from typeless_grpc.text.finishing import needs_words
@@ -26,6 +27,7 @@ _MAX_RETRY_S = 10.0
 # An utterance says which language to expect of the next ones where it has this much speech, and is this certain.
 _CLEAR_SPEECH_S = 2.0
 _CLEAR_PROBABILITY = 0.8
+_COMPARED_PIECES = 8  # of a FILE, before the one that is compared with them
 _BUSY_BACKLOG_S = 0.4  # an engine with less to do takes guesses
 
 
@@ -36,6 +38,7 @@ class PieceDecoder:
         self._machinery, self._options, self._samples = machinery, options, samples
         self._guess: tuple[Piece, asyncio.Task[Recognition]] | None = None
         self._places = asyncio.Semaphore(options.max_pieces_at_once)
+        self._said: dict[int, asyncio.Future[tuple[str, float]]] = {}  # by the last pieces of a FILE, at first
         self._in_force = options.options
         self._language = ""  # of a FILE's first piece, of the last LIVE utterance that said it clearly
         self._detecting = asyncio.Lock()
@@ -48,8 +51,7 @@ class PieceDecoder:
         """What the engine hears in a piece. Raises TypelessError once asking again does not help."""
         if self._options.is_file:
             audio = self._samples.cut(piece.audio_start, piece.audio_end)
-            async with self._places:
-                return await self._file_recognition(piece, audio, _for_final(piece.options))
+            return await self._compared(piece, audio, _for_final(piece.options))
         recognition = await self._live_recognition(piece)
         if piece.options == self._in_force:
             self._language = _clear_language(recognition) or self._language
@@ -63,6 +65,31 @@ class PieceDecoder:
         options = self.expecting(_for_final(piece.options))
         ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
         return await self._insist(lambda: self._machinery.engine.recognize(audio, options, ticket))
+
+    async def _compared(self, piece: Piece, audio: Audio, options: DecodeOptions) -> Recognition:
+        """Decode a piece of a FILE, and again with more care where it says far less than those before it.
+
+        Only pieces before it count, and what they said at first, so that the audio alone decides.
+        """
+        before = [said for said in (self._said.get(piece.id - n) for n in range(1, _COMPARED_PIECES + 1)) if said]
+        said = self._said[piece.id] = asyncio.get_running_loop().create_future()
+        self._said.pop(piece.id - _COMPARED_PIECES, None)
+        recognition = None
+        try:
+            async with self._places:
+                recognition = await self._file_recognition(piece, audio, options)
+        finally:
+            said.set_result(_said(recognition))
+        if before:
+            await asyncio.wait(before)
+        if not is_sparse(said.result(), [one.result() for one in before]):
+            return recognition
+        with suppress(TypelessError):
+            careful = replace(options, language=recognition.transcript.language, is_thorough=True)
+            async with self._places:
+                again = await self._transcribed(audio, careful)
+            return max(recognition, again, key=lambda one: len(text_of(one)))
+        return recognition
 
     async def _file_recognition(self, piece: Piece, audio: Audio, options: DecodeOptions) -> Recognition:
         """Decode a piece, expecting the language of the first one, as in a recording that is transcribed whole."""
@@ -138,6 +165,11 @@ async def _whole(task: asyncio.Task[Recognition]) -> Recognition:
     except asyncio.CancelledError:
         task.cancel()
         raise
+
+
+def _said(recognition: Recognition | None) -> tuple[str, float]:
+    """A text and the seconds of speech it is of; none of either where the engine failed."""
+    return (text_of(recognition), recognition.transcript.speech_s) if recognition is not None else ("", 0.0)
 
 
 def _clear_language(recognition: Recognition) -> str:

@@ -171,3 +171,9 @@ async def test_overlaps_are_merged_on_words_that_are_told_only_where_they_were_a
     assert transcript.text.split() == sorted(set(transcript.text.split()))
     assert len(transcript.text.split()) >= 66  # a word at the very edge of a window may not lie whole in it
     assert all(bool(segment.words) is words for segment in transcript.segments)
+
+
+async def test_who_asks_for_care_is_heard_as_faster_whisper_hears_at_once():
+    async with serving() as bench:
+        await bench.heard(utterances(1), replace(ENGLISH, is_thorough=True))
+    assert [window.thorough for window in bench.model.asked] == [True]

@@ -419,6 +419,32 @@ async def test_the_language_of_a_file_is_expected_to_be_that_of_its_first_piece(
     assert {asked.options.language for asked in b.engine.asked} == {None}
 
 
+@pytest.mark.parametrize(
+    ("again", "expected"),
+    [
+        pytest.param("all of it, word by word, this time", "all of it, word by word, this time", id="with more care"),
+        pytest.param("ah", "short", id="which may not help"),
+        pytest.param(EngineFailed("no"), "short", id="which may fail"),
+    ],
+)
+async def test_a_piece_of_a_file_that_says_far_less_than_those_before_is_heard_again(again, expected):
+    n_asked = 0
+
+    def script(asked: Asked) -> str | BaseException:
+        nonlocal n_asked
+        if asked.options.is_thorough:
+            return again
+        n_asked += 1
+        return "short" if n_asked == 5 else "many words, as many as there are in each of them"
+
+    async with bench(script, rules=PlanOptions()) as b:
+        await b.say(said(*[20.0, 1.0] * 7), 64_000)
+        await b.rest()
+    assert b.finals()[4] == expected
+    assert len(set(b.finals()) - {expected}) == 1
+    assert sum(asked.options.is_thorough for asked in b.engine.asked) >= 1
+
+
 async def test_the_language_of_an_utterance_is_expected_of_the_next_once_it_is_clear():
     async with bench(lambda asked: "words", options=DecodeOptions()) as b:
         await b.say(said(1.0, 0.8, 3.0, 0.8, 1.0, 0.8))
