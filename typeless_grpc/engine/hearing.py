@@ -231,7 +231,12 @@ class Hearing:
         return await self._submit(call, replace(self._window(call, piece), shown_s=shown_s, checks=None))
 
     def _in_smallest_window(self, call: Call, piece: Piece) -> Piece:
-        """The piece with as much of the silence before its speech as its smallest window has room for."""
+        """The piece with as much of the silence before its speech as its smallest window has room for.
+
+        Whoever says how much is to be kept has all of it.
+        """
+        if call.options.voice_activity.speech_padding_s is not None:
+            return piece
         language = call.options.language if call.model.is_multilingual else "en"
         windows = self._options.windows
         return piece.shortened(windows.room_s(windows.choose(piece.needed_s - piece.spare_s, language)))

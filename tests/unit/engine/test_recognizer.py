@@ -182,6 +182,21 @@ async def test_the_encoder_is_shown_the_speech_in_the_smallest_window():
     assert (span.start / SAMPLE_RATE_HZ, span.end / SAMPLE_RATE_HZ) == pytest.approx((0.2, 4.2), abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("padding_s", "shown_s", "lead_s"),
+    [pytest.param(None, 10.0, 0.7, id="as the window has room"), pytest.param(1.2, 20.0, 1.2, id="as was asked")],
+)
+async def test_the_silence_before_speech_makes_way_unless_it_was_asked_for(
+    padding_s: float | None, shown_s: float, lead_s: float
+):
+    options = replace(ENGLISH, voice_activity=VoiceActivity(speech_padding_s=padding_s))
+    async with serving(cuts=replace(CUTS, context_s=1.2)) as bench:
+        await bench.heard(audio(2.0, 8.0, 2.0), options)
+    (window,) = bench.model.asked
+    assert window.shown_s == shown_s
+    assert window.speech[0].start / SAMPLE_RATE_HZ == pytest.approx(lead_s, abs=0.05)
+
+
 async def test_nothing_said_is_an_empty_transcript_and_no_work():
     async with serving() as bench:
         recognition = await bench.heard(np.zeros(5 * SAMPLE_RATE_HZ, np.float32), DecodeOptions())
