@@ -523,7 +523,7 @@ async def test_a_caller_that_reads_nothing_is_not_read_from():
 
         async def send() -> None:
             nonlocal n_sent
-            piece = said(0.3, 0.6)
+            piece = said(0.3, 0.9)
             for _ in range(2000):
                 await call.write(StreamTranscribeRequest(audio=piece))
                 n_sent += 1

@@ -72,7 +72,7 @@ def heard(asked) -> str:
     return samples_as_text(asked)
 
 
-DATA = said(*(seconds for _ in range(6) for seconds in (0.7, 0.6)))
+DATA = said(*(seconds for _ in range(6) for seconds in (0.7, 0.9)))
 
 
 async def paced(pause_s: float = 0.0, n_bytes: int = 3200) -> AsyncIterator[bytes]:
@@ -86,7 +86,7 @@ async def test_every_later_event_comes_exactly_once():
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         got = await reads(call, is_kind("started"))
-        for request in audio(said(0.7, 0.6, 0.7, 0.6)):
+        for request in audio(said(0.7, 0.9, 0.7, 0.9)):
             await call.write(request)
         for _ in range(2):
             got += await reads(call, is_kind("segment"))
@@ -97,7 +97,7 @@ async def test_every_later_event_comes_exactly_once():
             await again.write(config(format=None, resume_session_id=session, resume_after_sequence=after))
             resumed = await again.read()
             assert resumed.started.resumed
-            assert (resumed.sequence, resumed.acknowledged_bytes) == (0, len(said(0.7, 0.6, 0.7, 0.6)))
+            assert (resumed.sequence, resumed.acknowledged_bytes) == (0, len(said(0.7, 0.9, 0.7, 0.9)))
             repeated = [await again.read() for _ in range(max(after, 1), len(got))]
             assert repeated == got[max(after, 1) :]
             again.cancel()

@@ -37,8 +37,8 @@ class EndpointOptions:
 
     @property
     def lead_s(self) -> float:
-        """What is kept before speech."""
-        return max(self.padding_s, self.context_s)
+        """What is kept before speech; more than the padding only as far as it leaves the utterance to the speech."""
+        return max(self.padding_s, min(self.context_s, self.max_utterance_s / 4))
 
     @property
     def likely_after_s(self) -> float:
