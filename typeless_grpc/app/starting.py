@@ -43,11 +43,8 @@ async def build(settings: Settings) -> AsyncIterator[App]:
 
     Raises SourceUnavailable where the default model is not on this machine.
     """
-    share_heaps()
     async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(build_engine(settings))
-        warming = asyncio.create_task(engine.warm())
-        stack.push_async_callback(ended, warming)
+        engine, warming = await stack.enter_async_context(_loading(settings))
         background = await _imported("typeless_grpc.app.background")
         root = await _imported("typeless_grpc.app.root")
         is_warm = asyncio.Event()
@@ -63,15 +60,24 @@ async def build(settings: Settings) -> AsyncIterator[App]:
 @asynccontextmanager
 async def build_worker(settings: Settings) -> AsyncIterator[None]:
     """Run jobs with an engine of their own, and take no calls."""
-    share_heaps()
     async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(build_engine(settings))
-        warming = asyncio.create_task(engine.warm())
-        stack.push_async_callback(ended, warming)
+        engine, warming = await stack.enter_async_context(_loading(settings))
         background = await _imported("typeless_grpc.app.background")
         await warming
         await stack.enter_async_context(background.keep_jobs(settings, engine.recognizer, engine.has_model))
         yield
+
+
+@asynccontextmanager
+async def _loading(settings: Settings) -> AsyncIterator[tuple[BuiltEngine, asyncio.Task[None]]]:
+    """The engine, and the task that loads its default model and runs it once."""
+    share_heaps()
+    async with build_engine(settings) as engine:
+        warming = asyncio.create_task(engine.warm())
+        try:
+            yield engine, warming
+        finally:
+            await ended(warming)
 
 
 async def _imported(module: str) -> ModuleType:
