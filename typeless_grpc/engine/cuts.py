@@ -93,6 +93,11 @@ class Piece:
         silence_s = (self.speech[0].start - self.start) / SAMPLE_RATE_HZ if self.speech else 0.0
         return min(MOST_MARGIN_S, max(0.0, silence_s - LEAST_SILENCE_S))
 
+    @property
+    def least_s(self) -> float:
+        """Length of what its smallest window must hold."""
+        return self.needed_s - self.spare_s
+
     def shortened(self, needed_s: float) -> Piece:
         """This piece with less silence at its start, if that is needed, so that it needs no more than this."""
         less_s = min(self.spare_s, max(0.0, self.needed_s - needed_s))

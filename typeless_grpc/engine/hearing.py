@@ -103,7 +103,7 @@ class Hearing:
     def cost_s(self, plan: Plan, language: str | None) -> float:
         """What a plan is expected to cost, in seconds of an idle engine."""
         choose = self._options.windows.choose
-        return sum(_cost_s(choose(piece.needed_s - piece.spare_s, language)) for piece in plan.pieces)
+        return sum(_cost_s(choose(piece.least_s, language)) for piece in plan.pieces)
 
     async def understood(self, call: Call, plan: Plan) -> Understood:
         """What was heard in all pieces: in order or side by side, in the language each is found to be in.
@@ -204,7 +204,6 @@ class Hearing:
     async def _decode(self, call: Call, piece: Piece) -> Heard:
         """Decode a piece in growing windows until the result can be trusted, at last as faster-whisper does it."""
         policy = self._options.windows
-        language = call.options.language if call.model.is_multilingual else "en"
         window = self._window(call, piece)
         if call.ticket.lane is Lane.LIVE_INTERIM:
             return await self._look(call, piece)  # soon replaced by another: worth one look, and no second one
@@ -212,7 +211,7 @@ class Hearing:
             window = replace(window, may_be_mixed=True)
         is_greedy = (call.options.temperatures or TEMPERATURES)[0] == 0.0
         if policy.verified and is_greedy and not call.options.is_thorough:
-            for shown_s in policy.ladder(piece.needed_s, language):
+            for shown_s in policy.ladder(piece.needed_s, _known_language(call)):
                 heard = await self._submit(call, replace(window, shown_s=shown_s))
                 if not heard.doubts or Doubt.MIXED in heard.doubts:
                     return heard
@@ -226,8 +225,7 @@ class Hearing:
 
     async def _look(self, call: Call, piece: Piece) -> Heard:
         """Decode a piece once, whatever comes of it."""
-        language = call.options.language if call.model.is_multilingual else "en"
-        shown_s = self._options.windows.choose(piece.needed_s, language)
+        shown_s = self._options.windows.choose(piece.needed_s, _known_language(call))
         return await self._submit(call, replace(self._window(call, piece), shown_s=shown_s, checks=None))
 
     def _in_smallest_window(self, call: Call, piece: Piece) -> Piece:
@@ -237,9 +235,8 @@ class Hearing:
         """
         if call.options.voice_activity.speech_padding_s is not None:
             return piece
-        language = call.options.language if call.model.is_multilingual else "en"
         windows = self._options.windows
-        return piece.shortened(windows.room_s(windows.choose(piece.needed_s - piece.spare_s, language)))
+        return piece.shortened(windows.room_s(windows.choose(piece.least_s, _known_language(call))))
 
     def _window(self, call: Call, piece: Piece) -> Window:
         return Window(
@@ -276,6 +273,11 @@ async def _all_of(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 def _one_row(parts: Sequence[Understood]) -> Understood:
     return [one for part in parts for one in part]
+
+
+def _known_language(call: Call) -> str | None:
+    """The language that windows are chosen for; None where it is to be detected."""
+    return call.options.language if call.model.is_multilingual else "en"
 
 
 def _in_language(call: Call, language: str) -> Call:

@@ -59,7 +59,9 @@ class Interims:
             return
         if not self._machinery.interim_places.take(self.begin):
             return
-        audio_start = max(now.audio_start, now.speech_start - _LEAD_SAMPLES)
+        audio_start = now.audio_start
+        if now.options.voice_activity.speech_padding_s is None:  # who says how much is kept has all of it
+            audio_start = max(audio_start, now.speech_start - _LEAD_SAMPLES)
         audio = self._samples.cut(audio_start, self._samples.end)
         self._up_to = self._samples.end
         self._task = asyncio.create_task(self._hear(now, audio, audio_start, interval_s))

@@ -20,7 +20,7 @@ from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.audio.live import live_reader
 from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.clock import FakeClock
-from typeless_grpc.engine.interface import DecodeOptions, Lane
+from typeless_grpc.engine.interface import DecodeOptions, Lane, VoiceActivity
 from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, Overloaded
 from typeless_grpc.streaming import events
@@ -104,6 +104,20 @@ async def test_the_lanes_callers_and_options_of_finals_and_interims():
     assert not interim.options.word_timestamps
     assert interim.ticket.deadline_s is not None
     assert final.ticket.deadline_s is None
+
+
+@pytest.mark.parametrize(
+    ("padding_s", "lead_s"),
+    [pytest.param(None, 0.3, id="little, for speed"), pytest.param(1.0, 1.0, id="as was asked")],
+)
+async def test_an_interim_is_shown_as_much_before_speech(padding_s: float | None, lead_s: float):
+    options = DecodeOptions(language="en", voice_activity=VoiceActivity(speech_padding_s=padding_s))
+    rules = EndpointOptions() if padding_s is None else EndpointOptions(padding_s=padding_s, context_s=padding_s)
+    async with bench(rules=rules, options=options, interim_interval_s=0.5) as b:
+        await b.say(silence(2.0) + tone(1.0))
+        await b.until(Interim)
+    audio = b.asked(Lane.LIVE_INTERIM)[0].audio
+    assert np.flatnonzero(audio)[0] / 16_000 == pytest.approx(lead_s, abs=0.05)
 
 
 async def test_a_final_is_begun_before_the_pause_is_over_and_asked_for_once():
