@@ -127,14 +127,14 @@ class Ledger:
         """Where a call begins to send: the place of the first request that is kept."""
         return self._n_forgotten
 
-    def at(self, place: int) -> StreamTranscribeRequest | None:
-        """The request at a place, None where there is none yet. One that is forgotten was acknowledged: the next."""
-        index = max(0, place - self._n_forgotten)
-        return self._kept[index].request if index < len(self._kept) else None
+    def at(self, place: int) -> tuple[StreamTranscribeRequest, int] | None:
+        """The request at a place and the place after it; None where there is none yet.
 
-    def after(self, place: int) -> int:
-        """The place after this one."""
-        return max(place, self._n_forgotten) + 1
+        One that is forgotten was acknowledged: it is the first that is kept, then. Both are told at once, since by the
+        time a request is written the server may have acknowledged it, and the place of the next has no other clue.
+        """
+        index = max(0, place - self._n_forgotten)
+        return (self._kept[index].request, self._n_forgotten + index + 1) if index < len(self._kept) else None
 
     def take(self, response: StreamTranscribeResponse) -> bool:
         """Learn from an event; whether the caller is to see it."""

@@ -146,15 +146,15 @@ class AsyncStreaming:
         place = self._ledger.first()
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while True:
-                request = self._ledger.at(place)
-                if request is None:
+                found = self._ledger.at(place)
+                if found is None:
                     if self._ledger.has_ended:
                         await call.done_writing()
                         return
                     await self._change()
                     continue
+                request, place = found
                 await call.write(request)
-                place = self._ledger.after(place)
 
     def _tell(self) -> None:
         self._changed.set()
@@ -247,12 +247,13 @@ class Streaming:
                 if turn.is_over or self._is_closed or self._broken_source is not None:
                     return
                 place = self._ledger.first() if place is None else place
-                request = self._ledger.at(place)
-                if request is None and self._ledger.has_ended:
-                    return
-                place = self._ledger.after(place) if request is not None else place
-            if request is not None:
-                yield request
+                found = self._ledger.at(place)
+                if found is None:
+                    if self._ledger.has_ended:
+                        return
+                    continue
+                request, place = found
+            yield request
 
     def _can_go_on(self, turn: _Turn, place: int | None) -> bool:
         if turn.is_over or self._is_closed or self._broken_source is not None:

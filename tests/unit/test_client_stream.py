@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import asyncio
+from typing import Any, cast
+
 import grpc
+import grpc.aio
 import pytest
 
 from typeless_grpc.client import CallFailed
 from typeless_grpc.client_ledger import Ledger, StreamOptions
-from typeless_grpc.client_stream import _MAX_BACKOFF_S, _MAX_OPENINGS, _Patience
+from typeless_grpc.client_stream import _MAX_BACKOFF_S, _MAX_OPENINGS, AsyncStreaming, _Patience
+from typeless_grpc.pb.v1.transcription_pb2 import (
+    StreamCompleted,
+    StreamProgress,
+    StreamStarted,
+    StreamTranscribeRequest,
+    StreamTranscribeResponse,
+)
 
 
 def patience(*, is_open: bool = True, reconnect: bool = True, resume_window_s: float = 60.0) -> _Patience:
@@ -60,3 +71,56 @@ def test_a_session_that_cannot_be_opened_is_given_up():
         ours.spent(failed())
     with pytest.raises(CallFailed):
         ours.spent(failed())
+
+
+class Eager:
+    """A call whose server acknowledges each piece so fast that its event is read before the write has returned."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+        self._n_events = self._n_read = 0
+
+    async def write(self, request: StreamTranscribeRequest) -> None:
+        match request.WhichOneof("request"):
+            case "config":
+                self._say(started=StreamStarted(session_id="session"))
+            case "audio":
+                self.heard.append(request.audio)
+                self._say(progress=StreamProgress())
+                await self._events.join()
+
+    async def read(self) -> Any:
+        if self._n_read:
+            self._events.task_done()  # whoever reads on has done with what came before
+        self._n_read += 1
+        return await self._events.get()
+
+    async def done_writing(self) -> None:
+        self._say(completed=StreamCompleted())
+        self._events.put_nowait(grpc.aio.EOF)
+
+    def cancel(self) -> None:
+        """Nothing to do."""
+
+    def _say(self, **event: Any) -> None:
+        self._n_events += 1
+        n_bytes = sum(map(len, self.heard))
+        self._events.put_nowait(StreamTranscribeResponse(sequence=self._n_events, acknowledged_bytes=n_bytes, **event))
+
+
+class EagerServer:
+    def __init__(self) -> None:
+        self.call = Eager()
+
+    def StreamTranscribe(self) -> Eager:
+        return self.call
+
+
+async def test_what_is_acknowledged_before_its_write_returns_does_not_hide_the_next_piece():
+    server = EagerServer()
+    pieces = [bytes([n]) * 4 for n in range(20)]
+    events = AsyncStreaming(cast("Any", server), StreamOptions()).events(pieces)
+    kinds = [event.WhichOneof("event") async for event in events]
+    assert server.call.heard == pieces
+    assert kinds == ["started", *["progress"] * len(pieces), "completed"]
