@@ -13,11 +13,10 @@ from typing import Annotated
 
 import typer
 
-from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
 from typeless_grpc.cli.failures import calls_as_lines
 from typeless_grpc.cli.output import EXIT_FAILED
 from typeless_grpc.cli.target import Place, client_of
-from typeless_grpc.client import DEFAULT_TARGET, AsyncClient, CallFailed, Options
+from typeless_grpc.client import AsyncClient, CallFailed, Options
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,7 @@ class Answer:
 
 def bench(
     files: Annotated[list[Path], typer.Argument(help="Recordings to send.", exists=True, dir_okay=False)],
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
-    local: Annotated[bool, typer.Option("--local", help="Start a server for this command alone.")] = False,
-    model: Annotated[str, typer.Option("--model", "-m", help="Model; the server's default unless set.")] = "",
+    place: Place,
     language: Annotated[str, typer.Option("--language", "-l", help="Spoken language; detected unless set.")] = "",
     callers: Annotated[int, typer.Option(min=1, max=1000, help="Callers at the same time.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Times that every file is sent.")] = 3,
@@ -48,9 +40,8 @@ def bench(
 
     Example: typeless bench --local --callers 4 tests/audio/en_short.flac
     """
-    options = Options(model="" if local else model, language=language)
-    with calls_as_lines(server):
-        place = Place(server, local, model if local else None, api_key, tls_of(tls, tls_ca, client_cert, client_key))
+    options = Options(model=place.asked_model, language=language)
+    with calls_as_lines(place.server):
         recordings = [file.read_bytes() for file in files] * rounds
         answers, took_s = asyncio.run(_run(recordings, options, place, callers))
     report = summary(answers, took_s)

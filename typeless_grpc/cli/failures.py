@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import grpc
 import typer
 
+from typeless_grpc.cli.options import expanded, sign
 from typeless_grpc.cli.output import errors, fail, failures_as_lines
 from typeless_grpc.client import CallFailed
 
@@ -43,18 +44,18 @@ Function = TypeVar("Function", bound=Callable[..., None])
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
-    """Make a function a command of app that takes -v, too."""
+    """Make a function a command of app, with the options of its groups (see `options`) and -v."""
 
     def register(function: Function) -> Function:
-        @functools.wraps(function)
-        def run(*values: Any, verbose: bool, **named: Any) -> None:
-            _Detail.is_wanted = verbose
-            function(*values, **named)
+        flat = expanded(function)
 
-        signature = inspect.signature(function, eval_str=True)
+        @functools.wraps(function)
+        def run(*, verbose: bool, **values: Any) -> None:
+            _Detail.is_wanted = verbose
+            flat(**values)
+
         option = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
-        run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in [*signature.parameters.values(), option]}
+        sign(run, [*inspect.signature(flat).parameters.values(), option])
         app.command(name)(run)
         return function
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from typeless_grpc.cli import flags
-from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
+from typeless_grpc.cli.connection import Connection
 from typeless_grpc.cli.failures import calls_as_lines, command
 from typeless_grpc.cli.job_output import (
     follow,
@@ -27,7 +27,7 @@ from typeless_grpc.cli.job_output import (
     stop_unless_completed,
 )
 from typeless_grpc.cli.output import download_bar, errors
-from typeless_grpc.client import DEFAULT_TARGET, Client, Tls
+from typeless_grpc.client import Client
 from typeless_grpc.client_jobs import is_uri
 from typeless_grpc.pb.v1 import jobs_pb2
 
@@ -59,26 +59,11 @@ class State(StrEnum):
 @command(app, "submit")
 def submit(
     audio: Annotated[str, typer.Argument(help="A recording of any format and size, or a URI the server can fetch.")],
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
+    connection: Connection,
+    *,
     model: flags.Model = "",
-    language: flags.Language = "",
-    allow_language: flags.AllowedLanguage = None,
-    task: flags.TaskFlag = flags.Task.TRANSCRIBE,
-    prompt: flags.Prompt = "",
-    hotwords: flags.Hotwords = None,
+    decoding: flags.WholeDecoding,
     words: Annotated[bool, typer.Option("--words", help="Keep each word with its times.")] = False,
-    beam_size: flags.BeamSize = 0,
-    temperature: flags.Temperature = None,
-    chunking: flags.ChunkingFlag = flags.Chunking.AUTO,
-    channels: flags.ChannelsFlag = flags.Channels.MIX,
-    tidy: flags.TidyFlag = flags.Tidy.NONE,
-    replace: flags.Replace = None,
-    mask_profanity: flags.MaskProfanity = False,
     format: Annotated[
         list[flags.Format] | None, typer.Option("--format", "-f", help="File format to make; may be repeated.")
     ] = None,
@@ -97,25 +82,9 @@ def submit(
     formats = list(dict.fromkeys(format or []))
     if wait and not as_json and len(formats) > 1:
         raise typer.BadParameter("only one can be printed at the end: leave out --wait", param_hint="--format")
-    options = flags.asked(
-        model=model,
-        language=language,
-        allow_language=allow_language,
-        task=task,
-        prompt=prompt,
-        hotwords=hotwords,
-        words=words,
-        beam_size=beam_size,
-        temperature=temperature,
-        chunking=chunking,
-        channels=channels,
-        tidy=tidy,
-        replace=replace,
-        mask_profanity=mask_profanity,
-        formats=formats,
-    )
+    options = decoding.asked(model, words=words, formats=formats)
     with (
-        _client(server, api_key, tls_of(tls, tls_ca, client_cert, client_key)) as client,
+        _client(connection) as client,
         download_bar(f"Uploading {audio}") as bar,
     ):
         job = client.jobs.submit(
@@ -140,12 +109,7 @@ def submit(
 @command(app, "get")
 def get(
     job_id: JobId,
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
+    connection: Connection,
     format: Annotated[
         flags.Format | None, typer.Option("--format", "-f", help="Print this, which the job was asked to make.")
     ] = None,
@@ -155,7 +119,7 @@ def get(
 
     Example: typeless jobs get JOB_ID
     """
-    with _client(server, api_key, tls_of(tls, tls_ca, client_cert, client_key)) as client:
+    with _client(connection) as client:
         job = client.jobs.get(job_id)
     if format is not None:
         print_rendition(job, format)
@@ -171,12 +135,7 @@ def get(
 
 @command(app, "list")
 def list_jobs(
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
+    connection: Connection,
     state: Annotated[list[State] | None, typer.Option(help="Only such jobs; may be repeated.")] = None,
     label: Labels = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
@@ -190,7 +149,7 @@ def list_jobs(
     for column in ("job", "state", "progress", "attempt", "submitted"):
         table.add_column(column, no_wrap=True, overflow="ignore")
     table.add_column("labels", overflow="fold")
-    with _client(server, api_key, tls_of(tls, tls_ca, client_cert, client_key)) as client:
+    with _client(connection) as client:
         found = client.jobs.list(states=state or (), labels=_labels(label), page_size=min(limit, 1000))
         for job, _ in zip(found, range(limit), strict=False):
             if as_json:
@@ -207,38 +166,28 @@ def list_jobs(
 @command(app, "watch")
 def watch(
     job_id: JobId,
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Print a job's text as it is recognized, until it has ended; exit code 1 if it failed or was cancelled.
 
     Example: typeless jobs watch JOB_ID
     """
-    with _client(server, api_key, tls_of(tls, tls_ca, client_cert, client_key)) as client:
+    with _client(connection) as client:
         follow(client, job_id, as_json=as_json, is_live=True)
 
 
 @command(app, "cancel")
 def cancel(
     job_id: JobId,
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """End a job.
 
     Example: typeless jobs cancel JOB_ID
     """
-    with _client(server, api_key, tls_of(tls, tls_ca, client_cert, client_key)) as client:
+    with _client(connection) as client:
         job = client.jobs.cancel(job_id)
     if as_json:
         print_json(job)
@@ -249,19 +198,14 @@ def cancel(
 @command(app, "delete")
 def delete(
     job_id: JobId,
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Delete a job that does not run, its audio and its transcript.
 
     Example: typeless jobs delete JOB_ID
     """
-    with _client(server, api_key, tls_of(tls, tls_ca, client_cert, client_key)) as client:
+    with _client(connection) as client:
         client.jobs.delete(job_id)
     if as_json:
         typer.echo(json.dumps({"jobId": job_id, "deleted": True}))
@@ -269,19 +213,14 @@ def delete(
 
 @command(app, "stats")
 def stats(
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Print how full the queue is.
 
     Example: typeless jobs stats
     """
-    with _client(server, api_key, tls_of(tls, tls_ca, client_cert, client_key)) as client:
+    with _client(connection) as client:
         answer = client.jobs.stats()
     if as_json:
         print_json(answer)
@@ -300,7 +239,10 @@ def _labels(pairs: list[str] | None) -> dict[str, str]:
 
 
 @contextmanager
-def _client(server: str, api_key: str, tls: Tls | None) -> Iterator[Client]:
-    """A connection; what the server refuses becomes a line."""
-    with calls_as_lines(server, otherwise=""), Client(server, api_key=api_key, tls=tls) as client:
+def _client(connection: Connection) -> Iterator[Client]:
+    """Of the server; what it refuses becomes a line."""
+    with (
+        calls_as_lines(connection.server, otherwise=""),
+        Client(connection.server, api_key=connection.api_key, tls=connection.tls) as client,
+    ):
         yield client

@@ -19,21 +19,15 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
+from typeless_grpc.cli.connection import Connection
 from typeless_grpc.cli.failures import calls_as_lines, command
-from typeless_grpc.client import DEFAULT_TARGET, CallFailed, Tls, async_channel
+from typeless_grpc.client import CallFailed, async_channel
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
 
 T = TypeVar("T")
 
 app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
-Local = Annotated[
-    bool,
-    typer.Option(
-        "--local", help="Without a server: in the store that `typeless config` names. The way to the first admin key."
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Role = Literal["user", "admin"]
 
@@ -41,28 +35,25 @@ _LIFETIMES_S = {"m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
-class Where:
+class Where(Connection):
     """Where the keys are."""
 
-    server: str
-    local: bool
-    api_key: str
-    tls: Tls | None
+    local: Annotated[
+        bool,
+        typer.Option(
+            "--local",
+            help="Without a server: in the store that `typeless config` names. The way to the first admin key.",
+        ),
+    ] = False
 
 
 @command(app, "create")
 def create(
+    where: Where,
     name: Annotated[str, typer.Argument(help="Whose key it is, or what it is for.")] = "",
     role: Annotated[Role, typer.Option(help="What it allows.")] = "user",
     expires: Annotated[str, typer.Option(help="How long it is good: 90d, 12h, 30m. For ever unless set.")] = "",
-    local: Local = False,
     as_json: AsJson = False,
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
 ) -> None:
     """Make a key and print its secret, which is never shown again.
 
@@ -73,7 +64,6 @@ def create(
         role=admin_pb2.ApiKeyRole.Value(f"API_KEY_ROLE_{role.upper()}"),
         expire_time=_expiry(expires),
     )
-    where = Where(server, local, api_key, tls_of(tls, tls_ca, client_cert, client_key))
     answer = _run(where, lambda admin: admin.CreateApiKey(request))
     if as_json:
         typer.echo(json.dumps(_row(answer.api_key) | {"secret": answer.secret}))
@@ -85,14 +75,8 @@ def create(
 
 @command(app, "list")
 def list_keys(
-    local: Local = False,
+    where: Where,
     as_json: AsJson = False,
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
 ) -> None:
     """Every key, revoked and expired ones too; never their secrets.
 
@@ -109,9 +93,7 @@ def list_keys(
                 return keys
             request.page_token = answer.next_page_token
 
-    rows = [
-        _row(key) for key in _run(Where(server, local, api_key, tls_of(tls, tls_ca, client_cert, client_key)), every)
-    ]
+    rows = [_row(key) for key in _run(where, every)]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -126,20 +108,13 @@ def list_keys(
 @command(app, "revoke")
 def revoke(
     key_id: Annotated[str, typer.Argument(help="As `typeless keys list` shows it; not the secret.")],
-    local: Local = False,
+    where: Where,
     as_json: AsJson = False,
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
 ) -> None:
     """End a key for good; calls that run with it end within seconds.
 
     Example: typeless keys revoke k0123456789abcdef --local
     """
-    where = Where(server, local, api_key, tls_of(tls, tls_ca, client_cert, client_key))
     answer = _run(where, lambda admin: admin.RevokeApiKey(admin_pb2.RevokeApiKeyRequest(key_id=key_id)))
     typer.echo(json.dumps(_row(answer.api_key)) if as_json else f"revoked {key_id}")
 

@@ -21,11 +21,10 @@ from rich.text import Text
 
 from typeless_grpc.cli import flags
 from typeless_grpc.cli.audio_sources import Encoding, file_pieces, microphone, paced_file, standard_input
-from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
 from typeless_grpc.cli.failures import calls_as_lines
 from typeless_grpc.cli.output import errors
 from typeless_grpc.cli.target import Place, client_of
-from typeless_grpc.client import DEFAULT_TARGET, RawFormat
+from typeless_grpc.client import RawFormat
 from typeless_grpc.client_mic import MICROPHONE
 from typeless_grpc.client_stream import StreamOptions
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
@@ -42,25 +41,9 @@ class Pace(StrEnum):
 
 def stream(
     audio: Annotated[str, typer.Argument(metavar="FILE|-|mic", help="A recording, standard input, or the microphone.")],
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
-    local: flags.Local = False,
-    model: flags.Model = "",
-    language: flags.Language = "",
-    allow_language: flags.AllowedLanguage = None,
-    task: flags.TaskFlag = flags.Task.TRANSCRIBE,
-    prompt: flags.Prompt = "",
-    hotwords: flags.Hotwords = None,
+    place: Place,
+    decoding: flags.Decoding,
     words: Annotated[bool, typer.Option("--words", help="With --json: each word with its times.")] = False,
-    beam_size: flags.BeamSize = 0,
-    temperature: flags.Temperature = None,
-    tidy: flags.TidyFlag = flags.Tidy.NONE,
-    replace: flags.Replace = None,
-    mask_profanity: flags.MaskProfanity = False,
     realtime: Annotated[bool, typer.Option("--realtime", help="Send a file at the pace of speech.")] = False,
     interim: Annotated[
         bool | None, typer.Option("--interim/--no-interim", help="Text before it is final; on a terminal unless set.")
@@ -86,29 +69,12 @@ def stream(
     raw = RawFormat(encoding.value, rate, channels) if encoding else None
     wants_interims = interim if interim is not None else sys.stdout.isatty()
     options = StreamOptions(
-        flags.asked(
-            model="" if local else model,
-            language=language,
-            allow_language=allow_language,
-            task=task,
-            prompt=prompt,
-            hotwords=hotwords,
-            words=words,
-            beam_size=beam_size,
-            temperature=temperature,
-            chunking=flags.Chunking.AUTO,
-            channels=flags.Channels.MIX,
-            tidy=tidy,
-            replace=replace,
-            mask_profanity=mask_profanity,
-            formats=[],
-        ),
+        decoding.asked(place.asked_model, words=words),
         MICROPHONE if audio == "mic" else raw,
         mode=mode.value,
         interim_results=wants_interims and mode is Pace.LIVE,
     )
-    with calls_as_lines(server):
-        place = Place(server, local, model if local else None, api_key, tls_of(tls, tls_ca, client_cert, client_key))
+    with calls_as_lines(place.server):
         pieces = _pieces(audio, options.raw_format, realtime, device)
         asyncio.run(_stream(pieces, options, place, is_spoken=audio in ("-", "mic"), as_json=as_json))
 

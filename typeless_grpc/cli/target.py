@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import grpc
+import typer
 
+from typeless_grpc.cli.connection import Connection
 from typeless_grpc.cli.failures import fail_with, is_away
+from typeless_grpc.cli.flags import Model
 from typeless_grpc.cli.output import errors, working
-from typeless_grpc.client import AsyncClient, CallFailed, Tls
+from typeless_grpc.client import AsyncClient, CallFailed
 
 # How often a call is made that the server refuses for load; it says itself how long to wait.
 ATTEMPTS = 6
@@ -21,14 +24,16 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Place:
+class Place(Connection):
     """Where to call, and how: the server named, or one of our own with this model that ends with the command."""
 
-    server: str
-    local: bool
-    model: str | None
-    api_key: str
-    tls: Tls | None
+    local: Annotated[bool, typer.Option("--local", help="Start a server for this command alone.")] = False
+    model: Model = ""
+
+    @property
+    def asked_model(self) -> str:
+        """The model to name in calls: a server of our own is started with it, as it may be a directory."""
+        return "" if self.local else self.model
 
 
 @asynccontextmanager

@@ -8,38 +8,19 @@ from pathlib import Path
 import typer
 
 from typeless_grpc.cli import flags
-from typeless_grpc.cli.connection import ApiKey, ClientCert, ClientKey, Server, TlsCa, UseTls, tls_of
 from typeless_grpc.cli.failures import calls_as_lines, told
 from typeless_grpc.cli.files import recordings
 from typeless_grpc.cli.output import EXIT_FAILED, Counting
 from typeless_grpc.cli.results import Outcome, Results
 from typeless_grpc.cli.target import Place, client_of, patiently
-from typeless_grpc.client import DEFAULT_TARGET, AsyncClient, CallFailed, Options
+from typeless_grpc.client import AsyncClient, CallFailed, Options
 
 
 def transcribe(
     files: flags.Files,
-    server: Server = DEFAULT_TARGET,
-    api_key: ApiKey = "",
-    tls: UseTls = False,
-    tls_ca: TlsCa = None,
-    client_cert: ClientCert = None,
-    client_key: ClientKey = None,
-    local: flags.Local = False,
-    model: flags.Model = "",
-    language: flags.Language = "",
-    allow_language: flags.AllowedLanguage = None,
-    task: flags.TaskFlag = flags.Task.TRANSCRIBE,
-    prompt: flags.Prompt = "",
-    hotwords: flags.Hotwords = None,
+    place: Place,
+    decoding: flags.WholeDecoding,
     words: flags.Words = False,
-    beam_size: flags.BeamSize = 0,
-    temperature: flags.Temperature = None,
-    chunking: flags.ChunkingFlag = flags.Chunking.AUTO,
-    channels: flags.ChannelsFlag = flags.Channels.MIX,
-    tidy: flags.TidyFlag = flags.Tidy.NONE,
-    replace: flags.Replace = None,
-    mask_profanity: flags.MaskProfanity = False,
     format: flags.Formats = None,
     output: flags.OutputDirectory = "",
     parallel: int = typer.Option(4, min=1, max=64, help="Files at the same time."),
@@ -51,28 +32,10 @@ def transcribe(
     Example: typeless transcribe --local --language en tests/audio/en_two_sentences.flac
     """
     formats = formats_of(format, output)
-    options = flags.asked(
-        # A server of our own is started with the model, which may then be a directory.
-        model="" if local else model,
-        language=language,
-        allow_language=allow_language,
-        task=task,
-        prompt=prompt,
-        hotwords=hotwords,
-        words=words,
-        beam_size=beam_size,
-        temperature=temperature,
-        chunking=chunking,
-        channels=channels,
-        tidy=tidy,
-        replace=replace,
-        mask_profanity=mask_profanity,
-        formats=formats,
-    )
+    options = decoding.asked(place.asked_model, words=words, formats=formats)
     found = recordings(files)
     results = Results(found, formats, directory_of(output), words, as_json)
-    with calls_as_lines(server):
-        place = Place(server, local, model if local else None, api_key, tls_of(tls, tls_ca, client_cert, client_key))
+    with calls_as_lines(place.server):
         asyncio.run(_all(options, results, place, parallel, timeout))
     results.summary()
     if results.n_failed:

@@ -1,0 +1,47 @@
+"""Groups of options: a command that takes such a frozen dataclass has an option for each of its fields."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from inspect import Parameter
+from typing import Any, get_type_hints
+
+
+def expanded(function: Callable[..., None]) -> Callable[..., None]:
+    """The function as typer can read it: with the options of each group, from which it gets the group."""
+    parameters = inspect.signature(function, eval_str=True).parameters
+    groups: dict[str, Any] = {
+        name: parameter.annotation for name, parameter in parameters.items() if is_dataclass(parameter.annotation)
+    }
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        taken = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        function(**values, **taken)
+
+    sign(run, [option for parameter in parameters.values() for option in _options(parameter)])
+    return run
+
+
+def sign(function: Callable[..., None], parameters: Iterable[Parameter]) -> None:
+    """Have typer read these parameters, by keyword, in place of those that the function is written with."""
+    by_keyword = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
+    function.__signature__ = inspect.Signature(by_keyword)  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in by_keyword}
+
+
+def _options(parameter: Parameter) -> Iterator[Parameter]:
+    group = parameter.annotation
+    if not is_dataclass(group):
+        yield parameter
+        return
+    hints = get_type_hints(group, include_extras=True)
+    for field in fields(group):
+        default = Parameter.empty if field.default is MISSING else field.default
+        yield Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
