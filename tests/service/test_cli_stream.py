@@ -128,3 +128,21 @@ async def test_no_server_is_one_line_and_exit_code_1():
     result = await typeless("--server", "127.0.0.1:1", SPEECH)
     assert result.exit_code == 1
     assert "no server answers" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [
+        ("--encoding", ["--encoding", "pcm_s16le", "mic"]),
+        ("--rate", ["--rate", "8000", SPEECH]),
+        ("--channels", ["--channels", "1", SPEECH]),
+        ("--device", ["--device", "1", SPEECH]),
+        ("--realtime", ["--realtime", "-"]),
+        ("--interim", ["--interim", "--mode", "file", SPEECH]),
+        ("--words", ["--words", SPEECH]),
+    ],
+)
+async def test_an_option_that_would_say_nothing_is_refused(option: str, arguments: list[str]):
+    result = await typeless(*arguments)
+    assert result.exit_code == 2
+    assert option in re.sub(r"\x1b\[[0-9;]*m", "", result.stderr)

@@ -52,9 +52,11 @@ def stream(
     encoding: Annotated[
         Encoding | None, typer.Option(help="Of bare samples; a file says its own unless set.", show_default=False)
     ] = None,
-    rate: Annotated[int, typer.Option(min=8000, max=192_000, help="Of bare samples, in Hz.")] = 16_000,
+    rate: Annotated[
+        int | None, typer.Option(min=8000, max=192_000, help="Of bare samples, in Hz; 16000 unless set.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Microphone: a number or a part of its name.", show_default=False)] = "",
-    channels: Annotated[int, typer.Option(min=1, max=8, help="Of bare samples.")] = 1,
+    channels: Annotated[int | None, typer.Option(min=1, max=8, help="Of bare samples; 1 unless set.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every event as JSON, one in each line.")] = False,
 ) -> None:
     """Print what is said while it is said; a connection that breaks is taken up again.
@@ -66,7 +68,14 @@ def stream(
     """
     if audio not in ("-", "mic") and not Path(audio).is_file():
         raise typer.BadParameter(f"there is no file {audio}", param_hint="FILE")
-    raw = RawFormat(encoding.value, rate, channels) if encoding else None
+    _need("--encoding", audio != "mic" or encoding is None, "a file or standard input: the microphone has its own")
+    _need("--rate", encoding is not None or rate is None, "--encoding: a file says its own")
+    _need("--channels", encoding is not None or channels is None, "--encoding: a file says its own")
+    _need("--device", audio == "mic" or not device, "mic")
+    _need("--realtime", audio not in ("-", "mic") or not realtime, "a file: what is spoken has its own pace")
+    _need("--interim", mode is Pace.LIVE or not interim, "--mode live: a recording has none")
+    _need("--words", as_json or not words, "--json: lines of text have no times")
+    raw = RawFormat(encoding.value, rate or 16_000, channels or 1) if encoding else None
     wants_interims = interim if interim is not None else sys.stdout.isatty()
     options = StreamOptions(
         decoding.asked(place.asked_model, words=words),
@@ -77,6 +86,12 @@ def stream(
     with calls_as_lines(place.server):
         pieces = _pieces(audio, options.raw_format, realtime, device)
         asyncio.run(_stream(pieces, options, place, is_spoken=audio in ("-", "mic"), as_json=as_json))
+
+
+def _need(option: str, is_met: bool, what: str) -> None:
+    """An option that would say nothing is refused."""
+    if not is_met:
+        raise typer.BadParameter(f"needs {what}", param_hint=option)
 
 
 def _pieces(audio: str, raw: RawFormat | None, realtime: bool, device: str) -> AsyncIterator[bytes]:
