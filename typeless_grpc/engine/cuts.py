@@ -18,6 +18,7 @@ import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Span
+from typeless_grpc.engine.interface import VoiceActivity
 from typeless_grpc.engine.window import FULL_WINDOW_S
 
 # Least pause, in seconds, that counts in the risk of a cut: one frame of voice activity.
@@ -55,6 +56,17 @@ class CutPolicy:
     def kept_s(self) -> float:
         """The padding, as far as it leaves at least half of the longest piece to speech."""
         return min(self.padding_s, self.longest_s / 4)
+
+    def asked(self, wishes: VoiceActivity) -> CutPolicy:
+        """With the caller's choices in place of ours; the margin of the shortest window stays."""
+        return replace(
+            self,
+            longest_s=min(self.longest_s, wishes.max_utterance_s or self.longest_s),
+            longest_alone_s=min(self.longest_alone_s, wishes.max_utterance_s or self.longest_alone_s),
+            padding_s=self.padding_s if wishes.speech_padding_s is None else wishes.speech_padding_s,
+            context_s=self.context_s if wishes.speech_padding_s is None else wishes.speech_padding_s,
+            silence_s=self.silence_s if wishes.end_silence_s is None else wishes.end_silence_s,
+        )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import DetectorState, Probabilities, Span, SpeechSpanOptions, speech_spans
-from typeless_grpc.engine.cuts import CutPolicy, Piece
+from typeless_grpc.engine.cuts import Piece
 from typeless_grpc.engine.hearing import Call, Hearing, RecognizerOptions, WindowScheduler, language_of
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
 from typeless_grpc.engine.judgement import judged
@@ -108,7 +108,7 @@ class Recognizer:
 
     def _plan(self, audio: Audio, options: DecodeOptions, cancelled: Callable[[], bool]) -> Plan:
         speech = self._speech_in(audio, options.voice_activity, cancelled)
-        policy = _cut_policy(self._options.cuts, options.voice_activity)
+        policy = self._options.cuts.asked(options.voice_activity)
         return planned(options.chunking, speech, len(audio), policy)
 
     def _speech_in(self, audio: Audio, asked: VoiceActivity, cancelled: Callable[[], bool]) -> tuple[Span, ...]:
@@ -181,16 +181,4 @@ def _span_options(asked: VoiceActivity) -> SpeechSpanOptions:
         min_speech_ms=60,
         min_silence_ms=160,
         speech_pad_ms=0,
-    )
-
-
-def _cut_policy(ours: CutPolicy, asked: VoiceActivity) -> CutPolicy:
-    """Our choices where the caller made none; the margin of the shortest window stays."""
-    return replace(
-        ours,
-        longest_s=min(ours.longest_s, asked.max_utterance_s or ours.longest_s),
-        longest_alone_s=min(ours.longest_alone_s, asked.max_utterance_s or ours.longest_alone_s),
-        padding_s=ours.padding_s if asked.speech_padding_s is None else asked.speech_padding_s,
-        context_s=ours.context_s if asked.speech_padding_s is None else asked.speech_padding_s,
-        silence_s=ours.silence_s if asked.end_silence_s is None else asked.end_silence_s,
     )

@@ -53,15 +53,7 @@ class StreamDefaults:
         )
 
     def _file(self, asked: VoiceActivity) -> PlanOptions:
-        ours = self.file.policy
-        policy = replace(
-            ours,
-            longest_s=min(ours.longest_s, _or(asked.max_utterance_s, ours.longest_s)),
-            padding_s=_or(asked.speech_padding_s, ours.padding_s),
-            context_s=_or(asked.speech_padding_s, ours.context_s),
-            silence_s=_or(asked.end_silence_s, ours.silence_s),
-        )
-        return PlanOptions(_or(asked.threshold, self.file.threshold), policy)
+        return PlanOptions(_or(asked.threshold, self.file.threshold), self.file.policy.asked(asked))
 
 
 @dataclass(frozen=True)
