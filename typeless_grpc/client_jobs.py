@@ -15,6 +15,7 @@ import functools
 import hashlib
 import io
 import os
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -113,12 +114,16 @@ def query(
 
 
 class Recording:
-    """What is uploaded, with its size and SHA-256; read piece by piece."""
+    """What is uploaded, with its size and SHA-256; read piece by piece.
+
+    A call that broke may still ask for its next request in a thread of gRPC's while the call after it does.
+    """
 
     def __init__(self, audio: bytes | str | os.PathLike[str]) -> None:
         self._file: BinaryIO = io.BytesIO(audio) if isinstance(audio, bytes) else Path(audio).open("rb")  # noqa: SIM115
         self.filename = "" if isinstance(audio, bytes) else Path(audio).name
         self.n_bytes = self._file.seek(0, io.SEEK_END)
+        self._reading = threading.Lock()
         self._sha256 = b""
 
     def requests(
@@ -127,8 +132,7 @@ class Recording:
         """Everything from an offset on, to its finish; sent: called with how far it has come."""
         request = uploads_pb2.UploadAudioRequest
         yield request(header=uploads_pb2.UploadHeader(upload_id=upload_id, offset=offset))
-        self._file.seek(offset)
-        while chunk := self._file.read(CHUNK_BYTES):
+        while chunk := self._chunk(offset):
             yield request(chunk=chunk)
             offset += len(chunk)
             sent(offset)
@@ -137,16 +141,21 @@ class Recording:
     def sha256(self) -> bytes:
         """Of all of it."""
         if not self._sha256:
-            digest = hashlib.sha256()
-            self._file.seek(0)
-            while data := self._file.read(CHUNK_BYTES):
-                digest.update(data)
+            digest, n_read = hashlib.sha256(), 0
+            while chunk := self._chunk(n_read):
+                digest.update(chunk)
+                n_read += len(chunk)
             self._sha256 = digest.digest()
         return self._sha256
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _chunk(self, offset: int) -> bytes:
+        with self._reading:
+            self._file.seek(offset)
+            return self._file.read(CHUNK_BYTES)
 
 
 def opening(filename: str) -> uploads_pb2.UploadAudioRequest:

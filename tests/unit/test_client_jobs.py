@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import grpc
 import pytest
 
 from typeless_grpc.client import CallFailed
-from typeless_grpc.client_jobs import Retries
+from typeless_grpc.client_jobs import CHUNK_BYTES, Recording, Retries
 
 GONE = CallFailed(grpc.StatusCode.UNAVAILABLE, "connection refused")
 BUSY = CallFailed(grpc.StatusCode.UNAVAILABLE, "come later", reason="STORE_UNAVAILABLE", retry_after_s=30.0)
@@ -34,3 +37,21 @@ WRONG = CallFailed(grpc.StatusCode.INVALID_ARGUMENT, "it is wrong", reason="INVA
 )
 def test_a_call_is_tried_again_where_that_may_help(failed: CallFailed, n_failures: int, delay_s: float | None):
     assert Retries().delay_s(n_failures, failed) == delay_s
+
+
+def test_a_call_that_broke_moves_nothing_of_the_one_after_it(tmp_path: Path):
+    data = bytes(n % 251 for n in range(3 * CHUNK_BYTES + 5))
+    path = tmp_path / "recording.raw"
+    path.write_bytes(data)
+    recording = Recording(path)
+    broken = recording.requests("id", 0, lambda sent: None)
+    header, first = next(broken), next(broken)
+    assert (header.header.offset, first.chunk) == (0, data[:CHUNK_BYTES])
+    sent = []
+    for request in recording.requests("id", CHUNK_BYTES, lambda sent: None):
+        next(broken, None)
+        sent.append(request)
+    recording.close()
+    assert sent[0].header.offset == CHUNK_BYTES
+    assert b"".join(request.chunk for request in sent) == data[CHUNK_BYTES:]
+    assert sent[-1].finish.sha256 == hashlib.sha256(data).digest()
