@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import wave
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -228,3 +230,18 @@ async def test_channels_reach_the_engine_one_by_one(way: str, tmp_path: Path):
     assert left.audio.ndim == right.audio.ndim == 1
     assert len(left.audio) == len(right.audio)
     assert (left.audio != right.audio).any()
+
+
+async def test_more_channels_than_can_be_kept_apart_are_refused_by_their_field():
+    file = io.BytesIO()
+    with wave.open(file, "wb") as output:
+        output.setparams((9, 2, 16_000, 0, "NONE", ""))
+        output.writeframes(bytes(2 * 9 * 16_000))
+    options = transcription_pb2.TranscriptionOptions(channel_mode=transcription_pb2.CHANNEL_MODE_SEPARATE)
+    audio = audio_pb2.AudioSource(content=file.getvalue())
+    async with serving(ScriptedEngine()) as served:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.transcription.Transcribe(transcription_pb2.TranscribeRequest(audio=audio, options=options))
+    failed = CallFailed.of(caught.value)
+    assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TOO_MANY_CHANNELS")
+    assert [path for path, _ in failed.fields] == ["options.channel_mode"]

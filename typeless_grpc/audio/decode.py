@@ -27,10 +27,12 @@ __all__ = ["AudioReader", "DecodeCancelled", "DecodeLimits", "Decoded", "SourceI
 class DecodeLimits:
     """What one recording may cost.
 
-    max_duration_s: seconds of decoded audio; memory of `decode` is at most 64 kB for each. Above 0.
+    max_duration_s: seconds of decoded audio; memory of `decode` is at most 64 kB for each, and for each channel that
+    is kept apart. Above 0. max_channels: of a recording whose channels are kept apart.
     """
 
     max_duration_s: float
+    max_channels: int = 8
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class AudioReader:
     separate_channels: blocks have shape (n_channels, n_samples) in place of the mono mix, (n_samples,).
     block_s: how long a block is, about; it also bounds memory.
     Raises InvalidInput with reason AUDIO_MISSING, AUDIO_UNDECODABLE, AUDIO_EMPTY, AUDIO_TRUNCATED, AUDIO_TOO_LONG, or
-    about the format.
+    about the format; about `options.channel_mode` (TOO_MANY_CHANNELS), before much of them is decoded.
     """
 
     source: SourceInfo
@@ -132,6 +134,7 @@ class AudioReader:
             if resampler is None or resampler.rate_hz != chunk.rate_hz:  # A chained file may change its rate.
                 if resampler is not None:
                     yield self._shaped(resampler.flush())
+                self._check_channels(samples.shape[0])
                 resampler = Resampler(chunk.rate_hz, samples.shape[0])
             if resampler.n_channels != samples.shape[0]:
                 raise self._refusal("its number of channels changes on the way", "AUDIO_UNDECODABLE")
@@ -141,6 +144,11 @@ class AudioReader:
 
     def _shaped(self, samples: Audio) -> Audio:
         return samples if self._separate_channels else samples[0]
+
+    def _check_channels(self, n_channels: int) -> None:
+        if self._separate_channels and n_channels > self._limits.max_channels:
+            why = f"the recording has {n_channels} channels; at most {self._limits.max_channels} can be kept apart"
+            raise InvalidInput("options.channel_mode", why, reason="TOO_MANY_CHANNELS")
 
     def _check_raw_size(self) -> None:
         """Refuse by arithmetic, before a sample is read."""

@@ -25,7 +25,6 @@ _SILENCE = 0.35
 _STEP_SAMPLES = 320 * FRAME_SAMPLES
 # What a cut is judged by where there is no pause: the least speech over as many frames (about 0.1 s).
 _SMOOTH_FRAMES = 3
-MAX_CHANNELS = 8  # of a recording whose channels are kept apart, as the contract has it
 
 
 class SpeechFinder(Protocol):
@@ -71,7 +70,7 @@ class ChunkReader:
     ) -> None:
         """file: can seek; not closed. position: the end of the piece before, in samples at 16 kHz.
 
-        Raises, here and while reading, what `audio.decode` raises; more than 8 channels cannot be kept apart.
+        Raises, here and while reading, what `audio.decode` raises.
         """
         self._file, self._speech, self._shortest_s = file, speech, shortest_s
         self._n_bytes = file.seek(0, io.SEEK_END)
@@ -105,9 +104,6 @@ class ChunkReader:
             if block is None:
                 self._has_ended = True
                 return
-            if block.ndim > 1 and len(block) > MAX_CHANNELS:
-                why = f"the recording has {len(block)} channels; at most {MAX_CHANNELS} can be kept apart"
-                raise InvalidInput("options.channel_mode", why, reason="TOO_MANY_CHANNELS")
             before, self._n_decoded = self._n_decoded, self._n_decoded + block.shape[-1]
             if self._n_decoded <= self._start:
                 continue  # a piece that is done already

@@ -20,8 +20,6 @@ from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
 from typeless_grpc.servicers import convert, convert_jobs
 
-MAX_CHANNELS = 8  # of a recording whose channels are kept apart, as the contract has it
-
 
 @dataclass(frozen=True)
 class RecordingLimits:
@@ -80,15 +78,12 @@ class RecordingTranscriber:
 
     async def transcribe(self, recording: Recording, ticket: Ticket) -> Recognition:
         """Transcribe one recording. Raises what decoding and the engine raise, Overloaded and RateLimited."""
-        decoded = await self._decode(recording)
-        n_channels = len(decoded.samples) if decoded.samples.ndim > 1 else 1
-        if n_channels > MAX_CHANNELS:
-            why = f"the recording has {n_channels} channels; at most {MAX_CHANNELS} can be kept apart"
-            raise InvalidInput(f"{recording.options_field}.channel_mode", why, reason="TOO_MANY_CHANNELS")
-        audio_s = decoded.duration_s * n_channels
-        async with rate_limit.current().recording(audio_s):
-            with self._admission.audio(audio_s), fields_at(recording.options_field):
-                return await self._engine.transcribe(decoded.samples, recording.options, ticket)
+        with fields_at(recording.options_field):
+            decoded = await self._decode(recording)
+            audio_s = decoded.duration_s * (len(decoded.samples) if decoded.samples.ndim > 1 else 1)
+            async with rate_limit.current().recording(audio_s):
+                with self._admission.audio(audio_s):
+                    return await self._engine.transcribe(decoded.samples, recording.options, ticket)
 
     async def _decode(self, recording: Recording) -> Decoded:
         """Samples, off the event loop; a caller that goes away stops the thread between two blocks."""
@@ -121,7 +116,7 @@ class RecordingTranscriber:
 
 @contextmanager
 def fields_at(options_field: str) -> Iterator[None]:
-    """Name the fields that the engine objects to as the request has them: it knows them as "options.…" only."""
+    """Name the fields that inner code objects to as the request has them: it knows them as "options.…" only."""
     try:
         yield
     except InvalidInput as error:

@@ -4,6 +4,7 @@ import io
 import socket
 import struct
 import tracemalloc
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -281,6 +282,23 @@ def test_raw_audio_is_measured_before_it_is_read() -> None:
 def test_raw_audio_from_a_pipe_is_measured_as_it_comes() -> None:
     pipe = Pipe(bytes(64_000))
     assert reason_of(pipe, AudioFormat(Encoding.PCM_S16LE, 16_000), DecodeLimits(1)) == "AUDIO_TOO_LONG"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n_channels", [8, 9])
+def test_no_more_channels_are_decoded_than_can_be_kept_apart(n_channels: int) -> None:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as output:
+        output.setparams((n_channels, 2, 16_000, 0, "NONE", ""))
+        output.writeframes(bytes(2 * n_channels * 16_000))
+    data = file.getvalue()
+    assert decode(data, CONTAINER, LIMITS).samples.shape == (16_000,)
+    blocks = iter_decode(data, CONTAINER, LIMITS, separate_channels=True)
+    if n_channels == 8:
+        assert sum(block.shape[-1] for block in blocks) == 16_000
+        return
+    with pytest.raises(InvalidInput) as caught:
+        next(blocks)
+    assert (caught.value.reason, caught.value.violations[0].field) == ("TOO_MANY_CHANNELS", "options.channel_mode")
 
 
 @pytest.mark.parametrize("format", [CONTAINER, AudioFormat(Encoding.PCM_S16LE, 16_000)])
