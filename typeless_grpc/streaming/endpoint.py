@@ -126,8 +126,7 @@ class Endpointer:
 
     def reconfigure(self, options: EndpointOptions) -> None:
         """Let options hold from the next utterance on; with more padding than before, it still has no settled audio."""
-        if self._speech is None:
-            self._floor = self.settled
+        self._floor = max(self._floor, self.settled)
         self._next_options = options
 
     def hear(self, probability: float) -> list[Turn]:
@@ -144,11 +143,11 @@ class Endpointer:
         return self._go_on(self._speech, probability, start)
 
     def finalize(self, at: int) -> list[Turn]:
-        """End the current utterance at this sample, which lies in or after the last frame."""
-        speech, self._speech = self._speech, None
-        self._floor = max(self._floor, at)
+        """End the current utterance at this sample, which lies in or after the last frame; without one do nothing."""
+        speech = self._speech
         if speech is None or not speech.is_certain:
             return []
+        self._speech, self._floor = None, max(self._floor, at)
         speech_end = min(at, speech.pause if speech.pause is not None else at)
         return [Ended(speech_end, min(at, speech_end + _samples(self._options.padding_s)))]
 

@@ -178,13 +178,14 @@ class Sessions(Generic[C]):
     def _make_room(self, caller: str) -> None:
         """Count the caller's sessions; one without a call makes way for one that has a caller."""
         own = [held for held in self._held.values() if held.caller == caller]
-        if len(own) >= self._limits.max_streams_per_caller:
-            left = [held for held in own if held.call is None]
-            if not left:
-                message = f"You have {len(own)} streams open, which is your limit."
-                raise RateLimited(message, reason="TOO_MANY_STREAMS", retry_after_s=1.0, subject=caller)
-            self._drop(min(left, key=_worth))
+        left = [held for held in own if held.call is None]
+        has_its_limit = len(own) >= self._limits.max_streams_per_caller
+        if has_its_limit and not left:
+            message = f"You have {len(own)} streams open, which is your limit."
+            raise RateLimited(message, reason="TOO_MANY_STREAMS", retry_after_s=1.0, subject=caller)
         self._check_capacity()
+        if has_its_limit:
+            self._drop(min(left, key=_worth))
 
     def _check_capacity(self) -> None:
         n_open = sum(held.call is not None for held in self._held.values())

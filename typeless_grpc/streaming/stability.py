@@ -13,14 +13,13 @@ the final would have corrected; docs/streaming.md has the numbers.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from typeless_grpc.engine.transcript import UNSPACED
 
 # A word with the space before it; where no spaces are written (Chinese, Japanese, Thai, …) each character is one.
 _TOKEN = re.compile(rf"\s*(?:[{UNSPACED}]|[^\s{UNSPACED}]+)")
-_PUNCTUATION = re.compile(r"[^\w\s]+$")
-_NOT_WORD = re.compile(r"[^\w]+")
 
 
 class Stability:
@@ -41,9 +40,7 @@ class Stability:
         self._last = [*self._last, tokens][-self._n_agreeing :]
         if len(self._last) == self._n_agreeing:
             n_agreed = min(_n_common(earlier, tokens) for earlier in self._last[:-1])
-            agreed = "".join(tokens[: min(n_agreed, max(0, len(tokens) - self._hold_back))])
-            # A comma or a full stop may still come or go, however certain the word before it.
-            agreed = _PUNCTUATION.sub("", agreed)
+            agreed = _without_marks(_whole(tokens, min(n_agreed, max(0, len(tokens) - self._hold_back))))
             if len(agreed) > len(self.committed):
                 self.committed = agreed
         return self.committed, text[len(self.committed) :]
@@ -84,5 +81,22 @@ def _best_split(committed: Sequence[str], words: Sequence[str]) -> int:
     return min(range(len(words) + 1), key=lambda j: (previous[j], abs(j - len(committed))))
 
 
+def _whole(tokens: Sequence[str], n: int) -> str:
+    """The first n words, but none whose last character goes on in the next, as with a vowel sign."""
+    while 0 < n < len(tokens) and _kind(tokens[n][0]) == "M":
+        n -= 1
+    return "".join(tokens[:n])
+
+
+def _without_marks(text: str) -> str:
+    """A comma or a full stop may still come or go, however certain the word before it."""
+    return text.rstrip("".join({character for character in text if _kind(character) in "PS"}))
+
+
 def _bare(word: str) -> str:
-    return _NOT_WORD.sub("", word).casefold()
+    return "".join(character for character in word if _kind(character) in "LMN").casefold()
+
+
+def _kind(character: str) -> str:
+    """Unicode's main category: L letters, M marks that belong to one, N numbers, P punctuation, S symbols."""
+    return unicodedata.category(character)[0]

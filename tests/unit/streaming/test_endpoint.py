@@ -104,6 +104,29 @@ def test_finalize_ends_the_utterance_at_the_sample():
     assert later == [Began(onset=at, audio_start=at)]  # the frame that is half before and half after
 
 
+@pytest.mark.parametrize("n_before", [0, 5, 8], ids=["before", "in the first frames", "after a click"])
+def test_finalize_without_an_utterance_changes_nothing(n_before):
+    probabilities = frames((0.0, 30), (0.9, 3), (0.0, 2), (0.9, 6), (0.0, 12))
+    endpointer, found = Endpointer(OPTIONS), []
+    for i, probability in enumerate(probabilities):
+        if i == 30 + n_before - 3:
+            assert endpointer.finalize(i * FRAME_SAMPLES + 7) == []
+        found += endpointer.hear(probability)
+    assert found == turns(probabilities, end=False)
+    assert found
+
+
+def test_more_padding_after_a_click_does_not_reach_into_settled_audio():
+    endpointer = Endpointer(OPTIONS)
+    for probability in frames((0.0, 400), (0.9, 2)):
+        endpointer.hear(probability)
+    settled = endpointer.settled
+    endpointer.reconfigure(replace(OPTIONS, padding_s=10.0))
+    found = [turn for probability in frames((0.0, 60), (0.9, 20)) for turn in endpointer.hear(probability)]
+    (began,) = (turn for turn in found if isinstance(turn, Began))
+    assert began.audio_start >= settled
+
+
 def test_speech_that_is_too_long_is_cut_at_its_longest_pause():
     options = EndpointOptions(end_silence_s=20 * FRAME_S, padding_s=2 * FRAME_S, max_utterance_s=100 * FRAME_S)
     found = turns(frames((0.9, 40), (0.0, 5), (0.9, 20), (0.0, 10), (0.9, 40)), options)

@@ -178,6 +178,17 @@ async def test_a_server_has_so_many_streams():
             d.resume(first)
 
 
+async def test_no_session_makes_way_for_one_that_is_refused():
+    async with desk(max_streams=1, max_streams_per_caller=1) as d:
+        broken = d.open("a")
+        d.sessions.leave(broken)
+        other = d.open("b")
+        with pytest.raises(Overloaded):
+            d.open("a")
+        d.sessions.leave(other)
+        assert d.resume(broken).is_resumed
+
+
 async def test_so_many_are_kept_and_the_oldest_goes_first():
     async with desk(max_kept=2) as d:
         calls = [d.open(str(n)) for n in range(3)]

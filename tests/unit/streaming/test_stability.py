@@ -39,6 +39,17 @@ def test_a_mark_at_the_end_of_what_is_certain_may_still_change():
     assert stability.hear("Good morning, all") == ("Good morning", ", all")
 
 
+@pytest.mark.parametrize(
+    ("text", "stable"),
+    [("वह घर जा रही है और मैं", "वह घर जा रही है"), ("แล้วรัก", "แล้ว"), ("c# is good, yes!", "c# is")],
+    ids=["Hindi", "Thai", "symbols"],
+)
+def test_no_word_is_cut_within_its_signs(text, stable):
+    stability = Stability(n_agreeing=2, hold_back=2)
+    stability.hear(text)
+    assert stability.hear(text)[0] == stable
+
+
 def test_characters_are_words_where_none_are_written():
     stability = Stability(n_agreeing=2, hold_back=0)
     stability.hear("明天早")
@@ -56,8 +67,9 @@ def test_characters_are_words_where_none_are_written():
         ("", "hello", "hello"),
         ("I am", "you are here", "I am here"),
         ("明天早", "今天早上", "明天早上"),
+        ("वह घर", "वो घर जा रही है", "वह घर जा रही है"),
     ],
-    ids=["agrees", "other word", "earlier word", "lost word", "nothing", "nothing certain", "all other", "characters"],
+    ids=["agrees", "other word", "earlier word", "lost word", "nothing", "nothing certain", "all other", "characters", "signs"],
 )
 def test_what_was_certain_begins_what_follows(committed, text, expected):
     assert merged(committed, text) == expected
