@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from typing import Generic, TypeVar
 from typeless_grpc.clock import Clock
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.engine.lanes import Lanes, Waiting
-from typeless_grpc.errors import DeadlineExceeded, Overloaded
+from typeless_grpc.errors import DeadlineExceeded, EngineFailed, Overloaded, TypelessError
+
+log = logging.getLogger(__name__)
 
 WorkT = TypeVar("WorkT")
 ResultT = TypeVar("ResultT")
@@ -134,7 +137,8 @@ class Scheduler(Generic[WorkT, ResultT]):
 
         key: only windows with equal keys share a batch. cost_s: what the window takes, in seconds of an idle engine.
         is_begun: of a call that had windows done: a line that filled up since does not refuse it.
-        Raises Overloaded (the line is full, or an interim is not worth its time), DeadlineExceeded, or what `run` gave.
+        Raises Overloaded (the line is full, or an interim is not worth its time), DeadlineExceeded, or what `run` gave:
+        EngineFailed where it gave what nobody foresaw.
         """
         self.check(cost_s, ticket, is_begun=is_begun)
         now_s = self._clock.now_s()
@@ -253,7 +257,7 @@ class Scheduler(Generic[WorkT, ResultT]):
             self._measure((ended_s - started_s) / max(expected_s, 1e-6))
         for entry, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
-                self._refuse(entry, result)
+                self._refuse(entry, result if isinstance(result, TypelessError) else _failed(result))
             elif result is not None and entry.work.is_wanted():
                 entry.work.done.set_result(Done(result, Turn(entry.since_s, started_s, ended_s)))
 
@@ -285,6 +289,13 @@ class Scheduler(Generic[WorkT, ResultT]):
     def _refuse(self, entry: Waiting[Task[WorkT, ResultT]], error: Exception) -> None:
         if entry.work.is_wanted():
             entry.work.done.set_exception(error)
+
+
+def _failed(error: Exception) -> EngineFailed:
+    log.error("the engine failed", exc_info=error)
+    failed = EngineFailed("The model failed on this audio.")
+    failed.__cause__ = error
+    return failed
 
 
 def _going_away() -> Overloaded:

@@ -191,11 +191,13 @@ class Stream:
         except Exception as error:
             failure = error
         finally:
-            await self._stop_work()
-            self._reader.close()
-            self._samples.clear()
-            self.journal.close(failure)
-            self._moved.set()
+            try:
+                await self._stop_work()
+            finally:
+                self._reader.close()
+                self._samples.clear()
+                self.journal.close(failure)
+                self._moved.set()
 
     async def _stop_work(self) -> None:
         """Leave nothing running: a call that ends, for whatever reason, frees the engine."""
@@ -343,8 +345,8 @@ class Stream:
         self._apply(heard)
 
     def _check(self, task: asyncio.Task[None]) -> None:
-        """Anything unforeseen in a task of the stream ends the stream."""
-        if not task.cancelled() and (error := task.exception()) is not None:
+        """Anything unforeseen in a task of the stream ends the stream, once."""
+        if not task.cancelled() and (error := task.exception()) is not None and self._crash is None:
             self._crash = error
             self._work.cancel()
 

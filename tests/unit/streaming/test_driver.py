@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.speech import cut, said, samples_as_text, silence, tone, words_as_they_come
+from tests.unit.engine.harness import settle
 from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.audio.live import live_reader
 from typeless_grpc.audio.loudness import LoudnessDetector
@@ -457,6 +458,22 @@ async def test_a_piece_of_a_file_that_says_far_less_than_those_before_is_heard_a
     assert b.finals()[4] == expected
     assert len(set(b.finals()) - {expected}) == 1
     assert sum(asked.options.is_thorough for asked in b.engine.asked) >= 1
+
+
+async def test_two_pieces_that_break_in_one_moment_end_the_stream_with_the_reason():
+    async with bench(lambda asked: RuntimeError("broken")) as b:
+        b.engine.gate.clear()
+        await b.say(tone(1.0))
+        await b.stream.put(Control.FINALIZE)
+        await b.engine.until(n_asked=1)
+        await b.say(said(1.0, 1.0))
+        await b.engine.until(n_asked=2)
+        await settle()
+        b.engine.gate.set()
+        with pytest.raises(RuntimeError, match="broken"):
+            async with asyncio.timeout(5):
+                await b.rest()
+        assert b.stream.journal.is_closed
 
 
 async def test_the_language_of_an_utterance_is_expected_of_the_next_once_it_is_clear():

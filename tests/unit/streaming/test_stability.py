@@ -69,7 +69,17 @@ def test_characters_are_words_where_none_are_written():
         ("明天早", "今天早上", "明天早上"),
         ("वह घर", "वो घर जा रही है", "वह घर जा रही है"),
     ],
-    ids=["agrees", "other word", "earlier word", "lost word", "nothing", "nothing certain", "all other", "characters", "signs"],
+    ids=[
+        "agrees",
+        "other word",
+        "earlier word",
+        "lost word",
+        "nothing",
+        "nothing certain",
+        "all other",
+        "characters",
+        "signs",
+    ],
 )
 def test_what_was_certain_begins_what_follows(committed, text, expected):
     assert merged(committed, text) == expected
