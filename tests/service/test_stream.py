@@ -238,8 +238,8 @@ async def test_finalize_ends_the_utterance_without_a_pause():
 
 async def test_end_and_half_close_end_alike():
     async with serving(ScriptedEngine(samples_as_text)) as served:
-        closed = await events(served, live(data=said(1.0, 0.7, 1.0)))
-        ended = await events(served, live(END, data=said(1.0, 0.7, 1.0)))
+        closed = await events(served, live(data=said(1.0, 0.8, 1.0)))
+        ended = await events(served, live(END, data=said(1.0, 0.8, 1.0)))
     assert texts(closed) == texts(ended)
     assert kinds(ended)[-1] == "completed"
 
@@ -247,7 +247,7 @@ async def test_end_and_half_close_end_alike():
 async def test_an_update_is_answered_and_holds_from_the_next_utterance_on():
     engine = ScriptedEngine()
     update = StreamTranscribeRequest(update={"language": "fr", "voice_activity": {"threshold": 0.25}})
-    requests = [config(options={"language": "en"}), *audio(said(1.0, 0.7, 0.3)), update, *audio(said(0.3, 0.7, 1.0))]
+    requests = [config(options={"language": "en"}), *audio(said(1.0, 0.8, 0.3)), update, *audio(said(0.3, 0.8, 1.0))]
     async with serving(engine) as served:
         got = await events(served, requests)
     (configured,) = [response.configured for response in got if response.HasField("configured")]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -14,7 +16,9 @@ from tests.service.test_access import new_key, revoke
 from tests.service.test_stream import END, audio, config, is_kind, reads, refused, texts
 from tests.speech import said, tone
 from typeless_grpc.client import CallFailed
-from typeless_grpc.engine.scripted import ScriptedEngine
+from typeless_grpc.engine.scripted import Asked, ScriptedEngine
+from typeless_grpc.errors import Overloaded
+from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeRequest, TranscriptionOptions
 
 
 def key(secret: str) -> tuple[tuple[str, str], ...]:
@@ -26,6 +30,13 @@ async def opened(served: Served, secret: str) -> tuple[Any, str]:
     call = served.transcription.StreamTranscribe(metadata=key(secret))
     await call.write(config())
     return call, (await call.read()).started.session_id
+
+
+async def sent(call: Any, requests: Sequence[StreamTranscribeRequest]) -> None:
+    """Send them, as far as the call lives."""
+    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        for request in requests:
+            await call.write(request)
 
 
 @pytest.mark.parametrize("other", [ADMIN, ""], ids=["an admin's", "none"])
@@ -58,20 +69,58 @@ async def test_a_key_that_is_revoked_ends_its_stream():
 
 
 async def test_streams_are_charged_for_the_audio_that_comes_and_can_go_on_once_there_is_quota():
-    settings: dict[str, Any] = {"rate_limit_enabled": True, "rate_limit_audio": "5/minute"}
+    settings: dict[str, Any] = {"rate_limit_enabled": True, "rate_limit_audio": "2/second:5"}
     async with serving(ScriptedEngine(lambda asked: "hello"), **settings) as served:
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         session = (await call.read()).started.session_id
-        for request in [*audio(said(1.0, 0.7, 6.0), 100_000), END]:
-            await call.write(request)
+        sending = asyncio.create_task(sent(call, [*audio(said(1.0, 0.8, 6.0), 300_000), END]))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await reads(call, is_kind("completed"))
+        await sending
         failed = CallFailed.of(caught.value)
         assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+        at_once = await refused(served, [config(format=None, resume_session_id=session)])
+        assert at_once.reason == "RATE_LIMITED"
+        assert at_once.retry_after_s is not None
+        await asyncio.sleep(at_once.retry_after_s)
         again = served.transcription.StreamTranscribe()
         await again.write(config(format=None, resume_session_id=session))
         assert texts(await reads(again, is_kind("completed"))) == ["hello", "hello"]
+
+
+async def test_an_update_that_meets_a_full_engine_ends_the_call_and_not_the_session():
+    answers = ["hello", Overloaded("The line is full."), "", "and more", "too", "much"]
+
+    def script(asked: Asked) -> str | BaseException:
+        return answers.pop(0) if asked.options.prompt or asked.audio.any() else ""
+
+    settings: dict[str, Any] = {"rate_limit_enabled": True, "rate_limit_audio": "1/hour:10"}
+    update = StreamTranscribeRequest(update=TranscriptionOptions(prompt="Zelvari"))
+    async with serving(ScriptedEngine(script), **settings) as served:
+        call = served.transcription.StreamTranscribe()
+        await call.write(config())
+        session = (await call.read()).started.session_id
+        for request in audio(said(3.0, 1.0)):
+            await call.write(request)
+        heard = await reads(call, is_kind("segment"))
+        await call.write(update)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await reads(call, is_kind("completed"))
+        assert CallFailed.of(caught.value).reason == "OVERLOADED"
+        again = served.transcription.StreamTranscribe()
+        await again.write(config(format=None, resume_session_id=session, resume_after_sequence=heard[-1].sequence))
+        for request in [update, *audio(said(3.0, 1.0)), END]:
+            await again.write(request)
+        assert texts(await reads(again, is_kind("completed"))) == ["and more"]
+        # What was worked on is not given back for the call's end: 8 of the 10 s are spent.
+        third = served.transcription.StreamTranscribe()
+        await third.write(config())
+        sending = asyncio.create_task(sent(third, [*audio(said(3.0, 1.0, 3.0, 1.0), 300_000), END]))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await reads(third, is_kind("completed"))
+        await sending
+        assert CallFailed.of(caught.value).reason == "RATE_LIMITED"
 
 
 async def test_a_caller_over_its_streams_is_refused():

@@ -59,13 +59,23 @@ class Charge(Protocol):
         """
         ...
 
+    @property
+    def most_audio_s(self) -> float:
+        """The most that can be charged at once."""
+        ...
+
     async def audio(self, audio_s: float) -> None:
-        """So much more audio has arrived on a stream, any fraction of a second. Raises RateLimited."""
+        """So much more audio has arrived on a stream, any fraction of a second. Raises RateLimited.
+
+        It is not given back: whatever becomes of the call, the audio was worked on.
+        """
         ...
 
 
 class NoCharge:
     """Everything is free: where limits are off."""
+
+    most_audio_s = float("inf")
 
     @asynccontextmanager
     async def recording(self, audio_s: float) -> AsyncIterator[None]:
@@ -129,22 +139,34 @@ class CallCharge:
                 await own.give_back()
             raise
 
+    @property
+    def most_audio_s(self) -> float:
+        """See `Charge`."""
+        limit = self._limiter.quotas.of(self.principal, self.group, Unit.AUDIO_SECONDS)
+        return limit.quota.burst if limit is not None else float("inf")
+
     async def audio(self, audio_s: float) -> None:
         """See `Charge`."""
         self._unpaid_s += audio_s
-        if due := int(self._unpaid_s):
+        due = int(self._unpaid_s)
+        limit = self._limiter.quotas.of(self.principal, self.group, Unit.AUDIO_SECONDS)
+        if due and limit is not None:
             self._unpaid_s -= due
-            await self.take(self.group, Unit.AUDIO_SECONDS, due)
+            await self._take(limit, due)
 
     async def take(self, group: Group, unit: Unit, cost: int) -> Taken | None:
         """Take cost from a bucket of this caller; None where it has no such limit. Raises RateLimited."""
         limit = self._limiter.quotas.of(self.principal, group, unit)
         if limit is None or not cost:
             return None
+        taken = await self._take(limit, cost)
+        self._taken.append((limit, cost))
+        return taken
+
+    async def _take(self, limit: Limit, cost: int) -> Taken:
         taken = await self._limiter.buckets.take(_bucket(self.principal, limit), limit.quota, cost)
         if not taken.is_allowed:
             raise _refusal(self.principal, limit, cost, taken.retry_after_s)
-        self._taken.append((limit, cost))
         return taken
 
     async def give_back(self) -> None:

@@ -75,9 +75,8 @@ class StreamService:
         async with self._fed(call, requests), aclosing(call.events_after(after)) as entries:
             if call.is_resumed:
                 yield self._resumed(call, started)
-            charged_s = call.stream.cursors.received_s if call.is_resumed else 0.0
             async for entry in entries:
-                charged_s = await _charge(entry, charged_s)
+                await _charge(call, entry)
                 if not (call.is_resumed and isinstance(entry.event, Started)):
                     yield messages.message(entry, started)
 
@@ -143,10 +142,13 @@ class StreamService:
             if not has_ended:
                 await asyncio.sleep(HALF_CLOSE_GRACE_S)
                 await call.put(Control.END)
+        except Overloaded as error:
+            call.fail(error)  # of an update: the session can be taken up, and the update sent again
         except Exception as error:
             # It ends the session too: a caller that missed why, as its connection broke over it, may ask again.
+            if call.is_current:
+                call.stream.fail(error)
             call.fail(error)
-            call.stream.fail(error)
 
     def _started(self, call: Call[StreamConfig]) -> transcription_pb2.StreamStarted:
         return transcription_pb2.StreamStarted(
@@ -166,16 +168,18 @@ class StreamService:
         )
 
 
-async def _charge(entry: Entry, charged_s: float) -> float:
-    """Charge the caller for the audio that came since; up to where that is.
+async def _charge(call: Call[StreamConfig], entry: Entry) -> None:
+    """Charge the caller for the session's audio up to this event, as far as none of its calls was.
 
     Raises RateLimited; the session stays, and can be taken up once there is quota again. What is done is not refused.
     """
-    if (received_s := entry.cursors.received_s) <= charged_s:
-        return charged_s
-    try:
-        await rate_limit.current().audio(received_s - charged_s)
-    except RateLimited:
-        if not isinstance(entry.event, Completed):
+    charge = rate_limit.current()
+    while (due_s := min(entry.cursors.received_s - call.charged_s, charge.most_audio_s)) > 0:
+        call.charged_s += due_s  # before the wait: a call that takes the session up meanwhile is not charged for it
+        try:
+            await charge.audio(due_s)
+        except RateLimited:
+            if isinstance(entry.event, Completed):
+                continue
+            call.charged_s -= due_s
             raise
-    return received_s

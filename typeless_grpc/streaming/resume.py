@@ -39,7 +39,10 @@ class SessionLimits:
 
 @dataclass
 class _Held(Generic[C]):
-    """A session, and who has it. call: the one that it belongs to now; left_s: since when there is none."""
+    """A session, and who has it. call: the one that it belongs to now; left_s: since when there is none.
+
+    charged_s: of its audio, what its caller was charged for.
+    """
 
     id: str
     caller: str
@@ -48,6 +51,7 @@ class _Held(Generic[C]):
     stream: Stream
     call: Call[C] | None = None
     left_s: float = 0.0
+    charged_s: float = 0.0
 
 
 class Call(Generic[C]):
@@ -71,6 +75,15 @@ class Call(Generic[C]):
     def is_current(self) -> bool:
         """Whether no other call has taken the session up."""
         return self._held.call is self and self._error is None
+
+    @property
+    def charged_s(self) -> float:
+        """Seconds of the session's audio that its calls were charged for, in all."""
+        return self._held.charged_s
+
+    @charged_s.setter
+    def charged_s(self, seconds: float) -> None:
+        self._held.charged_s = seconds
 
     async def put(self, request: Request) -> None:
         """Pass a request on, unless another call has the session by now."""
