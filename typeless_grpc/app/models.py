@@ -77,7 +77,8 @@ class BuiltEngine:
 async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
     """The engine over real models. Raises SourceUnavailable where the default one is not on this machine."""
     async with AsyncExitStack() as stack:
-        detecting = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "detecting"))
+        looking = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "looking"))
+        looking_live = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "looking-live"))
         loading = stack.enter_context(ThreadPoolExecutor(LOADS_SIDE_BY_SIDE, "loading"))
         device = choose_device(settings.device, settings.compute_type)
         n_workers, n_threads = parallelism(settings, device)
@@ -96,7 +97,7 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
         options = RecognizerOptions(settings.model, settings.beam_size, POLICIES[settings.encoder_window])
-        recognizer = Recognizer(models, SpeechDetector(), scheduler, options, detecting)
+        recognizer = Recognizer(models, SpeechDetector(), scheduler, options, looking, looking_live)
         yield BuiltEngine(settings.model, recognizer, models, known, device, n_workers, n_threads)
 
 

@@ -71,6 +71,7 @@ async def listen(
     """
     async with AsyncExitStack() as stack:
         decoding = stack.enter_context(CallThreads(settings.decode_threads, "decoding"))
+        streaming = stack.enter_context(CallThreads(settings.decode_threads, "streaming"))
         metrics = Metrics()
         access = await stack.enter_async_context(open_access(settings, metrics))
         admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))
@@ -84,7 +85,7 @@ async def listen(
         machinery = Machinery(
             engine,
             speech or SpeechDetector(),
-            decoding,
+            streaming,
             clock or SystemClock(),
             InterimPlaces(settings.stream_interims_at_once),
         )

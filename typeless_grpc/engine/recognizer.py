@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -56,15 +55,16 @@ class Recognizer:
         speech: SpeechFinder,
         scheduler: WindowScheduler,
         options: RecognizerOptions,
-        executor: Executor,
+        looking: Executor,
+        looking_live: Executor,
     ) -> None:
-        """executor: threads for voice activity."""
+        """looking: threads for voice activity; looking_live: likewise, of utterances, which must not wait for hours."""
         self._models = models
         self._speech = speech
         self._scheduler = scheduler
         self._hearing = Hearing(scheduler, options)
         self._options = options
-        self._executor = executor
+        self._looking, self._looking_live = looking, looking_live
 
     @property
     def backlog_s(self) -> float:
@@ -76,7 +76,9 @@ class Recognizer:
         self._scheduler.check(0.0, ticket)
         async with self._model(options) as model:
             with self._scheduler.coming():
-                plan = await self._off_loop(self._plan, audio, options)
+                plan = await self._looked(
+                    audio, self._looking, functools.partial(self._plan, n_samples=len(audio), options=options)
+                )
             return await self._recognize(model, audio, plan, options, ticket)
 
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
@@ -87,7 +89,8 @@ class Recognizer:
             speech: tuple[Span, ...] = (Span(0, len(utterance)),)
             if ticket.lane is not Lane.LIVE_INTERIM:
                 with self._scheduler.coming():
-                    speech = await self._off_loop(self._speech_in, utterance, options.voice_activity)
+                    find = functools.partial(_speech_in, n_samples=len(utterance), asked=options.voice_activity)
+                    speech = await self._looked(utterance, self._looking_live, find)
             whole = Plan(Chunking.WHOLE, (Piece(0, len(utterance), speech, most_pause=len(utterance)),), speech)
             return await self._recognize(model, utterance, whole, options, ticket)
 
@@ -97,31 +100,31 @@ class Recognizer:
             _check(model, options)
             yield model
 
-    async def _off_loop(self, find: Callable[..., T], *of: Any) -> T:
-        """Look at audio in a thread that stops, after half a minute of audio at most, once the caller has gone."""
-        gone = threading.Event()
-        work = functools.partial(find, *of, gone.is_set)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-        finally:
-            gone.set()
+    async def _looked(self, audio: Audio, threads: Executor, then: Callable[[Probabilities], T]) -> T:
+        """What then makes of the probabilities of speech in audio, all of it in threads.
 
-    def _plan(self, audio: Audio, options: DecodeOptions, cancelled: Callable[[], bool]) -> Plan:
-        speech = self._speech_in(audio, options.voice_activity, cancelled)
-        policy = self._options.cuts.asked(options.voice_activity)
-        return planned(options.chunking, speech, len(audio), policy)
-
-    def _speech_in(self, audio: Audio, asked: VoiceActivity, cancelled: Callable[[], bool]) -> tuple[Span, ...]:
+        Half a minute of audio at a time, so that no recording is long in the way of another, and no look outlives its
+        caller for long.
+        """
         state = DetectorState()
-        parts = []
-        for start in range(0, len(audio), DETECTION_STEP):
-            if cancelled():
-                return ()
+        parts: list[Probabilities] = []
+        loop = asyncio.get_running_loop()
+        n_last = max(0, len(audio) - 1) // DETECTION_STEP * DETECTION_STEP
+
+        def look(start: int) -> None:
             parts.append(self._speech.probabilities(audio[start : start + DETECTION_STEP], state))
-        probabilities = np.concatenate([*parts, self._speech.finish(state)])
-        spans = speech_spans(probabilities, _span_options(asked), len(audio))
-        # Whoever sets the threshold says what speech is.
-        return tuple(likely_speech(spans, probabilities) if asked.threshold is None else spans)
+
+        def last_look() -> T:
+            look(n_last)
+            return then(np.concatenate([*parts, self._speech.finish(state)]))
+
+        for start in range(0, n_last, DETECTION_STEP):
+            await loop.run_in_executor(threads, look, start)
+        return await loop.run_in_executor(threads, last_look)
+
+    def _plan(self, probabilities: Probabilities, n_samples: int, options: DecodeOptions) -> Plan:
+        speech = _speech_in(probabilities, n_samples, options.voice_activity)
+        return planned(options.chunking, speech, n_samples, self._options.cuts.asked(options.voice_activity))
 
     async def _recognize(
         self, model: WhisperModel, audio: Audio, plan: Plan, options: DecodeOptions, ticket: Ticket
@@ -172,6 +175,12 @@ def waited_s(turns: Sequence[Turn]) -> float:
         waited += max(0.0, turn.started_s - reached_s)
         reached_s = max(reached_s, turn.ended_s)
     return waited
+
+
+def _speech_in(probabilities: Probabilities, n_samples: int, asked: VoiceActivity) -> tuple[Span, ...]:
+    spans = speech_spans(probabilities, _span_options(asked), n_samples)
+    # Whoever sets the threshold says what speech is.
+    return tuple(likely_speech(spans, probabilities) if asked.threshold is None else spans)
 
 
 def _span_options(asked: VoiceActivity) -> SpeechSpanOptions:

@@ -143,12 +143,12 @@ class Bench:
 
 
 @asynccontextmanager
-async def serving(*, max_batch: int = 8, detecting: Executor | None = None, **options: Any) -> AsyncIterator[Bench]:
+async def serving(*, max_batch: int = 8, looking: Executor | None = None, **options: Any) -> AsyncIterator[Bench]:
     model, speech, threads, clock = FakeWhisper(), FakeSpeech(), ManualExecutor(), FakeClock()
     pool = FakePool(model)
     scheduler: WindowScheduler = Scheduler(run_batch, SchedulerOptions(max_batch, gather_ms=0.0), clock, threads)
     chosen = RecognizerOptions("fake", **{"windows": WINDOWS, "cuts": CUTS} | options)
-    engine = Recognizer(pool, speech, scheduler, chosen, detecting or threads)  # type: ignore[arg-type]
+    engine = Recognizer(pool, speech, scheduler, chosen, looking or threads, threads)  # type: ignore[arg-type]
     await scheduler.start()
     try:
         yield Bench(engine, scheduler, model, pool, speech, threads, clock)
@@ -469,18 +469,42 @@ async def test_a_cancelled_call_leaves_nothing_behind():
 
 
 async def test_a_cancelled_call_stops_looking_for_speech():
-    with ThreadPoolExecutor(1) as detecting:
-        async with serving(detecting=detecting) as bench:
+    with ThreadPoolExecutor(1) as looking:
+        async with serving(looking=looking) as bench:
             bench.speech.gate = threading.Event()
             call = bench.transcribe(utterances(20))  # two minutes: several looks
             assert await asyncio.to_thread(bench.speech.asked.wait, 10)
             call.cancel()
             await settle()
             bench.speech.gate.set()
-            await asyncio.get_running_loop().run_in_executor(detecting, lambda: None)  # after the look
+            await asyncio.get_running_loop().run_in_executor(looking, lambda: None)  # after the look
             assert call.cancelled()
             assert bench.speech.n_asked == 1
             assert bench.model.batches == []
+
+
+async def test_a_recording_is_looked_at_in_turn_with_another():
+    async with serving() as bench:
+        long, short = bench.transcribe(utterances(20)), bench.transcribe(utterances(1))
+        await bench.threads.until(n_waiting=2)
+        bench.threads.run()
+        await settle()
+        bench.threads.run()
+        assert bench.speech.n_asked == 2
+        await bench.threads.run_all()
+        assert (await short).transcript.segments
+        assert (await long).transcript.segments
+
+
+async def test_an_utterance_does_not_wait_for_recordings_that_are_looked_at():
+    looking = ManualExecutor()
+    async with serving(looking=looking) as bench:
+        recording = bench.transcribe(utterances(20))
+        await looking.until(n_waiting=1)
+        spoken = asyncio.create_task(bench.engine.recognize(audio(3.0), ENGLISH, Ticket(Lane.LIVE_FINAL)))
+        await bench.threads.run_all()
+        assert (await spoken).transcript.segments
+        recording.cancel()
 
 
 async def test_what_cannot_be_in_time_is_refused_before_speech_is_searched():
