@@ -134,7 +134,8 @@ class StreamService:
                     raise InvalidInput("request", "nothing follows STREAM_CONTROL_END", reason="STREAM_ORDER")
                 request = stream_request(message, self._defaults, is_file=call.config.is_file)
                 if isinstance(request, Update):
-                    await self._check(request.options, "update")
+                    with call.stream.busy():
+                        await self._check(request.options, "update")
                 if isinstance(request, bytes) and call.has_ended:
                     raise InvalidInput("audio", "the session's audio has ended", reason="STREAM_ORDER")
                 has_ended = request is Control.END

@@ -8,8 +8,9 @@ events that nobody reads by number. Whoever puts more in has to wait, which HTTP
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+import functools
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
@@ -67,6 +68,7 @@ class Stream:
             done=self._check,
         )
         self._progress_s, self._reported_samples = self._opened_s, 0
+        self._completed: tuple[events.Completed, events.Cursors] | None = None
         self._crash: BaseException | None = None
         self._is_broken = False
         self._say(events.Started())
@@ -94,20 +96,25 @@ class Stream:
         self._is_attached, self._offered_s = False, None
         self.wake()
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """A request has come and is looked at, which may take a while: the caller is not idle."""
+        self._n_blocked += 1
+        try:
+            yield
+        finally:
+            self._n_blocked -= 1
+            self._request_s, self._is_warned = self._machinery.clock.now_s(), False
+
     async def put(self, request: Request, *, still_wanted: Callable[[], bool] = lambda: True) -> None:
         """Take a request, once there is room. Does nothing if it is not still_wanted then, or nothing is taken more.
 
         Of audio, acknowledged_bytes has moved on when this returns.
         """
-        self._request_s, self._is_warned = self._machinery.clock.now_s(), False
-        self._n_blocked += 1
-        try:
+        with self.busy():
             while not self._has_room() and still_wanted() and not self.journal.is_closed:
                 self._moved.clear()
                 await self._moved.wait()
-        finally:
-            self._n_blocked -= 1
-        self._request_s = self._machinery.clock.now_s()
         if not still_wanted() or self._has_ended or request is Control.KEEP_ALIVE:
             return
         if isinstance(request, bytes):
@@ -186,6 +193,8 @@ class Stream:
             await self._finish_audio()
             while self._finals:
                 await asyncio.wait(list(self._finals.values()))
+            if self._completed is not None:
+                await self._complete(*self._completed)
         except asyncio.CancelledError:
             failure = self._crash
         except Exception as error:
@@ -312,7 +321,7 @@ class Stream:
             case Withdraw():
                 self._decoder.stop()
             case events.Completed():
-                self._complete(effect, cursors)
+                self._completed = (effect, cursors)
             case event:
                 self._say(event, cursors)
 
@@ -320,14 +329,18 @@ class Stream:
         if not self.journal.is_closed:
             self.journal.add(event, cursors or self._session.cursors, self.acknowledged_bytes)
 
-    def _complete(self, completed: events.Completed, cursors: events.Cursors) -> None:
+    async def _complete(self, completed: events.Completed, cursors: events.Cursors) -> None:
         if self._is_broken:
             return  # `completed` says that all went well
         if self._options.is_file:
             self._report_progress()
         options, transcript = self._session.options, completed.transcript
         if options.output_formats:
-            transcript = with_renditions(transcript, options.output_formats, words=options.word_timestamps)
+            render = functools.partial(with_renditions, words=options.word_timestamps)  # of hours, it takes seconds
+            loop = asyncio.get_running_loop()
+            transcript = await loop.run_in_executor(
+                self._machinery.off_loop, render, transcript, options.output_formats
+            )
         if not options.word_timestamps:
             transcript = without_words(transcript)
         processing_s = self._machinery.clock.now_s() - self._opened_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -23,13 +24,15 @@ from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.interface import DecodeOptions, Lane, VoiceActivity
 from typeless_grpc.engine.scripted import Asked, ScriptedEngine
+from typeless_grpc.engine.transcript import OutputFormat, Transcript
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, Overloaded
-from typeless_grpc.streaming import events
+from typeless_grpc.streaming import driver, events
 from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.endpoint import EndpointOptions
 from typeless_grpc.streaming.events import Completed, Entry, Final, Interim, Progress, SpeechEnd, SpeechStart, Warned
 from typeless_grpc.streaming.machinery import Control, Machinery, StreamOptions, Update
 from typeless_grpc.streaming.planner import PlanOptions
+from typeless_grpc.text.finishing import with_renditions
 
 RAW = AudioFormat(Encoding.PCM_S16LE, 16_000)
 # Of silence: long enough for the engine to be asked what was said, too short to end the utterance.
@@ -474,6 +477,36 @@ async def test_two_pieces_that_break_in_one_moment_end_the_stream_with_the_reaso
             async with asyncio.timeout(5):
                 await b.rest()
         assert b.stream.journal.is_closed
+
+
+async def test_a_caller_whose_request_is_still_looked_at_is_not_idle():
+    async with bench(idle_timeout_s=60.0) as b:
+        with b.stream.busy():
+            b.clock.advance(100.0)
+            b.stream.tick()
+            assert not b.stream.has_ended
+        b.clock.advance(59.0)
+        b.stream.tick()
+        assert not b.stream.has_ended
+        b.clock.advance(1.0)
+        b.stream.tick()
+        assert b.stream.has_ended
+
+
+async def test_renditions_are_made_in_a_thread(monkeypatch):
+    threads = []
+
+    def noted(transcript: Transcript, formats: Any, *, words: bool) -> Transcript:
+        threads.append(threading.current_thread())
+        return with_renditions(transcript, formats, words=words)
+
+    monkeypatch.setattr(driver, "with_renditions", noted)
+    async with bench(options=DecodeOptions(language="en", output_formats=(OutputFormat.SRT,))) as b:
+        await b.say(said(1.0, 1.0))
+        completed = (await b.rest())[-1]
+    assert isinstance(completed, Completed)
+    assert completed.transcript.renditions
+    assert threads != [threading.main_thread()]
 
 
 async def test_the_language_of_an_utterance_is_expected_of_the_next_once_it_is_clear():
