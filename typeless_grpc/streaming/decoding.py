@@ -41,11 +41,12 @@ class PieceDecoder:
         self._said: dict[int, asyncio.Future[tuple[str, float]]] = {}  # by the last pieces of a FILE, at first
         self._in_force = options.options
         self._language = ""  # of a FILE's first piece, of the last LIVE utterance that said it clearly
+        self._language_piece = -1  # the id of that utterance
         self._detecting = asyncio.Lock()
 
     def reconfigure(self, options: DecodeOptions) -> None:
         """The options have changed: what was, or still will be, found out under the old ones tells nothing any more."""
-        self._in_force, self._language = options, ""
+        self._in_force, self._language, self._language_piece = options, "", -1
 
     async def recognition(self, piece: Piece) -> Recognition:
         """What the engine hears in a piece. Raises TypelessError once asking again does not help."""
@@ -53,8 +54,9 @@ class PieceDecoder:
             audio = self._samples.cut(piece.audio_start, piece.audio_end)
             return await self._compared(piece, audio, _for_final(piece.options))
         recognition = await self._live_recognition(piece)
-        if piece.options == self._in_force:
-            self._language = _clear_language(recognition) or self._language
+        language = _clear_language(recognition)
+        if language and piece.options == self._in_force and piece.id > self._language_piece:
+            self._language, self._language_piece = language, piece.id
         return recognition
 
     async def _live_recognition(self, piece: Piece) -> Recognition:
