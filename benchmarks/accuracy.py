@@ -18,7 +18,7 @@ from benchmarks.recordings import Recording, is_short_english, load, sample, wer
 from typeless_grpc.client import Client, Options
 
 STRATEGIES = ("auto", "whole", "fixed", "vad", "hybrid")
-PARTS = ("strategies", "hotwords", "confidence", "times")
+PARTS = ("beside", "strategies", "hotwords", "confidence", "times")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _part(part: str, client: Client, recordings: list[Recording], asked: argparse.Namespace) -> Iterator[str]:
     short = sample([one for one in recordings if is_short_english(one)], asked.utterances)
-    if part == "strategies":
+    if part == "beside":
+        yield from _beside(client, recordings, FasterWhisper(asked.model))
+    elif part == "strategies":
         yield from _strategies(client, [one for one in recordings if one.language != "en" or one.kind == "long"], short)
     elif part == "hotwords":
         yield from hotwords.table(client, [one for one in recordings if is_short_english(one)])
@@ -55,17 +57,36 @@ def _part(part: str, client: Client, recordings: list[Recording], asked: argpars
         yield from _times(client, short, FasterWhisper(asked.model))
 
 
+def _by_language(recordings: list[Recording]) -> dict[str, list[Recording]]:
+    """Short recordings of each language, and each long one by itself."""
+    short = [one for one in recordings if one.kind == "speech"]
+    groups = {
+        language: [one for one in short if one.language == language]
+        for language in sorted({one.language for one in short})
+    }
+    return groups | {one.path.stem: [one] for one in recordings if one.kind == "long"}
+
+
+def _beside(client: Client, recordings: list[Recording], other: FasterWhisper) -> Iterator[str]:
+    """Every recording through us and through faster-whisper as users call it."""
+    yield "\n## Word error rate beside faster-whisper\n"
+    yield "| recordings | seconds | typeless | faster-whisper | points more |"
+    yield "| --- | --- | --- | --- | --- |"
+    for name, group in _by_language(recordings).items():
+        _say(f"beside: {name}")
+        ours = _rate(client, group, "auto")
+        theirs = wer((one, other.hear(one).text) for one in group)
+        seconds = sum(one.audio_s for one in group)
+        yield f"| {name} ({len(group)}) | {seconds:.0f} | {ours:.1%} | {theirs:.1%} | {100 * (ours - theirs):+.1f} |"
+
+
 def heard(client: Client, recording: Recording, options: Options) -> str:
     """The text of a recording."""
     return client.transcribe(recording.pcm, options, raw_format=RAW, timeout_s=1800).transcript.text
 
 
 def _strategies(client: Client, recordings: list[Recording], short: list[Recording]) -> Iterator[str]:
-    groups = {
-        f"{language}": [one for one in recordings if one.language == language and one.kind == "speech"]
-        for language in sorted({one.language for one in recordings if one.kind == "speech"})
-    }
-    groups |= {one.path.stem: [one] for one in recordings if one.kind == "long"}
+    groups = _by_language(recordings)
     groups["en, short"] = short
     yield "\n## Word error rate by language and strategy\n"
     yield "Language given. `detected` is AUTO with the language left to the server.\n"

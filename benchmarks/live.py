@@ -4,8 +4,9 @@
 
 The server runs in its own process and all callers in this one. Each stream is utterances of a known corpus with pauses
 between them, sent in pieces of 100 ms when they would have been spoken. Reported: finals, from the last spoken sample
-(the last frame that the voice activity model calls speech) to the event; interims, from the first spoken sample to the
-first interim of the utterance; utterances without a final; word errors; and the server's CPU and memory.
+(the last frame that the voice activity model calls speech) to the event, and how much later they come towards the end;
+interims, from the first spoken sample to the first interim of the utterance; utterances without a final; word errors;
+and the server's CPU and memory.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ async def measure(ours: Server, streams: list[Stream], options: StreamOptions) -
         "missed": len(utterances) - len(finals),
         "final p50 s": _quantile(finals, 0.5),
         "final p95 s": _quantile(finals, 0.95),
+        "final p50 drift s": _drift(streams),
         "first interim p50 s": _quantile(interims, 0.5),
         "first interim p95 s": _quantile(interims, 0.95),
         "with interims %": round(100 * len(interims) / len(utterances)),
@@ -170,6 +172,17 @@ async def measure(ours: Server, streams: list[Stream], options: StreamOptions) -
         "CPU %": round(100 * cpu_s / took_s),
         "memory MB": round(ours.process.memory_info().rss / 1e6),
     }
+
+
+def _drift(streams: Sequence[Stream]) -> float:
+    """How much later finals come in the last quarter of a stream than in its first, in the median."""
+    first, last = [], []
+    for stream in streams:
+        waits = [u.final_s - u.last_spoken_s for u in stream.utterances if u.final_s is not None]
+        n = max(1, len(waits) // 4)
+        first += waits[:n]
+        last += waits[-n:]
+    return round(_quantile(last, 0.5) - _quantile(first, 0.5), 2)
 
 
 def _quantile(values: list[float], share: float) -> float:

@@ -29,7 +29,7 @@ class ScriptedEngine:
     """Answers each call with one segment over the whole audio, its text by `script`, or raises what `script` returns.
 
     asked: every call so far. n_cancelled: calls whose task was cancelled while they waited. Clear `gate` to hold calls
-    back until it is set again. backlog_s: what the engine claims, to be set by the test.
+    back until it is set again. backlog_s, confidence: what the engine claims, to be set by the test.
     """
 
     def __init__(self, script: Script = lambda asked: f"{len(asked.audio) / SAMPLE_RATE_HZ:.1f} seconds") -> None:
@@ -39,6 +39,7 @@ class ScriptedEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.backlog_s = 0.0
+        self.confidence = 0.9
         self._moved = asyncio.Event()
 
     async def until(self, *, n_asked: int = 0, n_cancelled: int = 0) -> None:
@@ -65,7 +66,7 @@ class ScriptedEngine:
         answer = self._script(asked)
         if isinstance(answer, BaseException):
             raise answer
-        return Recognition(_transcript(audio, options, answer), queue_s=0.0, n_chunks=1)
+        return Recognition(_transcript(audio, options, answer, self.confidence), queue_s=0.0, n_chunks=1)
 
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`."""
@@ -76,11 +77,11 @@ class ScriptedEngine:
         self._moved = asyncio.Event()
 
 
-def _transcript(audio: Audio, options: DecodeOptions, text: str) -> Transcript:
+def _transcript(audio: Audio, options: DecodeOptions, text: str, confidence: float) -> Transcript:
     audio_s = len(audio) / SAMPLE_RATE_HZ
     language = options.language or options.expected_language or "en"
     words = _words(text, audio_s) if options.word_timestamps else ()
-    segment = Segment(0.0, audio_s, text, language, confidence=0.9, no_speech_probability=0.1, words=words)
+    segment = Segment(0.0, audio_s, text, language, confidence, no_speech_probability=0.1, words=words)
     return Transcript(
         segments=(segment,) if text else (),
         suppressed=(),

@@ -44,9 +44,11 @@ class StreamDefaults:
         return self._file(asked) if is_file else self._live(asked)
 
     def _live(self, asked: VoiceActivity) -> EndpointOptions:
+        end_silence_s = max(MIN_END_SILENCE_S, _or(asked.end_silence_s, self.live.end_silence_s))
         return EndpointOptions(
             threshold=_or(asked.threshold, self.live.threshold),
-            end_silence_s=max(MIN_END_SILENCE_S, _or(asked.end_silence_s, self.live.end_silence_s)),
+            end_silence_s=end_silence_s,
+            doubtful_silence_s=self.live.doubtful_silence_s if asked.end_silence_s is None else end_silence_s,
             padding_s=_or(asked.speech_padding_s, self.live.padding_s),
             context_s=_or(asked.speech_padding_s, self.live.context_s),
             max_utterance_s=_or(asked.max_utterance_s, self.live.max_utterance_s),

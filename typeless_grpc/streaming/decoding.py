@@ -17,7 +17,7 @@ from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
 from typeless_grpc.engine.verification import is_sparse
 from typeless_grpc.errors import EngineFailed, Overloaded, TypelessError
-from typeless_grpc.streaming.finals import Piece, text_of
+from typeless_grpc.streaming.finals import Piece, confidence_of, text_of
 from typeless_grpc.streaming.machinery import Machinery, StreamOptions
 from typeless_grpc.streaming.samples import SampleBuffer
 from typeless_grpc.text.finishing import needs_words
@@ -28,6 +28,8 @@ _MAX_RETRY_S = 10.0
 _CLEAR_SPEECH_S = 2.0
 _CLEAR_PROBABILITY = 0.8
 _COMPARED_PIECES = 8  # of a FILE, before the one that is compared with them
+# A text is trusted from here on: most of those cut within a sentence are below, most whole ones above.
+SURE_CONFIDENCE = 0.75
 _BUSY_BACKLOG_S = 0.4  # an engine with less to do takes guesses
 
 
@@ -124,6 +126,16 @@ class PieceDecoder:
                     raise
                 await self._machinery.sleep(min(error.retry_after_s or 0.1, _MAX_RETRY_S) * attempt)
         return await ask()
+
+    async def is_sure(self, piece: Piece) -> bool:
+        """Whether the engine's text of a piece can be trusted; True where it has none, so that nobody waits for it."""
+        self.guess(piece, is_likely=True)
+        assert self._guess is not None
+        task = self._guess[1]
+        await asyncio.wait([task])
+        if task.cancelled() or task.exception() is not None:
+            return True
+        return confidence_of(task.result()) >= SURE_CONFIDENCE
 
     def guess(self, piece: Piece, *, is_likely: bool) -> None:
         """Begin with a piece that is not certain yet, if it is likely or the engine has little to do."""

@@ -246,7 +246,13 @@ class Stream:
     async def _finish_audio(self) -> None:
         probabilities = self._machinery.speech.finish(self._detector)
         self._apply(session.Frames(self._samples.end, probabilities.tolist()))
+        await self._judge()
         self._apply(session.End())
+
+    async def _judge(self) -> None:
+        """Hear whether utterances are over. What comes meanwhile waits, so that the text decides and not its speed."""
+        while (piece := self._session.undecided) is not None:
+            self._apply(session.Judged(piece.id, await self._decoder.is_sure(piece)))
 
     async def _hear(self, block: Audio) -> None:
         room = round(self._options.max_audio_s * SAMPLE_RATE_HZ) - self._samples.end
@@ -255,6 +261,7 @@ class Stream:
         if len(taken):
             self._samples.append(taken)
             self._apply(session.Frames(self._samples.end, (await self._probabilities(taken)).tolist()))
+            await self._judge()
             self._interims.begin()
         if len(block) > len(taken):
             why = f"a stream takes {self._options.max_audio_s:g} s of audio"

@@ -1,8 +1,12 @@
 """Where utterances begin and end, decided frame by frame on the clock of the audio.
 
 The rules are Silero's (see `audio/vad.py`) made to work without a look ahead: a frame at or above the threshold begins
-speech, a pause of `end_silence` ends it, and speech that reaches its maximum is cut at its longest pause. Only counts
-of samples decide, so the same audio gives the same utterances however it was cut on its way here.
+speech, a pause of `end_silence` ends it, and speech that reaches its maximum is cut at its longest pause. Counts of
+samples decide, so the same audio gives the same utterances however it was cut on its way here.
+
+One thing more decides: whether the text so far can be trusted. Speakers pause within sentences, and words on both
+sides of such a pause are heard worse when it is taken for the end; the model's own confidence tells many of these
+pauses from an end. So at the end of a pause the endpointer is `undecided`, and hears nothing more until it is told.
 """
 
 from __future__ import annotations
@@ -25,12 +29,14 @@ LIKELY_BEFORE_S = 0.2
 class EndpointOptions:
     """threshold: in (0, 1), a frame at or above it is speech. The rest in seconds, as VoiceActivityOptions has them.
 
+    doubtful_silence_s: end_silence_s where the text so far is doubtful; nobody asks about it where it is no longer.
     context_s: kept before speech where it is more than the padding: it is there already, and words are heard better.
     How the numbers were settled: docs/streaming.md.
     """
 
     threshold: float = 0.5
-    end_silence_s: float = 0.65
+    end_silence_s: float = 0.55
+    doubtful_silence_s: float = 0.95
     padding_s: float = 0.3
     context_s: float = 1.2
     max_utterance_s: float = 30.0
@@ -84,7 +90,15 @@ class Ended:
     audio_end: int
 
 
-Turn = Began | Paused | Resumed | Ended
+@dataclass(frozen=True)
+class Undecided:
+    """If its text can be trusted, the utterance is over and is this; `decide` must follow."""
+
+    speech_end: int
+    audio_end: int
+
+
+Turn = Began | Paused | Resumed | Undecided | Ended
 
 
 @dataclass
@@ -101,6 +115,7 @@ class _Speech:
     is_certain: bool = False
     is_paused: bool = False
     is_likely_over: bool = False
+    is_doubtful: bool = False
 
 
 class Endpointer:
@@ -111,6 +126,7 @@ class Endpointer:
         self._position = 0
         self._floor = 0  # where the last utterance's audio ended: no other begins before
         self._speech: _Speech | None = None
+        self.is_undecided = False
 
     @property
     def settled(self) -> int:
@@ -130,7 +146,8 @@ class Endpointer:
         self._next_options = options
 
     def hear(self, probability: float) -> list[Turn]:
-        """Take the next frame of 512 samples. probability: of speech, in [0, 1]."""
+        """Take the next frame of 512 samples; not while it is undecided. probability: of speech, in [0, 1]."""
+        assert not self.is_undecided
         start = self._position
         self._position += FRAME_SAMPLES
         if self._speech is None:
@@ -141,6 +158,16 @@ class Endpointer:
             audio_start = max(self._floor, onset - _samples(self._options.lead_s))
             self._speech = _Speech(onset, audio_start, first_frame=start)
         return self._go_on(self._speech, probability, start)
+
+    def decide(self, *, is_over: bool) -> list[Turn]:
+        """Answer to `Undecided`: whether the utterance is over. If not, only a pause for doubtful text ends it."""
+        assert self.is_undecided
+        assert self._speech is not None
+        self.is_undecided = False
+        if is_over:
+            return [self._ended(self._speech)]
+        self._speech.is_doubtful = True
+        return []
 
     def finalize(self, at: int) -> list[Turn]:
         """End the current utterance at this sample, which lies in or after the last frame; without one do nothing."""
@@ -163,7 +190,7 @@ class Endpointer:
             speech.is_certain = True
             turns.append(Began(speech.onset, speech.audio_start))
         turns += self._paused(speech)
-        if self._speech is not None and self._position + FRAME_SAMPLES - speech.audio_start > self._max_samples:
+        if self._speech is not None and self._is_full(speech):
             turns += self._cut(speech)
         return turns
 
@@ -172,7 +199,7 @@ class Endpointer:
         return max(_samples(self._options.max_utterance_s), 2 * MIN_SPEECH_SAMPLES)
 
     def _resumed(self, speech: _Speech, start: int) -> list[Turn]:
-        was_paused, speech.is_paused, speech.is_likely_over = speech.is_paused, False, False
+        was_paused, speech.is_paused, speech.is_likely_over, speech.is_doubtful = speech.is_paused, False, False, False
         if speech.pause is not None and start - speech.pause >= _MIN_PAUSE_SAMPLES:
             speech.pauses.append(Span(speech.pause, start))
         speech.pause = None
@@ -183,11 +210,7 @@ class Endpointer:
             return []
         silence, padding = self._position - speech.pause, _samples(self._options.padding_s)
         if silence >= _samples(self._options.end_silence_s):
-            self._speech = None
-            if not speech.is_certain:
-                return []
-            self._floor = min(self._position, speech.pause + padding)
-            return [Ended(speech.pause, self._floor)]
+            return self._pause_over(speech, silence)
         if not speech.is_certain or speech.is_likely_over or silence < padding:
             return []
         speech.is_likely_over = silence >= _samples(self._options.likely_after_s)
@@ -195,6 +218,30 @@ class Endpointer:
             return []
         speech.is_paused = True
         return [Paused(speech.pause, speech.pause + padding, speech.is_likely_over)]
+
+    def _pause_over(self, speech: _Speech, silence: int) -> list[Turn]:
+        if not speech.is_certain:
+            self._speech = None
+            return []
+        if silence >= _samples(self._options.doubtful_silence_s) or self._is_full(speech):
+            return [self._ended(speech)]
+        if speech.is_doubtful:
+            return []
+        self.is_undecided = True
+        return [Undecided(*self._span(speech))]
+
+    def _ended(self, speech: _Speech) -> Ended:
+        speech_end, self._floor = self._span(speech)
+        self._speech = None
+        return Ended(speech_end, self._floor)
+
+    def _span(self, speech: _Speech) -> tuple[int, int]:
+        """Where the speech ends that a pause ends, and its audio."""
+        assert speech.pause is not None
+        return speech.pause, min(self._position, speech.pause + _samples(self._options.padding_s))
+
+    def _is_full(self, speech: _Speech) -> bool:
+        return self._position + FRAME_SAMPLES - speech.audio_start > self._max_samples
 
     def _cut(self, speech: _Speech) -> list[Turn]:
         """End an utterance that is as long as it may be; what follows the cut begins the next."""

@@ -32,6 +32,11 @@ def text_of(recognition: Recognition) -> str:
     return joined(segment.text for segment in recognition.transcript.segments).strip()
 
 
+def confidence_of(recognition: Recognition) -> float:
+    """Of its least certain segment; 0 where nothing was heard."""
+    return min((segment.confidence for segment in recognition.transcript.segments), default=0.0)
+
+
 def utterance_segment(piece: Piece, recognition: Recognition | None, committed: str) -> Segment | None:
     """One segment for an utterance, beginning with what was committed; None where nothing was said.
 

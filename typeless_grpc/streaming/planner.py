@@ -17,7 +17,7 @@ from typeless_grpc.streaming.endpoint import Began, Ended, Endpointer, EndpointO
 # Enough audio for the choice of cuts to be about as good as over the whole recording: some five pieces.
 _HORIZON_SAMPLES = 100 * SAMPLE_RATE_HZ
 # Fine enough to find every pause; which of them are cuts is decided later (as in engine/recognizer.py).
-_FINE = EndpointOptions(threshold=0.4, end_silence_s=0.16, padding_s=0.0, max_utterance_s=24.0)
+_FINE = EndpointOptions(threshold=0.4, end_silence_s=0.16, doubtful_silence_s=0.0, padding_s=0.0, max_utterance_s=24.0)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ is that is transcribed whole (`planner.py`), and a piece counts as an utterance.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -27,7 +28,16 @@ from typeless_grpc.engine.interface import DecodeOptions, Recognition
 from typeless_grpc.engine.transcript import Segment, Suppressed, joined
 from typeless_grpc.errors import TypelessError, WrongState
 from typeless_grpc.streaming import events, finals
-from typeless_grpc.streaming.endpoint import Began, Ended, Endpointer, EndpointOptions, Paused, Resumed, Turn
+from typeless_grpc.streaming.endpoint import (
+    Began,
+    Ended,
+    Endpointer,
+    EndpointOptions,
+    Paused,
+    Resumed,
+    Turn,
+    Undecided,
+)
 from typeless_grpc.streaming.finals import Piece
 from typeless_grpc.streaming.planner import Planned, Planner, PlanOptions
 from typeless_grpc.streaming.stability import Stability
@@ -54,6 +64,14 @@ class Frames:
 
     received: int
     probabilities: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The text of the piece that is `undecided` was heard. is_sure: it can be trusted, so the utterance is over."""
+
+    piece_id: int
+    is_sure: bool
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,7 @@ class FinalLost:
     error: TypelessError
 
 
-Input = Frames | Finalize | Update | End | InterimHeard | FinalHeard | FinalLost
+Input = Frames | Judged | Finalize | Update | End | InterimHeard | FinalHeard | FinalLost
 
 
 # ---- effects --------------------------------------------------------------------------------------------------
@@ -155,6 +173,7 @@ class Session:
         self.suppressed: list[Suppressed] = []
         self.n_pieces = self.n_pieces_done = 0
         self.current: Utterance | None = None
+        self.undecided: Piece | None = None  # the utterance may be over: `Judged` is to say so before anything else
         self._new_stability = stability
         self._cutter: Endpointer | Planner
         if isinstance(rules, EndpointOptions):
@@ -163,6 +182,7 @@ class Session:
             self._cutter = Planner(rules)
         self._is_file = isinstance(self._cutter, Planner)
         self._received = self._processed = self._final = self._dropped = 0
+        self._frames_left: deque[float] = deque()  # not looked at while it is undecided
         self._pending: dict[int, Piece] = {}  # decoded or to be, in the order of time
         self._heard: dict[int, FinalHeard | FinalLost] = {}  # waiting for those before them
         self._stability = stability()
@@ -211,14 +231,36 @@ class Session:
     def _frames(self, frames: Frames) -> None:
         assert frames.received >= self._received
         self._received = frames.received
-        for probability in frames.probabilities:
-            for turn in self._cutter.hear(probability):
+        self._frames_left.extend(frames.probabilities)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._frames_left and self.undecided is None:
+            for turn in self._cutter.hear(self._frames_left.popleft()):
                 self._turn(turn)
+
+    def _judged(self, judged: Judged) -> None:
+        if self.undecided is None or judged.piece_id != self.undecided.id:
+            raise WrongState(f"Piece {judged.piece_id} is not undecided.", reason="STREAM_STATE")
+        self._decide(is_over=judged.is_sure)
+
+    def _decide(self, *, is_over: bool) -> None:
+        assert isinstance(self._cutter, Endpointer)
+        self.undecided = None
+        for turn in self._cutter.decide(is_over=is_over):
+            self._turn(turn)
+        self._go_on()
+
+    def _decide_at_once(self) -> None:
+        """Whoever does not wait to be asked has the utterance end."""
+        while self.undecided is not None:
+            self._decide(is_over=True)
 
     def _finalize(self, _: Finalize) -> None:
         self._end_utterance()
 
     def _update(self, update: Update) -> None:
+        self._decide_at_once()
         if isinstance(self._cutter, Planner):
             for planned in self._cutter.settle():  # what is over was said under the old options
                 self._planned(planned)
@@ -240,6 +282,7 @@ class Session:
         self.state = State.ENDING
 
     def _end_utterance(self) -> None:
+        self._decide_at_once()
         for turn in self._cutter.finalize(self._received):
             self._turn(turn)
 
@@ -252,6 +295,8 @@ class Session:
             case Resumed():
                 assert self.current is not None
                 self._effects.append(Withdraw(self.current.piece_id))
+            case Undecided():
+                self.undecided = self._piece(turn.speech_end, turn.audio_end)
             case Ended():
                 self._ended(turn)
             case Planned():
@@ -387,7 +432,7 @@ _TEXT: Mapping[type, Callable[[Session, Any], None]] = {
 
 TABLE: Mapping[State, Mapping[type, Callable[[Session, Any], None]]] = {
     State.LISTENING: {**_AUDIO, **_TEXT, InterimHeard: Session._no_interim},
-    State.SPEAKING: {**_AUDIO, **_TEXT, InterimHeard: Session._interim},
+    State.SPEAKING: {**_AUDIO, **_TEXT, InterimHeard: Session._interim, Judged: Session._judged},
     State.ENDING: {**_TEXT, InterimHeard: Session._no_interim},
     State.DONE: {InterimHeard: Session._no_interim},
 }

@@ -463,6 +463,31 @@ async def test_a_piece_of_a_file_that_says_far_less_than_those_before_is_heard_a
     assert sum(asked.options.is_thorough for asked in b.engine.asked) >= 1
 
 
+@pytest.mark.parametrize(("confidence", "n_utterances"), [(0.9, 2), (0.5, 1)])
+async def test_a_short_pause_ends_an_utterance_whose_text_can_be_trusted(confidence, n_utterances):
+    rules = EndpointOptions()
+    pause_s = (rules.end_silence_s + rules.doubtful_silence_s) / 2
+    async with bench(lambda asked: "words") as b:
+        b.engine.confidence = confidence
+        await b.say(said(1.0, pause_s, 1.0, rules.doubtful_silence_s + 0.1))
+        await b.rest()
+    assert len(b.finals()) == n_utterances
+
+
+@pytest.mark.parametrize("answer", ["words", Overloaded("full"), EngineFailed("no")], ids=["heard", "full", "failed"])
+async def test_what_follows_a_pause_waits_for_the_text_and_not_for_an_engine_that_fails(answer):
+    answers = [answer]
+    async with bench(lambda asked: answers.pop() if answers else "words") as b:
+        b.engine.gate.clear()
+        await b.say(said(1.0, EndpointOptions().end_silence_s + 0.1, 1.0, 1.0))
+        await b.engine.until(n_asked=1)
+        await settle()
+        assert b.stream.cursors.received_s == pytest.approx(1.0 + EndpointOptions().end_silence_s, abs=0.15)
+        b.engine.gate.set()
+        await b.rest()
+    assert b.finals() == ["words", "words"]
+
+
 async def test_two_pieces_that_break_in_one_moment_end_the_stream_with_the_reason():
     async with bench(lambda asked: RuntimeError("broken")) as b:
         b.engine.gate.clear()

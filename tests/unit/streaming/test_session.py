@@ -29,6 +29,7 @@ from typeless_grpc.streaming.session import (
     Frames,
     Input,
     InterimHeard,
+    Judged,
     Session,
     Speculate,
     State,
@@ -38,7 +39,7 @@ from typeless_grpc.streaming.session import (
 from typeless_grpc.streaming.stability import Stability
 
 FRAME_S = FRAME_SAMPLES / 16_000
-RULES = EndpointOptions(end_silence_s=10 * FRAME_S, padding_s=4 * FRAME_S, context_s=0.0)
+RULES = EndpointOptions(end_silence_s=10 * FRAME_S, doubtful_silence_s=0.0, padding_s=4 * FRAME_S, context_s=0.0)
 ASKED = DecodeOptions(language="en")
 
 
@@ -98,9 +99,10 @@ INPUTS = {
     InterimHeard: InterimHeard(0, "hello", 20 * FRAME_SAMPLES),
     FinalHeard: FinalHeard(0, recognized("hello")),
     FinalLost: FinalLost(0, EngineFailed("no")),
+    Judged: Judged(1, is_sure=True),
 }
 LEGAL = {
-    State.LISTENING: set(INPUTS),
+    State.LISTENING: set(INPUTS) - {Judged},
     State.SPEAKING: set(INPUTS),
     State.ENDING: {InterimHeard, FinalHeard, FinalLost},
     State.DONE: {InterimHeard},
@@ -111,7 +113,7 @@ LEGAL = {
 @pytest.mark.parametrize("kind", INPUTS, ids=lambda kind: kind.__name__)
 def test_every_input_in_every_state_is_taken_or_refused(state, kind):
     session = in_state(state)
-    if kind in LEGAL[state]:
+    if kind in LEGAL[state] - {Judged}:
         session.apply(INPUTS[kind])
     else:
         with pytest.raises(WrongState):
@@ -136,6 +138,48 @@ def test_speech_that_goes_on_withdraws_the_guess():
     run = Run()
     run.hear((0.9, 20), (0.0, 5), (0.9, 5))
     assert run.of(Speculate, Withdraw)[-1] == Withdraw(0)
+
+
+def undecided() -> Run:
+    """A pause is long enough to end an utterance whose text can be trusted, and another one is said already."""
+    run = Run(replace(RULES, doubtful_silence_s=20 * FRAME_S))
+    run.hear((0.9, 20), (0.0, 12), (0.9, 20), (0.0, 5))
+    assert run.session.undecided == run.of(Speculate)[-1].piece
+    assert run.of(Decode) == []
+    return run
+
+
+def test_what_comes_after_an_utterance_that_may_be_over_waits_for_its_text():
+    run = undecided()
+    run.give(Judged(0, is_sure=True))
+    assert [decode.piece.speech_end for decode in run.of(Decode)] == [20 * FRAME_SAMPLES]
+    assert run.session.current is not None
+    assert run.session.current.speech_start == 32 * FRAME_SAMPLES
+
+
+def test_an_utterance_of_doubtful_text_goes_on_with_what_comes():
+    run = undecided()
+    run.give(Judged(0, is_sure=False))
+    assert run.of(Decode) == []
+    run.give(End())
+    assert [(one.piece.speech_start, one.piece.speech_end) for one in run.of(Decode)] == [(0, 52 * FRAME_SAMPLES)]
+
+
+@pytest.mark.parametrize("input", [Finalize(), End(), Update(ASKED, RULES)], ids=lambda input: type(input).__name__)
+def test_whoever_does_not_wait_for_the_text_has_the_utterance_end(input):
+    run = undecided()
+    run.give(input)
+    assert run.of(Decode)[0].piece.speech_end == 20 * FRAME_SAMPLES
+    assert run.session.undecided is None
+
+
+def test_only_the_utterance_that_may_be_over_can_be_judged():
+    run = undecided()
+    with pytest.raises(WrongState):
+        run.give(Judged(1, is_sure=True))
+    run.give(Judged(0, is_sure=True))
+    with pytest.raises(WrongState):
+        run.give(Judged(0, is_sure=True))
 
 
 def test_finals_are_said_in_the_order_of_time():

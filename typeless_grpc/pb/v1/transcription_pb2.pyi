@@ -615,7 +615,9 @@ class VoiceActivityOptions(google.protobuf.message.Message):
     """In (0, 1): a frame at or above it is speech. 0 is the server's choice."""
     @property
     def end_silence(self) -> google.protobuf.duration_pb2.Duration:
-        """A pause this long ends an utterance. Above 0; unset is the server's choice."""
+        """A pause this long ends an utterance. Above 0; unset is the server's choice: of a live stream, the
+        least such pause, and a longer one where the text so far is doubtful.
+        """
 
     @property
     def speech_padding(self) -> google.protobuf.duration_pb2.Duration:

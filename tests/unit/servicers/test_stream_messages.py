@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+
+from typeless_grpc.engine.interface import VoiceActivity
+from typeless_grpc.servicers.stream_messages import StreamDefaults
+from typeless_grpc.streaming.endpoint import EndpointOptions
+
+
+@pytest.mark.parametrize(("asked_s", "expected_s"), [(None, (0.55, 0.95)), (0.3, (0.3, 0.3)), (2.0, (2.0, 2.0))])
+def test_who_says_how_long_a_pause_ends_an_utterance_has_no_other(
+    asked_s: float | None, expected_s: tuple[float, float]
+):
+    rules = StreamDefaults("base").rules(VoiceActivity(end_silence_s=asked_s), is_file=False)
+    assert isinstance(rules, EndpointOptions)
+    assert (rules.end_silence_s, rules.doubtful_silence_s) == expected_s
