@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
+import sqlalchemy as sa
 
 from tests.contract.conftest import Stores, chunk, new_job
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Mode, PostProcessing, Script, Task, VoiceActivity
 from typeless_grpc.engine.transcript import OutputFormat
-from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, WrongState
+from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import MAX_CRASHES, Failure, Job, Priority, State
 from typeless_grpc.jobs.store import JobQuery, Run, RunLost
 from typeless_grpc.stores.database import Database
@@ -421,6 +424,33 @@ def test_files_of_a_submission_that_was_cut_short_are_deleted(stores: Stores):
     assert stores.upkeep.delete_orphans(before_s=0.0) == 0
     assert stores.upkeep.delete_orphans(before_s=4e9) == 1
     assert [name for name, _ in stores.files.names("jobs")] == [job.job_id]
+
+
+def test_a_job_whose_commit_got_no_answer_keeps_its_audio(stores: Stores, monkeypatch: pytest.MonkeyPatch):
+    writing = stores.database.writing
+
+    @contextmanager
+    def unanswered() -> Iterator[sa.Connection]:
+        with writing() as connection:
+            yield connection
+        raise SourceUnavailable("away", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stores.database, "writing", unanswered)
+        with pytest.raises(SourceUnavailable):
+            stores.submit(content=b"RIFF....", request_id="r1")
+    job = stores.submit(content=b"RIFF....", request_id="r1")
+    assert stores.jobs.page(JobQuery(None)).jobs == [job]
+    with stores.runs.open_audio(job) as file:
+        assert file.read() == b"RIFF...."
+
+
+def test_a_submission_that_was_refused_leaves_no_audio(stores: Stores):
+    stores.submit(request_id="r1", fingerprint="x")
+    (kept,) = stores.files.names("jobs")
+    with pytest.raises(NotFound):
+        stores.submit(uri="upload://nobody")
+    assert stores.files.names("jobs") == [kept]
 
 
 def test_a_job_about_an_upload_needs_it_whole(stores: Stores):

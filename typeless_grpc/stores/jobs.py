@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 
 from typeless_grpc.engine.transcript import Segment, Transcript
-from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, WrongState
+from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import Job, NewJob, State, joined, shown
 from typeless_grpc.jobs.store import JobPage, JobQuery, QueueStats
 from typeless_grpc.stores.database import job_chunks, jobs, uploads, workers
@@ -38,12 +38,18 @@ class SqlJobStore:
             if (made := self._made_by_request(new)) is not None:
                 return made
             job_id = uuid.uuid4().hex
+            if content is not None:
+                self._write_audio(job_id, content)
             try:
-                if content is not None:
-                    self._table.files.write(audio_path(job_id), content)
                 return self._file(job_id, new)
             except IntegrityError:  # the same request id at the same instant: the other one was first
                 self._table.delete_files(job_id)
+            except SourceUnavailable as error:
+                # The answer to a commit may be lost, and the job filed: what has no row is for the upkeep to delete. A
+                # database that is full has filed nothing.
+                if error.reason == "STORAGE_FULL":
+                    self._table.delete_files(job_id)
+                raise
             except BaseException:
                 self._table.delete_files(job_id)
                 raise
@@ -167,6 +173,13 @@ class SqlJobStore:
                 reason="REQUEST_ID_REUSED",
             )
         return job_of(row)
+
+    def _write_audio(self, job_id: str, content: bytes | BinaryIO) -> None:
+        try:
+            self._table.files.write(audio_path(job_id), content)
+        except BaseException:
+            self._table.delete_files(job_id)
+            raise
 
     def _file(self, job_id: str, new: NewJob) -> Job:
         with self._table.db.writing() as connection:
