@@ -81,6 +81,15 @@ async def test_what_arrived_before_a_call_broke_is_kept(served: ServedJobs):
     assert rest.complete
 
 
+async def test_an_empty_chunk_is_nothing(served: ServedJobs):
+    opened = await uploaded(served, header(), chunk(b""))
+    part = await uploaded(served, header(opened.upload_id), chunk(b""), chunk(b"abc"), chunk(b""))
+    assert part.size_bytes == 3
+    assert (await uploaded(served, header(opened.upload_id, 3), chunk(b""), finish(b"abc"))).complete
+    failed = await refused(uploaded(served, header(), finish(), chunk(b"")))
+    assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_bytes_that_are_not_those_that_were_meant_do_not_complete_it(served: ServedJobs):
     opened = await uploaded(served, header())
     failed = await refused(uploaded(served, header(opened.upload_id), chunk(b"abc"), finish(b"abd")))

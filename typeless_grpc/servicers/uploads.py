@@ -105,11 +105,13 @@ class Receiving:
             self._sha256 = hashlib.sha256()
 
     async def take(self, chunk: bytes) -> None:
-        """The next bytes."""
+        """The next bytes; where there are none, nothing happens."""
         if self._upload is None:
             raise InvalidInput("header", "comes first")
         if self._finish is not None:
             raise InvalidInput("chunk", "nothing comes after finish")
+        if not chunk:
+            return
         self._pending.append(chunk)
         self._n_pending_bytes += len(chunk)
         if self._n_pending_bytes >= PART_BYTES:
