@@ -69,6 +69,13 @@ class JobStore(Protocol):
         """
         ...
 
+    def made_by(self, new: NewJob) -> Job | None:
+        """The job that an earlier submission with new.request_id made; None where there is none.
+
+        Raises AlreadyExists if that was for something else.
+        """
+        ...
+
     def get(self, job_id: str, owner: str | None) -> Job:
         """The job as it stands. Raises NotFound."""
         ...

@@ -124,9 +124,12 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         await self._watch.close()
 
     def _submit(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> Job:
+        new = replace(new, fingerprint=convert_jobs.fingerprint(request))
+        # Before anything is fetched: an address may hold nothing any more for a job that has its audio.
+        if (made := self._store.made_by(new)) is not None:
+            return made
         if new.options.model and not self._has_model(new.options.model):
             raise NotFound(f"This server has no model called '{new.options.model[:128]}'.", reason="MODEL_NOT_FOUND")
-        new = replace(new, fingerprint=convert_jobs.fingerprint(request))
         if not new.uri:
             return self._store.submit(new, request.audio.content)
         if new.uri.startswith(f"{UPLOAD}://"):

@@ -35,7 +35,7 @@ class SqlJobStore:
         """See `JobStore`."""
         self._table.queue.prepare()
         while True:
-            if (made := self._made_by_request(new)) is not None:
+            if (made := self.made_by(new)) is not None:
                 return made
             job_id = uuid.uuid4().hex
             if content is not None:
@@ -53,6 +53,24 @@ class SqlJobStore:
             except BaseException:
                 self._table.delete_files(job_id)
                 raise
+
+    def made_by(self, new: NewJob) -> Job | None:
+        """See `JobStore`."""
+        if not new.request_id:
+            return None
+        statement = sa.select(jobs).where(
+            jobs.c.owner == new.owner, jobs.c.request_id == new.request_id, *self._table.visible(None)
+        )
+        with self._table.db.reading() as connection:
+            row = connection.execute(statement).one_or_none()
+        if row is None:
+            return None
+        if row.fingerprint != new.fingerprint:
+            raise AlreadyExists(
+                "request_id: it was used for a different request; a new job needs a new one.",
+                reason="REQUEST_ID_REUSED",
+            )
+        return job_of(row)
 
     def get(self, job_id: str, owner: str | None) -> Job:
         """See `JobStore`."""
@@ -155,24 +173,6 @@ class SqlJobStore:
         ]
         segments = [one for part in parts for one in part.segments]
         return segments[first_index - int(skipped) :]
-
-    def _made_by_request(self, new: NewJob) -> Job | None:
-        """The job that this request made before. Raises AlreadyExists if it was another request."""
-        if not new.request_id:
-            return None
-        statement = sa.select(jobs).where(
-            jobs.c.owner == new.owner, jobs.c.request_id == new.request_id, *self._table.visible(None)
-        )
-        with self._table.db.reading() as connection:
-            row = connection.execute(statement).one_or_none()
-        if row is None:
-            return None
-        if row.fingerprint != new.fingerprint:
-            raise AlreadyExists(
-                "request_id: it was used for a different request; a new job needs a new one.",
-                reason="REQUEST_ID_REUSED",
-            )
-        return job_of(row)
 
     def _write_audio(self, job_id: str, content: bytes | BinaryIO) -> None:
         try:
