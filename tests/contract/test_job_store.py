@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -270,6 +270,29 @@ def test_segments_are_read_from_any_index_on(stores: Stores, first: int, expecte
         stores.runs.keep_chunk(run, chunk(index, *texts))
     job = stores.jobs.get(run.job.job_id, None)
     assert [segment.text for segment in stores.jobs.segments(job, first)] == expected
+
+
+@pytest.mark.parametrize("end", ["cancel", "delete"])
+def test_a_job_that_ends_while_its_chunks_are_read_is_still_there_unless_deleted(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, end: str
+):
+    run = claimed(stores, stores.submit())
+    stores.runs.keep_chunk(run, chunk(0, "a", "b"))
+    job = stores.jobs.get(run.job.job_id, None)
+    read = stores.files.read
+
+    def read_late(paths: Sequence[str]) -> list[bytes]:
+        stores.jobs.cancel(job.job_id, None)
+        if end == "delete":
+            stores.jobs.delete(job.job_id, None)
+        return read(paths)
+
+    monkeypatch.setattr(stores.files, "read", read_late)
+    if end == "cancel":
+        assert stores.jobs.segments(job, 0) == []
+    else:
+        with pytest.raises(NotFound):
+            stores.jobs.segments(job, 0)
 
 
 def test_progress_never_falls(stores: Stores):

@@ -247,15 +247,22 @@ class SqlJobStore:
 
     def _transcripts(self, job_id: str, first_segment: int) -> list[Transcript]:
         """Those of the chunks that hold a segment from an index on, in order; all of them from 0 on."""
+        paths = self._chunk_paths(job_id, first_segment)
+        while True:
+            try:
+                return [TRANSCRIPT.validate_json(data) for data in self._table.files.read(paths)]
+            except FileNotFoundError as error:  # deleted between the two reads, with the job or by its cancellation
+                self.get(job_id, None)
+                before, paths = paths, self._chunk_paths(job_id, first_segment)
+                if paths == before:
+                    raise not_found(job_id) from error
+
+    def _chunk_paths(self, job_id: str, first_segment: int) -> Sequence[str]:
         statement = sa.select(job_chunks.c.path).where(job_chunks.c.job_id == job_id)
         if first_segment:
             statement = statement.where(job_chunks.c.first_segment + job_chunks.c.n_segments > first_segment)
         with self._table.db.reading() as connection:
-            paths = connection.execute(statement.order_by(job_chunks.c.chunk_index)).scalars().all()
-        try:
-            return [TRANSCRIPT.validate_json(data) for data in self._table.files.read(paths)]
-        except FileNotFoundError as error:  # deleted between the two reads
-            raise not_found(job_id) from error
+            return connection.execute(statement.order_by(job_chunks.c.chunk_index)).scalars().all()
 
     def _labelled(self, key: str, value: str) -> sa.ColumnElement[bool]:
         if self._table.db.is_sqlite:
