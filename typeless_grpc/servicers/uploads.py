@@ -28,9 +28,9 @@ class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
 
     NAME = "typeless.v1.UploadService"
 
-    def __init__(self, store: UploadStore, executor: Executor) -> None:
-        """executor: threads for the store."""
-        self._store, self._executor = store, executor
+    def __init__(self, store: UploadStore, executor: Executor, hashing: Executor) -> None:
+        """executor: threads for the store. hashing: threads that read whole uploads, which takes seconds."""
+        self._store, self._executor, self._hashing = store, executor, hashing
 
     def register(self, server: grpc.aio.Server) -> None:
         """Take this service's calls."""
@@ -42,7 +42,7 @@ class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> uploads_pb2.UploadAudioResponse:
         """Keep what arrives; complete only once `finish` came and its SHA-256 is right."""
-        receiving = Receiving(self._store, self._executor)
+        receiving = Receiving(self._store, self._executor, self._hashing)
         try:
             async for request in request_iterator:
                 match request.WhichOneof("request"):
@@ -71,8 +71,8 @@ class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
 class Receiving:
     """One UploadAudio call: header, chunks, finish, in this order."""
 
-    def __init__(self, store: UploadStore, executor: Executor) -> None:
-        self._store, self._executor = store, executor
+    def __init__(self, store: UploadStore, executor: Executor, hashing: Executor) -> None:
+        self._store, self._executor, self._hashing = store, executor, hashing
         self._upload: Upload | None = None
         # As they came: joined they would be in memory twice.
         self._pending: list[bytes] = []
@@ -158,12 +158,15 @@ class Receiving:
         self._upload = await self._run(write)
 
     async def _check(self, upload: Upload, expected: bytes) -> None:
-        digest = (
-            self._sha256.digest() if self._sha256 is not None else await self._run(lambda: self._store.digest(upload))
-        )
+        digest = await self._digest(upload)
         if digest != expected:
             why = "the bytes that arrived have another SHA-256; the upload stays unfinished"
             raise InvalidInput("finish.sha256", why, reason="SHA256_MISMATCH")
+
+    async def _digest(self, upload: Upload) -> bytes:
+        if self._sha256 is not None:
+            return bytes(self._sha256.digest())
+        return await asyncio.get_running_loop().run_in_executor(self._hashing, self._store.digest, upload)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
