@@ -13,6 +13,7 @@ import grpc
 
 from typeless_grpc.access import principal
 from typeless_grpc.audio.source import AudioSources
+from typeless_grpc.engine.transcript import Transcript
 from typeless_grpc.errors import InvalidInput, NotFound, TypelessError
 from typeless_grpc.jobs.job import Job, NewJob, State
 from typeless_grpc.jobs.store import JobStore
@@ -77,7 +78,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         """A page of jobs, without their transcripts."""
         query = convert_jobs.query(request, principal.current())
         page = await self._run(lambda: self._store.page(query))
-        jobs = [convert_jobs.job(job, None, self._code(job)) for job in page.jobs]
+        jobs = [self._message(job) for job in page.jobs]
         return jobs_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_page_token)
 
     async def CancelJob(
@@ -145,14 +146,14 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         return await self._run(lambda: self._store.get(job_id, owner))
 
     async def _shown(self, job: Job) -> jobs_pb2.Job:
-        """With its transcript where it is COMPLETED."""
-        transcript = None
-        if job.state is State.COMPLETED:
-            transcript = await self._run(lambda: self._store.transcript(job))
-        return convert_jobs.job(job, transcript, self._code(job))
+        """With its transcript where it is COMPLETED: that of a day takes a second to put into a message."""
+        return await self._run(lambda: self._completed(job)) if job.state is State.COMPLETED else self._message(job)
 
-    def _code(self, job: Job) -> int:
-        return self._code_of(job.failure.error) if job.failure else 0
+    def _completed(self, job: Job) -> jobs_pb2.Job:
+        return self._message(job, self._store.transcript(job))
+
+    def _message(self, job: Job, transcript: Transcript | None = None) -> jobs_pb2.Job:
+        return convert_jobs.job(job, transcript, self._code_of(job.failure.error) if job.failure else 0)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
