@@ -79,6 +79,7 @@ def test_of_two_calls_that_append_at_once_one_is_told(stores: Stores):
     after = stores.uploads.get(upload.upload_id, "ann")
     assert after.size_bytes == len(kept[0])
     assert stores.uploads.digest(after) == hashlib.sha256(kept[0]).digest()
+    assert len(stores.files.names(f"uploads/{upload.upload_id}")) == 1
 
 
 def test_a_complete_upload_does_not_grow(stores: Stores):

@@ -1,7 +1,8 @@
 """Uploads: their bytes in parts, as they arrived, and a row that says which parts count.
 
 A part is written first and counted afterwards, by a write that demands that the upload has not moved on: of two calls
-that append to one upload at once, one is told so. Parts that were never counted go with the upload.
+that append to one upload at once, one is told so, and its part deleted. Parts that were never counted otherwise go with
+the upload.
 """
 
 from __future__ import annotations
@@ -88,14 +89,11 @@ class SqlUploadStore:
         self._check_room(upload.owner, n_bytes)
         path = f"uploads/{upload.upload_id}/{upload.size_bytes:015d}-{uuid.uuid4().hex[:8]}"
         self._files.write(path, data)
-        with self._db.writing() as connection:
-            grown = self._changed(connection, upload, size_bytes=upload.size_bytes + n_bytes)
-            connection.execute(
-                sa.insert(upload_parts).values(
-                    upload_id=upload.upload_id, offset=upload.size_bytes, size_bytes=n_bytes, path=path
-                )
-            )
-        return grown
+        try:
+            return self._counted(upload, n_bytes, path)
+        except WrongState:
+            self._delete(path)
+            raise
 
     def digest(self, upload: Upload) -> bytes:
         """See `UploadStore`."""
@@ -126,11 +124,24 @@ class SqlUploadStore:
             ids = list(gone)
             connection.execute(sa.delete(upload_parts).where(upload_parts.c.upload_id.in_(ids)))
         for upload_id in ids:
-            try:
-                self._files.delete_tree(f"uploads/{upload_id}")
-            except SourceUnavailable:
-                log.warning("files of an upload are left behind", upload_id=upload_id)
+            self._delete(f"uploads/{upload_id}")
         return len(ids)
+
+    def _counted(self, upload: Upload, n_bytes: int, path: str) -> Upload:
+        with self._db.writing() as connection:
+            grown = self._changed(connection, upload, size_bytes=upload.size_bytes + n_bytes)
+            connection.execute(
+                sa.insert(upload_parts).values(
+                    upload_id=upload.upload_id, offset=upload.size_bytes, size_bytes=n_bytes, path=path
+                )
+            )
+        return grown
+
+    def _delete(self, path: str) -> None:
+        try:
+            self._files.delete_tree(path)
+        except SourceUnavailable:
+            log.warning("files of an upload are left behind", path=path)
 
     def _check_room(self, owner: str, n_bytes: int) -> None:
         """Before the bytes are written: of calls side by side, each may pass the bound by one part."""
