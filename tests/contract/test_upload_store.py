@@ -132,3 +132,11 @@ def test_uploads_expire(database: Database, files: Files):
         stores.uploads.get(upload.upload_id, "ann")
     assert stores.uploads.delete_expired() == 1
     assert files.names("uploads") == []
+
+
+def test_files_of_uploads_that_are_gone_are_deleted(stores: Stores):
+    upload = stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"])
+    stores.files.write("uploads/gone/000000000000000-x", b"x")  # its row was deleted, and the process killed
+    assert stores.uploads.delete_orphans(before_s=0.0) == 0
+    assert stores.uploads.delete_orphans(before_s=4e9) == 1
+    assert [name for name, _ in stores.files.names("uploads")] == [upload.upload_id]

@@ -20,6 +20,7 @@ from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, SourceUnav
 from typeless_grpc.jobs.store import Upload
 from typeless_grpc.stores.database import Database, jobs, upload_parts, uploads
 from typeless_grpc.stores.files import Files, PartsFile
+from typeless_grpc.stores.orphans import Orphans
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -43,6 +44,7 @@ class SqlUploadStore:
 
     def __init__(self, database: Database, files: Files, options: UploadOptions) -> None:
         self._db, self._files, self._options = database, files, options
+        self._orphans = Orphans(database, files, "uploads", uploads.c.upload_id)
 
     def create(self, owner: str, filename: str) -> Upload:
         """See `UploadStore`."""
@@ -126,6 +128,10 @@ class SqlUploadStore:
         for upload_id in ids:
             self._delete(f"uploads/{upload_id}")
         return len(ids)
+
+    def delete_orphans(self, before_s: float) -> int:
+        """Delete files of uploads that are gone: a deletion that was cut short, or a part that came after it."""
+        return self._orphans.delete(before_s)
 
     def _counted(self, upload: Upload, n_bytes: int, path: str) -> Upload:
         with self._db.writing() as connection:

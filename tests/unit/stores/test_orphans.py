@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from tests.contract.conftest import Stores
 from typeless_grpc.stores.database import Database, sqlite_url
 from typeless_grpc.stores.files import Files
+from typeless_grpc.stores.janitor import Janitor
 
 LATER_S = 4e9
 
@@ -52,3 +54,19 @@ def test_what_two_sweeps_in_a_row_found_without_a_row_is_deleted(stores: Stores)
     stores.files.write("jobs/nobody/audio", b"x")
     assert [stores.upkeep.delete_orphans(LATER_S) for _ in range(3)] == [0, 1, 0]
     assert names(stores, "jobs") == [job.job_id]
+
+
+def test_files_of_uploads_are_swept_likewise(stores: Stores):
+    upload = stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"])
+    stores.files.write("uploads/gone/000000000000000-x", b"x")
+    assert [stores.uploads.delete_orphans(LATER_S) for _ in range(3)] == [0, 1, 0]
+    assert names(stores, "uploads") == [upload.upload_id]
+
+
+def test_one_round_of_the_janitor_sweeps_jobs_and_uploads(database: Database, tmp_path: Path):
+    stores = Stores.over(database, Files(str(tmp_path / "files")))
+    for directory in ("jobs", "uploads"):
+        stores.files.write(f"{directory}/gone/x", b"x")
+        os.utime(tmp_path / "files" / directory / "gone", (0.0, 0.0))
+    Janitor(stores.upkeep, stores.uploads).tidy_once()
+    assert names(stores, "jobs") + names(stores, "uploads") == []
