@@ -137,6 +137,7 @@ class DbosWorker:
         Waits as long as the database cannot be reached, or another worker runs in this process. Once `stop` is called
         it returns without having begun.
         """
+        self._beats.note()  # so that a long wait for the database counts as silence, as it does for the others
         try:
             while not _only_one.acquire(timeout=0.1):
                 if self._stopping.is_set():

@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.harness import REPOSITORY
 from typeless_grpc.clock import FakeClock
-from typeless_grpc.stores.dbos_worker import Beats, SignOfLife, new_worker_id
+from typeless_grpc.stores import dbos_worker
+from typeless_grpc.stores.dbos_worker import Beats, DbosWorker, DbosWorkerOptions, SignOfLife, new_worker_id
 
+UNTOUCHED: Any = object()
 HOLDER = """
 import sys
 from pathlib import Path
@@ -69,3 +72,30 @@ def test_whoever_was_silent_itself_gives_the_others_time_to_be_heard_of():
     clock.advance(5.0)
     beats.note()
     assert beats.can_judge
+
+
+class BeginsLate(DbosWorker):
+    """A worker that the database keeps waiting for a minute, and that then does nothing."""
+
+    def __init__(self, clock: FakeClock, directory: Path) -> None:
+        options = DbosWorkerOptions(1, 0.1, worker_timeout_s=20.0, locks=directory)
+        super().__init__(UNTOUCHED, UNTOUCHED, UNTOUCHED, options)
+        self._clock = clock
+        self._beats = Beats(20.0, clock.now_s)
+
+    def _try_to_begin(self) -> None:
+        self._clock.advance(60.0)
+        self._dbos = UNTOUCHED
+
+    def _keep(self) -> None: ...
+
+
+def test_a_worker_whose_start_was_delayed_gives_the_others_time_to_be_heard_of(tmp_path: Path):
+    clock = FakeClock()
+    late = BeginsLate(clock, tmp_path)
+    late.start()
+    dbos_worker._only_one.release()
+    late._beats.note()
+    assert not late._beats.can_judge
+    clock.advance(20.0)
+    assert late._beats.can_judge
