@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from tests.harness import REPOSITORY
 from typeless_grpc.clock import FakeClock
@@ -99,3 +103,33 @@ def test_a_worker_whose_start_was_delayed_gives_the_others_time_to_be_heard_of(t
     assert not late._beats.can_judge
     clock.advance(20.0)
     assert late._beats.can_judge
+
+
+class Newcomer:
+    """A worker that begins while another one looks at who works: it says that it lives, then takes a job."""
+
+    def __init__(self) -> None:
+        self.n_looks = 0
+
+    def _come(self) -> bool:
+        self.n_looks += 1
+        return self.n_looks > 1
+
+    def workers(self) -> dict[str, bool]:
+        return {"w1": True} | ({"w2": True} if self._come() else {})
+
+    def executors(self) -> set[str]:
+        return {"w2"} if self._come() else set()
+
+    def sign_off(self, worker_ids: Collection[str]) -> None:
+        raise AssertionError(f"{sorted(worker_ids)} are alive")
+
+
+def test_a_worker_that_begins_meanwhile_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    newcomer = Newcomer()
+    options = DbosWorkerOptions(1, 0.1, worker_timeout_s=20.0, locks=tmp_path)
+    looking = DbosWorker(UNTOUCHED, newcomer, SimpleNamespace(worker_id="w1"), options)  # type: ignore[arg-type]
+    looking._dbos = UNTOUCHED
+    monkeypatch.setattr(looking, "_executors", newcomer.executors)
+    looking._take_over()
+    assert newcomer.n_looks == 2
