@@ -11,7 +11,7 @@ import pytest
 
 from tests.contract.conftest import Stores
 from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, WrongState
-from typeless_grpc.stores.database import Database
+from typeless_grpc.stores.database import Database, upload_digests
 from typeless_grpc.stores.files import Files
 
 
@@ -132,6 +132,28 @@ def test_uploads_expire(database: Database, files: Files):
         stores.uploads.get(upload.upload_id, "ann")
     assert stores.uploads.delete_expired() == 1
     assert files.names("uploads") == []
+
+
+def test_an_upload_remembers_the_sha256_it_was_completed_with(database: Database, files: Files):
+    stores = Stores.over(database, files, uploads={"ttl_s": -1.0})
+    upload, other = stores.uploads.create("ann", ""), stores.uploads.create("ann", "")
+    stores.uploads.complete(upload, b"\x00\xff" * 16)
+    stores.uploads.complete(other)
+    assert stores.uploads.sha256(upload.upload_id, "ann") == b"\x00\xff" * 16
+    assert stores.uploads.sha256(upload.upload_id, None) == b"\x00\xff" * 16
+    assert stores.uploads.sha256(upload.upload_id, "bob") == b""
+    assert stores.uploads.sha256(other.upload_id, "ann") == b""
+    stores.uploads.delete_expired()
+    assert stores.uploads.sha256(upload.upload_id, "ann") == b""
+
+
+def test_a_database_of_an_earlier_version_gets_what_it_lacks(stores: Stores):
+    upload = stores.uploads.create("ann", "")
+    with stores.database.writing() as connection:
+        upload_digests.drop(connection)
+    stores.database.create_tables()
+    stores.uploads.complete(upload, bytes(32))
+    assert stores.uploads.sha256(upload.upload_id, "ann") == bytes(32)
 
 
 def test_files_of_uploads_that_are_gone_are_deleted(stores: Stores):

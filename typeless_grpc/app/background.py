@@ -87,7 +87,7 @@ async def keep_jobs(
         janitor = Janitor(upkeep, uploads)
         janitor.start()
         stack.push_async_callback(asyncio.to_thread, janitor.stop)
-        jobs = JobsServicer(store, sources, executor, fetching, has_model=has_model, code_of=code_of)
+        jobs = JobsServicer(store, uploads, sources, executor, fetching, has_model=has_model, code_of=code_of)
         stack.push_async_callback(jobs.close)
         yield Background([jobs, UploadServicer(uploads, executor, hashing)], sources, table, fetching)
 

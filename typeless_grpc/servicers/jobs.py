@@ -16,7 +16,7 @@ from typeless_grpc.audio.source import AudioSources
 from typeless_grpc.engine.transcript import Transcript
 from typeless_grpc.errors import InvalidInput, NotFound, TypelessError
 from typeless_grpc.jobs.job import Job, NewJob, State
-from typeless_grpc.jobs.store import JobStore
+from typeless_grpc.jobs.store import JobStore, UploadStore
 from typeless_grpc.pb.v1 import jobs_pb2, jobs_pb2_grpc
 from typeless_grpc.servicers import convert, convert_jobs
 from typeless_grpc.servicers.watch import JobWatch
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 # Fetched when the job is submitted, since what an address holds may be gone when the job runs.
 FETCHED_AT_ONCE = "https"
-UPLOAD = "upload"
+UPLOAD_SCHEME = "upload://"
 
 
 class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
@@ -36,6 +36,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     def __init__(
         self,
         store: JobStore,
+        uploads: UploadStore,
         sources: AudioSources,
         executor: Executor,
         fetching: Executor,
@@ -47,7 +48,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
 
         has_model: whether a model can be named; blocks. code_of: the google.rpc.Code of an error.
         """
-        self._store, self._sources = store, sources
+        self._store, self._uploads, self._sources = store, uploads, sources
         self._executor, self._fetching = executor, fetching
         self._has_model, self._code_of = has_model, code_of
         self._watch = JobWatch(store, executor)
@@ -125,7 +126,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         await self._watch.close()
 
     def _submit(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> Job:
-        new = replace(new, fingerprint=convert_jobs.fingerprint(request))
+        new = replace(new, fingerprint=convert_jobs.fingerprint(request, self._uploaded_sha256(new)))
         # Before anything is fetched: an address may hold nothing any more for a job that has its audio.
         if (made := self._store.made_by(new)) is not None:
             return made
@@ -133,13 +134,18 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
             raise NotFound(f"This server has no model called '{new.options.model[:128]}'.", reason="MODEL_NOT_FOUND")
         if not new.uri:
             return self._store.submit(new, request.audio.content)
-        if new.uri.startswith(f"{UPLOAD}://"):
+        if new.uri.startswith(UPLOAD_SCHEME):
             return self._store.submit(new, None)
         file: BinaryIO = self._sources.open(new.uri, new.uploads_of, "audio.uri")
         with file:
             if new.uri.startswith(f"{FETCHED_AT_ONCE}://"):
                 return self._store.submit(replace(new, uri=""), file)
             return self._store.submit(new, None)
+
+    def _uploaded_sha256(self, new: NewJob) -> bytes:
+        if not new.request_id or not new.uri.startswith(UPLOAD_SCHEME):
+            return b""
+        return self._uploads.sha256(new.uri.removeprefix(UPLOAD_SCHEME), new.uploads_of)
 
     async def _get(self, job_id: str) -> Job:
         job_id, owner = convert_jobs.required_id(job_id, "job_id"), convert_jobs.reach(principal.current())

@@ -135,9 +135,8 @@ class Receiving:
         upload = self._upload
         if self._finish is None:
             return upload
-        if self._finish.sha256:
-            await self._check(upload, self._finish.sha256)
-        return await self._run(lambda: self._store.complete(upload))
+        digest = await self._digest(upload, self._finish.sha256)
+        return await self._run(lambda: self._store.complete(upload, digest))
 
     async def keep(self) -> None:
         """Write what waits in memory. It is written even where the call is cancelled meanwhile."""
@@ -157,15 +156,17 @@ class Receiving:
 
         self._upload = await self._run(write)
 
-    async def _check(self, upload: Upload, expected: bytes) -> None:
-        digest = await self._digest(upload)
-        if digest != expected:
+    async def _digest(self, upload: Upload, expected: bytes) -> bytes:
+        """SHA-256 of all bytes; b"" where it would have to be computed and nobody asked. Raises InvalidInput."""
+        if self._sha256 is None and not expected:
+            return b""
+        digest = bytes(self._sha256.digest()) if self._sha256 is not None else await self._digest_again(upload)
+        if expected and digest != expected:
             why = "the bytes that arrived have another SHA-256; the upload stays unfinished"
             raise InvalidInput("finish.sha256", why, reason="SHA256_MISMATCH")
+        return digest
 
-    async def _digest(self, upload: Upload) -> bytes:
-        if self._sha256 is not None:
-            return bytes(self._sha256.digest())
+    async def _digest_again(self, upload: Upload) -> bytes:
         return await asyncio.get_running_loop().run_in_executor(self._hashing, self._store.digest, upload)
 
     async def _run(self, call: Callable[[], T]) -> T:

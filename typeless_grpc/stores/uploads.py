@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.store import Upload
-from typeless_grpc.stores.database import Database, jobs, upload_parts, uploads
+from typeless_grpc.stores.database import Database, jobs, upload_digests, upload_parts, uploads
 from typeless_grpc.stores.files import Files, PartsFile
 from typeless_grpc.stores.orphans import Orphans
 from typeless_grpc.telemetry.logs import get_logger
@@ -105,10 +105,26 @@ class SqlUploadStore:
                 sha256.update(data)
         return sha256.digest()
 
-    def complete(self, upload: Upload) -> Upload:
+    def complete(self, upload: Upload, sha256: bytes = b"") -> Upload:
         """See `UploadStore`."""
+        expire_s = self._db.now_s() + self._options.ttl_s
         with self._db.writing() as connection:
-            return self._changed(connection, upload, is_complete=True, expire_s=self._db.now_s() + self._options.ttl_s)
+            done = self._changed(connection, upload, is_complete=True, expire_s=expire_s)
+            if sha256:
+                connection.execute(sa.insert(upload_digests).values(upload_id=upload.upload_id, sha256=sha256))
+        return done
+
+    def sha256(self, upload_id: str, owner: str | None) -> bytes:
+        """See `UploadStore`."""
+        statement = (
+            sa.select(upload_digests.c.sha256)
+            .join(uploads, uploads.c.upload_id == upload_digests.c.upload_id)
+            .where(uploads.c.upload_id == upload_id)
+        )
+        if owner is not None:
+            statement = statement.where(uploads.c.owner == owner)
+        with self._db.reading() as connection:
+            return bytes(connection.execute(statement).scalar_one_or_none() or b"")
 
     def open(self, upload_id: str, owner: str | None) -> BinaryIO:
         """See `UploadStore`."""
@@ -124,7 +140,8 @@ class SqlUploadStore:
                 sa.delete(uploads).where(uploads.c.upload_id.in_(due)).returning(uploads.c.upload_id)
             ).scalars()
             ids = list(gone)
-            connection.execute(sa.delete(upload_parts).where(upload_parts.c.upload_id.in_(ids)))
+            for table in (upload_parts, upload_digests):
+                connection.execute(sa.delete(table).where(table.c.upload_id.in_(ids)))
         for upload_id in ids:
             self._delete(f"uploads/{upload_id}")
         return len(ids)

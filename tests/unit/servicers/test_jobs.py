@@ -46,7 +46,13 @@ async def test_a_transcript_is_put_into_its_message_beside_the_event_loop(
     monkeypatch.setattr(convert, "transcript", converted)
     with ThreadPoolExecutor(1) as executor:
         servicer = JobsServicer(
-            stores.jobs, NoSources(), executor, executor, has_model=lambda name: True, code_of=code_of
+            stores.jobs,
+            stores.uploads,
+            NoSources(),
+            executor,
+            executor,
+            has_model=lambda name: True,
+            code_of=code_of,
         )
         answer = await servicer.GetJob(jobs_pb2.GetJobRequest(job_id=job.job_id), None)  # type: ignore[arg-type]
     assert answer.job.transcript.text == "a"
