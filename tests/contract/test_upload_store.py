@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
 from tests.contract.conftest import Stores
+from tests.postgres import Postgres
 from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, WrongState
-from typeless_grpc.stores.database import Database, upload_digests
+from typeless_grpc.stores.database import Database, upload_digests, uploads
 from typeless_grpc.stores.files import Files
 
 
@@ -132,6 +135,28 @@ def test_uploads_expire(database: Database, files: Files):
         stores.uploads.get(upload.upload_id, "ann")
     assert stores.uploads.delete_expired() == 1
     assert files.names("uploads") == []
+
+
+def test_an_upload_that_a_job_is_filed_about_meanwhile_stays(postgres: Postgres, files: Files):
+    database = Database(postgres.empty_database())
+    database.create_tables()
+    stores = Stores.over(database, files, uploads={"ttl_s": -1.0})
+    upload = stores.uploads.create("ann", "")
+    with ThreadPoolExecutor(1) as pool:
+        with database.writing() as connection:  # as the filing of a job does it
+            connection.execute(sa.update(uploads).values(expire_s=4e9))
+            deleting = pool.submit(stores.uploads.delete_expired)
+            while not waits_for_a_lock(database):
+                time.sleep(0.01)
+        assert deleting.result(30) == 0
+    assert stores.uploads.get(upload.upload_id, "ann").expire_s == 4e9
+    database.close()
+
+
+def waits_for_a_lock(database: Database) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'DELETE%%uploads%%'"
+    with database.reading() as connection:
+        return bool(connection.exec_driver_sql(waiting).scalar_one())
 
 
 def test_an_upload_remembers_the_sha256_it_was_completed_with(database: Database, files: Files):

@@ -134,10 +134,13 @@ class SqlUploadStore:
 
     def delete_expired(self, limit: int = 500) -> int:
         """Delete uploads that are past their time and that no job needs; how many."""
-        due = sa.select(uploads.c.upload_id).where(uploads.c.expire_s <= self._db.now_s(), ~_needed()).limit(limit)
+        is_over = uploads.c.expire_s <= self._db.now_s()
+        due = sa.select(uploads.c.upload_id).where(is_over, ~_needed()).limit(limit)
         with self._db.writing() as connection:
             gone = connection.execute(
-                sa.delete(uploads).where(uploads.c.upload_id.in_(due)).returning(uploads.c.upload_id)
+                # That it is over is asked twice: a job filed meanwhile keeps it for longer, and PostgreSQL, which waits
+                # for that, then looks at the outer condition again and not at the inner one.
+                sa.delete(uploads).where(uploads.c.upload_id.in_(due), is_over).returning(uploads.c.upload_id)
             ).scalars()
             ids = list(gone)
             for table in (upload_parts, upload_digests):
