@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from typeless_grpc.jobs.job import MAX_CRASHES, Failure, Job, Priority, State
 from typeless_grpc.jobs.store import JobQuery, Run, RunLost
 from typeless_grpc.stores.database import Database
 from typeless_grpc.stores.files import Files
+from typeless_grpc.stores.jobs import _filters
 
 FAULT = Failure("EngineFailed", "ENGINE_FAILED", "The engine failed.", 1.0)
 
@@ -155,8 +157,31 @@ def test_pages_go_on_where_they_stopped_when_jobs_come_and_go(stores: Stores):
     assert [job.job_id for job in rest.jobs] == [made[1], made[0]]
 
 
+def forged(token: str) -> str:
+    filters = _filters(JobQuery(None))
+    return base64.urlsafe_b64encode(token.replace("FILTERS", filters).encode()).decode()
+
+
 @pytest.mark.parametrize(
-    "token", ["x", "W10=", "bnVsbA==", "é", "WzEsMl0="], ids=["short", "empty", "null", "letter", "two"]
+    "token",
+    [
+        "x",
+        "é",
+        *map(
+            forged,
+            [
+                "[]",
+                "null",
+                "[1,2]",
+                f'[{"9" * 400},"a","f"]',
+                '[NaN,"a","FILTERS"]',
+                '[1,"a\\u0000","FILTERS"]',
+                '[1,"\\ud800","FILTERS"]',
+                f"{'[' * 200_000}1{']' * 200_000}",
+            ],
+        ),
+    ],
+    ids=["short", "letter", "empty", "null", "two", "digits", "no number", "nul", "half a letter", "nested"],
 )
 def test_a_page_token_of_nobodys_is_refused(stores: Stores, token: str):
     with pytest.raises(InvalidInput) as caught:

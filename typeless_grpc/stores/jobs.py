@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import json
+import math
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -280,7 +281,9 @@ def _page_start(query: JobQuery) -> tuple[float, str]:
     try:
         create_s, job_id, filters = json.loads(base64.urlsafe_b64decode(query.page_token.encode("ascii")))
         start = float(create_s), str(job_id)
-    except (ValueError, TypeError, binascii.Error) as error:
+        if not (math.isfinite(start[0]) and start[1].isascii() and start[1].isalnum()):
+            raise ValueError("no time, or no id of ours")
+    except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error) as error:
         raise InvalidInput("page_token", "is none that this server gave out", reason="PAGE_TOKEN_INVALID") from error
     if filters != _filters(query):
         raise InvalidInput("page_token", "belongs to a list with other filters", reason="PAGE_TOKEN_INVALID")
