@@ -50,6 +50,16 @@ __all__ = [
 
 DEFAULT_TARGET = "localhost:50051"
 
+# What a call ends with whose connection breaks, or that a server cuts as it ends; only where it gave no reason.
+BREAKS = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.CANCELLED,
+    }
+)
+
 # What can be transcribed: a file's path, or the bytes of one.
 AudioLike = str | os.PathLike[str] | bytes
 

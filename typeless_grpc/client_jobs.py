@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, TypeVar
 import grpc
 import grpc.aio
 
-from typeless_grpc.client import AudioLike, CallFailed, Options, RawFormat
+from typeless_grpc.client import BREAKS, AudioLike, CallFailed, Options, RawFormat
 from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, jobs_pb2_grpc, uploads_pb2, uploads_pb2_grpc
 
 T = TypeVar("T")
@@ -41,7 +41,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Retries:
-    """How long a call is tried again that finds no server, or finds the caller's quota spent.
+    """How long a call is tried again that finds no server, or loses it, or finds the caller's quota spent.
+
+    All calls of jobs and uploads are safe to make twice.
 
     max_attempts: in a row without any progress. max_quota_s: the longest wait for a quota that the server may ask for.
     """
@@ -56,7 +58,7 @@ class Retries:
         if n_failures >= self.max_attempts:
             return None
         asked_s = failed.retry_after_s or 0.0
-        if failed.code is grpc.StatusCode.UNAVAILABLE:
+        if failed.code is grpc.StatusCode.UNAVAILABLE or (failed.code in BREAKS and not failed.reason):
             return max(min(self.first_delay_s * 2.0 ** (n_failures - 1), self.max_delay_s), asked_s)
         # Many recordings, each with an upload, are more calls than most quotas hold at once.
         is_quota = failed.reason == "RATE_LIMITED" and failed.retry_after_s is not None
@@ -125,6 +127,8 @@ class Recording:
         self.n_bytes = self._file.seek(0, io.SEEK_END)
         self._reading = threading.Lock()
         self._sha256 = b""
+        # To gRPC a call whose requests cannot be made is one whose connection broke.
+        self.is_broken = False
 
     def requests(
         self, upload_id: str, offset: int, sent: Callable[[int], None]
@@ -132,11 +136,15 @@ class Recording:
         """Everything from an offset on, to its finish; sent: called with how far it has come."""
         request = uploads_pb2.UploadAudioRequest
         yield request(header=uploads_pb2.UploadHeader(upload_id=upload_id, offset=offset))
-        while chunk := self._chunk(offset):
-            yield request(chunk=chunk)
-            offset += len(chunk)
-            sent(offset)
-        yield request(finish=uploads_pb2.UploadFinish(sha256=self.sha256()))
+        try:
+            while chunk := self._chunk(offset):
+                yield request(chunk=chunk)
+                offset += len(chunk)
+                sent(offset)
+            yield request(finish=uploads_pb2.UploadFinish(sha256=self.sha256()))
+        except Exception:
+            self.is_broken = True
+            raise
 
     def sha256(self) -> bytes:
         """Of all of it."""
@@ -304,6 +312,8 @@ class Jobs:
                 return self._uploads.UploadAudio(requests).upload
             except grpc.RpcError as error:
                 failed, n_failures = CallFailed.of(error), n_failures + 1
+                if recording.is_broken:
+                    raise failed from error
                 if failed.reason == "UPLOAD_OFFSET_MISMATCH" and n_failures < self._retries.max_attempts:
                     continue  # what a broken call still had in hand was kept meanwhile
                 self._wait_or_raise(n_failures, failed, error)
@@ -436,6 +446,8 @@ class AsyncJobs:
                 return done
             except grpc.aio.AioRpcError as error:
                 failed, n_failures = CallFailed.of(error), n_failures + 1
+                if recording.is_broken:
+                    raise failed from error
                 if failed.reason == "UPLOAD_OFFSET_MISMATCH" and n_failures < self._retries.max_attempts:
                     continue
                 await self._wait_or_raise(n_failures, failed, error)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from typeless_grpc.client import CallFailed
+from typeless_grpc.client import BREAKS, CallFailed
 from typeless_grpc.client_ledger import Control, Item, Ledger, StreamOptions
 from typeless_grpc.pb.v1 import transcription_pb2_grpc
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeRequest, StreamTranscribeResponse
@@ -30,13 +30,6 @@ T = TypeVar("T")
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.1, 2.0
 _MAX_OPENINGS = 4  # tries to open a session, before there is any to lose
 
-# What a connection that breaks ends with; only where the server itself gave no reason.
-_BREAKS = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.CANCELLED,
-}
 # What an open session is refused with where its caller has had its share for now.
 _QUOTAS = {"RATE_LIMITED", "TOO_MANY_STREAMS"}
 
@@ -60,7 +53,7 @@ class _Patience:
         self._n_failures += 1
         if self._n_failures == 1:
             self._since_s = now_s
-        is_break = failed.code in _BREAKS and failed.reason in ("", "DRAINING", "OVERLOADED")
+        is_break = failed.code in BREAKS and failed.reason in ("", "DRAINING", "OVERLOADED")
         # An open session is worth waiting for a quota: coming back after breaks spends it, too.
         is_quota = bool(self.ledger.session_id) and failed.reason in _QUOTAS and failed.retry_after_s is not None
         if not (self.reconnect and (is_break or is_quota)):

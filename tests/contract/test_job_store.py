@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
+import sqlalchemy as sa
 
 from tests.contract.conftest import Stores, chunk, new_job
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Mode, PostProcessing, Script, Task, VoiceActivity
 from typeless_grpc.engine.transcript import OutputFormat
-from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, WrongState
+from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import MAX_CRASHES, Failure, Job, Priority, State
 from typeless_grpc.jobs.store import JobQuery, Run, RunLost
 from typeless_grpc.stores.database import Database
 from typeless_grpc.stores.files import Files
+from typeless_grpc.stores.jobs import _filters
 
 FAULT = Failure("EngineFailed", "ENGINE_FAILED", "The engine failed.", 1.0)
 
@@ -152,8 +157,31 @@ def test_pages_go_on_where_they_stopped_when_jobs_come_and_go(stores: Stores):
     assert [job.job_id for job in rest.jobs] == [made[1], made[0]]
 
 
+def forged(token: str) -> str:
+    filters = _filters(JobQuery(None))
+    return base64.urlsafe_b64encode(token.replace("FILTERS", filters).encode()).decode()
+
+
 @pytest.mark.parametrize(
-    "token", ["x", "W10=", "bnVsbA==", "é", "WzEsMl0="], ids=["short", "empty", "null", "letter", "two"]
+    "token",
+    [
+        "x",
+        "é",
+        *map(
+            forged,
+            [
+                "[]",
+                "null",
+                "[1,2]",
+                f'[{"9" * 400},"a","f"]',
+                '[NaN,"a","FILTERS"]',
+                '[1,"a\\u0000","FILTERS"]',
+                '[1,"\\ud800","FILTERS"]',
+                f"{'[' * 200_000}1{']' * 200_000}",
+            ],
+        ),
+    ],
+    ids=["short", "letter", "empty", "null", "two", "digits", "no number", "nul", "half a letter", "nested"],
 )
 def test_a_page_token_of_nobodys_is_refused(stores: Stores, token: str):
     with pytest.raises(InvalidInput) as caught:
@@ -267,6 +295,29 @@ def test_segments_are_read_from_any_index_on(stores: Stores, first: int, expecte
         stores.runs.keep_chunk(run, chunk(index, *texts))
     job = stores.jobs.get(run.job.job_id, None)
     assert [segment.text for segment in stores.jobs.segments(job, first)] == expected
+
+
+@pytest.mark.parametrize("end", ["cancel", "delete"])
+def test_a_job_that_ends_while_its_chunks_are_read_is_still_there_unless_deleted(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, end: str
+):
+    run = claimed(stores, stores.submit())
+    stores.runs.keep_chunk(run, chunk(0, "a", "b"))
+    job = stores.jobs.get(run.job.job_id, None)
+    read = stores.files.read
+
+    def read_late(paths: Sequence[str]) -> list[bytes]:
+        stores.jobs.cancel(job.job_id, None)
+        if end == "delete":
+            stores.jobs.delete(job.job_id, None)
+        return read(paths)
+
+    monkeypatch.setattr(stores.files, "read", read_late)
+    if end == "cancel":
+        assert stores.jobs.segments(job, 0) == []
+    else:
+        with pytest.raises(NotFound):
+            stores.jobs.segments(job, 0)
 
 
 def test_progress_never_falls(stores: Stores):
@@ -421,6 +472,33 @@ def test_files_of_a_submission_that_was_cut_short_are_deleted(stores: Stores):
     assert stores.upkeep.delete_orphans(before_s=0.0) == 0
     assert stores.upkeep.delete_orphans(before_s=4e9) == 1
     assert [name for name, _ in stores.files.names("jobs")] == [job.job_id]
+
+
+def test_a_job_whose_commit_got_no_answer_keeps_its_audio(stores: Stores, monkeypatch: pytest.MonkeyPatch):
+    writing = stores.database.writing
+
+    @contextmanager
+    def unanswered() -> Iterator[sa.Connection]:
+        with writing() as connection:
+            yield connection
+        raise SourceUnavailable("away", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stores.database, "writing", unanswered)
+        with pytest.raises(SourceUnavailable):
+            stores.submit(content=b"RIFF....", request_id="r1")
+    job = stores.submit(content=b"RIFF....", request_id="r1")
+    assert stores.jobs.page(JobQuery(None)).jobs == [job]
+    with stores.runs.open_audio(job) as file:
+        assert file.read() == b"RIFF...."
+
+
+def test_a_submission_that_was_refused_leaves_no_audio(stores: Stores):
+    stores.submit(request_id="r1", fingerprint="x")
+    (kept,) = stores.files.names("jobs")
+    with pytest.raises(NotFound):
+        stores.submit(uri="upload://nobody")
+    assert stores.files.names("jobs") == [kept]
 
 
 def test_a_job_about_an_upload_needs_it_whole(stores: Stores):

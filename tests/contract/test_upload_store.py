@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
 from tests.contract.conftest import Stores
+from tests.postgres import Postgres
 from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, WrongState
-from typeless_grpc.stores.database import Database
+from typeless_grpc.stores.database import Database, upload_digests, uploads
 from typeless_grpc.stores.files import Files
 
 
@@ -79,6 +82,7 @@ def test_of_two_calls_that_append_at_once_one_is_told(stores: Stores):
     after = stores.uploads.get(upload.upload_id, "ann")
     assert after.size_bytes == len(kept[0])
     assert stores.uploads.digest(after) == hashlib.sha256(kept[0]).digest()
+    assert len(stores.files.names(f"uploads/{upload.upload_id}")) == 1
 
 
 def test_a_complete_upload_does_not_grow(stores: Stores):
@@ -131,3 +135,55 @@ def test_uploads_expire(database: Database, files: Files):
         stores.uploads.get(upload.upload_id, "ann")
     assert stores.uploads.delete_expired() == 1
     assert files.names("uploads") == []
+
+
+def test_an_upload_that_a_job_is_filed_about_meanwhile_stays(postgres: Postgres, files: Files):
+    database = Database(postgres.empty_database())
+    database.create_tables()
+    stores = Stores.over(database, files, uploads={"ttl_s": -1.0})
+    upload = stores.uploads.create("ann", "")
+    with ThreadPoolExecutor(1) as pool:
+        with database.writing() as connection:  # as the filing of a job does it
+            connection.execute(sa.update(uploads).values(expire_s=4e9))
+            deleting = pool.submit(stores.uploads.delete_expired)
+            while not waits_for_a_lock(database):
+                time.sleep(0.01)
+        assert deleting.result(30) == 0
+    assert stores.uploads.get(upload.upload_id, "ann").expire_s == 4e9
+    database.close()
+
+
+def waits_for_a_lock(database: Database) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'DELETE%%uploads%%'"
+    with database.reading() as connection:
+        return bool(connection.exec_driver_sql(waiting).scalar_one())
+
+
+def test_an_upload_remembers_the_sha256_it_was_completed_with(database: Database, files: Files):
+    stores = Stores.over(database, files, uploads={"ttl_s": -1.0})
+    upload, other = stores.uploads.create("ann", ""), stores.uploads.create("ann", "")
+    stores.uploads.complete(upload, b"\x00\xff" * 16)
+    stores.uploads.complete(other)
+    assert stores.uploads.sha256(upload.upload_id, "ann") == b"\x00\xff" * 16
+    assert stores.uploads.sha256(upload.upload_id, None) == b"\x00\xff" * 16
+    assert stores.uploads.sha256(upload.upload_id, "bob") == b""
+    assert stores.uploads.sha256(other.upload_id, "ann") == b""
+    stores.uploads.delete_expired()
+    assert stores.uploads.sha256(upload.upload_id, "ann") == b""
+
+
+def test_a_database_of_an_earlier_version_gets_what_it_lacks(stores: Stores):
+    upload = stores.uploads.create("ann", "")
+    with stores.database.writing() as connection:
+        upload_digests.drop(connection)
+    stores.database.create_tables()
+    stores.uploads.complete(upload, bytes(32))
+    assert stores.uploads.sha256(upload.upload_id, "ann") == bytes(32)
+
+
+def test_files_of_uploads_that_are_gone_are_deleted(stores: Stores):
+    upload = stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"])
+    stores.files.write("uploads/gone/000000000000000-x", b"x")  # its row was deleted, and the process killed
+    assert stores.uploads.delete_orphans(before_s=0.0) == 0
+    assert stores.uploads.delete_orphans(before_s=4e9) == 1
+    assert [name for name, _ in stores.files.names("uploads")] == [upload.upload_id]

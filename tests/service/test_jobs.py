@@ -294,6 +294,19 @@ async def test_the_same_request_makes_one_job_however_often_it_is_sent(tmp_path:
         assert [job.job_id for job in listed.jobs] == [jobs[0].job_id]
 
 
+async def test_a_request_sent_again_finds_its_job_where_the_audio_is_gone(tmp_path: Path):
+    recording = tmp_path / "a.raw"
+    recording.write_bytes(pcm(1.0))
+    source = audio_pb2.AudioSource(uri=recording.as_uri(), format=submission().audio.format)
+    allowed = {"audio_uri_prefixes": [f"{tmp_path.as_uri()}/"]}
+    async with serving_jobs(ScriptedEngine(), tmp_path / "data", max_concurrent_jobs=0, **allowed) as served:
+        job = await submitted(served, audio=source, request_id="r1")
+        recording.unlink()
+        assert (await submitted(served, audio=source, request_id="r1")).job_id == job.job_id
+        failed = await refused(submitted(served, audio=source, request_id="r2"))
+    assert failed.reason == "AUDIO_NOT_FOUND"
+
+
 @pytest.mark.parametrize(
     ("change", "code", "field"),
     [

@@ -14,8 +14,8 @@ import pytest
 
 from tests.harness import AUDIO, ServedJobs, pcm, request, serving, serving_jobs
 from tests.service.test_transcribe import refused
-from typeless_grpc.client import AsyncClient, CallFailed, Client
-from typeless_grpc.client_jobs import CHUNK_BYTES, Jobs
+from typeless_grpc.client import AsyncClient, CallFailed, Client, RawFormat
+from typeless_grpc.client_jobs import CHUNK_BYTES, INLINE_BYTES, Jobs
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, server_pb2, transcription_pb2, uploads_pb2, uploads_pb2_grpc
 
@@ -79,6 +79,15 @@ async def test_what_arrived_before_a_call_broke_is_kept(served: ServedJobs):
     assert size == 6
     rest = await uploaded(served, header(opened.upload_id, size), chunk(b"ghi"), finish(b"abcdefghi"))
     assert rest.complete
+
+
+async def test_an_empty_chunk_is_nothing(served: ServedJobs):
+    opened = await uploaded(served, header(), chunk(b""))
+    part = await uploaded(served, header(opened.upload_id), chunk(b""), chunk(b"abc"), chunk(b""))
+    assert part.size_bytes == 3
+    assert (await uploaded(served, header(opened.upload_id, 3), chunk(b""), finish(b"abc"))).complete
+    failed = await refused(uploaded(served, header(), finish(), chunk(b"")))
+    assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_bytes_that_are_not_those_that_were_meant_do_not_complete_it(served: ServedJobs):
@@ -193,6 +202,22 @@ async def test_a_server_without_uploads_takes_no_uris():
         failed = await refused(served.transcription.Transcribe(transcription_pb2.TranscribeRequest(audio=source)))
         assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "URI_SCHEME_NOT_ALLOWED")
         assert (await served.transcription.Transcribe(request())).transcript.text
+
+
+async def test_a_recording_uploaded_again_is_the_same_submission(tmp_path: Path):
+    audio = bytes(INLINE_BYTES + 1)
+    raw = RawFormat("pcm_s16le", 16_000)
+    async with (
+        serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served,
+        AsyncClient(served.target) as client,
+    ):
+        job = await client.jobs.submit(audio, raw_format=raw, request_id="r1")
+        assert (await client.jobs.submit(audio, raw_format=raw, request_id="r1")).job_id == job.job_id
+        for changed in ({"audio": audio[1:] + b"x"}, {"labels": {"a": "b"}}):
+            with pytest.raises(CallFailed) as caught:
+                await client.jobs.submit(**{"audio": audio, "raw_format": raw, "request_id": "r1"} | changed)
+            assert caught.value.reason == "REQUEST_ID_REUSED"
+        assert [one.job_id async for one in client.jobs.list()] == [job.job_id]
 
 
 class Flaky:

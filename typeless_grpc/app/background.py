@@ -37,6 +37,8 @@ from typeless_grpc.telemetry.context import CallThreads
 STORE_THREADS = 8
 # Recordings fetched from other machines at the same time; a slow one holds up nothing but those behind it.
 FETCH_THREADS = 16
+# Whole uploads read at the same time for their SHA-256; those behind wait, and nobody else does.
+HASH_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ async def keep_jobs(
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(CallThreads(STORE_THREADS, "stores"))
         fetching = stack.enter_context(CallThreads(FETCH_THREADS, "fetching"))
+        hashing = stack.enter_context(CallThreads(HASH_THREADS, "hashing"))
         (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # what callers said is private
         database = Database(database_url(settings))
         stack.callback(database.close)
@@ -84,9 +87,9 @@ async def keep_jobs(
         janitor = Janitor(upkeep, uploads)
         janitor.start()
         stack.push_async_callback(asyncio.to_thread, janitor.stop)
-        jobs = JobsServicer(store, sources, executor, fetching, has_model=has_model, code_of=code_of)
+        jobs = JobsServicer(store, uploads, sources, executor, fetching, has_model=has_model, code_of=code_of)
         stack.push_async_callback(jobs.close)
-        yield Background([jobs, UploadServicer(uploads, executor)], sources, table, fetching)
+        yield Background([jobs, UploadServicer(uploads, executor, hashing)], sources, table, fetching)
 
 
 @asynccontextmanager

@@ -69,6 +69,13 @@ class JobStore(Protocol):
         """
         ...
 
+    def made_by(self, new: NewJob) -> Job | None:
+        """The job that an earlier submission with new.request_id made; None where there is none.
+
+        Raises AlreadyExists if that was for something else.
+        """
+        ...
+
     def get(self, job_id: str, owner: str | None) -> Job:
         """The job as it stands. Raises NotFound."""
         ...
@@ -184,8 +191,12 @@ class UploadStore(Protocol):
         """SHA-256 of what is kept, read piece by piece."""
         ...
 
-    def complete(self, upload: Upload) -> Upload:
-        """All bytes are there. Raises WrongState as append does."""
+    def complete(self, upload: Upload, sha256: bytes = b"") -> Upload:
+        """All bytes are there. sha256: of them, b"" where it is not known. Raises WrongState as append does."""
+        ...
+
+    def sha256(self, upload_id: str, owner: str | None) -> bytes:
+        """What the upload was completed with; b"" where that is not known, or there is no such upload."""
         ...
 
     def open(self, upload_id: str, owner: str | None) -> BinaryIO:

@@ -108,7 +108,8 @@ class _Hold:
         except concurrent.futures.CancelledError as error:
             raise _Stopped from error
         finally:
-            self._inference = None
+            with self._lock:
+                self._inference = None
 
     def close(self) -> None:
         """Let go of the audio."""

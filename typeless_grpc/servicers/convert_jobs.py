@@ -74,8 +74,15 @@ def new_job(request: jobs_pb2.SubmitJobRequest, principal: Principal) -> NewJob:
     )
 
 
-def fingerprint(request: jobs_pb2.SubmitJobRequest) -> str:
-    """The same for two submissions exactly if they ask for the same. Takes a moment where audio comes along."""
+def fingerprint(request: jobs_pb2.SubmitJobRequest, sha256: bytes = b"") -> str:
+    """The same for two submissions exactly if they ask for the same. Takes a moment where audio comes along.
+
+    sha256: of the upload that it names, where known: the same recording may have been uploaded again.
+    """
+    if sha256:
+        named, request = request, jobs_pb2.SubmitJobRequest()
+        request.CopyFrom(named)
+        request.audio.uri = f"sha256:{sha256.hex()}"
     return hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
 
 

@@ -13,9 +13,10 @@ import grpc
 
 from typeless_grpc.access import principal
 from typeless_grpc.audio.source import AudioSources
+from typeless_grpc.engine.transcript import Transcript
 from typeless_grpc.errors import InvalidInput, NotFound, TypelessError
 from typeless_grpc.jobs.job import Job, NewJob, State
-from typeless_grpc.jobs.store import JobStore
+from typeless_grpc.jobs.store import JobStore, UploadStore
 from typeless_grpc.pb.v1 import jobs_pb2, jobs_pb2_grpc
 from typeless_grpc.servicers import convert, convert_jobs
 from typeless_grpc.servicers.watch import JobWatch
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 # Fetched when the job is submitted, since what an address holds may be gone when the job runs.
 FETCHED_AT_ONCE = "https"
-UPLOAD = "upload"
+UPLOAD_SCHEME = "upload://"
 
 
 class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
@@ -35,6 +36,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     def __init__(
         self,
         store: JobStore,
+        uploads: UploadStore,
         sources: AudioSources,
         executor: Executor,
         fetching: Executor,
@@ -46,7 +48,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
 
         has_model: whether a model can be named; blocks. code_of: the google.rpc.Code of an error.
         """
-        self._store, self._sources = store, sources
+        self._store, self._uploads, self._sources = store, uploads, sources
         self._executor, self._fetching = executor, fetching
         self._has_model, self._code_of = has_model, code_of
         self._watch = JobWatch(store, executor)
@@ -77,7 +79,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         """A page of jobs, without their transcripts."""
         query = convert_jobs.query(request, principal.current())
         page = await self._run(lambda: self._store.page(query))
-        jobs = [convert_jobs.job(job, None, self._code(job)) for job in page.jobs]
+        jobs = [self._message(job) for job in page.jobs]
         return jobs_pb2.ListJobsResponse(jobs=jobs, next_page_token=page.next_page_token)
 
     async def CancelJob(
@@ -124,12 +126,15 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         await self._watch.close()
 
     def _submit(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> Job:
+        new = replace(new, fingerprint=convert_jobs.fingerprint(request, self._uploaded_sha256(new)))
+        # Before anything is fetched: an address may hold nothing any more for a job that has its audio.
+        if (made := self._store.made_by(new)) is not None:
+            return made
         if new.options.model and not self._has_model(new.options.model):
             raise NotFound(f"This server has no model called '{new.options.model[:128]}'.", reason="MODEL_NOT_FOUND")
-        new = replace(new, fingerprint=convert_jobs.fingerprint(request))
         if not new.uri:
             return self._store.submit(new, request.audio.content)
-        if new.uri.startswith(f"{UPLOAD}://"):
+        if new.uri.startswith(UPLOAD_SCHEME):
             return self._store.submit(new, None)
         file: BinaryIO = self._sources.open(new.uri, new.uploads_of, "audio.uri")
         with file:
@@ -137,19 +142,24 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
                 return self._store.submit(replace(new, uri=""), file)
             return self._store.submit(new, None)
 
+    def _uploaded_sha256(self, new: NewJob) -> bytes:
+        if not new.request_id or not new.uri.startswith(UPLOAD_SCHEME):
+            return b""
+        return self._uploads.sha256(new.uri.removeprefix(UPLOAD_SCHEME), new.uploads_of)
+
     async def _get(self, job_id: str) -> Job:
         job_id, owner = convert_jobs.required_id(job_id, "job_id"), convert_jobs.reach(principal.current())
         return await self._run(lambda: self._store.get(job_id, owner))
 
     async def _shown(self, job: Job) -> jobs_pb2.Job:
-        """With its transcript where it is COMPLETED."""
-        transcript = None
-        if job.state is State.COMPLETED:
-            transcript = await self._run(lambda: self._store.transcript(job))
-        return convert_jobs.job(job, transcript, self._code(job))
+        """With its transcript where it is COMPLETED: that of a day takes a second to put into a message."""
+        return await self._run(lambda: self._completed(job)) if job.state is State.COMPLETED else self._message(job)
 
-    def _code(self, job: Job) -> int:
-        return self._code_of(job.failure.error) if job.failure else 0
+    def _completed(self, job: Job) -> jobs_pb2.Job:
+        return self._message(job, self._store.transcript(job))
+
+    def _message(self, job: Job, transcript: Transcript | None = None) -> jobs_pb2.Job:
+        return convert_jobs.job(job, transcript, self._code_of(job.failure.error) if job.failure else 0)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)

@@ -28,9 +28,9 @@ class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
 
     NAME = "typeless.v1.UploadService"
 
-    def __init__(self, store: UploadStore, executor: Executor) -> None:
-        """executor: threads for the store."""
-        self._store, self._executor = store, executor
+    def __init__(self, store: UploadStore, executor: Executor, hashing: Executor) -> None:
+        """executor: threads for the store. hashing: threads that read whole uploads, which takes seconds."""
+        self._store, self._executor, self._hashing = store, executor, hashing
 
     def register(self, server: grpc.aio.Server) -> None:
         """Take this service's calls."""
@@ -42,7 +42,7 @@ class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> uploads_pb2.UploadAudioResponse:
         """Keep what arrives; complete only once `finish` came and its SHA-256 is right."""
-        receiving = Receiving(self._store, self._executor)
+        receiving = Receiving(self._store, self._executor, self._hashing)
         try:
             async for request in request_iterator:
                 match request.WhichOneof("request"):
@@ -71,8 +71,8 @@ class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
 class Receiving:
     """One UploadAudio call: header, chunks, finish, in this order."""
 
-    def __init__(self, store: UploadStore, executor: Executor) -> None:
-        self._store, self._executor = store, executor
+    def __init__(self, store: UploadStore, executor: Executor, hashing: Executor) -> None:
+        self._store, self._executor, self._hashing = store, executor, hashing
         self._upload: Upload | None = None
         # As they came: joined they would be in memory twice.
         self._pending: list[bytes] = []
@@ -105,11 +105,13 @@ class Receiving:
             self._sha256 = hashlib.sha256()
 
     async def take(self, chunk: bytes) -> None:
-        """The next bytes."""
+        """The next bytes; where there are none, nothing happens."""
         if self._upload is None:
             raise InvalidInput("header", "comes first")
         if self._finish is not None:
             raise InvalidInput("chunk", "nothing comes after finish")
+        if not chunk:
+            return
         self._pending.append(chunk)
         self._n_pending_bytes += len(chunk)
         if self._n_pending_bytes >= PART_BYTES:
@@ -133,9 +135,8 @@ class Receiving:
         upload = self._upload
         if self._finish is None:
             return upload
-        if self._finish.sha256:
-            await self._check(upload, self._finish.sha256)
-        return await self._run(lambda: self._store.complete(upload))
+        digest = await self._digest(upload, self._finish.sha256)
+        return await self._run(lambda: self._store.complete(upload, digest))
 
     async def keep(self) -> None:
         """Write what waits in memory. It is written even where the call is cancelled meanwhile."""
@@ -155,13 +156,18 @@ class Receiving:
 
         self._upload = await self._run(write)
 
-    async def _check(self, upload: Upload, expected: bytes) -> None:
-        digest = (
-            self._sha256.digest() if self._sha256 is not None else await self._run(lambda: self._store.digest(upload))
-        )
-        if digest != expected:
+    async def _digest(self, upload: Upload, expected: bytes) -> bytes:
+        """SHA-256 of all bytes; b"" where it would have to be computed and nobody asked. Raises InvalidInput."""
+        if self._sha256 is None and not expected:
+            return b""
+        digest = bytes(self._sha256.digest()) if self._sha256 is not None else await self._digest_again(upload)
+        if expected and digest != expected:
             why = "the bytes that arrived have another SHA-256; the upload stays unfinished"
             raise InvalidInput("finish.sha256", why, reason="SHA256_MISMATCH")
+        return digest
+
+    async def _digest_again(self, upload: Upload) -> bytes:
+        return await asyncio.get_running_loop().run_in_executor(self._hashing, self._store.digest, upload)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)

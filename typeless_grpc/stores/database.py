@@ -119,6 +119,15 @@ upload_parts = sa.Table(
     sa.Column("path", sa.Text, nullable=False),
 )
 
+# What uploads were completed with, where it is known. No column of theirs: databases of earlier versions get the tables
+# that they lack, and no columns.
+upload_digests = sa.Table(
+    "upload_digests",
+    metadata,
+    sa.Column("upload_id", sa.Text, primary_key=True),
+    sa.Column("sha256", sa.LargeBinary, nullable=False),
+)
+
 
 class Database:
     """A pool of connections; threads share it. Errors of the database come out as SourceUnavailable."""

@@ -137,6 +137,7 @@ class DbosWorker:
         Waits as long as the database cannot be reached, or another worker runs in this process. Once `stop` is called
         it returns without having begun.
         """
+        self._beats.note()  # so that a long wait for the database counts as silence, as it does for the others
         try:
             while not _only_one.acquire(timeout=0.1):
                 if self._stopping.is_set():
@@ -253,12 +254,13 @@ class DbosWorker:
     def _take_over(self) -> None:
         """Put the jobs of dead workers back into the queue. Others may do the same at once: it happens once."""
         assert self._dbos is not None
+        executors = self._executors()  # before who is known: a worker says that it lives before it takes anything
         known = self._upkeep.workers()
         locks = self._options.locks
         dead = {one for one in known if SignOfLife.is_dead(locks, one)}
         if self._beats.can_judge:
             dead |= {one for one, is_alive in known.items() if not is_alive}
-        dead |= self._executors() - known.keys()
+        dead |= executors - known.keys()
         dead.discard(self._worker.worker_id)
         if not dead:
             return

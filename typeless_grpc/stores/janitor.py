@@ -13,6 +13,7 @@ from typeless_grpc.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 # Files of a job are written before its row, within one call: those without a row after so long never get one.
+# Sweeps are as far apart.
 ORPHAN_S = 3600.0
 
 
@@ -40,7 +41,9 @@ class Janitor:
         n_deleted = self._jobs.delete_expired() + self._uploads.delete_expired()
         if time.monotonic() >= self._orphans_due_s:
             self._orphans_due_s = time.monotonic() + ORPHAN_S
-            self._jobs.delete_orphans(time.time() - ORPHAN_S)
+            before_s = time.time() - ORPHAN_S
+            self._jobs.delete_orphans(before_s)
+            self._uploads.delete_orphans(before_s)
         return n_deleted
 
     def _tidy(self) -> None:

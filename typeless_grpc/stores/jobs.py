@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import json
+import math
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 
 from typeless_grpc.engine.transcript import Segment, Transcript
-from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, WrongState
+from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import Job, NewJob, State, joined, shown
 from typeless_grpc.jobs.store import JobPage, JobQuery, QueueStats
 from typeless_grpc.stores.database import job_chunks, jobs, uploads, workers
@@ -35,18 +36,42 @@ class SqlJobStore:
         """See `JobStore`."""
         self._table.queue.prepare()
         while True:
-            if (made := self._made_by_request(new)) is not None:
+            if (made := self.made_by(new)) is not None:
                 return made
             job_id = uuid.uuid4().hex
+            if content is not None:
+                self._write_audio(job_id, content)
             try:
-                if content is not None:
-                    self._table.files.write(audio_path(job_id), content)
                 return self._file(job_id, new)
             except IntegrityError:  # the same request id at the same instant: the other one was first
                 self._table.delete_files(job_id)
+            except SourceUnavailable as error:
+                # The answer to a commit may be lost, and the job filed: what has no row is for the upkeep to delete. A
+                # database that is full has filed nothing.
+                if error.reason == "STORAGE_FULL":
+                    self._table.delete_files(job_id)
+                raise
             except BaseException:
                 self._table.delete_files(job_id)
                 raise
+
+    def made_by(self, new: NewJob) -> Job | None:
+        """See `JobStore`."""
+        if not new.request_id:
+            return None
+        statement = sa.select(jobs).where(
+            jobs.c.owner == new.owner, jobs.c.request_id == new.request_id, *self._table.visible(None)
+        )
+        with self._table.db.reading() as connection:
+            row = connection.execute(statement).one_or_none()
+        if row is None:
+            return None
+        if row.fingerprint != new.fingerprint:
+            raise AlreadyExists(
+                "request_id: it was used for a different request; a new job needs a new one.",
+                reason="REQUEST_ID_REUSED",
+            )
+        return job_of(row)
 
     def get(self, job_id: str, owner: str | None) -> Job:
         """See `JobStore`."""
@@ -150,23 +175,12 @@ class SqlJobStore:
         segments = [one for part in parts for one in part.segments]
         return segments[first_index - int(skipped) :]
 
-    def _made_by_request(self, new: NewJob) -> Job | None:
-        """The job that this request made before. Raises AlreadyExists if it was another request."""
-        if not new.request_id:
-            return None
-        statement = sa.select(jobs).where(
-            jobs.c.owner == new.owner, jobs.c.request_id == new.request_id, *self._table.visible(None)
-        )
-        with self._table.db.reading() as connection:
-            row = connection.execute(statement).one_or_none()
-        if row is None:
-            return None
-        if row.fingerprint != new.fingerprint:
-            raise AlreadyExists(
-                "request_id: it was used for a different request; a new job needs a new one.",
-                reason="REQUEST_ID_REUSED",
-            )
-        return job_of(row)
+    def _write_audio(self, job_id: str, content: bytes | BinaryIO) -> None:
+        try:
+            self._table.files.write(audio_path(job_id), content)
+        except BaseException:
+            self._table.delete_files(job_id)
+            raise
 
     def _file(self, job_id: str, new: NewJob) -> Job:
         with self._table.db.writing() as connection:
@@ -234,15 +248,22 @@ class SqlJobStore:
 
     def _transcripts(self, job_id: str, first_segment: int) -> list[Transcript]:
         """Those of the chunks that hold a segment from an index on, in order; all of them from 0 on."""
+        paths = self._chunk_paths(job_id, first_segment)
+        while True:
+            try:
+                return [TRANSCRIPT.validate_json(data) for data in self._table.files.read(paths)]
+            except FileNotFoundError as error:  # deleted between the two reads, with the job or by its cancellation
+                self.get(job_id, None)
+                before, paths = paths, self._chunk_paths(job_id, first_segment)
+                if paths == before:
+                    raise not_found(job_id) from error
+
+    def _chunk_paths(self, job_id: str, first_segment: int) -> Sequence[str]:
         statement = sa.select(job_chunks.c.path).where(job_chunks.c.job_id == job_id)
         if first_segment:
             statement = statement.where(job_chunks.c.first_segment + job_chunks.c.n_segments > first_segment)
         with self._table.db.reading() as connection:
-            paths = connection.execute(statement.order_by(job_chunks.c.chunk_index)).scalars().all()
-        try:
-            return [TRANSCRIPT.validate_json(data) for data in self._table.files.read(paths)]
-        except FileNotFoundError as error:  # deleted between the two reads
-            raise not_found(job_id) from error
+            return connection.execute(statement.order_by(job_chunks.c.chunk_index)).scalars().all()
 
     def _labelled(self, key: str, value: str) -> sa.ColumnElement[bool]:
         if self._table.db.is_sqlite:
@@ -260,7 +281,9 @@ def _page_start(query: JobQuery) -> tuple[float, str]:
     try:
         create_s, job_id, filters = json.loads(base64.urlsafe_b64decode(query.page_token.encode("ascii")))
         start = float(create_s), str(job_id)
-    except (ValueError, TypeError, binascii.Error) as error:
+        if not (math.isfinite(start[0]) and start[1].isascii() and start[1].isalnum()):
+            raise ValueError("no time, or no id of ours")
+    except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error) as error:
         raise InvalidInput("page_token", "is none that this server gave out", reason="PAGE_TOKEN_INVALID") from error
     if filters != _filters(query):
         raise InvalidInput("page_token", "belongs to a list with other filters", reason="PAGE_TOKEN_INVALID")

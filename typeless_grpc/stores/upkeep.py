@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from typeless_grpc.jobs.job import State
 from typeless_grpc.stores.database import jobs, workers
 from typeless_grpc.stores.job_table import JobTable
+from typeless_grpc.stores.orphans import Orphans
 
 
 class JobUpkeep:
@@ -16,6 +17,7 @@ class JobUpkeep:
 
     def __init__(self, table: JobTable) -> None:
         self._table = table
+        self._orphans = Orphans(table.db, table.files, "jobs", jobs.c.job_id)
 
     def beat(self, worker_id: str, max_jobs: int) -> None:
         """Say that a worker is alive."""
@@ -69,15 +71,4 @@ class JobUpkeep:
 
     def delete_orphans(self, before_s: float) -> int:
         """Delete files of jobs that were never filed: a submission that was cut short. before_s: Unix time."""
-        names = [
-            name for name, changed_s in self._table.files.names("jobs") if changed_s is None or changed_s < before_s
-        ]
-        n_deleted = 0
-        for start in range(0, len(names), 500):
-            some = names[start : start + 500]
-            with self._table.db.reading() as connection:
-                known = set(connection.execute(sa.select(jobs.c.job_id).where(jobs.c.job_id.in_(some))).scalars())
-            for name in set(some) - known:
-                self._table.delete_files(name)
-                n_deleted += 1
-        return n_deleted
+        return self._orphans.delete(before_s)

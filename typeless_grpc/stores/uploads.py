@@ -1,7 +1,8 @@
 """Uploads: their bytes in parts, as they arrived, and a row that says which parts count.
 
 A part is written first and counted afterwards, by a write that demands that the upload has not moved on: of two calls
-that append to one upload at once, one is told so. Parts that were never counted go with the upload.
+that append to one upload at once, one is told so, and its part deleted. Parts that were never counted otherwise go with
+the upload.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import sqlalchemy as sa
 
 from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.store import Upload
-from typeless_grpc.stores.database import Database, jobs, upload_parts, uploads
+from typeless_grpc.stores.database import Database, jobs, upload_digests, upload_parts, uploads
 from typeless_grpc.stores.files import Files, PartsFile
+from typeless_grpc.stores.orphans import Orphans
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -42,6 +44,7 @@ class SqlUploadStore:
 
     def __init__(self, database: Database, files: Files, options: UploadOptions) -> None:
         self._db, self._files, self._options = database, files, options
+        self._orphans = Orphans(database, files, "uploads", uploads.c.upload_id)
 
     def create(self, owner: str, filename: str) -> Upload:
         """See `UploadStore`."""
@@ -88,14 +91,11 @@ class SqlUploadStore:
         self._check_room(upload.owner, n_bytes)
         path = f"uploads/{upload.upload_id}/{upload.size_bytes:015d}-{uuid.uuid4().hex[:8]}"
         self._files.write(path, data)
-        with self._db.writing() as connection:
-            grown = self._changed(connection, upload, size_bytes=upload.size_bytes + n_bytes)
-            connection.execute(
-                sa.insert(upload_parts).values(
-                    upload_id=upload.upload_id, offset=upload.size_bytes, size_bytes=n_bytes, path=path
-                )
-            )
-        return grown
+        try:
+            return self._counted(upload, n_bytes, path)
+        except WrongState:
+            self._delete(path)
+            raise
 
     def digest(self, upload: Upload) -> bytes:
         """See `UploadStore`."""
@@ -105,10 +105,26 @@ class SqlUploadStore:
                 sha256.update(data)
         return sha256.digest()
 
-    def complete(self, upload: Upload) -> Upload:
+    def complete(self, upload: Upload, sha256: bytes = b"") -> Upload:
         """See `UploadStore`."""
+        expire_s = self._db.now_s() + self._options.ttl_s
         with self._db.writing() as connection:
-            return self._changed(connection, upload, is_complete=True, expire_s=self._db.now_s() + self._options.ttl_s)
+            done = self._changed(connection, upload, is_complete=True, expire_s=expire_s)
+            if sha256:
+                connection.execute(sa.insert(upload_digests).values(upload_id=upload.upload_id, sha256=sha256))
+        return done
+
+    def sha256(self, upload_id: str, owner: str | None) -> bytes:
+        """See `UploadStore`."""
+        statement = (
+            sa.select(upload_digests.c.sha256)
+            .join(uploads, uploads.c.upload_id == upload_digests.c.upload_id)
+            .where(uploads.c.upload_id == upload_id)
+        )
+        if owner is not None:
+            statement = statement.where(uploads.c.owner == owner)
+        with self._db.reading() as connection:
+            return bytes(connection.execute(statement).scalar_one_or_none() or b"")
 
     def open(self, upload_id: str, owner: str | None) -> BinaryIO:
         """See `UploadStore`."""
@@ -118,19 +134,40 @@ class SqlUploadStore:
 
     def delete_expired(self, limit: int = 500) -> int:
         """Delete uploads that are past their time and that no job needs; how many."""
-        due = sa.select(uploads.c.upload_id).where(uploads.c.expire_s <= self._db.now_s(), ~_needed()).limit(limit)
+        is_over = uploads.c.expire_s <= self._db.now_s()
+        due = sa.select(uploads.c.upload_id).where(is_over, ~_needed()).limit(limit)
         with self._db.writing() as connection:
             gone = connection.execute(
-                sa.delete(uploads).where(uploads.c.upload_id.in_(due)).returning(uploads.c.upload_id)
+                # That it is over is asked twice: a job filed meanwhile keeps it for longer, and PostgreSQL, which waits
+                # for that, then looks at the outer condition again and not at the inner one.
+                sa.delete(uploads).where(uploads.c.upload_id.in_(due), is_over).returning(uploads.c.upload_id)
             ).scalars()
             ids = list(gone)
-            connection.execute(sa.delete(upload_parts).where(upload_parts.c.upload_id.in_(ids)))
+            for table in (upload_parts, upload_digests):
+                connection.execute(sa.delete(table).where(table.c.upload_id.in_(ids)))
         for upload_id in ids:
-            try:
-                self._files.delete_tree(f"uploads/{upload_id}")
-            except SourceUnavailable:
-                log.warning("files of an upload are left behind", upload_id=upload_id)
+            self._delete(f"uploads/{upload_id}")
         return len(ids)
+
+    def delete_orphans(self, before_s: float) -> int:
+        """Delete files of uploads that are gone: a deletion that was cut short, or a part that came after it."""
+        return self._orphans.delete(before_s)
+
+    def _counted(self, upload: Upload, n_bytes: int, path: str) -> Upload:
+        with self._db.writing() as connection:
+            grown = self._changed(connection, upload, size_bytes=upload.size_bytes + n_bytes)
+            connection.execute(
+                sa.insert(upload_parts).values(
+                    upload_id=upload.upload_id, offset=upload.size_bytes, size_bytes=n_bytes, path=path
+                )
+            )
+        return grown
+
+    def _delete(self, path: str) -> None:
+        try:
+            self._files.delete_tree(path)
+        except SourceUnavailable:
+            log.warning("files of an upload are left behind", path=path)
 
     def _check_room(self, owner: str, n_bytes: int) -> None:
         """Before the bytes are written: of calls side by side, each may pass the bound by one part."""

@@ -44,10 +44,8 @@ def download(parts: SplitResult, field: str, options: WebOptions) -> BinaryIO:
     connection = _PinnedConnection(parts.hostname or "", parts.port or 443, addresses)
     file = tempfile.TemporaryFile()  # noqa: SIM115
     try:
-        with _time_limit(options.timeout_s, connection.give_up) as is_over:
+        with _time_limit(options.timeout_s, connection.give_up):
             _fetch(connection, parts, cast(BinaryIO, file), field, options.max_bytes)
-            if is_over():
-                raise unreachable()
         file.seek(0)
         return cast(BinaryIO, file)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -112,8 +110,10 @@ def _fetch(connection: _PinnedConnection, parts: SplitResult, file: BinaryIO, fi
         if response.length is not None:
             check_size(response.length, max_bytes, field)
         while data := response.read1(_COPY_BYTES):
+            connection.check_time()
             file.write(data)
             check_size(file.tell(), max_bytes, field)
+        connection.check_time()
         if response.length:  # the connection broke before all of it had come
             raise unreachable()
 
@@ -134,45 +134,52 @@ class _PinnedConnection(http.client.HTTPSConnection):
         self._tls = ssl.create_default_context()
         super().__init__(host, port, timeout=_SILENCE_S, context=self._tls)
         self._addresses = addresses
+        self._is_given_up = threading.Event()
+        # `sock` is let go of once the answer's head is there, if the other side closes the connection after it.
+        self._open: ssl.SSLSocket | None = None
 
     def connect(self) -> None:
         plain = self._connected()
-        # Kept before the handshake, so that `give_up` ends that, too.
-        self.sock = plain
         try:
-            # An end that was not announced is an error: it could be anybody's.
-            self.sock = self._tls.wrap_socket(plain, server_hostname=self.host, suppress_ragged_eofs=False)
+            # Without its handshake, so that `give_up` finds what the handshake waits on. An end that was not announced
+            # is an error: it could be anybody's.
+            self.sock = self._open = self._tls.wrap_socket(
+                plain, server_hostname=self.host, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            )
         except BaseException:
             plain.close()
             raise
+        self.check_time()
+        self.sock.do_handshake()
 
     def give_up(self) -> None:
-        """End it, from another thread, whatever it waits for."""
-        sock = self.sock
-        if sock is not None:
+        """End it, from another thread, whatever it waits for, or as soon as it has connected."""
+        self._is_given_up.set()
+        if self._open is not None:
             with suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(self._open, socket.SHUT_RDWR)
+
+    def check_time(self) -> None:
+        """Raise SourceUnavailable once it was given up."""
+        if self._is_given_up.is_set():
+            raise unreachable()
 
     def _connected(self) -> socket.socket:
         for address in self._addresses[:-1]:
+            self.check_time()
             with suppress(OSError):  # a host of two families is often reached by one of them only
                 return socket.create_connection((address, self.port), self.timeout)
+        self.check_time()
         return socket.create_connection((self._addresses[-1], self.port), self.timeout)
 
 
 @contextmanager
-def _time_limit(seconds: float, give_up: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Give up after a time, also where the other side keeps sending a little; tells whether that time is over."""
-    over = threading.Event()
-
-    def end() -> None:
-        over.set()
-        give_up()
-
-    timer = threading.Timer(seconds, end)
+def _time_limit(seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
+    """Give up after a time, also where the other side keeps sending a little."""
+    timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
     try:
-        yield over.is_set
+        yield
     finally:
         timer.cancel()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ import pytest
 from tests.contract.conftest import Stores
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.audio.vad import FRAME_SAMPLES, Probabilities
-from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.engine.interface import DecodeOptions, Recognition
 from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.errors import EngineFailed, InvalidInput, NotFound, Overloaded, SourceUnavailable
 from typeless_grpc.jobs.job import Job, RetryPolicy, State
-from typeless_grpc.jobs.worker import Released, Worker, WorkerOptions
+from typeless_grpc.jobs.worker import Released, Worker, WorkerOptions, _Hold
 from typeless_grpc.stores.database import Database, sqlite_url
 from typeless_grpc.stores.files import Files
 
@@ -157,6 +158,23 @@ async def test_a_cancelled_job_stops_the_engines_work(stores: Stores):
         await task
     assert engine.n_cancelled == 1
     assert now(stores, job).state is State.CANCELLED
+
+
+def test_work_that_ends_while_its_run_is_stopped_is_let_go_of_afterwards(stores: Stores):
+    started = stores.runs.claim(stores.submit().job_id, "w1")
+    assert started is not None
+    hold, inference = _Hold(started), Future[Recognition]()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(hold.result, inference)
+        while hold._inference is None:
+            time.sleep(0.001)
+        with hold._lock:  # `stop` has it from its look at the work to the end of it
+            inference.set_exception(EngineFailed("broken"))
+            assert not wait([waiting], timeout=0.1).done
+            assert hold._inference is inference
+        with pytest.raises(EngineFailed):
+            waiting.result(10)
+    assert hold._inference is None
 
 
 async def test_a_worker_that_stops_hands_its_jobs_back(stores: Stores):

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from tests.harness import REPOSITORY
 from typeless_grpc.clock import FakeClock
-from typeless_grpc.stores.dbos_worker import Beats, SignOfLife, new_worker_id
+from typeless_grpc.stores import dbos_worker
+from typeless_grpc.stores.dbos_worker import Beats, DbosWorker, DbosWorkerOptions, SignOfLife, new_worker_id
 
+UNTOUCHED: Any = object()
 HOLDER = """
 import sys
 from pathlib import Path
@@ -69,3 +76,60 @@ def test_whoever_was_silent_itself_gives_the_others_time_to_be_heard_of():
     clock.advance(5.0)
     beats.note()
     assert beats.can_judge
+
+
+class BeginsLate(DbosWorker):
+    """A worker that the database keeps waiting for a minute, and that then does nothing."""
+
+    def __init__(self, clock: FakeClock, directory: Path) -> None:
+        options = DbosWorkerOptions(1, 0.1, worker_timeout_s=20.0, locks=directory)
+        super().__init__(UNTOUCHED, UNTOUCHED, UNTOUCHED, options)
+        self._clock = clock
+        self._beats = Beats(20.0, clock.now_s)
+
+    def _try_to_begin(self) -> None:
+        self._clock.advance(60.0)
+        self._dbos = UNTOUCHED
+
+    def _keep(self) -> None: ...
+
+
+def test_a_worker_whose_start_was_delayed_gives_the_others_time_to_be_heard_of(tmp_path: Path):
+    clock = FakeClock()
+    late = BeginsLate(clock, tmp_path)
+    late.start()
+    dbos_worker._only_one.release()
+    late._beats.note()
+    assert not late._beats.can_judge
+    clock.advance(20.0)
+    assert late._beats.can_judge
+
+
+class Newcomer:
+    """A worker that begins while another one looks at who works: it says that it lives, then takes a job."""
+
+    def __init__(self) -> None:
+        self.n_looks = 0
+
+    def _come(self) -> bool:
+        self.n_looks += 1
+        return self.n_looks > 1
+
+    def workers(self) -> dict[str, bool]:
+        return {"w1": True} | ({"w2": True} if self._come() else {})
+
+    def executors(self) -> set[str]:
+        return {"w2"} if self._come() else set()
+
+    def sign_off(self, worker_ids: Collection[str]) -> None:
+        raise AssertionError(f"{sorted(worker_ids)} are alive")
+
+
+def test_a_worker_that_begins_meanwhile_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    newcomer = Newcomer()
+    options = DbosWorkerOptions(1, 0.1, worker_timeout_s=20.0, locks=tmp_path)
+    looking = DbosWorker(UNTOUCHED, newcomer, SimpleNamespace(worker_id="w1"), options)  # type: ignore[arg-type]
+    looking._dbos = UNTOUCHED
+    monkeypatch.setattr(looking, "_executors", newcomer.executors)
+    looking._take_over()
+    assert newcomer.n_looks == 2

@@ -9,7 +9,9 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -113,6 +115,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
                     while not self.stopping.wait(0.02):
                         self.wfile.write(b"x")
+            case "/body-without-end":
+                self.send_response(200)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    while not self.stopping.wait(0.02):
+                        self.wfile.write(b"x")
             case "/endless":
                 self.send_response(200)
                 self.end_headers()
@@ -195,11 +203,34 @@ def test_a_host_is_reached_by_whichever_of_its_addresses_answers(web: str, monke
         assert file.read() == b"from the web"
 
 
-def test_a_download_that_takes_too_long_is_given_up(web: str):
+@pytest.mark.parametrize("path", ["headers-without-end", "body-without-end"])
+def test_a_download_that_takes_too_long_is_given_up(web: str, path: str):
+    given_up(web, path)
+
+
+def given_up(web: str, path: str) -> None:
     allowed = allowing(f"{web}/", private_hosts=True, timeout_s=0.5)
-    with pytest.raises(SourceUnavailable) as caught:
-        allowed.open(f"{web}/headers-without-end", "ann", "audio.uri")
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(allowed.open, f"{web}/{path}", "ann", "audio.uri")
+        with pytest.raises(SourceUnavailable) as caught:
+            opening.result(15)  # a silent host alone would be left after 30 s
     assert caught.value.retryable
+
+
+def test_a_host_that_never_greets_is_given_up():
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it takes connections, and says nothing
+        given_up(f"https://127.0.0.1:{server.getsockname()[1]}", "a.wav")
+
+
+def test_a_host_that_is_reached_when_the_time_is_over_is_given_up(web: str, monkeypatch: pytest.MonkeyPatch):
+    connect = socket.create_connection
+
+    def late(*asked: Any) -> socket.socket:
+        time.sleep(1.0)
+        return connect(*asked)
+
+    monkeypatch.setattr(socket, "create_connection", late)
+    given_up(web, "body-without-end")
 
 
 def test_a_host_of_another_name_is_not_believed(web: str):
