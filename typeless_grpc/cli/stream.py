@@ -20,12 +20,19 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
 from typeless_grpc.cli import flags
-from typeless_grpc.cli.audio_sources import Encoding, file_pieces, microphone, paced_file, standard_input
+from typeless_grpc.cli.audio_sources import (
+    BrokenInput,
+    Encoding,
+    file_pieces,
+    microphone,
+    paced_file,
+    standard_input,
+)
 from typeless_grpc.cli.failures import calls_as_lines
-from typeless_grpc.cli.output import errors
+from typeless_grpc.cli.output import errors, fail
 from typeless_grpc.cli.target import Place, client_of
 from typeless_grpc.client import RawFormat
-from typeless_grpc.client_mic import MICROPHONE
+from typeless_grpc.client_mic import MICROPHONE, NoMicrophone
 from typeless_grpc.client_stream import StreamOptions
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
 
@@ -85,7 +92,10 @@ def stream(
     )
     with calls_as_lines(place.server):
         pieces = _pieces(audio, options.raw_format, realtime, device)
-        asyncio.run(_stream(pieces, options, place, is_spoken=audio in ("-", "mic"), as_json=as_json))
+        try:
+            asyncio.run(_stream(pieces, options, place, is_spoken=audio in ("-", "mic"), as_json=as_json))
+        except (BrokenInput, NoMicrophone) as error:
+            fail(str(error))
 
 
 def _need(option: str, is_met: bool, what: str) -> None:
