@@ -9,6 +9,7 @@ seconds.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typeless_grpc.access.principal import Role
 from typeless_grpc.access.quota import Limit, Quotas
 from typeless_grpc.access.store import AccessStore
 from typeless_grpc.errors import NotFound, SourceUnavailable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,9 @@ class Registry:
             self._failure = error
             return
         self._failure = None
-        self._revision = changes.revision
-        self.quotas.apply(changes.limits)
         self.ring.apply(changes.keys)
+        self.quotas.apply(changes.limits)
+        self._revision = changes.revision
 
     async def find(self, secret: str) -> ApiKey | None:
         """The key with this secret, ended ones too. Raises SourceUnavailable if it is unknown and the store is away."""
@@ -123,8 +126,12 @@ class Registry:
             await self._store.record_uses(uses)
 
     async def follow(self, report: Callable[[bool], None]) -> None:
-        """Look at the store again and again, until cancelled; report is told each time whether it answered."""
+        """Look at the store again and again, until cancelled; report is told each time whether it answered.
+
+        Whatever a look fails with, the next one is made: a task that ended would leave revoked keys good.
+        """
         flushed_s = time.monotonic()
+        is_logged = False
         while True:
             await asyncio.sleep(self._options.refresh_s)
             try:
@@ -134,7 +141,13 @@ class Registry:
                     await self.flush()
             except SourceUnavailable:
                 report(False)
+            except Exception:
+                if not is_logged:  # the first of a row
+                    log.exception("keys and limits could not be taken up from the store; asking on")
+                is_logged = True
+                report(False)
             else:
+                is_logged = False
                 report(True)
 
 

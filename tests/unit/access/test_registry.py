@@ -124,6 +124,36 @@ async def test_following_goes_on_after_the_store_was_away(store: CountingStore):
     assert reports == [True, False, True]
 
 
+class FailingStore(CountingStore):
+    """Raises what is next in `failures`, if there is one, in the place of an answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures: list[Exception] = []
+
+    async def changes(self, since: int) -> Changes:
+        if self.failures:
+            raise self.failures.pop(0)
+        return await super().changes(since)
+
+
+async def test_following_goes_on_whatever_a_look_fails_with(caplog: pytest.LogCaptureFixture):
+    store = FailingStore()
+    one, other = server(store), server(store, refresh_s=0)
+    key, _ = await one.create_key("n", Role.USER, None)
+    await other.refresh()
+    await one.revoke_key(key.key_id)
+    store.failures = [ValueError("'auditor' is not a valid Role")] * 3
+    reports: list[bool] = []
+    ended = asyncio.Event()
+    other.ring.watch(key.key_id, ended.set)
+    following = asyncio.create_task(other.follow(reports.append))
+    await asyncio.wait_for(ended.wait(), 5)
+    following.cancel()
+    assert reports[:3] == [False] * 3
+    assert caplog.text.count("Traceback") == 1
+
+
 async def test_uses_reach_the_store_when_keys_are_listed(store: CountingStore):
     registry = server(store)
     key, _ = await registry.create_key("n", Role.USER, None)
