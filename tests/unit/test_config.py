@@ -157,6 +157,8 @@ def test_every_setting_says_what_it_means():
         ({"open_services": "health,everything"}, "open_services"),
         ({"rate_limit_jobs": "often"}, "rate_limit_jobs"),
         ({"database_url": "mysql://h/d"}, "database_url"),
+        ({"redis_url": "http://h"}, "redis_url"),
+        ({"redis_url": "localhost:6379"}, "redis_url"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_errors(given: dict[str, object], field: str):

@@ -22,6 +22,7 @@ from typeless_grpc.access.tokens import SigningKeys, TokenOptions, TokenVerifier
 from typeless_grpc.app.tasks import ended
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import Settings
+from typeless_grpc.errors import InvalidInput
 from typeless_grpc.interceptors.auth import AuthInterceptor
 from typeless_grpc.interceptors.rate_limit import RateLimitInterceptor
 from typeless_grpc.interceptors.seam import Interceptor
@@ -106,7 +107,10 @@ async def _buckets(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncI
     if not (url := settings.redis_url.get_secret_value()):
         yield local
         return
-    shared = RedisBuckets(url, timeout_s=settings.redis_timeout_s)
+    try:
+        shared = RedisBuckets(url, timeout_s=settings.redis_timeout_s)
+    except ValueError as error:  # its text could repeat a part of the password
+        raise InvalidInput("redis_url", "is no URL of a Redis", reason="CONFIG_INVALID") from error
     try:
         yield FallbackBuckets(shared, local if settings.redis_away == "local" else RefusingBuckets(), clock, metrics)
     finally:
