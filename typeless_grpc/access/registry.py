@@ -53,7 +53,7 @@ class Registry:
         self._options = options
         self._wall_s = wall_s
         self._revision = 0
-        self._n_refreshes = 0
+        self._n_begun = self._n_answered = 0  # looks at the store
         self._failure: SourceUnavailable | None = None
         self._refreshing = asyncio.Lock()
 
@@ -65,24 +65,26 @@ class Registry:
 
     async def refresh(self) -> None:
         """Take up what changed in the store; callers that come while another asks share the next answer."""
-        wanted = self._n_refreshes + 1  # one that begins from now on: the one under way may have asked too early
+        wanted = self._n_begun + 1  # one that begins from now on: the one under way may have asked too early
         async with self._refreshing:
-            if self._n_refreshes < wanted:
+            if self._n_answered < wanted:
                 await self._refresh()
             if self._failure is not None:
                 raise self._failure
 
     async def _refresh(self) -> None:
-        self._n_refreshes += 1
+        self._n_begun += 1
         try:
             changes = await self._store.changes(self._revision)
         except SourceUnavailable as error:
             self._failure = error
-            return
-        self._failure = None
-        self.ring.apply(changes.keys)
-        self.quotas.apply(changes.limits)
-        self._revision = changes.revision
+        else:
+            self.ring.apply(changes.keys)
+            self.quotas.apply(changes.limits)
+            self._revision = changes.revision
+            self._failure = None
+        # Not where it was cancelled, or failed otherwise: then there is no answer to share.
+        self._n_answered = self._n_begun
 
     async def find(self, secret: str) -> ApiKey | None:
         """The key with this secret, ended ones too. Raises SourceUnavailable if it is unknown and the store is away."""
