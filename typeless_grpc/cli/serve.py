@@ -71,10 +71,25 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     async with build(settings) as app:
-        await app.warm()
-        print(ready_text(app, settings), flush=True)  # noqa: T201
-        await stop.wait()
+        if await _is_warm(app, stop):
+            print(ready_text(app, settings), flush=True)  # noqa: T201
+            await stop.wait()
         print("Stopping: no new calls, running ones may finish.", file=sys.stderr, flush=True)  # noqa: T201
+
+
+async def _is_warm(app: App, stop: asyncio.Event) -> bool:
+    """Wait until the model is warm, or this process is to stop, which is False."""
+    if stop.is_set():  # while the program was imported: nothing is begun any more
+        return False
+    warming, stopping = asyncio.create_task(app.warm()), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({warming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await warming
+        return not stop.is_set()
+    finally:
+        warming.cancel()
+        stopping.cancel()
 
 
 def ready_text(app: App, settings: Settings) -> str:
