@@ -26,13 +26,14 @@ def free_port() -> int:
 class RedisServer:
     """A redis-server that can be killed and started again on the same port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         binary = shutil.which("redis-server")
         if binary is None:
             pytest.skip("no redis-server on this machine: apt-get install redis-server")
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._command = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+        self._command += options
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -47,13 +48,44 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(folder: Path) -> Iterator[RedisServer]:
-    server = RedisServer(folder)
+def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
+    server = RedisServer(folder, *options)
     server.start()
     try:
         yield server
     finally:
         server.kill()
+
+
+@contextmanager
+def redis_sentinel(folder: Path, watched: RedisServer) -> Iterator[str]:
+    """The URL of a Redis, by way of a sentinel that watches it."""
+    binary = shutil.which("redis-server")
+    assert binary is not None
+    port = free_port()
+    file = folder / "sentinel.conf"
+    file.write_text(f"port {port}\nbind 127.0.0.1\nsentinel monitor limits 127.0.0.1 {watched.port} 1\n", "utf-8")
+    process = subprocess.Popen([binary, str(file), "--sentinel"], cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        _until_it_listens(port)
+        yield f"redis+sentinel://127.0.0.1:{port}/limits"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def redis_cluster(folder: Path) -> Iterator[str]:
+    """The URL of a cluster of one Redis."""
+    # Its second port would be the first and 10,000, which may be more than there are.
+    with redis_server(folder, "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server:
+        cli = ["redis-cli", "-p", str(server.port), "cluster"]
+        subprocess.run([*cli, "addslotsrange", "0", "16383"], check=True, stdout=subprocess.DEVNULL)
+        deadline_s = time.monotonic() + START_S
+        while b"cluster_state:ok" not in subprocess.run([*cli, "info"], check=True, capture_output=True).stdout:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        yield f"redis+cluster://127.0.0.1:{server.port}"
 
 
 @contextmanager

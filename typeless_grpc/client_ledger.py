@@ -29,7 +29,7 @@ class Control(Enum):
 
 
 # What a stream is made of: audio, controls, and options that replace those in force.
-Item = bytes | Control | Options
+Item = bytes | bytearray | memoryview | Control | Options
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,12 @@ class Ledger:
         return StreamTranscribeRequest(config=config)
 
     def add(self, item: Item) -> None:
-        """Send this next. Nothing may follow END."""
+        """Send this next. Nothing may follow END. Raises TypeError for what is no Item."""
         match item:
-            case bytes():
-                for start in range(0, len(item), _MAX_PIECE_BYTES):
-                    piece = item[start : start + _MAX_PIECE_BYTES]
+            case bytes() | bytearray() | memoryview():
+                data = bytes(item)
+                for start in range(0, len(data), _MAX_PIECE_BYTES):
+                    piece = data[start : start + _MAX_PIECE_BYTES]
                     self._n_bytes += len(piece)
                     self._keep(StreamTranscribeRequest(audio=piece))
                 if self._n_bytes - max(self._acknowledged, self._asked_at) > self._ASK_AFTER_BYTES:
@@ -122,6 +123,9 @@ class Ledger:
             case Options():
                 self._in_force = item
                 self._keep(StreamTranscribeRequest(update=item.message()))
+            case _:
+                kind = type(item).__name__
+                raise TypeError(f"a stream is made of bytes, bytearray, memoryview, Control and Options, not of {kind}")
 
     def first(self) -> int:
         """Where a call begins to send: the place of the first request that is kept."""

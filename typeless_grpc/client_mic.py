@@ -12,8 +12,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 from typeless_grpc.client import RawFormat
@@ -26,22 +27,21 @@ _MAX_WAITING = 600  # pieces: a minute of microphone while nobody takes them
 
 
 class NoMicrophone(Exception):
-    """There is none, or what is needed to use it is not installed; the text says which."""
+    """There is none, it stopped, or what is needed to use it is not installed; the text says which."""
 
 
-def microphone(device: int | str | None = None) -> Iterator[bytes]:
+def microphone(device: int | str | None = None) -> Generator[bytes, None, None]:
     """What is heard, a tenth of a second at a time, for as long as it is read; for `Client.stream`.
 
     device: a number or a part of a name as `python -m sounddevice` lists them, None for the default. Raises
-    NoMicrophone here, not at the first piece.
+    NoMicrophone here, not at the first piece; at a piece only where the microphone stops.
     """
     return _pieces(_recorder(device))
 
 
-def async_microphone(device: int | str | None = None) -> AsyncIterator[bytes]:
+def async_microphone(device: int | str | None = None) -> AsyncGenerator[bytes, None]:
     """The same for `AsyncClient.stream`."""
-    pieces = _pieces(_recorder(device))
-    return from_thread(lambda: next(pieces, b""))
+    return from_thread(_pieces(_recorder(device)))
 
 
 def _recorder(device: int | str | None) -> Any:
@@ -61,31 +61,54 @@ def _recorder(device: int | str | None) -> Any:
     return recorder
 
 
-def _pieces(recorder: Any) -> Iterator[bytes]:
+def _pieces(recorder: Any) -> Generator[bytes, None, None]:
+    import sounddevice
+
     try:
         while True:
             yield bytes(recorder.read(round(_PIECE_S * MICROPHONE.sample_rate_hz))[0])
+    except sounddevice.PortAudioError as error:
+        raise NoMicrophone(f"the microphone stopped: {error}") from error
     finally:
         recorder.close()
 
 
-async def from_thread(read: Callable[[], bytes]) -> AsyncIterator[bytes]:
-    """What blocking reads give, until one gives nothing."""
+async def from_thread(pieces: Generator[bytes, None, None]) -> AsyncGenerator[bytes, None]:
+    """What a generator gives that blocks; it is read in a thread, and what it raises is raised here.
+
+    The thread closes it when it is read to its end, and at its next piece after this generator was closed.
+    """
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[bytes] = asyncio.Queue()
+    queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
     room = threading.Semaphore(_MAX_WAITING)
+    stopped = threading.Event()
+
+    def tell(item: bytes | BaseException | None) -> None:
+        try:
+            loop.call_soon_threadsafe(queue.put_nowait, item)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            stopped.set()
 
     def work() -> None:
-        data = b"begin"
-        while data:
-            data = read()
-            room.acquire()
-            try:
-                loop.call_soon_threadsafe(queue.put_nowait, data)
-            except RuntimeError:  # the loop is closed: nobody listens any more
-                return
+        try:
+            with contextlib.closing(pieces):
+                for piece in pieces:
+                    room.acquire()
+                    if stopped.is_set():
+                        return
+                    tell(piece)
+        except BaseException as error:
+            tell(error)
+        else:
+            tell(None)
 
     threading.Thread(target=work, name="typeless audio", daemon=True).start()
-    while data := await queue.get():
+    try:
+        while (item := await queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            room.release()
+            yield item
+    finally:
+        stopped.set()
         room.release()
-        yield data

@@ -92,7 +92,9 @@ OpenService = Literal["health", "reflection", "server"]
 JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 
 
-_USER_OF_URL = re.compile(r"([a-z][a-z0-9+.-]*://)[^/@\s]*@", re.IGNORECASE)
+# A password may hold what should have been escaped in it, `/` and `@`: what could be one goes to the last `@`.
+_USER_OF_URL = re.compile(r"([a-z][a-z0-9+.-]*://)(?=[^/]*[:@]).*@", re.IGNORECASE | re.DOTALL)
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "redis+cluster://")
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -269,7 +271,8 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr = Field(
         SecretStr(""),
-        description="Redis for limits that hold over all servers, redis://HOST:6379/0; each has its own unless set.",
+        description="Redis for limits that hold over all servers, redis://HOST:6379/0, also rediss://, unix://, "
+        "redis+sentinel://HOST:26379,HOST:26379/NAME or redis+cluster://HOST:6379; each has its own unless set.",
     )
     redis_timeout_s: float = Field(
         2.0,
@@ -487,6 +490,13 @@ class Settings(BaseSettings):
     def _known_database(cls, url: SecretStr) -> SecretStr:
         if url.get_secret_value() and not url.get_secret_value().startswith(("sqlite:///", "postgresql://")):
             raise ValueError("must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
+        return url
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_redis(cls, url: SecretStr) -> SecretStr:
+        if url.get_secret_value() and not url.get_secret_value().startswith(_REDIS_SCHEMES):
+            raise ValueError(f"must begin with one of {', '.join(_REDIS_SCHEMES)}")
         return url
 
     @classmethod

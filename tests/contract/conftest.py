@@ -34,9 +34,26 @@ def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.RedisServer]:
     with servers.redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server.url
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis: servers.RedisServer) -> str:
+    return redis.url
+
+
+@pytest.fixture(scope="session")
+def redis_sentinel_url(redis: servers.RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.redis_sentinel(tmp_path_factory.mktemp("sentinel"), redis) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.redis_cluster(tmp_path_factory.mktemp("cluster")) as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

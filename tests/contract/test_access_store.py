@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -201,6 +203,49 @@ async def test_what_a_sqlite_store_keeps_outlives_the_process(tmp_path: Path):
     await second.open()
     assert await second.keys_after(0, 10) == [made]
     await second.close()
+
+
+async def sqlite(file: Path) -> SqlAccessStore:
+    store = SqlAccessStore(sqlite_url(file), lambda: NOW_S)
+    await store.open()
+    return store
+
+
+def change(file: Path, *statements: str) -> None:
+    """Write to the database past the store."""
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+async def test_while_a_database_is_restored_the_store_is_away(tmp_path: Path):
+    store = await sqlite(tmp_path / "access.sqlite3")
+    change(tmp_path / "access.sqlite3", "DELETE FROM access_revision")
+    with pytest.raises(SourceUnavailable):
+        await store.changes(0)
+    with pytest.raises(SourceUnavailable):
+        await store.add_key(key(), max_keys=MANY)
+    change(tmp_path / "access.sqlite3", "INSERT INTO access_revision VALUES (1, 7)")
+    assert (await store.changes(0)).revision == 7
+    await store.close()
+
+
+async def test_what_a_newer_version_wrote_does_not_hide_the_rest(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    store = await sqlite(tmp_path / "access.sqlite3")
+    foreign, mine = [await store.add_key(key(), max_keys=MANY) for _ in range(2)]
+    await store.set_limit(LIMIT)
+    change(
+        tmp_path / "access.sqlite3",
+        f"UPDATE access_keys SET role = 'auditor' WHERE key_id = '{foreign.key_id}'",
+        "INSERT INTO access_limits SELECT key_id, 'dreams', unit, 1, 60, 1, revision FROM access_limits",
+        "INSERT INTO access_limits SELECT key_id, \"group\", 'tokens', 1, 60, 1, revision FROM access_limits",
+    )
+    for _ in range(2):
+        changes = await store.changes(0)
+        assert (changes.keys, changes.limits) == ([mine], [LIMIT])
+    assert await store.keys_after(0, 1) == [mine]
+    assert caplog.text.count("newer version") == 1
+    await store.close()
 
 
 def test_another_database_is_refused():

@@ -18,14 +18,22 @@ SLOW = Quota(10, 600, 10)  # one a minute: nothing comes back while a test runs
 FAST = Quota(10, 1, 10)  # one in 0.1 s
 
 
-@pytest.fixture(params=["memory", "redis", "redis with fallback"])
+URLS = {
+    "redis": "redis_url",
+    "sentinel": "redis_sentinel_url",
+    "cluster": "redis_cluster_url",
+    "redis with fallback": "redis_url",
+}
+
+
+@pytest.fixture(params=["memory", *URLS])
 async def buckets(request: pytest.FixtureRequest) -> AsyncIterator[BucketStore]:
     if request.param == "memory":
         yield MemoryBuckets(100)
         return
-    shared = RedisBuckets(request.getfixturevalue("redis_url"), timeout_s=5)
+    shared = RedisBuckets(request.getfixturevalue(URLS[request.param]), timeout_s=5)
     local = MemoryBuckets(100)
-    yield shared if request.param == "redis" else FallbackBuckets(shared, local, SystemClock(), Metrics())
+    yield shared if request.param != "redis with fallback" else FallbackBuckets(shared, local, SystemClock(), Metrics())
     await shared.close()
 
 

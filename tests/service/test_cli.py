@@ -203,6 +203,16 @@ async def test_what_makes_no_sense_ends_with_2(command: str, flags: list[str]):
     assert result.exit_code == 2
 
 
+@pytest.mark.parametrize("command", ["transcribe", "batch"])
+@pytest.mark.parametrize("flags", [["-f", "text"], ["-f", "tsv"], ["-o", "out"]], ids=["text", "tsv", "files of text"])
+async def test_words_are_refused_where_they_would_be_lost(command: str, flags: list[str], monkeypatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    result = await typeless(command, "-s", "127.0.0.1:9", "--words", *flags, SPEECH)
+    assert result.exit_code == 2
+    assert "--words" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 async def test_a_format_with_words_has_the_words_in_the_format():
     async with serving(ScriptedEngine(lambda asked: "hello there")) as served:
         result = await typeless("transcribe", "-s", served.target, "--words", "-f", "json", SPEECH)

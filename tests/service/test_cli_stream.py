@@ -41,6 +41,21 @@ async def test_standard_input_is_audio_too():
     assert (result.exit_code, result.stdout) == (0, "hello\n")
 
 
+async def test_standard_input_that_cannot_be_read_is_one_line_and_exit_code_1():
+    unreadable = os.open(os.devnull, os.O_WRONLY)
+    async with serving(ScriptedEngine(lambda asked: "hello")) as served, asyncio.timeout(30):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "typeless_grpc.cli", "stream", "--server", served.target, "-"),
+            stdin=unreadable,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        os.close(unreadable)
+        said, complaints = await process.communicate()
+    assert (process.returncode, said) == (1, b"")
+    assert complaints == b"typeless: standard input cannot be read: Bad file descriptor\n"
+
+
 @pytest.mark.parametrize("mode", ["live", "file"])
 async def test_json_is_an_event_a_line(mode):
     async with serving(ScriptedEngine(lambda asked: "hello")) as served:

@@ -157,6 +157,8 @@ def test_every_setting_says_what_it_means():
         ({"open_services": "health,everything"}, "open_services"),
         ({"rate_limit_jobs": "often"}, "rate_limit_jobs"),
         ({"database_url": "mysql://h/d"}, "database_url"),
+        ({"redis_url": "http://h"}, "redis_url"),
+        ({"redis_url": "localhost:6379"}, "redis_url"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_errors(given: dict[str, object], field: str):
@@ -217,7 +219,12 @@ def test_the_databases_password_is_not_shown(monkeypatch):
         ("storage_url", "s3://KEY:SECRET@store.example/calls", "s3://***@store.example/calls"),
         ("jwt_jwks_url", "https://me:pw@id.example/jwks", "https://***@id.example/jwks"),
         ("audio_uri_prefixes", "https://u:p@a.example/,file:///srv/", ["https://***@a.example/", "file:///srv/"]),
+        ("storage_url", "sftp://u:p@ss@host/calls", "sftp://***@host/calls"),
+        ("storage_url", "s3://K:SE/CRET@host/calls", "s3://***@host/calls"),
+        ("storage_url", "s3://K:S@E/CRET@host", "s3://***@host"),
+        ("storage_url", "simplecache::s3://K:S@host", "simplecache::s3://***@host"),
         ("storage_url", "s3://bucket/a@b", "s3://bucket/a@b"),
+        ("storage_url", "s3://host:9000/calls", "s3://host:9000/calls"),
     ],
 )
 def test_of_a_url_the_user_is_not_shown(name: str, given: str, shown: object):

@@ -2,8 +2,8 @@
 
 Where keys are off, everyone is let in, but to what manages keys. Where they are on, a wrong key is always refused, and
 no key is refused where one is required. Wrong keys are limited per address: an address that has sent too many is not
-believed for a while, right key or not, for otherwise guessing would go on at full speed. The exception is a key that
-has been good from that address before, so that its callers are not shut out by a neighbour behind the same proxy.
+believed for a while, right key or not, for otherwise guessing would go on at full speed. The exception is a caller, by
+key or token, who has been good from that address before: it is not shut out by a neighbour behind the same proxy.
 """
 
 from __future__ import annotations
@@ -140,11 +140,15 @@ class Gate:
 
     async def _known(self, sent: str, address: str, *, is_bearer: bool) -> Principal:
         assert self._registry is not None
+        tokens = self._tokens if is_bearer and sent.count(".") == 2 else None
         if (key := self._registry.ring.find(sent)) is None:
             # Not to be asked for what a stranger makes up, more often than its address may.
-            self._failures.check(address)
-            if is_bearer and self._tokens is not None and sent.count(".") == 2:
-                return await self._tokens.verify(sent)
+            try:
+                self._failures.check(address)
+            except RateLimited as refusal:
+                return _at_once(tokens, sent, refusal)
+            if tokens is not None:
+                return await tokens.verify(sent)
             key = await self._registry.find(sent)
         return self._holder(key)
 
@@ -159,3 +163,13 @@ class Gate:
             raise Unauthenticated("This key has expired.", reason="KEY_EXPIRED")
         self._registry.ring.used(key.key_id, now_s)
         return key.principal
+
+
+def _at_once(tokens: TokenVerifier | None, sent: str, refusal: RateLimited) -> Principal:
+    """Whose token this is, as far as that is known without asking; else the refusal."""
+    if tokens is None:
+        raise refusal
+    try:
+        return tokens.verify_at_once(sent)
+    except Unauthenticated:
+        raise refusal from None

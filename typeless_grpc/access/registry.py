@@ -9,6 +9,7 @@ seconds.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typeless_grpc.access.principal import Role
 from typeless_grpc.access.quota import Limit, Quotas
 from typeless_grpc.access.store import AccessStore
 from typeless_grpc.errors import NotFound, SourceUnavailable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Registry:
         self._options = options
         self._wall_s = wall_s
         self._revision = 0
-        self._n_refreshes = 0
+        self._n_begun = self._n_answered = 0  # looks at the store
         self._failure: SourceUnavailable | None = None
         self._refreshing = asyncio.Lock()
 
@@ -62,24 +65,26 @@ class Registry:
 
     async def refresh(self) -> None:
         """Take up what changed in the store; callers that come while another asks share the next answer."""
-        wanted = self._n_refreshes + 1  # one that begins from now on: the one under way may have asked too early
+        wanted = self._n_begun + 1  # one that begins from now on: the one under way may have asked too early
         async with self._refreshing:
-            if self._n_refreshes < wanted:
+            if self._n_answered < wanted:
                 await self._refresh()
             if self._failure is not None:
                 raise self._failure
 
     async def _refresh(self) -> None:
-        self._n_refreshes += 1
+        self._n_begun += 1
         try:
             changes = await self._store.changes(self._revision)
         except SourceUnavailable as error:
             self._failure = error
-            return
-        self._failure = None
-        self._revision = changes.revision
-        self.quotas.apply(changes.limits)
-        self.ring.apply(changes.keys)
+        else:
+            self.ring.apply(changes.keys)
+            self.quotas.apply(changes.limits)
+            self._revision = changes.revision
+            self._failure = None
+        # Not where it was cancelled, or failed otherwise: then there is no answer to share.
+        self._n_answered = self._n_begun
 
     async def find(self, secret: str) -> ApiKey | None:
         """The key with this secret, ended ones too. Raises SourceUnavailable if it is unknown and the store is away."""
@@ -123,8 +128,12 @@ class Registry:
             await self._store.record_uses(uses)
 
     async def follow(self, report: Callable[[bool], None]) -> None:
-        """Look at the store again and again, until cancelled; report is told each time whether it answered."""
+        """Look at the store again and again, until cancelled; report is told each time whether it answered.
+
+        Whatever a look fails with, the next one is made: a task that ended would leave revoked keys good.
+        """
         flushed_s = time.monotonic()
+        is_logged = False
         while True:
             await asyncio.sleep(self._options.refresh_s)
             try:
@@ -134,7 +143,13 @@ class Registry:
                     await self.flush()
             except SourceUnavailable:
                 report(False)
+            except Exception:
+                if not is_logged:  # the first of a row
+                    log.exception("keys and limits could not be taken up from the store; asking on")
+                is_logged = True
+                report(False)
             else:
+                is_logged = False
                 report(True)
 
 

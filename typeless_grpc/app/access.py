@@ -22,13 +22,17 @@ from typeless_grpc.access.tokens import SigningKeys, TokenOptions, TokenVerifier
 from typeless_grpc.app.tasks import ended
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import Settings
+from typeless_grpc.errors import InvalidInput, SourceUnavailable
 from typeless_grpc.interceptors.auth import AuthInterceptor
 from typeless_grpc.interceptors.rate_limit import RateLimitInterceptor
 from typeless_grpc.interceptors.seam import Interceptor
 from typeless_grpc.stores.buckets import FallbackBuckets, MemoryBuckets, RedisBuckets, RefusingBuckets
 from typeless_grpc.stores.memory_access import MemoryAccessStore
+from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics
 from typeless_grpc.telemetry.reachability import Reachability
+
+log = get_logger(__name__)
 
 JWKS_TIMEOUT_S = 5.0  # for the identity provider to send its keys, a few kilobytes
 
@@ -56,7 +60,7 @@ async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Acc
         tokens = None
         if settings.auth_enabled:
             await registry.load(settings_keys(settings))
-            stack.push_async_callback(registry.flush)
+            stack.push_async_callback(_flush, registry)
             reached = Reachability("store of keys", metrics.key_store_up)
             following = asyncio.create_task(registry.follow(reached.report))
             stack.push_async_callback(ended, following)
@@ -76,6 +80,14 @@ async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Acc
             limiter = Limiter(quotas, buckets, long_audio_s=settings.long_audio_s)
             interceptors.append(RateLimitInterceptor(limiter, known, metrics))
         yield Access(registry, known, interceptors)
+
+
+async def _flush(registry: Registry) -> None:
+    """Write down when keys were last used, if that can be done: nothing depends on it."""
+    try:
+        await registry.flush()
+    except SourceUnavailable:
+        log.warning("when keys were last used is not written down: their store does not answer")
 
 
 @asynccontextmanager
@@ -106,7 +118,10 @@ async def _buckets(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncI
     if not (url := settings.redis_url.get_secret_value()):
         yield local
         return
-    shared = RedisBuckets(url, timeout_s=settings.redis_timeout_s)
+    try:
+        shared = RedisBuckets(url, timeout_s=settings.redis_timeout_s)
+    except ValueError as error:  # its text could repeat a part of the password
+        raise InvalidInput("redis_url", "is no URL of a Redis", reason="CONFIG_INVALID") from error
     try:
         yield FallbackBuckets(shared, local if settings.redis_away == "local" else RefusingBuckets(), clock, metrics)
     finally:

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Generator
 from enum import StrEnum
 from pathlib import Path
 from typing import cast
@@ -31,6 +31,10 @@ class Encoding(StrEnum):
     ALAW = "alaw"
 
 
+class BrokenInput(Exception):
+    """Standard input cannot be read, or not any more; the text is a line for people."""
+
+
 async def file_pieces(path: Path) -> AsyncIterator[bytes]:
     """A file, as fast as it is taken."""
     with path.open("rb") as file:
@@ -50,14 +54,22 @@ async def paced_file(path: Path, raw: RawFormat | None) -> AsyncIterator[bytes]:
 
 
 def standard_input() -> AsyncIterator[bytes]:
-    """What is piped in, as it comes."""
+    """What is piped in, as it comes. Raises BrokenInput where it cannot be read."""
     # Not through Python's buffer: its lock, held by a thread that waits, would break the end of the command.
     try:
         number = sys.stdin.fileno()
     except io.UnsupportedOperation:  # no file: a test's
         stdin = cast(io.BufferedReader, sys.stdin.buffer)
-        return from_thread(lambda: stdin.read1(_PIPE_PIECE_BYTES))
-    return from_thread(lambda: os.read(number, _PIPE_PIECE_BYTES))
+        return from_thread(_input(lambda: stdin.read1(_PIPE_PIECE_BYTES)))
+    return from_thread(_input(lambda: os.read(number, _PIPE_PIECE_BYTES)))
+
+
+def _input(read: Callable[[], bytes]) -> Generator[bytes, None, None]:
+    try:
+        while data := read():
+            yield data
+    except OSError as error:
+        raise BrokenInput(f"standard input cannot be read: {error.strerror}") from error
 
 
 def microphone(device: str) -> AsyncIterator[bytes]:

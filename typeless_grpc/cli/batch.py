@@ -14,7 +14,7 @@ from typeless_grpc.cli.files import recordings
 from typeless_grpc.cli.output import EXIT_FAILED, Counting
 from typeless_grpc.cli.results import Outcome, Results
 from typeless_grpc.cli.target import Place, client_of, patiently
-from typeless_grpc.cli.transcribe import directory_of, formats_of
+from typeless_grpc.cli.transcribe import directory_of, formats_of, need_place_for
 from typeless_grpc.client import AsyncClient, CallFailed, Options
 from typeless_grpc.pb.v1.transcription_pb2 import BatchResult
 
@@ -38,6 +38,7 @@ def batch(
     Example: typeless batch --local --format srt --output subtitles tests/audio/en_short.flac tests/audio/en_short.mp3
     """
     formats = formats_of(format, output)
+    need_place_for(words, formats, as_json=as_json)
     options = decoding.asked(place.asked_model, words=words, formats=formats)
     found = recordings(files)
     results = Results(found, formats, directory_of(output), words, as_json)

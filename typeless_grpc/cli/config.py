@@ -31,6 +31,7 @@ def config(
         loaded = load(file=file)
     values = public(loaded.settings)
     secrets = {name for name in values if is_secret(getattr(loaded.settings, name))}
+    whole = loaded.settings.model_dump(mode="json")
     if as_json:
         rows = {name: {"value": value, "origin": loaded.origins[name]} for name, value in values.items()}
         typer.echo(json.dumps(rows, indent=2))
@@ -41,6 +42,8 @@ def config(
         if value is None:
             # TOML has no word for nothing, and a mask in the place of a secret would be taken for one.
             typer.echo(f"# {name}: {'set, not shown' if name in secrets else 'not set'}  # {loaded.origins[name]}")
+        elif value != whole[name]:
+            typer.echo(f"# {name}: set, not shown as a whole: {_toml(value)}  # {loaded.origins[name]}")
         else:
             typer.echo(f"{name} = {_toml(value)}  # {loaded.origins[name]}")
 

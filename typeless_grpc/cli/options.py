@@ -1,4 +1,8 @@
-"""Groups of options: a command that takes such a frozen dataclass has an option for each of its fields."""
+"""Groups of options: a command that takes such a frozen dataclass has an option for each of its fields.
+
+A group with a method `check` is told which of the command's options stand on the command line, by name and by flag;
+those that come from a variable or are defaults do not.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter
 from typing import Any, get_type_hints
 
+import typer
+
 
 def expanded(function: Callable[..., None]) -> Callable[..., None]:
     """The function as typer can read it: with the options of each group, from which it gets the group."""
@@ -18,15 +24,25 @@ def expanded(function: Callable[..., None]) -> Callable[..., None]:
     }
 
     @functools.wraps(function)
-    def run(**values: Any) -> None:
+    def run(*, context: typer.Context, **values: Any) -> None:
         taken = {
             name: group(**{field.name: values.pop(field.name) for field in fields(group)})
             for name, group in groups.items()
         }
+        for group in taken.values():
+            if hasattr(group, "check"):
+                group.check(_given(context))
         function(**values, **taken)
 
-    sign(run, [option for parameter in parameters.values() for option in _options(parameter)])
+    own = Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    sign(run, [own, *(option for parameter in parameters.values() for option in _options(parameter))])
     return run
+
+
+def _given(context: typer.Context) -> dict[str, str]:
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params if parameter.name}
+    sources = {name: context.get_parameter_source(name) for name in flags}
+    return {name: flags[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 def sign(function: Callable[..., None], parameters: Iterable[Parameter]) -> None:

@@ -36,6 +36,12 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(EXIT_FAILED)
 
 
+def need(option: str, is_met: bool, what: str) -> None:
+    """Refuse an option that would say nothing. Raises typer.BadParameter."""
+    if not is_met:
+        raise typer.BadParameter(f"needs {what}", param_hint=option)
+
+
 @contextmanager
 def failures_as_lines() -> Iterator[None]:
     """Turn what we raise on purpose into a line; anything else is a bug and keeps its traceback."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -54,10 +55,10 @@ def serve(
         settings = load(flags, file=config).settings
         logs.configure(settings.log_level, settings.log_format)
         fetch(catalog(settings), settings.model)
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, _variables(config, data_dir)))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, variables: str) -> None:
     from typeless_grpc.app.starting import build
 
     stop = asyncio.Event()
@@ -71,14 +72,41 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     async with build(settings) as app:
-        await app.warm()
-        print(ready_text(app, settings), flush=True)  # noqa: T201
-        await stop.wait()
+        if await _is_warm(app, stop):
+            print(ready_text(app, settings, variables), flush=True)  # noqa: T201
+            await stop.wait()
         print("Stopping: no new calls, running ones may finish.", file=sys.stderr, flush=True)  # noqa: T201
 
 
-def ready_text(app: App, settings: Settings) -> str:
-    """What a newcomer needs next: that it runs, with what, and commands that work as they stand."""
+async def _is_warm(app: App, stop: asyncio.Event) -> bool:
+    """Wait until the model is warm, or this process is to stop, which is False."""
+    if stop.is_set():  # while the program was imported: nothing is begun any more
+        return False
+    warming, stopping = asyncio.create_task(app.warm()), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({warming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await warming
+        return not stop.is_set()
+    finally:
+        warming.cancel()
+        stopping.cancel()
+
+
+def _variables(config: Path | None, data_dir: Path | None) -> str:
+    """These flags as a shell sets variables: what a command without them needs, to find the same keys."""
+    given = {
+        "TYPELESS_CONFIG": config and config.absolute(),
+        "TYPELESS_DATA_DIR": data_dir and data_dir.expanduser().absolute(),
+    }
+    return "".join(f"{name}={shlex.quote(str(path))} " for name, path in given.items() if path is not None)
+
+
+def ready_text(app: App, settings: Settings, variables: str = "") -> str:
+    """What a newcomer needs next: that it runs, with what, and commands that work as they stand.
+
+    variables: set before commands that read the settings themselves, each with a space behind it.
+    """
     address = f"localhost:{app.port}"
     sample = os.path.relpath(SAMPLE) if SAMPLE.is_file() else "RECORDING"
     engine = app.engine
@@ -91,7 +119,7 @@ def ready_text(app: App, settings: Settings) -> str:
     tls, grpcurl = ("", "grpcurl -plaintext") if settings.tls_cert_file is None else (" --tls", "grpcurl")
     key = ""
     if settings.auth_enabled:
-        key = f"  export TYPELESS_API_KEY=$({typeless} keys create --local)\n"
+        key = f"  export TYPELESS_API_KEY=$({variables}{typeless} keys create --local)\n"
         grpcurl += ' -H "x-api-key: $TYPELESS_API_KEY"'
     return f"""\
 typeless {VERSION} takes calls on {settings.host}:{app.port}: model {app.model} ({on})

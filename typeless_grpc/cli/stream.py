@@ -20,12 +20,19 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
 from typeless_grpc.cli import flags
-from typeless_grpc.cli.audio_sources import Encoding, file_pieces, microphone, paced_file, standard_input
+from typeless_grpc.cli.audio_sources import (
+    BrokenInput,
+    Encoding,
+    file_pieces,
+    microphone,
+    paced_file,
+    standard_input,
+)
 from typeless_grpc.cli.failures import calls_as_lines
-from typeless_grpc.cli.output import errors
+from typeless_grpc.cli.output import errors, fail, need
 from typeless_grpc.cli.target import Place, client_of
 from typeless_grpc.client import RawFormat
-from typeless_grpc.client_mic import MICROPHONE
+from typeless_grpc.client_mic import MICROPHONE, NoMicrophone
 from typeless_grpc.client_stream import StreamOptions
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
 
@@ -68,13 +75,13 @@ def stream(
     """
     if audio not in ("-", "mic") and not Path(audio).is_file():
         raise typer.BadParameter(f"there is no file {audio}", param_hint="FILE")
-    _need("--encoding", audio != "mic" or encoding is None, "a file or standard input: the microphone has its own")
-    _need("--rate", encoding is not None or rate is None, "--encoding: a file says its own")
-    _need("--channels", encoding is not None or channels is None, "--encoding: a file says its own")
-    _need("--device", audio == "mic" or not device, "mic")
-    _need("--realtime", audio not in ("-", "mic") or not realtime, "a file: what is spoken has its own pace")
-    _need("--interim", mode is Pace.LIVE or not interim, "--mode live: a recording has none")
-    _need("--words", as_json or not words, "--json: lines of text have no times")
+    need("--encoding", audio != "mic" or encoding is None, "a file or standard input: the microphone has its own")
+    need("--rate", encoding is not None or rate is None, "--encoding: a file says its own")
+    need("--channels", encoding is not None or channels is None, "--encoding: a file says its own")
+    need("--device", audio == "mic" or not device, "mic")
+    need("--realtime", audio not in ("-", "mic") or not realtime, "a file: what is spoken has its own pace")
+    need("--interim", mode is Pace.LIVE or not interim, "--mode live: a recording has none")
+    need("--words", as_json or not words, "--json: lines of text have no times")
     raw = RawFormat(encoding.value, rate or 16_000, channels or 1) if encoding else None
     wants_interims = interim if interim is not None else sys.stdout.isatty()
     options = StreamOptions(
@@ -85,13 +92,10 @@ def stream(
     )
     with calls_as_lines(place.server):
         pieces = _pieces(audio, options.raw_format, realtime, device)
-        asyncio.run(_stream(pieces, options, place, is_spoken=audio in ("-", "mic"), as_json=as_json))
-
-
-def _need(option: str, is_met: bool, what: str) -> None:
-    """An option that would say nothing is refused."""
-    if not is_met:
-        raise typer.BadParameter(f"needs {what}", param_hint=option)
+        try:
+            asyncio.run(_stream(pieces, options, place, is_spoken=audio in ("-", "mic"), as_json=as_json))
+        except (BrokenInput, NoMicrophone) as error:
+            fail(str(error))
 
 
 def _pieces(audio: str, raw: RawFormat | None, realtime: bool, device: str) -> AsyncIterator[bytes]:

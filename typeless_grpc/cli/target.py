@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, TypeVar
 
 import grpc
@@ -29,6 +29,13 @@ class Place(Connection):
 
     local: Annotated[bool, typer.Option("--local", help="Start a server for this command alone.")] = False
     model: Model = ""
+
+    def check(self, given: Mapping[str, str]) -> None:
+        """Refuse a connection that would not be used. given: see `options`. Raises typer.BadParameter."""
+        unused = [given[field.name] for field in fields(Connection) if field.name in given]
+        if self.local and unused:
+            why = f"calls a server of its own, to which {', '.join(unused)} would say nothing"
+            raise typer.BadParameter(why, param_hint="--local")
 
     @property
     def asked_model(self) -> str:

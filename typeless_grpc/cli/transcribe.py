@@ -10,7 +10,7 @@ import typer
 from typeless_grpc.cli import flags
 from typeless_grpc.cli.failures import calls_as_lines, told
 from typeless_grpc.cli.files import recordings
-from typeless_grpc.cli.output import EXIT_FAILED, Counting
+from typeless_grpc.cli.output import EXIT_FAILED, Counting, need
 from typeless_grpc.cli.results import Outcome, Results
 from typeless_grpc.cli.target import Place, client_of, patiently
 from typeless_grpc.client import AsyncClient, CallFailed, Options
@@ -32,6 +32,7 @@ def transcribe(
     Example: typeless transcribe --local --language en tests/audio/en_two_sentences.flac
     """
     formats = formats_of(format, output)
+    need_place_for(words, formats, as_json=as_json)
     options = decoding.asked(place.asked_model, words=words, formats=formats)
     found = recordings(files)
     results = Results(found, formats, directory_of(output), words, as_json)
@@ -49,6 +50,12 @@ def formats_of(asked: list[flags.Format] | None, output: str) -> list[flags.Form
     if asked and len(set(asked)) > 1:
         raise typer.BadParameter("more than one goes to files: name a directory with --output", param_hint="--format")
     return list(dict.fromkeys(asked or []))
+
+
+def need_place_for(words: bool, formats: list[flags.Format], *, as_json: bool) -> None:
+    """Words are printed where no format is asked for; files of text and TSV have none of them."""
+    has_place = as_json or not formats or not set(formats) <= {flags.Format.TEXT, flags.Format.TSV}
+    need("--words", has_place or not words, "--json, or --format json, srt or vtt: other files have no words' times")
 
 
 def directory_of(output: str) -> Path | None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import redis.exceptions
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from throttled import types, utils
 from throttled.asyncio.rate_limiter import GCRARateLimiter, per_duration
@@ -148,19 +149,24 @@ class RedisBuckets(ThrottledBuckets):
     """Buckets that all servers of one Redis share; SourceUnavailable where it cannot be reached in time."""
 
     def __init__(self, url: str, *, timeout_s: float, max_connections: int = 32) -> None:
-        """url: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://. timeout_s: to connect, to answer."""
-        pool = {
-            "max_connections": max_connections,
-            "timeout": timeout_s,
-            "socket_timeout": timeout_s,
-            "socket_connect_timeout": timeout_s,
-            # Once more and at once: a pooled connection may be of a Redis that has restarted since.
-            "retry": Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
-        }
-        options: dict[str, Any] = {"CONNECTION_POOL_KWARGS": pool}
-        if "+" not in url.partition("://")[0]:
+        """url: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://. timeout_s: to connect, to answer.
+
+        max_connections: calls that find none free wait for one; not so with sentinels and clusters, which have as many
+        as there are calls. Raises ValueError for another url.
+        """
+        timeouts = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+        # Once more and at once: a pooled connection may be of a Redis that has restarted since.
+        retry = Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
+        options: dict[str, Any] = {"CONNECTION_POOL_KWARGS": {"retry": retry, **timeouts}}
+        if url.startswith("redis+sentinel://"):
+            options["SENTINEL_KWARGS"] = timeouts
+        elif url.startswith("redis+cluster://"):
+            options["REDIS_CLIENT_KWARGS"] = timeouts  # it has no pool, but one for each node
+        else:
             options["CONNECTION_POOL_CLASS"] = "redis.asyncio.BlockingConnectionPool"
+            options["CONNECTION_POOL_KWARGS"] |= {"max_connections": max_connections, "timeout": timeout_s}
         self._redis = RedisStore(url, options)
+        self._client: Any = self._redis._backend.get_client()  # made now: it finds what is wrong with a url
         super().__init__(self._redis)
 
     async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
@@ -173,8 +179,14 @@ class RedisBuckets(ThrottledBuckets):
 
     async def close(self) -> None:
         """Close the connections."""
-        client: Any = self._redis._backend.get_client()
-        await client.aclose(close_connection_pool=True)
+        pool = getattr(self._client, "connection_pool", None)  # a cluster's client closes its own
+        if pool is None:
+            await self._client.aclose()
+            return
+        await self._client.aclose(close_connection_pool=True)
+        if isinstance(pool, SentinelConnectionPool):
+            for sentinel in pool.sentinel_manager.sentinels:
+                await sentinel.aclose()
 
 
 async def _reached(work: Awaitable[T]) -> T:

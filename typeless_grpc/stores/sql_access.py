@@ -7,13 +7,13 @@ changes become visible in the order of their numbers, and whoever asks for those
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from typeless_grpc.access.keys import ApiKey
@@ -81,6 +81,7 @@ class SqlAccessStore:
         self._engine = _engine(url)
         self._wall_s = wall_s
         self._thread = ThreadPoolExecutor(1, "access-store")
+        self._has_left_out = False
 
     async def open(self) -> None:
         """Make the tables where they are missing. Raises SourceUnavailable."""
@@ -120,7 +121,9 @@ class SqlAccessStore:
 
     async def keys_after(self, position: int, n_most: int) -> Sequence[ApiKey]:
         """See `AccessStore`."""
-        query = sa.select(_keys).where(_keys.c.position > position).order_by(_keys.c.position).limit(n_most)
+        is_known = _keys.c.role.in_([role.value for role in Role])  # others are a newer version's, as in `changes`
+        query = sa.select(_keys).where(_keys.c.position > position, is_known)
+        query = query.order_by(_keys.c.position).limit(n_most)
         return await self._run(lambda connection: [_key(row) for row in connection.execute(query).mappings()])
 
     async def record_uses(self, uses: Mapping[str, float]) -> None:
@@ -157,9 +160,19 @@ class SqlAccessStore:
                 return Changes(revision, [], [])
             keys = connection.execute(sa.select(_keys).where(_keys.c.revision > since)).mappings()
             limits = connection.execute(sa.select(_limits).where(_limits.c.revision > since)).mappings()
-            return Changes(revision, [_key(row) for row in keys], [_limit(row) for row in limits])
+            return Changes(revision, list(self._known(_key, keys)), list(self._known(_limit, limits)))
 
         return await self._run(work)
+
+    def _known(self, read: Callable[[sa.RowMapping], T], rows: Iterable[sa.RowMapping]) -> Iterator[T]:
+        """What rows say, without those with a role, a group or a unit that only a newer version of us knows."""
+        for row in rows:
+            try:
+                yield read(row)
+            except ValueError as error:
+                if not self._has_left_out:
+                    log.warning("left out of keys and limits: written by a newer version?", why=str(error))
+                self._has_left_out = True
 
     async def _run(self, work: Callable[[sa.Connection], T]) -> T:
         def in_transaction() -> T:
@@ -168,7 +181,7 @@ class SqlAccessStore:
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, in_transaction)
-        except (DBAPIError, PoolTimeout) as error:
+        except (DBAPIError, NoResultFound, PoolTimeout) as error:  # no result: a restore is under way
             log.debug("store of keys away", error=type(error).__name__)
             raise away() from error
 

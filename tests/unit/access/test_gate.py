@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
+from tests.unit.access.test_tokens import EC, OPTIONS, Issuer, token
 from typeless_grpc.access.gate import Credentials, Failures, Gate
 from typeless_grpc.access.keys import KeyRing
 from typeless_grpc.access.methods import OPEN_SERVICES, RULES, Access, Group, Rule, rules
 from typeless_grpc.access.principal import Role
 from typeless_grpc.access.quota import Quota, Quotas
 from typeless_grpc.access.registry import Registry, RegistryOptions
+from typeless_grpc.access.tokens import SigningKeys, TokenVerifier
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.errors import PermissionDenied, RateLimited, SourceUnavailable, Unauthenticated
 from typeless_grpc.stores.buckets import MemoryBuckets
@@ -97,6 +101,21 @@ async def test_a_blocked_address_asks_the_store_for_nothing():
     assert await wrong(setting, HERE) == "RateLimited"
     with pytest.raises(SourceUnavailable):
         await setting.gate.admit(WRONG, THERE, USER)
+
+
+async def test_a_token_good_from_a_blocked_address_before_is_good_there_still():
+    setting, issuer = Setting(most_wrong=1), Issuer()
+    with ThreadPoolExecutor(1) as threads:
+        signing_keys = SigningKeys(issuer.fetch, threads, setting.clock, OPTIONS)
+        gate = Gate(setting.registry, TokenVerifier(signing_keys, OPTIONS), setting.failures, is_required=True)
+        await gate.admit(Credentials(bearer=token(sub="ada")), HERE, USER)
+        assert [await wrong(setting, HERE) for _ in range(2)] == ["Unauthenticated", "RateLimited"]
+        assert (await gate.admit(Credentials(bearer=token(sub="ada", iat=1)), HERE, USER)).id == "token:ada"
+        strangers = [token(sub="eve"), token(private=EC, algorithm="ES256"), token(kid="other"), "a.b.c"]
+        for stranger in strangers:
+            with pytest.raises(RateLimited):
+                await gate.admit(Credentials(bearer=stranger), HERE, USER)
+        assert issuer.n_asked == 1
 
 
 async def test_an_expired_or_revoked_key_is_no_guess():

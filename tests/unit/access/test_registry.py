@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from typeless_grpc.access.keys import KeyRing, digest_of, settings_key
+from typeless_grpc.access.keys import KeyRing, digest_of, new_key, settings_key
 from typeless_grpc.access.methods import Group
 from typeless_grpc.access.principal import Principal, Role
 from typeless_grpc.access.quota import Limit, Quota, Quotas, Unit
@@ -92,6 +92,34 @@ async def test_an_answer_that_was_under_way_is_not_good_enough(store: CountingSt
     assert await late is not None
 
 
+@pytest.mark.parametrize("ends", ["cancelled", "failed"])
+async def test_who_waits_for_a_look_that_comes_to_no_answer_looks_itself(ends: str):
+    store = FailingStore()
+    registry = server(store)
+    key, secret = new_key("n", Role.USER, NOW_S, None)
+    store.gate.clear()
+    early = asyncio.create_task(registry.refresh())
+    await asyncio.sleep(0)
+    first = asyncio.create_task(registry.find("made up"))
+    second = asyncio.create_task(registry.find(secret))
+    await asyncio.sleep(0)
+    store.gate.set()
+    store.gate.clear()  # what is asked from now on waits
+    await early
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert store.n_asked == 2
+    await store.add_key(key, max_keys=10)
+    if ends == "cancelled":
+        first.cancel()
+    else:
+        store.failures = [ValueError()]
+    store.gate.set()
+    assert await second is not None
+    with pytest.raises((asyncio.CancelledError, ValueError)):
+        await first
+
+
 async def test_while_the_store_is_away_known_keys_go_on_working(store: CountingStore):
     registry = server(store)
     _, secret = await registry.create_key("n", Role.USER, None)
@@ -122,6 +150,37 @@ async def test_following_goes_on_after_the_store_was_away(store: CountingStore):
         await changed.wait()
     following.cancel()
     assert reports == [True, False, True]
+
+
+class FailingStore(CountingStore):
+    """Raises what is next in `failures`, if there is one, in the place of an answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures: list[Exception] = []
+
+    async def changes(self, since: int) -> Changes:
+        found = await super().changes(since)
+        if self.failures:
+            raise self.failures.pop(0)
+        return found
+
+
+async def test_following_goes_on_whatever_a_look_fails_with(caplog: pytest.LogCaptureFixture):
+    store = FailingStore()
+    one, other = server(store), server(store, refresh_s=0)
+    key, _ = await one.create_key("n", Role.USER, None)
+    await other.refresh()
+    await one.revoke_key(key.key_id)
+    store.failures = [ValueError("'auditor' is not a valid Role")] * 3
+    reports: list[bool] = []
+    ended = asyncio.Event()
+    other.ring.watch(key.key_id, ended.set)
+    following = asyncio.create_task(other.follow(reports.append))
+    await asyncio.wait_for(ended.wait(), 5)
+    following.cancel()
+    assert reports[:3] == [False] * 3
+    assert caplog.text.count("Traceback") == 1
 
 
 async def test_uses_reach_the_store_when_keys_are_listed(store: CountingStore):

@@ -66,6 +66,15 @@ def test_config_says_where_each_setting_comes_from(monkeypatch: pytest.MonkeyPat
     assert "port = 7000  # environment" in typeless("config").output
 
 
+def test_a_url_without_its_password_is_no_setting_to_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TYPELESS_STORAGE_URL", "s3://KEY:SECRET@store.example/calls")
+    monkeypatch.setenv("TYPELESS_AUDIO_URI_PREFIXES", "file:///srv/,https://me:SECRET@a.example/")
+    text = typeless("config").output
+    assert not {"storage_url", "audio_uri_prefixes"} & set(tomllib.loads(text))
+    assert '# storage_url: set, not shown as a whole: "s3://***@store.example/calls"  # environment\n' in text
+    assert "SECRET" not in text
+
+
 def test_config_described_says_what_each_setting_means():
     text = typeless("config", "--describe").output
     assert all(field.description in text for field in Settings.model_fields.values() if field.description)

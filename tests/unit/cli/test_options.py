@@ -112,6 +112,31 @@ def test_a_certificate_and_its_key_go_together(words: str, flag: str):
     assert "go together" in result.stderr
 
 
+@pytest.mark.parametrize("words", ["transcribe", "stream", "batch", "bench"])
+@pytest.mark.parametrize(
+    "flags",
+    [["-s", "host:1"], ["--api-key", "k"], ["--tls"], ["--tls-ca", __file__]],
+    ids=lambda flags: flags[0],
+)
+def test_a_server_of_our_own_takes_no_connection_to_another(words: str, flags: list[str]):
+    result = CliRunner().invoke(app, [words, "--local", *flags, __file__])
+    assert result.exit_code == 2
+    assert "--local" in result.stderr
+
+
+def test_a_connection_of_the_variables_may_stand_beside_a_server_of_our_own():
+    shop = typer.Typer()
+
+    @command(shop, "ask")
+    def ask(place: Place) -> None:
+        """Print what is asked."""
+        typer.echo(f"{place.server} {place.local}")
+
+    environment = {"TYPELESS_SERVER": "host:1", "TYPELESS_API_KEY": "k", "TYPELESS_TLS": "1"}
+    asked = CliRunner().invoke(shop, ["--local", "--model", "m"], env=environment)
+    assert (asked.exit_code, asked.output) == (0, "host:1 True\n")
+
+
 def test_a_model_is_named_in_calls_unless_a_server_of_our_own_is_started_with_it():
     assert Place(model="tiny").asked_model == "tiny"
     assert Place(model="./models/mine", local=True).asked_model == ""
