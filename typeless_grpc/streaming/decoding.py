@@ -28,8 +28,8 @@ _MAX_RETRY_S = 10.0
 _CLEAR_SPEECH_S = 2.0
 _CLEAR_PROBABILITY = 0.8
 _COMPARED_PIECES = 8  # of a FILE, before the one that is compared with them
-# A text is trusted from here on: most of those cut within a sentence are below, most whole ones above.
-SURE_CONFIDENCE = 0.75
+# A text is trusted from here on: many of those cut within a sentence are below, nine of ten whole ones above.
+SURE_CONFIDENCE = 0.6
 _BUSY_BACKLOG_S = 0.4  # an engine with less to do takes guesses
 
 
