@@ -148,25 +148,23 @@ class CallCharge:
     async def audio(self, audio_s: float) -> None:
         """See `Charge`."""
         self._unpaid_s += audio_s
-        due = int(self._unpaid_s)
-        limit = self._limiter.quotas.of(self.principal, self.group, Unit.AUDIO_SECONDS)
-        if due and limit is not None:
+        if due := int(self._unpaid_s):
             self._unpaid_s -= due
-            await self._take(limit, due)
+            await self.take(self.group, Unit.AUDIO_SECONDS, due, is_final=True)
 
-    async def take(self, group: Group, unit: Unit, cost: int) -> Taken | None:
-        """Take cost from a bucket of this caller; None where it has no such limit. Raises RateLimited."""
+    async def take(self, group: Group, unit: Unit, cost: int, *, is_final: bool = False) -> Taken | None:
+        """Take cost from a bucket of this caller; None where it has no such limit. Raises RateLimited.
+
+        is_final: it is never given back.
+        """
         limit = self._limiter.quotas.of(self.principal, group, unit)
         if limit is None or not cost:
             return None
-        taken = await self._take(limit, cost)
-        self._taken.append((limit, cost))
-        return taken
-
-    async def _take(self, limit: Limit, cost: int) -> Taken:
         taken = await self._limiter.buckets.take(_bucket(self.principal, limit), limit.quota, cost)
         if not taken.is_allowed:
             raise _refusal(self.principal, limit, cost, taken.retry_after_s)
+        if not is_final:
+            self._taken.append((limit, cost))
         return taken
 
     async def give_back(self) -> None:

@@ -153,6 +153,9 @@ class RunStore(Protocol):
         ...
 
 
+UPLOAD_SCHEME = "upload://"
+
+
 @dataclass(frozen=True)
 class Upload:
     """A recording kept here, whole or in part. expire_s: Unix time of its deletion."""
@@ -166,7 +169,7 @@ class Upload:
     @property
     def uri(self) -> str:
         """What a request names it by."""
-        return f"upload://{self.upload_id}"
+        return f"{UPLOAD_SCHEME}{self.upload_id}"
 
 
 class UploadStore(Protocol):

@@ -16,7 +16,7 @@ from typeless_grpc.audio.source import AudioSources
 from typeless_grpc.engine.transcript import Transcript
 from typeless_grpc.errors import InvalidInput, NotFound, TypelessError
 from typeless_grpc.jobs.job import Job, NewJob, State
-from typeless_grpc.jobs.store import JobStore, UploadStore
+from typeless_grpc.jobs.store import UPLOAD_SCHEME, JobStore, UploadStore
 from typeless_grpc.pb.v1 import jobs_pb2, jobs_pb2_grpc
 from typeless_grpc.servicers import convert, convert_jobs
 from typeless_grpc.servicers.watch import JobWatch
@@ -25,7 +25,6 @@ T = TypeVar("T")
 
 # Fetched when the job is submitted, since what an address holds may be gone when the job runs.
 FETCHED_AT_ONCE = "https"
-UPLOAD_SCHEME = "upload://"
 
 
 class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):

@@ -19,11 +19,9 @@ from sqlalchemy.exc import IntegrityError
 from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import Job, NewJob, State, joined, shown
-from typeless_grpc.jobs.store import JobPage, JobQuery, QueueStats
+from typeless_grpc.jobs.store import UPLOAD_SCHEME, JobPage, JobQuery, QueueStats
 from typeless_grpc.stores.database import job_chunks, jobs, uploads, workers
 from typeless_grpc.stores.job_table import FORMAT, OPTIONS, TRANSCRIPT, JobTable, audio_path, job_of, larger, not_found
-
-UPLOAD_SCHEME = "upload://"
 
 
 class SqlJobStore:

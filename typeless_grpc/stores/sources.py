@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import fsspec
 
 from typeless_grpc.errors import InvalidInput, NotFound
-from typeless_grpc.jobs.store import UploadStore
+from typeless_grpc.jobs.store import UPLOAD_SCHEME, UploadStore
 from typeless_grpc.stores.web import WebOptions, check_size, download, missing, unreachable
 
 
@@ -68,7 +68,7 @@ class CheckedSources:
         """See `AudioSources`."""
         parts = _split(uri, field)
         if parts.scheme == "upload":
-            return self._uploads.open(uri.removeprefix("upload://"), owner)
+            return self._uploads.open(uri.removeprefix(UPLOAD_SCHEME), owner)
         if parts.scheme not in self.schemes:
             allowed = ", ".join(self.schemes)
             why = f"scheme '{parts.scheme[:32]}' is not taken here, only {allowed}"

@@ -42,6 +42,16 @@ async def test_streamed_audio_costs_whole_seconds_however_it_is_cut():
         await charge.audio(0.11)
 
 
+async def test_audio_that_came_before_there_was_a_limit_is_not_charged_later():
+    limited = limiter()
+    charge = await limited.admit(A, Group.STREAM)
+    await charge.audio(3600.0)
+    limited.quotas.apply([seconds(3)])
+    await charge.audio(3.0)
+    with pytest.raises(RateLimited, match="audio seconds"):
+        await charge.audio(1.0)
+
+
 def transcribing(n_calls: int = 9, n_long: int = 1, audio_s: int = 20) -> Limiter:
     """Longer than 5 s is long."""
     limits = (calls(n_calls, Group.TRANSCRIBE), calls(n_long, Group.LONG), seconds(audio_s, Group.TRANSCRIBE))
