@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +19,6 @@ from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.errors import EngineFailed, InvalidInput, NotFound, Overloaded, SourceUnavailable
 from typeless_grpc.jobs.job import Job, RetryPolicy, State
 from typeless_grpc.jobs.worker import Released, Worker, WorkerOptions, _Hold
-from typeless_grpc.stores.database import Database, sqlite_url
-from typeless_grpc.stores.files import Files
 
 OPTIONS = WorkerOptions(shortest_chunk_s=4.0, retries=RetryPolicy(max_attempts=3, first_delay_s=2.0))
 
@@ -29,14 +26,6 @@ OPTIONS = WorkerOptions(shortest_chunk_s=4.0, retries=RetryPolicy(max_attempts=3
 class NoSpeech:
     def recording_probabilities(self, audio: Audio) -> Probabilities:
         return np.zeros(-(-len(audio) // FRAME_SAMPLES), dtype=np.float32)
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    database = Database(sqlite_url(tmp_path / "jobs.db"))
-    database.create_tables()
-    yield Stores.over(database, Files(str(tmp_path / "files")))
-    database.close()
 
 
 def worker(stores: Stores, engine: ScriptedEngine, name: str = "w1") -> Worker:

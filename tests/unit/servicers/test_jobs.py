@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,17 +14,7 @@ from typeless_grpc.interceptors.status import code_of
 from typeless_grpc.pb.v1 import jobs_pb2
 from typeless_grpc.servicers import convert
 from typeless_grpc.servicers.jobs import JobsServicer
-from typeless_grpc.stores.database import Database, sqlite_url
-from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.sources import NoSources
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    database = Database(sqlite_url(tmp_path / "jobs.db"))
-    database.create_tables()
-    yield Stores.over(database, Files(str(tmp_path / "files")))
-    database.close()
 
 
 async def test_a_transcript_is_put_into_its_message_beside_the_event_loop(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -15,16 +13,6 @@ from tests.contract.conftest import Stores
 from typeless_grpc.jobs.store import Upload
 from typeless_grpc.pb.v1 import uploads_pb2
 from typeless_grpc.servicers.uploads import Receiving
-from typeless_grpc.stores.database import Database, sqlite_url
-from typeless_grpc.stores.files import Files
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    database = Database(sqlite_url(tmp_path / "jobs.db"))
-    database.create_tables()
-    yield Stores.over(database, Files(str(tmp_path / "files")))
-    database.close()
 
 
 async def test_the_check_of_a_whole_upload_holds_up_no_other_call(stores: Stores, monkeypatch: pytest.MonkeyPatch):

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.contract.conftest import Stores
-from typeless_grpc.stores.database import Database, sqlite_url
+from typeless_grpc.stores.database import Database
 from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.janitor import Janitor
 
 LATER_S = 4e9
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(sqlite_url(tmp_path / "jobs.db"))
-    opened.create_tables()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
