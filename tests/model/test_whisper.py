@@ -7,7 +7,7 @@ import itertools
 import math
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,12 @@ from typeless_grpc.engine.cuts import Piece
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.judgement import judged
 from typeless_grpc.engine.transcript import SuppressionReason
+from typeless_grpc.engine.verification import Checks
 from typeless_grpc.engine.whisper import (
     MAX_LENGTH,
     MOST_TOKENS_AT_ONCE,
     MOST_TOKENS_PER_S,
+    RECONSIDERED_BEAM_SIZE,
     Device,
     Heard,
     WhisperModel,
@@ -243,6 +245,66 @@ def test_a_bounded_text_has_no_more_tokens_than_speech_can(model: WhisperModel, 
     crowded = replace(one, options=replace(ENGLISH, prompt="word " * 400, hotwords=("another",) * 200))
     decoded(model, crowded)
     assert all(n <= MAX_LENGTH for n in longest)
+
+
+@dataclass(frozen=True)
+class Searching:
+    """A model that finds what it is told to, one search after the other: (text, mean log probability) of each."""
+
+    real: Any
+    tokenizer: Any
+    script: list[tuple[str, float]]
+    beam_sizes: list[int] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def generate(self, encoded: Any, prompts: list[list[int]], *, beam_size: int, **_: Any) -> list[Any]:
+        said, logprob = self.script[len(self.beam_sizes)]
+        self.beam_sizes.append(beam_size)
+        tokens = self.tokenizer.encode(" " + said, add_special_tokens=False).ids
+        return [Looping([tokens], [logprob]) for _ in prompts]
+
+
+SURE, UNSURE = ("He turned to the left.", -0.1), ("He turned to the lift.", -0.6)
+LIKELIER, LESS_LIKELY, LOOP = ("He turned to the loft.", -0.5), ("He turned to a raft.", -0.9), ("left " * 9, -0.01)
+
+
+@pytest.mark.parametrize(
+    ("script", "n_searches", "expected"),
+    [
+        pytest.param([SURE], 1, SURE, id="sure at once"),
+        pytest.param([UNSURE, LIKELIER], 2, LIKELIER, id="the likelier of two"),
+        pytest.param([UNSURE, LESS_LIKELY], 2, UNSURE, id="the first, where it is likelier"),
+        pytest.param([LOOP, LESS_LIKELY], 2, LESS_LIKELY, id="the one that passes the checks"),
+        pytest.param([UNSURE, LOOP], 2, UNSURE, id="not one that fails them"),
+    ],
+)
+def test_a_doubtful_text_is_searched_for_again_with_more_beams(
+    model: WhisperModel,
+    monkeypatch: pytest.MonkeyPatch,
+    script: list[tuple[str, float]],
+    n_searches: int,
+    expected: tuple[str, float],
+):
+    searching = Searching(model._model, model._whisper.hf_tokenizer, script)
+    one = replace(window("en_short.flac"), checks=Checks(), is_reconsidered=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "_model", searching)
+        (heard,) = decoded(model, one)
+    assert searching.beam_sizes == [1, RECONSIDERED_BEAM_SIZE][:n_searches]
+    assert text(heard) == expected[0]
+    assert heard.doubts == ()
+
+
+@pytest.mark.parametrize("is_asked", [False, True], ids=["nobody asks for it", "nobody waits for it"])
+def test_a_doubtful_text_is_left_at_that_where(model: WhisperModel, monkeypatch: pytest.MonkeyPatch, is_asked: bool):
+    searching = Searching(model._model, model._whisper.hf_tokenizer, [UNSURE])
+    one = replace(window("en_short.flac"), checks=Checks(), is_reconsidered=is_asked)
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "_model", searching)
+        model.decode([one], [lambda: not (is_asked and searching.beam_sizes)])
+    assert searching.beam_sizes == [1]
 
 
 def test_only_languages_that_have_a_token_are_known(model: WhisperModel):

@@ -215,6 +215,7 @@ class Hearing:
                 heard = await self._submit(call, replace(window, shown_s=shown_s))
                 if not heard.doubts or Doubt.MIXED in heard.doubts:
                     return heard
+                window = replace(window, is_reconsidered=False)  # where it did not help, longer windows may
         return await self._submit(call, replace(window, thorough=True, is_bounded=policy.verified))
 
     async def _thoroughly(self, call: Call, piece: Piece, before: Heard) -> Heard:
@@ -245,6 +246,7 @@ class Hearing:
             shown_s=FULL_WINDOW_S,
             options=call.options,
             beam_size=call.options.beam_size or self._options.beam_size,
+            is_reconsidered=call.options.is_reconsidered,
             checks=self._options.checks,
             expected=call.expected,
         )

@@ -80,7 +80,8 @@ class DecodeOptions:
     clearly is not. script: of Chinese, None is simplified. prompt: text to condition on. temperatures: tried in
     turn until the result passes the quality checks. separate_channels: each channel on its own, as `Engine` is given
     it. output_formats: the renditions to make of a whole recording. is_thorough: as faster-whisper itself decodes,
-    however long it takes; for audio whose text is not to be trusted.
+    however long it takes; for audio whose text is not to be trusted. is_reconsidered: a text that the engine is not
+    certain of is searched for again with more beams, which takes half as long again.
     """
 
     model: str = ""
@@ -100,6 +101,7 @@ class DecodeOptions:
     post_processing: PostProcessing = field(default_factory=PostProcessing)
     output_formats: Sequence[OutputFormat] = ()
     is_thorough: bool = False
+    is_reconsidered: bool = False
 
 
 @dataclass(frozen=True)

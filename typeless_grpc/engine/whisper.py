@@ -46,6 +46,10 @@ PREPENDED_PUNCTUATION = "\"'“¿([{-"
 APPENDED_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"
 # Whisper's text context (arXiv:2212.04356, section 2.3): prompt and text together.
 MAX_LENGTH = 448
+# A text that is less certain is searched for again with more beams, where that is asked for; as many as faster-whisper
+# uses by default (docs/streaming.md has what it gains).
+RECONSIDERED_CONFIDENCE = 0.7
+RECONSIDERED_BEAM_SIZE = 5
 # More tokens than speech of any language has, so that a loop ends early: measured, docs/encoder-window.md.
 MOST_TOKENS_AT_ONCE = 24
 MOST_TOKENS_PER_S = 14.0
@@ -85,7 +89,8 @@ class Window:
     audio: float32 mono 16 kHz, at most shown_s long. speech: where someone speaks, in samples of audio. shown_s: what
     the encoder is shown, audio and then silence. thorough: as faster-whisper itself does it, window after window with
     its ladder of temperatures; else in one pass, together with others. is_bounded: cut a thorough text off where it
-    has more tokens than speech can have, which faster-whisper itself does not. options.language: None detects it;
+    has more tokens than speech can have, which faster-whisper itself does not. is_reconsidered: a text in one pass that
+    fails a check, or is not certain, is searched for again with more beams. options.language: None detects it;
     expected is then the language it is taken to be in unless it clearly is not, "" for none. may_be_mixed: where it
     seems to be in two languages, say so (Doubt.MIXED) and decode nothing. detect_only: tell the language, and decode
     nothing.
@@ -98,6 +103,7 @@ class Window:
     beam_size: int
     thorough: bool = False
     is_bounded: bool = False
+    is_reconsidered: bool = False
     checks: Checks | None = None
     expected: str = ""
     may_be_mixed: bool = False
@@ -133,6 +139,21 @@ class Heard:
     doubts: tuple[Doubt, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The text that a search ended with. tokens: of the text alone. avg_logprob: over them and the end of text."""
+
+    tokens: Sequence[int] = ()
+    avg_logprob: float = 0.0
+    no_speech_probability: float = 0.0
+    text: str = ""
+
+    @property
+    def confidence(self) -> float:
+        """The geometric mean of the tokens' probabilities."""
+        return min(1.0, math.exp(self.avg_logprob))
+
+
 @dataclass(eq=False)
 class _Passing:
     """A window on its way through `decode`."""
@@ -142,17 +163,20 @@ class _Passing:
     encoded: Array
     language: str
     language_probability: float
-    tokens: Sequence[int] = ()
-    avg_logprob: float = 0.0
-    no_speech_probability: float = 0.0
+    found: _Found = _Found()
     doubts: tuple[Doubt, ...] = ()
-    text: str = ""
     words: Sequence[TimedWord] = ()
 
     @property
     def is_to_be_decoded(self) -> bool:
         """Whether there is more to do for somebody than to tell the language."""
         return not self.window.detect_only and not self.doubts and self.wanted()
+
+    @property
+    def is_to_be_reconsidered(self) -> bool:
+        """Whether another search may find a better text, for somebody who wants that."""
+        is_doubtful = bool(self.doubts) or self.found.confidence < RECONSIDERED_CONFIDENCE
+        return self.window.is_reconsidered and is_doubtful and self.wanted()
 
 
 class _NobodyWaits(Exception):
@@ -265,7 +289,7 @@ class WhisperModel:
         if going := [one for one in passing if one is not None and one.is_to_be_decoded]:
             self._generate(going)
             for one in going:
-                if one.window.options.word_timestamps and one.text and not one.doubts and one.wanted():
+                if one.window.options.word_timestamps and one.found.text and not one.doubts and one.wanted():
                     self._align(one)
         return [_outcome(one, one in going) for one in passing]
 
@@ -309,40 +333,50 @@ class WhisperModel:
         return [(token[2:-2], float(probability)) for token, probability in found]
 
     def _generate(self, going: list[_Passing]) -> None:
+        for one, found in zip(going, self._searched(going, going[0].window.beam_size), strict=True):
+            one.found, one.doubts = found, self._doubts(one.window, found)
+        again = [one for one in going if one.is_to_be_reconsidered]
+        for one, found in zip(again, self._searched(again, RECONSIDERED_BEAM_SIZE), strict=True):
+            if not self._doubts(one.window, found) and (one.doubts or found.avg_logprob > one.found.avg_logprob):
+                one.found, one.doubts = found, ()
+
+    def _searched(self, going: Sequence[_Passing], beam_size: int) -> list[_Found]:
+        if not going:
+            return []
         prompts = [self._prompt(one.window, one.language) for one in going]
         results = self._model.generate(
             _together(going),
             prompts,
-            beam_size=going[0].window.beam_size,
+            beam_size=beam_size,
             max_length=_max_length(max(one.window.audio_s for one in going), len(prompts[0])),
             return_scores=True,
             return_no_speech_prob=True,
         )
-        for one, result in zip(going, results, strict=True):
-            one.tokens = result.sequences_ids[0]
-            # CTranslate2 gives the mean over the tokens without the end of text, Whisper counts it.
-            one.avg_logprob = result.scores[0] * len(one.tokens) / (len(one.tokens) + 1)
-            one.no_speech_probability = float(result.no_speech_prob)
-            tokenizer = self._tokenizer(one)
-            one.text = tokenizer.decode([token for token in one.tokens if token < tokenizer.eot]).strip()
-            one.doubts = self._doubts(one)
+        return [self._text_found(one, result) for one, result in zip(going, results, strict=True)]
 
-    def _doubts(self, one: _Passing) -> tuple[Doubt, ...]:
-        if one.window.checks is None:
+    def _text_found(self, one: _Passing, result: Any) -> _Found:
+        tokens, tokenizer = result.sequences_ids[0], self._tokenizer(one)
+        text_tokens = [token for token in tokens if token < tokenizer.eot]
+        # CTranslate2 gives the mean over the tokens without the end of text, Whisper counts it.
+        avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
+        return _Found(text_tokens, avg_logprob, float(result.no_speech_prob), tokenizer.decode(text_tokens).strip())
+
+    def _doubts(self, window: Window, found: _Found, words: Sequence[TimedWord] = ()) -> tuple[Doubt, ...]:
+        if window.checks is None:
             return ()
         result = Result(
-            text=one.text,
-            avg_logprob=one.avg_logprob,
-            speech_s=[(span.start / SAMPLE_RATE_HZ, span.end / SAMPLE_RATE_HZ) for span in one.window.speech],
-            audio_s=one.window.audio_s,
-            words_end_s=one.words[-1].end_s if one.words else None,
+            text=found.text,
+            avg_logprob=found.avg_logprob,
+            speech_s=[(span.start / SAMPLE_RATE_HZ, span.end / SAMPLE_RATE_HZ) for span in window.speech],
+            audio_s=window.audio_s,
+            words_end_s=words[-1].end_s if words else None,
         )
-        return tuple(doubts(result, one.window.checks))
+        return tuple(doubts(result, window.checks))
 
     def _align(self, one: _Passing) -> None:
         """Find the words and their times. One by one: in a batch it takes as long (measured)."""
-        text_tokens = [token for token in one.tokens if token < self._tokenizer(one).eot]
-        part: dict[str, Any] = {"seek": 0, "start": 0.0, "end": one.window.audio_s, "tokens": text_tokens}
+        tokens = list(one.found.tokens)
+        part: dict[str, Any] = {"seek": 0, "start": 0.0, "end": one.window.audio_s, "tokens": tokens}
         self._whisper.add_word_timestamps(
             [[part]],
             self._tokenizer(one),
@@ -357,7 +391,7 @@ class WhisperModel:
             TimedWord(word["word"], float(word["start"]), float(word["end"]), float(word["probability"]))
             for word in part["words"]
         ]
-        one.doubts = self._doubts(one)
+        one.doubts = self._doubts(one.window, one.found, one.words)
 
     def _thorough(self, window: Window, wanted: Callable[[], bool]) -> Heard | None:
         options = window.options
@@ -426,13 +460,14 @@ def _outcome(one: _Passing | None, is_decoded: bool) -> Heard | None:
 def _heard(one: _Passing) -> Heard:
     words = [word for word in one.words if word.text.strip()]
     groups = [(group[0].start_s, group[-1].end_s, group) for group in sentences(words, SentencePolicy())]
-    if not groups and one.text:
+    found = one.found
+    if not groups and found.text:
         groups = [(*_speech_s(one.window), [])]
     segments = tuple(
         HeardSegment(
-            _segment(one, start_s, end_s, "".join(word.text for word in group).strip() if group else one.text, group),
-            one.avg_logprob,
-            compression_ratio(one.text),
+            _segment(one, start_s, end_s, "".join(word.text for word in group).strip() if group else found.text, group),
+            found.avg_logprob,
+            compression_ratio(found.text),
         )
         for start_s, end_s, group in groups
     )
@@ -446,8 +481,8 @@ def _segment(one: _Passing, start_s: float, end_s: float, text: str, words: Sequ
         end_s=min(end_s, audio_s),
         text=text,
         language=one.language,
-        confidence=min(1.0, math.exp(one.avg_logprob)),
-        no_speech_probability=one.no_speech_probability,
+        confidence=one.found.confidence,
+        no_speech_probability=one.found.no_speech_probability,
         words=tuple(_word(word, audio_s) for word in words),
     )
 

@@ -66,7 +66,7 @@ class PieceDecoder:
             with suppress(TypelessError):
                 return await _whole(guessed)
         audio = self._samples.cut(piece.audio_start, piece.audio_end)
-        options = self.expecting(_for_final(piece.options))
+        options = self.expecting(_for_live_final(piece.options))
         ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
         return await self._insist(lambda: self._machinery.engine.recognize(audio, options, ticket))
 
@@ -146,7 +146,7 @@ class PieceDecoder:
             return
         audio = self._samples.cut(piece.audio_start, piece.audio_end)
         ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
-        options = self.expecting(_for_final(piece.options))
+        options = self.expecting(_for_live_final(piece.options))
         task = asyncio.ensure_future(self._machinery.engine.recognize(audio, options, ticket))
         task.add_done_callback(_looked_at)
         self._guess = (piece, task)
@@ -196,6 +196,11 @@ def _clear_language(recognition: Recognition) -> str:
 def _for_final(options: DecodeOptions) -> DecodeOptions:
     """What the engine is asked: words also where only the renditions need them, and renditions of the whole only."""
     return replace(options, word_timestamps=options.word_timestamps or needs_words(options), output_formats=())
+
+
+def _for_live_final(options: DecodeOptions) -> DecodeOptions:
+    """Likewise, of an utterance: it was cut where it may go on, so its text is less certain than a recording's."""
+    return replace(_for_final(options), is_reconsidered=options.beam_size is None)
 
 
 def _looked_at(task: asyncio.Task[Recognition]) -> None:

@@ -305,6 +305,13 @@ async def test_what_is_doubtful_is_done_again_until_it_can_be_trusted(
     assert recognition.n_chunks == 1
 
 
+async def test_another_search_is_tried_before_longer_windows_and_not_in_them():
+    async with serving() as bench:
+        bench.model.script = doubtful_below(30.0)
+        await bench.heard(utterances(1), replace(ENGLISH, is_reconsidered=True))
+    assert [window.is_reconsidered for window in bench.model.asked] == [True, False, False]
+
+
 async def test_only_the_doubtful_is_done_again():
     async with serving() as bench:
         bench.model.script = lambda window: (

@@ -102,12 +102,28 @@ async def test_the_lanes_callers_and_options_of_finals_and_interims():
         await b.until(Final)
         (final,) = b.asked(Lane.LIVE_FINAL)
         interim = b.asked(Lane.LIVE_INTERIM)[0]
-    assert final.options == options
+    assert final.options == replace(options, is_reconsidered=True)
+    assert interim.options == replace(options, word_timestamps=False)
     assert final.ticket.caller == interim.ticket.caller == "key:7"
-    assert interim.options.prompt == "Zelvari"
-    assert not interim.options.word_timestamps
     assert interim.ticket.deadline_s is not None
     assert final.ticket.deadline_s is None
+
+
+@pytest.mark.parametrize(
+    ("rules", "beam_size", "is_reconsidered"),
+    [
+        pytest.param(EndpointOptions(), None, True, id="live"),
+        pytest.param(EndpointOptions(), 1, False, id="a caller with a wish"),
+        pytest.param(PlanOptions(), None, False, id="file"),
+    ],
+)
+async def test_a_doubtful_text_of_live_speech_is_searched_for_again(
+    rules: EndpointOptions | PlanOptions, beam_size: int | None, is_reconsidered: bool
+):
+    async with bench(rules=rules, options=DecodeOptions(language="en", beam_size=beam_size)) as b:
+        await b.say(said(2.0, 1.5))
+        await b.rest()
+    assert {asked.options.is_reconsidered for asked in b.engine.asked} == {is_reconsidered}
 
 
 @pytest.mark.parametrize(
