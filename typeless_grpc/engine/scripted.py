@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
-from typeless_grpc.engine.interface import DecodeOptions, Recognition, Ticket
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
 from typeless_grpc.engine.transcript import Segment, Transcript, Word
 
 _PATIENCE_S = 30.0  # a test that waits longer waits for what never comes
@@ -29,7 +29,8 @@ class ScriptedEngine:
     """Answers each call with one segment over the whole audio, its text by `script`, or raises what `script` returns.
 
     asked: every call so far. n_cancelled: calls whose task was cancelled while they waited. Clear `gate` to hold calls
-    back until it is set again. backlog_s, confidence: what the engine claims, to be set by the test.
+    back until it is set again; calls in the lanes of `stuck` never end. backlog_s, confidence: what the engine claims,
+    to be set by the test.
     """
 
     def __init__(self, script: Script = lambda asked: f"{len(asked.audio) / SAMPLE_RATE_HZ:.1f} seconds") -> None:
@@ -38,6 +39,7 @@ class ScriptedEngine:
         self.n_cancelled = 0
         self.gate = asyncio.Event()
         self.gate.set()
+        self.stuck: frozenset[Lane] = frozenset()
         self.backlog_s = 0.0
         self.confidence = 0.9
         self._moved = asyncio.Event()
@@ -58,7 +60,7 @@ class ScriptedEngine:
         self.asked.append(asked)
         self._move()
         try:
-            await self.gate.wait()
+            await (asyncio.Event() if ticket.lane in self.stuck else self.gate).wait()
         except asyncio.CancelledError:
             self.n_cancelled += 1
             self._move()

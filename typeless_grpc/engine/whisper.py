@@ -436,7 +436,7 @@ def _hotwords(options: DecodeOptions) -> str | None:
     return ", ".join(options.hotwords) or None
 
 
-def _together(going: list[_Passing]) -> ctranslate2.StorageView:
+def _together(going: Sequence[_Passing]) -> ctranslate2.StorageView:
     encoded = [one.encoded for one in going]
     return ctranslate2.StorageView.from_array(np.concatenate(encoded) if len(encoded) > 1 else encoded[0])
 

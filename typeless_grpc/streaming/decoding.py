@@ -29,7 +29,7 @@ _CLEAR_SPEECH_S = 2.0
 _CLEAR_PROBABILITY = 0.8
 _COMPARED_PIECES = 8  # of a FILE, before the one that is compared with them
 # A text is trusted from here on: many of those cut within a sentence are below, nine of ten whole ones above.
-SURE_CONFIDENCE = 0.6
+SURE_CONFIDENCE = 0.65
 _BUSY_BACKLOG_S = 0.4  # an engine with less to do takes guesses
 
 
@@ -139,7 +139,7 @@ class PieceDecoder:
 
     def guess(self, piece: Piece, *, is_likely: bool) -> None:
         """Begin with a piece that is not certain yet, if it is likely or the engine has little to do."""
-        if self._guess is not None and _span(self._guess[0]) == _span(piece):
+        if self.has_begun(piece):
             return
         self.stop()
         if not is_likely and self._machinery.engine.backlog_s > _BUSY_BACKLOG_S:
@@ -150,6 +150,10 @@ class PieceDecoder:
         task = asyncio.ensure_future(self._machinery.engine.recognize(audio, options, ticket))
         task.add_done_callback(_looked_at)
         self._guess = (piece, task)
+
+    def has_begun(self, piece: Piece) -> bool:
+        """Whether there is a guess, and it was right about the audio."""
+        return self._guess is not None and _span(self._guess[0]) == _span(piece)
 
     def _take_guess(self, piece: Piece) -> asyncio.Task[Recognition] | None:
         """The guess, if it was right about the audio."""

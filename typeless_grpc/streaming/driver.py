@@ -25,7 +25,7 @@ from typeless_grpc.streaming.journal import Journal
 from typeless_grpc.streaming.machinery import Control, Machinery, Request, StreamOptions, Update
 from typeless_grpc.streaming.progress import ProgressReport
 from typeless_grpc.streaming.samples import SampleBuffer
-from typeless_grpc.streaming.session import Decode, Effect, Session, Speculate, Withdraw
+from typeless_grpc.streaming.session import Decode, Effect, InterimDue, Session, Speculate, Withdraw
 from typeless_grpc.text.finishing import with_renditions, without_words
 
 _INLINE_SAMPLES = SAMPLE_RATE_HZ // 4  # looked at on the event loop, in under a millisecond; more goes to a thread
@@ -43,7 +43,7 @@ class Stream:
         self.journal = Journal()
         self.acknowledged_bytes = 0
         self._is_attached = False
-        self._session = Session(options.options, options.rules)
+        self._session = Session(options.options, options.rules, cadence=options.cadence)
         self._progress = ProgressReport(self._session)
         self._detector = DetectorState()
         self._samples = SampleBuffer()
@@ -262,7 +262,7 @@ class Stream:
             self._samples.append(taken)
             self._apply(session.Frames(self._samples.end, (await self._probabilities(taken)).tolist()))
             await self._judge()
-            self._interims.begin()
+            self._interims.begin()  # what had to wait may be due by now
         if len(block) > len(taken):
             why = f"a stream takes {self._options.max_audio_s:g} s of audio"
             raise InvalidInput("audio", why, reason="AUDIO_TOO_LONG")
@@ -290,9 +290,10 @@ class Stream:
     def _has_work(self) -> bool:
         return bool(self._finals) or self._has_waiting() or self._samples.end > self._reported_samples
 
-    def _wants_interims(self) -> bool:
+    def _wants_interims(self, piece_id: int) -> bool:
+        """Whether an interim of this piece is of use: somebody reads, and no earlier piece is still being decoded."""
         is_read = self.journal.n_unsent <= _MAX_UNREAD_FOR_INTERIMS
-        return is_read and not self._finals and not self.journal.is_closed
+        return is_read and not self.journal.is_closed and all(pending >= piece_id for pending in self._finals)
 
     def _report_progress(self) -> None:
         self._progress_s, self._reported_samples = self._machinery.clock.now_s(), self._samples.end
@@ -321,8 +322,11 @@ class Stream:
             case Decode(piece):
                 self._finals[piece.id] = asyncio.create_task(self._decode(piece))
                 self._finals[piece.id].add_done_callback(self._check)
+            case InterimDue():
+                self._interims.due(effect)
+                self._interims.begin()
             case Speculate(piece, is_likely):
-                self._interims.cancel()
+                self._interims.give_way()
                 if is_likely or not self._finals:
                     self._decoder.guess(piece, is_likely=is_likely)
             case Withdraw():
@@ -356,13 +360,16 @@ class Stream:
     # ---- finals ---------------------------------------------------------------------------------------------
 
     async def _decode(self, piece: Piece) -> None:
-        self._interims.cancel()
+        if not self._decoder.has_begun(piece):
+            self._interims.give_way()
         try:
             heard: session.Input = session.FinalHeard(piece.id, await self._decoder.recognition(piece))
         except TypelessError as error:
             heard = session.FinalLost(piece.id, error)
+        await self._interims.settled(piece.id)
         del self._finals[piece.id]
         self._apply(heard)
+        self._interims.begin()
 
     def _check(self, task: asyncio.Task[None]) -> None:
         """Anything unforeseen in a task of the stream ends the stream, once."""

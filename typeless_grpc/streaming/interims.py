@@ -1,31 +1,38 @@
-"""When an utterance's text so far is asked for.
+"""When an utterance's text so far is asked for, and with how much effort.
 
-Interims live on what finals leave over. One of a stream is out at a time; the pause to the next is longer than what the
-last one took; few of all streams are at the engine at once, since what runs there cannot be stopped for a final; and
-once the engine has a backlog they come less often, or not at all. None is begun while the speaker pauses: the final may
-be near.
+Interims live on what finals leave over. One of a stream is out at a time, and few of all streams are at the engine at
+once, since what runs there cannot be stopped for a final.
+
+While the engine keeps up, each is heard that the session finds due, in order and up to its very sample, and the final
+waits for those of its utterance: then the same audio gives the same certain words, and so the same final. Once the
+engine has a backlog, or others have all places, only the newest is heard, up to where the audio is by then; they come
+less often, or not at all, and no final waits.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
 from typeless_grpc.errors import TypelessError
 from typeless_grpc.streaming.finals import text_of
 from typeless_grpc.streaming.machinery import Machinery, StreamOptions
 from typeless_grpc.streaming.samples import SampleBuffer
-from typeless_grpc.streaming.session import InterimHeard, Session, Utterance
+from typeless_grpc.streaming.session import InterimDue, InterimHeard, Session
 
+_BUSY_BACKLOG_S = 0.4  # an engine with more to do does not keep up
 _NO_INTERIM_BACKLOG_S = 1.0  # with more to do than this, none is asked for
 _BACKLOG_WAIT = 2.0  # for each second of backlog, so much more audio before the next interim
-_REST = 2.0  # after an interim, of the time it took
-_MIN_NEW_SAMPLES = SAMPLE_RATE_HZ // 4  # over less new audio an interim says nothing new
+_REST = 2.0  # after an interim, of the time it took, where the engine is busy
 _LEAD_SAMPLES = round(0.3 * SAMPLE_RATE_HZ)  # before speech; more of it would take time
 _LEAST_DEADLINE_S = 2.0  # later than that, and than two intervals, an interim is no use
+_MAX_WAITING = 4  # with more of them due, the stream is behind
+_MAX_WAITING_AT_END = 2  # likewise, for a final to wait for
+_FINAL_WAITS_S = 0.5  # at most, for the interims of its utterance
 
 
 class Interims:
@@ -39,56 +46,106 @@ class Interims:
         samples: SampleBuffer,
         *,
         expecting: Callable[[DecodeOptions], DecodeOptions],
-        is_welcome: Callable[[], bool],
+        is_welcome: Callable[[int], bool],
         heard: Callable[[InterimHeard], object],
         done: Callable[[asyncio.Task[None]], None],
     ) -> None:
-        """expecting: options with the language spoken so far. is_welcome: whether the stream has a use for one now."""
+        """expecting: options with the language spoken so far. is_welcome: whether one of this piece is of use now."""
         self._machinery, self._options, self._session, self._samples = machinery, options, session, samples
         self._expecting, self._is_welcome, self._heard, self._done = expecting, is_welcome, heard, done
+        self._waiting: deque[InterimDue] = deque(maxlen=_MAX_WAITING + 1)
         self._task: asyncio.Task[None] | None = None
-        self._up_to = 0
+        self._task_piece = -1
+        self._is_crowded = False  # all places were taken when one was due
+        self._up_to = 0  # of the last one that was begun
         self._next_s = 0.0
 
+    def due(self, one: InterimDue) -> None:
+        """One is wanted as soon as the engine has time for it."""
+        self._waiting.append(one)
+
     def begin(self) -> None:
-        """Ask for one, if it is wanted, due, and would cost nobody a final."""
-        now, interval_s = self._session.current, self._options.interim_interval_s
-        if now is None or interval_s is None or self._task is not None:
+        """Ask for the next that is due, if it would cost nobody a final."""
+        if self._task is not None or not self._waiting or not self._is_welcome(self._waiting[0].utterance.piece_id):
             return
-        if self._session.is_quiet or not self._is_welcome() or not self._is_due(now, interval_s):
-            return
+        one = self._waiting[0]
+        if self._is_behind():
+            one = self._newest()
+            if not self._is_time_for(one):
+                return
         if not self._machinery.interim_places.take(self.begin):
+            self._is_crowded = True
             return
-        audio_start = now.audio_start
-        if now.options.voice_activity.speech_padding_s is None:  # who says how much is kept has all of it
-            audio_start = max(audio_start, now.speech_start - _LEAD_SAMPLES)
-        audio = self._samples.cut(audio_start, self._samples.end)
-        self._up_to = self._samples.end
-        self._task = asyncio.create_task(self._hear(now, audio, audio_start, interval_s))
+        self._is_crowded = False
+        self._waiting.popleft()
+        self._up_to, self._task_piece = one.up_to, one.utterance.piece_id
+        self._task = asyncio.create_task(self._hear(one))
         self._task.add_done_callback(self._ended)
 
-    def cancel(self) -> None:
-        """Take back the one that is out."""
-        if self._task is not None:
-            self._task.cancel()
+    def give_way(self) -> None:
+        """A final is, or may be, near: where it would have to wait, what is out and what is due is taken back."""
+        if self._machinery.engine.backlog_s > 0:
+            self._waiting.clear()
+            if self._task is not None:
+                self._task.cancel()
+
+    async def settled(self, piece_id: int) -> None:
+        """Wait for those of an utterance whose final is there, where that is soon; then there are none of it."""
+        if len(self._waiting) > _MAX_WAITING_AT_END:
+            self._forget(piece_id)
+        try:
+            async with asyncio.timeout(_FINAL_WAITS_S):
+                while (task := self._of(piece_id)) is not None:
+                    await asyncio.wait([task])
+        except TimeoutError:
+            if self._task is not None and self._task_piece == piece_id:
+                self._task.cancel()
+        self._forget(piece_id)
 
     async def close(self) -> None:
-        """Take it back, and wait until it is gone."""
+        """Take all back, and wait until nothing is out."""
+        self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _is_due(self, now: Utterance, interval_s: float) -> bool:
-        backlog_s = self._machinery.engine.backlog_s
-        if backlog_s > _NO_INTERIM_BACKLOG_S or self._machinery.clock.now_s() < self._next_s:
-            return False
-        is_first = self._up_to <= now.speech_start
-        wait_s = min(self._options.first_interim_s, interval_s) if is_first else interval_s
-        n_new = self._samples.end - (now.speech_start if is_first else self._up_to)
-        return n_new >= max(_MIN_NEW_SAMPLES, (wait_s + _BACKLOG_WAIT * backlog_s) * SAMPLE_RATE_HZ)
+    def _of(self, piece_id: int) -> asyncio.Task[None] | None:
+        """The one of this utterance that is out, begun now if it is due."""
+        self.begin()
+        return self._task if self._task_piece == piece_id else None
 
-    async def _hear(self, now: Utterance, audio: Audio, audio_start: int, interval_s: float) -> None:
-        clock = self._machinery.clock
+    def _forget(self, piece_id: int) -> None:
+        while self._waiting and self._waiting[0].utterance.piece_id == piece_id:
+            self._waiting.popleft()
+
+    def _is_behind(self) -> bool:
+        is_busy = self._machinery.engine.backlog_s > _BUSY_BACKLOG_S
+        return is_busy or self._is_crowded or len(self._waiting) > _MAX_WAITING
+
+    def _newest(self) -> InterimDue:
+        """The last that is due alone is left, and reaches as far as the audio does, while its utterance goes on."""
+        newest = self._waiting[-1]
+        if self._session.current == newest.utterance:
+            newest = replace(newest, up_to=self._samples.end)
+        self._waiting.clear()
+        self._waiting.append(newest)
+        return newest
+
+    def _is_time_for(self, one: InterimDue) -> bool:
+        backlog_s, interval_s = self._machinery.engine.backlog_s, self._options.interim_interval_s
+        if self._session.is_quiet or backlog_s > _NO_INTERIM_BACKLOG_S or self._machinery.clock.now_s() < self._next_s:
+            return False
+        since = max(self._up_to, one.utterance.speech_start)
+        wait_s = _BACKLOG_WAIT * backlog_s + (interval_s or 0.0) * (self._up_to > one.utterance.speech_start)
+        return one.up_to - since >= wait_s * SAMPLE_RATE_HZ
+
+    async def _hear(self, one: InterimDue) -> None:
+        now = one.utterance
+        audio_start = now.audio_start
+        if now.options.voice_activity.speech_padding_s is None:  # who says how much is kept has all of it
+            audio_start = max(audio_start, now.speech_start - _LEAD_SAMPLES)
+        audio = self._samples.cut(audio_start, one.up_to)
+        clock, interval_s = self._machinery.clock, self._options.interim_interval_s or 0.0
         began_s = clock.now_s()
         deadline_s = began_s + max(_LEAST_DEADLINE_S, 2 * interval_s)
         ticket = Ticket(Lane.LIVE_INTERIM, self._options.caller, deadline_s)
@@ -99,9 +156,10 @@ class Interims:
             self._next_s = clock.now_s() + interval_s  # an interim is no promise
             return
         self._next_s = clock.now_s() + _REST * (clock.now_s() - began_s)
-        self._heard(InterimHeard(now.piece_id, text_of(recognition), audio_start + len(audio)))
+        self._heard(InterimHeard(now.piece_id, text_of(recognition), one.up_to))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task = None
         self._machinery.interim_places.give_back()
         self._done(task)
+        self.begin()

@@ -13,6 +13,7 @@ from typeless_grpc.audio.formats import Audio
 from typeless_grpc.audio.vad import DetectorState, Probabilities
 from typeless_grpc.clock import Clock
 from typeless_grpc.engine.interface import DecodeOptions, Engine
+from typeless_grpc.streaming.cadence import Cadence
 from typeless_grpc.streaming.planner import PlanOptions
 from typeless_grpc.streaming.session import Rules
 
@@ -72,6 +73,13 @@ class StreamOptions:
     def is_file(self) -> bool:
         """Whether this is FILE mode."""
         return isinstance(self.rules, PlanOptions)
+
+    @property
+    def cadence(self) -> Cadence | None:
+        """When interims are due; None for none."""
+        if self.is_file or self.interim_interval_s is None:
+            return None
+        return Cadence(self.interim_interval_s, self.first_interim_s)
 
 
 class InterimPlaces:

@@ -9,7 +9,7 @@ decides what is an utterance, what is to be decoded, which words are certain and
     DONE       `Completed` was said
 
 Inputs that a state does not list in TABLE are refused with WrongState: the driver never sends them, and the tests try
-them all. Text of an utterance that is over may still arrive as an interim; it is legal and says nothing.
+them all. Text of an utterance that is over may still arrive as an interim: it is shown to nobody.
 
 LIVE: each utterance is a piece, decoded on its own (`endpoint.py`). FILE: the audio is cut into pieces as a recording
 is that is transcribed whole (`planner.py`), and a piece counts as an utterance.
@@ -24,10 +24,12 @@ from enum import Enum
 from typing import Any
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
+from typeless_grpc.audio.vad import FRAME_SAMPLES
 from typeless_grpc.engine.interface import DecodeOptions, Recognition
 from typeless_grpc.engine.transcript import Segment, Suppressed, joined
 from typeless_grpc.errors import TypelessError, WrongState
 from typeless_grpc.streaming import events, finals
+from typeless_grpc.streaming.cadence import Cadence
 from typeless_grpc.streaming.endpoint import (
     Began,
     Ended,
@@ -149,9 +151,6 @@ class Withdraw:
     piece_id: int
 
 
-Effect = events.Event | Decode | Speculate | Withdraw
-
-
 @dataclass(frozen=True)
 class Utterance:
     """The utterance under way, for whoever wants an interim. Samples."""
@@ -162,11 +161,32 @@ class Utterance:
     options: DecodeOptions
 
 
+@dataclass(frozen=True)
+class InterimDue:
+    """The text so far of this utterance is wanted, up to this sample: `InterimHeard` may follow, before the final."""
+
+    utterance: Utterance
+    up_to: int
+
+
+Effect = events.Event | Decode | Speculate | Withdraw | InterimDue
+
+
 class Session:
     """One session. `apply` inputs in order; interims and finals may come in any order."""
 
-    def __init__(self, options: DecodeOptions, rules: Rules, *, stability: Callable[[], Stability] = Stability) -> None:
-        """rules: for cutting; of which kind they are says whether this is LIVE or FILE. stability: of an utterance."""
+    def __init__(
+        self,
+        options: DecodeOptions,
+        rules: Rules,
+        *,
+        cadence: Cadence | None = None,
+        stability: Callable[[], Stability] = Stability,
+    ) -> None:
+        """rules: for cutting; of which kind they are says whether this is LIVE or FILE.
+
+        cadence: of interims, None for none. stability: of an utterance.
+        """
         self.state = State.LISTENING
         self.options = options
         self.segments: list[Segment] = []
@@ -174,6 +194,9 @@ class Session:
         self.n_pieces = self.n_pieces_done = 0
         self.current: Utterance | None = None
         self.undecided: Piece | None = None  # the utterance may be over: `Judged` is to say so before anything else
+        self._cadence = cadence
+        self._next_due = 0
+        self._n_frames = 0  # heard so far
         self._new_stability = stability
         self._cutter: Endpointer | Planner
         if isinstance(rules, EndpointOptions):
@@ -186,7 +209,7 @@ class Session:
         self._pending: dict[int, Piece] = {}  # decoded or to be, in the order of time
         self._heard: dict[int, FinalHeard | FinalLost] = {}  # waiting for those before them
         self._stability = stability()
-        self._committed: dict[int, str] = {}
+        self._stabilities: dict[int, Stability] = {}  # of utterances that are over and not said
         self._languages = finals.Languages()
         self._speech = 0
         self._queue_s = 0.0
@@ -238,6 +261,15 @@ class Session:
         while self._frames_left and self.undecided is None:
             for turn in self._cutter.hear(self._frames_left.popleft()):
                 self._turn(turn)
+            self._n_frames += 1
+            self._interim_due(self._n_frames * FRAME_SAMPLES)
+
+    def _interim_due(self, heard: int) -> None:
+        """Ask for an interim now and then; not while the speaker pauses, the final may be near."""
+        if self._cadence is None or self.current is None or heard < self._next_due or self.is_quiet:
+            return
+        self._next_due = heard + self._cadence.samples_after(heard - self.current.speech_start)
+        self._effects.append(InterimDue(self.current, min(heard, self._received)))
 
     def _judged(self, judged: Judged) -> None:
         if self.undecided is None or judged.piece_id != self.undecided.id:
@@ -306,6 +338,7 @@ class Session:
         self.state = State.SPEAKING
         self._stability = self._new_stability()
         self.current = Utterance(self.n_pieces, began.audio_start, began.onset, options=self.options)
+        self._next_due = began.onset + (self._cadence.first_samples if self._cadence is not None else 0)
         self._effects.append(events.SpeechStart(began.onset / SAMPLE_RATE_HZ))
 
     def _ended(self, ended: Ended) -> None:
@@ -314,7 +347,7 @@ class Session:
         self._effects.append(events.SpeechEnd(speech_end / SAMPLE_RATE_HZ))
         self._speech += speech_end - piece.speech_start
         self.state, self.current = State.LISTENING, None
-        self._committed[piece.id] = self._stability.committed
+        self._stabilities[piece.id] = self._stability
         self._decode(piece)
 
     def _planned(self, planned: Planned) -> None:
@@ -339,15 +372,17 @@ class Session:
     # ---- text ------------------------------------------------------------------------------------------------
 
     def _interim(self, heard: InterimHeard) -> None:
-        if self.current is None or heard.piece_id != self.current.piece_id or not heard.text:
+        """Of an utterance that is over, too: what it makes certain must not depend on when it comes."""
+        is_current = self.current is not None and heard.piece_id == self.current.piece_id
+        stability = self._stability if is_current else self._stabilities.get(heard.piece_id)
+        if stability is None or not heard.text:
             return
-        stable, unstable = self._stability.hear(heard.text)
-        self._processed = max(self._processed, heard.up_to)
-        start_s, end_s = self.current.speech_start / SAMPLE_RATE_HZ, heard.up_to / SAMPLE_RATE_HZ
-        self._effects.append(events.Interim(stable, unstable, start_s, max(start_s, end_s)))
-
-    def _no_interim(self, heard: InterimHeard) -> None:
-        """The utterance is over: its final follows, or has been."""
+        stable, unstable = stability.hear(heard.text)
+        if is_current:
+            assert self.current is not None
+            self._processed = max(self._processed, heard.up_to)
+            start_s, end_s = self.current.speech_start / SAMPLE_RATE_HZ, heard.up_to / SAMPLE_RATE_HZ
+            self._effects.append(events.Interim(stable, unstable, start_s, max(start_s, end_s)))
 
     def _final_heard(self, heard: FinalHeard | FinalLost) -> None:
         if heard.piece_id not in self._pending or heard.piece_id in self._heard:
@@ -359,7 +394,8 @@ class Session:
             self._say(self._pending.pop(first), self._heard.pop(first))
 
     def _say(self, piece: Piece, heard: FinalHeard | FinalLost) -> None:
-        committed = self._committed.pop(piece.id, "")
+        stability = self._stabilities.pop(piece.id, None)
+        committed = stability.committed if stability is not None else ""
         self.n_pieces_done += 1
         recognition = heard.recognition if isinstance(heard, FinalHeard) else None
         if isinstance(heard, FinalLost):
@@ -431,8 +467,8 @@ _TEXT: Mapping[type, Callable[[Session, Any], None]] = {
 }
 
 TABLE: Mapping[State, Mapping[type, Callable[[Session, Any], None]]] = {
-    State.LISTENING: {**_AUDIO, **_TEXT, InterimHeard: Session._no_interim},
+    State.LISTENING: {**_AUDIO, **_TEXT, InterimHeard: Session._interim},
     State.SPEAKING: {**_AUDIO, **_TEXT, InterimHeard: Session._interim, Judged: Session._judged},
-    State.ENDING: {**_TEXT, InterimHeard: Session._no_interim},
-    State.DONE: {InterimHeard: Session._no_interim},
+    State.ENDING: {**_TEXT, InterimHeard: Session._interim},
+    State.DONE: {InterimHeard: Session._interim},
 }

@@ -7,7 +7,14 @@ from typeless_grpc.servicers.stream_messages import StreamDefaults
 from typeless_grpc.streaming.endpoint import EndpointOptions
 
 
-@pytest.mark.parametrize(("asked_s", "expected_s"), [(None, (0.65, 0.95)), (0.3, (0.3, 0.3)), (2.0, (2.0, 2.0))])
+@pytest.mark.parametrize(
+    ("asked_s", "expected_s"),
+    [
+        (None, (EndpointOptions.end_silence_s, EndpointOptions.doubtful_silence_s)),
+        (0.3, (0.3, 0.3)),
+        (2.0, (2.0, 2.0)),
+    ],
+)
 def test_who_says_how_long_a_pause_ends_an_utterance_has_no_other(
     asked_s: float | None, expected_s: tuple[float, float]
 ):

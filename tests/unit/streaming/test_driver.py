@@ -213,12 +213,42 @@ async def test_one_interim_of_a_stream_is_out_at_a_time():
         await b.until(Interim)
 
 
-async def test_the_end_of_an_utterance_takes_its_interim_back():
+def promising(asked: Asked) -> str:
+    """Interims that agree on what the final then says otherwise."""
+    return "Good morning to you all" if asked.ticket.lane is Lane.LIVE_INTERIM else "Good mourning to everybody"
+
+
+async def test_a_final_waits_for_the_interims_of_its_utterance_and_keeps_what_they_made_certain():
+    async with bench(promising, interim_interval_s=0.5) as b:
+        await b.say(tone(1.4))
+        await b.until(Interim, lambda interim: interim.end_s > 0.9)
+        b.engine.gate.clear()
+        await b.say(tone(0.2) + silence(1.0))
+        await b.engine.until(n_asked=4)  # three interims, and the guess
+        await settle()
+        b.engine.gate.set()
+        await b.until(Final)
+    assert b.finals() == ["Good morning to everybody"]
+    assert b.engine.n_cancelled == 0
+
+
+async def test_a_final_does_not_wait_for_an_interim_that_does_not_end():
+    async with bench(promising, interim_interval_s=0.5) as b:
+        b.engine.stuck = frozenset({Lane.LIVE_INTERIM})
+        await b.say(said(1.0, 1.2))
+        await b.until(Final)
+        await b.engine.until(n_cancelled=1)
+    assert b.finals() == ["Good mourning to everybody"]
+
+
+@pytest.mark.parametrize("control", [Control.FINALIZE, None], ids=["ended by its caller", "by a pause"])
+async def test_on_a_busy_engine_the_end_of_an_utterance_takes_its_interims_back(control: Control | None):
     async with bench(interim_interval_s=0.2) as b:
         b.engine.gate.clear()
         await b.say(tone(1.0))
         await b.engine.until(n_asked=1)
-        await b.stream.put(Control.FINALIZE)
+        b.engine.backlog_s = 0.1
+        await b.stream.put(control or silence(1.0))
         await b.engine.until(n_asked=2, n_cancelled=1)
         b.engine.gate.set()
         await b.until(Final)
@@ -611,6 +641,34 @@ def test_any_chunking_gives_the_same_events(sizes, is_file):
     whole, cut_up = asyncio.run(run([data])), asyncio.run(run(list(cut(data, [*sizes, 7001]))))
     assert whole[:-1] == cut_up[:-1]
     assert whole[-1].transcript == cut_up[-1].transcript  # type: ignore[union-attr]
+
+
+def in_two_minds(asked: Asked) -> str:
+    """A text that grows with the audio, and in whose spelling finals and interims do not agree."""
+    n = len(asked.audio) // 4000
+    words = [f"word{i}" if (i + n) % 7 else f"Word{i}" for i in range(n)]
+    return " ".join(words).upper() if asked.ticket.lane is Lane.LIVE_FINAL else " ".join(words)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 30_000), max_size=12))
+def test_any_chunking_gives_the_same_finals_with_interims(sizes):
+    data = said(4.1, 0.8, 2.3, 0.35, 1.1, 1.0, 2.2, 0.9)
+
+    async def run(pieces: list[bytes]) -> list[str]:
+        async with bench(in_two_minds, interim_interval_s=0.5) as b:
+            for n, piece in enumerate(pieces, start=1):
+                await b.stream.put(piece)
+                n_samples = sum(map(len, pieces[:n])) // 2
+                while b.stream.cursors.received_s < n_samples / 16_000:  # as fast as the stream takes it
+                    await asyncio.sleep(0)
+                await settle()
+            await b.rest()
+        return b.finals()
+
+    whole, cut_up = asyncio.run(run(list(cut(data, [3200])))), asyncio.run(run(list(cut(data, [*sizes, 7001]))))
+    assert whole == cut_up
+    assert not all(text.isupper() for text in whole)
 
 
 async def test_the_memory_of_a_long_stream_is_bounded():

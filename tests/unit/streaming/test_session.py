@@ -16,6 +16,7 @@ from typeless_grpc.engine.interface import DecodeOptions, Recognition
 from typeless_grpc.engine.transcript import Segment, Transcript, Word
 from typeless_grpc.errors import EngineFailed, WrongState
 from typeless_grpc.streaming import events
+from typeless_grpc.streaming.cadence import Cadence
 from typeless_grpc.streaming.endpoint import EndpointOptions
 from typeless_grpc.streaming.planner import PlanOptions
 from typeless_grpc.streaming.session import (
@@ -28,6 +29,7 @@ from typeless_grpc.streaming.session import (
     FinalLost,
     Frames,
     Input,
+    InterimDue,
     InterimHeard,
     Judged,
     Session,
@@ -41,6 +43,7 @@ from typeless_grpc.streaming.stability import Stability
 FRAME_S = FRAME_SAMPLES / 16_000
 RULES = EndpointOptions(end_silence_s=10 * FRAME_S, doubtful_silence_s=0.0, padding_s=4 * FRAME_S, context_s=0.0)
 ASKED = DecodeOptions(language="en")
+OFTEN = Cadence(interval_s=10 * FRAME_S, first_s=6 * FRAME_S)
 
 
 def recognized(text: str, *words: Word) -> Recognition:
@@ -280,11 +283,40 @@ def test_words_that_nobody_asked_for_are_kept_for_the_renditions_only():
     assert [word.text for word in completed.transcript.segments[0].words] == ["good"]
 
 
-def test_an_interim_of_another_utterance_says_nothing():
+def test_an_interim_of_an_utterance_that_is_over_is_shown_to_nobody():
     run = Run()
     run.hear((0.9, 20), (0.0, 10), (0.9, 20))
     assert run.give(InterimHeard(0, "late", 20 * FRAME_SAMPLES)) == []
     assert len(run.give(InterimHeard(1, "now", 50 * FRAME_SAMPLES))) == 1
+
+
+def test_what_an_interim_makes_certain_does_not_depend_on_when_it_comes():
+    texts = []
+    for is_late in (False, True):
+        run = Run(stability=sure)
+        run.hear((0.9, 20))
+        run.give(InterimHeard(0, "good morning", 10 * FRAME_SAMPLES))
+        last = InterimHeard(0, "good morning", 20 * FRAME_SAMPLES)
+        if not is_late:
+            run.give(last)
+        run.hear((0.0, 10), (0.9, 20))
+        if is_late:
+            run.give(last)
+        texts += [one.segment.text for one in run.give(FinalHeard(0, recognized("good mourning")))]
+    assert texts == ["good morning"] * 2
+
+
+def test_interims_are_due_by_the_audio_and_not_while_the_speaker_pauses():
+    run = Run(cadence=OFTEN)
+    run.hear((0.0, 10), (0.9, 20), (0.0, 8), (0.9, 70), (0.0, 12), (0.9, 10))
+    dues = [(due.utterance.piece_id, due.up_to // FRAME_SAMPLES) for due in run.of(InterimDue)]
+    assert dues == [(0, 16), (0, 26), (0, 39), (0, 49), (0, 59), (0, 69), (0, 79), (0, 91), (0, 105), (1, 126)]
+
+
+def test_nobody_who_wants_no_interims_has_them():
+    run = Run()
+    run.hear((0.9, 100))
+    assert not run.of(InterimDue)
 
 
 def test_an_update_is_answered_and_holds_from_the_next_utterance_on():
@@ -323,9 +355,9 @@ def test_a_file_is_cut_where_a_whole_recording_would_be():
     st.randoms(use_true_random=False),
     st.sampled_from([RULES, PlanOptions()]),
 )
-def test_any_cutting_of_the_audio_gives_the_same_finals(runs, sizes, random, rules):
+def test_any_cutting_of_the_audio_gives_the_same_finals_and_interims(runs, sizes, random, rules):
     probabilities = [probability for probability, n in runs for _ in range(n)]
-    whole, cut = Run(rules), Run(rules)
+    whole, cut = Run(rules, cadence=OFTEN), Run(rules, cadence=OFTEN)
     whole.hear(*((p, 1) for p in probabilities))
     at = 0
     while at < len(probabilities):
@@ -344,6 +376,7 @@ def test_any_cutting_of_the_audio_gives_the_same_finals(runs, sizes, random, rul
         e for e in finals[1] if isinstance(e, events.Final)
     ]
     assert finals[0][-1] == finals[1][-1]
+    assert whole.of(InterimDue) == cut.of(InterimDue)
 
 
 @settings(max_examples=60, deadline=None)
