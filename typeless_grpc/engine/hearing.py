@@ -99,6 +99,7 @@ class Hearing:
     def __init__(self, scheduler: WindowScheduler, options: RecognizerOptions) -> None:
         self._scheduler = scheduler
         self._options = options
+        self._tight_windows = options.windows.tightened()
 
     def cost_s(self, plan: Plan, language: str | None) -> float:
         """What a plan is expected to cost, in seconds of an idle engine."""
@@ -203,7 +204,7 @@ class Hearing:
 
     async def _decode(self, call: Call, piece: Piece) -> Heard:
         """Decode a piece in growing windows until the result can be trusted, at last as faster-whisper does it."""
-        policy = self._options.windows
+        policy = self._windows(call)
         window = self._window(call, piece)
         if call.ticket.lane is Lane.LIVE_INTERIM:
             return await self._look(call, piece)  # soon replaced by another: worth one look, and no second one
@@ -226,7 +227,7 @@ class Hearing:
 
     async def _look(self, call: Call, piece: Piece) -> Heard:
         """Decode a piece once, whatever comes of it."""
-        shown_s = self._options.windows.choose(piece.needed_s, _known_language(call))
+        shown_s = self._windows(call).choose(piece.needed_s, _known_language(call))
         return await self._submit(call, replace(self._window(call, piece), shown_s=shown_s, checks=None))
 
     def _in_smallest_window(self, call: Call, piece: Piece) -> Piece:
@@ -236,8 +237,12 @@ class Hearing:
         """
         if call.options.voice_activity.speech_padding_s is not None:
             return piece
-        windows = self._options.windows
+        windows = self._windows(call)
         return piece.shortened(windows.room_s(windows.choose(piece.least_s, _known_language(call))))
+
+    def _windows(self, call: Call) -> WindowPolicy:
+        is_live = call.ticket.lane is Lane.LIVE_INTERIM or call.options.is_reconsidered
+        return self._tight_windows if is_live else self._options.windows
 
     def _window(self, call: Call, piece: Piece) -> Window:
         return Window(

@@ -10,7 +10,7 @@ The sizes, the margin and the checks were settled by measurement: `docs/encoder-
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # The longest audio Whisper's encoder takes at once (arXiv:2212.04356, section 2.1).
 FULL_WINDOW_S = 30.0
@@ -30,13 +30,19 @@ class WindowPolicy:
 
     sizes: ascending, the last one 30 s. floor_s: the smallest window for languages other than English, or not known
     yet, which fail more easily in short ones. retry_s: what is tried, besides 30, after a failed check. verified:
-    whether results are checked at all.
+    whether results are checked at all. tight: more sizes, for live speech (`tightened`).
     """
 
     sizes: tuple[Size, ...] = (Size(10, 8), Size(15, 13), Size(20, 18.5), Size(25, 24), Size(FULL_WINDOW_S, 30))
     floor_s: float = 20.0
     retry_s: tuple[float, ...] = (20.0,)
     verified: bool = True
+    tight: tuple[Size, ...] = (Size(8, 6), Size(12, 10))
+
+    def tightened(self) -> WindowPolicy:
+        """With the tight sizes, too: sooner, but for text that is searched for again or soon replaced by another."""
+        sizes = sorted((*self.sizes, *self.tight), key=lambda size: size.shown_s)
+        return replace(self, sizes=tuple(sizes), tight=())
 
     def choose(self, audio_s: float, language: str | None = None) -> float:
         """The window for audio of this length and language."""
@@ -57,5 +63,5 @@ class WindowPolicy:
 
 
 # `full`: what faster-whisper does.
-FULL = WindowPolicy(sizes=(Size(FULL_WINDOW_S, 30),), retry_s=(), verified=False)
+FULL = WindowPolicy(sizes=(Size(FULL_WINDOW_S, 30),), retry_s=(), verified=False, tight=())
 POLICIES = {"auto": WindowPolicy(), "full": FULL}

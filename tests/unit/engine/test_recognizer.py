@@ -254,7 +254,7 @@ async def test_an_interim_has_one_look_and_is_not_checked():
     async with serving() as bench:
         bench.model.script = doubtful_below(99.0)
         recognition = await recognized(bench, audio(1.0, 2.0), Lane.LIVE_INTERIM)
-    assert recognition.transcript.text == "in 10 s"
+    assert recognition.transcript.text == "in 8 s"
     assert [(window.shown_s, window.checks) for window in bench.model.asked] == [(10.0, None)]
     assert bench.speech.n_asked == 0
 
@@ -309,7 +309,11 @@ async def test_another_search_is_tried_before_longer_windows_and_not_in_them():
     async with serving() as bench:
         bench.model.script = doubtful_below(30.0)
         await bench.heard(utterances(1), replace(ENGLISH, is_reconsidered=True))
-    assert [window.is_reconsidered for window in bench.model.asked] == [True, False, False]
+    assert [(window.is_reconsidered, window.shown_s) for window in bench.model.asked] == [
+        (True, 8.0),
+        (False, 20.0),
+        (False, 30.0),
+    ]
 
 
 async def test_only_the_doubtful_is_done_again():

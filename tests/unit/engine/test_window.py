@@ -42,7 +42,9 @@ def test_what_may_not_be_english_is_shown_in_no_smaller_window_than_the_floor(la
 
 
 @pytest.mark.parametrize("language", ["en", None])
-@pytest.mark.parametrize("policy", [POLICY, *POLICIES.values()], ids=["of the tests", *POLICIES])
+@pytest.mark.parametrize(
+    "policy", [POLICY, POLICY.tightened(), *POLICIES.values()], ids=["of the tests", "tight", *POLICIES]
+)
 @given(audio_s=st.floats(0.0, FULL_WINDOW_S))
 def test_every_ladder_grows_holds_the_audio_and_ends_with_the_full_window(
     policy: WindowPolicy, audio_s: float, language: str | None
@@ -54,7 +56,17 @@ def test_every_ladder_grows_holds_the_audio_and_ends_with_the_full_window(
     assert all(window_s >= audio_s for window_s in ladder)
 
 
+@pytest.mark.parametrize(
+    ("audio_s", "window_s"), [(1.0, 8.0), (6.0, 8.0), (6.01, 10.0), (8.01, 12.0), (10.01, 15.0), (14.0, 20.0)]
+)
+def test_live_speech_is_shown_in_tight_windows_if_it_is_english(audio_s: float, window_s: float):
+    tight = POLICY.tightened()
+    assert tight.choose(audio_s, "en") == window_s
+    assert tight.room_s(window_s) >= audio_s
+    assert tight.choose(audio_s, "de") == max(15.0, window_s)
+
+
 @given(audio_s=st.floats(0.0, FULL_WINDOW_S))
 def test_full_always_shows_everything_and_doubts_nothing(audio_s: float):
-    assert FULL.ladder(audio_s) == (FULL_WINDOW_S,)
+    assert FULL.ladder(audio_s) == FULL.tightened().ladder(audio_s) == (FULL_WINDOW_S,)
     assert not FULL.verified

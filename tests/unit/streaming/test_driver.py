@@ -650,6 +650,13 @@ def in_two_minds(asked: Asked) -> str:
     return " ".join(words).upper() if asked.ticket.lane is Lane.LIVE_FINAL else " ".join(words)
 
 
+async def taken(b: Bench, n_samples: int) -> None:
+    """Until the stream has heard so much, and what it asked for is answered."""
+    while b.stream.cursors.received_s < n_samples / 16_000:  # looked at in another thread  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await settle()
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 30_000), max_size=12))
 def test_any_chunking_gives_the_same_finals_with_interims(sizes):
@@ -660,9 +667,7 @@ def test_any_chunking_gives_the_same_finals_with_interims(sizes):
             for n, piece in enumerate(pieces, start=1):
                 await b.stream.put(piece)
                 n_samples = sum(map(len, pieces[:n])) // 2
-                while b.stream.cursors.received_s < n_samples / 16_000:  # as fast as the stream takes it
-                    await asyncio.sleep(0)
-                await settle()
+                await taken(b, n_samples)
             await b.rest()
         return b.finals()
 
