@@ -37,7 +37,7 @@ class WindowPolicy:
     floor_s: float = 20.0
     retry_s: tuple[float, ...] = (20.0,)
     verified: bool = True
-    tight: tuple[Size, ...] = (Size(8, 6), Size(12, 10))
+    tight: tuple[Size, ...] = (Size(8, 6), Size(12, 10), Size(17, 15), Size(22, 20.5), Size(27, 26))
 
     def tightened(self) -> WindowPolicy:
         """With the tight sizes, too: sooner, but for text that is searched for again or soon replaced by another."""

@@ -255,7 +255,7 @@ async def test_an_interim_has_one_look_and_is_not_checked():
         bench.model.script = doubtful_below(99.0)
         recognition = await recognized(bench, audio(1.0, 2.0), Lane.LIVE_INTERIM)
     assert recognition.transcript.text == "in 8 s"
-    assert [(window.shown_s, window.checks) for window in bench.model.asked] == [(10.0, None)]
+    assert [(window.shown_s, window.checks) for window in bench.model.asked] == [(8.0, None)]
     assert bench.speech.n_asked == 0
 
 
