@@ -267,6 +267,7 @@ class Searching:
 
 
 SURE, UNSURE = ("He turned to the left.", -0.1), ("He turned to the lift.", -0.6)
+TWICE = ("He turned to the lift. He turned to the lift.", -0.5)
 LIKELIER, LESS_LIKELY, LOOP = ("He turned to the loft.", -0.5), ("He turned to a raft.", -0.9), ("left " * 9, -0.01)
 
 
@@ -276,6 +277,7 @@ LIKELIER, LESS_LIKELY, LOOP = ("He turned to the loft.", -0.5), ("He turned to a
         pytest.param([SURE], 1, SURE, id="sure at once"),
         pytest.param([UNSURE, LIKELIER], 2, LIKELIER, id="the likelier of two"),
         pytest.param([UNSURE, LESS_LIKELY], 2, UNSURE, id="the first, where it is likelier"),
+        pytest.param([UNSURE, TWICE], 2, UNSURE, id="the first, where the other says it twice"),
         pytest.param([LOOP, LESS_LIKELY], 2, LESS_LIKELY, id="the one that passes the checks"),
         pytest.param([UNSURE, LOOP], 2, UNSURE, id="not one that fails them"),
     ],

@@ -153,6 +153,11 @@ class _Found:
         """The geometric mean of the tokens' probabilities."""
         return min(1.0, math.exp(self.avg_logprob))
 
+    def is_likelier_than(self, other: _Found) -> bool:
+        """By token, and as a whole: a text that says everything twice is likelier by token alone."""
+        whole = self.avg_logprob * (len(self.tokens) + 1) > other.avg_logprob * (len(other.tokens) + 1)
+        return whole and self.avg_logprob > other.avg_logprob
+
 
 @dataclass(eq=False)
 class _Passing:
@@ -337,7 +342,7 @@ class WhisperModel:
             one.found, one.doubts = found, self._doubts(one.window, found)
         again = [one for one in going if one.is_to_be_reconsidered]
         for one, found in zip(again, self._searched(again, RECONSIDERED_BEAM_SIZE), strict=True):
-            if not self._doubts(one.window, found) and (one.doubts or found.avg_logprob > one.found.avg_logprob):
+            if not self._doubts(one.window, found) and (one.doubts or found.is_likelier_than(one.found)):
                 one.found, one.doubts = found, ()
 
     def _searched(self, going: Sequence[_Passing], beam_size: int) -> list[_Found]:
