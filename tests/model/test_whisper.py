@@ -299,14 +299,23 @@ def test_a_doubtful_text_is_searched_for_again_with_more_beams(
     assert heard.doubts == ()
 
 
-@pytest.mark.parametrize("is_asked", [False, True], ids=["nobody asks for it", "nobody waits for it"])
-def test_a_doubtful_text_is_left_at_that_where(model: WhisperModel, monkeypatch: pytest.MonkeyPatch, is_asked: bool):
+@pytest.mark.parametrize(
+    ("asked", "n_wanted"),
+    [
+        pytest.param({"is_reconsidered": False}, 9, id="nobody asks for it"),
+        pytest.param({"is_reconsidered": True}, 1, id="nobody waits for it"),
+        pytest.param({"is_reconsidered": True, "beam_size": 5}, 9, id="there were as many beams"),
+    ],
+)
+def test_a_doubtful_text_is_left_at_that_where(
+    model: WhisperModel, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], n_wanted: int
+):
     searching = Searching(model._model, model._whisper.hf_tokenizer, [UNSURE])
-    one = replace(window("en_short.flac"), checks=Checks(), is_reconsidered=is_asked)
+    one = replace(window("en_short.flac"), checks=Checks(), **asked)
     with monkeypatch.context() as patched:
         patched.setattr(model, "_model", searching)
-        model.decode([one], [lambda: not (is_asked and searching.beam_sizes)])
-    assert searching.beam_sizes == [1]
+        model.decode([one], [lambda: len(searching.beam_sizes) < n_wanted])
+    assert searching.beam_sizes == [one.beam_size]
 
 
 def test_only_languages_that_have_a_token_are_known(model: WhisperModel):

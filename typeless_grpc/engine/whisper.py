@@ -181,7 +181,8 @@ class _Passing:
     def is_to_be_reconsidered(self) -> bool:
         """Whether another search may find a better text, for somebody who wants that."""
         is_doubtful = bool(self.doubts) or self.found.confidence < RECONSIDERED_CONFIDENCE
-        return self.window.is_reconsidered and is_doubtful and self.wanted()
+        has_fewer_beams = self.window.beam_size < RECONSIDERED_BEAM_SIZE
+        return self.window.is_reconsidered and is_doubtful and has_fewer_beams and self.wanted()
 
 
 class _NobodyWaits(Exception):

@@ -90,7 +90,8 @@ class Interims:
                 self._task.cancel()
 
     async def settled(self, piece_id: int) -> None:
-        """Wait for those of an utterance whose final is there, where that is soon; then there are none of it."""
+        """Wait for those of an utterance whose final is there, if the engine keeps up; then there are none of it."""
+        self.give_way()
         if len(self._waiting) > _MAX_WAITING_AT_END:
             self._forget(piece_id)
         try:

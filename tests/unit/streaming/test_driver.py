@@ -26,7 +26,7 @@ from typeless_grpc.engine.interface import DecodeOptions, Lane, VoiceActivity
 from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.engine.transcript import OutputFormat, Transcript
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, Overloaded
-from typeless_grpc.streaming import driver, events
+from typeless_grpc.streaming import driver, events, interims
 from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.endpoint import EndpointOptions
 from typeless_grpc.streaming.events import Completed, Entry, Final, Interim, Progress, SpeechEnd, SpeechStart, Warned
@@ -239,6 +239,19 @@ async def test_a_final_does_not_wait_for_an_interim_that_does_not_end():
         await b.until(Final)
         await b.engine.until(n_cancelled=1)
     assert b.finals() == ["Good mourning to everybody"]
+
+
+async def test_a_final_does_not_wait_for_interims_on_a_busy_engine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(interims, "_FINAL_WAITS_S", 3600.0)
+    async with bench(promising, interim_interval_s=0.5) as b:
+        b.engine.stuck = frozenset({Lane.LIVE_INTERIM})
+        b.engine.gate.clear()
+        await b.say(said(1.0, 1.2))
+        await b.engine.until(n_asked=2)
+        b.engine.backlog_s = 0.1
+        b.engine.gate.set()
+        await b.until(Final)
+    assert b.engine.n_cancelled == 1
 
 
 @pytest.mark.parametrize("control", [Control.FINALIZE, None], ids=["ended by its caller", "by a pause"])
