@@ -36,8 +36,8 @@ PAUSE_S = 1.2
 PIECE_S = 0.1
 LEAD_S = 0.5
 BYTES_PER_S = 2 * SAMPLE_RATE_HZ
-# Whisper's normalizer leaves out what stands in parentheses, as an annotation. Where a reference has some, a text of the
-# same words without them has errors, and one with them has none.
+# Whisper's normalizer leaves out what stands in parentheses, as an annotation. Where a reference has some, a text of
+# the same words without them has errors, and one with them has none.
 _PARENTHESIS = set("()[]")
 
 

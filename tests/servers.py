@@ -1,8 +1,7 @@
-"""Real Redis and PostgreSQL servers for tests: on loopback, in a folder of their own, gone afterwards."""
+"""Real Redis servers for tests: on loopback, in a folder of their own, gone afterwards."""
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
@@ -94,33 +93,6 @@ def redis_cluster(folder: Path) -> Iterator[str]:
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
         yield f"redis+cluster://127.0.0.1:{server.port}"
-
-
-@contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """The URL of an empty database. PostgreSQL refuses to run as root: then it is run as the user postgres."""
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    if not binaries:
-        pytest.skip("no PostgreSQL on this machine: apt-get install postgresql")
-    user = "postgres" if os.geteuid() == 0 else None
-    for place in (folder, *folder.parents[:2]):
-        place.chmod(0o755)
-    data = folder / "data"
-    data.mkdir()
-    if user:
-        shutil.chown(data, user)
-    port = free_port()
-    initdb = [str(binaries[-1] / "initdb"), "-D", str(data), "-A", "trust", "-U", "typeless", "--no-sync"]
-    subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, user=user, cwd="/")
-    command = [str(binaries[-1] / "postgres"), "-D", str(data), "-p", str(port), "-c", "fsync=off"]
-    command += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={data}"]
-    process = subprocess.Popen(command, user=user, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _until_it_listens(port)
-        yield f"postgresql://typeless@127.0.0.1:{port}/postgres"
-    finally:
-        process.send_signal(signal.SIGQUIT)
-        process.wait()
 
 
 def _until_it_listens(port: int) -> None:

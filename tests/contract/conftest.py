@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests import servers
+from tests.postgres import start_or_skip
 from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.transcript import Segment, Transcript
@@ -28,9 +29,10 @@ PCM = AudioFormat(Encoding.PCM_S16LE, 16_000, 1)
 
 
 @pytest.fixture(scope="session")
-def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.postgresql(tmp_path_factory.mktemp("postgresql")) as url:
-        yield url
+def postgresql_url() -> Iterator[str]:
+    server = start_or_skip()
+    yield server.url
+    server.remove()
 
 
 @pytest.fixture(scope="session")

@@ -584,7 +584,9 @@ class DecodingOptions(google.protobuf.message.Message):
     BEAM_SIZE_FIELD_NUMBER: builtins.int
     TEMPERATURES_FIELD_NUMBER: builtins.int
     beam_size: builtins.int
-    """1 to 10; 0 is the server's choice."""
+    """1 to 10; 0 is the server's choice: of a live stream, the least, and more where the text so
+    found is doubtful.
+    """
     @property
     def temperatures(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Tried in turn until the result passes the quality checks; empty is the server's choice. Each
@@ -776,7 +778,9 @@ class StreamConfig(google.protobuf.message.Message):
 
     @property
     def interim_interval(self) -> google.protobuf.duration_pb2.Duration:
-        """LIVE only: how often at most. 0 is the server's choice; under load they come less often."""
+        """LIVE only: how often at most. 0 is the server's choice; in long utterances and under load they
+        come less often.
+        """
 
     def __init__(
         self,
