@@ -405,7 +405,7 @@ class Settings(BaseSettings):
         256, ge=0, le=100_000, description="Streams without a call kept for their resume window; the oldest go first."
     )
     stream_interim_interval_s: float = Field(
-        1.0, ge=0.2, le=60, description="Seconds between interim results where a stream does not say; more under load."
+        1.0, ge=0.2, le=60, description="Seconds between interims where a stream does not say; more in long utterances."
     )
     stream_interims_at_once: int = Field(
         2, ge=1, le=64, description="Interim results of all streams at the engine at once; more where a GPU is quick."

@@ -228,7 +228,8 @@ class Hearing:
     async def _look(self, call: Call, piece: Piece) -> Heard:
         """Decode a piece once, whatever comes of it."""
         shown_s = self._windows(call).choose(piece.needed_s, _known_language(call))
-        return await self._submit(call, replace(self._window(call, piece), shown_s=shown_s, checks=None))
+        window = replace(self._window(call, piece), shown_s=shown_s, checks=None, is_reconsidered=False)
+        return await self._submit(call, window)
 
     def _in_smallest_window(self, call: Call, piece: Piece) -> Piece:
         """The piece with as much of the silence before its speech as its smallest window has room for.
@@ -241,7 +242,7 @@ class Hearing:
         return piece.shortened(windows.room_s(windows.choose(piece.least_s, _known_language(call))))
 
     def _windows(self, call: Call) -> WindowPolicy:
-        is_live = call.ticket.lane is Lane.LIVE_INTERIM or call.options.is_reconsidered
+        is_live = call.ticket.lane in (Lane.LIVE_FINAL, Lane.LIVE_INTERIM)
         return self._tight_windows if is_live else self._options.windows
 
     def _window(self, call: Call, piece: Piece) -> Window:

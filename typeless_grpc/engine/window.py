@@ -40,7 +40,7 @@ class WindowPolicy:
     tight: tuple[Size, ...] = (Size(8, 6), Size(12, 10), Size(17, 15), Size(22, 20.5), Size(27, 26))
 
     def tightened(self) -> WindowPolicy:
-        """With the tight sizes, too: sooner, but for text that is searched for again or soon replaced by another."""
+        """With the tight sizes, too: sooner, but for texts that are searched for again where they are doubtful."""
         sizes = sorted((*self.sizes, *self.tight), key=lambda size: size.shown_s)
         return replace(self, sizes=tuple(sizes), tight=())
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
@@ -33,12 +33,22 @@ SURE_CONFIDENCE = 0.65
 _BUSY_BACKLOG_S = 0.4  # an engine with less to do takes guesses
 
 
+@dataclass(frozen=True)
+class _Guess:
+    """A piece that is decoded before it is certain. span: of its audio, in samples."""
+
+    span: tuple[int, int]
+    options: DecodeOptions
+    task: asyncio.Task[Recognition]
+
+
 class PieceDecoder:
     """One stream's way to the engine, for what is final."""
 
     def __init__(self, machinery: Machinery, options: StreamOptions, samples: SampleBuffer) -> None:
         self._machinery, self._options, self._samples = machinery, options, samples
-        self._guess: tuple[Piece, asyncio.Task[Recognition]] | None = None
+        self._guess: _Guess | None = None
+        self._kept: dict[int, asyncio.Task[Recognition]] = {}  # guesses that were right, by piece
         self._places = asyncio.Semaphore(options.max_pieces_at_once)
         self._said: dict[int, asyncio.Future[tuple[str, float]]] = {}  # by the last pieces of a FILE, at first
         self._in_force = options.options
@@ -62,7 +72,7 @@ class PieceDecoder:
         return recognition
 
     async def _live_recognition(self, piece: Piece) -> Recognition:
-        if (guessed := self._take_guess(piece)) is not None:
+        if (guessed := self._kept.pop(piece.id, None)) is not None:
             with suppress(TypelessError):
                 return await _whole(guessed)
         audio = self._samples.cut(piece.audio_start, piece.audio_end)
@@ -131,7 +141,7 @@ class PieceDecoder:
         """Whether the engine's text of a piece can be trusted; True where it has none, so that nobody waits for it."""
         self.guess(piece, is_likely=True)
         assert self._guess is not None
-        task = self._guess[1]
+        task = self._guess.task
         await asyncio.wait([task])
         if task.cancelled() or task.exception() is not None:
             return True
@@ -149,27 +159,36 @@ class PieceDecoder:
         options = self.expecting(_for_live_final(piece.options))
         task = asyncio.ensure_future(self._machinery.engine.recognize(audio, options, ticket))
         task.add_done_callback(_looked_at)
-        self._guess = (piece, task)
+        self._guess = _Guess(_span(piece), options, task)
 
     def has_begun(self, piece: Piece) -> bool:
-        """Whether there is a guess, and it was right about the audio."""
-        return self._guess is not None and _span(self._guess[0]) == _span(piece)
+        """Whether there is a guess, and it is what the final would be: over this audio, expecting this language."""
+        options = self.expecting(_for_live_final(piece.options))
+        return self._guess is not None and (self._guess.span, self._guess.options) == (_span(piece), options)
 
-    def _take_guess(self, piece: Piece) -> asyncio.Task[Recognition] | None:
-        """The guess, if it was right about the audio."""
-        guess, self._guess = self._guess, None
-        if guess is None:
-            return None
-        if _span(guess[0]) == _span(piece):
-            return guess[1]
-        guess[1].cancel()
-        return None
+    def keep_guess(self, piece: Piece) -> bool:
+        """The piece is certain now, and `recognition` will be asked for it. Whether there was a right guess at it.
+
+        To be called at once, before there is a guess at the next piece.
+        """
+        if self._guess is not None and self.has_begun(piece):
+            self._kept[piece.id], self._guess = self._guess.task, None
+            return True
+        self.stop()
+        return False
 
     def stop(self) -> None:
         """Take the guess back."""
         guess, self._guess = self._guess, None
         if guess is not None:
-            guess[1].cancel()
+            guess.task.cancel()
+
+    def close(self) -> None:
+        """Take all guesses back."""
+        self.stop()
+        for guess in self._kept.values():
+            guess.cancel()
+        self._kept.clear()
 
 
 def _span(piece: Piece) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from typeless_grpc.streaming.session import Decode, Effect, InterimDue, Session,
 from typeless_grpc.text.finishing import with_renditions, without_words
 
 _INLINE_SAMPLES = SAMPLE_RATE_HZ // 4  # looked at on the event loop, in under a millisecond; more goes to a thread
+_STEP_SAMPLES = SAMPLE_RATE_HZ  # taken at a time: so few interims are due at once that all can be heard
 _PROGRESS_EVERY_S = 0.7  # looked at four times a second: with a tick's delay still one in each second
 _REQUEST_BYTES = 1024  # what a request counts as besides its audio: no caller fills the line with empty ones
 _LOST_AT_THE_END = frozenset({"AUDIO_TRUNCATED", "AUDIO_EMPTY"})  # no reason to refuse what was understood
@@ -210,7 +211,7 @@ class Stream:
 
     async def _stop_work(self) -> None:
         """Leave nothing running: a call that ends, for whatever reason, frees the engine."""
-        self._decoder.stop()
+        self._decoder.close()
         running = list(self._finals.values())
         for task in running:
             task.cancel()
@@ -252,17 +253,21 @@ class Stream:
     async def _judge(self) -> None:
         """Hear whether utterances are over. What comes meanwhile waits, so that the text decides and not its speed."""
         while (piece := self._session.undecided) is not None:
+            while self._finals and not piece.options.language:  # they may say which to expect
+                await asyncio.wait(list(self._finals.values()))
             self._apply(session.Judged(piece.id, await self._decoder.is_sure(piece)))
 
     async def _hear(self, block: Audio) -> None:
         room = round(self._options.max_audio_s * SAMPLE_RATE_HZ) - self._samples.end
         await self._wait_for_engine()
         taken = block[: max(0, room)]
-        if len(taken):
-            self._samples.append(taken)
-            self._apply(session.Frames(self._samples.end, (await self._probabilities(taken)).tolist()))
+        for start in range(0, len(taken), _STEP_SAMPLES):
+            part = taken[start : start + _STEP_SAMPLES]
+            self._samples.append(part)
+            self._apply(session.Frames(self._samples.end, (await self._probabilities(part)).tolist()))
             await self._judge()
             self._interims.begin()  # what had to wait may be due by now
+            await self._interims.caught_up(self._finals.values())
         if len(block) > len(taken):
             why = f"a stream takes {self._options.max_audio_s:g} s of audio"
             raise InvalidInput("audio", why, reason="AUDIO_TOO_LONG")
@@ -291,9 +296,8 @@ class Stream:
         return bool(self._finals) or self._has_waiting() or self._samples.end > self._reported_samples
 
     def _wants_interims(self, piece_id: int) -> bool:
-        """Whether an interim of this piece is of use: somebody reads, and no earlier piece is still being decoded."""
-        is_read = self.journal.n_unsent <= _MAX_UNREAD_FOR_INTERIMS
-        return is_read and not self.journal.is_closed and all(pending >= piece_id for pending in self._finals)
+        """Whether it is the turn of this piece's interims: those of no earlier one count any more."""
+        return not self.journal.is_closed and all(pending >= piece_id for pending in self._finals)
 
     def _report_progress(self) -> None:
         self._progress_s, self._reported_samples = self._machinery.clock.now_s(), self._samples.end
@@ -320,19 +324,23 @@ class Stream:
     def _do(self, effect: Effect, cursors: events.Cursors) -> None:
         match effect:
             case Decode(piece):
+                if not self._decoder.keep_guess(piece):
+                    self._interims.give_way()
                 self._finals[piece.id] = asyncio.create_task(self._decode(piece))
                 self._finals[piece.id].add_done_callback(self._check)
             case InterimDue():
                 self._interims.due(effect)
                 self._interims.begin()
             case Speculate(piece, is_likely):
-                self._interims.give_way()
-                if is_likely or not self._finals:
+                if (is_likely or not self._finals) and not self._decoder.has_begun(piece):
+                    self._interims.give_way()
                     self._decoder.guess(piece, is_likely=is_likely)
             case Withdraw():
                 self._decoder.stop()
             case events.Completed():
                 self._completed = (effect, cursors)
+            case events.Interim() if self.journal.n_unsent > _MAX_UNREAD_FOR_INTERIMS:
+                pass  # what it made certain counts, as if it had been read
             case event:
                 self._say(event, cursors)
 
@@ -360,8 +368,6 @@ class Stream:
     # ---- finals ---------------------------------------------------------------------------------------------
 
     async def _decode(self, piece: Piece) -> None:
-        if not self._decoder.has_begun(piece):
-            self._interims.give_way()
         try:
             heard: session.Input = session.FinalHeard(piece.id, await self._decoder.recognition(piece))
         except TypelessError as error:

@@ -3,20 +3,21 @@
 Interims live on what finals leave over. One of a stream is out at a time, and few of all streams are at the engine at
 once, since what runs there cannot be stopped for a final.
 
-While the engine keeps up, each is heard that the session finds due, in order and up to its very sample, and the final
-waits for those of its utterance: then the same audio gives the same certain words, and so the same final. Once the
-engine has a backlog, or others have all places, only the newest is heard, up to where the audio is by then; they come
-less often, or not at all, and no final waits.
+While the engine keeps up, each is heard that the session finds due, in order and up to its very sample, the final
+waits for those of its utterance, and audio that comes faster than that waits, too: then the same audio gives the same
+certain words, and so the same final. Once the engine has a backlog, or others have all places, only the newest is
+heard, up to where the audio is by then; they come less often, or not at all. Where a final would have to wait for a
+free worker, they are taken back.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
 from typeless_grpc.errors import TypelessError
 from typeless_grpc.streaming.finals import text_of
@@ -30,9 +31,10 @@ _BACKLOG_WAIT = 2.0  # for each second of backlog, so much more audio before the
 _REST = 2.0  # after an interim, of the time it took, where the engine is busy
 _LEAD_SAMPLES = round(0.3 * SAMPLE_RATE_HZ)  # before speech; more of it would take time
 _LEAST_DEADLINE_S = 2.0  # later than that, and than two intervals, an interim is no use
-_MAX_WAITING = 4  # with more of them due, the stream is behind
-_MAX_WAITING_AT_END = 2  # likewise, for a final to wait for
-_FINAL_WAITS_S = 0.5  # at most, for the interims of its utterance
+_MAX_WAITING = 2  # with more of them due, no more audio is taken on an engine that keeps up
+_MOST_WAITING = 8  # with as many, the stream is behind
+_AUDIO_WAITS_S = 2.0  # at most, for one of them
+_FINAL_WAITS_S = 2.0  # at most, for the interims of its utterance, on an engine that keeps up
 
 
 class Interims:
@@ -53,7 +55,7 @@ class Interims:
         """expecting: options with the language spoken so far. is_welcome: whether one of this piece is of use now."""
         self._machinery, self._options, self._session, self._samples = machinery, options, session, samples
         self._expecting, self._is_welcome, self._heard, self._done = expecting, is_welcome, heard, done
-        self._waiting: deque[InterimDue] = deque(maxlen=_MAX_WAITING + 1)
+        self._waiting: deque[InterimDue] = deque(maxlen=_MOST_WAITING)
         self._task: asyncio.Task[None] | None = None
         self._task_piece = -1
         self._is_crowded = False  # all places were taken when one was due
@@ -66,34 +68,47 @@ class Interims:
 
     def begin(self) -> None:
         """Ask for the next that is due, if it would cost nobody a final."""
-        if self._task is not None or not self._waiting or not self._is_welcome(self._waiting[0].utterance.piece_id):
+        if self._task is not None or not self._waiting:
             return
-        one = self._waiting[0]
-        if self._is_behind():
-            one = self._newest()
-            if not self._is_time_for(one):
-                return
+        is_behind = self._is_behind()
+        one = self._newest() if is_behind else self._waiting[0]
+        if not self._is_welcome(one.utterance.piece_id) or (is_behind and not self._is_time_for(one)):
+            return
         if not self._machinery.interim_places.take(self.begin):
             self._is_crowded = True
             return
         self._is_crowded = False
-        self._waiting.popleft()
+        if is_behind:
+            self._waiting.clear()
+        else:
+            self._waiting.popleft()
         self._up_to, self._task_piece = one.up_to, one.utterance.piece_id
-        self._task = asyncio.create_task(self._hear(one))
+        self._task = asyncio.create_task(self._hear(one, self._audio_of(one)))
         self._task.add_done_callback(self._ended)
 
     def give_way(self) -> None:
-        """A final is, or may be, near: where it would have to wait, what is out and what is due is taken back."""
+        """Somebody's final would have to wait: what is out and what is due is taken back."""
         if self._machinery.engine.backlog_s > 0:
             self._waiting.clear()
             if self._task is not None:
                 self._task.cancel()
 
+    async def caught_up(self, finals: Collection[asyncio.Task[None]]) -> None:
+        """Wait while several are due that came faster than the engine hears them, if it keeps up with all else.
+
+        finals: at work now, which go first.
+        """
+        while len(self._waiting) > _MAX_WAITING and not self._is_behind():
+            working = [*finals, *([self._task] if self._task is not None else [])]
+            if not working:
+                return
+            done, _ = await asyncio.wait(working, timeout=_AUDIO_WAITS_S, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                return
+
     async def settled(self, piece_id: int) -> None:
         """Wait for those of an utterance whose final is there, if the engine keeps up; then there are none of it."""
         self.give_way()
-        if len(self._waiting) > _MAX_WAITING_AT_END:
-            self._forget(piece_id)
         try:
             async with asyncio.timeout(_FINAL_WAITS_S):
                 while (task := self._of(piece_id)) is not None:
@@ -101,7 +116,8 @@ class Interims:
         except TimeoutError:
             if self._task is not None and self._task_piece == piece_id:
                 self._task.cancel()
-        self._forget(piece_id)
+        for one in [one for one in self._waiting if one.utterance.piece_id == piece_id]:
+            self._waiting.remove(one)
 
     async def close(self) -> None:
         """Take all back, and wait until nothing is out."""
@@ -115,22 +131,22 @@ class Interims:
         self.begin()
         return self._task if self._task_piece == piece_id else None
 
-    def _forget(self, piece_id: int) -> None:
-        while self._waiting and self._waiting[0].utterance.piece_id == piece_id:
-            self._waiting.popleft()
-
     def _is_behind(self) -> bool:
         is_busy = self._machinery.engine.backlog_s > _BUSY_BACKLOG_S
-        return is_busy or self._is_crowded or len(self._waiting) > _MAX_WAITING
+        return is_busy or self._is_crowded or len(self._waiting) == self._waiting.maxlen
 
     def _newest(self) -> InterimDue:
-        """The last that is due alone is left, and reaches as far as the audio does, while its utterance goes on."""
+        """The last that is due, and up to where its utterance is by now if it goes on."""
         newest = self._waiting[-1]
         if self._session.current == newest.utterance:
-            newest = replace(newest, up_to=self._samples.end)
-        self._waiting.clear()
-        self._waiting.append(newest)
+            newest = replace(newest, up_to=self._session.heard)
         return newest
+
+    def _audio_of(self, one: InterimDue) -> Audio:
+        audio_start = one.utterance.audio_start
+        if one.utterance.options.voice_activity.speech_padding_s is None:  # who says how much is kept has all of it
+            audio_start = max(audio_start, one.utterance.speech_start - _LEAD_SAMPLES)
+        return self._samples.cut(audio_start, one.up_to)
 
     def _is_time_for(self, one: InterimDue) -> bool:
         backlog_s, interval_s = self._machinery.engine.backlog_s, self._options.interim_interval_s
@@ -140,12 +156,8 @@ class Interims:
         wait_s = _BACKLOG_WAIT * backlog_s + (interval_s or 0.0) * (self._up_to > one.utterance.speech_start)
         return one.up_to - since >= wait_s * SAMPLE_RATE_HZ
 
-    async def _hear(self, one: InterimDue) -> None:
+    async def _hear(self, one: InterimDue, audio: Audio) -> None:
         now = one.utterance
-        audio_start = now.audio_start
-        if now.options.voice_activity.speech_padding_s is None:  # who says how much is kept has all of it
-            audio_start = max(audio_start, now.speech_start - _LEAD_SAMPLES)
-        audio = self._samples.cut(audio_start, one.up_to)
         clock, interval_s = self._machinery.clock, self._options.interim_interval_s or 0.0
         began_s = clock.now_s()
         deadline_s = began_s + max(_LEAST_DEADLINE_S, 2 * interval_s)

@@ -234,6 +234,11 @@ class Session:
         return isinstance(self._cutter, Endpointer) and self._cutter.is_quiet
 
     @property
+    def heard(self) -> int:
+        """The sample up to which it is decided who speaks."""
+        return min(self._n_frames * FRAME_SAMPLES, self._received)
+
+    @property
     def final(self) -> int:
         """The sample before which nothing is needed any more."""
         return self._final

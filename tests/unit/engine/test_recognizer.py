@@ -250,6 +250,13 @@ async def test_an_utterance_is_decoded_as_it_is():
     assert (span.start / SAMPLE_RATE_HZ, span.end / SAMPLE_RATE_HZ) == pytest.approx((1.0, 3.0), abs=0.05)
 
 
+@pytest.mark.parametrize(("lane", "shown_s"), [(Lane.LIVE_FINAL, 8.0), (Lane.LIVE_INTERIM, 8.0), (Lane.UNARY, 10.0)])
+async def test_live_speech_is_shown_in_tight_windows(lane: Lane, shown_s: float):
+    async with serving() as bench:
+        await recognized(bench, audio(1.0, 2.0), lane)
+    assert [window.shown_s for window in bench.model.asked] == [shown_s]
+
+
 async def test_an_interim_has_one_look_and_is_not_checked():
     async with serving() as bench:
         bench.model.script = doubtful_below(99.0)
@@ -310,7 +317,7 @@ async def test_another_search_is_tried_before_longer_windows_and_not_in_them():
         bench.model.script = doubtful_below(30.0)
         await bench.heard(utterances(1), replace(ENGLISH, is_reconsidered=True))
     assert [(window.is_reconsidered, window.shown_s) for window in bench.model.asked] == [
-        (True, 8.0),
+        (True, 10.0),
         (False, 20.0),
         (False, 30.0),
     ]

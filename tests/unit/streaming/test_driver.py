@@ -256,7 +256,7 @@ async def test_a_final_does_not_wait_for_interims_on_a_busy_engine(monkeypatch: 
 
 @pytest.mark.parametrize("control", [Control.FINALIZE, None], ids=["ended by its caller", "by a pause"])
 async def test_on_a_busy_engine_the_end_of_an_utterance_takes_its_interims_back(control: Control | None):
-    async with bench(interim_interval_s=0.2) as b:
+    async with bench(interim_interval_s=0.5) as b:
         b.engine.gate.clear()
         await b.say(tone(1.0))
         await b.engine.until(n_asked=1)
@@ -663,30 +663,50 @@ def in_two_minds(asked: Asked) -> str:
     return " ".join(words).upper() if asked.ticket.lane is Lane.LIVE_FINAL else " ".join(words)
 
 
-async def taken(b: Bench, n_samples: int) -> None:
-    """Until the stream has heard so much, and what it asked for is answered."""
-    while b.stream.cursors.received_s < n_samples / 16_000:  # looked at in another thread  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    await settle()
+async def at_the_pace_of_the_engine(b: Bench, data: bytes) -> None:
+    """Say it in pieces of 100 ms, each once the last one was heard, and what was asked for is answered."""
+    for end in range(3200, len(data) + 3200, 3200):
+        await b.stream.put(data[end - 3200 : end])
+        while b.stream.cursors.received_s < min(end, len(data)) // 2 / 16_000:  # by other threads  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await settle()
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(1, 30_000), max_size=12))
-def test_any_chunking_gives_the_same_finals_with_interims(sizes):
-    data = said(4.1, 0.8, 2.3, 0.35, 1.1, 1.0, 2.2, 0.9)
+@given(st.lists(st.integers(1, 300_000), max_size=8), st.floats(0.1, 0.9))
+def test_finals_do_not_depend_on_how_fast_the_audio_comes_with_interims(sizes: list[int], confidence: float):
+    data = said(4.1, 0.8, 2.3, 0.35, 1.1, 1.0, 9.2, 0.7, 1.1, 0.95)
 
-    async def run(pieces: list[bytes]) -> list[str]:
+    async def run(*, is_fast: bool) -> list[str]:
         async with bench(in_two_minds, interim_interval_s=0.5) as b:
-            for n, piece in enumerate(pieces, start=1):
-                await b.stream.put(piece)
-                n_samples = sum(map(len, pieces[:n])) // 2
-                await taken(b, n_samples)
+            b.engine.confidence = confidence
+            if is_fast:
+                for piece in cut(data, [*sizes, 7001]):
+                    await b.stream.put(piece)
+            else:
+                await at_the_pace_of_the_engine(b, data)
             await b.rest()
         return b.finals()
 
-    whole, cut_up = asyncio.run(run(list(cut(data, [3200])))), asyncio.run(run(list(cut(data, [*sizes, 7001]))))
-    assert whole == cut_up
-    assert not all(text.isupper() for text in whole)
+    paced, fast = asyncio.run(run(is_fast=False)), asyncio.run(run(is_fast=True))
+    assert paced == fast
+    assert not all(text.isupper() for text in paced)
+
+
+async def test_interims_of_an_utterance_that_was_said_are_not_asked_for():
+    async with bench(promising, interim_interval_s=0.4) as b:
+        b.engine.gate.clear()
+        b.engine.stuck = frozenset({Lane.LIVE_INTERIM})
+        await b.say(tone(1.0))
+        await b.engine.until(n_asked=1)  # an interim, which will never be heard
+        await b.stream.put(Control.FINALIZE)
+        await b.say(silence(0.2) + tone(0.6) + silence(2.0))
+        await b.engine.until(n_asked=3)  # the finals of both utterances
+        b.engine.gate.set()
+        await b.until(Final)
+        await b.until(Final)
+        await b.rest()
+    assert isinstance(b.got[-1].event, Completed)
 
 
 async def test_the_memory_of_a_long_stream_is_bounded():
