@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import wave
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from typeless_grpc.engine.interface import (
     Chunking,
     DecodeOptions,
     Engine,
+    Lane,
     Mode,
     PostProcessing,
     Script,
     Task,
     VoiceActivity,
 )
-from typeless_grpc.engine.scripted import ScriptedEngine
+from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, transcript_pb2, transcription_pb2
 from typeless_grpc.pb.v1.transcript_pb2 import Transcript
 
@@ -195,6 +197,11 @@ def profane(tmp_path) -> str:
     return str(words)
 
 
+def options_of(asked: Sequence[Asked]) -> set[str]:
+    """What the engine was asked, but for what a live stream does by itself."""
+    return {repr(replace(one.options, is_reconsidered=False)) for one in asked}
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("field", CASES)
 async def test_a_field_changes_what_it_should_whichever_way_it_comes_in(
@@ -213,8 +220,10 @@ async def test_a_field_changes_what_it_should_whichever_way_it_comes_in(
             assert CallFailed.of(caught.value).fields[0][0] == f"config.options.{field}"
             return
         told = await WAYS[way](served, content, asked_for)
-    assert {repr(asked.options) for asked in engine.asked[:n_plain]} == {repr(DecodeOptions())}
-    assert {repr(asked.options) for asked in engine.asked[n_plain:]} == {repr(DecodeOptions(**expected))}
+    assert options_of(engine.asked[:n_plain]) == {repr(DecodeOptions())}
+    assert options_of(engine.asked[n_plain:]) == {repr(DecodeOptions(**expected))}
+    finals = [asked for asked in engine.asked[n_plain:] if asked.ticket.lane is Lane.LIVE_FINAL]
+    assert {asked.options.is_reconsidered for asked in finals} <= {"beam_size" not in expected}
     assert look(told) == seen
     if seen != SPOKEN:
         assert look(plain) != seen
