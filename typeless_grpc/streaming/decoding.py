@@ -9,9 +9,10 @@ what it says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
@@ -75,10 +76,16 @@ class PieceDecoder:
         if (guessed := self._kept.pop(piece.id, None)) is not None:
             with suppress(TypelessError):
                 return await _whole(guessed)
+        options = self._live_options(piece)
+        return await self._insist(lambda: self._recognized(piece, options))
+
+    def _live_options(self, piece: Piece) -> DecodeOptions:
+        """What is asked of the engine for an utterance now, as a guess or for certain."""
+        return self.expecting(_for_live_final(piece.options))
+
+    def _recognized(self, piece: Piece, options: DecodeOptions) -> Coroutine[Any, Any, Recognition]:
         audio = self._samples.cut(piece.audio_start, piece.audio_end)
-        options = self.expecting(_for_live_final(piece.options))
-        ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
-        return await self._insist(lambda: self._machinery.engine.recognize(audio, options, ticket))
+        return self._machinery.engine.recognize(audio, options, Ticket(Lane.LIVE_FINAL, self._options.caller))
 
     async def _compared(self, piece: Piece, audio: Audio, options: DecodeOptions) -> Recognition:
         """Decode a piece of a FILE, and again with more care where it says far less than those before it.
@@ -154,17 +161,15 @@ class PieceDecoder:
         self.stop()
         if not is_likely and self._machinery.engine.backlog_s > _BUSY_BACKLOG_S:
             return
-        audio = self._samples.cut(piece.audio_start, piece.audio_end)
-        ticket = Ticket(Lane.LIVE_FINAL, self._options.caller)
-        options = self.expecting(_for_live_final(piece.options))
-        task = asyncio.ensure_future(self._machinery.engine.recognize(audio, options, ticket))
+        options = self._live_options(piece)
+        task = asyncio.create_task(self._recognized(piece, options))
         task.add_done_callback(_looked_at)
         self._guess = _Guess(_span(piece), options, task)
 
     def has_begun(self, piece: Piece) -> bool:
         """Whether there is a guess, and it is what the final would be: over this audio, expecting this language."""
-        options = self.expecting(_for_live_final(piece.options))
-        return self._guess is not None and (self._guess.span, self._guess.options) == (_span(piece), options)
+        guess = self._guess
+        return guess is not None and (guess.span, guess.options) == (_span(piece), self._live_options(piece))
 
     def keep_guess(self, piece: Piece) -> bool:
         """The piece is certain now, and `recognition` will be asked for it. Whether there was a right guess at it.

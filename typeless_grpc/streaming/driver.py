@@ -330,7 +330,6 @@ class Stream:
                 self._finals[piece.id].add_done_callback(self._check)
             case InterimDue():
                 self._interims.due(effect)
-                self._interims.begin()
             case Speculate(piece, is_likely):
                 if (is_likely or not self._finals) and not self._decoder.has_begun(piece):
                     self._interims.give_way()

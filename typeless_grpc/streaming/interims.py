@@ -65,6 +65,7 @@ class Interims:
     def due(self, one: InterimDue) -> None:
         """One is wanted as soon as the engine has time for it."""
         self._waiting.append(one)
+        self.begin()
 
     def begin(self) -> None:
         """Ask for the next that is due, if it would cost nobody a final."""

@@ -208,8 +208,7 @@ class Session:
         self._frames_left: deque[float] = deque()  # not looked at while it is undecided
         self._pending: dict[int, Piece] = {}  # decoded or to be, in the order of time
         self._heard: dict[int, FinalHeard | FinalLost] = {}  # waiting for those before them
-        self._stability = stability()
-        self._stabilities: dict[int, Stability] = {}  # of utterances that are over and not said
+        self._stabilities: dict[int, Stability] = {}  # of utterances that are not said, by piece
         self._languages = finals.Languages()
         self._speech = 0
         self._queue_s = 0.0
@@ -341,8 +340,8 @@ class Session:
 
     def _began(self, began: Began) -> None:
         self.state = State.SPEAKING
-        self._stability = self._new_stability()
         self.current = Utterance(self.n_pieces, began.audio_start, began.onset, options=self.options)
+        self._stabilities[self.current.piece_id] = self._new_stability()
         self._next_due = began.onset + (self._cadence.first_samples if self._cadence is not None else 0)
         self._effects.append(events.SpeechStart(began.onset / SAMPLE_RATE_HZ))
 
@@ -352,7 +351,6 @@ class Session:
         self._effects.append(events.SpeechEnd(speech_end / SAMPLE_RATE_HZ))
         self._speech += speech_end - piece.speech_start
         self.state, self.current = State.LISTENING, None
-        self._stabilities[piece.id] = self._stability
         self._decode(piece)
 
     def _planned(self, planned: Planned) -> None:
@@ -378,13 +376,11 @@ class Session:
 
     def _interim(self, heard: InterimHeard) -> None:
         """Of an utterance that is over, too: what it makes certain must not depend on when it comes."""
-        is_current = self.current is not None and heard.piece_id == self.current.piece_id
-        stability = self._stability if is_current else self._stabilities.get(heard.piece_id)
+        stability = self._stabilities.get(heard.piece_id)
         if stability is None or not heard.text:
             return
         stable, unstable = stability.hear(heard.text)
-        if is_current:
-            assert self.current is not None
+        if self.current is not None and heard.piece_id == self.current.piece_id:
             self._processed = max(self._processed, heard.up_to)
             start_s, end_s = self.current.speech_start / SAMPLE_RATE_HZ, heard.up_to / SAMPLE_RATE_HZ
             self._effects.append(events.Interim(stable, unstable, start_s, max(start_s, end_s)))
