@@ -174,13 +174,16 @@ def test_a_model_that_nobody_uses_is_freed():
 
 
 def with_generate(model: WhisperModel, monkeypatch: pytest.MonkeyPatch, generate: Callable[..., Any]) -> None:
-    """Let faster-whisper find this in place of the model's own."""
+    """Let this be called in place of the model's own, by faster-whisper, too."""
+    real = model._model
 
     class Changed:
         def __getattr__(self, name: str) -> Any:
-            return generate if name == "generate" else getattr(model._model, name)
+            return generate if name == "generate" else getattr(real, name)
 
-    monkeypatch.setattr(model._whisper, "model", Changed())
+    changed = Changed()
+    monkeypatch.setattr(model, "_model", changed)
+    monkeypatch.setattr(model._whisper, "model", changed)
 
 
 def test_what_sounds_like_silence_is_tried_once_and_given_to_be_judged(
@@ -202,8 +205,8 @@ def test_what_sounds_like_silence_is_tried_once_and_given_to_be_judged(
 
 
 @dataclass(frozen=True)
-class Looping:
-    """What the model gives that says one thing for ever, which makes for another try at each temperature."""
+class Generated:
+    """What a search of the model gives: one text."""
 
     sequences_ids: list[list[int]]
     scores: list[float]
@@ -220,7 +223,7 @@ def test_nobody_waits_for_the_next_temperature(
     def looping(*args: Any, **kwargs: Any) -> Any:
         nonlocal n_tries
         n_tries += 1
-        return [Looping([word * 60], [-0.1])]
+        return [Generated([word * 60], [-0.1])]
 
     with_generate(model, monkeypatch, looping)
     options = replace(ENGLISH, temperatures=(0.0, 0.2, 0.4))
@@ -249,21 +252,17 @@ def test_a_bounded_text_has_no_more_tokens_than_speech_can(model: WhisperModel, 
 
 @dataclass(frozen=True)
 class Searching:
-    """A model that finds what it is told to, one search after the other: (text, mean log probability) of each."""
+    """Finds what it is told to, one search after the other: (text, mean log probability) of each."""
 
-    real: Any
     tokenizer: Any
     script: list[tuple[str, float]]
     beam_sizes: list[int] = field(default_factory=list)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-    def generate(self, encoded: Any, prompts: list[list[int]], *, beam_size: int, **_: Any) -> list[Any]:
+    def __call__(self, encoded: Any, prompts: list[list[int]], *, beam_size: int, **_: Any) -> list[Any]:
         said, logprob = self.script[len(self.beam_sizes)]
         self.beam_sizes.append(beam_size)
         tokens = self.tokenizer.encode(" " + said, add_special_tokens=False).ids
-        return [Looping([tokens], [logprob]) for _ in prompts]
+        return [Generated([tokens], [logprob]) for _ in prompts]
 
 
 SURE, UNSURE = ("He turned to the left.", -0.1), ("He turned to the lift.", -0.6)
@@ -289,11 +288,9 @@ def test_a_doubtful_text_is_searched_for_again_with_more_beams(
     n_searches: int,
     expected: tuple[str, float],
 ):
-    searching = Searching(model._model, model._whisper.hf_tokenizer, script)
-    one = replace(window("en_short.flac"), checks=Checks(), is_reconsidered=True)
-    with monkeypatch.context() as patched:
-        patched.setattr(model, "_model", searching)
-        (heard,) = decoded(model, one)
+    searching = Searching(model._whisper.hf_tokenizer, script)
+    with_generate(model, monkeypatch, searching)
+    (heard,) = decoded(model, replace(window("en_short.flac"), checks=Checks(), is_reconsidered=True))
     assert searching.beam_sizes == [1, RECONSIDERED_BEAM_SIZE][:n_searches]
     assert text(heard) == expected[0]
     assert heard.doubts == ()
@@ -310,11 +307,10 @@ def test_a_doubtful_text_is_searched_for_again_with_more_beams(
 def test_a_doubtful_text_is_left_at_that_where(
     model: WhisperModel, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], n_wanted: int
 ):
-    searching = Searching(model._model, model._whisper.hf_tokenizer, [UNSURE])
+    searching = Searching(model._whisper.hf_tokenizer, [UNSURE])
+    with_generate(model, monkeypatch, searching)
     one = replace(window("en_short.flac"), checks=Checks(), **asked)
-    with monkeypatch.context() as patched:
-        patched.setattr(model, "_model", searching)
-        model.decode([one], [lambda: len(searching.beam_sizes) < n_wanted])
+    model.decode([one], [lambda: len(searching.beam_sizes) < n_wanted])
     assert searching.beam_sizes == [one.beam_size]
 
 
