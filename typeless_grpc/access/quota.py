@@ -135,5 +135,5 @@ class Quotas:
 
 
 def whole(seconds: float) -> int:
-    """What seconds of audio cost: every second that has begun."""
+    """Every second that has begun, which is what audio costs; not one that only the rounding of floats begins."""
     return math.ceil(seconds - 1e-6)

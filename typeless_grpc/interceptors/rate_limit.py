@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from typeless_grpc.access import principal as caller
 from typeless_grpc.access import rate_limit
 from typeless_grpc.access.methods import Group, Rules
+from typeless_grpc.access.quota import whole
 from typeless_grpc.access.rate_limit import Limiter, Taken, is_refused_for_load
 from typeless_grpc.errors import RateLimited, TypelessError
 from typeless_grpc.interceptors.seam import Call, Interceptor
@@ -52,5 +52,5 @@ def _standing(state: Taken) -> tuple[tuple[str, str], ...]:
     return (
         ("ratelimit-limit", str(state.limit)),
         ("ratelimit-remaining", str(state.remaining)),
-        ("ratelimit-reset", str(math.ceil(state.reset_after_s))),
+        ("ratelimit-reset", str(whole(state.reset_after_s))),
     )
