@@ -7,7 +7,8 @@ import itertools
 import math
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,36 +20,42 @@ from typeless_grpc.audio.decode import DecodeLimits, decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.config import Settings
+from typeless_grpc.engine import tail
 from typeless_grpc.engine.cuts import Piece
-from typeless_grpc.engine.interface import DecodeOptions
-from typeless_grpc.engine.judgement import judged
-from typeless_grpc.engine.transcript import SuppressionReason
-from typeless_grpc.engine.verification import Checks
-from typeless_grpc.engine.whisper import (
-    MAX_LENGTH,
-    MOST_TOKENS_AT_ONCE,
-    MOST_TOKENS_PER_S,
-    RECONSIDERED_BEAM_SIZE,
-    Device,
-    Heard,
-    WhisperModel,
+from typeless_grpc.engine.hallucinations import filtered
+from typeless_grpc.engine.inference import (
+    DecodeRequest,
+    DecodeResult,
+    DetectRequest,
+    FallbackRequest,
+    Request,
     Window,
-    choose_device,
+    batch_key,
+    run,
+    task_of,
+    warm_up,
 )
+from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.engine.model import FULL_POSITIONS, TEMPERATURES, Model
+from typeless_grpc.engine.transcript import SuppressionReason
+from typeless_grpc.engine.whisper import MAX_LENGTH, Device, WhisperModel, choose_device
 
 pytestmark = pytest.mark.model
 
 MODEL = "tiny.en"
 DEVICE: Device = choose_device("cpu", "auto")
 ENGLISH = DecodeOptions(language="en")
+TIMED = replace(ENGLISH, word_timestamps=True)
 SENTENCES = ("en_short.flac", "en_numbers.ogg", "en_two_sentences.flac", "en_names.ogg")
+SILENCE_S = 1.0
+SHORT = fixture("en_short.flac")["text"].rstrip(".")
 
 
-def load() -> WhisperModel:
-    directory = catalog(Settings()).find(MODEL)
+def load(name: str = MODEL, *, is_calibrated: bool = True) -> WhisperModel:
+    directory = catalog(Settings()).find(name)
     if directory is None:
-        pytest.skip(f"no model here: typeless models pull {MODEL}")
-    return WhisperModel(MODEL, directory, DEVICE, n_threads=2)
+        pytest.skip(f"no model here: typeless models pull {name}")
+    return WhisperModel(name, directory, DEVICE, n_threads=2, is_calibrated=is_calibrated)
 
 
 @pytest.fixture(scope="module")
@@ -56,46 +63,76 @@ def model() -> WhisperModel:
     return load()
 
 
-def window(file: str, options: DecodeOptions = ENGLISH, *, beam_size: int = 1, shown_s: float = 15.0) -> Window:
-    samples: Audio = decode((AUDIO / file).read_bytes(), AudioFormat(), DecodeLimits(60.0)).samples
-    return Window(samples, (Span(0, len(samples)),), shown_s, options, beam_size)
+def speech(file: str) -> Audio:
+    return decode((AUDIO / file).read_bytes(), AudioFormat(), DecodeLimits(120.0)).samples
 
 
-def silence(n_samples: int, options: DecodeOptions) -> Window:
-    return Window(np.zeros(n_samples, np.float32), (), 15.0, options, 1)
+def window(samples: Audio) -> Window:
+    return Window(samples, (Span(0, len(samples)),))
 
 
-def decoded(model: WhisperModel, *windows: Window) -> list[Heard]:
-    heard = model.decode(windows, [lambda: True] * len(windows))
-    assert None not in heard
-    return [one for one in heard if one is not None]
+def request(
+    file: str, options: DecodeOptions = ENGLISH, *, beam_size: int = 1, silence_s: float = SILENCE_S
+) -> DecodeRequest:
+    return DecodeRequest(window(speech(file)), options, beam_size, silence_s)
 
 
-def text(heard: Heard) -> str:
-    return " ".join(one.segment.text for one in heard.segments)
+def silence(n_samples: int, options: DecodeOptions = ENGLISH) -> DecodeRequest:
+    return DecodeRequest(Window(np.zeros(n_samples, np.float32), ()), options, 1, SILENCE_S)
+
+
+def with_fallback(one: DecodeRequest, temperatures: tuple[float, ...] = TEMPERATURES) -> FallbackRequest:
+    return FallbackRequest(one.window, one.options, one.beam_size, temperatures)
+
+
+def decoded(model: Model, *requests: Request) -> list[DecodeResult]:
+    results = run(model, requests, [lambda: True] * len(requests))
+    assert None not in results
+    return [one for one in results if one is not None]
+
+
+def text(result: DecodeResult) -> str:
+    return " ".join(one.segment.text for one in result.segments)
+
+
+def plain(result: DecodeResult) -> str:
+    """The text without the full stop, which depends on the silence behind the speech."""
+    return text(result).rstrip(".")
+
+
+def test_the_model_is_one_of_the_protocol_that_the_engine_sees(model: WhisperModel):
+    seen: Model = model
+    warm_up(seen)
+
+
+# ---- batches ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_a_mixed_batch_gives_what_each_gives_alone(model: WhisperModel, beam_size: int):
-    timed = replace(ENGLISH, word_timestamps=True)
-    windows = [
-        window(file, options, beam_size=beam_size)
-        for file, options in zip(SENTENCES, itertools.cycle([ENGLISH, timed]), strict=False)
+    requests = [
+        request(file, options, beam_size=beam_size)
+        for file, options in zip(SENTENCES, itertools.cycle([ENGLISH, TIMED]), strict=False)
     ]
-    assert len({model.batch_key(one) for one in windows}) == 1
-    alone = [decoded(model, one)[0] for one in windows]
-    together = decoded(model, *windows)
-    assert [text(heard) for heard in together] == [text(heard) for heard in alone]
-    assert all(text(heard) for heard in together)
-    for one, heard in zip(windows, together, strict=True):
-        assert any(segment.segment.words for segment in heard.segments) is one.options.word_timestamps
+    together = {
+        batch_key(model, one): [two for two in requests if batch_key(model, two) == batch_key(model, one)]
+        for one in requests
+    }
+    assert max(len(batch) for batch in together.values()) > 1
+    for batch in together.values():
+        alone = [decoded(model, one)[0] for one in batch]
+        results = decoded(model, *batch)
+        assert [text(result) for result in results] == [text(result) for result in alone]
+        for one, result in zip(batch, results, strict=True):
+            assert text(result)
+            assert any(raw.segment.words for raw in result.segments) is one.options.word_timestamps
 
 
 def test_a_prompt_stays_with_its_call(model: WhisperModel):
-    named = window("en_names.ogg", replace(ENGLISH, prompt="Kubrendo and Typlexa."))
+    named = request("en_names.ogg", replace(ENGLISH, prompt="Kubrendo and Typlexa."))
     fillers = (replace(ENGLISH, prompt="Dinner" + " soon" * count) for count in range(40))
-    others = (window("en_names.ogg", options) for options in fillers)
-    other = next(one for one in others if model.batch_key(one) == model.batch_key(named))
+    others = (request("en_names.ogg", options) for options in fillers)
+    other = next(one for one in others if batch_key(model, one) == batch_key(model, named))
     together = decoded(model, named, other)
     assert "Typlexa" in text(together[0])
     assert "Typlexa" not in text(together[1])
@@ -103,93 +140,215 @@ def test_a_prompt_stays_with_its_call(model: WhisperModel):
 
 def test_hotwords_bring_names_that_would_be_missed(model: WhisperModel):
     names = ("Kubrendo", "Typlexa")
-    plain = text(decoded(model, window("en_names.ogg"))[0])
-    hinted = text(decoded(model, window("en_names.ogg", replace(ENGLISH, hotwords=names)))[0])
+    plain = text(decoded(model, request("en_names.ogg"))[0])
+    hinted = text(decoded(model, request("en_names.ogg", replace(ENGLISH, hotwords=names)))[0])
     assert not any(name in plain for name in names)
     assert any(name in hinted for name in names)
 
 
 def test_words_lie_inside_their_audio_and_follow_one_another(model: WhisperModel):
-    timed = replace(ENGLISH, word_timestamps=True)
-    windows = [window(file, timed) for file in SENTENCES]
-    for one, heard in zip(windows, decoded(model, *windows), strict=True):
-        words = [word for segment in heard.segments for word in segment.segment.words]
+    for file in SENTENCES:
+        one = request(file, TIMED)
+        (result,) = decoded(model, one)
+        words = [word for raw in result.segments for word in raw.segment.words]
         assert len(words) > 2
         for word in words:
-            assert 0.0 <= word.start_s <= word.end_s <= one.audio_s
+            assert 0.0 <= word.start_s <= word.end_s <= one.window.audio_s
             assert 0.0 <= word.confidence <= 1.0
         assert all(before.start_s <= after.start_s for before, after in itertools.pairwise(words))
-        for segment in heard.segments:
-            assert " ".join(word.text for word in segment.segment.words) == segment.segment.text
+        for raw in result.segments:
+            assert "".join(word.text for word in raw.segment.words) == raw.segment.text.replace(" ", "")
 
 
-def test_both_ways_hear_the_sentence(model: WhisperModel):
-    expected = fixture("en_short.flac")["text"]
-    short, full = window("en_short.flac"), replace(window("en_short.flac"), shown_s=30.0, thorough=True)
-    assert text(decoded(model, short)[0]) == text(decoded(model, full)[0]) == expected
+def test_both_ways_write_the_sentence(model: WhisperModel):
+    one = request("en_short.flac")
+    assert plain(decoded(model, one)[0]) == plain(decoded(model, with_fallback(one))[0]) == SHORT
 
 
-def test_what_nobody_wants_any_more_is_left_out(model: WhisperModel):
-    windows = [window("en_short.flac"), window("en_numbers.ogg")]
-    gone, heard = model.decode(windows, [lambda: False, lambda: True])
+def test_what_nobody_waits_for_any_more_is_left_out(model: WhisperModel):
+    requests = [request("en_short.flac"), request("en_numbers.ogg")]
+    gone, result = run(model, requests, [lambda: False, lambda: True])
     assert gone is None
-    assert heard is not None
-    assert text(heard)
-    assert model.decode(windows, [lambda: False] * 2) == [None, None]
-    assert model.decode([replace(windows[0], thorough=True)], [lambda: False]) == [None]
+    assert result is not None
+    assert text(result)
+    assert run(model, requests, [lambda: False] * 2) == [None, None]
+    assert run(model, [with_fallback(requests[0])], [lambda: False]) == [None]
 
 
-@pytest.mark.parametrize(("n_samples", "thorough"), [(0, False), (100, False), (400, False), (0, True), (100, True)])
-def test_however_little_audio_there_is(model: WhisperModel, n_samples: int, thorough: bool):
-    options = replace(ENGLISH, word_timestamps=True, temperatures=(0.0,))
-    one = replace(silence(n_samples, options), thorough=thorough)
-    (heard,) = decoded(model, one)
-    for segment in heard.segments:
-        assert segment.segment.end_s <= one.audio_s
+@pytest.mark.parametrize("n_samples", [0, 100, 400])
+@pytest.mark.parametrize("has_fallback", [False, True])
+def test_however_little_audio_there_is(model: WhisperModel, n_samples: int, has_fallback: bool):
+    one = silence(n_samples, TIMED)
+    (result,) = decoded(model, with_fallback(one, (0.0,)) if has_fallback and n_samples < 400 else one)
+    for raw in result.segments:
+        assert raw.segment.end_s <= one.window.audio_s
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        pytest.param({"shown_s": 20.0}, id="another window"),
-        pytest.param({"beam_size": 2}, id="another beam"),
-        pytest.param({"options": replace(ENGLISH, prompt="Once upon a time")}, id="a longer prompt"),
-        pytest.param({"thorough": True}, id="thorough"),
+        pytest.param(silence(12 * SAMPLE_RATE_HZ), id="more audio"),
+        pytest.param(replace(silence(SAMPLE_RATE_HZ), beam_size=2), id="another beam"),
+        pytest.param(silence(SAMPLE_RATE_HZ, replace(ENGLISH, prompt="Once upon a time")), id="a longer prompt"),
+        pytest.param(with_fallback(silence(SAMPLE_RATE_HZ)), id="with fallback"),
+        pytest.param(DetectRequest(silence(SAMPLE_RATE_HZ).window, ENGLISH, SILENCE_S), id="only the language"),
     ],
 )
-def test_what_cannot_share_a_batch_has_another_key(model: WhisperModel, other: dict[str, object]):
-    one = silence(SAMPLE_RATE_HZ, ENGLISH)
-    assert model.batch_key(one) == model.batch_key(silence(5 * SAMPLE_RATE_HZ, ENGLISH))
-    assert model.batch_key(replace(one, **other)) != model.batch_key(one)  # type: ignore[arg-type]
-    assert model.batch_key(replace(one, thorough=True)) != model.batch_key(replace(one, thorough=True))
+def test_what_cannot_share_a_batch_has_another_key(model: WhisperModel, other: Request):
+    one = silence(SAMPLE_RATE_HZ)
+    assert batch_key(model, one) == batch_key(model, silence(3 * SAMPLE_RATE_HZ))
+    assert batch_key(model, other) != batch_key(model, one)
+    assert batch_key(model, with_fallback(one)) != batch_key(model, with_fallback(one))
 
 
 def test_a_model_that_nobody_uses_is_freed():
     model = load()
-    decoded(model, silence(SAMPLE_RATE_HZ, replace(ENGLISH, word_timestamps=True, hotwords=("Kubrendo",))))
+    decoded(model, silence(SAMPLE_RATE_HZ, replace(TIMED, hotwords=("Kubrendo",))))
     gone = weakref.ref(model)
     del model
     gc.collect()
     assert gone() is None
 
 
+# ---- calibrated silence -----------------------------------------------------------------------------------------
+
+
+def test_what_is_encoded_is_as_long_as_its_batch_key_says(model: WhisperModel):
+    for audio_s in (0.0, 0.4, 5.0, 5.3, 13.2, 29.0, 30.0):
+        encoded = model.encode(np.zeros(round(audio_s * SAMPLE_RATE_HZ), np.float32), SILENCE_S)
+        assert len(encoded.positions) == model.n_positions(audio_s, SILENCE_S) <= FULL_POSITIONS
+
+
+def test_silence_is_measured_when_a_model_is_first_loaded_and_kept(tmp_path: Path):
+    directory = catalog(Settings()).find(MODEL)
+    if directory is None:
+        pytest.skip(f"no model here: typeless models pull {MODEL}")
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in directory.iterdir():
+        if file.name != tail.FILE_NAME:
+            (copy / file.name).symlink_to(file)
+    for _ in range(2):
+        model = WhisperModel(MODEL, copy, DEVICE, n_threads=2)
+        assert plain(decoded(model, request("en_short.flac"))[0]) == SHORT
+        assert model.n_positions(1.0, SILENCE_S) < FULL_POSITIONS
+    kept = (copy / tail.FILE_NAME).stat().st_mtime_ns
+    WhisperModel(MODEL, copy, DEVICE, n_threads=2)
+    assert (copy / tail.FILE_NAME).stat().st_mtime_ns == kept
+
+
+def test_without_calibrated_silence_all_of_30_s_is_encoded():
+    model = load(is_calibrated=False)
+    assert model.n_positions(1.0, SILENCE_S) == FULL_POSITIONS
+    assert plain(decoded(model, request("en_short.flac"))[0]) == SHORT
+
+
+@pytest.mark.parametrize("cut_s", [0.5, 1.0, 1.5, 2.5, 4.0])
+def test_texts_of_short_speech_end(model: WhisperModel, cut_s: float):
+    """Without silence behind it, most of these are written again and again until the text is cut off.
+
+    Cut within a word, a few are with 30 s of silence as well.
+    """
+    full = load(is_calibrated=False)
+    for file in SENTENCES:
+        samples = speech(file)[: round(cut_s * SAMPLE_RATE_HZ)]
+        task = task_of(ENGLISH, "en")
+        ours, theirs = (
+            one.decode([one.encode(samples, SILENCE_S)], [task], beam_size=1, max_tokens=100)[0]
+            for one in (model, full)
+        )
+        assert len(ours.tokens) <= max(8 + 8 * cut_s, len(theirs.tokens))
+
+
+def test_words_have_the_same_times_as_with_30_s(model: WhisperModel):
+    """The alignment looks at the frames of the audio only, whatever silence is behind them."""
+    full = load(is_calibrated=False)
+    apart = []
+    for file in SENTENCES:
+        one = request(file, TIMED)
+        ours, theirs = ([w for raw in decoded(m, one)[0].segments for w in raw.segment.words] for m in (model, full))
+        if [word.text for word in ours] == [word.text for word in theirs]:
+            apart += [abs(a.start_s - b.start_s) for a, b in zip(ours, theirs, strict=True)]
+    assert len(apart) > 20
+    assert max(apart) < 0.25
+
+
+@pytest.mark.parametrize(
+    "file", ["de_sentence.ogg", "es_sentence.ogg", "fr_sentence.ogg", "zh_sentence.ogg", "en_short.flac"]
+)
+def test_the_language_is_detected_with_the_silence_behind_it(file: str):
+    model = load("base")
+    (result,) = decoded(model, DetectRequest(window(speech(file)), DecodeOptions(), SILENCE_S))
+    assert result.language == file[:2]
+    assert result.language_probability > 0.5
+
+
+# ---- repetition -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_said_twice_is_written_twice(model: WhisperModel):
+    once = speech("en_numbers.ogg")
+    (single,) = decoded(model, request("en_numbers.ogg"))
+    (double,) = decoded(model, DecodeRequest(window(np.concatenate([once, once])), ENGLISH, 1, SILENCE_S))
+    assert text(double).lower().count("chairs") == 2 * text(single).lower().count("chairs") == 2
+    assert double.looped == ()
+
+
+class Replaced:
+    """A model whose `generate` is another one."""
+
+    def __init__(self, real: Any, generate: Callable[..., Any]) -> None:
+        self._real, self.generate = real, generate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
 def with_generate(model: WhisperModel, monkeypatch: pytest.MonkeyPatch, generate: Callable[..., Any]) -> None:
-    """Let this be called in place of the model's own, by faster-whisper, too."""
-    real = model._model
-
-    class Changed:
-        def __getattr__(self, name: str) -> Any:
-            return generate if name == "generate" else getattr(real, name)
-
-    changed = Changed()
-    monkeypatch.setattr(model, "_model", changed)
-    monkeypatch.setattr(model._whisper, "model", changed)
+    """Let this be called in place of CTranslate2's own, by faster-whisper, too."""
+    replaced = Replaced(model._runtime.model, generate)
+    monkeypatch.setattr(model._runtime, "model", replaced)
+    monkeypatch.setattr(model._runtime.whisper, "model", replaced)
 
 
-def test_what_sounds_like_silence_is_tried_once_and_given_to_be_judged(
+@dataclass(frozen=True)
+class Generated:
+    """What a search of CTranslate2 returns: one text."""
+
+    sequences_ids: list[list[int]]
+    scores: list[float]
+    no_speech_prob: float = 0.0
+
+
+def test_a_loop_is_cut_to_what_was_said(model: WhisperModel, monkeypatch: pytest.MonkeyPatch):
+    tokens = model._runtime.whisper.hf_tokenizer.encode(" Please close the window.", add_special_tokens=False).ids
+    with_generate(model, monkeypatch, lambda *_args, **_kwargs: [Generated([tokens * 9], [-0.1])])
+    (result,) = decoded(model, request("en_short.flac"))
+    assert text(result) == "Please close the window."
+    assert result.looped[0].segment.text.count("window") == 8
+    assert result.issues == frozenset()
+
+
+def test_what_a_text_leaves_out_is_found_by_time(model: WhisperModel, monkeypatch: pytest.MonkeyPatch):
+    whole = speech("en_two_sentences.flac")
+    tokens = model._runtime.whisper.hf_tokenizer.encode(
+        " Good morning, and thank you for coming.", add_special_tokens=False
+    ).ids
+    with_generate(model, monkeypatch, lambda *_args, **_kwargs: [Generated([tokens], [-0.1])])
+    spans = (Span(0, 40_000), Span(45_000, len(whole)))
+    (result,) = decoded(model, DecodeRequest(Window(whole, spans), ENGLISH, 1, SILENCE_S))
+    assert result.rest_s is not None
+    assert 1.0 < result.rest_s < 4.0
+    assert result.segments[0].segment.end_s <= result.rest_s
+
+
+# ---- as faster-whisper does -------------------------------------------------------------------------------------
+
+
+def test_what_sounds_like_silence_is_tried_once_and_given_to_the_filter(
     model: WhisperModel, monkeypatch: pytest.MonkeyPatch
 ):
-    generate, n_tries = model._model.generate, 0
+    generate, n_tries = model._runtime.model.generate, 0
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         nonlocal n_tries
@@ -197,27 +356,18 @@ def test_what_sounds_like_silence_is_tried_once_and_given_to_be_judged(
         return generate(*args, **kwargs)
 
     with_generate(model, monkeypatch, counting)
-    (heard,) = decoded(model, replace(silence(5 * SAMPLE_RATE_HZ, ENGLISH), shown_s=30.0, thorough=True))
+    (result,) = decoded(model, with_fallback(silence(5 * SAMPLE_RATE_HZ)))
     assert n_tries == 1
-    result = judged(heard, Piece(0, 5 * SAMPLE_RATE_HZ, (), most_pause=0))
-    assert result.segments == ()
-    assert [suppressed.reason for suppressed in result.suppressed] == [SuppressionReason.NO_SPEECH]
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What a search of the model gives: one text."""
-
-    sequences_ids: list[list[int]]
-    scores: list[float]
-    no_speech_prob: float = 0.0
+    found = filtered(result, Piece(0, 5 * SAMPLE_RATE_HZ, (), most_pause=0))
+    assert found.segments == ()
+    assert [suppressed.reason for suppressed in found.suppressed] == [SuppressionReason.NO_SPEECH]
 
 
 @pytest.mark.parametrize(("n_wanted", "n_expected"), [(1, 1), (2, 2), (100, 3)])
 def test_nobody_waits_for_the_next_temperature(
     model: WhisperModel, monkeypatch: pytest.MonkeyPatch, n_wanted: int, n_expected: int
 ):
-    word = model._whisper.hf_tokenizer.encode(" again", add_special_tokens=False).ids
+    word = model._runtime.whisper.hf_tokenizer.encode(" again", add_special_tokens=False).ids
     n_tries = 0
 
     def looping(*args: Any, **kwargs: Any) -> Any:
@@ -226,92 +376,29 @@ def test_nobody_waits_for_the_next_temperature(
         return [Generated([word * 60], [-0.1])]
 
     with_generate(model, monkeypatch, looping)
-    options = replace(ENGLISH, temperatures=(0.0, 0.2, 0.4))
-    one = replace(silence(5 * SAMPLE_RATE_HZ, options), shown_s=30.0, thorough=True)
-    (heard,) = model.decode([one], [lambda: n_tries < n_wanted])
+    one = with_fallback(silence(5 * SAMPLE_RATE_HZ), (0.0, 0.2, 0.4))
+    (result,) = run(model, [one], [lambda: n_tries < n_wanted])
     assert n_tries == n_expected
-    assert (heard is None) == (n_wanted < 3)
+    assert (result is None) == (n_wanted < 3)
 
 
-def test_a_bounded_text_has_no_more_tokens_than_speech_can(model: WhisperModel, monkeypatch: pytest.MonkeyPatch):
-    generate, longest = model._model.generate, list[int]()
+# ---- limits -----------------------------------------------------------------------------------------------------
+
+
+def test_a_text_has_no_more_tokens_than_speech_can(model: WhisperModel, monkeypatch: pytest.MonkeyPatch):
+    generate, longest = model._runtime.model.generate, list[int]()
 
     def noting(encoded: Any, prompts: list[list[int]], **kwargs: Any) -> Any:
-        longest.append(kwargs["max_length"] - len(prompts[0]))
+        longest.append(min(kwargs["max_length"] // 2, kwargs["max_length"] - len(prompts[0])))
         return generate(encoded, prompts, **kwargs)
 
     with_generate(model, monkeypatch, noting)
-    one = replace(window("en_short.flac"), shown_s=30.0, thorough=True, is_bounded=True)
-    assert text(decoded(model, one)[0]) == fixture("en_short.flac")["text"]
-    assert longest == [MOST_TOKENS_AT_ONCE + math.ceil(MOST_TOKENS_PER_S * one.audio_s)]
+    (result,) = decoded(model, request("en_short.flac"))
+    assert plain(result) == SHORT
+    assert longest == [24 + math.ceil(14 * request("en_short.flac").window.audio_s)]
     longest.clear()
-    crowded = replace(one, options=replace(ENGLISH, prompt="word " * 400, hotwords=("another",) * 200))
-    decoded(model, crowded)
-    assert all(n <= MAX_LENGTH for n in longest)
-
-
-@dataclass(frozen=True)
-class Searching:
-    """Finds what it is told to, one search after the other: (text, mean log probability) of each."""
-
-    tokenizer: Any
-    script: list[tuple[str, float]]
-    beam_sizes: list[int] = field(default_factory=list)
-
-    def __call__(self, encoded: Any, prompts: list[list[int]], *, beam_size: int, **_: Any) -> list[Any]:
-        said, logprob = self.script[len(self.beam_sizes)]
-        self.beam_sizes.append(beam_size)
-        tokens = self.tokenizer.encode(" " + said, add_special_tokens=False).ids
-        return [Generated([tokens], [logprob]) for _ in prompts]
-
-
-SURE, UNSURE = ("He turned to the left.", -0.1), ("He turned to the lift.", -0.6)
-TWICE = ("He turned to the lift. He turned to the lift.", -0.5)
-LIKELIER, LESS_LIKELY, LOOP = ("He turned to the loft.", -0.5), ("He turned to a raft.", -0.9), ("left " * 9, -0.01)
-
-
-@pytest.mark.parametrize(
-    ("script", "n_searches", "expected"),
-    [
-        pytest.param([SURE], 1, SURE, id="sure at once"),
-        pytest.param([UNSURE, LIKELIER], 2, LIKELIER, id="the likelier of two"),
-        pytest.param([UNSURE, LESS_LIKELY], 2, UNSURE, id="the first, where it is likelier"),
-        pytest.param([UNSURE, TWICE], 2, UNSURE, id="the first, where the other says it twice"),
-        pytest.param([LOOP, LESS_LIKELY], 2, LESS_LIKELY, id="the one that passes the checks"),
-        pytest.param([UNSURE, LOOP], 2, UNSURE, id="not one that fails them"),
-    ],
-)
-def test_a_doubtful_text_is_searched_for_again_with_more_beams(
-    model: WhisperModel,
-    monkeypatch: pytest.MonkeyPatch,
-    script: list[tuple[str, float]],
-    n_searches: int,
-    expected: tuple[str, float],
-):
-    searching = Searching(model._whisper.hf_tokenizer, script)
-    with_generate(model, monkeypatch, searching)
-    (heard,) = decoded(model, replace(window("en_short.flac"), checks=Checks(), is_reconsidered=True))
-    assert searching.beam_sizes == [1, RECONSIDERED_BEAM_SIZE][:n_searches]
-    assert text(heard) == expected[0]
-    assert heard.doubts == ()
-
-
-@pytest.mark.parametrize(
-    ("asked", "n_wanted"),
-    [
-        pytest.param({"is_reconsidered": False}, 9, id="nobody asks for it"),
-        pytest.param({"is_reconsidered": True}, 1, id="nobody waits for it"),
-        pytest.param({"is_reconsidered": True, "beam_size": 5}, 9, id="there were as many beams"),
-    ],
-)
-def test_a_doubtful_text_is_left_at_that_where(
-    model: WhisperModel, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], n_wanted: int
-):
-    searching = Searching(model._whisper.hf_tokenizer, [UNSURE])
-    with_generate(model, monkeypatch, searching)
-    one = replace(window("en_short.flac"), checks=Checks(), **asked)
-    model.decode([one], [lambda: len(searching.beam_sizes) < n_wanted])
-    assert searching.beam_sizes == [one.beam_size]
+    decoded(model, request("en_short.flac", replace(ENGLISH, prompt="word " * 400, hotwords=("another",) * 200)))
+    assert all(0 < n <= MAX_LENGTH for n in longest)
 
 
 def test_only_languages_that_have_a_token_are_known(model: WhisperModel):

@@ -17,13 +17,15 @@ from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.catalog import Catalog, is_model_directory
 from typeless_grpc.engine.channels import ChannelEngine
-from typeless_grpc.engine.hearing import RecognizerOptions, WindowScheduler, run_batch
+from typeless_grpc.engine.hub import HuggingFaceHub
+from typeless_grpc.engine.inference import warm_up
 from typeless_grpc.engine.interface import Engine
+from typeless_grpc.engine.model import Model
 from typeless_grpc.engine.models import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
-from typeless_grpc.engine.whisper import Device, HuggingFaceHub, WhisperModel, choose_device
-from typeless_grpc.engine.window import POLICIES
+from typeless_grpc.engine.utterances import RecognizerOptions, WindowScheduler, run_batch
+from typeless_grpc.engine.whisper import Device, WhisperModel, choose_device
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.text import profanity
 from typeless_grpc.text.finishing import FinishingEngine
@@ -57,7 +59,7 @@ class BuiltEngine:
 
     model: str
     recognizer: Recognizer
-    models: ModelPool[WhisperModel]
+    models: ModelPool[Model]
     known: Catalog
     device: Device
     n_workers: int
@@ -70,7 +72,7 @@ class BuiltEngine:
     async def warm(self) -> None:
         """Load the default model and run it once. Raises EngineFailed where it cannot be loaded."""
         model = await self.models.load(self.model)
-        await asyncio.to_thread(model.warm_up)
+        await asyncio.to_thread(warm_up, model)
 
 
 @asynccontextmanager
@@ -83,10 +85,18 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
         device = choose_device(settings.device, settings.compute_type)
         n_workers, n_threads = parallelism(settings, device)
         inference = stack.enter_context(ThreadPoolExecutor(n_workers, "inference"))
-        load = functools.partial(WhisperModel, device=device, n_threads=n_threads, n_workers=n_workers)
+        is_full_window = settings.encoder_window == "full"
+        load = functools.partial(
+            WhisperModel,
+            device=device,
+            n_threads=n_threads,
+            n_workers=n_workers,
+            is_calibrated=not is_full_window,
+            cache_dir=settings.data_dir,
+        )
         known = catalog(settings)
         pool = PoolOptions(settings.model, settings.max_model_memory_bytes)
-        models = ModelPool(known, load, loading, SystemClock(), pool)
+        models: ModelPool[Model] = ModelPool(known, load, loading, SystemClock(), pool)
         if await asyncio.to_thread(known.find, settings.model) is None:
             raise SourceUnavailable(
                 f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
@@ -96,7 +106,7 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
         scheduler: WindowScheduler = Scheduler(run_batch, sharing, SystemClock(), inference)
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
-        options = RecognizerOptions(settings.model, settings.beam_size, POLICIES[settings.encoder_window])
+        options = RecognizerOptions(settings.model, settings.beam_size, is_full_window)
         recognizer = Recognizer(models, SpeechDetector(), scheduler, options, looking, looking_live)
         yield BuiltEngine(settings.model, recognizer, models, known, device, n_workers, n_threads)
 

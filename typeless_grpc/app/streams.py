@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typeless_grpc.app.tasks import ended
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import DecodeOptions
-from typeless_grpc.engine.whisper import TEMPERATURES
+from typeless_grpc.engine.model import TEMPERATURES
 from typeless_grpc.interceptors.status import code_of
 from typeless_grpc.servicers.stream_messages import StreamConfig, StreamDefaults
 from typeless_grpc.servicers.streaming import StreamLimits, StreamService

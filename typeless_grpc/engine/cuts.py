@@ -19,21 +19,18 @@ import numpy as np
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.interface import VoiceActivity
-from typeless_grpc.engine.window import FULL_WINDOW_S
 
 # Least pause, in seconds, that counts in the risk of a cut: one frame of voice activity.
 LEAST_PAUSE_S = 0.032
 
-# Silence on a side of speech, in seconds, that is always shown, and how much more of it a window need not hold.
-LEAST_SILENCE_S = 0.3
-MOST_MARGIN_S = 0.9
-
 
 @dataclass(frozen=True)
 class CutPolicy:
-    """What windows cost and cuts risk, both in seconds of the engine: docs/encoder-window.md.
+    """What pieces cost and cuts risk, both in seconds of the engine: docs/measurements/long-recordings.md.
 
-    window_costs: (audio in s that it holds, cost) ascending. longest_s: of a piece, its long pauses shortened.
+    cost_at_once_s: of a piece. cost_s_per_s2: of a piece, for the square of its length, because the cost of encoding
+    grows faster than its input; what grows like it is the same for every plan. longest_s: of a piece, its long pauses
+    shortened.
     longest_alone_s: the same where pieces are decoded one after the other, and gain nothing from being alike.
     short_risk: for each second that a piece is shorter than shortest_s. cut_risk: of a cut in a pause of 0.3 s; it
     falls with the length of the pause. padding_s: kept around speech, and counted in the costs. context_s: kept where
@@ -41,14 +38,15 @@ class CutPolicy:
     longer pauses in a piece are shortened to this. silence_s: a longer one always ends a piece.
     """
 
-    window_costs: tuple[tuple[float, float], ...] = ((19.0, 0.25), (24.0, 0.40), (FULL_WINDOW_S, 0.59))
+    cost_at_once_s: float = 0.04
+    cost_s_per_s2: float = 0.00023
     longest_s: float = 24.0
     longest_alone_s: float = 28.5
     shortest_s: float = 8.0
     short_risk: float = 0.05
     cut_risk: float = 0.6
     padding_s: float = 0.3
-    context_s: float = 1.2
+    context_s: float = 0.6
     pause_s: float = 0.8
     silence_s: float = 30.0
 
@@ -93,27 +91,11 @@ class Piece:
         """Length of what is shown, in seconds."""
         return sum(span.end - span.start for span in self.kept) / SAMPLE_RATE_HZ
 
-    @property
-    def needed_s(self) -> float:
-        """Length of what a window must hold before its margin, which silence at the end is as good as."""
-        silence_s = (self.end - self.speech[-1].end) / SAMPLE_RATE_HZ if self.speech else 0.0
-        return self.audio_s - min(MOST_MARGIN_S, max(0.0, silence_s - LEAST_SILENCE_S))
-
-    @property
-    def spare_s(self) -> float:
-        """Length of the silence at the start that can go where it makes for a smaller window."""
-        silence_s = (self.speech[0].start - self.start) / SAMPLE_RATE_HZ if self.speech else 0.0
-        return min(MOST_MARGIN_S, max(0.0, silence_s - LEAST_SILENCE_S))
-
-    @property
-    def least_s(self) -> float:
-        """Length of what its smallest window must hold."""
-        return self.needed_s - self.spare_s
-
-    def shortened(self, needed_s: float) -> Piece:
-        """This piece with less silence at its start, if that is needed, so that it needs no more than this."""
-        less_s = min(self.spare_s, max(0.0, self.needed_s - needed_s))
-        return replace(self, start=self.start + math.ceil(less_s * SAMPLE_RATE_HZ)) if less_s else self
+    def rest(self, shown_s: float) -> Piece:
+        """The part of this piece from a time in what is shown on."""
+        start = round(self.original_s(shown_s) * SAMPLE_RATE_HZ)
+        speech = tuple(Span(max(span.start, start), span.end) for span in self.speech if span.end > start)
+        return replace(self, start=start, speech=speech)
 
     def shown(self, recording: Audio) -> Audio:
         """The samples that are shown."""
@@ -190,7 +172,7 @@ def _best_firsts(parts: Sequence[Span], policy: CutPolicy) -> list[int]:
                 audio_s += min(policy.pause_s, pause_s)
                 if audio_s > policy.longest_s or pause_s > policy.silence_s:
                     break
-            cost = least[first] + _window_cost(audio_s, policy)
+            cost = least[first] + _cost_s(audio_s, policy)
             if first:
                 cost += policy.cut_risk * 0.3 / max(_pause_s(parts[first - 1], parts[first]), LEAST_PAUSE_S)
             if cost < least[end]:
@@ -198,9 +180,9 @@ def _best_firsts(parts: Sequence[Span], policy: CutPolicy) -> list[int]:
     return firsts
 
 
-def _window_cost(audio_s: float, policy: CutPolicy) -> float:
-    costs = (cost for holds_s, cost in policy.window_costs if audio_s <= holds_s)
-    return next(costs, policy.window_costs[-1][1]) + policy.short_risk * max(0.0, policy.shortest_s - audio_s)
+def _cost_s(audio_s: float, policy: CutPolicy) -> float:
+    cost_s = policy.cost_at_once_s + policy.cost_s_per_s2 * audio_s**2
+    return cost_s + policy.short_risk * max(0.0, policy.shortest_s - audio_s)
 
 
 def _pause_s(before: Span, after: Span) -> float:

@@ -78,10 +78,8 @@ class DecodeOptions:
     model: a name of the catalogue. language: Whisper's code ("en", "zh"), None detects it, among allowed_languages
     where there are any. expected_language: what speech before this was in; this is taken to be in it too unless it
     clearly is not. script: of Chinese, None is simplified. prompt: text to condition on. temperatures: tried in
-    turn until the result passes the quality checks. separate_channels: each channel on its own, as `Engine` is given
-    it. output_formats: the renditions to make of a whole recording. is_thorough: as faster-whisper itself decodes,
-    however long it takes; for audio whose text is not to be trusted. is_reconsidered: a text that the engine is not
-    certain of is searched for again with more beams, which takes half as long again.
+    turn as faster-whisper tries them, until the result passes its quality checks. separate_channels: each channel on
+    its own, as `Engine` is given it. output_formats: the renditions to make of a whole recording.
     """
 
     model: str = ""
@@ -100,8 +98,6 @@ class DecodeOptions:
     separate_channels: bool = False
     post_processing: PostProcessing = field(default_factory=PostProcessing)
     output_formats: Sequence[OutputFormat] = ()
-    is_thorough: bool = False
-    is_reconsidered: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A call's way through the engine: find the speech, cut it into pieces, decode them side by side, judge the result."""
+"""A call's way through the engine: find the speech, cut it into pieces, decode them side by side, filter the result."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ import numpy as np
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import DetectorState, Probabilities, Span, SpeechSpanOptions, speech_spans
 from typeless_grpc.engine.cuts import Piece
-from typeless_grpc.engine.hearing import Call, Hearing, RecognizerOptions, WindowScheduler, language_of
+from typeless_grpc.engine.hallucinations import filtered
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
-from typeless_grpc.engine.judgement import judged
 from typeless_grpc.engine.likelihood import likely_speech
 from typeless_grpc.engine.merge import Stretch, merged
+from typeless_grpc.engine.model import FULL_WINDOW_S, Model
 from typeless_grpc.engine.models import ModelPool
 from typeless_grpc.engine.scheduler import Turn
 from typeless_grpc.engine.strategies import Plan, planned
 from typeless_grpc.engine.transcript import Segment, Transcript
-from typeless_grpc.engine.whisper import WhisperModel
-from typeless_grpc.engine.window import FULL_WINDOW_S
+from typeless_grpc.engine.utterances import Call, RecognizerOptions, UtteranceDecoder, WindowScheduler, language_of
 from typeless_grpc.errors import InvalidInput
 
 T = TypeVar("T")
@@ -51,7 +50,7 @@ class Recognizer:
 
     def __init__(
         self,
-        models: ModelPool[WhisperModel],
+        models: ModelPool[Model],
         speech: SpeechFinder,
         scheduler: WindowScheduler,
         options: RecognizerOptions,
@@ -62,7 +61,7 @@ class Recognizer:
         self._models = models
         self._speech = speech
         self._scheduler = scheduler
-        self._hearing = Hearing(scheduler, options)
+        self._decoder = UtteranceDecoder(scheduler, options)
         self._options = options
         self._looking, self._looking_live = looking, looking_live
 
@@ -95,7 +94,7 @@ class Recognizer:
             return await self._recognize(model, utterance, whole, options, ticket)
 
     @asynccontextmanager
-    async def _model(self, options: DecodeOptions) -> AsyncIterator[WhisperModel]:
+    async def _model(self, options: DecodeOptions) -> AsyncIterator[Model]:
         async with self._models.use(options.model or self._options.default_model) as model:
             _check(model, options)
             yield model
@@ -127,16 +126,15 @@ class Recognizer:
         return planned(options.chunking, speech, n_samples, self._options.cuts.asked(options.voice_activity))
 
     async def _recognize(
-        self, model: WhisperModel, audio: Audio, plan: Plan, options: DecodeOptions, ticket: Ticket
+        self, model: Model, audio: Audio, plan: Plan, options: DecodeOptions, ticket: Ticket
     ) -> Recognition:
-        self._scheduler.check(self._hearing.cost_s(plan, options.language), ticket)
+        self._scheduler.check(self._decoder.cost_s(plan), ticket)
         turns: list[Turn] = []
-        understood = await self._hearing.understood(
-            Call(model, audio, options, ticket, turns, options.expected_language), plan
-        )
-        results = [(piece, judged(heard, piece)) for piece, heard in understood]
+        call = Call(model, audio, options, ticket, turns, options.expected_language)
+        decoded = await self._decoder.decoded(call, plan)
+        results = [(piece, filtered(result, piece)) for piece, result in decoded]
         segments = merged([_stretch(piece, result.segments) for piece, result in results])
-        language, probability = language_of(understood, options)
+        language, probability = language_of(decoded, options)
         transcript = Transcript(
             segments=segments if options.word_timestamps else tuple(replace(one, words=()) for one in segments),
             suppressed=tuple(one for _, result in results for one in result.suppressed),
@@ -149,7 +147,7 @@ class Recognizer:
         return Recognition(transcript, queue_s=waited_s(turns), n_chunks=len(results), chunking=plan.chunking)
 
 
-def _check(model: WhisperModel, options: DecodeOptions) -> None:
+def _check(model: Model, options: DecodeOptions) -> None:
     """Raise InvalidInput for what the model cannot do."""
     lacks = "this language" if model.is_multilingual else "a language other than English"
     asked = {f"options.allowed_languages[{i}]": one for i, one in enumerate(options.allowed_languages)}

@@ -1,14 +1,17 @@
-"""The model itself: the only module that knows faster_whisper and ctranslate2.
+"""Whisper by CTranslate2: with `engine/hub.py`, the only module that knows faster_whisper and ctranslate2.
 
-Everything here blocks and holds no lock of ours; callers run it in threads. CTranslate2 releases the GIL.
+`Runtime` holds a model's weights and computes; `WhisperModel` puts the calibrated silence behind what it encodes, and
+is the `Model` that the engine sees. CTranslate2 releases the GIL.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,28 +19,31 @@ from typing import Any
 
 import ctranslate2
 import faster_whisper
-import faster_whisper.utils
 import numpy as np
-import numpy.typing as npt
-from faster_whisper.audio import pad_or_trim
 from faster_whisper.tokenizer import Tokenizer
-from tqdm.auto import tqdm
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
-from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.catalog import Progress
-from typeless_grpc.engine.interface import DecodeOptions
-from typeless_grpc.engine.languages import among, chosen, seem_mixed
-from typeless_grpc.engine.sentences import SentencePolicy, TimedWord, sentences
+from typeless_grpc.engine import tail
+from typeless_grpc.engine.interface import Task
+from typeless_grpc.engine.model import (
+    FULL_POSITIONS,
+    FULL_WINDOW_S,
+    POSITIONS_PER_S,
+    DecodingTask,
+    Encoded,
+    Hypothesis,
+    Languages,
+    RawSegment,
+)
+from typeless_grpc.engine.sentences import TimedWord
+from typeless_grpc.engine.tail import Positions, Tail
 from typeless_grpc.engine.transcript import Segment, Word
-from typeless_grpc.engine.verification import Checks, Doubt, Result, compression_ratio, doubts
-from typeless_grpc.engine.window import FULL_WINDOW_S
-from typeless_grpc.errors import EngineFailed, InvalidInput, SourceUnavailable
+from typeless_grpc.errors import EngineFailed, InvalidInput
 
-Array = npt.NDArray[np.float32]
-# faster_whisper.transcribe.WhisperModel.transcribe, default of `temperature`: tried in turn until the checks pass.
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-# Likewise `no_speech_threshold`: above it, and below `log_prob_threshold`, a text is taken for silence.
+log = logging.getLogger(__name__)
+
+# faster_whisper.transcribe.WhisperModel.transcribe, default of `no_speech_threshold`: above it, and below
+# `log_prob_threshold`, a text is taken for silence.
 NO_SPEECH_THRESHOLD = 0.6
 # Bytes of one weight in memory, by CTranslate2's compute type; 2 for those not named.
 BYTES_PER_WEIGHT = {"int8": 1, "int8_float32": 1, "int8_float16": 1, "int8_bfloat16": 1, "float32": 4}
@@ -46,13 +52,9 @@ PREPENDED_PUNCTUATION = "\"'“¿([{-"
 APPENDED_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"
 # Whisper's text context (arXiv:2212.04356, section 2.3): prompt and text together.
 MAX_LENGTH = 448
-# A text that is less certain is searched for again with more beams, where that is asked for; as many as faster-whisper
-# uses by default (docs/streaming.md has what it gains).
-RECONSIDERED_CONFIDENCE = 0.7
-RECONSIDERED_BEAM_SIZE = 5
-# More tokens than speech of any language has, so that a loop ends early: measured, docs/encoder-window.md.
-MOST_TOKENS_AT_ONCE = 24
-MOST_TOKENS_PER_S = 14.0
+# One frame of the log-mel spectrogram, in samples, and how many make a position of the encoder's output.
+FRAME_SAMPLES = 160
+FRAMES_PER_POSITION = 2
 
 
 @dataclass(frozen=True)
@@ -82,117 +84,14 @@ def choose_device(device: str, compute_type: str) -> Device:
     return Device(name, compute_type)
 
 
-@dataclass(frozen=True, eq=False)
-class Window:
-    """Audio to decode, and how.
-
-    audio: float32 mono 16 kHz, at most shown_s long. speech: where someone speaks, in samples of audio. shown_s: what
-    the encoder is shown, audio and then silence. thorough: as faster-whisper itself does it, window after window with
-    its ladder of temperatures; else in one pass, together with others. is_bounded: cut a thorough text off where it
-    has more tokens than speech can have, which faster-whisper itself does not. is_reconsidered: a text in one pass that
-    fails a check, or is not certain, is searched for again with more beams. options.language: None detects it;
-    expected is then the language it is taken to be in unless it clearly is not, "" for none. may_be_mixed: where it
-    seems to be in two languages, say so (Doubt.MIXED) and decode nothing. detect_only: tell the language, and decode
-    nothing.
-    """
-
-    audio: Audio
-    speech: tuple[Span, ...]
-    shown_s: float
-    options: DecodeOptions
-    beam_size: int
-    thorough: bool = False
-    is_bounded: bool = False
-    is_reconsidered: bool = False
-    checks: Checks | None = None
-    expected: str = ""
-    may_be_mixed: bool = False
-    detect_only: bool = False
-
-    @property
-    def audio_s(self) -> float:
-        """Its length in seconds."""
-        return len(self.audio) / SAMPLE_RATE_HZ
-
-    @property
-    def speech_s(self) -> float:
-        """How much speech there is in it, in seconds."""
-        return sum(span.end - span.start for span in self.speech) / SAMPLE_RATE_HZ
-
-
-@dataclass(frozen=True)
-class HeardSegment:
-    """A segment as the model gave it, before anything judges it. Times in seconds of the window."""
-
-    segment: Segment
-    avg_logprob: float
-    compression_ratio: float
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What came out of a window. doubts: why not to trust it; segments then have no words."""
-
-    segments: tuple[HeardSegment, ...]
-    language: str
-    language_probability: float
-    doubts: tuple[Doubt, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The text that a search ended with. tokens: of the text alone. avg_logprob: over them and the end of text."""
-
-    tokens: Sequence[int] = ()
-    avg_logprob: float = 0.0
-    no_speech_probability: float = 0.0
-    text: str = ""
-
-    @property
-    def confidence(self) -> float:
-        """The geometric mean of the tokens' probabilities."""
-        return min(1.0, math.exp(self.avg_logprob))
-
-    def is_likelier_than(self, other: _Found) -> bool:
-        """By token, and as a whole: a text that says everything twice is likelier by token alone."""
-        whole = self.avg_logprob * (len(self.tokens) + 1) > other.avg_logprob * (len(other.tokens) + 1)
-        return whole and self.avg_logprob > other.avg_logprob
-
-
-@dataclass(eq=False)
-class _Passing:
-    """A window on its way through `decode`."""
-
-    window: Window
-    wanted: Callable[[], bool]
-    encoded: Array
-    language: str
-    language_probability: float
-    found: _Found = _Found()
-    doubts: tuple[Doubt, ...] = ()
-    words: Sequence[TimedWord] = ()
-
-    @property
-    def is_to_be_decoded(self) -> bool:
-        """Whether there is more to do for somebody than to tell the language."""
-        return not self.window.detect_only and not self.doubts and self.wanted()
-
-    @property
-    def is_to_be_reconsidered(self) -> bool:
-        """Whether another search may find a better text, for somebody who wants that."""
-        is_doubtful = bool(self.doubts) or self.found.confidence < RECONSIDERED_CONFIDENCE
-        has_fewer_beams = self.window.beam_size < RECONSIDERED_BEAM_SIZE
-        return self.window.is_reconsidered and is_doubtful and has_fewer_beams and self.wanted()
-
-
-class _NobodyWaits(Exception):
+class _CallerGone(Exception):
     """Ends faster-whisper's own decoding between two of its temperatures."""
 
 
 class _FasterWhisper(faster_whisper.WhisperModel):  # type: ignore[misc]
-    """faster-whisper's own, but what it takes for silence is not dropped; the recognizer does that, and reports it.
+    """faster-whisper's own, but text that it takes for silence is not dropped: our filter does that, and reports it.
 
-    It is also asked before each temperature whether somebody still waits, and writes no more than speech can have.
+    It also stops between two temperatures once nobody waits for the result.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -200,42 +99,34 @@ class _FasterWhisper(faster_whisper.WhisperModel):  # type: ignore[misc]
         self._of_thread = threading.local()
 
     @contextmanager
-    def decoding(self, wanted: Callable[[], bool], most_tokens: int | None) -> Iterator[None]:
-        """What is decoded in this thread meanwhile. most_tokens: of each window's text; None leaves it to Whisper."""
-        self._of_thread.wanted, self._of_thread.most_tokens = wanted, most_tokens
+    def decoding(self, is_wanted: Callable[[], bool]) -> Iterator[None]:
+        """What this thread decodes meanwhile is given up once it is not wanted."""
+        self._of_thread.is_wanted = is_wanted
         try:
             yield
         finally:
-            del self._of_thread.wanted, self._of_thread.most_tokens
+            del self._of_thread.is_wanted
 
     def generate_with_fallback(self, encoder_output: Any, prompt: Any, tokenizer: Any, options: Any) -> Any:
         # Here the threshold only says that silence needs no other temperature; where it drops, it is given as None.
-        ours = replace(options, no_speech_threshold=NO_SPEECH_THRESHOLD, temperatures=self._asked(options.temperatures))
-        room = self.max_length - len(prompt)
-        if self._of_thread.most_tokens is not None and room > 0:
-            ours = replace(ours, max_new_tokens=min(self._of_thread.most_tokens, room))
+        temperatures = self._while_wanted(options.temperatures)
+        ours = replace(options, no_speech_threshold=NO_SPEECH_THRESHOLD, temperatures=temperatures)
         return super().generate_with_fallback(encoder_output, prompt, tokenizer, ours)
 
-    def _asked(self, temperatures: Sequence[float]) -> Iterator[float]:
+    def _while_wanted(self, temperatures: Sequence[float]) -> Iterator[float]:
         for temperature in temperatures:
-            if not self._of_thread.wanted():
-                raise _NobodyWaits
+            if not self._of_thread.is_wanted():
+                raise _CallerGone
             yield temperature
 
 
-class WhisperModel:
-    """One loaded model."""
+class Runtime:
+    """A model's weights, and what CTranslate2 computes with them; also the `Encoder` that calibration asks."""
 
-    def __init__(self, name: str, directory: Path, device: Device, *, n_threads: int, n_workers: int = 1) -> None:
-        """Load the model in directory; takes seconds.
-
-        n_threads: for one inference on the CPU. n_workers: inferences side by side. Raises EngineFailed.
-        """
-        self.name = name
-        self.device_name = device.name
-        self.compute_type = device.compute_type
+    def __init__(self, name: str, directory: Path, device: Device, *, n_threads: int, n_workers: int) -> None:
+        """Raises EngineFailed where the directory holds no model that can be loaded."""
         try:
-            self._whisper = _FasterWhisper(
+            self.whisper = _FasterWhisper(
                 str(directory),
                 device=device.name,
                 compute_type=device.compute_type,
@@ -244,275 +135,250 @@ class WhisperModel:
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineFailed(f"Model '{name}' cannot be loaded.", reason="MODEL_LOAD_FAILED") from error
-        self._model = self._whisper.model
+        self.model = self.whisper.model
+        self.is_multilingual = bool(self.model.is_multilingual)
         # Of this model, and without a reference to it: nothing outlives it, and it is freed when the last call is done.
-        whisper, is_multilingual = self._whisper, bool(self._model.is_multilingual)
+        whisper, is_multilingual = self.whisper, self.is_multilingual
 
         @functools.lru_cache(maxsize=256)
-        def tokenizer_of(language: str, task: str) -> Tokenizer:
-            return Tokenizer(whisper.hf_tokenizer, is_multilingual, task=task, language=language)
+        def tokenizer_of(language: str, task: Task) -> Tokenizer:
+            return Tokenizer(whisper.hf_tokenizer, is_multilingual, task=task.value, language=language)
 
         @functools.lru_cache(maxsize=256)
-        def prompt_of(prompt: str, hotwords: str | None, language: str, task: str) -> list[int]:
-            tokenizer = tokenizer_of(language, task)
-            previous = tokenizer.encode(" " + prompt.strip()) if prompt else []
-            return list(whisper.get_prompt(tokenizer, previous, without_timestamps=True, hotwords=hotwords))
+        def prompt_of(task: DecodingTask) -> list[int]:
+            tokenizer = tokenizer_of(task.language, task.task)
+            get_prompt = functools.partial(
+                whisper.get_prompt, tokenizer, without_timestamps=True, hotwords=_hotwords(task)
+            )
+            # Of a long prompt its end counts, as far as the hotwords leave room; half of the context is for the text.
+            n_room = max(0, MAX_LENGTH // 2 - len(get_prompt(previous_tokens=[])))
+            previous = tokenizer.encode(" " + task.prompt.strip())[-n_room:] if task.prompt and n_room else []
+            return list(get_prompt(previous_tokens=previous))
 
-        self._tokenizer_of, self._prompt_of = tokenizer_of, prompt_of
-        # Converted models are stored as float16; nothing tells what CTranslate2 makes of it in memory.
-        stored_bytes = (directory / "model.bin").stat().st_size
-        self.memory_bytes = round(stored_bytes * BYTES_PER_WEIGHT.get(device.compute_type, 2) / 2)
+        self.tokenizer_of, self.prompt_of = tokenizer_of, prompt_of
 
-    @functools.cached_property
-    def languages(self) -> Sequence[str]:
-        """Whisper's codes of the languages it knows: not all models have a token for the latest of them."""
-        known = self._whisper.hf_tokenizer.token_to_id
-        return [code for code in self._whisper.supported_languages if known(f"<|{code}|>") is not None]
+    def encode_positions(self, audio: Audio, padded_s: float) -> Positions:
+        """Encoder output, shape (n_positions, d_model), for audio padded with zeros to padded_s, as Whisper pads it."""
+        n_frames = round(padded_s * POSITIONS_PER_S) * FRAMES_PER_POSITION
+        padded = np.zeros(n_frames * FRAME_SAMPLES, np.float32)
+        n_samples = min(len(audio), len(padded))
+        padded[:n_samples] = audio[:n_samples]
+        frames = self.whisper.feature_extractor(padded)[:, :n_frames]
+        features = ctranslate2.StorageView.from_array(np.ascontiguousarray(frames[None]))
+        # One by one, because on a CPU a batch of encodes takes longer than the same encodes in turn (measured: caches).
+        positions: Positions = np.array(self.model.encode(features, to_cpu=True))[0]
+        return positions
 
-    @property
-    def is_multilingual(self) -> bool:
-        """Whether it knows more than English."""
-        return bool(self._model.is_multilingual)
-
-    def batch_key(self, window: Window) -> Hashable:
-        """Windows with equal keys can be decoded together, whatever else they ask for."""
-        if window.thorough:
-            return (self.name, object())
-        if window.detect_only:
-            return (self.name, "language")
-        n_prompt_tokens = len(self._prompt(window, window.options.language or "en"))
-        return (self.name, window.shown_s, window.beam_size, n_prompt_tokens)
-
-    def decode(self, windows: Sequence[Window], wanted: Sequence[Callable[[], bool]]) -> list[Heard | None]:
-        """Decode windows with equal batch keys.
-
-        wanted: for each, whether somebody still waits for it; asked between the steps, and None is given for one that
-        nobody does. Blocks for as long as it takes; safe to call from several threads.
-        """
-        if windows[0].thorough:
-            return [self._thorough(window, is_wanted) for window, is_wanted in zip(windows, wanted, strict=True)]
-        passing = [self._encode(window, is_wanted) for window, is_wanted in zip(windows, wanted, strict=True)]
-        if going := [one for one in passing if one is not None and one.is_to_be_decoded]:
-            self._generate(going)
-            for one in going:
-                if one.window.options.word_timestamps and one.found.text and not one.doubts and one.wanted():
-                    self._align(one)
-        return [_outcome(one, one in going) for one in passing]
-
-    def detect_language(self, audio: Audio) -> list[tuple[str, float]]:
-        """Every language and its probability in [0, 1], the likeliest first, from audio's first 30 s."""
-        return self._languages(self._encoded(audio[: round(FULL_WINDOW_S * SAMPLE_RATE_HZ)], FULL_WINDOW_S))
-
-    def warm_up(self) -> None:
-        """Decode a second of silence, so that the first caller does not pay for lazy initialization."""
-        quiet = np.zeros(SAMPLE_RATE_HZ, dtype=np.float32)
-        options = DecodeOptions(language="en", word_timestamps=True)
-        self.decode([Window(quiet, (), 15.0, options, beam_size=1)], [lambda: True])
-
-    # ---- steps --------------------------------------------------------------------------------------------------
-
-    def _encode(self, window: Window, wanted: Callable[[], bool]) -> _Passing | None:
-        if not wanted():
-            return None
-        encoded = self._encoded(window.audio, window.shown_s)
-        if window.options.language:
-            return _Passing(window, wanted, encoded, window.options.language, 1.0)
-        found = among(self._languages(encoded), window.options.allowed_languages)
-        language, probability = chosen(found, window.expected, window.speech_s)
-        mixed = (Doubt.MIXED,) if window.may_be_mixed and seem_mixed(found) else ()
-        return _Passing(window, wanted, encoded, language, probability, doubts=mixed)
-
-    def _encoded(self, audio: Audio, shown_s: float) -> Array:
-        """The encoder's output, shape (1, frames / 2, d_model).
-
-        One by one, because on a CPU a batch of encodes takes longer than the same encodes in turn (measured: caches).
-        """
-        frames = self._whisper.feature_extractor(audio)[:, :-1]
-        shown = pad_or_trim(frames, round(shown_s * self._whisper.frames_per_second))
-        features = ctranslate2.StorageView.from_array(np.ascontiguousarray(shown[None]))
-        return np.array(self._model.encode(features, to_cpu=True))
-
-    def _languages(self, encoded: Array) -> list[tuple[str, float]]:
-        if not self.is_multilingual:
-            return [("en", 1.0)]
-        found = self._model.detect_language(ctranslate2.StorageView.from_array(encoded))[0]
-        return [(token[2:-2], float(probability)) for token, probability in found]
-
-    def _generate(self, going: list[_Passing]) -> None:
-        for one, found in zip(going, self._searched(going, going[0].window.beam_size), strict=True):
-            one.found, one.doubts = found, self._doubts(one.window, found)
-        again = [one for one in going if one.is_to_be_reconsidered]
-        for one, found in zip(again, self._searched(again, RECONSIDERED_BEAM_SIZE), strict=True):
-            if not self._doubts(one.window, found) and (one.doubts or found.is_likelier_than(one.found)):
-                one.found, one.doubts = found, ()
-
-    def _searched(self, going: Sequence[_Passing], beam_size: int) -> list[_Found]:
-        if not going:
-            return []
-        prompts = [self._prompt(one.window, one.language) for one in going]
-        results = self._model.generate(
-            _together(going),
-            prompts,
+    def generate(
+        self, positions: Sequence[Positions], prompts: Sequence[list[int]], *, beam_size: int, max_length: int
+    ) -> list[Any]:
+        """CTranslate2's search over encoder outputs of one length."""
+        found: list[Any] = self.model.generate(
+            ctranslate2.StorageView.from_array(np.stack(positions)),
+            list(prompts),
             beam_size=beam_size,
-            max_length=_max_length(max(one.window.audio_s for one in going), len(prompts[0])),
+            max_length=max_length,
             return_scores=True,
             return_no_speech_prob=True,
         )
-        return [self._text_found(one, result) for one, result in zip(going, results, strict=True)]
+        return found
 
-    def _text_found(self, one: _Passing, result: Any) -> _Found:
-        tokens, tokenizer = result.sequences_ids[0], self._tokenizer(one)
-        text_tokens = [token for token in tokens if token < tokenizer.eot]
-        # CTranslate2 gives the mean over the tokens without the end of text, Whisper counts it.
-        avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
-        return _Found(text_tokens, avg_logprob, float(result.no_speech_prob), tokenizer.decode(text_tokens).strip())
-
-    def _doubts(self, window: Window, found: _Found, words: Sequence[TimedWord] = ()) -> tuple[Doubt, ...]:
-        if window.checks is None:
-            return ()
-        result = Result(
-            text=found.text,
-            avg_logprob=found.avg_logprob,
-            speech_s=[(span.start / SAMPLE_RATE_HZ, span.end / SAMPLE_RATE_HZ) for span in window.speech],
-            audio_s=window.audio_s,
-            words_end_s=words[-1].end_s if words else None,
-        )
-        return tuple(doubts(result, window.checks))
-
-    def _align(self, one: _Passing) -> None:
-        """Find the words and their times. One by one: in a batch it takes as long (measured)."""
-        tokens = list(one.found.tokens)
-        part: dict[str, Any] = {"seek": 0, "start": 0.0, "end": one.window.audio_s, "tokens": tokens}
-        self._whisper.add_word_timestamps(
+    def align(
+        self, positions: Positions, tokenizer: Tokenizer, tokens: Sequence[int], audio_s: float
+    ) -> list[TimedWord]:
+        """Words and their times, as faster-whisper finds them; it looks at the frames of the audio only."""
+        part: dict[str, Any] = {"seek": 0, "start": 0.0, "end": audio_s, "tokens": list(tokens)}
+        self.whisper.add_word_timestamps(
             [[part]],
-            self._tokenizer(one),
-            ctranslate2.StorageView.from_array(one.encoded),
+            tokenizer,
+            ctranslate2.StorageView.from_array(np.ascontiguousarray(positions[None])),
             # Fewer than two are less than one step of the encoder, which faster-whisper cannot align.
-            max(2, math.ceil(one.window.audio_s * self._whisper.frames_per_second)),
+            max(2, math.ceil(audio_s * self.whisper.frames_per_second)),
             PREPENDED_PUNCTUATION,
             APPENDED_PUNCTUATION,
             0.0,
         )
-        one.words = [
+        return [
             TimedWord(word["word"], float(word["start"]), float(word["end"]), float(word["probability"]))
             for word in part["words"]
         ]
-        one.doubts = self._doubts(one.window, one.found, one.words)
 
-    def _thorough(self, window: Window, wanted: Callable[[], bool]) -> Heard | None:
-        options = window.options
-        language, probability = options.language, 1.0
-        if language is None:
-            found = among(self._languages(self._encoded(window.audio, FULL_WINDOW_S)), options.allowed_languages)
-            language, probability = chosen(found, window.expected, window.speech_s)
-        most_tokens = _most_tokens(window.audio_s) if window.is_bounded else None
-        with self._whisper.decoding(wanted, most_tokens):
+    # ---- for calibration ------------------------------------------------------------------------------------
+
+    def write(self, positions: Positions, language: str) -> tuple[list[int], float]:
+        """The greedy text of encoder output: its tokens, and their mean log probability."""
+        tokenizer, prompt = self._of(language)
+        (found,) = self.generate([positions], [prompt], beam_size=1, max_length=MAX_LENGTH // 2)
+        return [token for token in found.sequences_ids[0] if token < tokenizer.eot], found.scores[0]
+
+    def log_probability(self, positions: Positions, language: str, tokens: Sequence[int]) -> float:
+        """The mean log probability of a text's tokens."""
+        tokenizer, _ = self._of(language)
+        (found,) = self.model.align(
+            ctranslate2.StorageView.from_array(np.ascontiguousarray(positions[None])),
+            list(tokenizer.sot_sequence),
+            [list(tokens)],
+            [len(positions) * FRAMES_PER_POSITION],
+        )
+        return float(np.mean(np.log(np.maximum(found.text_token_probs, 1e-9))))
+
+    def _of(self, language: str) -> tuple[Tokenizer, list[int]]:
+        task = DecodingTask(language if self.is_multilingual else "en")
+        return self.tokenizer_of(task.language, task.task), self.prompt_of(task)
+
+
+class WhisperModel:
+    """One loaded model; see `Model` in engine/model.py for what its methods do."""
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        device: Device,
+        *,
+        n_threads: int,
+        n_workers: int = 1,
+        is_calibrated: bool = True,
+        cache_dir: Path | None = None,
+    ) -> None:
+        """Load the model in directory, and calibrate its silence the first time; takes seconds. Raises EngineFailed.
+
+        n_threads: for one inference on the CPU. n_workers: inferences side by side. is_calibrated: encode speech only,
+        with calibrated silence behind it; else all of Whisper's 30 s. cache_dir: where the silence is kept if
+        directory cannot be written to.
+        """
+        self.name = name
+        self.device_name = device.name
+        self.compute_type = device.compute_type
+        self._runtime = Runtime(name, directory, device, n_threads=n_threads, n_workers=n_workers)
+        self.is_multilingual = self._runtime.is_multilingual
+        self._tail = self._calibrated(directory, cache_dir) if is_calibrated else None
+        # Converted models are stored as float16; nothing tells what CTranslate2 makes of it in memory.
+        stored_bytes = (directory / "model.bin").stat().st_size
+        silence_bytes = self._tail.silence.nbytes if self._tail is not None else 0
+        self.memory_bytes = round(stored_bytes * BYTES_PER_WEIGHT.get(device.compute_type, 2) / 2) + silence_bytes
+
+    def _calibrated(self, directory: Path, cache_dir: Path | None) -> Tail | None:
+        def calibrate() -> Tail | None:
+            log.info("model %s: its silence is measured, once for each machine", self.name)
+            started_s = time.monotonic()
+            found = tail.calibrated(self._runtime, tail.samples())
+            log.info("model %s: measured in %.1f s", self.name, time.monotonic() - started_s)
+            return found
+
+        fingerprint = tail.fingerprint_of(directory / "model.bin", self.device_name, self.compute_type)
+        directories = [directory, *([cache_dir / "silence" / fingerprint[:16]] if cache_dir is not None else [])]
+        return tail.kept_or_calibrated(directories, fingerprint, calibrate)
+
+    @functools.cached_property
+    def languages(self) -> Sequence[str]:
+        """Whisper's codes of the languages it knows: not all models have a token for the latest of them."""
+        whisper = self._runtime.whisper
+        known = whisper.hf_tokenizer.token_to_id
+        return [code for code in whisper.supported_languages if known(f"<|{code}|>") is not None]
+
+    def n_positions(self, audio_s: float, silence_s: float) -> int:
+        """See `Model`."""
+        return FULL_POSITIONS if self._tail is None else tail.whole_length(tail.n_encoded(audio_s, silence_s))
+
+    def n_prompt_tokens(self, task: DecodingTask) -> int:
+        """See `Model`."""
+        return len(self._runtime.prompt_of(task))
+
+    def encode(self, audio: Audio, silence_s: float) -> Encoded:
+        """See `Model`."""
+        audio_s = len(audio) / SAMPLE_RATE_HZ
+        if self._tail is None:
+            return Encoded(self._runtime.encode_positions(audio, FULL_WINDOW_S), audio_s)
+        padded_s = tail.n_encoded(audio_s, silence_s) / POSITIONS_PER_S
+        return Encoded(self._tail.behind(self._runtime.encode_positions(audio, padded_s)), audio_s)
+
+    def detect_language(self, encoded: Encoded) -> Languages:
+        """See `Model`."""
+        if not self.is_multilingual:
+            return [("en", 1.0)]
+        view = ctranslate2.StorageView.from_array(np.ascontiguousarray(encoded.positions[None]))
+        found = self._runtime.model.detect_language(view)[0]
+        return [(token[2:-2], float(probability)) for token, probability in found]
+
+    def decode(
+        self, encoded: Sequence[Encoded], tasks: Sequence[DecodingTask], *, beam_size: int, max_tokens: int
+    ) -> list[Hypothesis]:
+        """See `Model`."""
+        prompts = [self._runtime.prompt_of(task) for task in tasks]
+        # CTranslate2 generates at most half of its max_length, and no more than the prompt leaves.
+        max_length = min(MAX_LENGTH, 2 * max(max_tokens, len(prompts[0]) + 8))
+        limit = min(max_tokens, max_length // 2, max_length - len(prompts[0]))
+        results = self._runtime.generate(
+            [one.positions for one in encoded], prompts, beam_size=beam_size, max_length=max_length
+        )
+        return [self._hypothesis(task, result, limit) for task, result in zip(tasks, results, strict=True)]
+
+    def _hypothesis(self, task: DecodingTask, result: Any, limit: int) -> Hypothesis:
+        tokens, tokenizer = result.sequences_ids[0], self._runtime.tokenizer_of(task.language, task.task)
+        text_tokens = [token for token in tokens if token < tokenizer.eot]
+        return Hypothesis(
+            text=tokenizer.decode(text_tokens).strip(),
+            tokens=tuple(text_tokens),
+            # CTranslate2 gives the mean over the tokens without the end of text, Whisper counts it.
+            avg_logprob=result.scores[0] * len(tokens) / (len(tokens) + 1),
+            no_speech_probability=float(result.no_speech_prob),
+            is_cut_off=len(tokens) >= limit,
+        )
+
+    def align(self, encoded: Encoded, task: DecodingTask, tokens: Sequence[int]) -> list[TimedWord]:
+        """See `Model`."""
+        tokenizer = self._runtime.tokenizer_of(task.language, task.task)
+        return self._runtime.align(encoded.positions, tokenizer, tokens, encoded.audio_s)
+
+    def decode_with_fallback(
+        self,
+        audio: Audio,
+        task: DecodingTask,
+        *,
+        beam_size: int,
+        temperatures: Sequence[float],
+        word_timestamps: bool,
+        is_wanted: Callable[[], bool],
+    ) -> list[RawSegment] | None:
+        """See `Model`."""
+        whisper = self._runtime.whisper
+        with whisper.decoding(is_wanted):
             try:
-                heard = self._as_faster_whisper(window, language)
-            except _NobodyWaits:
+                segments, _ = whisper.transcribe(
+                    audio,
+                    language=task.language,
+                    task=task.task.value,
+                    beam_size=beam_size,
+                    temperature=list(temperatures),
+                    initial_prompt=task.prompt or None,
+                    hotwords=_hotwords(task),
+                    word_timestamps=word_timestamps,
+                    no_speech_threshold=None,  # nothing is dropped: see _FasterWhisper
+                )
+                audio_s = len(audio) / SAMPLE_RATE_HZ
+                return [_raw_segment(segment, task.language, audio_s) for segment in segments]
+            except _CallerGone:
                 return None
-        return Heard(tuple(heard), language, probability)
-
-    def _as_faster_whisper(self, window: Window, language: str) -> list[HeardSegment]:
-        options = window.options
-        segments, _ = self._whisper.transcribe(
-            window.audio,
-            language=language,
-            task=options.task.value,
-            beam_size=window.beam_size,
-            temperature=list(options.temperatures or TEMPERATURES),
-            initial_prompt=options.prompt or None,
-            hotwords=_hotwords(options),
-            word_timestamps=options.word_timestamps,
-            no_speech_threshold=None,  # nothing is dropped: see _FasterWhisper
-        )
-        return [_heard_thoroughly(segment, language, window.audio_s) for segment in segments]
-
-    # ---- prompts ------------------------------------------------------------------------------------------------
-
-    def _tokenizer(self, one: _Passing) -> Tokenizer:
-        return self._tokenizer_of(one.language, one.window.options.task.value)
-
-    def _prompt(self, window: Window, language: str) -> list[int]:
-        options = window.options
-        return self._prompt_of(options.prompt, _hotwords(options), language, options.task.value)
 
 
-def _hotwords(options: DecodeOptions) -> str | None:
-    return ", ".join(options.hotwords) or None
+def _hotwords(task: DecodingTask) -> str | None:
+    return ", ".join(task.hotwords) or None
 
 
-def _together(going: Sequence[_Passing]) -> ctranslate2.StorageView:
-    encoded = [one.encoded for one in going]
-    return ctranslate2.StorageView.from_array(np.concatenate(encoded) if len(encoded) > 1 else encoded[0])
-
-
-def _max_length(audio_s: float, n_prompt_tokens: int) -> int:
-    """Where a text that will not end is cut off. CTranslate2 generates at most half of its `max_length`."""
-    return min(MAX_LENGTH, 2 * max(_most_tokens(audio_s), n_prompt_tokens + 8))
-
-
-def _most_tokens(audio_s: float) -> int:
-    return MOST_TOKENS_AT_ONCE + math.ceil(MOST_TOKENS_PER_S * audio_s)
-
-
-def _outcome(one: _Passing | None, is_decoded: bool) -> Heard | None:
-    """What is told of a window; None where nobody waits for it."""
-    if one is None or not (is_decoded or one.window.detect_only or Doubt.MIXED in one.doubts):
-        return None
-    return _heard(one) if is_decoded else Heard((), one.language, one.language_probability, one.doubts)
-
-
-def _heard(one: _Passing) -> Heard:
-    words = [word for word in one.words if word.text.strip()]
-    groups = [(group[0].start_s, group[-1].end_s, group) for group in sentences(words, SentencePolicy())]
-    found = one.found
-    if not groups and found.text:
-        groups = [(*_speech_s(one.window), [])]
-    segments = tuple(
-        HeardSegment(
-            _segment(one, start_s, end_s, "".join(word.text for word in group).strip() if group else found.text, group),
-            found.avg_logprob,
-            compression_ratio(found.text),
-        )
-        for start_s, end_s, group in groups
-    )
-    return Heard(segments, one.language, one.language_probability, one.doubts)
-
-
-def _segment(one: _Passing, start_s: float, end_s: float, text: str, words: Sequence[TimedWord]) -> Segment:
-    audio_s = one.window.audio_s
-    return Segment(
-        start_s=min(start_s, audio_s),
-        end_s=min(end_s, audio_s),
-        text=text,
-        language=one.language,
-        confidence=one.found.confidence,
-        no_speech_probability=one.found.no_speech_probability,
-        words=tuple(_word(word, audio_s) for word in words),
-    )
-
-
-def _word(word: TimedWord, audio_s: float) -> Word:
-    return Word(
-        word.text.strip(), min(word.start_s, audio_s), min(word.end_s, audio_s), min(1.0, max(0.0, word.probability))
-    )
-
-
-def _speech_s(window: Window) -> tuple[float, float]:
-    """From where to where someone speaks in a window, in seconds; all of it where nobody knows."""
-    if not window.speech:
-        return 0.0, window.audio_s
-    return window.speech[0].start / SAMPLE_RATE_HZ, window.speech[-1].end / SAMPLE_RATE_HZ
-
-
-def _heard_thoroughly(segment: Any, language: str, audio_s: float) -> HeardSegment:
+def _raw_segment(segment: Any, language: str, audio_s: float) -> RawSegment:
     """From faster-whisper's own segment."""
-    words = [
-        TimedWord(word.word, float(word.start), float(word.end), float(word.probability))
+    words = tuple(
+        Word(
+            word.word.strip(),
+            min(float(word.start), audio_s),
+            min(float(word.end), audio_s),
+            min(1.0, max(0.0, float(word.probability))),
+        )
         for word in segment.words or ()
-    ]
-    return HeardSegment(
+        if word.word.strip()
+    )
+    return RawSegment(
         Segment(
             start_s=min(float(segment.start), audio_s),
             end_s=min(float(segment.end), audio_s),
@@ -520,69 +386,8 @@ def _heard_thoroughly(segment: Any, language: str, audio_s: float) -> HeardSegme
             language=language,
             confidence=min(1.0, math.exp(segment.avg_logprob)),
             no_speech_probability=float(segment.no_speech_prob),
-            words=tuple(_word(word, audio_s) for word in words if word.text.strip()),
+            words=words,
         ),
         float(segment.avg_logprob),
         float(segment.compression_ratio),
     )
-
-
-class HuggingFaceHub:
-    """The hub, through faster-whisper's own download; its cache lies in our data directory."""
-
-    _lock = threading.Lock()
-
-    def names(self) -> Sequence[str]:
-        """Every size faster-whisper knows."""
-        return list(faster_whisper.available_models())
-
-    def cached(self, name: str, cache_dir: Path) -> Path | None:
-        """The directory of a model fetched before, without touching the network."""
-        if not cache_dir.is_dir():
-            return None
-        try:
-            found = Path(faster_whisper.download_model(name, local_files_only=True, cache_dir=str(cache_dir)))
-        except Exception:  # huggingface_hub raises a family of its own, which changes between its versions
-            return None
-        return found if (found / "model.bin").is_file() else None
-
-    def fetch(self, name: str, cache_dir: Path, progress: Progress) -> Path:
-        """Fetch a model; raises SourceUnavailable where the hub cannot be reached or refuses."""
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            with self._lock, _reporting(progress):
-                return Path(faster_whisper.download_model(name, cache_dir=str(cache_dir)))
-        except Exception as error:
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise SourceUnavailable(why, reason="MODEL_UNAVAILABLE") from error
-
-
-class _Nowhere:
-    """A file that keeps nothing: the bar counts, and is never drawn."""
-
-    def write(self, _text: str) -> None: ...
-
-    def flush(self) -> None: ...
-
-
-@contextmanager
-def _reporting(progress: Progress) -> Iterator[None]:
-    """Hear of the bytes: faster-whisper passes a progress bar that is switched off to the hub, and takes no other."""
-
-    class Reporter(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.update(file=_Nowhere(), disable=False)
-            super().__init__(*args, **kwargs)
-
-        def update(self, n: float | None = 1) -> Any:
-            answer = super().update(n)
-            if self.unit == "B":
-                progress(int(self.n), int(self.total or 0))
-            return answer
-
-    silent = faster_whisper.utils.disabled_tqdm
-    faster_whisper.utils.disabled_tqdm = Reporter
-    try:
-        yield
-    finally:
-        faster_whisper.utils.disabled_tqdm = silent

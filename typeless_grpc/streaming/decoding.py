@@ -16,9 +16,8 @@ from typing import Any
 
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
-from typeless_grpc.engine.verification import is_sparse
 from typeless_grpc.errors import EngineFailed, Overloaded, TypelessError
-from typeless_grpc.streaming.finals import Piece, confidence_of, text_of
+from typeless_grpc.streaming.finals import Piece, confidence_of
 from typeless_grpc.streaming.machinery import Machinery, StreamOptions
 from typeless_grpc.streaming.samples import SampleBuffer
 from typeless_grpc.text.finishing import needs_words
@@ -28,7 +27,6 @@ _MAX_RETRY_S = 10.0
 # An utterance says which language to expect of the next ones where it has this much speech, and is this certain.
 _CLEAR_SPEECH_S = 2.0
 _CLEAR_PROBABILITY = 0.8
-_COMPARED_PIECES = 8  # of a FILE, before the one that is compared with them
 # A text is trusted from here on: many of those cut within a sentence are below, nine of ten whole ones above.
 SURE_CONFIDENCE = 0.65
 _BUSY_BACKLOG_S = 0.4  # an engine with less to do takes guesses
@@ -51,7 +49,6 @@ class PieceDecoder:
         self._guess: _Guess | None = None
         self._kept: dict[int, asyncio.Task[Recognition]] = {}  # guesses that were right, by piece
         self._places = asyncio.Semaphore(options.max_pieces_at_once)
-        self._said: dict[int, asyncio.Future[tuple[str, float]]] = {}  # by the last pieces of a FILE, at first
         self._in_force = options.options
         self._language = ""  # of a FILE's first piece, of the last LIVE utterance that said it clearly
         self._language_piece = -1  # the id of that utterance
@@ -65,7 +62,8 @@ class PieceDecoder:
         """What the engine hears in a piece. Raises TypelessError once asking again does not help."""
         if self._options.is_file:
             audio = self._samples.cut(piece.audio_start, piece.audio_end)
-            return await self._compared(piece, audio, _for_final(piece.options))
+            async with self._places:
+                return await self._file_recognition(piece, audio, _for_final(piece.options))
         recognition = await self._live_recognition(piece)
         language = _clear_language(recognition)
         if language and piece.options == self._in_force and piece.id > self._language_piece:
@@ -81,36 +79,11 @@ class PieceDecoder:
 
     def _live_options(self, piece: Piece) -> DecodeOptions:
         """What is asked of the engine for an utterance now, as a guess or for certain."""
-        return self.expecting(_for_live_final(piece.options))
+        return self.expecting(_for_final(piece.options))
 
     def _recognized(self, piece: Piece, options: DecodeOptions) -> Coroutine[Any, Any, Recognition]:
         audio = self._samples.cut(piece.audio_start, piece.audio_end)
         return self._machinery.engine.recognize(audio, options, Ticket(Lane.LIVE_FINAL, self._options.caller))
-
-    async def _compared(self, piece: Piece, audio: Audio, options: DecodeOptions) -> Recognition:
-        """Decode a piece of a FILE, and again with more care where it says far less than those before it.
-
-        Only pieces before it count, and what they said at first, so that the audio alone decides.
-        """
-        before = [said for said in (self._said.get(piece.id - n) for n in range(1, _COMPARED_PIECES + 1)) if said]
-        said = self._said[piece.id] = asyncio.get_running_loop().create_future()
-        self._said.pop(piece.id - _COMPARED_PIECES, None)
-        recognition = None
-        try:
-            async with self._places:
-                recognition = await self._file_recognition(piece, audio, options)
-        finally:
-            said.set_result(_said(recognition))
-        if before:
-            await asyncio.wait(before)
-        if not is_sparse(said.result(), [one.result() for one in before]):
-            return recognition
-        with suppress(TypelessError):
-            careful = replace(options, language=recognition.transcript.language, is_thorough=True)
-            async with self._places:
-                again = await self._transcribed(audio, careful)
-            return max(recognition, again, key=lambda one: len(text_of(one)))
-        return recognition
 
     async def _file_recognition(self, piece: Piece, audio: Audio, options: DecodeOptions) -> Recognition:
         """Decode a piece, expecting the language of the first one, as in a recording that is transcribed whole."""
@@ -209,11 +182,6 @@ async def _whole(task: asyncio.Task[Recognition]) -> Recognition:
         raise
 
 
-def _said(recognition: Recognition | None) -> tuple[str, float]:
-    """A text and the seconds of speech it is of; none of either where the engine failed."""
-    return (text_of(recognition), recognition.transcript.speech_s) if recognition is not None else ("", 0.0)
-
-
 def _clear_language(recognition: Recognition) -> str:
     """The language of an utterance that leaves little doubt of it, else ""."""
     heard = recognition.transcript
@@ -224,11 +192,6 @@ def _clear_language(recognition: Recognition) -> str:
 def _for_final(options: DecodeOptions) -> DecodeOptions:
     """What the engine is asked: words also where only the renditions need them, and renditions of the whole only."""
     return replace(options, word_timestamps=options.word_timestamps or needs_words(options), output_formats=())
-
-
-def _for_live_final(options: DecodeOptions) -> DecodeOptions:
-    """Likewise, of an utterance: it was cut where it may go on, so its text is less certain than a recording's."""
-    return replace(_for_final(options), is_reconsidered=options.beam_size is None)
 
 
 def _looked_at(task: asyncio.Task[Recognition]) -> None:

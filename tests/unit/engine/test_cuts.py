@@ -15,7 +15,8 @@ from typeless_grpc.engine.cuts import CutPolicy, Piece, plan
 
 # Costs and risks of the tests' own: what is best by measurement changes, what a plan must keep does not.
 POLICY = CutPolicy(
-    window_costs=((14.0, 1.0), (19.0, 1.5), (30.0, 3.0)),
+    cost_at_once_s=0.5,
+    cost_s_per_s2=0.002,
     longest_s=24.0,
     shortest_s=8.0,
     short_risk=0.1,
@@ -145,31 +146,6 @@ def test_context_is_shared_with_the_neighbour():
     spans, n_samples = speech(0.0, 15.0, 1.0, 15.0)
     first, second = plan(spans, n_samples, replace(POLICY, context_s=1.2))
     assert first.end == second.start == samples(15.5)
-
-
-@pytest.mark.parametrize(
-    ("silence_s", "needed_s"), [(0.0, 5.0), (0.3, 5.3), (1.0, 5.3), (1.2, 5.3), (4.0, 8.1)], ids=str
-)
-def test_silence_at_the_end_is_as_good_as_the_margin_of_a_window(silence_s: float, needed_s: float):
-    piece = Piece(0, samples(5.0 + silence_s), (Span(0, samples(5.0)),), most_pause=samples(1.0))
-    assert piece.needed_s == pytest.approx(needed_s)
-
-
-@pytest.mark.parametrize(
-    ("silence_s", "needed_s", "start_s"),
-    [
-        pytest.param(1.2, 9.0, 0.0, id="it fits as it is"),
-        pytest.param(1.2, 5.9, 0.3, id="what is too much goes"),
-        pytest.param(1.2, 1.0, 0.9, id="the speech and a little silence stay"),
-        pytest.param(0.2, 1.0, 0.0, id="there is nothing to spare"),
-    ],
-)
-def test_silence_before_speech_makes_way_for_a_smaller_window(silence_s: float, needed_s: float, start_s: float):
-    speech_end = samples(silence_s + 5.0)
-    piece = Piece(0, speech_end, (Span(samples(silence_s), speech_end),), most_pause=samples(1.0))
-    short = piece.shortened(needed_s)
-    assert short.start == pytest.approx(samples(start_s), abs=1)
-    assert (short.end, short.speech) == (piece.end, piece.speech)
 
 
 def test_what_fits_into_one_window_is_not_cut():

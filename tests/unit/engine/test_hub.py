@@ -72,7 +72,7 @@ def hub() -> Iterator[str]:
 # In a process of its own: the client reads where the hub is when it is imported.
 FETCH = """
 import json, pathlib, sys
-from typeless_grpc.engine.whisper import HuggingFaceHub
+from typeless_grpc.engine.hub import HuggingFaceHub
 from typeless_grpc.errors import SourceUnavailable
 
 cache = pathlib.Path(sys.argv[1])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -16,21 +16,26 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import FRAME_SAMPLES, DetectorState, Probabilities
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.cuts import CutPolicy
-from typeless_grpc.engine.hearing import RecognizerOptions, WindowScheduler, run_batch
+from typeless_grpc.engine.inference import task_of
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
+from typeless_grpc.engine.model import TEMPERATURES, Hypothesis, Model
 from typeless_grpc.engine.recognizer import Recognizer, waited_s
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions, Turn
-from typeless_grpc.engine.transcript import Segment, SuppressionReason
-from typeless_grpc.engine.verification import Doubt
-from typeless_grpc.engine.whisper import Heard, HeardSegment, Window
-from typeless_grpc.engine.window import FULL, Size, WindowPolicy
+from typeless_grpc.engine.scripted_model import Decoding, Script, ScriptedModel, evenly, written
+from typeless_grpc.engine.sentences import TimedWord
+from typeless_grpc.engine.transcript import SuppressionReason
+from typeless_grpc.engine.utterances import (
+    SECOND_PASS_BEAM_SIZE,
+    SECOND_PASS_SILENCE_S,
+    SILENCE_S,
+    RecognizerOptions,
+    WindowScheduler,
+    run_batch,
+)
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, NotFound, Overloaded
 
-WINDOWS = WindowPolicy(sizes=(Size(10.0, 9.0), Size(20.0, 19.0), Size(30.0, 30.0)), floor_s=0.0, retry_s=(20.0,))
 # A pause of more than a second ends a piece, so that a test says where pieces are.
-CUTS = CutPolicy(
-    window_costs=((9.0, 1.0), (19.0, 2.0), (30.0, 4.0)), padding_s=0.2, context_s=0.2, silence_s=1.0, longest_s=24.0
-)
+CUTS = CutPolicy(padding_s=0.2, context_s=0.2, silence_s=1.0, longest_s=24.0)
 ENGLISH = DecodeOptions(language="en")
 
 
@@ -67,51 +72,15 @@ class FakeSpeech:
         return np.abs(state.pending).max(keepdims=True) if len(state.pending) else np.zeros(0, np.float32)
 
 
-def said(text: str, window: Window, **facts: Any) -> Heard:
-    segment = Segment(0.1, window.audio_s - 0.1, text, window.options.language or "de", 0.9, facts.pop("silent", 0.1))
-    one = HeardSegment(segment, facts.pop("avg_logprob", -0.2), facts.pop("compression_ratio", 1.0))
-    language, probability = (window.options.language, 1.0) if window.options.language else ("de", 0.8)
-    return Heard((one,), language, probability, **facts)
-
-
-class FakeWhisper:
-    """Stands for `WhisperModel`: says what the script says, and records what it was asked.
-
-    asked: every window decoded, in order; batches: how they came.
-    """
-
-    name = "fake"
-    memory_bytes = 1
-    is_multilingual = True
-    languages: Sequence[str] = ("en", "de", "zh")
-
-    def __init__(self) -> None:
-        self.script: Callable[[Window], Heard | Exception] = lambda window: said("hello", window)
-        self.batches: list[list[Window]] = []
-        self.on_decode: Callable[[], None] = lambda: None
-
-    @property
-    def asked(self) -> list[Window]:
-        return [window for batch in self.batches for window in batch]
-
-    def batch_key(self, window: Window) -> Hashable:
-        return object() if window.thorough else (window.shown_s, window.beam_size)
-
-    def decode(self, windows: Sequence[Window], wanted: Sequence[Callable[[], bool]]) -> list[Any]:
-        self.batches.append(list(windows))
-        self.on_decode()
-        return [self.script(window) if is_wanted() else None for window, is_wanted in zip(windows, wanted, strict=True)]
-
-
 class FakePool:
     """Has one model, and knows who uses it."""
 
-    def __init__(self, model: FakeWhisper) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
         self.n_users = 0
 
     @asynccontextmanager
-    async def use(self, name: str) -> AsyncIterator[FakeWhisper]:
+    async def use(self, name: str) -> AsyncIterator[Model]:
         if name != self._model.name:
             raise NotFound(f"No model called '{name}'.", reason="MODEL_NOT_FOUND")
         self.n_users += 1
@@ -125,7 +94,7 @@ class FakePool:
 class Bench:
     engine: Recognizer
     scheduler: WindowScheduler
-    model: FakeWhisper
+    model: ScriptedModel
     pool: FakePool
     speech: FakeSpeech
     threads: ManualExecutor
@@ -144,10 +113,10 @@ class Bench:
 
 @asynccontextmanager
 async def serving(*, max_batch: int = 8, looking: Executor | None = None, **options: Any) -> AsyncIterator[Bench]:
-    model, speech, threads, clock = FakeWhisper(), FakeSpeech(), ManualExecutor(), FakeClock()
+    model, speech, threads, clock = ScriptedModel(), FakeSpeech(), ManualExecutor(), FakeClock()
     pool = FakePool(model)
     scheduler: WindowScheduler = Scheduler(run_batch, SchedulerOptions(max_batch, gather_ms=0.0), clock, threads)
-    chosen = RecognizerOptions("fake", **{"windows": WINDOWS, "cuts": CUTS} | options)
+    chosen = RecognizerOptions("scripted", **{"cuts": CUTS} | options)
     engine = Recognizer(pool, speech, scheduler, chosen, looking or threads, threads)  # type: ignore[arg-type]
     await scheduler.start()
     try:
@@ -161,40 +130,24 @@ async def serving(*, max_batch: int = 8, looking: Executor | None = None, **opti
 
 async def test_a_recording_becomes_a_transcript_on_its_own_clock():
     async with serving() as bench:
-        bench.model.script = lambda window: said(f"{window.audio_s:.1f} s", window)
+        bench.model.script = lambda decoding: f"{decoding.audio_s:.1f} s"
         recognition = await bench.heard(audio(2.0, 4.0, 2.0, 6.0, 2.0))
     transcript = recognition.transcript
     assert [segment.text for segment in transcript.segments] == ["4.4 s", "6.4 s"]
-    assert [round(segment.start_s, 1) for segment in transcript.segments] == [1.9, 7.9]
-    assert [round(segment.end_s, 1) for segment in transcript.segments] == [6.1, 14.1]
+    assert [round(segment.start_s, 1) for segment in transcript.segments] == [2.0, 8.0]
+    assert [round(segment.end_s, 1) for segment in transcript.segments] == [6.0, 14.0]
     assert transcript.audio_s == 16.0
     assert transcript.speech_s == pytest.approx(10.0, abs=0.1)
-    assert (transcript.language, transcript.language_probability, transcript.model) == ("en", 1.0, "fake")
+    assert (transcript.language, transcript.language_probability, transcript.model) == ("en", 1.0, "scripted")
     assert recognition.n_chunks == 2
 
 
-async def test_the_encoder_is_shown_the_speech_in_the_smallest_window():
+async def test_only_speech_and_a_little_silence_is_encoded():
     async with serving() as bench:
         await bench.heard(audio(2.0, 4.0, 2.0, 15.0))
-    short, long = sorted(bench.model.asked, key=lambda window: window.audio_s)
-    assert (short.shown_s, long.shown_s) == (10.0, 20.0)
-    (span,) = short.speech
-    assert (span.start / SAMPLE_RATE_HZ, span.end / SAMPLE_RATE_HZ) == pytest.approx((0.2, 4.2), abs=0.05)
-
-
-@pytest.mark.parametrize(
-    ("padding_s", "shown_s", "lead_s"),
-    [pytest.param(None, 10.0, 0.7, id="as the window has room"), pytest.param(1.2, 20.0, 1.2, id="as was asked")],
-)
-async def test_the_silence_before_speech_makes_way_unless_it_was_asked_for(
-    padding_s: float | None, shown_s: float, lead_s: float
-):
-    options = replace(ENGLISH, voice_activity=VoiceActivity(speech_padding_s=padding_s))
-    async with serving(cuts=replace(CUTS, context_s=1.2)) as bench:
-        await bench.heard(audio(2.0, 8.0, 2.0), options)
-    (window,) = bench.model.asked
-    assert window.shown_s == shown_s
-    assert window.speech[0].start / SAMPLE_RATE_HZ == pytest.approx(lead_s, abs=0.05)
+    short, long = sorted(bench.model.decodings, key=lambda decoding: decoding.audio_s)
+    assert (short.audio_s, long.audio_s) == pytest.approx((4.4, 15.2), abs=0.1)
+    assert (short.silence_s, long.silence_s) == pytest.approx((SILENCE_S - 0.2, SILENCE_S), abs=0.05)  # 0.2 s is there
 
 
 async def test_nothing_said_is_an_empty_transcript_and_no_work():
@@ -208,7 +161,8 @@ async def test_nothing_said_is_an_empty_transcript_and_no_work():
 
 async def test_what_the_model_made_up_is_reported_with_its_reason():
     async with serving() as bench:
-        bench.model.script = lambda window: said("Thanks for watching!", window, silent=0.9, avg_logprob=-2.0)
+        made_up = written("Thanks for watching!", no_speech_probability=0.9, avg_logprob=-2.0)
+        bench.model.script = lambda decoding: made_up
         recognition = await bench.heard(utterances(1))
     assert recognition.transcript.segments == ()
     (suppressed,) = recognition.transcript.suppressed
@@ -228,7 +182,7 @@ async def test_the_caller_says_where_utterances_end(asked: VoiceActivity, n_piec
     async with serving() as bench:
         recognition = await bench.heard(audio(1.0, 4.0, 0.6, 4.0, 1.0), replace(ENGLISH, voice_activity=asked))
     assert recognition.n_chunks == n_pieces
-    assert max(window.audio_s for window in bench.model.asked) <= (asked.max_utterance_s or CUTS.longest_s)
+    assert max(decoding.audio_s for decoding in bench.model.decodings) <= (asked.max_utterance_s or CUTS.longest_s)
 
 
 async def test_the_caller_says_how_sure_to_be_of_speech():
@@ -243,26 +197,18 @@ async def test_an_utterance_is_decoded_as_it_is():
     async with serving() as bench:
         recognition = await recognized(bench, utterance, Lane.LIVE_FINAL)
     assert recognition.n_chunks == 1
-    assert recognition.transcript.segments[0].start_s == pytest.approx(0.1)
-    (window,) = bench.model.asked
-    assert np.array_equal(window.audio, utterance)
-    (span,) = window.speech  # what its text is checked against
-    assert (span.start / SAMPLE_RATE_HZ, span.end / SAMPLE_RATE_HZ) == pytest.approx((1.0, 3.0), abs=0.05)
+    (segment,) = recognition.transcript.segments
+    assert (segment.start_s, segment.end_s) == pytest.approx((1.0, 3.0), abs=0.05)
+    (decoding,) = bench.model.decodings
+    assert np.array_equal(decoding.audio, utterance)
 
 
-@pytest.mark.parametrize(("lane", "shown_s"), [(Lane.LIVE_FINAL, 8.0), (Lane.LIVE_INTERIM, 8.0), (Lane.UNARY, 10.0)])
-async def test_live_speech_is_shown_in_tight_windows(lane: Lane, shown_s: float):
+async def test_an_interim_is_decoded_once_whatever_its_text():
     async with serving() as bench:
-        await recognized(bench, audio(1.0, 2.0), lane)
-    assert [window.shown_s for window in bench.model.asked] == [shown_s]
-
-
-async def test_an_interim_has_one_look_and_is_not_checked():
-    async with serving() as bench:
-        bench.model.script = doubtful_below(99.0)
+        bench.model.script = unclear_below(99.0)
         recognition = await recognized(bench, audio(1.0, 2.0), Lane.LIVE_INTERIM)
-    assert recognition.transcript.text == "in 8 s"
-    assert [(window.shown_s, window.checks) for window in bench.model.asked] == [(8.0, None)]
+    assert recognition.transcript.text == "short silence"
+    assert len(bench.model.decodings) == 1
     assert bench.speech.n_asked == 0
 
 
@@ -279,73 +225,157 @@ async def recognized(bench: Bench, utterance: Audio, lane: Lane) -> Recognition:
     return await call
 
 
-# ---- growing windows --------------------------------------------------------------------------------------------
+# ---- the second pass --------------------------------------------------------------------------------------------
+
+FAINT = -0.9  # a mean log probability of a low confidence
 
 
-def doubtful_below(shown_s: float) -> Callable[[Window], Heard]:
-    def script(window: Window) -> Heard:
-        is_doubtful = window.shown_s < shown_s and not window.thorough
-        return said(f"in {window.shown_s:.0f} s", window, doubts=(Doubt.REPETITION,) if is_doubtful else ())
+def unclear_below(silence_s: float) -> Script:
+    """A model that is unsure of its text unless so much silence is added."""
+
+    def script(decoding: Decoding) -> Hypothesis:
+        text = "long silence" if decoding.silence_s > 2.0 else "short silence"
+        return written(text, avg_logprob=FAINT if decoding.silence_s < silence_s else -0.2)
 
     return script
 
 
 @pytest.mark.parametrize(
-    ("good_from_s", "shown"),
+    ("clear_from_s", "expected"),
     [
-        pytest.param(10.0, [(10.0, False)], id="trusted at once"),
-        pytest.param(20.0, [(10.0, False), (20.0, False)], id="trusted in a longer window"),
-        pytest.param(30.0, [(10.0, False), (20.0, False), (30.0, False)], id="trusted in the full window"),
-        pytest.param(
-            99.0, [(10.0, False), (20.0, False), (30.0, False), (30.0, True)], id="at last as faster-whisper does it"
-        ),
+        pytest.param(0.0, [SILENCE_S], id="confident at once"),
+        pytest.param(2.0, [SILENCE_S, SECOND_PASS_SILENCE_S], id="confident in the second pass"),
+        pytest.param(99.0, [SILENCE_S, SECOND_PASS_SILENCE_S], id="never confident"),
     ],
 )
-async def test_what_is_doubtful_is_done_again_until_it_can_be_trusted(
-    good_from_s: float, shown: list[tuple[float, bool]]
-):
+async def test_a_text_of_low_confidence_is_decoded_once_more_and_not_again(clear_from_s: float, expected: list[float]):
     async with serving() as bench:
-        bench.model.script = doubtful_below(good_from_s)
+        bench.model.script = unclear_below(clear_from_s)
         recognition = await bench.heard(utterances(1))
-    assert [(window.shown_s, window.thorough) for window in bench.model.asked] == shown
-    assert recognition.transcript.text == f"in {shown[-1][0]:.0f} s"
+    assert [decoding.silence_s for decoding in bench.model.decodings] == pytest.approx(expected, abs=0.05)
     assert recognition.n_chunks == 1
 
 
-async def test_another_search_is_tried_before_longer_windows_and_not_in_them():
+async def test_a_long_piece_has_no_second_pass_for_a_low_confidence_alone():
     async with serving() as bench:
-        bench.model.script = doubtful_below(30.0)
-        await bench.heard(utterances(1), replace(ENGLISH, is_reconsidered=True))
-    assert [(window.is_reconsidered, window.shown_s) for window in bench.model.asked] == [
-        (True, 10.0),
-        (False, 20.0),
-        (False, 30.0),
-    ]
+        bench.model.script = unclear_below(99.0)
+        await bench.heard(audio(1.0, 16.0, 1.0))
+        assert len(bench.model.decodings) == 1
+        bench.model.script = lambda decoding: Hypothesis("1.1.1.1", is_cut_off=True)
+        await bench.heard(audio(1.0, 16.0, 1.0))
+        assert len(bench.model.decodings) == 3
 
 
-async def test_only_the_doubtful_is_done_again():
-    async with serving() as bench:
-        bench.model.script = lambda window: (
-            doubtful_below(20.0)(window) if window.audio_s > 5.0 else said("short", window)
-        )
-        recognition = await bench.heard(audio(2.0, 4.0, 2.0, 6.0))
-    assert [window.shown_s for window in bench.model.asked] == [10.0, 10.0, 20.0]
-    assert recognition.transcript.text == "short in 20 s"
-
-
-async def test_full_asks_once_and_as_faster_whisper_does_it():
-    async with serving(windows=FULL) as bench:
-        await bench.heard(utterances(2))
-    assert [(window.shown_s, window.thorough) for window in bench.model.asked] == [(30.0, True)] * 2
+FIRST, SECOND = "the first text", "the second text"
 
 
 @pytest.mark.parametrize(
-    ("temperatures", "is_thorough"), [((), False), ((0.0, 0.5), False), ((0.5,), True)], ids=["unset", "from 0", "0.5"]
+    ("first", "second", "expected"),
+    [
+        pytest.param(written(FIRST, avg_logprob=-0.9), written(SECOND, avg_logprob=-0.4), SECOND, id="likelier"),
+        pytest.param(written(FIRST, avg_logprob=-0.9), written(SECOND, avg_logprob=-1.4), FIRST, id="less likely"),
+        pytest.param(written(""), written(SECOND, avg_logprob=-1.4), SECOND, id="the first is empty"),
+        pytest.param(written(FIRST, avg_logprob=-0.9), written(""), FIRST, id="the second is empty"),
+        pytest.param(written("fast " * 60), written(SECOND, avg_logprob=-0.9), SECOND, id="faster than speech"),
+    ],
 )
-async def test_a_caller_that_wants_it_warm_has_it_at_once(temperatures: tuple[float, ...], is_thorough: bool):
+async def test_the_better_text_of_the_two_is_kept(first: Hypothesis, second: Hypothesis, expected: str):
+    async with serving() as bench:
+        texts = iter([first, second])
+        bench.model.script = lambda decoding: next(texts)
+        recognition = await bench.heard(utterances(1))
+    assert recognition.transcript.text == expected
+
+
+async def test_text_that_cannot_be_used_twice_is_kept_out_with_its_reason():
+    async with serving() as bench:
+        bench.model.script = lambda decoding: Hypothesis("1.1.1.1", is_cut_off=True)
+        recognition = await bench.heard(utterances(1))
+    assert len(bench.model.decodings) == 2
+    assert recognition.transcript.segments == ()
+    assert [one.reason for one in recognition.transcript.suppressed] == [SuppressionReason.LOW_CONFIDENCE]
+
+
+@pytest.mark.parametrize(
+    ("requested", "expected"), [(None, [1, SECOND_PASS_BEAM_SIZE]), (1, [1, 1]), (8, [8, 8])], ids=["unset", "1", "8"]
+)
+async def test_the_second_pass_has_more_beams_unless_the_caller_chose_them(requested: int | None, expected: list[int]):
+    async with serving() as bench:
+        bench.model.script = unclear_below(99.0)
+        await bench.heard(utterances(1), replace(ENGLISH, beam_size=requested))
+    assert [decoding.beam_size for decoding in bench.model.decodings] == expected
+
+
+async def test_only_the_piece_in_doubt_is_decoded_once_more():
+    async with serving() as bench:
+        bench.model.script = lambda decoding: unclear_below(2.0)(decoding) if decoding.audio_s > 5.0 else "short"
+        recognition = await bench.heard(audio(2.0, 4.0, 2.0, 6.0))
+    assert len(bench.model.decodings) == 3
+    assert recognition.transcript.text == "short long silence"
+
+
+async def test_the_second_pass_does_not_delay_others_of_its_batch():
+    async with serving() as bench:
+        bench.model.script = lambda decoding: unclear_below(2.0)(decoding) if decoding.audio_s > 5.0 else "short"
+        slow, quick = bench.transcribe(audio(2.0, 6.0)), bench.transcribe(utterances(1))
+        await settle()
+        bench.threads.run()
+        bench.threads.run()  # both voice activities
+        await bench.threads.until(n_waiting=1)
+        bench.threads.run()  # one batch of both
+        await settle()
+        assert [len(batch) for batch in bench.model.batches] == [2]
+        assert quick.done()
+        assert not slow.done()
+        await bench.threads.run_all()
+        await slow
+
+
+async def test_a_loop_is_removed_and_reported_and_what_was_said_twice_is_kept():
+    async with serving() as bench:
+        bench.model.script = lambda decoding: "no no no no no no no no"
+
+        def four_have_time(text: str, audio_s: float) -> list[TimedWord]:
+            starts_s = [0.0, 1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0]
+            ends_s = [0.9, 1.9, 2.9, 4.0, 4.0, 4.0, 4.0, 4.0]
+            return [TimedWord(" no", start_s, end_s, 0.9) for start_s, end_s in zip(starts_s, ends_s, strict=True)]
+
+        bench.model.aligns = four_have_time
+        looping = await bench.heard(utterances(1))
+        bench.model.aligns = evenly
+        repeating = await bench.heard(utterances(1))
+    assert looping.transcript.text == "no no no no"
+    assert [one.segment.text for one in looping.transcript.suppressed] == ["no no no no"]
+    assert [one.reason for one in looping.transcript.suppressed] == [SuppressionReason.REPETITION]
+    assert repeating.transcript.text == "no no no no no no no no"
+    assert len(bench.model.decodings) == 2  # none of the two needed a second pass
+
+
+async def test_speech_that_a_text_leaves_out_is_decoded_on_its_own():
+    async with serving() as bench:
+        texts = iter(["the beginning", "and the end of it, with as many words as there is speech"])
+        bench.model.script = lambda decoding: next(texts)
+        bench.model.aligns = lambda text, audio_s: evenly(text, 3.0)
+        recognition = await bench.heard(audio(1.0, 3.0, 0.5, 4.0, 1.0))
+    first, rest = bench.model.decodings
+    assert (first.audio_s, rest.audio_s) == pytest.approx((7.9, 4.5), abs=0.1)
+    before, after = recognition.transcript.segments
+    assert (before.text, after.text) == ("the beginning", "and the end of it, with as many words as there is speech")
+    assert before.end_s <= after.start_s
+    assert recognition.n_chunks == 2
+
+
+async def test_full_decodes_once_and_as_faster_whisper_does():
+    async with serving(is_full_window=True) as bench:
+        await bench.heard(utterances(2))
+    assert [decoding.temperatures for decoding in bench.model.decodings] == [TEMPERATURES] * 2
+
+
+@pytest.mark.parametrize("temperatures", [(0.0, 0.5), (0.5,)])
+async def test_who_sets_temperatures_has_faster_whispers_ladder(temperatures: tuple[float, ...]):
     async with serving() as bench:
         await bench.heard(utterances(1), replace(ENGLISH, temperatures=temperatures))
-    assert [window.thorough for window in bench.model.asked] == [is_thorough]
+    assert [decoding.temperatures for decoding in bench.model.decodings] == [temperatures]
 
 
 # ---- language ---------------------------------------------------------------------------------------------------
@@ -353,20 +383,23 @@ async def test_a_caller_that_wants_it_warm_has_it_at_once(temperatures: tuple[fl
 
 async def test_the_language_is_found_on_the_longest_of_the_first_pieces_and_then_kept():
     async with serving() as bench:
-        bench.model.script = lambda window: said(f"{window.audio_s:.1f}", window)
+        bench.model.script = lambda decoding: f"{decoding.audio_s:.1f}"
+        # Only the longest of the first three is clearly in German; the rest is taken to be in it as well.
+        bench.model.detects = lambda audio: (
+            [("de", 0.8)] if round(len(audio) / SAMPLE_RATE_HZ) == 5 else [("es", 0.5), ("de", 0.4)]
+        )
         recognition = await bench.heard(audio(2, 3, 2, 5, 2, 4, 2, 8), DecodeOptions(chunking=Chunking.VAD))
-    first, *rest = bench.model.asked
-    assert (first.expected, round(first.audio_s, 1)) == ("", 5.4)
-    assert [window.expected for window in rest] == ["de"] * 3
+    assert round(bench.model.decodings[0].audio_s, 1) == 5.4
+    assert [decoding.task.language for decoding in bench.model.decodings] == ["de"] * 4
     assert len(bench.model.batches) == 2
     assert recognition.transcript.text == "3.4 5.4 4.4 8.2"  # in the order of the recording
-    assert (recognition.transcript.language, recognition.transcript.language_probability) == ("de", 0.8)
+    assert (recognition.transcript.language, recognition.transcript.language_probability) == ("de", 0.4)
 
 
 async def test_a_language_that_is_given_is_not_searched():
     async with serving() as bench:
         recognition = await bench.heard(utterances(3), DecodeOptions(language="zh", chunking=Chunking.VAD))
-    assert [window.options.language for window in bench.model.asked] == ["zh"] * 3
+    assert [decoding.task.language for decoding in bench.model.decodings] == ["zh"] * 3
     assert len(bench.model.batches) == 1
     assert (recognition.transcript.language, recognition.transcript.language_probability) == ("zh", 1.0)
 
@@ -403,25 +436,25 @@ async def test_every_call_keeps_its_options_inside_a_mixed_batch():
     wanted = [
         DecodeOptions(language="en", prompt="Dr Zelvari"),
         DecodeOptions(language="de", task=Task.TRANSLATE),
-        DecodeOptions(language="zh", word_timestamps=True, temperatures=(0.0, 0.4)),
+        DecodeOptions(language="zh", word_timestamps=True),
         DecodeOptions(language="en", hotwords=("Korventa",), beam_size=2),
         DecodeOptions(),
     ]
     async with serving(beam_size=2) as bench:
-        bench.model.script = lambda window: said(repr(window.options), window)
+        bench.model.script = lambda decoding: repr(decoding.task)
         calls = [bench.transcribe(utterances(1), options) for options in wanted]
         await bench.threads.run_all()
         texts = [(await call).transcript.text for call in calls]
     assert max(len(batch) for batch in bench.model.batches) > 1
-    assert texts == [repr(options) for options in wanted]
-    assert {window.beam_size for window in bench.model.asked} == {2}
+    assert texts == [repr(task_of(options, options.language or "de")) for options in wanted]
+    assert {decoding.beam_size for decoding in bench.model.decodings} == {2}
 
 
 @pytest.mark.parametrize(("asked", "beam_size"), [(None, 3), (1, 1), (5, 5)])
 async def test_the_beam_is_the_callers_or_the_servers(asked: int | None, beam_size: int):
     async with serving(beam_size=3) as bench:
         await bench.heard(utterances(1), replace(ENGLISH, beam_size=asked))
-    assert [window.beam_size for window in bench.model.asked] == [beam_size]
+    assert [decoding.beam_size for decoding in bench.model.decodings] == [beam_size]
 
 
 # ---- bounds, errors, cancelling ---------------------------------------------------------------------------------
@@ -458,13 +491,13 @@ async def test_a_long_recording_that_has_begun_is_not_lost_to_a_line_that_fills_
 async def test_an_error_in_one_window_ends_the_call_with_that_error_and_the_rest_of_its_work():
     async with serving(max_batch=1) as bench:
         failed = EngineFailed("out of memory")
-        bench.model.script = lambda window: failed if len(bench.model.asked) == 2 else said("fine", window)
+        bench.model.script = lambda decoding: failed if len(bench.model.decodings) == 2 else "fine"
         call = bench.transcribe(utterances(5))
         await bench.threads.run_all()
         with pytest.raises(EngineFailed) as caught:
             await call
         assert caught.value is failed
-        assert len(bench.model.asked) <= 3  # one may have begun
+        assert len(bench.model.decodings) <= 3  # one may have begun
         assert bench.scheduler.backlog_s(Lane.JOBS) == 0.0
         assert bench.pool.n_users == 0
         assert (await bench.heard(utterances(1))).transcript.text == "fine"
@@ -481,7 +514,7 @@ async def test_a_cancelled_call_leaves_nothing_behind():
         call.cancel()
         await bench.threads.run_all()
         assert call.cancelled()
-        assert len(bench.model.asked) == 2  # the one that had begun, and no other
+        assert len(bench.model.decodings) == 1  # not even the window that was next
         assert bench.scheduler.backlog_s(Lane.JOBS) == 0.0
         assert bench.pool.n_users == 0
 
@@ -537,12 +570,12 @@ async def test_a_recording_too_long_for_its_deadline_is_refused_once_its_windows
     async with serving() as bench:
         bench.model.on_decode = lambda: bench.clock.advance(5.0)
         await bench.heard(utterances(1))
-        n_before = len(bench.model.asked)
+        n_before = len(bench.model.decodings)
         call = bench.transcribe(utterances(10), ticket=Ticket(deadline_s=bench.clock.now_s() + 20.0))
         await bench.threads.run_all()
         with pytest.raises(DeadlineExceeded):
             await call
-        assert len(bench.model.asked) == n_before
+        assert len(bench.model.decodings) == n_before
 
 
 async def test_a_server_that_goes_away_says_so():

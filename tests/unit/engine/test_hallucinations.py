@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
+from typeless_grpc.audio.vad import Span
+from typeless_grpc.engine.cuts import Piece
+from typeless_grpc.engine.hallucinations import filtered
+from typeless_grpc.engine.inference import DecodeResult
+from typeless_grpc.engine.model import RawSegment
+from typeless_grpc.engine.quality import Issue
+from typeless_grpc.engine.transcript import Segment, SuppressionReason, Word
+
+SPOKEN = RawSegment(
+    Segment(
+        start_s=0.5,
+        end_s=2.0,
+        text="hello there",
+        language="en",
+        confidence=0.9,
+        no_speech_probability=0.1,
+        words=(Word("hello", 0.5, 1.0, 0.9), Word("there", 1.2, 2.0, 0.8)),
+    ),
+    avg_logprob=-0.2,
+    compression_ratio=1.1,
+)
+
+
+LOOP = "thank you " * 8  # in 1.5 s
+
+
+def piece(start_s: float, end_s: float) -> Piece:
+    span = Span(round(start_s * SAMPLE_RATE_HZ), round(end_s * SAMPLE_RATE_HZ))
+    return Piece(span.start, span.end, (span,), most_pause=span.end)
+
+
+def raw(
+    *, no_speech: float = 0.1, avg_logprob: float = -0.2, compression_ratio: float = 1.1, text: str = "hello there"
+) -> RawSegment:
+    segment = replace(SPOKEN.segment, no_speech_probability=no_speech, text=text)
+    return replace(SPOKEN, segment=segment, avg_logprob=avg_logprob, compression_ratio=compression_ratio)
+
+
+def test_times_are_moved_to_the_recordings_clock():
+    (segment,) = filtered(DecodeResult((SPOKEN,), "en", 1.0), piece(60.0, 70.0)).segments
+    assert (segment.start_s, segment.end_s) == (60.5, 62.0)
+    assert [(word.text, word.start_s, word.end_s) for word in segment.words] == [
+        ("hello", 60.5, 61.0),
+        ("there", 61.2, 62.0),
+    ]
+
+
+def test_segments_keep_their_order():
+    result = filtered(DecodeResult((raw(text="one"), raw(text="two")), "en", 1.0), piece(0.0, 5.0))
+    assert [segment.text for segment in result.segments] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("made_up", "reason"),
+    [
+        pytest.param(raw(no_speech=0.9, avg_logprob=-1.5), SuppressionReason.NO_SPEECH, id="no speech"),
+        pytest.param(raw(compression_ratio=9.0, text=LOOP), SuppressionReason.REPETITION, id="repetition"),
+    ],
+)
+def test_what_was_made_up_is_kept_apart_with_its_reason_and_its_time(made_up: RawSegment, reason: SuppressionReason):
+    result = filtered(DecodeResult((raw(text="said"), made_up), "en", 1.0), piece(10.0, 20.0))
+    assert [segment.text for segment in result.segments] == ["said"]
+    (suppressed,) = result.suppressed
+    assert suppressed.reason is reason
+    assert (suppressed.segment.start_s, suppressed.segment.text) == (10.5, made_up.segment.text)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(raw(no_speech=0.9), id="no speech, and yet probable"),
+        pytest.param(raw(avg_logprob=-1.5), id="improbable, and yet speech"),
+        pytest.param(raw(compression_ratio=9.0), id="compressed well, and yet no loop"),
+        pytest.param(raw(compression_ratio=9.0, text="thank you " * 3), id="said three times, in the time it takes"),
+    ],
+)
+def test_one_sign_alone_is_not_enough(said: RawSegment):
+    result = filtered(DecodeResult((said,), "en", 1.0), piece(0.0, 5.0))
+    assert result.suppressed == ()
+    assert len(result.segments) == 1
+
+
+def test_repetitions_that_nobody_spoke_are_reported():
+    (suppressed,) = filtered(
+        DecodeResult((raw(),), "en", 1.0, looped=(raw(text="there there"),)), piece(10.0, 20.0)
+    ).suppressed
+    assert (suppressed.segment.text, suppressed.reason) == ("there there", SuppressionReason.REPETITION)
+
+
+@pytest.mark.parametrize(
+    ("issue", "is_kept"),
+    [(Issue.CUT_OFF, False), (Issue.TOO_FAST, False), (Issue.LOW_CONFIDENCE, True)],
+)
+def test_text_that_cannot_be_used_is_kept_out(issue: Issue, is_kept: bool):
+    result = filtered(DecodeResult((raw(),), "en", 1.0, issues=frozenset({issue})), piece(0.0, 5.0))
+    assert bool(result.segments) is is_kept
+    assert [one.reason for one in result.suppressed] == ([] if is_kept else [SuppressionReason.LOW_CONFIDENCE])

@@ -1,0 +1,58 @@
+"""The hallucination filter: which of the model's text was spoken, and which it made up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from typeless_grpc.engine.cuts import Piece
+from typeless_grpc.engine.inference import DecodeResult
+from typeless_grpc.engine.model import RawSegment
+from typeless_grpc.engine.quality import COMPRESSION_RATIO_THRESHOLD, UNUSABLE, is_too_fast, repeats_itself
+from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason
+
+# faster_whisper.transcribe.WhisperModel.transcribe, defaults of the thresholds of these names.
+NO_SPEECH_THRESHOLD = 0.6
+LOG_PROB_THRESHOLD = -1.0
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """The segments of a piece, and the text that was kept out; times are the recording's."""
+
+    segments: tuple[Segment, ...]
+    suppressed: tuple[Suppressed, ...]
+
+
+def filtered(result: DecodeResult, piece: Piece) -> Filtered:
+    """Keep out what was not spoken in a piece."""
+    segments = []
+    suppressed = [Suppressed(_moved(one.segment, piece), SuppressionReason.REPETITION) for one in result.looped]
+    for one in result.segments:
+        segment = _moved(one.segment, piece)
+        if reason := _reason(one, result):
+            suppressed.append(Suppressed(segment, reason))
+        else:
+            segments.append(segment)
+    return Filtered(tuple(segments), tuple(suppressed))
+
+
+def _reason(one: RawSegment, result: DecodeResult) -> SuppressionReason | None:
+    segment = one.segment
+    if segment.no_speech_probability > NO_SPEECH_THRESHOLD and one.avg_logprob < LOG_PROB_THRESHOLD:
+        return SuppressionReason.NO_SPEECH
+    if one.compression_ratio > COMPRESSION_RATIO_THRESHOLD and _is_loop(segment):
+        return SuppressionReason.REPETITION
+    if result.issues & UNUSABLE:  # it is no text of this audio, and decoding it again did not help
+        return SuppressionReason.LOW_CONFIDENCE
+    return None
+
+
+def _is_loop(segment: Segment) -> bool:
+    """Whether a text repeats itself more often than there is time for."""
+    return repeats_itself(segment.text) and is_too_fast(segment.text, segment.end_s - segment.start_s)
+
+
+def _moved(segment: Segment, piece: Piece) -> Segment:
+    clock = piece.original_s
+    words = tuple(replace(word, start_s=clock(word.start_s), end_s=clock(word.end_s)) for word in segment.words)
+    return replace(segment, start_s=clock(segment.start_s), end_s=clock(segment.end_s), words=words)

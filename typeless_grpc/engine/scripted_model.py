@@ -1,0 +1,149 @@
+"""A model without weights: writes what it is told to write. For tests of the engine around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
+from typeless_grpc.engine.model import DecodingTask, Encoded, Hypothesis, Languages, RawSegment
+from typeless_grpc.engine.sentences import TimedWord
+from typeless_grpc.engine.transcript import Segment
+
+
+@dataclass(frozen=True, eq=False)
+class Decoding:
+    """One search, as the model saw it. temperatures: empty but in `decode_with_fallback`."""
+
+    audio: Audio
+    silence_s: float
+    task: DecodingTask
+    beam_size: int
+    word_timestamps: bool = False
+    temperatures: tuple[float, ...] = ()
+
+    @property
+    def audio_s(self) -> float:
+        """Length of the audio in seconds."""
+        return len(self.audio) / SAMPLE_RATE_HZ
+
+
+Script = Callable[[Decoding], str | Hypothesis | Exception]
+
+
+@dataclass(frozen=True, eq=False)
+class _ScriptedEncoded(Encoded):
+    audio: Audio = field(default_factory=lambda: np.zeros(0, np.float32))
+    silence_s: float = 0.0
+
+
+class ScriptedModel:
+    """A `Model` whose texts `script` says and whose languages `detects` says.
+
+    batches: every search, batch by batch. n_encoded: how often audio was encoded. aligns: the words of a text and their
+    times; each has its share of the audio unless set. on_decode: called before each batch.
+    """
+
+    name = "scripted"
+    memory_bytes = 1
+    device_name = "cpu"
+    compute_type = "int8"
+
+    def __init__(self, script: Script = lambda decoding: "hello") -> None:
+        self.script = script
+        self.detects: Callable[[Audio], Languages] = lambda audio: [("de", 0.8), ("nl", 0.2)]
+        self.aligns: Callable[[str, float], list[TimedWord]] = evenly
+        self.on_decode: Callable[[], None] = lambda: None
+        self.is_multilingual = True
+        self.languages: Sequence[str] = ("en", "de", "es", "zh")
+        self.batches: list[list[Decoding]] = []
+        self.n_encoded = 0
+        self._vocabulary: dict[str, int] = {}
+
+    @property
+    def decodings(self) -> list[Decoding]:
+        """Every search, in order."""
+        return [decoding for batch in self.batches for decoding in batch]
+
+    def n_positions(self, audio_s: float, silence_s: float) -> int:
+        """See `Model`; here, as many for every audio."""
+        return 600
+
+    def n_prompt_tokens(self, task: DecodingTask) -> int:
+        """See `Model`."""
+        return 4
+
+    def encode(self, audio: Audio, silence_s: float) -> Encoded:
+        """See `Model`."""
+        self.n_encoded += 1
+        positions = np.zeros((1, 1), np.float32)
+        return _ScriptedEncoded(positions, len(audio) / SAMPLE_RATE_HZ, audio=audio, silence_s=silence_s)
+
+    def detect_language(self, encoded: Encoded) -> Languages:
+        """See `Model`."""
+        assert isinstance(encoded, _ScriptedEncoded)
+        return self.detects(encoded.audio)
+
+    def decode(
+        self, encoded: Sequence[Encoded], tasks: Sequence[DecodingTask], *, beam_size: int, max_tokens: int
+    ) -> list[Hypothesis]:
+        """See `Model`."""
+        batch = []
+        for one, task in zip(encoded, tasks, strict=True):
+            assert isinstance(one, _ScriptedEncoded)
+            batch.append(Decoding(one.audio, one.silence_s, task, beam_size))
+        self.batches.append(batch)
+        self.on_decode()
+        return [self._hypothesis(decoding) for decoding in batch]
+
+    def align(self, encoded: Encoded, task: DecodingTask, tokens: Sequence[int]) -> list[TimedWord]:
+        """See `Model`."""
+        words = list(self._vocabulary)
+        return self.aligns(" ".join(words[token] for token in tokens), encoded.audio_s)
+
+    def decode_with_fallback(
+        self,
+        audio: Audio,
+        task: DecodingTask,
+        *,
+        beam_size: int,
+        temperatures: Sequence[float],
+        word_timestamps: bool,
+        is_wanted: Callable[[], bool],
+    ) -> list[RawSegment] | None:
+        """See `Model`."""
+        if not is_wanted():
+            return None
+        decoding = Decoding(audio, 0.0, task, beam_size, word_timestamps, tuple(temperatures))
+        self.batches.append([decoding])
+        self.on_decode()
+        found = self._hypothesis(decoding)
+        segment = Segment(
+            0.0, decoding.audio_s, found.text, task.language, found.confidence, found.no_speech_probability
+        )
+        return [RawSegment(segment, found.avg_logprob, 1.0)]
+
+    def _hypothesis(self, decoding: Decoding) -> Hypothesis:
+        answer = self.script(decoding)
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, str):
+            answer = written(answer)
+        tokens = (self._vocabulary.setdefault(word, len(self._vocabulary)) for word in answer.text.split())
+        return Hypothesis(
+            answer.text, tuple(tokens), answer.avg_logprob, answer.no_speech_probability, answer.is_cut_off
+        )
+
+
+def written(text: str, *, avg_logprob: float = -0.2, no_speech_probability: float = 0.1) -> Hypothesis:
+    """A text that a search ended with."""
+    return Hypothesis(text, (), avg_logprob, no_speech_probability)
+
+
+def evenly(text: str, audio_s: float) -> list[TimedWord]:
+    """Words that have equal shares of the audio."""
+    words = text.split()
+    share_s = audio_s / max(1, len(words))
+    return [TimedWord(f" {word}", i * share_s, (i + 1) * share_s, 0.9) for i, word in enumerate(words)]

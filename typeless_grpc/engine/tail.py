@@ -1,0 +1,220 @@
+"""The silence that the decoder expects behind speech, without the work of encoding it.
+
+Whisper was trained on 30 s, so for most utterances most of the encoder's output is silence. The decoder needs it:
+without a silent tail behind the speech its cross-attention finds no place to end, and it loops or stops early. The
+encoder does not: what it makes of silence at some position depends only weakly on the speech before it. So the mean
+output for silence is measured once for each model, position by position, over the speech in `calibration/` padded to
+30 s. After that only the speech is encoded, and the kept silence follows it.
+
+How this was chosen, what it costs and how right it is: docs/decisions/0005-calibrated-tail.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import math
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from typeless_grpc.audio.decode import DecodeLimits, decode
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
+from typeless_grpc.engine.model import FULL_POSITIONS, FULL_WINDOW_S, POSITIONS_PER_S
+
+log = logging.getLogger(__name__)
+
+Positions = npt.NDArray[Any]  # shape (n_positions, d_model), float32 or float16
+
+# Counted up whenever tails of an earlier version are not to be used any more.
+VERSION = 1
+FILE_NAME = "typeless-silence.npz"
+
+# Silence that is encoded behind the speech, before the kept silence takes over: its first frames depend on the speech.
+ENCODED_SILENCE_S = 0.5
+
+# Encoder output comes in these lengths, so that utterances of different lengths share a batch, and a text does not
+# depend on what else was in it. Behind the speech are at least LEAST_POSITIONS: decoding was worse with 100, and more
+# gained nothing.
+LENGTHS = (600, 1000, FULL_POSITIONS)
+LEAST_POSITIONS = 300
+
+# Of the calibration speech, cut to these lengths: positions near the beginning are silent only after short speech.
+CUTS_S: tuple[float | None, ...] = (None, 1.5, 3.0, None, 1.0, None, 3.0)
+
+
+class Encoder(Protocol):
+    """What calibration asks of a model."""
+
+    def encode_positions(self, audio: Audio, padded_s: float) -> Positions:
+        """Encoder output for audio that is padded with zeros to so many seconds."""
+        ...
+
+    def write(self, positions: Positions, language: str) -> tuple[list[int], float]:
+        """Decode greedily: the text's tokens, and their mean log probability."""
+        ...
+
+    def log_probability(self, positions: Positions, language: str, tokens: Sequence[int]) -> float:
+        """The mean log probability of a text's tokens, given this encoder output."""
+        ...
+
+
+def n_encoded(audio_s: float, silence_s: float) -> int:
+    """How many positions are encoded for so much audio and silence behind it; at most 30 s of both."""
+    return min(FULL_POSITIONS, math.ceil(round(min(FULL_WINDOW_S, audio_s + silence_s) * POSITIONS_PER_S, 3)))
+
+
+def whole_length(n_positions: int) -> int:
+    """How long encoder output is once the kept silence is behind it."""
+    return next(length for length in LENGTHS if length >= min(FULL_POSITIONS, n_positions + LEAST_POSITIONS))
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """What a model's encoder makes of silence. silence: shape (1500, d_model), float32, one row for each position."""
+
+    silence: npt.NDArray[np.float32]
+
+    def behind(self, encoded: Positions) -> Positions:
+        """Encoder output, followed by silence up to one of LENGTHS."""
+        end = whole_length(len(encoded))
+        if end <= len(encoded):
+            return encoded
+        return np.concatenate([encoded, self.silence[len(encoded) : end].astype(encoded.dtype)])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Speech to calibrate on, and the language that is spoken in it."""
+
+    audio: Audio
+    language: str
+
+
+def samples() -> list[Sample]:
+    """The calibration speech: seven synthesized utterances in five languages, some of them cut short."""
+    directory = resources.files("typeless_grpc.engine") / "calibration"
+    files = sorted((one for one in directory.iterdir() if one.name.endswith(".ogg")), key=lambda one: one.name)
+    limits = DecodeLimits(max_duration_s=FULL_WINDOW_S)
+    found = []
+    for file, cut_s in zip(files, itertools.cycle(CUTS_S), strict=False):
+        audio = decode(file.read_bytes(), AudioFormat(), limits).samples
+        end = len(audio) if cut_s is None else round(cut_s * SAMPLE_RATE_HZ)
+        found.append(Sample(audio[:end], file.name[:2]))
+    return found
+
+
+def calibrated(encoder: Encoder, speech: Iterable[Sample]) -> Tail | None:
+    """Measure a model's silence, and check that its decoder understands speech better with it than without.
+
+    None where it does not: then speech is to be encoded with all of its 30 s.
+    """
+    full = [(one, encoder.encode_positions(one.audio, FULL_WINDOW_S)) for one in speech]
+    tail = Tail(_mean_silence(full))
+    with_tail, bare, n_runaway = 0.0, 0.0, 0
+    for one, positions in full:
+        tokens, _ = encoder.write(positions, one.language)
+        if not tokens:
+            continue
+        padded_s = n_encoded(len(one.audio) / SAMPLE_RATE_HZ, ENCODED_SILENCE_S) / POSITIONS_PER_S
+        short = encoder.encode_positions(one.audio, padded_s)
+        whole = tail.behind(short)
+        with_tail += encoder.log_probability(whole, one.language, tokens)
+        bare += encoder.log_probability(short, one.language, tokens)
+        n_runaway += len(encoder.write(whole, one.language)[0]) > 2 * len(tokens) + 8
+    if with_tail > bare and not n_runaway:
+        return tail
+    log.warning(
+        "windows of 30 s are used: calibrated silence gives the text of 30 s a log probability of %.2f, none %.2f, and"
+        " %d texts ran away",
+        *(with_tail, bare, n_runaway),
+    )
+    return None
+
+
+def _mean_silence(encoded: Sequence[tuple[Sample, Positions]]) -> npt.NDArray[np.float32]:
+    total = np.zeros(encoded[0][1].shape, np.float64)
+    count = np.zeros((len(total), 1))
+    for one, positions in encoded:
+        first = n_encoded(len(one.audio) / SAMPLE_RATE_HZ, ENCODED_SILENCE_S)
+        total[first:] += positions[first:]
+        count[first:] += 1
+    mean = total / np.maximum(count, 1)
+    earliest = int(np.argmax(count > 0))
+    mean[:earliest] = mean[earliest]  # before the end of the shortest speech: as right behind it
+    return mean.astype(np.float32)
+
+
+# ---- kept beside the model --------------------------------------------------------------------------------------
+
+
+def kept_or_calibrated(
+    directories: Sequence[Path], fingerprint: str, calibrate: Callable[[], Tail | None]
+) -> Tail | None:
+    """The tail that is kept in one of these directories, else one measured now and kept in the first that takes it.
+
+    fingerprint: of the model's weights and of how they are computed; a tail with another one is measured again.
+    """
+    for directory in directories:
+        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, of others, or damaged
+            return _read(directory / FILE_NAME, fingerprint)
+    tail = calibrate()
+    for directory in directories:
+        with suppress(OSError):
+            _write(directory / FILE_NAME, fingerprint, tail)
+            break
+    else:
+        log.warning("the calibrated silence cannot be kept in %s: it is measured at every start", directories[0])
+    return tail
+
+
+def fingerprint_of(weights: Path, *facts: object) -> str:
+    """A checksum of a file of weights, and of whatever else decides about their output.
+
+    Of the file it takes the size and eight parts, a mebibyte each, because reading gigabytes would take seconds.
+    """
+    digest, size, part = hashlib.sha256(repr((VERSION, *facts)).encode()), weights.stat().st_size, 1 << 20
+    digest.update(str(size).encode())
+    with weights.open("rb") as file:
+        for index in range(8):
+            file.seek(max(0, (size - part) * index // 7))
+            digest.update(file.read(part))
+    return digest.hexdigest()
+
+
+def _read(path: Path, fingerprint: str) -> Tail | None:
+    """Raises ValueError for a file of another model, or one that is damaged."""
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        silence, found, checksum = file["silence"], str(file["fingerprint"]), str(file["checksum"])
+    if found != fingerprint or checksum != _checksum(silence):
+        raise ValueError(f"{path} is of another model, or damaged")
+    return Tail(silence.astype(np.float32)) if silence.size else None
+
+
+def _write(path: Path, fingerprint: str, tail: Tail | None) -> None:
+    """Whole or not at all: several servers may start at once. None is kept as well, so that it is found out once."""
+    silence = np.zeros((0, 0), np.float16) if tail is None else tail.silence.astype(np.float16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".silence-", suffix=".npz")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, silence=silence, fingerprint=fingerprint, checksum=_checksum(silence))
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _checksum(silence: Positions) -> str:
+    return hashlib.sha256(np.ascontiguousarray(silence).tobytes()).hexdigest()

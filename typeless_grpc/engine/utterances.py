@@ -1,0 +1,315 @@
+"""Decodes the pieces of a call through the scheduler: each in its language, and once more where its text is in doubt.
+
+A piece is decoded with only a second of silence encoded behind it, which is cheap and for most speech as good as
+Whisper's 30 s. Where the text has a low confidence, or cannot be used, the piece is decoded once more: with more
+silence behind it, which helps the encoder's attention, and with more beams unless the caller chose them. The better
+text is kept. So all work for a piece is at most about three times its first decode (docs/measurements/second-pass.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from typeless_grpc.audio.formats import Audio
+from typeless_grpc.audio.vad import Span
+from typeless_grpc.engine.cuts import CutPolicy, Piece
+from typeless_grpc.engine.hallucinations import filtered
+from typeless_grpc.engine.inference import (
+    DecodeRequest,
+    DecodeResult,
+    DetectRequest,
+    FallbackRequest,
+    Request,
+    Window,
+    batch_key,
+    run,
+)
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
+from typeless_grpc.engine.languages import Utterance, cut_where_it_changes, seem_mixed, utterances
+from typeless_grpc.engine.model import FULL_WINDOW_S, TEMPERATURES, Model
+from typeless_grpc.engine.quality import UNUSABLE
+from typeless_grpc.engine.scheduler import Scheduler, Task, Turn
+from typeless_grpc.engine.strategies import Plan
+from typeless_grpc.engine.transcript import joined
+
+# What a window is expected to cost, in seconds of an idle engine: at once, for each second that is encoded, and for
+# its square; only ratios matter, the scheduler measures the rest (docs/decisions/0005-calibrated-tail.md).
+COST_AT_ONCE = 0.04
+COST_PER_S = 0.018
+COST_PER_S2 = 0.00023
+
+# Silence that is encoded after the speech, at first and in the second pass: that of the recording, and then more, of
+# which there is at least LEAST_ADDED_S (docs/measurements/silence.md, second-pass.md).
+SILENCE_S = 1.0
+SECOND_PASS_SILENCE_S = 6.0
+LEAST_ADDED_S = 0.3
+# Longer pieces have no second pass for a low confidence alone: of their 30 s little is missing, and it would take
+# longer than faster-whisper takes for all of them.
+LONGEST_DOUBTED_S = 15.0
+# As many as faster-whisper uses by default.
+SECOND_PASS_BEAM_SIZE = 5
+
+# By how much the text in another language must be likelier than in the main one, as a mean log probability of tokens.
+LIKELIER = 0.1
+
+# Characters of text that a piece is conditioned on: about the 224 tokens that Whisper uses.
+CONDITION_CHARACTERS = 1000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RecognizerOptions:
+    """default_model: for calls that name none. beam_size: likewise.
+
+    is_full_window: decode as faster-whisper does, 30 s at a time. cuts: see their module. max_windows_at_once: of one
+    call in the inference queue, so that a recording of an hour does not fill it.
+    """
+
+    default_model: str
+    beam_size: int = 1
+    is_full_window: bool = False
+    cuts: CutPolicy = field(default_factory=CutPolicy)
+    max_windows_at_once: int = 16
+
+
+WindowScheduler = Scheduler["Decode", DecodeResult]
+
+
+@dataclass(frozen=True)
+class Decode:
+    """A request, and the model that is to run it."""
+
+    model: Model
+    request: Request
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all windows of a call share.
+
+    turns: of those that ran, in the order of their ends. expected: the recording's language as far as it is known.
+    """
+
+    model: Model
+    audio: Audio
+    options: DecodeOptions
+    ticket: Ticket
+    turns: list[Turn]
+    expected: str = ""
+
+
+# The result for a piece, or for its parts where it is in more than one language.
+Decoded = list[tuple[Piece, DecodeResult]]
+
+# An utterance, its language, and how probable that is.
+Detected = tuple[Utterance, str, float]
+
+
+def run_batch(tasks: Sequence[Task[Decode, DecodeResult]]) -> Sequence[DecodeResult | Exception | None]:
+    """What the scheduler runs: a batch is of one model, because the model is part of its key."""
+    return run(tasks[0].work.model, [task.work.request for task in tasks], [task.is_wanted for task in tasks])
+
+
+class UtteranceDecoder:
+    """Decodes the pieces of a plan."""
+
+    def __init__(self, scheduler: WindowScheduler, options: RecognizerOptions) -> None:
+        self._scheduler = scheduler
+        self._options = options
+
+    def cost_s(self, plan: Plan) -> float:
+        """What a plan is expected to cost, in seconds of an idle engine."""
+        return sum(self._cost_s(piece.audio_s + LEAST_ADDED_S) for piece in plan.pieces)
+
+    async def decoded(self, call: Call, plan: Plan) -> Decoded:
+        """The results for all pieces: in order or side by side, in the language each is found to be in."""
+        calls = [_with_words(call) if plan.overlaps(index) else call for index in range(len(plan.pieces))]
+        if plan.is_conditioned:
+            return await self._one_after_the_other(call, plan.pieces)
+        if call.options.language or call.expected or len(plan.pieces) <= 1:
+            return _one_row(await self._side_by_side(calls, plan.pieces))
+        # The longest of the first few says what to expect of the rest.
+        place = max(range(min(3, len(plan.pieces))), key=lambda index: plan.pieces[index].audio_s)
+        first = await self._decode_piece(calls[place], plan.pieces[place])
+        expected = language_of(first, call.options)[0]
+        rest = [index for index in range(len(plan.pieces)) if index != place]
+        expecting = [replace(calls[index], expected=expected) for index in rest]
+        parts = await self._side_by_side(expecting, [plan.pieces[index] for index in rest])
+        return _one_row([*parts[:place], first, *parts[place:]])
+
+    async def _one_after_the_other(self, call: Call, pieces: Sequence[Piece]) -> Decoded:
+        """Each piece conditioned on the text of those before it, but for text that was kept out."""
+        decoded: Decoded = []
+        text = call.options.prompt
+        for piece in pieces:
+            now = replace(call, options=replace(call.options, prompt=text[-CONDITION_CHARACTERS:]))
+            parts = await self._decode_piece(now, piece)
+            decoded += parts
+            spoken = [one.text for part, result in parts for one in filtered(result, part).segments]
+            text = joined([text, *spoken])
+            call = replace(call, expected=call.expected or language_of(parts, call.options)[0])
+        return decoded
+
+    async def _decode_piece(self, call: Call, piece: Piece) -> Decoded:
+        """The result for a piece, or for its parts where the language changes in it, or the decoder stopped early."""
+        decoded = await self._decode_in_languages(call, piece)
+        last, result = decoded[-1]
+        if result.rest_s is None or call.ticket.lane is Lane.LIVE_INTERIM:
+            return decoded
+        return decoded + await self._decode_piece(_in_language(call, result.language), last.rest(result.rest_s))
+
+    async def _decode_in_languages(self, call: Call, piece: Piece) -> Decoded:
+        result = await self._decode(call, piece)
+        is_one = call.options.language is not None or call.ticket.lane is Lane.LIVE_INTERIM
+        if is_one or self._options.is_full_window or not (result.languages and seem_mixed(result.languages)):
+            return [(piece, result)]
+        parts = utterances(piece)
+        if len(parts) < 2:
+            return [(piece, result)]
+        expecting = replace(call, expected=result.language)
+        found = await _all_of([self._detect(expecting, piece, *part.shown()) for part in parts])
+        detected = [(part, *one) for part, one in zip(parts, found, strict=True)]
+        runs = cut_where_it_changes(piece, await self._confirmed(call, piece, detected, result))
+        if [language for _, language, _ in runs] == [result.language]:
+            return [(piece, result)]
+        again = await _all_of([self._decode(_in_language(call, language), part) for part, language, _ in runs])
+        return [
+            (part, replace(one, language_probability=probability))
+            for (part, _, probability), one in zip(runs, again, strict=True)
+        ]
+
+    async def _confirmed(
+        self, call: Call, piece: Piece, detected: Sequence[Detected], main: DecodeResult
+    ) -> list[Detected]:
+        """The languages of utterances, where another than the main one also makes for the likelier text.
+
+        A few seconds of unusual speech sound like a language that nobody speaks there, which the text then shows.
+        """
+        others = [part for part in cut_where_it_changes(piece, detected) if part[1] != main.language]
+        in_main = await _all_of([self._decode_once(_in_language(call, main.language), part) for part, _, _ in others])
+        in_other = await _all_of([self._decode_once(_in_language(call, other), part) for part, other, _ in others])
+        refuted = [
+            part.speech
+            for (part, _, _), one, other in zip(others, in_main, in_other, strict=True)
+            if other.avg_logprob < one.avg_logprob + LIKELIER
+        ]
+        return [
+            (utterance, main.language, main.language_probability)
+            if any(utterance.spans[0] in speech for speech in refuted)
+            else (utterance, language, probability)
+            for utterance, language, probability in detected
+        ]
+
+    async def _detect(self, call: Call, piece: Piece, start: int, end: int) -> tuple[str, float]:
+        """The language between two samples of the recording, and its probability."""
+        part = Piece(start, end, (Span(start, end),), most_pause=end - start)
+        window = _window(call, part)
+        request = DetectRequest(window, call.options, LEAST_ADDED_S, call.expected)
+        result = await self._submit(call, request, window.audio_s + LEAST_ADDED_S)
+        return result.language, result.language_probability
+
+    async def _side_by_side(self, calls: Sequence[Call], pieces: Sequence[Piece]) -> list[Decoded]:
+        slots = asyncio.Semaphore(self._options.max_windows_at_once)
+
+        async def decode(call: Call, piece: Piece) -> Decoded:
+            async with slots:
+                return await self._decode_piece(call, piece)
+
+        return await _all_of([decode(call, piece) for call, piece in zip(calls, pieces, strict=True)])
+
+    async def _decode(self, call: Call, piece: Piece) -> DecodeResult:
+        """Decode a piece, and once more where its text has a low confidence or cannot be used."""
+        if call.options.temperatures or self._options.is_full_window:
+            return await self._with_fallback(call, piece, call.options.temperatures or TEMPERATURES)
+        first = await self._decode_once(call, piece)
+        if call.ticket.lane is Lane.LIVE_INTERIM:  # it is soon replaced by another
+            return first
+        is_unusable = bool(first.issues & UNUSABLE)
+        if not is_unusable and not (first.issues and piece.audio_s <= LONGEST_DOUBTED_S):
+            return first
+        again = call if call.options.language else _in_language(call, first.language)
+        beam_size = call.options.beam_size or max(self._options.beam_size, SECOND_PASS_BEAM_SIZE)
+        second = await self._decode_once(again, piece, SECOND_PASS_SILENCE_S, beam_size)
+        best = better(first, second)
+        return replace(best, language_probability=first.language_probability, languages=first.languages)
+
+    async def _decode_once(
+        self, call: Call, piece: Piece, silence_s: float = SILENCE_S, beam_size: int | None = None
+    ) -> DecodeResult:
+        window = _window(call, piece)
+        beam_size = beam_size or call.options.beam_size or self._options.beam_size
+        added_s = max(LEAST_ADDED_S, silence_s - (window.audio_s - window.spans_s[-1][1]))
+        request = DecodeRequest(window, call.options, beam_size, added_s, call.expected)
+        return await self._submit(call, request, window.audio_s + added_s)
+
+    async def _with_fallback(self, call: Call, piece: Piece, temperatures: Sequence[float]) -> DecodeResult:
+        beam_size = call.options.beam_size or self._options.beam_size
+        request = FallbackRequest(_window(call, piece), call.options, beam_size, temperatures, call.expected)
+        return await self._submit(call, request, FULL_WINDOW_S)
+
+    async def _submit(self, call: Call, request: Request, encoded_s: float) -> DecodeResult:
+        done = await self._scheduler.submit(
+            Decode(call.model, request),
+            key=batch_key(call.model, request),
+            cost_s=self._cost_s(encoded_s),
+            ticket=call.ticket,
+            is_begun=bool(call.turns),
+        )
+        call.turns.append(done.turn)
+        return done.result
+
+    def _cost_s(self, encoded_s: float) -> float:
+        encoded_s = FULL_WINDOW_S if self._options.is_full_window else min(encoded_s, FULL_WINDOW_S)
+        return COST_AT_ONCE + COST_PER_S * encoded_s + COST_PER_S2 * encoded_s**2
+
+
+def better(first: DecodeResult, second: DecodeResult) -> DecodeResult:
+    """The one that can be used; of two that can, or cannot, the one whose tokens are likelier."""
+    if bool(first.issues & UNUSABLE) != bool(second.issues & UNUSABLE):
+        return second if first.issues & UNUSABLE else first
+    return second if second.avg_logprob > first.avg_logprob else first
+
+
+def _window(call: Call, piece: Piece) -> Window:
+    return Window(piece.shown(call.audio), piece.shown_speech())
+
+
+async def _all_of(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all, side by side; the first failure ends the others, and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except* Exception as errors:  # the caller needs no group of one
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _one_row(parts: Sequence[Decoded]) -> Decoded:
+    return [one for part in parts for one in part]
+
+
+def _in_language(call: Call, language: str) -> Call:
+    return replace(call, options=replace(call.options, language=language))
+
+
+def _with_words(call: Call) -> Call:
+    return replace(call, options=replace(call.options, word_timestamps=True))
+
+
+def language_of(decoded: Decoded, options: DecodeOptions) -> tuple[str, float]:
+    """The language that most of the speech is in, and its probability in the longest piece of it."""
+    if options.language:
+        return options.language, 1.0
+    speech: dict[str, int] = {}
+    for piece, result in decoded:
+        n_samples = sum(span.end - span.start for span in piece.speech)
+        speech[result.language] = speech.get(result.language, 0) + n_samples
+    if not speech:
+        return "", 0.0
+    language = max(speech, key=lambda code: speech[code])
+    in_it = [(piece.audio_s, result.language_probability) for piece, result in decoded if result.language == language]
+    return language, max(in_it)[1]
