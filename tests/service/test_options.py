@@ -6,7 +6,6 @@ import io
 import wave
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from typeless_grpc.engine.interface import (
     Chunking,
     DecodeOptions,
     Engine,
-    Lane,
     Mode,
     PostProcessing,
     Script,
@@ -198,8 +196,8 @@ def profane(tmp_path) -> str:
 
 
 def options_of(asked: Sequence[Asked]) -> set[str]:
-    """What the engine was asked, but for what a live stream does by itself."""
-    return {repr(replace(one.options, is_reconsidered=False)) for one in asked}
+    """The options that the engine was given."""
+    return {repr(one.options) for one in asked}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -222,8 +220,6 @@ async def test_a_field_changes_what_it_should_whichever_way_it_comes_in(
         told = await WAYS[way](served, content, asked_for)
     assert options_of(engine.asked[:n_plain]) == {repr(DecodeOptions())}
     assert options_of(engine.asked[n_plain:]) == {repr(DecodeOptions(**expected))}
-    finals = [asked for asked in engine.asked[n_plain:] if asked.ticket.lane is Lane.LIVE_FINAL]
-    assert {asked.options.is_reconsidered for asked in finals} <= {"beam_size" not in expected}
     assert look(told) == seen
     if seen != SPOKEN:
         assert look(plain) != seen

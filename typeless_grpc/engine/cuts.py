@@ -52,8 +52,8 @@ class CutPolicy:
 
     @property
     def kept_s(self) -> float:
-        """The padding, as far as it leaves at least half of the longest piece to speech."""
-        return min(self.padding_s, self.longest_s / 4)
+        """The padding, as far as it leaves at least half of the longest piece to speech, in whole samples."""
+        return int(min(self.padding_s, self.longest_s / 4) * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
 
     def asked(self, wishes: VoiceActivity) -> CutPolicy:
         """With the caller's choices in place of ours; the margin of the shortest window stays."""

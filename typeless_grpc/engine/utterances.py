@@ -35,10 +35,12 @@ from typeless_grpc.engine.scheduler import Scheduler, Task, Turn
 from typeless_grpc.engine.strategies import Plan
 from typeless_grpc.engine.transcript import joined
 
-# What a window is expected to cost, in seconds of an idle engine: at once, for each second that is encoded, and for
-# its square; only ratios matter, the scheduler measures the rest (docs/decisions/0005-calibrated-tail.md).
+# What a window is expected to cost, in seconds of an idle engine: at once, for each second that is encoded, by how much
+# more of it for each further beam, and for its square; only ratios matter, the scheduler measures the rest
+# (docs/measurements/encoder.md). It also bounds the memory of a batch.
 COST_AT_ONCE = 0.04
 COST_PER_S = 0.018
+COST_OF_A_BEAM = 0.25
 COST_PER_S2 = 0.00023
 
 # Silence that is encoded after the speech, at first and in the second pass: that of the recording, and then more, of
@@ -255,16 +257,17 @@ class UtteranceDecoder:
         done = await self._scheduler.submit(
             Decode(call.model, request),
             key=batch_key(call.model, request),
-            cost_s=self._cost_s(encoded_s),
+            cost_s=self._cost_s(encoded_s, 1 if isinstance(request, DetectRequest) else request.beam_size),
             ticket=call.ticket,
             is_begun=bool(call.turns),
         )
         call.turns.append(done.turn)
         return done.result
 
-    def _cost_s(self, encoded_s: float) -> float:
+    def _cost_s(self, encoded_s: float, beam_size: int = 1) -> float:
         encoded_s = FULL_WINDOW_S if self._options.is_full_window else min(encoded_s, FULL_WINDOW_S)
-        return COST_AT_ONCE + COST_PER_S * encoded_s + COST_PER_S2 * encoded_s**2
+        beams = 1 + COST_OF_A_BEAM * (beam_size - 1)
+        return COST_AT_ONCE + COST_PER_S * beams * encoded_s + COST_PER_S2 * encoded_s**2
 
 
 def better(first: DecodeResult, second: DecodeResult) -> DecodeResult:

@@ -35,8 +35,8 @@ class EndpointOptions:
     """
 
     threshold: float = 0.5
-    end_silence_s: float = 0.6
-    doubtful_silence_s: float = 0.9
+    end_silence_s: float = 0.5
+    doubtful_silence_s: float = 0.8
     padding_s: float = 0.3
     context_s: float = 1.2
     max_utterance_s: float = 30.0

@@ -102,28 +102,11 @@ async def test_the_lanes_callers_and_options_of_finals_and_interims():
         await b.until(Final)
         (final,) = b.asked(Lane.LIVE_FINAL)
         interim = b.asked(Lane.LIVE_INTERIM)[0]
-    assert final.options == replace(options, is_reconsidered=True)
+    assert final.options == options
     assert interim.options == replace(options, word_timestamps=False)
     assert final.ticket.caller == interim.ticket.caller == "key:7"
     assert interim.ticket.deadline_s is not None
     assert final.ticket.deadline_s is None
-
-
-@pytest.mark.parametrize(
-    ("rules", "beam_size", "is_reconsidered"),
-    [
-        pytest.param(EndpointOptions(), None, True, id="live"),
-        pytest.param(EndpointOptions(), 1, False, id="a caller with a wish"),
-        pytest.param(PlanOptions(), None, False, id="file"),
-    ],
-)
-async def test_a_doubtful_text_of_live_speech_is_searched_for_again(
-    rules: EndpointOptions | PlanOptions, beam_size: int | None, is_reconsidered: bool
-):
-    async with bench(rules=rules, options=DecodeOptions(language="en", beam_size=beam_size)) as b:
-        await b.say(said(2.0, 1.5))
-        await b.rest()
-    assert {asked.options.is_reconsidered for asked in b.engine.asked} == {is_reconsidered}
 
 
 @pytest.mark.parametrize(
@@ -494,32 +477,6 @@ async def test_the_language_of_a_file_is_expected_to_be_that_of_its_first_piece(
     assert expected[0] == ""
     assert set(expected[1:]) == {"en"}
     assert {asked.options.language for asked in b.engine.asked} == {None}
-
-
-@pytest.mark.parametrize(
-    ("again", "expected"),
-    [
-        pytest.param("all of it, word by word, this time", "all of it, word by word, this time", id="with more care"),
-        pytest.param("ah", "short", id="which may not help"),
-        pytest.param(EngineFailed("no"), "short", id="which may fail"),
-    ],
-)
-async def test_a_piece_of_a_file_that_says_far_less_than_those_before_is_heard_again(again, expected):
-    n_asked = 0
-
-    def script(asked: Asked) -> str | BaseException:
-        nonlocal n_asked
-        if asked.options.is_thorough:
-            return again
-        n_asked += 1
-        return "short" if n_asked == 5 else "many words, as many as there are in each of them"
-
-    async with bench(script, rules=PlanOptions()) as b:
-        await b.say(said(*[20.0, 1.0] * 7), 64_000)
-        await b.rest()
-    assert b.finals()[4] == expected
-    assert len(set(b.finals()) - {expected}) == 1
-    assert sum(asked.options.is_thorough for asked in b.engine.asked) >= 1
 
 
 @pytest.mark.parametrize(("confidence", "n_utterances"), [(0.9, 2), (0.5, 1)])
