@@ -1,6 +1,9 @@
-"""How right the text is: by language and strategy, with hotwords, and as far as its confidences say.
+"""How right the text is: beside faster-whisper, by strategy, with hotwords, and as far as its confidences say.
 
-python -m benchmarks.accuracy --model base --recordings ../shared/audio > docs/accuracy.md
+    python -m benchmarks.accuracy --parts beside --recordings ../shared/audio
+    python -m benchmarks.accuracy --parts beside --recordings ../shared/speech --split dev
+
+Constants are chosen on the split "dev"; "report" is run once, when a change is done.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import calibration, hotwords
-from benchmarks.contestants import RAW, FasterWhisper, server
+from benchmarks import beside, calibration, hotwords
+from benchmarks.contestants import RAW, FasterWhisper, Server, server
 from benchmarks.recordings import Recording, is_short_english, load, sample, wer
 from typeless_grpc.client import Client, Options
 
 STRATEGIES = ("auto", "whole", "fixed", "vad", "hybrid")
+SPLITS = ("dev", "report")
 PARTS = ("beside", "strategies", "hotwords", "confidence", "times")
 
 
@@ -28,8 +32,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recordings", type=Path, default=Path("../shared/audio"), help="with manifest.jsonl")
     parser.add_argument("--utterances", type=int, default=40, help="short English recordings (default: 40)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--split", choices=SPLITS, help="of a manifest that is split; both unless given")
+    parser.add_argument("--languages", nargs="+", help="these only")
+    parser.add_argument("--full", action="store_true", help="compare with windows of 30 s (encoder_window = full), too")
     asked = parser.parse_args(argv)
-    recordings = load(asked.recordings, lambda one: one.kind in {"speech", "long"})
+    recordings = load(
+        asked.recordings,
+        lambda one: (
+            one.kind in {"speech", "long"}
+            and asked.split in (None, one.split)
+            and one.language in (asked.languages or [one.language])
+        ),
+    )
     print("# Accuracy\n")
     print(f"`python -m benchmarks.accuracy` on the shared recordings: model {asked.model}, int8, beam 1,")
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("faster-whisper", "ctranslate2"))
@@ -39,14 +53,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("and Japanese. Few recordings a language: the tables compare strategies, not languages.")
     with server(asked.model) as ours, Client(ours.target) as client:
         for part in asked.parts:
-            for line in _part(part, client, recordings, asked):
+            for line in _part(part, ours, client, recordings, asked):
                 print(line, flush=True)
 
 
-def _part(part: str, client: Client, recordings: list[Recording], asked: argparse.Namespace) -> Iterator[str]:
+def _part(
+    part: str, ours: Server, client: Client, recordings: list[Recording], asked: argparse.Namespace
+) -> Iterator[str]:
     short = sample([one for one in recordings if is_short_english(one)], asked.utterances)
     if part == "beside":
-        yield from _beside(client, recordings, FasterWhisper(asked.model))
+        yield from _beside(ours, recordings, asked)
     elif part == "strategies":
         yield from _strategies(client, [one for one in recordings if one.language != "en" or one.kind == "long"], short)
     elif part == "hotwords":
@@ -67,17 +83,17 @@ def _by_language(recordings: list[Recording]) -> dict[str, list[Recording]]:
     return groups | {one.path.stem: [one] for one in recordings if one.kind == "long"}
 
 
-def _beside(client: Client, recordings: list[Recording], other: FasterWhisper) -> Iterator[str]:
-    """Every recording through us and through faster-whisper as users call it."""
-    yield "\n## Word error rate beside faster-whisper\n"
-    yield "| recordings | seconds | typeless | faster-whisper | points more |"
-    yield "| --- | --- | --- | --- | --- |"
-    for name, group in _by_language(recordings).items():
-        _say(f"beside: {name}")
-        ours = _rate(client, group, "auto")
-        theirs = wer((one, other.hear(one).text) for one in group)
-        seconds = sum(one.audio_s for one in group)
-        yield f"| {name} ({len(group)}) | {seconds:.0f} | {ours:.1%} | {theirs:.1%} | {100 * (ours - theirs):+.1f} |"
+def _beside(ours: Server, recordings: list[Recording], asked: argparse.Namespace) -> Iterator[str]:
+    """Every recording through us, and through faster-whisper as users call it."""
+    of = f"{asked.recordings.name}, {asked.split}" if asked.split else asked.recordings.name
+    yield "\n## Beside faster-whisper\n"
+    outcomes = beside.compare(ours, FasterWhisper(asked.model), recordings)
+    yield from beside.table(f"Recordings: {of}", "faster-whisper", outcomes)
+    if asked.full:
+        with server(asked.model, name="30 s", encoder_window="full") as full:
+            yield from beside.table(
+                f"Recordings: {of}, our own 30 s", full.name, beside.compare(ours, full, recordings)
+            )
 
 
 def heard(client: Client, recording: Recording, options: Options) -> str:

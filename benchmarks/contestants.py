@@ -74,9 +74,8 @@ class FasterWhisperBatched:
 class Server:
     """Our server in its own process, through gRPC."""
 
-    name = "typeless"
-
-    def __init__(self, target: str, process: psutil.Process) -> None:
+    def __init__(self, target: str, process: psutil.Process, name: str = "typeless") -> None:
+        self.name = name
         self.target = target
         self.process = process
         self._client = Client(target)
@@ -94,10 +93,12 @@ class Server:
 
 
 @contextmanager
-def server(model: str, *, module: str = "typeless_grpc.cli", **settings: str) -> Iterator[Server]:
+def server(
+    model: str, *, module: str = "typeless_grpc.cli", name: str = "typeless", **settings: str
+) -> Iterator[Server]:
     """Start a server on a free port and stop it in the end. settings: TYPELESS_* names in lower case.
 
-    module: what to run; quotas are off unless set.
+    module: what to run; quotas are off unless set. name: in tables.
     """
     settings = {"rate_limit_enabled": "false", **settings}
     environment = {f"TYPELESS_{name.upper()}": value for name, value in settings.items()}
@@ -111,7 +112,7 @@ def server(model: str, *, module: str = "typeless_grpc.cli", **settings: str) ->
         assert process.stdout is not None
         for line in process.stdout:
             if found := re.search(r"takes calls on [^ ]*:(\d+):", line):
-                yield Server(f"127.0.0.1:{found[1]}", psutil.Process(process.pid))
+                yield Server(f"127.0.0.1:{found[1]}", psutil.Process(process.pid), name)
                 break
         else:
             raise RuntimeError("the server did not start")

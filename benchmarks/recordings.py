@@ -22,13 +22,14 @@ UNSPACED = {"zh", "ja", "ko"}
 
 @dataclass(frozen=True)
 class Recording:
-    """One row of the manifest."""
+    """One row of the manifest. split: "dev" or "report" where the rows of a manifest are split, else ""."""
 
     path: Path
     kind: str
     language: str
     reference: str
     ref_quality: str
+    split: str = ""
 
     @functools.cached_property
     def audio(self) -> Audio:
@@ -50,7 +51,14 @@ def load(directory: Path, keep: Callable[[Recording], bool] = lambda _: True) ->
     """Rows with one known language and a reference, in the order of the manifest."""
     rows = [json.loads(line) for line in (directory / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     recordings = [
-        Recording(directory / row["file"], row["kind"], row["language"], row["reference"], row["ref_quality"] or "")
+        Recording(
+            directory / row["file"],
+            row["kind"],
+            row["language"],
+            row["reference"],
+            row["ref_quality"] or "",
+            row.get("split") or "",
+        )
         for row in rows
         if row["reference"] and row["language"] and "+" not in row["language"] and not row["file"].endswith(".raw")
     ]
@@ -78,6 +86,15 @@ def normalized(text: str, language: str) -> str:
     if language == "en":
         return str(_english()(text))
     return str(_basic(language in UNSPACED)(text))
+
+
+def word_errors(recording: Recording, text: str) -> tuple[int, int]:
+    """How many words of a text are wrong, missing or too many, and how many the reference has; as `wer` counts them."""
+    reference, found = normalized(recording.reference, recording.language), normalized(text, recording.language)
+    if not reference.strip() or not found.strip():
+        return len(reference.split()), len(reference.split())
+    counts = jiwer.process_words([reference], [found])
+    return counts.substitutions + counts.deletions + counts.insertions, len(reference.split())
 
 
 def wer(pairs: Iterable[tuple[Recording, str]]) -> float:

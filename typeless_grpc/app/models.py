@@ -119,7 +119,7 @@ def finishing(settings: Settings, engine: Engine) -> Iterator[Engine]:
 
 
 def parallelism(settings: Settings, device: Device, n_cores: int | None = None) -> tuple[int, int]:
-    """Batches decoded side by side, and the threads of each; as set, else as measured: docs/encoder-window.md.
+    """Batches decoded side by side, and the threads of each; as set, else as measured: docs/measurements/threads.md.
 
     On a CPU there are at least two, which share the cores: decoding gains little from threads. n_cores: those this
     process may use.

@@ -50,7 +50,7 @@ SECOND_PASS_SILENCE_S = 6.0
 LEAST_ADDED_S = 0.3
 # Longer pieces have no second pass for a low confidence alone: of their 30 s little is missing, and it would take
 # longer than faster-whisper takes for all of them.
-LONGEST_DOUBTED_S = 15.0
+LONGEST_DOUBTED_S = 8.0
 # As many as faster-whisper uses by default.
 SECOND_PASS_BEAM_SIZE = 5
 
