@@ -41,7 +41,7 @@ ONLY = {
         *("pb", "servicers", "cli", "server", "tls", "interceptors"),
         *("client", "client_channel", "client_jobs", "client_stream"),
     },
-    "faster_whisper": {"engine.whisper"},
+    "faster_whisper": {"engine.whisper", "engine.hub"},
     "ctranslate2": {"engine.whisper"},
 }
 # The client is what the base install has: it may need nothing else of ours.

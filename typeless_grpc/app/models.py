@@ -24,7 +24,7 @@ from typeless_grpc.engine.model import Model
 from typeless_grpc.engine.models import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
-from typeless_grpc.engine.utterances import RecognizerOptions, WindowScheduler, run_batch
+from typeless_grpc.engine.utterances import MAX_BATCH_COST_S, RecognizerOptions, WindowScheduler, run_batch
 from typeless_grpc.engine.whisper import Device, WhisperModel, choose_device
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.text import profanity
@@ -102,7 +102,7 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
                 f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
                 reason="MODEL_UNAVAILABLE",
             )
-        sharing = SchedulerOptions(max_batch=settings.max_batch, n_workers=n_workers)
+        sharing = SchedulerOptions(settings.max_batch, MAX_BATCH_COST_S, n_workers=n_workers)
         scheduler: WindowScheduler = Scheduler(run_batch, sharing, SystemClock(), inference)
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)

@@ -9,13 +9,15 @@ from contextlib import asynccontextmanager
 from typeless_grpc.app.tasks import ended
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import DecodeOptions
-from typeless_grpc.engine.model import TEMPERATURES
 from typeless_grpc.interceptors.status import code_of
 from typeless_grpc.servicers.stream_messages import StreamConfig, StreamDefaults
 from typeless_grpc.servicers.streaming import StreamLimits, StreamService
 from typeless_grpc.streaming.endpoint import EndpointOptions
 from typeless_grpc.streaming.machinery import Machinery, StreamOptions
 from typeless_grpc.streaming.resume import SessionLimits, Sessions
+
+# The likeliest text, and no other: what the engine does where a request sets none.
+TEMPERATURES = (0.0,)
 
 
 @asynccontextmanager

@@ -90,7 +90,7 @@ PACKAGED: dict[str, PackagedModel] = {
 
 
 class Hub(Protocol):
-    """A place that has models by name; `engine/whisper.py` has the real one."""
+    """A place that has models by name; `engine/hub.py` has the real one."""
 
     def names(self) -> Sequence[str]:
         """Every model this hub can be asked for."""

@@ -25,14 +25,18 @@ from typeless_grpc.engine.quality import (
     issues_of,
     may_loop,
     may_stop_early,
+    repeats_itself,
     uncovered_from,
     without_loops,
 )
 from typeless_grpc.engine.sentences import SentencePolicy, TimedWord, sentences
 from typeless_grpc.engine.transcript import Segment, Word
 
-# More tokens than speech of any language has, so that a loop ends early. Of 293 recordings in twelve languages Hindi
-# has the most, 14.5 a second in its own script and 9 in others; English has 3.
+# Of 293 recordings in twelve languages Hindi has the most tokens, 14.5 a second in its own script and 9 in others;
+# English has 3. So a search first ends where nearly all texts have ended, because that bounds what a loop takes, and
+# only a text that is cut off there and is no loop is searched for with more tokens than speech of any language has.
+FIRST_TOKENS_AT_ONCE = 16
+FIRST_TOKENS_PER_S = 7.0
 MOST_TOKENS_AT_ONCE = 24
 MOST_TOKENS_PER_S = 14.0
 
@@ -208,16 +212,31 @@ def _decode(model: Model, decodes: Sequence[tuple[int, DecodeRequest, IsWanted]]
     items = [item for item in items if item.is_wanted()]
     if not items:
         return []
-    hypotheses = model.decode(
+    hypotheses = _search(model, items, _first_tokens)
+    dense = [place for place, one in enumerate(hypotheses) if one.is_cut_off and not repeats_itself(one.text)]
+    for place, one in zip(dense, _search(model, [items[place] for place in dense], _most_tokens), strict=True):
+        hypotheses[place] = one
+    return [
+        (item.index, _result(model, item, hypothesis))
+        for item, hypothesis in zip(items, hypotheses, strict=True)
+        if item.is_wanted()
+    ]
+
+
+def _search(model: Model, items: Sequence[_Item], limit: Callable[[Window], int]) -> list[Hypothesis]:
+    """The texts of items. limit: of a text's tokens; one that reaches its own is cut off, whatever others may have."""
+    if not items:
+        return []
+    limits = [limit(item.request.window) for item in items]
+    found = model.decode(
         [item.encoded for item in items],
         [item.task for item in items],
         beam_size=items[0].request.beam_size,
-        max_tokens=max(_most_tokens(item.request.window) for item in items),
+        max_tokens=max(limits),
     )
     return [
-        (item.index, _result(model, item, _within_limit(hypothesis, item.request.window)))
-        for item, hypothesis in zip(items, hypotheses, strict=True)
-        if item.is_wanted()
+        replace(one, is_cut_off=True) if len(one.tokens) >= most else one
+        for one, most in zip(found, limits, strict=True)
     ]
 
 
@@ -230,13 +249,12 @@ def _language(model: Model, encoded: Encoded | None, request: Request) -> Langua
     return Language(code, probability, languages)
 
 
+def _first_tokens(window: Window) -> int:
+    return FIRST_TOKENS_AT_ONCE + math.ceil(FIRST_TOKENS_PER_S * window.audio_s)
+
+
 def _most_tokens(window: Window) -> int:
     return MOST_TOKENS_AT_ONCE + math.ceil(MOST_TOKENS_PER_S * window.audio_s)
-
-
-def _within_limit(hypothesis: Hypothesis, window: Window) -> Hypothesis:
-    """A text that is over its own limit counts as cut off, whatever the others in its batch were allowed."""
-    return replace(hypothesis, is_cut_off=True) if len(hypothesis.tokens) >= _most_tokens(window) else hypothesis
 
 
 def _result(model: Model, item: _Item, hypothesis: Hypothesis) -> DecodeResult:

@@ -29,7 +29,8 @@ from typeless_grpc.errors import InvalidInput
 
 T = TypeVar("T")
 
-# Lower than Silero's 0.5: faint speech costs a word where it is missed, noise only some time (docs/measurements/speech.md).
+# Lower than Silero's 0.5: faint speech costs a word where it is missed, noise only some time
+# (docs/measurements/speech.md).
 SPEECH_THRESHOLD = 0.4
 
 

@@ -55,7 +55,7 @@ class SchedulerOptions:
     """
 
     max_batch: int = 8
-    max_batch_cost_s: float = 1.4
+    max_batch_cost_s: float = 3.5
     live_batch_cost_s: float = 1.0
     gather_ms: float = 4.0
     n_workers: int = 1

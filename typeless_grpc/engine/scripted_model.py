@@ -15,7 +15,7 @@ from typeless_grpc.engine.transcript import Segment
 
 @dataclass(frozen=True, eq=False)
 class Decoding:
-    """One search, as the model saw it. temperatures: empty but in `decode_with_fallback`."""
+    """One search, as the model saw it. temperatures: empty but in `decode_with_fallback`, which has no max_tokens."""
 
     audio: Audio
     silence_s: float
@@ -23,6 +23,7 @@ class Decoding:
     beam_size: int
     word_timestamps: bool = False
     temperatures: tuple[float, ...] = ()
+    max_tokens: int = 0
 
     @property
     def audio_s(self) -> float:
@@ -93,7 +94,7 @@ class ScriptedModel:
         batch = []
         for one, task in zip(encoded, tasks, strict=True):
             assert isinstance(one, _ScriptedEncoded)
-            batch.append(Decoding(one.audio, one.silence_s, task, beam_size))
+            batch.append(Decoding(one.audio, one.silence_s, task, beam_size, max_tokens=max_tokens))
         self.batches.append(batch)
         self.on_decode()
         return [self._hypothesis(decoding) for decoding in batch]

@@ -11,6 +11,7 @@ How this was chosen, what it costs and how right it is: docs/decisions/0005-cali
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -18,7 +19,8 @@ import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -114,38 +116,54 @@ def samples() -> list[Sample]:
     return found
 
 
-def calibrated(encoder: Encoder, speech: Iterable[Sample]) -> Tail | None:
+@dataclass(frozen=True)
+class _Comparison:
+    """The text that 30 s give: its mean log probability with kept silence and without. is_runaway: with it, no end."""
+
+    with_silence: float
+    without: float
+    is_runaway: bool
+
+
+def calibrated(encoder: Encoder, speech: Sequence[Sample], *, n_workers: int = 1) -> Tail | None:
     """Measure a model's silence, and check that its decoder understands speech better with it than without.
 
-    None where it does not: then speech is to be encoded with all of its 30 s.
+    n_workers: samples at the same time. None where it does not: then speech is to be encoded with all of its 30 s.
     """
-    full = [(one, encoder.encode_positions(one.audio, FULL_WINDOW_S)) for one in speech]
-    tail = Tail(_mean_silence(full))
-    with_tail, bare, n_runaway = 0.0, 0.0, 0
-    for one, positions in full:
-        tokens, _ = encoder.write(positions, one.language)
-        if not tokens:
-            continue
-        padded_s = n_encoded(len(one.audio) / SAMPLE_RATE_HZ, ENCODED_SILENCE_S) / POSITIONS_PER_S
-        short = encoder.encode_positions(one.audio, padded_s)
-        whole = tail.behind(short)
-        with_tail += encoder.log_probability(whole, one.language, tokens)
-        bare += encoder.log_probability(short, one.language, tokens)
-        n_runaway += len(encoder.write(whole, one.language)[0]) > 2 * len(tokens) + 8
-    if with_tail > bare and not n_runaway:
+    with ThreadPoolExecutor(n_workers, "calibrating") as threads:
+        full = list(threads.map(lambda one: encoder.encode_positions(one.audio, FULL_WINDOW_S), speech))
+        tail = Tail(_mean_silence(speech, full))
+        compared = list(threads.map(functools.partial(_compared, encoder, tail), speech, full))
+    with_silence, without = (sum(getattr(one, name) for one in compared) for name in ("with_silence", "without"))
+    n_runaway = sum(one.is_runaway for one in compared)
+    if with_silence > without and not n_runaway:
         return tail
     log.warning(
-        "windows of 30 s are used: calibrated silence gives the text of 30 s a log probability of %.2f, none %.2f, and"
-        " %d texts ran away",
-        *(with_tail, bare, n_runaway),
+        "windows of 30 s are used: the text that they give has a log probability of %.2f with calibrated silence, %.2f"
+        " without, and %d texts have no end",
+        *(with_silence, without, n_runaway),
     )
     return None
 
 
-def _mean_silence(encoded: Sequence[tuple[Sample, Positions]]) -> npt.NDArray[np.float32]:
-    total = np.zeros(encoded[0][1].shape, np.float64)
+def _compared(encoder: Encoder, tail: Tail, one: Sample, full: Positions) -> _Comparison:
+    tokens, _ = encoder.write(full, one.language)
+    if not tokens:
+        return _Comparison(0.0, 0.0, is_runaway=False)
+    padded_s = n_encoded(len(one.audio) / SAMPLE_RATE_HZ, ENCODED_SILENCE_S) / POSITIONS_PER_S
+    short = encoder.encode_positions(one.audio, padded_s)
+    whole = tail.behind(short)
+    return _Comparison(
+        encoder.log_probability(whole, one.language, tokens),
+        encoder.log_probability(short, one.language, tokens),
+        is_runaway=len(encoder.write(whole, one.language)[0]) > 2 * len(tokens) + 8,
+    )
+
+
+def _mean_silence(speech: Sequence[Sample], encoded: Sequence[Positions]) -> npt.NDArray[np.float32]:
+    total = np.zeros(encoded[0].shape, np.float64)
     count = np.zeros((len(total), 1))
-    for one, positions in encoded:
+    for one, positions in zip(speech, encoded, strict=True):
         first = n_encoded(len(one.audio) / SAMPLE_RATE_HZ, ENCODED_SILENCE_S)
         total[first:] += positions[first:]
         count[first:] += 1

@@ -37,11 +37,12 @@ from typeless_grpc.engine.transcript import joined
 
 # What a window is expected to cost, in seconds of an idle engine: at once, for each second that is encoded, by how much
 # more of it for each further beam, and for its square; only ratios matter, the scheduler measures the rest
-# (docs/measurements/encoder.md). It also bounds the memory of a batch.
+# (docs/measurements/encoder.md). It also bounds the memory of a batch: eight short windows, or three of 20 s.
 COST_AT_ONCE = 0.04
 COST_PER_S = 0.018
 COST_OF_A_BEAM = 0.25
 COST_PER_S2 = 0.00023
+MAX_BATCH_COST_S = 1.4
 
 # Silence that is encoded after the speech, at first and in the second pass: that of the recording, and then more, of
 # which there is at least LEAST_ADDED_S (docs/measurements/silence.md, second-pass.md).
@@ -225,11 +226,11 @@ class UtteranceDecoder:
 
     async def _decode(self, call: Call, piece: Piece) -> DecodeResult:
         """Decode a piece, and once more where its text has a low confidence or cannot be used."""
+        if call.ticket.lane is Lane.LIVE_INTERIM:  # it is soon replaced by another
+            return await self._decode_once(call, piece)
         if call.options.temperatures or self._options.is_full_window:
             return await self._with_fallback(call, piece, call.options.temperatures or TEMPERATURES)
         first = await self._decode_once(call, piece)
-        if call.ticket.lane is Lane.LIVE_INTERIM:  # it is soon replaced by another
-            return first
         is_unusable = bool(first.issues & UNUSABLE)
         if not is_unusable and not (first.issues and piece.audio_s <= LONGEST_DOUBTED_S):
             return first

@@ -252,17 +252,17 @@ class WhisperModel:
         self.compute_type = device.compute_type
         self._runtime = Runtime(name, directory, device, n_threads=n_threads, n_workers=n_workers)
         self.is_multilingual = self._runtime.is_multilingual
-        self._tail = self._calibrated(directory, cache_dir) if is_calibrated else None
+        self._tail = self._calibrated(directory, cache_dir, n_workers) if is_calibrated else None
         # Converted models are stored as float16; nothing tells what CTranslate2 makes of it in memory.
         stored_bytes = (directory / "model.bin").stat().st_size
         silence_bytes = self._tail.silence.nbytes if self._tail is not None else 0
         self.memory_bytes = round(stored_bytes * BYTES_PER_WEIGHT.get(device.compute_type, 2) / 2) + silence_bytes
 
-    def _calibrated(self, directory: Path, cache_dir: Path | None) -> Tail | None:
+    def _calibrated(self, directory: Path, cache_dir: Path | None, n_workers: int) -> Tail | None:
         def calibrate() -> Tail | None:
             log.info("model %s: its silence is measured, once for each machine", self.name)
             started_s = time.monotonic()
-            found = tail.calibrated(self._runtime, tail.samples())
+            found = tail.calibrated(self._runtime, tail.samples(), n_workers=n_workers)
             log.info("model %s: measured in %.1f s", self.name, time.monotonic() - started_s)
             return found
 

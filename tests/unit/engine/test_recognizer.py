@@ -263,7 +263,27 @@ async def test_a_long_piece_has_no_second_pass_for_a_low_confidence_alone():
         assert len(bench.model.decodings) == 1
         bench.model.script = lambda decoding: Hypothesis("1.1.1.1", is_cut_off=True)
         await bench.heard(audio(1.0, 16.0, 1.0))
-        assert len(bench.model.decodings) == 3
+        assert any(decoding.silence_s > 2.0 for decoding in bench.model.decodings)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_searches", "expected"),
+    [
+        pytest.param("a dense script", 2, "a dense script", id="many tokens"),
+        pytest.param("no no no no no no", 1, "no", id="a loop"),
+    ],
+)
+async def test_only_a_text_that_is_no_loop_is_searched_for_with_more_tokens(text: str, n_searches: int, expected: str):
+    async with serving() as bench:
+        bench.model.script = lambda decoding: Hypothesis(text, is_cut_off=decoding.max_tokens < 60)
+        bench.model.aligns = lambda text, audio_s: [
+            TimedWord(f" {word}", min(index, 1) * audio_s, audio_s, 0.9) for index, word in enumerate(text.split())
+        ]
+        recognition = await bench.heard(utterances(1))
+    limits = [decoding.max_tokens for decoding in bench.model.decodings]
+    assert len(limits) == n_searches
+    assert limits == sorted(set(limits))
+    assert recognition.transcript.text == expected
 
 
 FIRST, SECOND = "the first text", "the second text"
@@ -291,7 +311,7 @@ async def test_text_that_cannot_be_used_twice_is_kept_out_with_its_reason():
     async with serving() as bench:
         bench.model.script = lambda decoding: Hypothesis("1.1.1.1", is_cut_off=True)
         recognition = await bench.heard(utterances(1))
-    assert len(bench.model.decodings) == 2
+    assert [decoding.silence_s > 2.0 for decoding in bench.model.decodings] == [False, False, True, True]
     assert recognition.transcript.segments == ()
     assert [one.reason for one in recognition.transcript.suppressed] == [SuppressionReason.LOW_CONFIDENCE]
 
@@ -369,6 +389,15 @@ async def test_full_decodes_once_and_as_faster_whisper_does():
     async with serving(is_full_window=True) as bench:
         await bench.heard(utterances(2))
     assert [decoding.temperatures for decoding in bench.model.decodings] == [TEMPERATURES] * 2
+
+
+async def test_an_interim_is_decoded_once_even_with_temperatures():
+    async with serving() as bench:
+        call = bench.engine.recognize(audio(1.0, 2.0), replace(ENGLISH, temperatures=(0.2,)), Ticket(Lane.LIVE_INTERIM))
+        task = asyncio.create_task(call)
+        await bench.threads.run_all()
+        await task
+    assert [decoding.temperatures for decoding in bench.model.decodings] == [()]
 
 
 @pytest.mark.parametrize("temperatures", [(0.0, 0.5), (0.5,)])

@@ -33,7 +33,7 @@ class _SuppressionReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapp
     SUPPRESSION_REASON_REPETITION: _SuppressionReason.ValueType  # 2
     """The text repeats itself beyond what speech does."""
     SUPPRESSION_REASON_LOW_CONFIDENCE: _SuppressionReason.ValueType  # 3
-    """The model was guessing."""
+    """The text cannot be of this audio, and decoding it again did not help."""
 
 class SuppressionReason(_SuppressionReason, metaclass=_SuppressionReasonEnumTypeWrapper):
     """Why text is judged not to be speech."""
@@ -45,7 +45,7 @@ SUPPRESSION_REASON_NO_SPEECH: SuppressionReason.ValueType  # 1
 SUPPRESSION_REASON_REPETITION: SuppressionReason.ValueType  # 2
 """The text repeats itself beyond what speech does."""
 SUPPRESSION_REASON_LOW_CONFIDENCE: SuppressionReason.ValueType  # 3
-"""The model was guessing."""
+"""The text cannot be of this audio, and decoding it again did not help."""
 Global___SuppressionReason: typing_extensions.TypeAlias = SuppressionReason
 
 class _OutputFormat:
