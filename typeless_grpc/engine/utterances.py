@@ -2,8 +2,8 @@
 
 A piece is decoded with only a second of silence encoded behind it, which is cheap and for most speech as good as
 Whisper's 30 s. Where the text has a low confidence, or cannot be used, the piece is decoded once more: with more
-silence behind it, which helps the encoder's attention, and with more beams unless the caller chose them. The better
-text is kept. So all work for a piece is at most about three times its first decode (docs/measurements/second-pass.md).
+silence behind it, which helps the encoder's attention, and with at least five beams, as faster-whisper's fallback
+draws five samples whatever the beam size is. The better text is kept. So all work for a piece is at most about three times its first decode (docs/measurements/second-pass.md).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LEAST_ADDED_S = 0.3
 # Longer pieces have no second pass for a low confidence alone: of their 30 s little is missing, and it would take
 # longer than faster-whisper takes for all of them.
 LONGEST_DOUBTED_S = 8.0
-# As many as faster-whisper uses by default.
+# As many as faster-whisper uses by default; at the least.
 SECOND_PASS_BEAM_SIZE = 5
 
 # By how much the text in another language must be likelier than in the main one, as a mean log probability of tokens.
@@ -235,7 +235,7 @@ class UtteranceDecoder:
         if not is_unusable and not (first.issues and piece.audio_s <= LONGEST_DOUBTED_S):
             return first
         again = call if call.options.language else _in_language(call, first.language)
-        beam_size = call.options.beam_size or max(self._options.beam_size, SECOND_PASS_BEAM_SIZE)
+        beam_size = max(call.options.beam_size or self._options.beam_size, SECOND_PASS_BEAM_SIZE)
         second = await self._decode_once(again, piece, SECOND_PASS_SILENCE_S, beam_size)
         best = better(first, second)
         return replace(best, language_probability=first.language_probability, languages=first.languages)

@@ -317,9 +317,11 @@ async def test_text_that_cannot_be_used_twice_is_kept_out_with_its_reason():
 
 
 @pytest.mark.parametrize(
-    ("requested", "expected"), [(None, [1, SECOND_PASS_BEAM_SIZE]), (1, [1, 1]), (8, [8, 8])], ids=["unset", "1", "8"]
+    ("requested", "expected"),
+    [(None, [1, SECOND_PASS_BEAM_SIZE]), (1, [1, SECOND_PASS_BEAM_SIZE]), (8, [8, 8])],
+    ids=["unset", "1", "8"],
 )
-async def test_the_second_pass_has_more_beams_unless_the_caller_chose_them(requested: int | None, expected: list[int]):
+async def test_the_second_pass_has_at_least_five_beams(requested: int | None, expected: list[int]):
     async with serving() as bench:
         bench.model.script = unclear_below(99.0)
         await bench.heard(utterances(1), replace(ENGLISH, beam_size=requested))

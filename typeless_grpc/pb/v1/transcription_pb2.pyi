@@ -584,12 +584,14 @@ class DecodingOptions(google.protobuf.message.Message):
     BEAM_SIZE_FIELD_NUMBER: builtins.int
     TEMPERATURES_FIELD_NUMBER: builtins.int
     beam_size: builtins.int
-    """1 to 10; 0 is the server's choice, and more where the text so found has a low confidence."""
+    """1 to 10; 0 is the server's choice. A text of low confidence is searched for once more, with five
+    beams at the least.
+    """
     @property
     def temperatures(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Tried in turn, as faster-whisper tries them, until the result passes its quality checks; empty
-        is the most likely text only. Each in [0, 1]; 0 is the most likely text, above it texts are
-        sampled.
+        """Tried in turn, as faster-whisper tries them, until the result passes its quality checks; then
+        nothing else is tried. Empty is the server's choice: the most likely text only. Each in [0, 1];
+        0 is the most likely text, above it texts are sampled.
         """
 
     def __init__(
