@@ -73,7 +73,7 @@ class DecodeRequest:
     """Search for a window's text once.
 
     options.language: None detects it; expected is then the language of the speech before, "" for none. silence_s: how
-    much silence is encoded behind the audio.
+    much silence is encoded behind the audio. max_tokens: of the text; None is as many as speech can have.
     """
 
     window: Window
@@ -81,6 +81,7 @@ class DecodeRequest:
     beam_size: int
     silence_s: float
     expected: str = ""
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,7 @@ class DecodeResult:
 
     segments: times in seconds of the window; those of looped are repetitions that nobody spoke. languages: as detected,
     empty where the language was given. issues: why the text may be wrong. rest_s: where speech begins that the text
-    leaves out, None where it leaves nothing out.
+    leaves out, None where it leaves nothing out. n_tokens: that the search wrote.
     """
 
     segments: tuple[RawSegment, ...]
@@ -123,6 +124,7 @@ class DecodeResult:
     looped: tuple[RawSegment, ...] = ()
     issues: frozenset[Issue] = frozenset()
     rest_s: float | None = None
+    n_tokens: int = 0
 
     @property
     def avg_logprob(self) -> float:
@@ -213,7 +215,11 @@ def _decode(model: Model, decodes: Sequence[tuple[int, DecodeRequest, IsWanted]]
     if not items:
         return []
     hypotheses = _search(model, items, _first_tokens)
-    dense = [place for place, one in enumerate(hypotheses) if one.is_cut_off and not repeats_itself(one.text)]
+    dense = [
+        place
+        for place, (item, one) in enumerate(zip(items, hypotheses, strict=True))
+        if item.request.max_tokens is None and one.is_cut_off and not repeats_itself(one.text)
+    ]
     for place, one in zip(dense, _search(model, [items[place] for place in dense], _most_tokens), strict=True):
         hypotheses[place] = one
     return [
@@ -223,11 +229,11 @@ def _decode(model: Model, decodes: Sequence[tuple[int, DecodeRequest, IsWanted]]
     ]
 
 
-def _search(model: Model, items: Sequence[_Item], limit: Callable[[Window], int]) -> list[Hypothesis]:
+def _search(model: Model, items: Sequence[_Item], limit: Callable[[DecodeRequest], int]) -> list[Hypothesis]:
     """The texts of items. limit: of a text's tokens; one that reaches its own is cut off, whatever others may have."""
     if not items:
         return []
-    limits = [limit(item.request.window) for item in items]
+    limits = [limit(item.request) for item in items]
     found = model.decode(
         [item.encoded for item in items],
         [item.task for item in items],
@@ -249,12 +255,12 @@ def _language(model: Model, encoded: Encoded | None, request: Request) -> Langua
     return Language(code, probability, languages)
 
 
-def _first_tokens(window: Window) -> int:
-    return FIRST_TOKENS_AT_ONCE + math.ceil(FIRST_TOKENS_PER_S * window.audio_s)
+def _first_tokens(request: DecodeRequest) -> int:
+    return request.max_tokens or FIRST_TOKENS_AT_ONCE + math.ceil(FIRST_TOKENS_PER_S * request.window.audio_s)
 
 
-def _most_tokens(window: Window) -> int:
-    return MOST_TOKENS_AT_ONCE + math.ceil(MOST_TOKENS_PER_S * window.audio_s)
+def _most_tokens(request: DecodeRequest) -> int:
+    return MOST_TOKENS_AT_ONCE + math.ceil(MOST_TOKENS_PER_S * request.window.audio_s)
 
 
 def _result(model: Model, item: _Item, hypothesis: Hypothesis) -> DecodeResult:
@@ -262,6 +268,7 @@ def _result(model: Model, item: _Item, hypothesis: Hypothesis) -> DecodeResult:
     words: Sequence[TimedWord] = ()
     looped: Sequence[TimedWord] = ()
     rest_s = None
+    n_tokens = len(hypothesis.tokens)
     is_suspect = may_loop(hypothesis) or may_stop_early(hypothesis.text, window.speech_s)
     if hypothesis.text and (options.word_timestamps or is_suspect):
         words = model.align(item.encoded, item.task, hypothesis.tokens)
@@ -281,6 +288,7 @@ def _result(model: Model, item: _Item, hypothesis: Hypothesis) -> DecodeResult:
         _segments(item, _spoken(hypothesis, looped), looped, end_s) if looped else (),
         issues_of(hypothesis, window.speech_s, low_logprob=LOW_LOGPROB),
         rest_s,
+        n_tokens,
     )
 
 

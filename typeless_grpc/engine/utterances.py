@@ -3,7 +3,8 @@
 A piece is decoded with only a second of silence encoded behind it, which is cheap and for most speech as good as
 Whisper's 30 s. Where the text has a low confidence, or cannot be used, the piece is decoded once more: with more
 silence behind it, which helps the encoder's attention, and with at least five beams, as faster-whisper's fallback
-draws five samples whatever the beam size is. The better text is kept. So all work for a piece is at most about three times its first decode (docs/measurements/second-pass.md).
+draws five samples whatever the beam size is. The better text is kept. So all work for a piece is at most about three
+times its first decode (docs/measurements/second-pass.md).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typeless_grpc.engine.inference import (
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
 from typeless_grpc.engine.languages import Utterance, cut_where_it_changes, seem_mixed, utterances
 from typeless_grpc.engine.model import FULL_WINDOW_S, TEMPERATURES, Model
-from typeless_grpc.engine.quality import UNUSABLE
+from typeless_grpc.engine.quality import UNUSABLE, Issue
 from typeless_grpc.engine.scheduler import Scheduler, Task, Turn
 from typeless_grpc.engine.strategies import Plan
 from typeless_grpc.engine.transcript import joined
@@ -49,9 +50,12 @@ MAX_BATCH_COST_S = 1.4
 SILENCE_S = 1.0
 SECOND_PASS_SILENCE_S = 6.0
 LEAST_ADDED_S = 0.3
-# Longer pieces have no second pass for a low confidence alone: of their 30 s little is missing, and it would take
-# longer than faster-whisper takes for all of them.
+# Longer pieces and texts have no second pass for a low confidence alone: of their 30 s less is missing, and two
+# searches on one thread would take longer than faster-whisper takes for all of it.
 LONGEST_DOUBTED_S = 8.0
+MOST_DOUBTED_TOKENS = 30
+# The second text may be so many tokens longer.
+MORE_TOKENS = 8
 # As many as faster-whisper uses by default; at the least.
 SECOND_PASS_BEAM_SIZE = 5
 
@@ -231,27 +235,36 @@ class UtteranceDecoder:
         if call.options.temperatures or self._options.is_full_window:
             return await self._with_fallback(call, piece, call.options.temperatures or TEMPERATURES)
         first = await self._decode_once(call, piece)
-        is_unusable = bool(first.issues & UNUSABLE)
-        if not is_unusable and not (first.issues and piece.audio_s <= LONGEST_DOUBTED_S):
+        is_short = piece.audio_s <= LONGEST_DOUBTED_S and first.n_tokens <= MOST_DOUBTED_TOKENS
+        if not first.issues & UNUSABLE and not (first.issues and is_short):
             return first
         again = call if call.options.language else _in_language(call, first.language)
-        beam_size = max(call.options.beam_size or self._options.beam_size, SECOND_PASS_BEAM_SIZE)
-        second = await self._decode_once(again, piece, SECOND_PASS_SILENCE_S, beam_size)
+        second = await self._second_pass(again, piece, first, has_more_beams=is_short)
         best = better(first, second)
         return replace(best, language_probability=first.language_probability, languages=first.languages)
 
-    async def _decode_once(
-        self, call: Call, piece: Piece, silence_s: float = SILENCE_S, beam_size: int | None = None
-    ) -> DecodeResult:
+    async def _decode_once(self, call: Call, piece: Piece) -> DecodeResult:
         window = _window(call, piece)
-        beam_size = beam_size or call.options.beam_size or self._options.beam_size
-        added_s = max(LEAST_ADDED_S, silence_s - (window.audio_s - window.spans_s[-1][1]))
-        request = DecodeRequest(window, call.options, beam_size, added_s, call.expected)
+        added_s = _added_s(window, SILENCE_S)
+        request = DecodeRequest(window, call.options, self._beam_size(call), added_s, call.expected)
         return await self._submit(call, request, window.audio_s + added_s)
 
+    async def _second_pass(
+        self, call: Call, piece: Piece, first: DecodeResult, *, has_more_beams: bool
+    ) -> DecodeResult:
+        window = _window(call, piece)
+        added_s = _added_s(window, SECOND_PASS_SILENCE_S)
+        beam_size = max(self._beam_size(call), SECOND_PASS_BEAM_SIZE if has_more_beams else 1)
+        max_tokens = None if Issue.EMPTY in first.issues else MORE_TOKENS + first.n_tokens
+        request = DecodeRequest(window, call.options, beam_size, added_s, call.expected, max_tokens)
+        return await self._submit(call, request, window.audio_s + added_s)
+
+    def _beam_size(self, call: Call) -> int:
+        return call.options.beam_size or self._options.beam_size
+
     async def _with_fallback(self, call: Call, piece: Piece, temperatures: Sequence[float]) -> DecodeResult:
-        beam_size = call.options.beam_size or self._options.beam_size
-        request = FallbackRequest(_window(call, piece), call.options, beam_size, temperatures, call.expected)
+        window, beam_size = _window(call, piece), self._beam_size(call)
+        request = FallbackRequest(window, call.options, beam_size, temperatures, call.expected)
         return await self._submit(call, request, FULL_WINDOW_S)
 
     async def _submit(self, call: Call, request: Request, encoded_s: float) -> DecodeResult:
@@ -276,6 +289,11 @@ def better(first: DecodeResult, second: DecodeResult) -> DecodeResult:
     if bool(first.issues & UNUSABLE) != bool(second.issues & UNUSABLE):
         return second if first.issues & UNUSABLE else first
     return second if second.avg_logprob > first.avg_logprob else first
+
+
+def _added_s(window: Window, silence_s: float) -> float:
+    """How much silence to add for so much of it after the speech."""
+    return max(LEAST_ADDED_S, silence_s - (window.audio_s - window.spans_s[-1][1]))
 
 
 def _window(call: Call, piece: Piece) -> Window:
