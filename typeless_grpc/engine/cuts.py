@@ -91,11 +91,12 @@ class Piece:
         """Length of what is shown, in seconds."""
         return sum(span.end - span.start for span in self.kept) / SAMPLE_RATE_HZ
 
-    def rest(self, shown_s: float) -> Piece:
-        """The part of this piece from a time in what is shown on."""
-        start = round(self.original_s(shown_s) * SAMPLE_RATE_HZ)
-        speech = tuple(Span(max(span.start, start), span.end) for span in self.speech if span.end > start)
-        return replace(self, start=start, speech=speech)
+    def split(self, shown_s: float) -> tuple[Piece, Piece]:
+        """The parts of this piece before and after a time in what is shown."""
+        at = round(self.original_s(shown_s) * SAMPLE_RATE_HZ)
+        before = tuple(Span(span.start, min(span.end, at)) for span in self.speech if span.start < at)
+        after = tuple(Span(max(span.start, at), span.end) for span in self.speech if span.end > at)
+        return replace(self, end=at, speech=before), replace(self, start=at, speech=after)
 
     def shown(self, recording: Audio) -> Audio:
         """The samples that are shown."""

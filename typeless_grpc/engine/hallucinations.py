@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typeless_grpc.engine.cuts import Piece
 from typeless_grpc.engine.inference import DecodeResult
 from typeless_grpc.engine.model import RawSegment
-from typeless_grpc.engine.quality import COMPRESSION_RATIO_THRESHOLD, UNUSABLE, is_too_fast, repeats_itself
+from typeless_grpc.engine.quality import COMPRESSION_RATIO_THRESHOLD, Issue, is_too_fast, repeats_itself
 from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason
 
 # faster_whisper.transcribe.WhisperModel.transcribe, defaults of the thresholds of these names.
@@ -42,7 +42,7 @@ def _reason(one: RawSegment, result: DecodeResult) -> SuppressionReason | None:
         return SuppressionReason.NO_SPEECH
     if one.compression_ratio > COMPRESSION_RATIO_THRESHOLD and _is_loop(segment):
         return SuppressionReason.REPETITION
-    if result.issues & UNUSABLE:  # it is no text of this audio, and decoding it again did not help
+    if Issue.CUT_OFF in result.issues:  # it is no text of this audio, and decoding it again did not help
         return SuppressionReason.LOW_CONFIDENCE
     return None
 

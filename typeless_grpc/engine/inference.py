@@ -16,7 +16,7 @@ import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.engine.interface import DecodeOptions, Task
 from typeless_grpc.engine.languages import among, chosen
 from typeless_grpc.engine.model import DecodingTask, Encoded, Hypothesis, Languages, Model, RawSegment
 from typeless_grpc.engine.quality import (
@@ -40,6 +40,8 @@ FIRST_TOKENS_PER_S = 7.0
 MOST_TOKENS_AT_ONCE = 24
 MOST_TOKENS_PER_S = 14.0
 
+# Silence that is encoded where only the language is detected, for a text that is decoded with 30 s.
+DETECTION_SILENCE_S = 1.0
 # A text with a lower mean log probability is decoded once more (docs/measurements/second-pass.md).
 LOW_LOGPROB = -0.5
 
@@ -249,7 +251,7 @@ def _search(model: Model, items: Sequence[_Item], limit: Callable[[DecodeRequest
 def _language(model: Model, encoded: Encoded | None, request: Request) -> Language:
     if request.options.language:
         return Language(request.options.language, 1.0)
-    encoded = encoded or model.encode(request.window.audio, 0.0)
+    encoded = encoded or model.encode(request.window.audio, DETECTION_SILENCE_S)
     languages = among(model.detect_language(encoded), request.options.allowed_languages)
     code, probability = chosen(languages, request.expected, request.window.speech_s)
     return Language(code, probability, languages)
@@ -269,15 +271,19 @@ def _result(model: Model, item: _Item, hypothesis: Hypothesis) -> DecodeResult:
     looped: Sequence[TimedWord] = ()
     rest_s = None
     n_tokens = len(hypothesis.tokens)
-    is_suspect = may_loop(hypothesis) or may_stop_early(hypothesis.text, window.speech_s)
-    if hypothesis.text and (options.word_timestamps or is_suspect):
+    # The words of a translation have other places than those that were spoken.
+    is_translated = options.task is Task.TRANSLATE
+    is_loop = hypothesis.is_cut_off if is_translated else may_loop(hypothesis)
+    is_short = not is_translated and may_stop_early(hypothesis.text, window.speech_s)
+    if hypothesis.text and (options.word_timestamps or is_loop or is_short):
         words = model.align(item.encoded, item.task, hypothesis.tokens)
-        if may_loop(hypothesis):
+        if is_loop:
             found = without_loops(words)
             words, looped = found.words, found.looped
             if looped:
                 hypothesis = _spoken(hypothesis, words)
-        rest_s = uncovered_from(words, window.spans_s)
+        if is_short or (looped and not is_translated):
+            rest_s = uncovered_from(words, window.spans_s)
     end_s = window.spans_s[-1][1] if rest_s is None else words[-1].end_s
     segments = _segments(item, hypothesis, words if options.word_timestamps else (), end_s)
     return DecodeResult(

@@ -163,11 +163,15 @@ class UtteranceDecoder:
 
     async def _decode_piece(self, call: Call, piece: Piece) -> Decoded:
         """The result for a piece, or for its parts where the language changes in it, or the decoder stopped early."""
-        decoded = await self._decode_in_languages(call, piece)
-        last, result = decoded[-1]
-        if result.rest_s is None or call.ticket.lane is Lane.LIVE_INTERIM:
-            return decoded
-        return decoded + await self._decode_piece(_in_language(call, result.language), last.rest(result.rest_s))
+        decoded: Decoded = []
+        for part, result in await self._decode_in_languages(call, piece):
+            if result.rest_s is None or call.ticket.lane is Lane.LIVE_INTERIM:
+                decoded.append((part, result))
+                continue
+            before, rest = part.split(result.rest_s)
+            decoded.append((before, result))
+            decoded += await self._decode_piece(_in_language(call, result.language), rest)
+        return decoded
 
     async def _decode_in_languages(self, call: Call, piece: Piece) -> Decoded:
         result = await self._decode(call, piece)
@@ -285,10 +289,16 @@ class UtteranceDecoder:
 
 
 def better(first: DecodeResult, second: DecodeResult) -> DecodeResult:
-    """The one that can be used; of two that can, or cannot, the one whose tokens are likelier."""
-    if bool(first.issues & UNUSABLE) != bool(second.issues & UNUSABLE):
-        return second if first.issues & UNUSABLE else first
-    return second if second.avg_logprob > first.avg_logprob else first
+    """The one with the lesser issues, else the one whose tokens are likelier."""
+    ranks = [(_severity(one), -one.avg_logprob) for one in (first, second)]
+    return second if ranks[1] < ranks[0] else first
+
+
+def _severity(result: DecodeResult) -> int:
+    """Of the worst issue: 2 for no text or one without an end, 1 for more than anybody can say, else 0."""
+    if result.issues & {Issue.EMPTY, Issue.CUT_OFF}:
+        return 2
+    return 1 if Issue.TOO_FAST in result.issues else 0
 
 
 def _added_s(window: Window, silence_s: float) -> float:

@@ -387,6 +387,15 @@ async def test_speech_that_a_text_leaves_out_is_decoded_on_its_own():
     assert recognition.n_chunks == 2
 
 
+async def test_a_translation_is_as_long_as_it_is():
+    async with serving() as bench:
+        bench.model.script = lambda decoding: "short, short, short, short"
+        bench.model.aligns = lambda text, audio_s: evenly(text, 1.5)
+        recognition = await bench.heard(utterances(1), DecodeOptions(language="de", task=Task.TRANSLATE))
+    assert recognition.transcript.text == "short, short, short, short"
+    assert len(bench.model.decodings) == 1
+
+
 async def test_full_decodes_once_and_as_faster_whisper_does():
     async with serving(is_full_window=True) as bench:
         await bench.heard(utterances(2))
