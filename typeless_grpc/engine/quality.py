@@ -39,8 +39,8 @@ LEAST_COMPARED_S = 4.0
 MOST_UNCOVERED_S = 2.0
 LEAST_PROGRESS_S = 1.0
 SILENCE_BEFORE_S = 0.3
-# A spoken word takes longer; the alignment works in steps of 0.02 s. Repeated words that were spoken took 0.1 s and more
-# in the median, those that loops add none (docs/measurements/loops.md).
+# A spoken word takes longer; the alignment works in steps of 0.02 s. Repeated words that were spoken took 0.1 s and
+# more in the median, those that loops add none (docs/measurements/loops.md).
 LEAST_WORD_S = 0.05
 # faster_whisper.transcribe.WhisperModel.transcribe, default of `compression_ratio_threshold`.
 COMPRESSION_RATIO_THRESHOLD = 2.4
