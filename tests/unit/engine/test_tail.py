@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.harness import AUDIO
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
+from typeless_grpc.engine import tail
 from typeless_grpc.engine.model import FULL_POSITIONS, POSITIONS_PER_S
 from typeless_grpc.engine.tail import (
     FILE_NAME,
@@ -87,6 +89,15 @@ def test_the_calibration_speech_is_shipped_and_of_several_languages_and_lengths(
     assert lengths_s[0] <= 1.0
     assert lengths_s[-1] >= 4.0
     assert all(np.abs(one.audio).max() > 0.05 for one in found)
+
+
+def test_the_calibration_speech_is_that_of_the_fixtures():
+    directory = Path(tail.__file__).parent / "calibration"
+    files = sorted(directory.glob("*.ogg"))
+    assert len(files) == len(samples())
+    for file in files:
+        language, _, name = file.stem.split("_")
+        assert file.read_bytes() == (AUDIO / f"{language}_{name}.ogg").read_bytes()
 
 
 # ---- behind the speech ------------------------------------------------------------------------------------------
