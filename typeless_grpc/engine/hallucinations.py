@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 
 from typeless_grpc.engine.cuts import Piece
 from typeless_grpc.engine.inference import DecodeResult
-from typeless_grpc.engine.model import RawSegment
+from typeless_grpc.engine.model import NO_SPEECH_THRESHOLD, RawSegment
 from typeless_grpc.engine.quality import COMPRESSION_RATIO_THRESHOLD, Issue, is_too_fast, repeats_itself
 from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason
 
-# faster_whisper.transcribe.WhisperModel.transcribe, defaults of the thresholds of these names.
-NO_SPEECH_THRESHOLD = 0.6
+# faster_whisper.transcribe.WhisperModel.transcribe, default of the threshold of this name.
 LOG_PROB_THRESHOLD = -1.0
 
 

@@ -26,6 +26,8 @@ FULL_POSITIONS = 1500
 
 # faster_whisper.transcribe.WhisperModel.transcribe, default of `temperature`: tried in turn until the checks pass.
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+# Likewise `no_speech_threshold`: above it, and below `log_prob_threshold`, a text is taken for silence.
+NO_SPEECH_THRESHOLD = 0.6
 
 Languages = Sequence[tuple[str, float]]  # Whisper's codes and their probabilities, the likeliest first
 

@@ -39,11 +39,11 @@ log = logging.getLogger(__name__)
 Positions = npt.NDArray[Any]  # shape (n_positions, d_model), float32 or float16
 
 # Counted up whenever tails of an earlier version are not to be used any more.
-VERSION = 1
+VERSION = 2
 FILE_NAME = "typeless-silence.npz"
 
-# Silence that is encoded behind the speech, before the kept silence takes over: its first frames depend on the speech.
-ENCODED_SILENCE_S = 0.5
+# In calibration, silence right behind the speech is left out, because it depends on the speech.
+LEFT_OUT_S = 0.5
 
 # Encoder output comes in these lengths, so that utterances of different lengths share a batch, and a text does not
 # depend on what else was in it. Behind the speech are at least LEAST_POSITIONS: decoding was worse with 100, and more
@@ -58,12 +58,12 @@ CUTS_S: tuple[float | None, ...] = (None, 1.5, 3.0, None, 1.0, None, 3.0)
 class Encoder(Protocol):
     """What calibration asks of a model."""
 
-    def encode_positions(self, audio: Audio, padded_s: float) -> Positions:
-        """Encoder output for audio that is padded with zeros to so many seconds."""
+    def encode_positions(self, audio: Audio, n_positions: int) -> Positions:
+        """Encoder output of this length, for audio that is padded with zeros."""
         ...
 
-    def write(self, positions: Positions, language: str) -> tuple[list[int], float]:
-        """Decode greedily: the text's tokens, and their mean log probability."""
+    def write(self, positions: Positions, language: str) -> list[int]:
+        """Decode greedily: the text's tokens."""
         ...
 
     def log_probability(self, positions: Positions, language: str, tokens: Sequence[int]) -> float:
@@ -131,7 +131,7 @@ def calibrated(encoder: Encoder, speech: Sequence[Sample], *, n_workers: int = 1
     n_workers: samples at the same time. None where it does not: then speech is to be encoded with all of its 30 s.
     """
     with ThreadPoolExecutor(n_workers, "calibrating") as threads:
-        full = list(threads.map(lambda one: encoder.encode_positions(one.audio, FULL_WINDOW_S), speech))
+        full = list(threads.map(lambda one: encoder.encode_positions(one.audio, FULL_POSITIONS), speech))
         tail = Tail(_mean_silence(speech, full))
         compared = list(threads.map(functools.partial(_compared, encoder, tail), speech, full))
     with_silence, without = (sum(getattr(one, name) for one in compared) for name in ("with_silence", "without"))
@@ -147,16 +147,15 @@ def calibrated(encoder: Encoder, speech: Sequence[Sample], *, n_workers: int = 1
 
 
 def _compared(encoder: Encoder, tail: Tail, one: Sample, full: Positions) -> _Comparison:
-    tokens, _ = encoder.write(full, one.language)
+    tokens = encoder.write(full, one.language)
     if not tokens:
         return _Comparison(0.0, 0.0, is_runaway=False)
-    padded_s = n_encoded(len(one.audio) / SAMPLE_RATE_HZ, ENCODED_SILENCE_S) / POSITIONS_PER_S
-    short = encoder.encode_positions(one.audio, padded_s)
+    short = encoder.encode_positions(one.audio, n_encoded(len(one.audio) / SAMPLE_RATE_HZ, LEFT_OUT_S))
     whole = tail.behind(short)
     return _Comparison(
         encoder.log_probability(whole, one.language, tokens),
         encoder.log_probability(short, one.language, tokens),
-        is_runaway=len(encoder.write(whole, one.language)[0]) > 2 * len(tokens) + 8,
+        is_runaway=len(encoder.write(whole, one.language)) > 2 * len(tokens) + 8,
     )
 
 
@@ -164,7 +163,7 @@ def _mean_silence(speech: Sequence[Sample], encoded: Sequence[Positions]) -> npt
     total = np.zeros(encoded[0].shape, np.float64)
     count = np.zeros((len(total), 1))
     for one, positions in zip(speech, encoded, strict=True):
-        first = n_encoded(len(one.audio) / SAMPLE_RATE_HZ, ENCODED_SILENCE_S)
+        first = n_encoded(len(one.audio) / SAMPLE_RATE_HZ, LEFT_OUT_S)
         total[first:] += positions[first:]
         count[first:] += 1
     mean = total / np.maximum(count, 1)
@@ -216,12 +215,12 @@ def _read(path: Path, fingerprint: str) -> Tail | None:
         silence, found, checksum = file["silence"], str(file["fingerprint"]), str(file["checksum"])
     if found != fingerprint or checksum != _checksum(silence):
         raise ValueError(f"{path} is of another model, or damaged")
-    return Tail(silence.astype(np.float32)) if silence.size else None
+    return Tail(silence) if silence.size else None
 
 
 def _write(path: Path, fingerprint: str, tail: Tail | None) -> None:
     """Whole or not at all: several servers may start at once. None is kept as well, so that it is found out once."""
-    silence = np.zeros((0, 0), np.float16) if tail is None else tail.silence.astype(np.float16)
+    silence = np.zeros((0, 0), np.float32) if tail is None else tail.silence
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".silence-", suffix=".npz")
     try:

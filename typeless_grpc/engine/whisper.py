@@ -27,8 +27,7 @@ from typeless_grpc.engine import tail
 from typeless_grpc.engine.interface import Task
 from typeless_grpc.engine.model import (
     FULL_POSITIONS,
-    FULL_WINDOW_S,
-    POSITIONS_PER_S,
+    NO_SPEECH_THRESHOLD,
     DecodingTask,
     Encoded,
     Hypothesis,
@@ -42,9 +41,6 @@ from typeless_grpc.errors import EngineFailed, InvalidInput
 
 log = logging.getLogger(__name__)
 
-# faster_whisper.transcribe.WhisperModel.transcribe, default of `no_speech_threshold`: above it, and below
-# `log_prob_threshold`, a text is taken for silence.
-NO_SPEECH_THRESHOLD = 0.6
 # Bytes of one weight in memory, by CTranslate2's compute type; 2 for those not named.
 BYTES_PER_WEIGHT = {"int8": 1, "int8_float32": 1, "int8_float16": 1, "int8_bfloat16": 1, "float32": 4}
 # Defaults of `prepend_punctuations` and `append_punctuations`.
@@ -157,9 +153,9 @@ class Runtime:
 
         self.tokenizer_of, self.prompt_of = tokenizer_of, prompt_of
 
-    def encode_positions(self, audio: Audio, padded_s: float) -> Positions:
-        """Encoder output, shape (n_positions, d_model), for audio padded with zeros to padded_s, as Whisper pads it."""
-        n_frames = round(padded_s * POSITIONS_PER_S) * FRAMES_PER_POSITION
+    def encode_positions(self, audio: Audio, n_positions: int) -> Positions:
+        """Encoder output, shape (n_positions, d_model), for audio padded with zeros, as Whisper pads it."""
+        n_frames = n_positions * FRAMES_PER_POSITION
         padded = np.zeros(n_frames * FRAME_SAMPLES, np.float32)
         n_samples = min(len(audio), len(padded))
         padded[:n_samples] = audio[:n_samples]
@@ -205,11 +201,11 @@ class Runtime:
 
     # ---- for calibration ------------------------------------------------------------------------------------
 
-    def write(self, positions: Positions, language: str) -> tuple[list[int], float]:
-        """The greedy text of encoder output: its tokens, and their mean log probability."""
+    def write(self, positions: Positions, language: str) -> list[int]:
+        """The tokens of the greedy text of encoder output."""
         tokenizer, prompt = self._of(language)
         (found,) = self.generate([positions], [prompt], beam_size=1, max_length=MAX_LENGTH // 2)
-        return [token for token in found.sequences_ids[0] if token < tokenizer.eot], found.scores[0]
+        return [token for token in found.sequences_ids[0] if token < tokenizer.eot]
 
     def log_probability(self, positions: Positions, language: str, tokens: Sequence[int]) -> float:
         """The mean log probability of a text's tokens."""
@@ -289,9 +285,9 @@ class WhisperModel:
         """See `Model`."""
         audio_s = len(audio) / SAMPLE_RATE_HZ
         if self._tail is None:
-            return Encoded(self._runtime.encode_positions(audio, FULL_WINDOW_S), audio_s)
-        padded_s = tail.n_encoded(audio_s, silence_s) / POSITIONS_PER_S
-        return Encoded(self._tail.behind(self._runtime.encode_positions(audio, padded_s)), audio_s)
+            return Encoded(self._runtime.encode_positions(audio, FULL_POSITIONS), audio_s)
+        positions = self._runtime.encode_positions(audio, tail.n_encoded(audio_s, silence_s))
+        return Encoded(self._tail.behind(positions), audio_s)
 
     def detect_language(self, encoded: Encoded) -> Languages:
         """See `Model`."""
