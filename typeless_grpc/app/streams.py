@@ -16,9 +16,6 @@ from typeless_grpc.streaming.endpoint import EndpointOptions
 from typeless_grpc.streaming.machinery import Machinery, StreamOptions
 from typeless_grpc.streaming.resume import SessionLimits, Sessions
 
-# The likeliest text, and no other: what the engine does where a request sets none.
-TEMPERATURES = (0.0,)
-
 
 @asynccontextmanager
 async def open_streams(settings: Settings, machinery: Machinery) -> AsyncIterator[StreamService]:
@@ -60,5 +57,8 @@ def stream_options(settings: Settings) -> StreamOptions:
 def stream_defaults(settings: Settings) -> StreamDefaults:
     """What streams are where their callers do not say."""
     return StreamDefaults(
-        settings.model, settings.beam_size, TEMPERATURES, interim_interval_s=settings.stream_interim_interval_s
+        settings.model,
+        settings.beam_size,
+        temperatures=(0.0,),  # the likeliest text, and no other
+        interim_interval_s=settings.stream_interim_interval_s,
     )

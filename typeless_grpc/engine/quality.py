@@ -132,9 +132,9 @@ class WithoutLoops:
 def without_loops(words: Sequence[TimedWord]) -> WithoutLoops:
     """Remove repetitions that have no time of their own, from the longest to the shortest phrase."""
     kept, looped = list(words), list[TimedWord]()
+    units = ["".join(_units(word.text)) for word in kept]
     size = len(kept) // 2
     while size:
-        units = ["".join(_units(word.text)) for word in kept]
         runs = (run for run in _runs(units, size) if not _is_periodic(units[run.start : run.start + size]))
         loop = next((run for run in runs if run.n_repeated >= size and _is_loop(kept, run)), None)
         if loop is None:
@@ -146,6 +146,7 @@ def without_loops(words: Sequence[TimedWord]) -> WithoutLoops:
         n_kept = len(timed) // size * size
         again = [replace(word, text=old.text) for word, old in zip(timed, repeated[:n_kept], strict=False)]
         kept[loop.start + size : loop.end] = again
+        del units[loop.start + size + n_kept : loop.end]  # what is kept are the first repetitions' words
         looped += repeated[n_kept:]
         size = min(size, len(kept) // 2)
     return WithoutLoops(kept, looped)

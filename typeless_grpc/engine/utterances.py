@@ -52,10 +52,10 @@ SECOND_PASS_SILENCE_S = 6.0
 LEAST_ADDED_S = 0.3
 # Longer pieces and texts have no second pass for a low confidence alone: of their 30 s less is missing, and two
 # searches on one thread would take longer than faster-whisper takes for all of it.
-LONGEST_DOUBTED_S = 8.0
-MOST_DOUBTED_TOKENS = 30
+SECOND_PASS_MAX_S = 8.0
+SECOND_PASS_MAX_TOKENS = 30
 # The second text may be so many tokens longer.
-MORE_TOKENS = 8
+SECOND_PASS_MORE_TOKENS = 8
 # As many as faster-whisper uses by default; at the least.
 SECOND_PASS_BEAM_SIZE = 5
 
@@ -239,7 +239,7 @@ class UtteranceDecoder:
         if call.options.temperatures or self._options.is_full_window:
             return await self._with_fallback(call, piece, call.options.temperatures or TEMPERATURES)
         first = await self._decode_once(call, piece)
-        is_short = piece.audio_s <= LONGEST_DOUBTED_S and first.n_tokens <= MOST_DOUBTED_TOKENS
+        is_short = piece.audio_s <= SECOND_PASS_MAX_S and first.n_tokens <= SECOND_PASS_MAX_TOKENS
         if not first.issues & UNUSABLE and not (first.issues and is_short):
             return first
         again = call if call.options.language else _in_language(call, first.language)
@@ -259,7 +259,7 @@ class UtteranceDecoder:
         window = _window(call, piece)
         added_s = _added_s(window, SECOND_PASS_SILENCE_S)
         beam_size = max(self._beam_size(call), SECOND_PASS_BEAM_SIZE if has_more_beams else 1)
-        max_tokens = None if Issue.EMPTY in first.issues else MORE_TOKENS + first.n_tokens
+        max_tokens = None if Issue.EMPTY in first.issues else SECOND_PASS_MORE_TOKENS + first.n_tokens
         request = DecodeRequest(window, call.options, beam_size, added_s, call.expected, max_tokens)
         return await self._submit(call, request, window.audio_s + added_s)
 

@@ -31,7 +31,7 @@ class EndpointOptions:
 
     doubtful_silence_s: end_silence_s where the text so far is doubtful; nobody asks about it where it is no longer.
     context_s: kept before speech where it is more than the padding: it is there already, and words are heard better.
-    How the numbers were settled: docs/streaming.md.
+    How the numbers were settled: docs/measurements/live.md.
     """
 
     threshold: float = 0.5
