@@ -260,7 +260,7 @@ class WhisperModel:
             started_s = time.monotonic()
             found = tail.calibrated(self._runtime, tail.samples(), n_workers=n_workers)
             log.info("model %s: measured in %.1f s", self.name, time.monotonic() - started_s)
-            return found
+            return found.rounded() if found is not None else None
 
         fingerprint = tail.fingerprint_of(directory / "model.bin", self.device_name, self.compute_type)
         directories = [directory, *([cache_dir / "silence" / fingerprint[:16]] if cache_dir is not None else [])]
