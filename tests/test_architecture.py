@@ -26,7 +26,7 @@ LAYERS = (
         "client_ledger",
         "client_mic",
     },
-    {"telemetry"},
+    {"telemetry", "reflection"},
     {"jobs", "streaming"},
     {"text"},  # works on what the engine heard
     {"engine", "access"},
@@ -38,7 +38,7 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 ONLY = {
     "typeless_grpc.pb": {"pb", "servicers", "client", "client_jobs", "client_stream", "client_ledger", "cli"},
     "grpc": {
-        *("pb", "servicers", "cli", "server", "tls", "interceptors"),
+        *("pb", "servicers", "cli", "server", "reflection", "tls", "interceptors"),
         *("client", "client_channel", "client_jobs", "client_stream"),
     },
     "faster_whisper": {"engine.whisper", "engine.hub"},

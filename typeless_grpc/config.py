@@ -297,8 +297,41 @@ class Settings(BaseSettings):
         16 * 1024, ge=1024, le=1024 * 1024, description="Headers of a call, in bytes, as HTTP/2 counts them."
     )
     max_metadata_entries: int = Field(64, ge=16, le=10_000, description="Headers of a call, counted.")
+    max_connections: int = Field(
+        1000, ge=1, le=1_000_000, description="Connections open at once; more are closed as they come."
+    )
+    request_arrival_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        le=86400,
+        description="Seconds for the request of a unary call to arrive in whole. Raise it for callers on slow lines.",
+    )
+    max_unfinished_bytes: int = Field(
+        1024**3,
+        ge=1024**2,
+        description="Bytes held of requests that take more than a second to arrive, each counted as the largest there "
+        "can be; a quarter is one caller's. Raise it where many send large audio on slow lines.",
+    )
     min_ping_interval_s: float = Field(
-        10.0, gt=0, le=3600, description="Seconds between a client's keepalive pings; one that sends more is cut off."
+        5.0,
+        gt=0,
+        le=3600,
+        description="Seconds between a client's keepalive pings; one that sends more is cut off. Go and Java clients "
+        "may send one in 10 s.",
+    )
+    keepalive_s: float = Field(
+        60.0,
+        ge=1,
+        le=86400,
+        description="Seconds without a word from a client until the server asks whether it is there. The calls of one "
+        "that does not answer within 20 s end.",
+    )
+    max_connection_age_s: float = Field(
+        3600.0,
+        ge=1,
+        le=31_536_000,
+        description="Seconds, give or take a tenth, until a connection is to be made anew, so that clients find new "
+        "servers. Calls that run may go on for `max_call_s`; streams that outlast it are resumed by their clients.",
     )
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="TCP port for Prometheus (`GET /metrics`); off unless set."

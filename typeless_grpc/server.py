@@ -9,14 +9,16 @@ from typing import Any, Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
+from typeless_grpc import reflection
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
 HEALTH_S = 1.0  # for telling all health watchers, a few bytes each, that this is the end
+HANDSHAKE_MS = 20_000  # from a connection's first byte to its first frame, TLS included
+KEEPALIVE_TIMEOUT_MS = 20_000  # for the answer to a keepalive ping
 CLEAN_UP_S = 5.0  # for calls that were cut, to put their things away before stores and threads are closed
 
 
@@ -51,7 +53,10 @@ class ServerOptions:
     """host, port: where to listen, port 0 takes a free one. max_message_bytes: of a request.
 
     drain_timeout_s: how long running calls may go on once the server stops. max_calls_per_connection: more wait in
-    their client. min_ping_interval_s: a client that pings more often, three times in a row, is cut off.
+    their client. max_connections: more are closed as they come. min_ping_interval_s: a client that pings more often,
+    three times in a row, is cut off. keepalive_s: a connection on which nothing came for so long is asked for a sign of
+    life, and closed without one. max_connection_age_s: after that, give or take a tenth, clients are told to connect
+    anew; what runs may go on for max_connection_grace_s.
     """
 
     host: str = "127.0.0.1"
@@ -60,7 +65,16 @@ class ServerOptions:
     drain_timeout_s: float = 30.0
     max_calls_per_connection: int = 1000
     max_metadata_bytes: int = 16 * 1024
-    min_ping_interval_s: float = 10.0
+    max_connections: int = 1000
+    min_ping_interval_s: float = 5.0
+    keepalive_s: float = 60.0
+    max_connection_age_s: float = 3600.0
+    max_connection_grace_s: float = 3600.0
+
+    @property
+    def largest_received_bytes(self) -> int:
+        """What gRPC itself refuses to receive: an eighth above ours, so that we refuse what is a little too large."""
+        return min(self.max_message_bytes + self.max_message_bytes // 8, 2**31 - 1)
 
 
 class Server:
@@ -84,7 +98,7 @@ class Server:
         for service in services:
             service.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.enable((*self._names, health.SERVICE_NAME), self._server)
 
     async def start(self) -> int:
         """Listen, and return the port; health says NOT_SERVING. Raises SourceUnavailable if the address is taken."""
@@ -146,8 +160,7 @@ async def _at_most(work: Coroutine[Any, Any, None], seconds: float) -> bool:
 
 def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
     return [
-        # Twice ours, so that a message a little over the limit is refused by us, with a reason.
-        ("grpc.max_receive_message_length", min(2 * options.max_message_bytes, 2**31 - 1)),
+        ("grpc.max_receive_message_length", options.largest_received_bytes),
         ("grpc.max_send_message_length", -1),
         # A second server on the same port is an error, not a lottery.
         ("grpc.so_reuseport", 0),
@@ -155,8 +168,21 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         # One limit, not a soft one above which calls are refused by chance.
         ("grpc.max_metadata_size", options.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", options.max_metadata_bytes),
+        ("grpc.max_allowed_incoming_connections", options.max_connections),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        # Peers that went away without a word are found out, also when nothing is to be sent to them.
+        ("grpc.keepalive_time_ms", _ms(options.keepalive_s)),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Old connections move to new servers; gRPC adds the jitter.
+        ("grpc.max_connection_age_ms", _ms(options.max_connection_age_s)),
+        ("grpc.max_connection_age_grace_ms", _ms(options.max_connection_grace_s)),
         # Clients may ping to keep idle connections through proxies, but not hammer.
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(options.min_ping_interval_s * 1000)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _ms(options.min_ping_interval_s)),
         ("grpc.http2.max_ping_strikes", 2),
     ]
+
+
+def _ms(seconds: float) -> int:
+    return min(round(seconds * 1000), 2**31 - 1)

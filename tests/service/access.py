@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.harness import Served, serving
+from typeless_grpc import reflection
 from typeless_grpc.client import CallFailed
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.scripted import ScriptedEngine
@@ -32,17 +33,20 @@ ADMIN = "an-admin-key-of-the-settings"
 KEYS = {"auth_enabled": True, "api_keys": USER, "admin_keys": ADMIN, "key_refresh_s": 0.05}
 
 FILES: Sequence[FileDescriptor] = [
-    module.DESCRIPTOR
-    for module in (
-        admin_pb2,
-        jobs_pb2,
-        models_pb2,
-        server_pb2,
-        transcription_pb2,
-        uploads_pb2,
-        health_pb2,
-        reflection_pb2,
-    )
+    reflection.DESCRIPTOR,
+    *(
+        module.DESCRIPTOR
+        for module in (
+            admin_pb2,
+            jobs_pb2,
+            models_pb2,
+            server_pb2,
+            transcription_pb2,
+            uploads_pb2,
+            health_pb2,
+            reflection_pb2,
+        )
+    ),
 ]
 
 

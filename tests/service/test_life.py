@@ -66,6 +66,7 @@ async def test_reflection_lists_what_is_served_and_describes_it():
         services, file = await asyncio.get_running_loop().run_in_executor(None, listed)
     assert services == [
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "typeless.v1.AdminService",
         "typeless.v1.ServerService",

@@ -4,16 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import grpc
+import pytest
 
 from tests.harness import request, serving
 from tests.service.access import outcome
+from typeless_grpc.client import CallFailed
 from typeless_grpc.engine.scripted import ScriptedEngine
+from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
 
 CHECK = "/grpc.health.v1.Health/Check"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 PING = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"12345678"
+
+
+@dataclass
+class RawConnection:
+    """HTTP/2 by hand, for what no client of gRPC does: begin a message and not end it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    received: bytearray = field(default_factory=bytearray)
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, target: str) -> AsyncIterator[RawConnection]:
+        host, _, port = target.rpartition(":")
+        connection = cls(*await asyncio.open_connection(host, int(port)))
+        connection.writer.write(PREFACE)
+        try:
+            yield connection
+        finally:
+            connection.writer.close()
+
+    def begin(self, stream: int, method: str, *headers: tuple[str, str]) -> None:
+        """Open a call: its headers, not indexed and not compressed (RFC 7541, 6.2.2)."""
+        usual = [(":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "a"), ("te", "trailers")]
+        block = b"".join(
+            b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in pair)
+            for pair in (*usual, ("content-type", "application/grpc"), *headers)
+        )
+        self._frame(1, 4, stream, block)
+
+    def part_of_message(self, stream: int, promised_bytes: int, sent_bytes: int) -> None:
+        """The prefix of a message, and less of it than that says."""
+        self._frame(0, 0, stream, b"\0" + promised_bytes.to_bytes(4, "big") + b"x" * sent_bytes)
+
+    def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        self.writer.write(len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload)
+
+    async def until(self, *texts: bytes) -> None:
+        """Read until all these came, in texts that gRPC does not compress."""
+        async with asyncio.timeout(10):
+            while not all(text in self.received for text in texts):
+                piece = await self.reader.read(65536)
+                assert piece, f"closed before {texts} came: {bytes(self.received[-500:])!r}"
+                self.received += piece
 
 
 async def test_headers_beyond_the_bytes_are_refused_and_others_go_on():
@@ -63,3 +113,77 @@ async def test_more_calls_than_a_connection_takes_wait_for_their_turn():
         engine.gate.set()
         await asyncio.gather(*calls)
     assert len(engine.asked) == 3
+
+
+TRANSCRIBE = "/typeless.v1.TranscriptionService/Transcribe"
+BATCH = "/typeless.v1.TranscriptionService/BatchTranscribe"
+MIB = 1024 * 1024
+
+
+@pytest.mark.parametrize("method", [TRANSCRIBE, BATCH])
+async def test_a_call_without_a_key_is_refused_before_its_message_is_here(method: str):
+    async with (
+        serving(ScriptedEngine(), auth_enabled=True, require_auth=True) as served,
+        RawConnection.to(served.target) as connection,
+    ):
+        connection.begin(1, method)
+        connection.part_of_message(1, promised_bytes=30 * MIB, sent_bytes=1000)
+        await connection.until(b"This call needs a key")
+
+
+async def test_a_large_request_that_is_refused_learns_why():
+    large = transcription_pb2.TranscribeRequest(audio=audio_pb2.AudioSource(content=b"x" * (30 * MIB)))
+    async with serving(ScriptedEngine(), auth_enabled=True, require_auth=True) as served:
+        for _ in range(10):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await served.transcription.Transcribe(large)
+            assert CallFailed.of(caught.value).reason == "API_KEY_MISSING"
+
+
+async def test_a_message_that_is_never_whole_ends_its_call():
+    async with (
+        serving(ScriptedEngine(), request_arrival_timeout_s=0.2) as served,
+        RawConnection.to(served.target) as connection,
+    ):
+        connection.begin(1, TRANSCRIBE)
+        connection.part_of_message(1, promised_bytes=30 * MIB, sent_bytes=1000)
+        await connection.until(b"The request was not here in whole")
+
+
+async def test_unfinished_messages_are_bounded_and_short_calls_go_on():
+    async with (
+        serving(ScriptedEngine(), max_unfinished_bytes=4 * 36 * MIB) as served,
+        RawConnection.to(served.target) as connection,
+    ):
+        for stream in (1, 3):
+            connection.begin(stream, TRANSCRIBE)
+            connection.part_of_message(stream, promised_bytes=30 * MIB, sent_bytes=1000)
+        # Four places, one of them for a caller: the other of the two is refused.
+        await connection.until(b"1 requests of this caller are on their way")
+        assert (await served.transcription.Transcribe(request())).transcript.text
+
+
+async def test_more_connections_than_the_most_are_closed_as_they_come():
+    async with serving(ScriptedEngine(), max_connections=1) as served:
+        assert await outcome(served, CHECK) is None
+        async with RawConnection.to(served.target) as connection, asyncio.timeout(10):
+            while await connection.reader.read(65536):
+                pass
+        assert await outcome(served, CHECK) is None
+
+
+async def test_a_peer_that_says_nothing_any_more_is_found_out():
+    async with serving(ScriptedEngine(), keepalive_s=1) as served, RawConnection.to(served.target) as connection:
+        connection.begin(1, "/grpc.health.v1.Health/Watch")
+        connection.part_of_message(1, promised_bytes=0, sent_bytes=0)
+        ping = bytes([0, 0, 8, 6, 0])
+        await connection.until(ping)
+
+
+async def test_a_connection_is_to_be_made_anew_after_a_while():
+    async with (
+        serving(ScriptedEngine(), max_connection_age_s=1) as served,
+        RawConnection.to(served.target) as connection,
+    ):
+        await connection.until(b"max_age")
+        assert await outcome(served, CHECK) is None

@@ -18,6 +18,7 @@ from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import Engine
+from typeless_grpc.interceptors.arrival import ArrivalInterceptor, ArrivalOptions
 from typeless_grpc.interceptors.deadline import DeadlineInterceptor
 from typeless_grpc.interceptors.drain import DrainInterceptor
 from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
@@ -98,6 +99,8 @@ async def listen(
             *more,
             *(background.services if background else ()),
         ]
+        options = server_options(settings)
+        max_slow = max(1, settings.max_unfinished_bytes // options.largest_received_bytes)
         interceptors = [
             RequestIdInterceptor(),
             MetricsInterceptor(metrics),
@@ -107,11 +110,12 @@ async def listen(
             OpenCallsInterceptor(settings.max_open_calls),
             *access.interceptors,
             DeadlineInterceptor(access.rules, settings.max_call_s),
+            ArrivalInterceptor(ArrivalOptions(settings.request_arrival_timeout_s, max_slow)),
             MessageSizeInterceptor(settings.max_message_bytes),
         ]
         for warning in warnings(settings):
             log.warning(warning)
-        server = Server(services, [Chain(interceptors)], drain, server_options(settings), _tls(settings))
+        server = Server(services, [Chain(interceptors)], drain, options, _tls(settings))
         if settings.metrics_port is not None:
             stack.callback(MetricsPort.open(metrics, settings.metrics_host, settings.metrics_port).close)
         port = await server.start()
@@ -147,7 +151,12 @@ def server_options(settings: Settings) -> ServerOptions:
         settings.drain_timeout_s,
         settings.max_calls_per_connection,
         settings.max_metadata_bytes,
+        settings.max_connections,
         settings.min_ping_interval_s,
+        settings.keepalive_s,
+        settings.max_connection_age_s,
+        # Long enough for any call that cannot be resumed.
+        max_connection_grace_s=settings.max_call_s,
     )
 
 

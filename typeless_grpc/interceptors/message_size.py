@@ -1,6 +1,6 @@
 """Refuses requests over the message limit with a reason of their own.
 
-gRPC's core has the last word at twice the limit, and says only "larger than max": see `server.py`.
+gRPC's core has the last word a little above the limit, and says only "larger than max": see `server.py`.
 """
 
 from __future__ import annotations
@@ -25,22 +25,16 @@ class MessageSizeInterceptor(Interceptor):
     async def around(self, call: Call) -> AsyncIterator[None]:
         yield
 
-    async def run(self, handler: Handler, request_or_iterator: Any, call: Call) -> Any:
-        """Check a single request at once, and those of a stream as they are read."""
-        if isinstance(request_or_iterator, Message):
-            self._check(request_or_iterator)
-            return await handler(request_or_iterator, call)
-        return await handler(self._checked(request_or_iterator), call)
+    async def run(self, handler: Handler, requests: AsyncIterator[Any], call: Call) -> Any:
+        """Check requests as they are read."""
+        return await handler(self._checked(requests), call)
 
     async def _checked(self, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
         async for request in requests:
-            self._check(request)
+            if (size_bytes := request.ByteSize()) > self._max_bytes:
+                raise TooLarge(
+                    f"The request has {size_bytes} bytes; at most {self._max_bytes} are taken. Larger audio goes "
+                    "through UploadService or StreamTranscribe.",
+                    reason="MESSAGE_TOO_LARGE",
+                )
             yield request
-
-    def _check(self, request: Message) -> None:
-        if (size_bytes := request.ByteSize()) > self._max_bytes:
-            raise TooLarge(
-                f"The request has {size_bytes} bytes; at most {self._max_bytes} are taken. Larger audio goes through "
-                "UploadService or StreamTranscribe.",
-                reason="MESSAGE_TOO_LARGE",
-            )

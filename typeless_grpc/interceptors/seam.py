@@ -1,22 +1,28 @@
 """The one place where interceptors meet grpc.aio: the same few lines around a call of any of the four shapes.
 
-grpc-interceptor passes streamed responses through an async generator, which grpc.aio leaves to the garbage collector
-when a client cancels under back-pressure: what the handler must clean up is then cleaned up late and in another
-context. So the shape here is always a coroutine, and responses leave through `context.write`.
+Responses leave through `context.write`, and the shape is always a coroutine: grpc.aio leaves an async generator to the
+garbage collector when a client cancels under back-pressure, and what the handler must clean up is then cleaned up late
+and in another context.
+
+Requests always come as an iterator. grpc.aio would read the single request of a unary call before it asks anyone, so
+that a caller without a key or a quota could have its megabytes kept; read here, after all interceptors, a call that is
+refused has cost its headers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from grpc_interceptor.server import AsyncServerInterceptor
+
+from typeless_grpc.errors import NotImplementedHere
 
 
 @dataclass(frozen=True)
@@ -48,31 +54,21 @@ class Call:
         self.context.set_trailing_metadata((*(self.context.trailing_metadata() or ()), *trailers))
 
 
-# Takes a request, or an iterator of them, and its call.
-Handler = Callable[[Any, Call], Awaitable[Any]]
+# Takes an iterator of requests, one where the call is unary, and the call.
+Handler = Callable[[AsyncIterator[Any], Call], Awaitable[Any]]
 
 
-class Interceptor(AsyncServerInterceptor):
+class Interceptor(grpc.aio.ServerInterceptor, ABC):
     """One concern around every call: what `around` does before its `yield`, after it, and with what is raised there."""
 
     @abstractmethod
     def around(self, call: Call) -> AbstractAsyncContextManager[None]:
         """Enter before the handler runs, leave when it has ended; an exception of the handler passes through."""
 
-    async def run(self, handler: Handler, request_or_iterator: Any, call: Call) -> Any:
+    async def run(self, handler: Handler, requests: AsyncIterator[Any], call: Call) -> Any:
         """What is further inside, inside `around`."""
         async with self.around(call):
-            return await handler(request_or_iterator, call)
-
-    async def intercept(
-        self,
-        method: Callable[[Any, Any], Any],
-        request_or_iterator: Any,
-        context: grpc.aio.ServicerContext[Any, Any],
-        method_name: str,
-    ) -> Any:
-        """The same for a handler of whichever shape: what the base class asks for."""
-        return await self.run(_handled(method), request_or_iterator, Call(method_name, context))
+            return await handler(requests, call)
 
     def serves(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
         """Told of each method before its first call, for those who want to know its shape."""
@@ -115,22 +111,25 @@ class Chain(grpc.aio.ServerInterceptor):
 
     def _wrap(self, handler: Any, method_name: str) -> Any:
         method, factory = _shape(handler)
-        inside = _handled(method)
+        inside = _handled(method, is_unary=not handler.request_streaming)
         for interceptor in reversed(self._interceptors):
             interceptor.serves(method_name, handler)
             inside = functools.partial(interceptor.run, inside)
 
-        async def invoke(request_or_iterator: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            return await inside(request_or_iterator, Call(method_name, context))
+        async def invoke(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            return await inside(requests, Call(method_name, context))
 
         return factory(invoke, handler.request_deserializer, handler.response_serializer)
 
 
-def _handled(method: Callable[[Any, Any], Any]) -> Handler:
-    """A handler of any of the four shapes as one: its single response, or None once it has written all of them."""
+def _handled(method: Callable[[Any, Any], Any], *, is_unary: bool) -> Handler:
+    """A handler of any of the four shapes as one: its single response, or None once it has written all of them.
 
-    async def handle(request_or_iterator: Any, call: Call) -> Any:
-        answer = method(request_or_iterator, call.context)
+    is_unary: it takes a single request, not an iterator.
+    """
+
+    async def handle(requests: AsyncIterator[Any], call: Call) -> Any:
+        answer = method(await _single(requests, call) if is_unary else requests, call.context)
         if inspect.isasyncgen(answer):
             async with aclosing(answer) as messages:
                 async for message in messages:
@@ -141,12 +140,21 @@ def _handled(method: Callable[[Any, Any], Any]) -> Handler:
     return handle
 
 
+async def _single(requests: AsyncIterator[Any], call: Call) -> Any:
+    async for request in requests:
+        return request
+    await asyncio.sleep(0)  # where the iterator ended because the caller went away, this raises CancelledError
+    # The code that gRPC has for a wrong number of requests.
+    raise NotImplementedHere(f"{call.method} takes one request; none came.", reason="REQUEST_MISSING")
+
+
 def _shape(handler: Any) -> tuple[Callable[[Any, Any], Any], Callable[..., Any]]:
+    """The handler's method, and what makes a handler that takes an iterator and answers in the same shape."""
     match handler.request_streaming, handler.response_streaming:
         case False, False:
-            return handler.unary_unary, grpc.unary_unary_rpc_method_handler
+            return handler.unary_unary, grpc.stream_unary_rpc_method_handler
         case False, True:
-            return handler.unary_stream, grpc.unary_stream_rpc_method_handler
+            return handler.unary_stream, grpc.stream_stream_rpc_method_handler
         case True, False:
             return handler.stream_unary, grpc.stream_unary_rpc_method_handler
         case _:

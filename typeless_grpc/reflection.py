@@ -1,0 +1,51 @@
+"""Server reflection in both of its versions: grpcurl and most others ask for v1 first, older tools know v1alpha only.
+
+grpcio-reflection has v1alpha. The messages of v1 are the same under another package name
+(https://github.com/grpc/grpc-proto/blob/master/grpc/reflection/v1/reflection.proto), so its servicer answers for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.descriptor import FileDescriptor
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+PACKAGE = "grpc.reflection.v1"
+NAMES = (f"{PACKAGE}.ServerReflection", reflection.SERVICE_NAME)
+
+
+def enable(services: Iterable[str], server: grpc.aio.Server) -> None:
+    """Have server describe services, by their full names, and reflection itself."""
+    servicer = reflection.aio.ReflectionServicer((*services, *NAMES))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    handlers = {"ServerReflectionInfo": handler}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAMES[0], handlers),))
+
+
+def _described() -> FileDescriptor:
+    """The file of v1, beside that of v1alpha where descriptors are looked up."""
+    file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    alpha = file.package
+    file.name, file.package = f"{PACKAGE.replace('.', '/')}/reflection.proto", PACKAGE
+    for message in file.message_type:
+        for field in message.field:
+            if field.type_name:
+                field.type_name = field.type_name.replace(f".{alpha}.", f".{PACKAGE}.")
+    for method in file.service[0].method:
+        method.input_type = method.input_type.replace(f".{alpha}.", f".{PACKAGE}.")
+        method.output_type = method.output_type.replace(f".{alpha}.", f".{PACKAGE}.")
+    pool = descriptor_pool.Default()
+    pool.AddSerializedFile(file.SerializeToString())
+    return pool.FindFileByName(file.name)
+
+
+DESCRIPTOR = _described()
