@@ -112,12 +112,9 @@ class AsyncStreaming:
 
     async def _one_call(self, reading: asyncio.Task[None]) -> AsyncGenerator[StreamTranscribeResponse, None]:
         call = self._stub.StreamTranscribe()
-        is_resumed = bool(self._ledger.session_id)
         sending: asyncio.Task[None] | None = None
         try:
             await _unless_failed(reading, call.write(self._ledger.opening()))
-            if not is_resumed:
-                sending = asyncio.create_task(self._send(call))
             while True:
                 response = await _unless_failed(reading, call.read())
                 if not isinstance(response, StreamTranscribeResponse):
@@ -125,7 +122,7 @@ class AsyncStreaming:
                 self._patience.restored()
                 is_wanted = self._ledger.take(response)
                 self._tell()
-                if sending is None:
+                if sending is None:  # now it is known from where, and a refusal has met no write: grpc.aio loses those
                     sending = asyncio.create_task(self._send(call))
                 if is_wanted:
                     yield response
@@ -211,7 +208,7 @@ class Streaming:
                     self._call.cancel()
 
     def _one_call(self) -> Iterator[StreamTranscribeResponse]:
-        turn = _Turn(may_send=not self._ledger.session_id)
+        turn = _Turn()
         call = self._call = self._stub.StreamTranscribe(self._requests(turn))
         try:
             self._raise_if_source_broke()
@@ -261,9 +258,9 @@ class Streaming:
 
 @dataclass
 class _Turn:
-    """One call of a stream in threads. may_send: what is kept; a resumed call waits to be told from where."""
+    """One call of a stream in threads. may_send: the server has said that, and from where, it takes what is kept."""
 
-    may_send: bool
+    may_send: bool = field(default=False)
     is_over: bool = field(default=False)
 
 

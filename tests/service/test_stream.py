@@ -19,6 +19,7 @@ from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.interface import Lane
 from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.errors import EngineFailed, InvalidInput, NotFound, Overloaded
+from typeless_grpc.interceptors.seam import READ_ON_S
 from typeless_grpc.pb.v1 import audio_pb2, server_pb2, transcription_pb2
 from typeless_grpc.pb.v1.transcription_pb2 import StreamConfig, StreamTranscribeRequest, StreamTranscribeResponse
 from typeless_grpc.streaming.endpoint import EndpointOptions
@@ -58,6 +59,13 @@ async def refused(served: Served, requests: Iterable[StreamTranscribeRequest]) -
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await use()
+    return CallFailed.of(caught.value)
+
+
+async def refused_in_full_flow(served: Served, first: StreamTranscribeRequest, n_bytes: int) -> CallFailed:
+    """What a call ends with whose client sends pieces of n_bytes, a megabyte in all, and waits for nothing."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await events(served, [first, *audio(said(1.0) * (2**20 // BYTES_PER_S), n_bytes)])
     return CallFailed.of(caught.value)
 
 
@@ -563,3 +571,28 @@ async def test_a_cancelled_call_does_not_end_its_session():
             got = await reads(again, is_kind("completed"))
             assert seconds(got[-1].completed.transcript.audio_duration) == 1.0
             assert len(texts(got)) == 1
+
+
+@pytest.mark.parametrize("n_bytes", [3200, 65536])
+@pytest.mark.parametrize(
+    ("first", "reason", "settings"),
+    [
+        (config(), "KEY_REQUIRED", {"auth_enabled": True, "require_auth": True}),
+        (config(), "AUDIO_TOO_LONG", {"max_stream_s": 3}),
+        (StreamTranscribeRequest(config=StreamConfig()), "AUDIO_UNDECODABLE", {}),
+    ],
+    ids=["at once", "in the middle", "a recording"],
+)
+async def test_a_refusal_reaches_a_client_that_is_still_sending(
+    first: StreamTranscribeRequest, reason: str, settings: dict[str, Any], n_bytes: int
+):
+    async with serving(ScriptedEngine(), **settings) as served:
+        failed = await asyncio.gather(*(refused_in_full_flow(served, first, n_bytes) for _ in range(8)))
+    assert [one.reason for one in failed] == [reason] * 8
+
+
+async def test_a_refusal_does_not_wait_for_a_client_that_pauses():
+    async with serving(ScriptedEngine(), auth_enabled=True, require_auth=True) as served:
+        started_s = asyncio.get_running_loop().time()
+        assert (await refused(served, [config()])).reason == "KEY_REQUIRED"
+        assert asyncio.get_running_loop().time() - started_s < READ_ON_S

@@ -137,7 +137,7 @@ async def test_a_large_request_that_is_refused_learns_why():
         for _ in range(10):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await served.transcription.Transcribe(large)
-            assert CallFailed.of(caught.value).reason == "API_KEY_MISSING"
+            assert CallFailed.of(caught.value).reason == "KEY_REQUIRED"
 
 
 async def test_a_message_that_is_never_whole_ends_its_call():

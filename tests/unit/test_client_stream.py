@@ -109,12 +109,46 @@ class Eager:
         self._events.put_nowait(StreamTranscribeResponse(sequence=self._n_events, acknowledged_bytes=n_bytes, **event))
 
 
-class EagerServer:
+class Hesitant(Eager):
+    """A call whose server says only when told to that it takes the stream."""
+
     def __init__(self) -> None:
-        self.call = Eager()
+        super().__init__()
+        self.is_asked = asyncio.Event()
+        self.may_start = asyncio.Event()
+
+    async def write(self, request: StreamTranscribeRequest) -> None:
+        self.is_asked.set()
+        if request.WhichOneof("request") == "config":
+            asyncio.get_running_loop().create_task(self._start(request))
+        else:
+            await super().write(request)
+
+    async def _start(self, request: StreamTranscribeRequest) -> None:
+        await self.may_start.wait()
+        await super().write(request)
+
+
+class EagerServer:
+    def __init__(self, call: Eager | None = None) -> None:
+        self.call = call or Eager()
 
     def StreamTranscribe(self) -> Eager:
         return self.call
+
+
+async def test_no_audio_is_sent_before_the_server_has_taken_the_stream():
+    call = Hesitant()
+    events = AsyncStreaming(cast("Any", EagerServer(call)), StreamOptions()).events([b"one"])
+    first = asyncio.ensure_future(anext(events))
+    await call.is_asked.wait()
+    for _ in range(20):  # more steps than the audio would take
+        await asyncio.sleep(0)
+    assert call.heard == []
+    call.may_start.set()
+    kinds = [(await first).WhichOneof("event"), *[event.WhichOneof("event") async for event in events]]
+    assert call.heard == [b"one"]
+    assert kinds == ["started", "progress", "completed"]
 
 
 async def test_what_is_acknowledged_before_its_write_returns_does_not_hide_the_next_piece():

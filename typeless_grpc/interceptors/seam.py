@@ -12,6 +12,7 @@ refused has cost its headers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 from abc import ABC, abstractmethod
@@ -24,13 +25,60 @@ import grpc
 
 from typeless_grpc.errors import NotImplementedHere
 
+# A refusal waits for a pause of its caller's so long, and so long at most.
+PAUSE_S = 0.05
+READ_ON_S = 2.0
+
+
+class Requests:
+    """The requests of a streaming call, as an iterator.
+
+    A read outlives who waits for it, since gRPC cannot take one back: the next to read gets what it brings.
+    """
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._context = context
+        self._reading: asyncio.Future[Any] | None = None
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._context.read())
+        request = await asyncio.shield(self._reading)
+        self._reading = None
+        if request is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return request
+
+    async def read_on(self) -> None:
+        """Read, and drop, until the caller pauses or ends, two seconds at most.
+
+        A refusal that meets a client in the middle of a write is lost on those built on grpc.aio: they take the failed
+        write for an error of their own, INTERNAL and without details.
+        """
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + READ_ON_S
+        with contextlib.suppress(TimeoutError, StopAsyncIteration):
+            while loop.time() < end_s:
+                async with asyncio.timeout(PAUSE_S):
+                    await anext(self)
+
+    def close(self) -> None:
+        """Nobody reads any more."""
+        if self._reading is not None:
+            self._reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
+            self._reading.cancel()
+
 
 @dataclass(frozen=True)
 class Call:
-    """A call on its way in. method: "/package.Service/Method"."""
+    """A call on its way in. method: "/package.Service/Method". requests: None where it takes a single one."""
 
     method: str
     context: grpc.aio.ServicerContext[Any, Any]
+    requests: Requests | None = None
 
     @functools.cached_property
     def headers(self) -> tuple[tuple[str, str | bytes], ...]:
@@ -116,8 +164,14 @@ class Chain(grpc.aio.ServerInterceptor):
             interceptor.serves(method_name, handler)
             inside = functools.partial(interceptor.run, inside)
 
-        async def invoke(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def single(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             return await inside(requests, Call(method_name, context))
+
+        async def streaming(_: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            with contextlib.closing(Requests(context)) as requests:
+                return await inside(requests, Call(method_name, context, requests))
+
+        invoke = streaming if handler.request_streaming else single
 
         return factory(invoke, handler.request_deserializer, handler.response_serializer)
 

@@ -119,6 +119,8 @@ def _status(code: grpc.StatusCode, text: str, details: list[message.Message]) ->
 
 
 async def _abort(call: Call, status: status_pb2.Status) -> None:
+    if call.requests is not None:
+        await call.requests.read_on()
     trailers = (*(call.context.trailing_metadata() or ()), (DETAILS_TRAILER, status.SerializeToString()))
     code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
     await call.context.abort(code, status.message, trailers)

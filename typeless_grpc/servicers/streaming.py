@@ -127,22 +127,21 @@ class StreamService:
             self._sessions.leave(call)
 
     async def _feed(self, call: Call[StreamConfig], requests: Requests) -> None:
-        has_ended = False
         try:
             async for message in requests:
-                if has_ended:
-                    raise InvalidInput("request", "nothing follows STREAM_CONTROL_END", reason="STREAM_ORDER")
                 request = stream_request(message, self._defaults, is_file=call.config.is_file)
                 if isinstance(request, Update):
                     with call.stream.busy():
                         await self._check(request.options, "update")
                 if isinstance(request, bytes) and call.has_ended:
                     raise InvalidInput("audio", "the session's audio has ended", reason="STREAM_ORDER")
-                has_ended = request is Control.END
+                if request is Control.END:
+                    await _nothing_follows(requests)
+                    break
                 await call.put(request)
-            if not has_ended:
+            else:
                 await asyncio.sleep(HALF_CLOSE_GRACE_S)
-                await call.put(Control.END)
+            await call.put(Control.END)
         except Overloaded as error:
             call.fail(error)  # of an update: the session can be taken up, and the update sent again
         except Exception as error:
@@ -167,6 +166,17 @@ class StreamService:
         return transcription_pb2.StreamTranscribeResponse(
             started=started, cursors=cursors(call.stream.cursors), acknowledged_bytes=call.acknowledged_bytes
         )
+
+
+async def _nothing_follows(requests: Requests) -> None:
+    """Wait a moment for what must not come behind the end. Raises InvalidInput."""
+    following = asyncio.ensure_future(anext(requests, None))
+    try:
+        await asyncio.wait([following], timeout=HALF_CLOSE_GRACE_S)
+        if following.done() and following.result() is not None:
+            raise InvalidInput("request", "nothing follows STREAM_CONTROL_END", reason="STREAM_ORDER")
+    finally:
+        following.cancel()
 
 
 async def _charge(call: Call[StreamConfig], entry: Entry) -> None:
