@@ -208,6 +208,18 @@ async def test_fifty_cuts_at_random_moments_change_nothing():
         assert proxy.n_connections > 25
 
 
+async def test_a_stream_outlives_the_age_of_its_connection():
+    options = StreamOptions(raw_format=RAW)
+    settings = {"max_connection_age_s": 1, "max_call_s": 1}
+    async with serving(ScriptedEngine(heard)) as served, AsyncClient(served.target) as client:
+        whole = checked([event async for event in client.stream(paced(), options)])
+    async with serving(ScriptedEngine(heard), **settings) as served, proxied(served.target) as proxy:
+        async with AsyncClient(proxy.target) as client:
+            got = [event async for event in client.stream(paced(0.04), options)]
+        assert proxy.n_connections > 1
+    assert checked(got) == whole
+
+
 async def test_controls_and_updates_survive_a_cut_too():
     async with serving(ScriptedEngine(heard)) as served, proxied(served.target) as proxy:
         at = asyncio.Event()
