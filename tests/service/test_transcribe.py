@@ -182,11 +182,11 @@ async def test_the_unforeseen_keeps_its_text_to_itself():
 async def test_a_request_over_the_message_limit_is_refused_with_a_reason():
     engine = ScriptedEngine()
     async with serving(engine, max_message_bytes=64 * 1024) as served:
-        failed = await refused(served.transcription.Transcribe(audio(bytes(100_000), format=RAW)))
-        far_over = await refused(served.transcription.Transcribe(audio(bytes(200_000), format=RAW)))
+        failed = await refused(served.transcription.Transcribe(audio(bytes(70_000), format=RAW)))
+        far_over = await refused(served.transcription.Transcribe(audio(bytes(100_000), format=RAW)))
         answer = await served.transcription.Transcribe(request())
     assert (failed.code.name, failed.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
-    # Above twice the limit gRPC itself ends the call, before a message of ours could be made of it.
+    # An eighth above the limit gRPC itself ends the call, before a message of ours could be made of it.
     assert far_over.code.name == "RESOURCE_EXHAUSTED"
     assert answer.transcript.text == "1.0 seconds"
     assert len(engine.asked) == 1

@@ -140,6 +140,15 @@ async def test_a_large_request_that_is_refused_learns_why():
             assert CallFailed.of(caught.value).reason == "KEY_REQUIRED"
 
 
+async def test_a_request_that_unpacks_beyond_the_limit_is_refused():
+    bomb = transcription_pb2.TranscribeRequest(audio=audio_pb2.AudioSource(content=bytes(100 * MIB)))
+    async with serving(ScriptedEngine()) as served:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.transcription.Transcribe(bomb, compression=grpc.Compression.Gzip)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await served.transcription.Transcribe(request())).transcript.text
+
+
 async def test_a_message_that_is_never_whole_ends_its_call():
     async with (
         serving(ScriptedEngine(), request_arrival_timeout_s=0.2) as served,

@@ -46,7 +46,11 @@ class Requests:
     async def __anext__(self) -> Any:
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._context.read())
-        request = await asyncio.shield(self._reading)
+        try:
+            request = await asyncio.shield(self._reading)
+        except Exception:
+            self._reading = None
+            raise
         self._reading = None
         if request is grpc.aio.EOF:
             raise StopAsyncIteration
@@ -60,7 +64,7 @@ class Requests:
         """
         loop = asyncio.get_running_loop()
         end_s = loop.time() + READ_ON_S
-        with contextlib.suppress(TimeoutError, StopAsyncIteration):
+        with contextlib.suppress(Exception):  # what else is wrong with the call is no news
             while loop.time() < end_s:
                 async with asyncio.timeout(PAUSE_S):
                     await anext(self)

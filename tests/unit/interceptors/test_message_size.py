@@ -3,7 +3,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from tests.unit.interceptors.harness import SHAPES, echo
+from tests.unit.interceptors.harness import SERVICE, SHAPES, echo
 from typeless_grpc.client import CallFailed
 from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
 from typeless_grpc.interceptors.status import StatusInterceptor
@@ -29,3 +29,14 @@ async def test_each_message_of_a_stream_is_looked_at_by_itself():
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await served.answers("stream_stream", "x", "x" * 101, "x")
     assert CallFailed.of(caught.value).reason == "MESSAGE_TOO_LARGE"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_bytes_that_are_no_message_are_the_callers_fault_in_every_shape(shape: str):
+    async with echo([StatusInterceptor(), MessageSizeInterceptor(LIMIT_BYTES)]) as served:
+        call = getattr(served.channel, shape)(f"/{SERVICE}/{shape}")
+        sent = call(iter([b"\xff\xff"]) if shape.startswith("stream") else b"\xff\xff")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await (anext(aiter(sent)) if shape.endswith("stream") else sent)
+    failed = CallFailed.of(caught.value)
+    assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_MALFORMED")
