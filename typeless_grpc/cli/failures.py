@@ -14,6 +14,7 @@ import typer
 from typeless_grpc.cli.options import expanded, sign
 from typeless_grpc.cli.output import errors, fail, failures_as_lines
 from typeless_grpc.client import CallFailed
+from typeless_grpc.client_channel import host_of, proxy_variable
 
 # What the caller can do about it, where the server's message does not say so already.
 HINTS = {
@@ -94,6 +95,8 @@ def fail_with(failed: CallFailed, server: str, *, otherwise: str = "or add --loc
     if is_away(failed):
         why = [failed.message, *details(failed)] if _Detail.is_wanted else []
         start = ", ".join(filter(None, ["Start one with `typeless serve`", otherwise]))
+        if proxy := proxy_variable(failed.message):
+            start = f"It was called through the proxy that {proxy} names: no_proxy={host_of(server)} calls it directly"
         fail("\n  ".join([f"no server answers at {server}. {start}.", *why]))
     fail(told(failed))
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,6 +45,13 @@ class Where(Connection):
             help="Without a server: in the store that `typeless config` names. The way to the first admin key.",
         ),
     ] = False
+
+    def check(self, given: Mapping[str, str]) -> None:
+        """Refuse a server beside --local: a key for it would land in another store. given: see `options`."""
+        if self.local:
+            self.refuse(given, "works on the store of this machine")
+        else:
+            super().check(given)
 
 
 @command(app, "create")

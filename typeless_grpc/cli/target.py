@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import grpc
@@ -31,11 +31,11 @@ class Place(Connection):
     model: Model = ""
 
     def check(self, given: Mapping[str, str]) -> None:
-        """Refuse a connection that would not be used. given: see `options`. Raises typer.BadParameter."""
-        unused = [given[field.name] for field in fields(Connection) if field.name in given]
-        if self.local and unused:
-            why = f"calls a server of its own, to which {', '.join(unused)} would say nothing"
-            raise typer.BadParameter(why, param_hint="--local")
+        """Refuse a connection that would not be used, or cannot be. given: see `options`. Raises typer.BadParameter."""
+        if self.local:
+            self.refuse(given, "calls a server of its own")
+        else:
+            super().check(given)
 
     @property
     def asked_model(self) -> str:
