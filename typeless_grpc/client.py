@@ -214,6 +214,11 @@ class Options:
         return message
 
 
+def name_of(file: str | os.PathLike[str]) -> str:
+    """A path as a message can hold it: what is no UTF-8 in it is written as `\\xe9`."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
+
+
 def transcribe_request(
     audio: AudioLike, options: Options, raw_format: RawFormat | None = None
 ) -> transcription_pb2.TranscribeRequest:
@@ -232,7 +237,7 @@ def batch_request(
 ) -> transcription_pb2.BatchTranscribeRequest:
     """The request of `batch`. Raises OSError if one of the recordings names a file that cannot be read."""
     if names is None:
-        names = ["" if isinstance(audio, bytes) else os.fspath(audio) for audio in recordings]
+        names = ["" if isinstance(audio, bytes) else name_of(audio) for audio in recordings]
     items = [
         transcription_pb2.BatchItem(name=name, audio=transcribe_request(audio, options, raw_format).audio)
         for name, audio in zip(names, recordings, strict=True)

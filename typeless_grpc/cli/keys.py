@@ -21,6 +21,7 @@ from rich.text import Text
 
 from typeless_grpc.cli.connection import Connection
 from typeless_grpc.cli.failures import calls_as_lines, command
+from typeless_grpc.cli.output import print_table
 from typeless_grpc.client import CallFailed, async_channel
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
 
@@ -109,7 +110,7 @@ def list_keys(
     )
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
+    print_table(table)
 
 
 @command(app, "revoke")

@@ -20,6 +20,9 @@ from typeless_grpc.client import AsyncClient, CallFailed
 # How often a call is made that the server refuses for load; it says itself how long to wait.
 ATTEMPTS = 6
 
+# Room in a message for what is not audio: names, options.
+ROOM_BYTES = 64 * 1024
+
 Answer = TypeVar("Answer")
 
 
@@ -87,3 +90,11 @@ async def patiently(call: Callable[[], Awaitable[Answer]], place: Place, what: s
             if errors.is_terminal:
                 errors.print(f"{what}: waiting {error.retry_after_s:.0f} s for {why}", style="dim", markup=False)
             await asyncio.sleep(error.retry_after_s * max(1, n_refused))
+
+
+async def max_audio_bytes(client: AsyncClient, place: Place) -> int:
+    """What the audio of one call may have; 0 where the server does not say: it will, if a call is too large."""
+    try:
+        return (await patiently(client.server_info, place, "the server's limits")).max_message_bytes - ROOM_BYTES
+    except CallFailed:
+        return 0
