@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 
-from typeless_grpc.client_channel import Tls, async_channel, channel
+from typeless_grpc.client_channel import Tls, async_channel, channel, proxy_variable
 from typeless_grpc.pb.v1 import (
     audio_pb2,
     server_pb2,
@@ -97,7 +97,10 @@ class CallFailed(Exception):
         """Read the `google.rpc` details of a grpc.RpcError or grpc.aio.AioRpcError."""
         # By pairs: dict() asks for keys, which in older grpcio (1.78) are pairs themselves.
         trailers = {name: value for name, value in error.trailing_metadata() or ()}  # noqa: C416
-        failed = cls(error.code(), error.details() or "", request_id=str(trailers.get("x-request-id", "")))
+        message = error.details() or ""
+        if error.code() is grpc.StatusCode.UNAVAILABLE and (name := proxy_variable(message)):
+            message += f"; it was called through the proxy that {name} names"
+        failed = cls(error.code(), message, request_id=str(trailers.get("x-request-id", "")))
         status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
         for detail in status.details:
             info, bad, retry = (
@@ -211,6 +214,11 @@ class Options:
         return message
 
 
+def name_of(file: str | os.PathLike[str]) -> str:
+    """A path as a message can hold it: what is no UTF-8 in it is written as `\\xe9`."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
+
+
 def transcribe_request(
     audio: AudioLike, options: Options, raw_format: RawFormat | None = None
 ) -> transcription_pb2.TranscribeRequest:
@@ -229,7 +237,7 @@ def batch_request(
 ) -> transcription_pb2.BatchTranscribeRequest:
     """The request of `batch`. Raises OSError if one of the recordings names a file that cannot be read."""
     if names is None:
-        names = ["" if isinstance(audio, bytes) else os.fspath(audio) for audio in recordings]
+        names = ["" if isinstance(audio, bytes) else name_of(audio) for audio in recordings]
     items = [
         transcription_pb2.BatchItem(name=name, audio=transcribe_request(audio, options, raw_format).audio)
         for name, audio in zip(names, recordings, strict=True)
@@ -250,9 +258,10 @@ class Client:
     ) -> None:
         """target: "host:port". Connects at the first call.
 
-        api_key: sent with every call; None takes the environment's TYPELESS_API_KEY, "" sends none. tls: None is plain
-        text, and then the key is sent in plain text too. retry: a call that is safe to repeat is made again where the
-        server has no room or is away, four times at most and within its timeout_s.
+        api_key: sent with every call; None takes the environment's TYPELESS_API_KEY, or what is in the file that
+        TYPELESS_API_KEY_FILE names; "" sends none. tls: None is plain text, and then the key is sent in plain text too.
+        retry: a call that is safe to repeat is made again where the server has no room or is away, four times at most
+        and within its timeout_s. Raises ValueError for a key that no call can carry, or a target that is none.
         """
         self._channel = channel(target, api_key=api_key, tls=tls, retry=retry)
         self._transcription = transcription_pb2_grpc.TranscriptionServiceStub(self._channel)

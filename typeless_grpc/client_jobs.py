@@ -11,29 +11,43 @@ the last segment that came, and a submission under the id that keeps it from bei
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import io
 import os
+import stat
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import grpc
 import grpc.aio
 
-from typeless_grpc.client import BREAKS, AudioLike, CallFailed, Options, RawFormat
-from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, jobs_pb2_grpc, uploads_pb2, uploads_pb2_grpc
+from typeless_grpc.client import BREAKS, AudioLike, CallFailed, Options, RawFormat, name_of
+from typeless_grpc.pb.v1 import (
+    audio_pb2,
+    jobs_pb2,
+    jobs_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    uploads_pb2,
+    uploads_pb2_grpc,
+)
 
 T = TypeVar("T")
 
 # Larger recordings are uploaded in pieces, so that a broken connection costs little.
 INLINE_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
+
+# Of what can be read only once, where the server does not say what it takes: its default.
+MAX_PIPED_BYTES = 2 * 1024**3
 
 # Bytes sent so far, and in all.
 Progress = Callable[[int, int], None]
@@ -91,16 +105,28 @@ def submission(
     )
 
 
-def is_uri(audio: AudioLike) -> bool:
+def is_uri(audio: AudioLike | BinaryIO) -> bool:
     """Whether it names audio that the server fetches: `upload://ID`, `https://…`."""
     return isinstance(audio, str) and "://" in audio
 
 
-def is_large(audio: AudioLike) -> bool:
-    """Whether it is to be uploaded first. Raises OSError for a file that cannot be read."""
+def is_large(audio: AudioLike | BinaryIO) -> bool:
+    """Whether it is to be uploaded first: also what has no size. Raises OSError for a file that cannot be read."""
     if isinstance(audio, bytes):
         return len(audio) > INLINE_BYTES
+    if not isinstance(audio, str | os.PathLike) or is_piped(audio):
+        return True
     return not is_uri(audio) and os.path.getsize(audio) > INLINE_BYTES
+
+
+def is_piped(audio: AudioLike | BinaryIO) -> bool:
+    """Whether it can be read only once: an open file, a pipe, a device. Raises OSError for one that is not there."""
+    if isinstance(audio, bytes) or is_uri(audio):
+        return False
+    if isinstance(audio, str | os.PathLike):
+        mode = os.stat(audio).st_mode
+        return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    return True
 
 
 def query(
@@ -121,9 +147,17 @@ class Recording:
     A call that broke may still ask for its next request in a thread of gRPC's while the call after it does.
     """
 
-    def __init__(self, audio: bytes | str | os.PathLike[str]) -> None:
-        self._file: BinaryIO = io.BytesIO(audio) if isinstance(audio, bytes) else Path(audio).open("rb")  # noqa: SIM115
-        self.filename = "" if isinstance(audio, bytes) else Path(audio).name
+    def __init__(self, audio: AudioLike | BinaryIO, max_bytes: int = MAX_PIPED_BYTES) -> None:
+        """max_bytes: of what can be read only once, and is copied to a file of its own. Raises OSError, CallFailed."""
+        self._file: BinaryIO
+        self.filename = ""
+        if isinstance(audio, bytes):
+            self._file = io.BytesIO(audio)
+        elif isinstance(audio, str | os.PathLike) and not is_piped(audio):
+            self._file = Path(audio).open("rb")  # noqa: SIM115
+            self.filename = name_of(Path(audio).name)
+        else:
+            self._file = _copied(audio, max_bytes)
         self.n_bytes = self._file.seek(0, io.SEEK_END)
         self._reading = threading.Lock()
         self._sha256 = b""
@@ -166,6 +200,33 @@ class Recording:
             return self._file.read(CHUNK_BYTES)
 
 
+def _copied(audio: str | os.PathLike[str] | BinaryIO, max_bytes: int) -> BinaryIO:
+    """What comes out of a pipe, in a file without a name: it is gone with its reader, however that ends."""
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(Path(audio).open("rb")) if isinstance(audio, str | os.PathLike) else audio
+        copy = tempfile.TemporaryFile()  # noqa: SIM115
+        stack.push(lambda kind, *_: copy.close() if kind else None)
+        n_bytes = 0
+        while chunk := _read(source):
+            n_bytes += len(chunk)
+            if n_bytes > max_bytes:
+                why = f"the recording has more than {max_bytes} bytes"
+                raise CallFailed(grpc.StatusCode.INVALID_ARGUMENT, why, reason="UPLOAD_TOO_LARGE")
+            try:
+                copy.write(chunk)
+                copy.flush()
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from error
+        return cast("BinaryIO", copy)
+
+
+def _read(source: BinaryIO) -> bytes:
+    try:
+        return source.read(CHUNK_BYTES)
+    except OSError as error:  # does not say of which file
+        raise OSError(error.errno, error.strerror, getattr(source, "name", "")) from error
+
+
 def opening(filename: str) -> uploads_pb2.UploadAudioRequest:
     """Opens an upload and sends nothing, so that its id is known before anything can break."""
     return uploads_pb2.UploadAudioRequest(header=uploads_pb2.UploadHeader(filename=filename))
@@ -177,11 +238,12 @@ class Jobs:
     def __init__(self, channel: grpc.Channel, retries: Retries | None = None) -> None:
         self._jobs = jobs_pb2_grpc.JobsServiceStub(channel)
         self._uploads = uploads_pb2_grpc.UploadServiceStub(channel)
+        self._server = server_pb2_grpc.ServerServiceStub(channel)
         self._retries = retries or Retries()
 
     def submit(
         self,
-        audio: AudioLike,
+        audio: AudioLike | BinaryIO,
         options: Options | None = None,
         *,
         raw_format: RawFormat | None = None,
@@ -190,7 +252,7 @@ class Jobs:
         request_id: str = "",
         progress: Progress | None = None,
     ) -> jobs_pb2.Job:
-        """File a job: a path, the bytes of a file, or a URI. Large recordings are uploaded first.
+        """File a job: a path, the bytes of a file, an open file or pipe, or a URI. Large recordings are uploaded first.
 
         priority: "low", "normal" or "high". request_id: made up unless given. progress: hears of the upload.
 
@@ -200,6 +262,7 @@ class Jobs:
         """
         if is_large(audio):
             audio = self.upload(audio, progress=progress).uri
+        audio = cast("AudioLike", audio)
         request = submission(
             audio, options or Options(), raw_format, priority=priority, labels=labels or {}, request_id=request_id
         )
@@ -282,15 +345,17 @@ class Jobs:
         return last.job
 
     def upload(
-        self, audio: bytes | str | os.PathLike[str], *, upload_id: str = "", progress: Progress | None = None
+        self, audio: AudioLike | BinaryIO, *, upload_id: str = "", progress: Progress | None = None
     ) -> uploads_pb2.Upload:
         """Upload a recording, or the rest of one whose upload_id is known; goes on after a broken connection.
+
+        What can be read only once, an open file or a pipe, is read to its end first: no more than the server takes.
 
         >>> upload = client.jobs.upload("tests/audio/en_short.flac")
         >>> client.jobs.wait(client.jobs.submit(upload.uri).job_id).transcript.text
         'please close the window'
         """
-        recording = Recording(audio)
+        recording = Recording(audio, self._max_bytes() if is_piped(audio) else MAX_PIPED_BYTES)
         try:
             if not upload_id:
                 opened = self._patiently(lambda: self._uploads.UploadAudio(iter([opening(recording.filename)])))
@@ -298,6 +363,10 @@ class Jobs:
             return self._upload(recording, upload_id, progress or (lambda sent, total: None))
         finally:
             recording.close()
+
+    def _max_bytes(self) -> int:
+        info = self._patiently(lambda: self._server.GetServerInfo(server_pb2.GetServerInfoRequest()))
+        return info.max_upload_bytes or MAX_PIPED_BYTES
 
     def _upload(self, recording: Recording, upload_id: str, progress: Progress) -> uploads_pb2.Upload:
         n_failures, furthest = 0, -1
@@ -340,11 +409,12 @@ class AsyncJobs:
     def __init__(self, channel: grpc.aio.Channel, retries: Retries | None = None) -> None:
         self._jobs: Any = jobs_pb2_grpc.JobsServiceStub(channel)
         self._uploads: Any = uploads_pb2_grpc.UploadServiceStub(channel)
+        self._server: Any = server_pb2_grpc.ServerServiceStub(channel)
         self._retries = retries or Retries()
 
     async def submit(
         self,
-        audio: AudioLike,
+        audio: AudioLike | BinaryIO,
         options: Options | None = None,
         *,
         raw_format: RawFormat | None = None,
@@ -356,6 +426,7 @@ class AsyncJobs:
         """As `Jobs.submit`."""
         if is_large(audio):
             audio = (await self.upload(audio, progress=progress)).uri
+        audio = cast("AudioLike", audio)
         request = submission(
             audio, options or Options(), raw_format, priority=priority, labels=labels or {}, request_id=request_id
         )
@@ -417,10 +488,11 @@ class AsyncJobs:
         return last
 
     async def upload(
-        self, audio: bytes | str | os.PathLike[str], *, upload_id: str = "", progress: Progress | None = None
+        self, audio: AudioLike | BinaryIO, *, upload_id: str = "", progress: Progress | None = None
     ) -> uploads_pb2.Upload:
         """As `Jobs.upload`."""
-        recording = Recording(audio)
+        max_bytes = await self._max_bytes() if is_piped(audio) else MAX_PIPED_BYTES
+        recording = await asyncio.to_thread(Recording, audio, max_bytes)
         try:
             if not upload_id:
                 opened = await self._patiently(lambda: self._uploads.UploadAudio(iter([opening(recording.filename)])))
@@ -428,6 +500,10 @@ class AsyncJobs:
             return await self._upload(recording, upload_id, progress or (lambda sent, total: None))
         finally:
             recording.close()
+
+    async def _max_bytes(self) -> int:
+        info = await self._patiently(lambda: self._server.GetServerInfo(server_pb2.GetServerInfoRequest()))
+        return info.max_upload_bytes or MAX_PIPED_BYTES
 
     async def _upload(self, recording: Recording, upload_id: str, progress: Progress) -> uploads_pb2.Upload:
         n_failures, furthest = 0, -1

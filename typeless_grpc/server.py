@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from typeless_grpc import reflection
+from typeless_grpc.access.listening import why_unusable
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.logs import get_logger
 
@@ -101,15 +102,19 @@ class Server:
         reflection.enable((*self._names, health.SERVICE_NAME), self._server)
 
     async def start(self) -> int:
-        """Listen, and return the port; health says NOT_SERVING. Raises SourceUnavailable if the address is taken."""
+        """Listen, and return the port; health says NOT_SERVING. Raises SourceUnavailable where it cannot listen."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        address = f"{self._options.host}:{self._options.port}"
+        host, port = self._options.host, self._options.port
+        address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
         try:
             if self._tls is None:
                 port = self._server.add_insecure_port(address)
             else:
                 port = self._server.add_secure_port(address, self._tls.credentials())
         except RuntimeError as error:
+            # gRPC does not say why.
+            if why := await asyncio.to_thread(why_unusable, host, port):
+                raise SourceUnavailable(f"Cannot listen on {address}: {why}.", reason="ADDRESS_UNUSABLE") from error
             raise SourceUnavailable(
                 f"Cannot listen on {address}: is another server running there? Choose another with --port.",
                 reason="ADDRESS_IN_USE",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import AUDIO, serving, serving_jobs
+from tests.servers import free_port
 from tests.speech import said
 from typeless_grpc.engine.scripted import ScriptedEngine
 
@@ -140,3 +141,37 @@ async def test_a_shell_can_complete_commands_and_flags():
         assert (code, out.split()) == (0, [offered])
     _, script, _ = await typeless("", _TYPELESS_COMPLETE="source_bash")
     assert "_TYPELESS_COMPLETE" in script
+
+
+@pytest.mark.parametrize(
+    "words", ["transcribe", "stream", "batch", "bench", "jobs submit", "jobs get", "keys revoke"], ids=str.split
+)
+async def test_a_key_that_no_call_can_carry_is_one_line_without_it(words: str):
+    code, out, complaints = await typeless("127.0.0.1:9", *words.split(), SPEECH, TYPELESS_API_KEY="se\ncrét")
+    assert (code, out) == (1, "")
+    assert complaints == "typeless: the API key has a line end, or a character beyond ASCII, in it\n"
+
+
+async def test_white_space_around_a_key_and_a_target_is_not_sent(tmp_path: Path):
+    (tmp_path / "key").write_text("good\n", "utf-8")
+    guarded = {"auth_enabled": True, "require_auth": True, "api_keys": "good"}
+    async with serving(ScriptedEngine(lambda asked: "hello"), **guarded) as served:
+        target = f" {served.target}\n"
+        for key in ({"TYPELESS_API_KEY": "good\r\n"}, {"TYPELESS_API_KEY_FILE": str(tmp_path / "key")}):
+            assert await typeless(target, "transcribe", SPEECH, **key) == (0, "hello\n", "")
+
+
+@pytest.mark.parametrize("target", ["höst:1", "http://localhost:50051", "a b:1"])
+async def test_what_is_no_server_is_one_line(target: str):
+    code, out, complaints = await typeless(target, "transcribe", SPEECH)
+    assert (code, out, complaints.count("\n")) == (1, "", 1)
+    assert "HOST:PORT" in complaints
+
+
+async def test_where_a_proxy_does_not_answer_its_variable_is_named(monkeypatch: pytest.MonkeyPatch):
+    for name in ("grpc_proxy", "https_proxy", "no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    proxy = f"http://127.0.0.1:{free_port()}"
+    code, _, complaints = await typeless("server.example:1", "transcribe", SPEECH, http_proxy=proxy)
+    assert (code, complaints.count("\n")) == (1, 1)
+    assert "through the proxy that http_proxy names: no_proxy=server.example calls it directly" in complaints

@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from tests.harness import AUDIO, REPOSITORY, pcm, serving
+from tests.servers import free_port
 from typeless_grpc.client import AsyncClient, CallFailed, Client, Options, RawFormat
 from typeless_grpc.engine.interface import Task
 from typeless_grpc.engine.scripted import ScriptedEngine
@@ -94,6 +95,25 @@ async def asked_of(client_kind: str, target: str, *, retry: bool = True, seconds
             return client.transcribe(pcm(seconds), raw_format=raw, timeout_s=60).transcript.text
 
     return await asyncio.to_thread(call)
+
+
+async def test_no_proxy_stands_before_this_machine(monkeypatch: pytest.MonkeyPatch):
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+        async with AsyncClient(served.target, retry=False) as client:
+            assert (await client.transcribe(SPEECH)).transcript.text == "hello"
+        with Client(served.target, retry=False) as sync:
+            assert (await asyncio.to_thread(sync.transcribe, SPEECH)).transcript.text == "hello"
+
+
+async def test_a_failure_at_a_proxy_names_the_variable(monkeypatch: pytest.MonkeyPatch):
+    for name in ("grpc_proxy", "https_proxy", "no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    async with AsyncClient("server.example:50051", retry=False) as client:
+        with pytest.raises(CallFailed, match="through the proxy that http_proxy names"):
+            await client.server_info()
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

@@ -97,6 +97,19 @@ def test_what_cannot_be_done_is_said(data_dir: Path, arguments: tuple[str, ...],
     assert text in done.stderr
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["-s", "host:1"], ["--api-key", "k"], ["--tls"], ["--tls-ca", __file__]],
+    ids=lambda flags: flags[0],
+)
+@pytest.mark.parametrize("words", ["create", "list", "revoke k0"])
+def test_a_key_of_this_machine_is_not_made_where_a_server_is_named(data_dir: Path, words: str, flags: list[str]):
+    done = typeless(*words.split(), "--local", *flags)
+    assert done.exit_code == 2
+    assert "works on the store of this machine" in done.stderr
+    assert not list(data_dir.iterdir())
+
+
 SHAPES = {
     "unary_unary": "/typeless.v1.ServerService/GetServerInfo",
     "unary_stream": "/grpc.health.v1.Health/Watch",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from typing import Any
 
 import grpc
 import pytest
@@ -142,3 +144,31 @@ async def test_a_port_in_use_is_an_error_that_says_so():
             async with listen(Settings(port=port), ScriptedEngine()):
                 pass
     assert caught.value.reason == "ADDRESS_IN_USE"
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("192.0.2.1", "this machine has no address 192.0.2.1"),
+        ("[2001:db8::1]", "this machine has no address|not supported"),
+        ("no-such-host.invalid", "'no-such-host.invalid' is no address"),
+        ("two words", "'two words' is no address"),
+        ("a" * 64, "is no address"),
+    ],
+)
+@pytest.mark.parametrize("what", ["host", "metrics_host"])
+async def test_an_address_that_this_machine_lacks_is_no_other_server(what: str, host: str, why: str):
+    settings: dict[str, Any] = {"port": 0, "metrics_port": 0} | {what: host}
+    with pytest.raises(SourceUnavailable, match=why) as caught:
+        async with listen(Settings(**settings), ScriptedEngine()):
+            pass
+    assert caught.value.reason == "ADDRESS_UNUSABLE"
+
+
+async def test_an_ipv6_address_needs_no_brackets():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    async with listen(Settings(host="::1", port=0), ScriptedEngine()) as listening:
+        assert listening.port

@@ -9,17 +9,15 @@ from pathlib import Path
 import typer
 
 from typeless_grpc.cli import flags
+from typeless_grpc.cli.audio_sources import MAX_PIPED_BYTES, BrokenInput, content_of
 from typeless_grpc.cli.failures import calls_as_lines, told
-from typeless_grpc.cli.files import recordings
+from typeless_grpc.cli.files import is_pipe, name_of, recordings, size_of
 from typeless_grpc.cli.output import EXIT_FAILED, Counting
 from typeless_grpc.cli.results import Outcome, Results
-from typeless_grpc.cli.target import Place, client_of, patiently
+from typeless_grpc.cli.target import Place, client_of, max_audio_bytes, patiently
 from typeless_grpc.cli.transcribe import directory_of, formats_of, need_place_for
 from typeless_grpc.client import AsyncClient, CallFailed, Options
 from typeless_grpc.pb.v1.transcription_pb2 import BatchResult
-
-# Room in a message for what is not audio: names, options.
-ROOM_BYTES = 64 * 1024
 
 
 def batch(
@@ -45,34 +43,30 @@ def batch(
     with calls_as_lines(place.server):
         asyncio.run(_all(options, results, place, size, timeout))
     results.summary()
-    if results.n_failed:
+    if results.n_failed or results.is_unread:
         raise typer.Exit(EXIT_FAILED)
 
 
 async def _all(options: Options, results: Results, place: Place, size: int, timeout_s: float | None) -> None:
     async with client_of(place) as client:
         with Counting(results.files) as counting:
-            for group in groups(results.files, size, await _max_bytes(client, place)):
+            max_bytes = await max_audio_bytes(client, place)
+            for group in groups(results.files, size, max_bytes):
                 with counting.files(group):
-                    outcomes = await _outcomes(client, group, options, timeout_s, place)
+                    outcomes = await _outcomes(client, group, options, timeout_s, place, max_bytes or MAX_PIPED_BYTES)
                 for outcome in outcomes:
                     results.add(outcome)
 
 
-async def _max_bytes(client: AsyncClient, place: Place) -> int:
-    """What the audio of one call may have; 0 where the server does not say: it will, if a call is too large."""
-    try:
-        return (await patiently(client.server_info, place, "the server's limits")).max_message_bytes - ROOM_BYTES
-    except CallFailed:
-        return 0
-
-
 def groups(files: Sequence[Path], size: int, max_bytes: int) -> Iterator[list[Path]]:
-    """The files in order, as many in a group as `size` and max_bytes allow; one that is too large is alone."""
+    """The files in order, as many in a group as `size` and max_bytes allow; one that is too large is alone.
+
+    A pipe is alone, too: how large it is shows when it has been read.
+    """
     group: list[Path] = []
     n_bytes = 0
     for file in files:
-        file_bytes = file.stat().st_size
+        file_bytes = max_bytes if is_pipe(file) else size_of(file)
         if group and (len(group) == size or (max_bytes > 0 and n_bytes + file_bytes > max_bytes)):
             yield group
             group, n_bytes = [], 0
@@ -83,16 +77,32 @@ def groups(files: Sequence[Path], size: int, max_bytes: int) -> Iterator[list[Pa
 
 
 async def _outcomes(
-    client: AsyncClient, files: Sequence[Path], options: Options, timeout_s: float | None, place: Place
+    client: AsyncClient,
+    files: Sequence[Path],
+    options: Options,
+    timeout_s: float | None,
+    place: Place,
+    max_piped_bytes: int,
 ) -> list[Outcome]:
-    what = f"{len(files)} files"
-    try:
-        answer = await patiently(lambda: client.batch(files, options, timeout_s=timeout_s), place, what)
-    except CallFailed as error:
-        return [Outcome(file, error=told(error), reason=error.reason or error.code.name) for file in files]
-    except OSError as error:
-        return [Outcome(file, error=f"{error.filename} cannot be read: {error.strerror}") for file in files]
-    return [_outcome(file, result) for file, result in zip(files, answer.results, strict=True)]
+    outcomes, contents = dict[Path, Outcome](), dict[Path, bytes]()
+    for file in files:
+        try:
+            contents[file] = await content_of(file, max_piped_bytes)
+        except BrokenInput as error:
+            outcomes[file] = Outcome(file, error=str(error), reason="unreadable")
+    if contents:
+        names, what = [name_of(file) for file in contents], f"{len(contents)} files"
+        audio = list(contents.values())
+        try:
+            answer = await patiently(
+                lambda: client.batch(audio, options, names=names, timeout_s=timeout_s), place, what
+            )
+        except CallFailed as error:
+            reason = error.reason or error.code.name
+            outcomes |= {file: Outcome(file, error=told(error), reason=reason) for file in contents}
+        else:
+            outcomes |= {file: _outcome(file, one) for file, one in zip(contents, answer.results, strict=True)}
+    return [outcomes[file] for file in files]
 
 
 def _outcome(file: Path, result: BatchResult) -> Outcome:

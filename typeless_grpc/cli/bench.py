@@ -13,8 +13,11 @@ from typing import Annotated
 
 import typer
 
+from typeless_grpc.cli import flags
+from typeless_grpc.cli.audio_sources import MAX_PIPED_BYTES, BrokenInput, content_of
 from typeless_grpc.cli.failures import calls_as_lines
-from typeless_grpc.cli.output import EXIT_FAILED
+from typeless_grpc.cli.files import name_of, recordings
+from typeless_grpc.cli.output import EXIT_FAILED, fail
 from typeless_grpc.cli.target import Place, client_of
 from typeless_grpc.client import AsyncClient, CallFailed, Options
 
@@ -29,7 +32,7 @@ class Answer:
 
 
 def bench(
-    files: Annotated[list[Path], typer.Argument(help="Recordings to send.", exists=True, dir_okay=False)],
+    files: flags.Files,
     place: Place,
     language: Annotated[str, typer.Option("--language", "-l", help="Spoken language; detected unless set.")] = "",
     callers: Annotated[int, typer.Option(min=1, max=1000, help="Callers at the same time.")] = 1,
@@ -41,9 +44,9 @@ def bench(
     Example: typeless bench --local --callers 4 tests/audio/en_short.flac
     """
     options = Options(model=place.asked_model, language=language)
+    found = recordings(files)
     with calls_as_lines(place.server):
-        recordings = [file.read_bytes() for file in files] * rounds
-        answers, took_s = asyncio.run(_run(recordings, options, place, callers))
+        answers, took_s = asyncio.run(_run(found, rounds, options, place, callers))
     report = summary(answers, took_s)
     typer.echo(json.dumps(report) if as_json else "\n".join(f"{name:22} {value}" for name, value in report.items()))
     if report["failed"]:
@@ -66,13 +69,22 @@ def summary(answers: list[Answer], took_s: float) -> dict[str, float | int | str
     }
 
 
-async def _run(recordings: list[bytes], options: Options, place: Place, n_callers: int) -> tuple[list[Answer], float]:
+async def _run(
+    files: list[Path], n_rounds: int, options: Options, place: Place, n_callers: int
+) -> tuple[list[Answer], float]:
     async with client_of(place) as client:
-        waiting = iter(recordings)
+        waiting = iter([await _content(file) for file in files] * n_rounds)
         answers: list[Answer] = []
         started_s = time.monotonic()
         await asyncio.gather(*(_caller(client, waiting, options, answers) for _ in range(n_callers)))
         return answers, time.monotonic() - started_s
+
+
+async def _content(file: Path) -> bytes:
+    try:
+        return await content_of(file, MAX_PIPED_BYTES)
+    except BrokenInput as error:
+        fail(f"{name_of(file)} {error}")
 
 
 async def _caller(client: AsyncClient, waiting: Iterator[bytes], options: Options, answers: list[Answer]) -> None:

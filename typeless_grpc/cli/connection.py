@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from typeless_grpc.cli.output import fail
 from typeless_grpc.client import DEFAULT_TARGET, Tls
+from typeless_grpc.client_channel import key_to_send, target_to_call
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,15 @@ class Connection:
         str, typer.Option("--server", "-s", envvar="TYPELESS_SERVER", help="Where the server listens, host:port.")
     ] = DEFAULT_TARGET
     api_key: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--api-key",
             envvar="TYPELESS_API_KEY",
             show_default=False,
-            help="Key to call with. Others on this machine can read a command line: the variable is safer.",
+            help="Key to call with. Others on this machine can read a command line: the variable is safer, or "
+            "TYPELESS_API_KEY_FILE, which names a file with it.",
         ),
-    ] = ""
+    ] = None
     use_tls: Annotated[bool, typer.Option("--tls", envvar="TYPELESS_TLS", help="Connect with TLS.")] = False
     tls_ca: Annotated[
         Path | None,
@@ -62,6 +66,19 @@ class Connection:
     def __post_init__(self) -> None:
         if (self.client_cert is None) != (self.client_key is None):
             raise typer.BadParameter("go together", param_hint="--client-cert and --client-key")
+
+    def check(self, given: Mapping[str, str]) -> None:
+        """Stop with exit code 1 where a call cannot carry the key, or the server is none. given: see `options`."""
+        try:
+            target_to_call(self.server)
+            key_to_send(self.api_key if "api_key" in given else None)
+        except ValueError as error:
+            fail(str(error))
+
+    def refuse(self, given: Mapping[str, str], why: str) -> None:
+        """Refuse a connection on a command line that would not use it. Raises typer.BadParameter."""
+        if unused := [given[field.name] for field in fields(Connection) if field.name in given]:
+            raise typer.BadParameter(f"{why}, to which {', '.join(unused)} would say nothing", param_hint="--local")
 
     @property
     def tls(self) -> Tls | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -11,9 +12,11 @@ from typing import Annotated, Any, TypeVar
 import grpc
 import typer
 
+from typeless_grpc.cli.files import name_of
 from typeless_grpc.cli.options import expanded, sign
-from typeless_grpc.cli.output import errors, fail, failures_as_lines
+from typeless_grpc.cli.output import EXIT_FAILED, drop_stdout, errors, fail, failures_as_lines
 from typeless_grpc.client import CallFailed
+from typeless_grpc.client_channel import host_of, proxy_variable
 
 # What the caller can do about it, where the server's message does not say so already.
 HINTS = {
@@ -31,6 +34,9 @@ HINTS = {
     "MODEL_NOT_FOUND": "`typeless models list` shows their names, `typeless models pull` fetches one",
     "TOO_MANY_ITEMS": "make --size smaller",
 }
+
+# What a write fails with, which does not say where; files do.
+_UNWRITTEN = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 
 class _Detail:
@@ -60,6 +66,24 @@ def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
         return function
 
     return register
+
+
+@contextmanager
+def system_failures_as_lines() -> Iterator[None]:
+    """What this machine refuses: standard output that nobody reads ends a command quietly, as in a shell."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        fail(f"'{name_of(error.object)}' is not UTF-8")
+    except OSError as error:
+        if error.filename is not None:
+            fail(f"{name_of(error.filename)}: {error.strerror}")
+        if error.errno not in _UNWRITTEN:
+            raise
+        drop_stdout()
+        if not isinstance(error, BrokenPipeError):
+            fail(f"standard output cannot be written: {error.strerror}")
+        raise typer.Exit(EXIT_FAILED) from None
 
 
 def told(failed: CallFailed) -> str:
@@ -94,6 +118,8 @@ def fail_with(failed: CallFailed, server: str, *, otherwise: str = "or add --loc
     if is_away(failed):
         why = [failed.message, *details(failed)] if _Detail.is_wanted else []
         start = ", ".join(filter(None, ["Start one with `typeless serve`", otherwise]))
+        if proxy := proxy_variable(failed.message):
+            start = f"It was called through the proxy that {proxy} names: no_proxy={host_of(server)} calls it directly"
         fail("\n  ".join([f"no server answers at {server}. {start}.", *why]))
     fail(told(failed))
 

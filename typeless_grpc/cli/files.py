@@ -1,8 +1,15 @@
-"""Which recordings a command line means, and what the files are called that are written for them."""
+"""Which recordings a command line means, what they are called, and what the files are called that are written for them.
+
+A recording is a file, or something that can be read only once: standard input, a named pipe, the shell's `<(…)`.
+"""
 
 from __future__ import annotations
 
+import errno
 import glob
+import os
+import stat
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,26 +19,100 @@ import typer
 # What is taken from a directory; a file that is named is taken whatever it is called.
 _NAMES = "3gp aac aif aiff amr au caf flac m4a m4b mka mkv mov mp3 mp4 mpga oga ogg opus wav weba webm wma"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
+# What `-` means. Read as it is open, not by this name: a socket cannot be opened again.
+STANDARD_INPUT = Path("/dev/stdin")
 
 
 def recordings(patterns: Sequence[str]) -> list[Path]:
-    """Files as they are named, those in directories, at any depth, and those that match patterns; each once.
+    """What is named, the files in directories, at any depth, and those that match patterns; each once.
 
     Raises typer.BadParameter for one that names nothing.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
-        if path.is_dir():
+        path = Path(os.path.expanduser(pattern))  # Path's own raises where there is no such user
+        if pattern and path.is_dir():
             files = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
-        elif path.is_file():
-            files = [path]
-        else:
+        elif glob.has_magic(pattern) and not os.path.lexists(path):
             files = sorted(Path(one) for one in glob.glob(str(path), recursive=True) if Path(one).is_file())
+        else:
+            files = [recording(pattern, "FILES")]
         if not files:
-            raise typer.BadParameter(f"there is no recording '{pattern}'", param_hint="FILES")
+            raise typer.BadParameter(f"there is no recording '{name_of(pattern)}'", param_hint="FILES")
         found.update(dict.fromkeys(files))
     return list(found)
+
+
+def recording(name: str, argument: str) -> Path:
+    """One recording: a file or what can be read once, `-` for standard input. Raises typer.BadParameter."""
+    path = STANDARD_INPUT if name == "-" else Path(os.path.expanduser(name))
+    try:
+        is_terminal = _is_terminal(path)
+        is_directory = path != STANDARD_INPUT and path.is_dir()
+    except FileNotFoundError as error:
+        raise typer.BadParameter(f"there is no file '{name_of(name)}'", param_hint=argument) from error
+    except OSError as error:
+        raise typer.BadParameter(f"'{name_of(name)}' cannot be read: {error.strerror}", param_hint=argument) from error
+    if is_terminal:
+        what = "standard input" if path == STANDARD_INPUT else f"'{name}'"
+        raise typer.BadParameter(f"{what} is a terminal: pipe a recording into it, or name a file", param_hint=argument)
+    if not name or is_directory:
+        raise typer.BadParameter(f"there is no file '{name_of(name)}'", param_hint=argument)
+    return path
+
+
+def is_pipe(file: Path) -> bool:
+    """Whether it can be read only once, and has no size: standard input, a pipe, a device."""
+    try:
+        return file == STANDARD_INPUT or not stat.S_ISREG(file.stat().st_mode)
+    except OSError:  # told where it is read
+        return False
+
+
+def size_of(file: Path) -> int:
+    """In bytes; 0 for a file that is not there any more: that is told where it is read."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def name_of(file: Path | str) -> str:
+    """A file's name as one line of text: names may have line ends and what is no UTF-8, which is written as `\\xe9`."""
+    text = os.fsencode(file).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_terminal(path: Path) -> bool:
+    if path == STANDARD_INPUT:
+        if sys.stdin is None or sys.stdin.closed:
+            raise OSError(errno.EBADF, "it is closed")
+        return sys.stdin.isatty()
+    if not stat.S_ISCHR(path.stat().st_mode):
+        return False
+    number = os.open(path, os.O_RDONLY | os.O_NOCTTY)
+    try:
+        return os.isatty(number)
+    finally:
+        os.close(number)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is there as a whole or as it was before, whatever happens meanwhile. Raises OSError."""
+    file = Path(os.path.realpath(file))
+    if file.exists() and not file.is_file():
+        file.write_text(text, encoding="utf-8")  # a pipe or a device: nothing can stand in its place
+        return
+    part = file.with_name(f".{os.getpid()}.part")  # not of its name, which may be as long as names can be
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(file)) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def stems(files: Sequence[Path]) -> list[str]:

@@ -66,7 +66,11 @@ class Tidy(StrEnum):
 
 
 Files = Annotated[
-    list[str], typer.Argument(help="Recordings of any format, directories of them, or patterns like 'calls/*.mp3'.")
+    list[str],
+    typer.Argument(
+        help="Recordings of any format, directories of them, or patterns like 'calls/*.mp3'; pipes, too, "
+        "and - is standard input."
+    ),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="Model; the server's default unless set.")]
 Words = Annotated[

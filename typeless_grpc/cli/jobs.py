@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from typeless_grpc.cli import flags
 from typeless_grpc.cli.connection import Connection
 from typeless_grpc.cli.failures import calls_as_lines, command
+from typeless_grpc.cli.files import STANDARD_INPUT, name_of, recording
 from typeless_grpc.cli.job_output import (
     follow,
     goes_on,
@@ -26,7 +27,7 @@ from typeless_grpc.cli.job_output import (
     state_of,
     stop_unless_completed,
 )
-from typeless_grpc.cli.output import download_bar, errors
+from typeless_grpc.cli.output import download_bar, errors, print_table
 from typeless_grpc.client import Client
 from typeless_grpc.client_jobs import is_uri
 from typeless_grpc.pb.v1 import jobs_pb2
@@ -58,7 +59,7 @@ class State(StrEnum):
 
 @command(app, "submit")
 def submit(
-    audio: Annotated[str, typer.Argument(help="A recording of any format and size, or a URI the server can fetch.")],
+    audio: Annotated[str, typer.Argument(help="A recording of any format and size, - for standard input, or a URI.")],
     connection: Connection,
     *,
     model: flags.Model = "",
@@ -77,18 +78,17 @@ def submit(
 
     Example: typeless jobs submit --wait lecture.mp3
     """
-    if not is_uri(audio) and not Path(audio).is_file():
-        raise typer.BadParameter(f"there is no file {audio}", param_hint="AUDIO")
+    source = audio if is_uri(audio) else recording(audio, "AUDIO")
     formats = list(dict.fromkeys(format or []))
     if wait and not as_json and len(formats) > 1:
         raise typer.BadParameter("only one can be printed at the end: leave out --wait", param_hint="--format")
     options = decoding.asked(model, words=words, formats=formats)
     with (
         _client(connection) as client,
-        download_bar(f"Uploading {audio}") as bar,
+        download_bar(f"Uploading {name_of(audio)}") as bar,
     ):
         job = client.jobs.submit(
-            audio,
+            sys.stdin.buffer if source == STANDARD_INPUT else source,
             options,
             priority=priority.value,
             labels=_labels(label),
@@ -157,10 +157,10 @@ def list_jobs(
             labels = ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
             submitted = datetime.fromtimestamp(job.create_time.seconds).astimezone().isoformat(" ", "seconds")
             progress = f"{job.progress:.0%}"
-            table.add_row(job.job_id, state_of(job), progress, str(job.attempt), submitted, labels)
+            cells = (job.job_id, state_of(job), progress, str(job.attempt), submitted, labels)
+            table.add_row(*map(Text, cells))  # a label is no markup
     if not as_json:
-        # A pipe has no width: lines there are as long as they are.
-        (Console() if Console().is_terminal else Console(width=1000)).print(table)
+        print_table(table)
 
 
 @command(app, "watch")

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from rich.text import Text
 
 from typeless_grpc.cli.connection import Connection
 from typeless_grpc.cli.failures import calls_as_lines, command
+from typeless_grpc.cli.output import print_table
 from typeless_grpc.client import CallFailed, async_channel
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
 
@@ -45,6 +46,13 @@ class Where(Connection):
             help="Without a server: in the store that `typeless config` names. The way to the first admin key.",
         ),
     ] = False
+
+    def check(self, given: Mapping[str, str]) -> None:
+        """Refuse a server beside --local: a key for it would land in another store. given: see `options`."""
+        if self.local:
+            self.refuse(given, "works on the store of this machine")
+        else:
+            super().check(given)
 
 
 @command(app, "create")
@@ -102,7 +110,7 @@ def list_keys(
     )
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
+    print_table(table)
 
 
 @command(app, "revoke")

@@ -6,11 +6,12 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from typeless_grpc.cli.failures import command
-from typeless_grpc.cli.output import download_bar, failures_as_lines
+from typeless_grpc.cli.files import name_of
+from typeless_grpc.cli.output import download_bar, failures_as_lines, print_table
 
 app = typer.Typer(help="Show and fetch models.", no_args_is_help=True)
 
@@ -25,13 +26,13 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON inste
         catalog = _catalog()
         found = {name: catalog.find(name) for name in catalog.names()}
     if as_json:
-        rows = [{"name": name, "path": str(path) if path else None} for name, path in found.items()]
+        rows = [{"name": name, "path": name_of(path) if path else None} for name, path in found.items()]
         typer.echo(json.dumps(rows, indent=2))
         return
     table = Table("model", "on this machine", box=None)
     for name, path in found.items():
-        table.add_row(name, str(path) if path else "-")
-    Console().print(table)
+        table.add_row(Text(name), Text(name_of(path) if path else "-"))
+    print_table(table)
 
 
 @command(app, "pull")
@@ -45,7 +46,7 @@ def pull(
     """
     with failures_as_lines():
         path = fetch(_catalog(), name)
-    typer.echo(json.dumps({"name": name, "path": path}) if as_json else path)
+    typer.echo(json.dumps({"name": name, "path": name_of(path)}) if as_json else path)
 
 
 def fetch(catalog: Any, name: str) -> str:

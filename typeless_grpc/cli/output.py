@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
@@ -21,13 +22,18 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
+from typeless_grpc.cli.files import is_pipe, name_of, size_of
 from typeless_grpc.errors import TypelessError
 
 # 0 is success, 2 is a command line that makes no sense (click's own).
 EXIT_FAILED = 1
 
-errors = Console(stderr=True, highlight=False)
+LEAST_TABLE_WIDTH = 64
+WIDEST_TABLE = 10_000
+
+errors = Console(stderr=True, highlight=False, emoji=False)
 
 
 def fail(message: str) -> NoReturn:
@@ -42,6 +48,12 @@ def need(option: str, is_met: bool, what: str) -> None:
         raise typer.BadParameter(f"needs {what}", param_hint=option)
 
 
+def drop_stdout() -> None:
+    """Have what is still to be printed go nowhere: the end of the program would try to write it again."""
+    with suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextmanager
 def failures_as_lines() -> Iterator[None]:
     """Turn what we raise on purpose into a line; anything else is a bug and keeps its traceback."""
@@ -53,6 +65,13 @@ def failures_as_lines() -> Iterator[None]:
         fail(f"this needs the server's libraries ({error.name}): pip install 'typeless-grpc[server]'")
     except TypelessError as error:
         fail(f"{error.message} ({error.reason})")
+
+
+def print_table(table: Table, *, to_stderr: bool = False) -> None:
+    """A table that is whole: a pipe has no width, and a narrow terminal breaks lines itself."""
+    console = Console(stderr=to_stderr, highlight=False, emoji=False)
+    width = max(console.width, LEAST_TABLE_WIDTH) if console.is_terminal else WIDEST_TABLE
+    Console(stderr=to_stderr, highlight=False, emoji=False, width=width).print(table, soft_wrap=False)
 
 
 @contextmanager
@@ -85,21 +104,21 @@ class Counting:
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         self._bar = Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True)
         self._n_files, self._n_done = len(files), 0
-        self._total = self._bar.add_task(self._title(), total=None, visible=len(files) > 1)
+        self._total = self._bar.add_task(self._total_title(), total=None, visible=len(files) > 1)
 
     @contextmanager
     def files(self, files: Sequence[Path]) -> Iterator[None]:
         """These files are being worked on; done on the way out."""
-        lines = [self._bar.add_task(f"{file} ({os.path.getsize(file) // 1024:,} KiB)", total=None) for file in files]
+        lines = [self._bar.add_task(_title(file), total=None) for file in files]
         try:
             yield
         finally:
             for line in lines:
                 self._bar.remove_task(line)
             self._n_done += len(files)
-            self._bar.update(self._total, description=self._title())
+            self._bar.update(self._total, description=self._total_title())
 
-    def _title(self) -> str:
+    def _total_title(self) -> str:
         return f"{self._n_done} of {self._n_files} files"
 
     def __enter__(self) -> Self:
@@ -110,3 +129,7 @@ class Counting:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+def _title(file: Path) -> str:
+    return name_of(file) if is_pipe(file) else f"{name_of(file)} ({size_of(file) // 1024:,} KiB)"

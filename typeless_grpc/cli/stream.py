@@ -25,10 +25,12 @@ from typeless_grpc.cli.audio_sources import (
     Encoding,
     file_pieces,
     microphone,
+    not_empty,
     paced_file,
-    standard_input,
+    piped,
 )
 from typeless_grpc.cli.failures import calls_as_lines
+from typeless_grpc.cli.files import is_pipe, name_of, recording
 from typeless_grpc.cli.output import errors, fail, need
 from typeless_grpc.cli.target import Place, client_of
 from typeless_grpc.client import RawFormat
@@ -47,7 +49,9 @@ class Pace(StrEnum):
 
 
 def stream(
-    audio: Annotated[str, typer.Argument(metavar="FILE|-|mic", help="A recording, standard input, or the microphone.")],
+    audio: Annotated[
+        str, typer.Argument(metavar="FILE|-|mic", help="A recording or a pipe, standard input, or the microphone.")
+    ],
     place: Place,
     decoding: flags.Decoding,
     words: Annotated[bool, typer.Option("--words", help="With --json: each word with its times.")] = False,
@@ -73,13 +77,13 @@ def stream(
 
     Example: typeless stream --local --realtime --language en tests/audio/en_two_sentences.flac
     """
-    if audio not in ("-", "mic") and not Path(audio).is_file():
-        raise typer.BadParameter(f"there is no file {audio}", param_hint="FILE")
+    file = None if audio == "mic" else recording(audio, "FILE")
+    is_spoken = file is None or is_pipe(file)
     need("--encoding", audio != "mic" or encoding is None, "a file or standard input: the microphone has its own")
     need("--rate", encoding is not None or rate is None, "--encoding: a file says its own")
     need("--channels", encoding is not None or channels is None, "--encoding: a file says its own")
     need("--device", audio == "mic" or not device, "mic")
-    need("--realtime", audio not in ("-", "mic") or not realtime, "a file: what is spoken has its own pace")
+    need("--realtime", not is_spoken or not realtime, "a file: what is spoken has its own pace")
     need("--interim", mode is Pace.LIVE or not interim, "--mode live: a recording has none")
     need("--words", as_json or not words, "--json: lines of text have no times")
     raw = RawFormat(encoding.value, rate or 16_000, channels or 1) if encoding else None
@@ -91,19 +95,21 @@ def stream(
         interim_results=wants_interims and mode is Pace.LIVE,
     )
     with calls_as_lines(place.server):
-        pieces = _pieces(audio, options.raw_format, realtime, device)
+        pieces = _pieces(file, options.raw_format, realtime, device)
         try:
-            asyncio.run(_stream(pieces, options, place, is_spoken=audio in ("-", "mic"), as_json=as_json))
-        except (BrokenInput, NoMicrophone) as error:
+            asyncio.run(_stream(pieces, options, place, is_spoken=is_spoken, as_json=as_json))
+        except BrokenInput as error:
+            fail(f"{'standard input' if audio == '-' else name_of(audio)} {error}")
+        except NoMicrophone as error:
             fail(str(error))
 
 
-def _pieces(audio: str, raw: RawFormat | None, realtime: bool, device: str) -> AsyncIterator[bytes]:
-    if audio == "mic":
+def _pieces(file: Path | None, raw: RawFormat | None, realtime: bool, device: str) -> AsyncIterator[bytes]:
+    if file is None:
         return microphone(device)
-    if audio == "-":
-        return standard_input()
-    return paced_file(Path(audio), raw) if realtime else file_pieces(Path(audio))
+    if is_pipe(file):
+        return not_empty(piped(file))
+    return not_empty(paced_file(file, raw) if realtime else file_pieces(file))
 
 
 async def _stream(

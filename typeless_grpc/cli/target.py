@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import grpc
@@ -20,6 +20,9 @@ from typeless_grpc.client import AsyncClient, CallFailed
 # How often a call is made that the server refuses for load; it says itself how long to wait.
 ATTEMPTS = 6
 
+# Room in a message for what is not audio: names, options.
+ROOM_BYTES = 64 * 1024
+
 Answer = TypeVar("Answer")
 
 
@@ -31,11 +34,11 @@ class Place(Connection):
     model: Model = ""
 
     def check(self, given: Mapping[str, str]) -> None:
-        """Refuse a connection that would not be used. given: see `options`. Raises typer.BadParameter."""
-        unused = [given[field.name] for field in fields(Connection) if field.name in given]
-        if self.local and unused:
-            why = f"calls a server of its own, to which {', '.join(unused)} would say nothing"
-            raise typer.BadParameter(why, param_hint="--local")
+        """Refuse a connection that would not be used, or cannot be. given: see `options`. Raises typer.BadParameter."""
+        if self.local:
+            self.refuse(given, "calls a server of its own")
+        else:
+            super().check(given)
 
     @property
     def asked_model(self) -> str:
@@ -87,3 +90,11 @@ async def patiently(call: Callable[[], Awaitable[Answer]], place: Place, what: s
             if errors.is_terminal:
                 errors.print(f"{what}: waiting {error.retry_after_s:.0f} s for {why}", style="dim", markup=False)
             await asyncio.sleep(error.retry_after_s * max(1, n_refused))
+
+
+async def max_audio_bytes(client: AsyncClient, place: Place) -> int:
+    """What the audio of one call may have; 0 where the server does not say: it will, if a call is too large."""
+    try:
+        return (await patiently(client.server_info, place, "the server's limits")).max_message_bytes - ROOM_BYTES
+    except CallFailed:
+        return 0

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import typer
 
 from typeless_grpc.cli import flags
+from typeless_grpc.cli.audio_sources import MAX_PIPED_BYTES, BrokenInput, content_of
 from typeless_grpc.cli.failures import calls_as_lines, told
-from typeless_grpc.cli.files import recordings
+from typeless_grpc.cli.files import is_pipe, name_of, recordings
 from typeless_grpc.cli.output import EXIT_FAILED, Counting, need
 from typeless_grpc.cli.results import Outcome, Results
-from typeless_grpc.cli.target import Place, client_of, patiently
+from typeless_grpc.cli.target import Place, client_of, max_audio_bytes, patiently
 from typeless_grpc.client import AsyncClient, CallFailed, Options
 
 
@@ -39,7 +41,7 @@ def transcribe(
     with calls_as_lines(place.server):
         asyncio.run(_all(options, results, place, parallel, timeout))
     results.summary()
-    if results.n_failed:
+    if results.n_failed or results.is_unread:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -67,18 +69,22 @@ def directory_of(output: str) -> Path | None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise typer.BadParameter(f"cannot be made: {error.strerror}", param_hint="--output") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise typer.BadParameter("cannot be written to", param_hint="--output")
     return directory
 
 
 async def _all(options: Options, results: Results, place: Place, parallel: int, timeout_s: float | None) -> None:
     at_once = asyncio.Semaphore(parallel)
     async with client_of(place) as client:
+        has_pipe = any(is_pipe(file) for file in results.files)
+        max_bytes = (await max_audio_bytes(client, place) if has_pipe else 0) or MAX_PIPED_BYTES
         with Counting(results.files) as counting:
 
             async def one(file: Path) -> Outcome:
                 async with at_once:
                     with counting.files([file]):
-                        return await _outcome(client, file, options, timeout_s, place)
+                        return await _outcome(client, file, options, timeout_s, place, max_bytes)
 
             calls = [asyncio.create_task(one(file)) for file in results.files]
             try:
@@ -89,11 +95,14 @@ async def _all(options: Options, results: Results, place: Place, parallel: int, 
                     call.cancel()
 
 
-async def _outcome(client: AsyncClient, file: Path, options: Options, timeout_s: float | None, place: Place) -> Outcome:
+async def _outcome(
+    client: AsyncClient, file: Path, options: Options, timeout_s: float | None, place: Place, max_piped_bytes: int
+) -> Outcome:
     try:
-        answer = await patiently(lambda: client.transcribe(file, options, timeout_s=timeout_s), place, str(file))
+        audio = await content_of(file, max_piped_bytes)
+        answer = await patiently(lambda: client.transcribe(audio, options, timeout_s=timeout_s), place, name_of(file))
     except CallFailed as error:
         return Outcome(file, error=told(error), reason=error.reason or error.code.name)
-    except OSError as error:
-        return Outcome(file, error=f"cannot be read: {error.strerror}")
+    except BrokenInput as error:
+        return Outcome(file, error=str(error), reason="unreadable")
     return Outcome(file, answer.transcript, answer.stats, answer)

@@ -11,6 +11,7 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from typeless_grpc.access.listening import why_unusable
 from typeless_grpc.errors import SourceUnavailable
 
 METHOD = ("grpc_type", "grpc_service", "grpc_method")
@@ -66,10 +67,13 @@ class MetricsPort:
 
     @classmethod
     def open(cls, metrics: Metrics, host: str, port: int) -> MetricsPort:
-        """Listen; port 0 takes a free one. Raises SourceUnavailable if the address is taken."""
+        """Listen; port 0 takes a free one. Raises SourceUnavailable where it cannot listen."""
         try:
             return cls(*start_http_server(port, host, metrics.registry))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            if why := why_unusable(host, port):
+                where = f"Cannot serve metrics on {host}:{port}"
+                raise SourceUnavailable(f"{where}: {why}.", reason="ADDRESS_UNUSABLE") from error
             raise SourceUnavailable(
                 f"Cannot serve metrics on {host}:{port}: choose another port with TYPELESS_METRICS_PORT.",
                 reason="ADDRESS_IN_USE",

@@ -1,0 +1,24 @@
+"""Why a server cannot listen, where what it listens with does not say."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+
+def why_unusable(host: str, port: int) -> str:
+    """Why this machine cannot listen on an address, whoever else does; "" where it could. Blocks on names."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        return f"'{host}' is no address, and no name that is known here"
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                return f"this machine has no address {host}; 0.0.0.0 stands for all that it has"
+            if error.errno != errno.EADDRINUSE:
+                return f"{error.strerror}"
+    return ""
