@@ -129,6 +129,17 @@ upload_digests = sa.Table(
 )
 
 
+# The audio that jobs brought along or had fetched, as long as it is kept: what uploads have in `size_bytes`.
+job_audio = sa.Table(
+    "job_audio",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Index("typeless_job_audio_owner", "owner"),
+)
+
+
 class Database:
     """A pool of connections; threads share it. Errors of the database come out as SourceUnavailable."""
 
