@@ -382,7 +382,7 @@ class Settings(BaseSettings):
         86_400.0,
         ge=1,
         le=31_536_000,
-        description="How long a job, its audio and its transcript are kept after its end: seconds, or 90m, 24h, 7d.",
+        description="How long a job and its transcript are kept after its end: seconds, or 90m, 24h, 7d.",
     )
     job_max_attempts: int = Field(
         5,
@@ -422,7 +422,23 @@ class Settings(BaseSettings):
         100, ge=1, le=1_000_000, description="Unfinished uploads of one caller; more are refused."
     )
     max_upload_bytes_per_caller: int = Field(
-        20 * 1024**3, ge=1024, le=1024**5, description="Uploads of one caller together, in bytes; more are refused."
+        20 * 1024**3,
+        ge=1024,
+        le=1024**5,
+        description="Audio of one caller that is kept here, in bytes: its uploads, and what came with its jobs or was "
+        "fetched for them; more is refused.",
+    )
+    min_free_disk_percent: float = Field(
+        2.0,
+        ge=0,
+        le=90,
+        description="Share of the disk that new audio must leave free, in percent, of the storage and of temporary "
+        "files; it is refused below that. More where results or other programs need the room; 0 refuses nothing.",
+    )
+    keep_job_audio: bool = Field(
+        False,
+        description="Keep the audio of a job as long as the job, to listen to it again; off, it is deleted as soon as "
+        "the job has ended, and results stay.",
     )
     upload_ttl: Seconds = Field(
         86_400.0,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +20,7 @@ from typeless_grpc.engine.transcript import OutputFormat
 from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import MAX_CRASHES, Failure, Job, Priority, State
 from typeless_grpc.jobs.store import JobQuery, Run, RunLost
-from typeless_grpc.stores.database import Database
+from typeless_grpc.stores.database import Database, uploads
 from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.jobs import _filters
 
@@ -466,6 +469,124 @@ def test_a_silent_worker_counts_as_dead(database: Database, files: Files):
     assert stores.jobs.stats().n_workers == 0
 
 
+@pytest.mark.parametrize("as_file", [False, True], ids=["sent along", "fetched"])
+def test_audio_of_jobs_counts_with_the_uploads_of_its_owner(database: Database, files: Files, as_file: bool):
+    stores = Stores.over(database, files, uploads={"max_owner_bytes": 10}, max_owner_bytes=10)
+
+    def submit(audio: bytes, **values: Any) -> Job:
+        return stores.submit(content=io.BytesIO(audio) if as_file else audio, **values)
+
+    job = submit(b"12345")
+    upload = stores.uploads.append(stores.uploads.create("ann", ""), [b"123"])
+    for more in (lambda: submit(b"123"), lambda: stores.uploads.append(upload, [b"456"])):
+        with pytest.raises(RateLimited) as caught:
+            more()
+        assert (caught.value.reason, caught.value.retryable) == ("UPLOAD_QUOTA_EXCEEDED", True)
+    with pytest.raises(RateLimited):
+        stores.jobs.check_room("ann", 3)
+    stores.jobs.check_room("ann", 2)
+    assert [name for name, _ in files.names("jobs")] == [job.job_id]
+    submit(b"1234567890", owner="bob")
+    done(stores, job)
+    submit(b"1234567")
+
+
+def test_submissions_at_the_same_instant_do_not_take_the_same_room(database: Database, files: Files):
+    stores = Stores.over(database, files, max_owner_bytes=10)
+    n_at_once = 8
+    together = threading.Barrier(n_at_once)
+
+    def submit(_: int) -> bool:
+        together.wait()
+        try:
+            return bool(stores.submit(content=b"1234"))
+        except RateLimited:
+            return False
+
+    with ThreadPoolExecutor(n_at_once) as pool:
+        assert sum(pool.map(submit, range(n_at_once))) == 2
+    assert len(stores.files.names("jobs")) == 2
+
+
+End = Callable[[Stores, Job], object]
+
+ENDS: dict[str, End] = {
+    "completed": done,
+    "failed": lambda stores, job: stores.runs.fail(claimed(stores, job), FAULT),
+    "cancelled": lambda stores, job: stores.jobs.cancel(job.job_id, None),
+    "cancelled while it ran": lambda stores, job: claimed(stores, job) and stores.jobs.cancel(job.job_id, None),
+    "crashed": lambda stores, job: [stores.runs.claim(job.job_id, "w1") for _ in range(MAX_CRASHES + 1)],
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_the_audio_of_a_job_goes_with_its_end_and_its_result_stays(
+    stores: Stores, end: Callable[[Stores, Job], object]
+):
+    job = stores.submit()
+    end(stores, job)
+    ended = stores.jobs.get(job.job_id, None)
+    assert ended.state.is_final
+    assert "audio" not in [name for name, _ in stores.files.names(f"jobs/{job.job_id}")]
+    with pytest.raises(NotFound):
+        stores.runs.open_audio(job)
+    assert stores.jobs.transcript(ended).text == ("hello" if ended.state is State.COMPLETED else "")
+
+
+def test_the_audio_of_a_job_that_is_tried_again_stays(stores: Stores):
+    job = stores.submit()
+    stores.runs.retry(claimed(stores, job), FAULT, 0)
+    stores.runs.hand_back(claimed(stores, job))
+    stores.upkeep.drop_audio()
+    stores.runs.open_audio(job).close()
+
+
+def test_an_operator_may_keep_the_audio_of_jobs(database: Database, files: Files):
+    stores = Stores.over(database, files, max_owner_bytes=10, keep_audio=True)
+    job = done(stores, stores.submit(content=b"12345"))
+    assert stores.upkeep.drop_audio() == 0
+    stores.runs.open_audio(job).close()
+    with pytest.raises(RateLimited):
+        stores.submit(content=b"123456")
+    stores.jobs.delete(job.job_id, "ann")
+    stores.submit(content=b"123456")
+
+
+def test_audio_that_was_left_behind_at_the_end_of_its_job_is_found(
+    database: Database, files: Files, monkeypatch: pytest.MonkeyPatch
+):
+    stores = Stores.over(database, files, max_owner_bytes=10)
+    job = stores.submit(content=b"12345")
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "delete_tree", _away)
+        done(stores, job)
+    with pytest.raises(RateLimited):
+        stores.submit(content=b"123456")
+    assert [stores.upkeep.drop_audio() for _ in range(2)] == [1, 0]
+    stores.submit(content=b"123456")
+
+
+def _away(path: str) -> None:
+    raise SourceUnavailable("away", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
+
+
+def test_new_audio_is_refused_before_the_disk_is_full_and_jobs_go_on(database: Database, tmp_path: Path):
+    path = str(tmp_path / "storage")
+    before = Stores.over(database, Files(path))
+    job = before.submit()
+    upload = before.uploads.create("ann", "")
+    stores = Stores.over(database, Files(path, min_free_percent=100.0))
+    for more in (
+        stores.submit,
+        lambda: stores.uploads.append(upload, [b"abc"]),
+        lambda: stores.jobs.check_room("ann", 1),
+    ):
+        with pytest.raises(SourceUnavailable) as caught:
+            more()
+        assert (caught.value.reason, caught.value.retry_after_s) == ("STORAGE_FULL", 30.0)
+    assert done(stores, job).state is State.COMPLETED
+
+
 def test_files_of_a_submission_that_was_cut_short_are_deleted(stores: Stores):
     job = stores.submit()
     stores.files.write("jobs/nobody/audio", b"x")
@@ -516,6 +637,23 @@ def test_a_job_about_an_upload_needs_it_whole(stores: Stores):
     with stores.runs.open_audio(job) as file:
         assert file.read() == b"abc"
     assert stores.jobs.page(JobQuery(None)).jobs == [job]
+
+
+def test_a_job_that_has_ended_keeps_no_upload_and_is_known_by_it_still(database: Database, files: Files):
+    stores = Stores.over(database, files, uploads={"ttl_s": 0.0})
+    upload = stores.uploads.complete(stores.uploads.create("ann", ""), b"\1" * 32)
+    with database.writing() as connection:  # as if it had been completed a moment ago
+        connection.execute(sa.update(uploads).values(expire_s=4e9))
+    job = stores.jobs.submit(new_job(uri=upload.uri), None)
+    with database.writing() as connection:
+        connection.execute(sa.update(uploads).values(expire_s=0.0))
+    assert stores.uploads.delete_expired() == 0
+    done(stores, job)
+    assert stores.uploads.delete_expired() == 1
+    assert stores.uploads.sha256(upload.upload_id, "ann") == b"\1" * 32
+    assert stores.uploads.sha256(upload.upload_id, "bob") == b""
+    stores.jobs.delete(job.job_id, "ann")
+    assert stores.uploads.sha256(upload.upload_id, None) == b""
 
 
 def test_an_upload_lives_as_long_as_the_jobs_about_it(database: Database, files: Files):

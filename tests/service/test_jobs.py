@@ -22,8 +22,9 @@ from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.errors import EngineFailed
 from typeless_grpc.jobs.job import Failure, Job, State
 from typeless_grpc.jobs.store import Run
-from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, transcription_pb2
+from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, transcript_pb2, transcription_pb2
 
+SRT = transcript_pb2.OUTPUT_FORMAT_SRT
 PENDING, PROCESSING = jobs_pb2.JOB_STATE_PENDING, jobs_pb2.JOB_STATE_PROCESSING
 COMPLETED, FAILED, CANCELLED = (
     jobs_pb2.JOB_STATE_COMPLETED,
@@ -395,3 +396,26 @@ async def test_a_python_client_submits_waits_and_deletes(tmp_path: Path):
         assert (await client.jobs.stats()).completed == 1
         await client.jobs.delete(job.job_id)
         assert [one async for one in client.jobs.list()] == []
+
+
+async def test_a_caller_has_bounded_room_for_the_audio_of_its_jobs(tmp_path: Path):
+    bounds = {"max_upload_bytes_per_caller": 80_000, "max_concurrent_jobs": 0}
+    async with serving_jobs(ScriptedEngine(), tmp_path, **bounds) as served:
+        first = await submitted(served, 1.0)
+        await submitted(served, 1.0)
+        failed = await refused(served.jobs.SubmitJob(submission(1.0)))
+        await served.jobs.CancelJob(jobs_pb2.CancelJobRequest(job_id=first.job_id))
+        await submitted(served, 1.0)
+    assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "UPLOAD_QUOTA_EXCEEDED")
+    assert failed.retry_after_s == 60.0
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+async def test_the_audio_of_a_job_goes_with_its_end_unless_the_operator_keeps_it(tmp_path: Path, keeps: bool):
+    async with serving_jobs(ScriptedEngine(), tmp_path, keep_job_audio=keeps) as served:
+        job = await submitted(served, options=transcription_pb2.TranscriptionOptions(output_formats=[SRT]))
+        await watched(served, job.job_id)
+        ended = await found(served, job.job_id)
+    assert [one.format for one in ended.transcript.renditions] == [SRT]
+    kept = [path.name for path in (tmp_path / "jobs" / "files" / "jobs" / job.job_id).iterdir()]
+    assert sorted(kept) == (["audio", "chunks"] if keeps else ["chunks"])

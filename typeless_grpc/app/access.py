@@ -30,10 +30,12 @@ from typeless_grpc.stores.buckets import FallbackBuckets, MemoryBuckets, RedisBu
 from typeless_grpc.stores.memory_access import MemoryAccessStore
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics
-from typeless_grpc.telemetry.reachability import Reachability
+from typeless_grpc.telemetry.reachability import Freshness, Reachability
 
 log = get_logger(__name__)
 
+# Without an answer of their store for so long, keys may be good that no longer should be: that is an error.
+KEYS_STALE_S = 60.0
 JWKS_TIMEOUT_S = 5.0  # for the identity provider to send its keys, a few kilobytes
 
 
@@ -62,7 +64,18 @@ async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Acc
             await registry.load(settings_keys(settings))
             stack.push_async_callback(_flush, registry)
             reached = Reachability("store of keys", metrics.key_store_up)
-            following = asyncio.create_task(registry.follow(reached.report))
+            fresh = Freshness(
+                "keys and limits have not been read: keys that were revoked since are still good here",
+                metrics.keys_read,
+                KEYS_STALE_S,
+            )
+            fresh.report(True)  # they have just been loaded
+
+            def report(answers: bool) -> None:
+                reached.report(answers)
+                fresh.report(answers)
+
+            following = asyncio.create_task(registry.follow(report))
             stack.push_async_callback(ended, following)
             if settings.jwt_issuer:
                 threads = stack.enter_context(ThreadPoolExecutor(1, "token-keys"))

@@ -71,11 +71,17 @@ async def keep_jobs(
         database = Database(database_url(settings))
         stack.callback(database.close)
         await asyncio.to_thread(database.create_tables)
-        files = Files(settings.storage_url or str(settings.data_dir / "jobs" / "files"))
+        place = settings.storage_url or str(settings.data_dir / "jobs" / "files")
+        files = Files(place, settings.min_free_disk_percent)
         uploads = SqlUploadStore(database, files, upload_options(settings))
         sources = CheckedSources(
             uploads,
-            SourceOptions(settings.audio_uri_prefixes, settings.max_upload_bytes, settings.audio_uri_timeout_s),
+            SourceOptions(
+                settings.audio_uri_prefixes,
+                settings.max_upload_bytes,
+                settings.audio_uri_timeout_s,
+                min_free_percent=settings.min_free_disk_percent,
+            ),
         )
         queue = DbosQueue(database)
         stack.callback(queue.close)
@@ -134,12 +140,19 @@ def upload_options(settings: Settings) -> UploadOptions:
         settings.upload_ttl,
         settings.max_unfinished_uploads,
         settings.max_upload_bytes_per_caller,
+        settings.keep_job_audio,
     )
 
 
 def job_store_options(settings: Settings) -> JobStoreOptions:
     """The job store's part of the settings."""
-    return JobStoreOptions(settings.job_ttl, settings.max_pending_jobs, settings.worker_timeout_s)
+    return JobStoreOptions(
+        settings.job_ttl,
+        settings.max_pending_jobs,
+        settings.worker_timeout_s,
+        settings.max_upload_bytes_per_caller,
+        settings.keep_job_audio,
+    )
 
 
 def worker_options(settings: Settings) -> WorkerOptions:

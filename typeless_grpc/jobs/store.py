@@ -65,7 +65,14 @@ class JobStore(Protocol):
 
         A request_id that was sent before returns the job it made. Raises AlreadyExists if that was for something
         else, NotFound if the upload does not exist, WrongState if it is not complete, RateLimited if the caller has
-        too many pending jobs.
+        too many pending jobs or its owner too much audio here.
+        """
+        ...
+
+    def check_room(self, owner: str, n_bytes: int) -> None:
+        """Raise what `submit` would for so many bytes of audio, before they are fetched.
+
+        That is RateLimited at the owner's quota, and SourceUnavailable where the disk is almost full.
         """
         ...
 

@@ -135,9 +135,12 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
             return self._store.submit(new, request.audio.content)
         if new.uri.startswith(UPLOAD_SCHEME):
             return self._store.submit(new, None)
+        is_fetched = new.uri.partition(":")[0].lower() == FETCHED_AT_ONCE
+        if is_fetched:
+            self._store.check_room(new.owner, 1)
         file: BinaryIO = self._sources.open(new.uri, new.uploads_of, "audio.uri")
         with file:
-            if new.uri.startswith(f"{FETCHED_AT_ONCE}://"):
+            if is_fetched:
                 return self._store.submit(replace(new, uri=""), file)
             return self._store.submit(new, None)
 

@@ -7,6 +7,7 @@ clock, so it is exact over any number of servers, whatever their clocks say.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import math
 from collections.abc import Awaitable, Callable, Sequence
@@ -154,6 +155,7 @@ class RedisBuckets(ThrottledBuckets):
         max_connections: calls that find none free wait for one; not so with sentinels and clusters, which have as many
         as there are calls. Raises ValueError for another url.
         """
+        self._timeout_s = timeout_s
         timeouts = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
         # Once more and at once: a pooled connection may be of a Redis that has restarted since.
         retry = Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
@@ -171,11 +173,21 @@ class RedisBuckets(ThrottledBuckets):
 
     async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
         """See `BucketStore`."""
-        return await _reached(super().take(bucket, quota, cost))
+        return await self._reached(super().take(bucket, quota, cost))
 
     async def give_back(self, bucket: str, quota: Quota, cost: int) -> None:
         """See `BucketStore`."""
-        await _reached(super().give_back(bucket, quota, cost))
+        await self._reached(super().give_back(bucket, quota, cost))
+
+    async def _reached(self, work: Awaitable[T]) -> T:
+        try:
+            # All of it: a connection waited for and made, and what sentinels and nodes of a cluster are asked before.
+            async with asyncio.timeout(self._timeout_s):
+                return await work
+        except (StoreUnavailableError, redis.exceptions.RedisError, OSError) as error:
+            raise SourceUnavailable(
+                "The shared rate limits cannot be reached now.", reason="RATE_LIMITS_UNAVAILABLE", retry_after_s=RETRY_S
+            ) from error
 
     async def close(self) -> None:
         """Close the connections."""
@@ -187,15 +199,6 @@ class RedisBuckets(ThrottledBuckets):
         if isinstance(pool, SentinelConnectionPool):
             for sentinel in pool.sentinel_manager.sentinels:
                 await sentinel.aclose()
-
-
-async def _reached(work: Awaitable[T]) -> T:
-    try:
-        return await work
-    except (StoreUnavailableError, redis.exceptions.RedisError, OSError) as error:
-        raise SourceUnavailable(
-            "The shared rate limits cannot be reached now.", reason="RATE_LIMITS_UNAVAILABLE", retry_after_s=RETRY_S
-        ) from error
 
 
 class FallbackBuckets:

@@ -17,10 +17,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
+from typeless_grpc.stores.postgresql import POOL_S, postgresql_engine
 
 # How long a writer waits for another one to be done, before the caller is told to come again.
 BUSY_TIMEOUT_MS = 5_000
-IDLE_TRANSACTION_MS = 5_000
 POOL_SIZE = 10
 SCHEMA = "typeless"
 
@@ -129,6 +129,17 @@ upload_digests = sa.Table(
 )
 
 
+# The audio that jobs brought along or had fetched, as long as it is kept: what uploads have in `size_bytes`.
+job_audio = sa.Table(
+    "job_audio",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Index("typeless_job_audio_owner", "owner"),
+)
+
+
 class Database:
     """A pool of connections; threads share it. Errors of the database come out as SourceUnavailable."""
 
@@ -144,7 +155,11 @@ class Database:
             why = f"scheme '{parsed.drivername}' is none of postgresql, sqlite"
             raise InvalidInput("database_url", why, reason="CONFIG_INVALID")
         self.is_sqlite = parsed.drivername == "sqlite"
-        self.engine = _sqlite_engine(parsed) if self.is_sqlite else _postgresql_engine(parsed)
+        self.engine = (
+            _sqlite_engine(parsed)
+            if self.is_sqlite
+            else postgresql_engine(parsed, pool_size=POOL_SIZE, max_overflow=POOL_SIZE)
+        )
         self._ours = self.engine.execution_options(schema_translate_map={SCHEMA: None if self.is_sqlite else SCHEMA})
 
     @property
@@ -219,7 +234,9 @@ def sqlite_url(path: Path) -> str:
 
 
 def _sqlite_engine(url: sa.URL) -> sa.Engine:
-    engine = sa.create_engine(url, pool_size=POOL_SIZE, max_overflow=POOL_SIZE, pool_timeout=30)
+    engine = sa.create_engine(
+        url, pool_size=POOL_SIZE, max_overflow=POOL_SIZE, pool_timeout=POOL_S, hide_parameters=True
+    )
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
@@ -228,19 +245,3 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     return engine
-
-
-def _postgresql_engine(url: sa.URL) -> sa.Engine:
-    return sa.create_engine(
-        url,
-        pool_size=POOL_SIZE,
-        max_overflow=POOL_SIZE,
-        pool_timeout=30,
-        pool_pre_ping=True,  # a restarted server leaves dead connections behind
-        connect_args={
-            "connect_timeout": 5,
-            "application_name": "typeless",
-            # A worker that freezes within a transaction must not hold its locks for longer.
-            "options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_MS}",
-        },
-    )

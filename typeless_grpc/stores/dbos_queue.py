@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from typeless_grpc.stores.database import Database, unavailable
+from typeless_grpc.stores.postgresql import postgresql_engine
 
 if TYPE_CHECKING:
     from dbos import DBOSClient
@@ -24,6 +25,9 @@ APPLICATION = "typeless"
 # longer does its steps in the same order.
 VERSION = "jobs-v1"
 
+# For one step of a migration of DBOS's tables.
+MIGRATION_S = 300.0
+
 _preparing = threading.Lock()
 
 
@@ -33,13 +37,43 @@ def prepare(database: Database) -> None:
         logger = logging.getLogger("dbos")
         if not logger.handlers:  # it would write lines of its own otherwise
             logger.addHandler(logging.NullHandler())
-        from dbos import DBOS
+        from dbos import DBOS  # noqa: F401
 
         logger.setLevel(logging.ERROR)
         try:
-            DBOS.migrate(database.url)
+            _make_tables(database)
         except Exception as error:  # errors of two libraries, and of DBOS itself
             raise unavailable(error) from error
+
+
+def _make_tables(database: Database) -> None:
+    """As `DBOS.migrate` does it, but over connections of ours, whose waits are bounded."""
+    from dbos._migration import should_migrate
+    from dbos._serialization import DBOSPortableJSON
+    from dbos._sys_db import SystemDatabase
+
+    engine = database.engine
+    if not database.is_sqlite:
+        if not should_migrate(engine, "dbos", True):
+            return
+        # Of a new version of DBOS: it may have to build an index over all that is there.
+        engine = postgresql_engine(
+            engine.url, pool_size=2, max_overflow=0, statement_s=MIGRATION_S, answer_s=2 * MIGRATION_S
+        )
+    made = SystemDatabase.create(
+        system_database_url=database.url,
+        engine=engine,
+        engine_kwargs={},
+        schema=None,
+        serializer=DBOSPortableJSON,
+        executor_id=None,
+    )
+    try:
+        made.run_migrations()
+    finally:
+        made.destroy()
+        if engine is not database.engine:
+            engine.dispose()
 
 
 class DbosQueue:

@@ -6,8 +6,9 @@ of for `worker_timeout_s`; on the same machine at once, because it holds a lock 
 
 Private things of DBOS 3.4 are used, which is why its version is pinned and the fault tests kill, freeze and starve
 workers: `_recover_pending_workflows` and `reenqueue_for_recovery` (take over the jobs of the dead),
-`_active_workflows_set` (what runs here), and two queries of every poll, which are replaced: that for a queue's row,
-which would be one limit for all workers, and that for who waits, which is asked only if somebody does.
+`_active_workflows_set` (what runs here), `_retry_connection_errors` (off once we stop), and two queries of every poll,
+which are replaced: that for a queue's row, which would be one limit for all workers, and that for who waits, which is
+asked only if somebody does.
 """
 
 from __future__ import annotations
@@ -158,6 +159,8 @@ class DbosWorker:
         self._started.wait()
         if self._dbos is None:
             return
+        # Of a database that does not answer, DBOS waits for the return in threads that the process would wait for.
+        self._dbos._sys_db._retry_connection_errors = False
         self._keeper.join()
         self._end()
         _only_one.release()

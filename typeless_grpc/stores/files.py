@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.stores.database import unavailable
+from typeless_grpc.stores.room import check_disk
 
 _COPY_BYTES = 1 << 20
 
@@ -26,13 +27,22 @@ _COPY_BYTES = 1 << 20
 class Files:
     """A tree of files under one URL; threads share it. Faults come out as SourceUnavailable."""
 
-    def __init__(self, url: str) -> None:
-        """url: a directory's path, or an fsspec URL. Raises InvalidInput where its scheme needs a package."""
+    def __init__(self, url: str, min_free_percent: float = 0.0) -> None:
+        """url: a directory's path, or an fsspec URL. Raises InvalidInput where its scheme needs a package.
+
+        min_free_percent: of a local disk, what new audio must leave free.
+        """
         try:
             self._fs, self._root = cast(tuple[Any, str], fsspec.core.url_to_fs(url))
         except (ImportError, ValueError) as error:
             raise InvalidInput("storage_url", str(error), reason="CONFIG_INVALID") from error
         self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._min_free_percent = min_free_percent
+
+    def check_room(self, n_bytes: int) -> None:
+        """Raise SourceUnavailable where new audio of that size would leave too little free."""
+        if self._is_local:
+            check_disk(Path(self._root), n_bytes, self._min_free_percent)
 
     def write(self, path: str, data: bytes | BinaryIO | Sequence[bytes]) -> None:
         """Keep data under path ("jobs/ID/audio").

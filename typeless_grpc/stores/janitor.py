@@ -39,6 +39,7 @@ class Janitor:
     def tidy_once(self) -> int:
         """One round; how many jobs and uploads went. Raises SourceUnavailable."""
         n_deleted = self._jobs.delete_expired() + self._uploads.delete_expired()
+        self._jobs.drop_audio()
         if time.monotonic() >= self._orphans_due_s:
             self._orphans_due_s = time.monotonic() + ORPHAN_S
             before_s = time.time() - ORPHAN_S

@@ -21,8 +21,9 @@ from typeless_grpc.engine.transcript import Transcript
 from typeless_grpc.errors import NotFound, SourceUnavailable
 from typeless_grpc.jobs.job import Failure, Job, Priority, State, states_before
 from typeless_grpc.jobs.store import Run, RunLost
-from typeless_grpc.stores.database import Database, job_chunks, jobs, uploads
+from typeless_grpc.stores.database import Database, job_audio, job_chunks, jobs, upload_digests, uploads
 from typeless_grpc.stores.files import Files
+from typeless_grpc.stores.room import OwnerRoom
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -58,11 +59,14 @@ class Queue(Protocol):
 @dataclass(frozen=True)
 class JobStoreOptions:
     """ttl_s: how long a job is kept after its end. max_pending: of one caller. worker_timeout_s: a worker that has not
-    been heard of for so long is dead."""
+    been heard of for so long is dead. max_owner_bytes: of one owner's uploads and the audio of its jobs together.
+    keep_audio: the audio of a job stays as long as the job, and not only until it has ended."""
 
     ttl_s: float = 86_400.0
     max_pending: int = 10_000
     worker_timeout_s: float = 20.0
+    max_owner_bytes: int = 20 * 1024**3
+    keep_audio: bool = False
 
 
 class JobTable:
@@ -70,6 +74,7 @@ class JobTable:
 
     def __init__(self, database: Database, files: Files, queue: Queue, options: JobStoreOptions) -> None:
         self.db, self.files, self.queue, self.options = database, files, queue, options
+        self.room = OwnerRoom(database, options.max_owner_bytes)
 
     def visible(self, owner: str | None) -> list[sa.ColumnElement[bool]]:
         """What a caller may see: its own jobs, until they expire."""
@@ -130,7 +135,8 @@ class JobTable:
 
     def delete_dependents(self, connection: sa.Connection, gone: Sequence[Any]) -> None:
         """Results, and uploads that no other job is about: from now on they are past their time."""
-        connection.execute(sa.delete(job_chunks).where(job_chunks.c.job_id.in_([row.job_id for row in gone])))
+        for table in (job_chunks, job_audio):
+            connection.execute(sa.delete(table).where(table.c.job_id.in_([row.job_id for row in gone])))
         upload_ids = [row.upload_id for row in gone if row.upload_id]
         if upload_ids:
             others = sa.select(jobs.c.upload_id).where(jobs.c.upload_id.is_not(None))
@@ -139,11 +145,31 @@ class JobTable:
                 .where(uploads.c.upload_id.in_(upload_ids), uploads.c.upload_id.not_in(others))
                 .values(expire_s=0.0)
             )
+            connection.execute(
+                sa.delete(upload_digests).where(
+                    upload_digests.c.upload_id.in_(upload_ids),
+                    upload_digests.c.upload_id.not_in(others),
+                    upload_digests.c.upload_id.not_in(sa.select(uploads.c.upload_id)),
+                )
+            )
 
     def delete_traces(self, gone: Sequence[Any]) -> None:
         for row in gone:
             self.leave_queue(self.queue.forget, row.job_id, row.n_workflows)
             self.delete_files(row.job_id)
+
+    def drop_audio(self, job_id: str) -> None:
+        """Let go of the audio of a job that has ended: nothing reads it any more.
+
+        It counts for its owner until it is deleted. What is left behind here, the upkeep finds.
+        """
+        if self.options.keep_audio or not self.delete_files(job_id, "audio"):
+            return
+        try:
+            with self.db.writing() as connection:
+                connection.execute(sa.delete(job_audio).where(job_audio.c.job_id == job_id))
+        except SourceUnavailable:
+            log.warning("audio of a job that has ended still counts; that will be made up for", job_id=job_id)
 
     def leave_queue(self, leave: Callable[[Sequence[str]], None], job_id: str, n_workflows: int) -> None:
         try:
@@ -151,11 +177,14 @@ class JobTable:
         except SourceUnavailable:
             log.warning("the queue was not told that a job is gone; it will find out", job_id=job_id)
 
-    def delete_files(self, job_id: str, part: str = "") -> None:
+    def delete_files(self, job_id: str, part: str = "") -> bool:
+        """Whether they are gone."""
         try:
             self.files.delete_tree(f"jobs/{job_id}/{part}".rstrip("/"))
         except SourceUnavailable:
             log.warning("files of a job are left behind", job_id=job_id)
+            return False
+        return True
 
 
 def held(run: Run) -> tuple[sa.ColumnElement[bool], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import io
 import json
 import math
 import uuid
@@ -20,8 +21,11 @@ from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import Job, NewJob, State, joined, shown
 from typeless_grpc.jobs.store import UPLOAD_SCHEME, JobPage, JobQuery, QueueStats
-from typeless_grpc.stores.database import job_chunks, jobs, uploads, workers
+from typeless_grpc.stores.database import job_audio, job_chunks, jobs, uploads, workers
 from typeless_grpc.stores.job_table import FORMAT, OPTIONS, TRANSCRIPT, JobTable, audio_path, job_of, larger, not_found
+
+# For a job to be filed about an upload that is about to expire.
+FILING_S = 60.0
 
 
 class SqlJobStore:
@@ -37,10 +41,13 @@ class SqlJobStore:
             if (made := self.made_by(new)) is not None:
                 return made
             job_id = uuid.uuid4().hex
+            n_bytes = 0
             if content is not None:
+                n_bytes = _size(content)
+                self.check_room(new.owner, n_bytes)
                 self._write_audio(job_id, content)
             try:
-                return self._file(job_id, new)
+                return self._file(job_id, new, n_bytes)
             except IntegrityError:  # the same request id at the same instant: the other one was first
                 self._table.delete_files(job_id)
             except SourceUnavailable as error:
@@ -52,6 +59,11 @@ class SqlJobStore:
             except BaseException:
                 self._table.delete_files(job_id)
                 raise
+
+    def check_room(self, owner: str, n_bytes: int) -> None:
+        """See `JobStore`."""
+        self._table.room.check(owner, n_bytes)
+        self._table.files.check_room(n_bytes)
 
     def made_by(self, new: NewJob) -> Job | None:
         """See `JobStore`."""
@@ -112,6 +124,7 @@ class SqlJobStore:
         if ended is not None:
             self._table.leave_queue(self._table.queue.cancel, job_id, ended.n_workflows)
             self._table.delete_files(job_id, "chunks")
+            self._table.drop_audio(job_id)
         return self.get(job_id, owner)
 
     def delete(self, job_id: str, owner: str | None) -> None:
@@ -180,9 +193,12 @@ class SqlJobStore:
             self._table.delete_files(job_id)
             raise
 
-    def _file(self, job_id: str, new: NewJob) -> Job:
+    def _file(self, job_id: str, new: NewJob, n_bytes: int) -> Job:
         with self._table.db.writing() as connection:
-            self._check_room(connection, new)
+            self._check_pending(connection, new)
+            if n_bytes:
+                self._table.room.check_within(connection, new.owner, n_bytes)
+                connection.execute(sa.insert(job_audio).values(job_id=job_id, owner=new.owner, size_bytes=n_bytes))
             upload_id = self._checked_upload(connection, new)
             if new.request_id:  # one that has expired, and is about to be deleted, holds its id no longer
                 connection.execute(
@@ -216,7 +232,7 @@ class SqlJobStore:
             self._table.queue.enqueue(connection, job_id, job_id, new.caller, int(new.priority))
         return job_of(row)
 
-    def _check_room(self, connection: sa.Connection, new: NewJob) -> None:
+    def _check_pending(self, connection: sa.Connection, new: NewJob) -> None:
         pending = sa.select(sa.func.count()).where(jobs.c.caller == new.caller, jobs.c.state == State.PENDING.value)
         n_pending = connection.execute(pending).scalar_one()
         if n_pending >= self._table.options.max_pending:
@@ -224,7 +240,7 @@ class SqlJobStore:
             raise RateLimited(message, reason="TOO_MANY_PENDING_JOBS", retry_after_s=60.0, subject=new.caller)
 
     def _checked_upload(self, connection: sa.Connection, new: NewJob) -> str | None:
-        """The upload that the job is about, kept for longer from now on.
+        """The upload that the job is about, kept for a moment longer from now on, and then because the job needs it.
 
         A write and no lock: a deletion that waits for it finds that the upload is not past its time any more.
         """
@@ -235,7 +251,7 @@ class SqlJobStore:
         is_complete = connection.execute(
             sa.update(uploads)
             .where(uploads.c.upload_id == upload_id, uploads.c.expire_s > now_s, *of_owner)
-            .values(expire_s=larger(uploads.c.expire_s, now_s + self._table.options.ttl_s))
+            .values(expire_s=larger(uploads.c.expire_s, now_s + FILING_S))
             .returning(uploads.c.is_complete)
         ).scalar_one_or_none()
         if is_complete is None:
@@ -268,6 +284,16 @@ class SqlJobStore:
             pair = sa.func.json_each(jobs.c.labels).table_valued("key", "value", joins_implicitly=True)
             return sa.exists(sa.select(1).select_from(pair).where(pair.c.key == key, pair.c.value == value))
         return sa.cast(jobs.c.labels, JSONB).contains({key: value})
+
+
+def _size(content: bytes | BinaryIO) -> int:
+    """Of bytes, or of what is from where a file stands to its end."""
+    if isinstance(content, bytes):
+        return len(content)
+    start = content.tell()
+    end = content.seek(0, io.SEEK_END)
+    content.seek(start)
+    return end - start
 
 
 def _page_token(query: JobQuery, last: Job) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import sqlalchemy as sa
 
@@ -42,24 +42,29 @@ class SqlRunStore:
             n_crashes = row.n_crashes + (row.state == State.PROCESSING.value)
             if n_crashes >= MAX_CRASHES:
                 self._table.end(connection, State.FAILED, found, failure=CRASHED)
-                return None
-            run_id = uuid.uuid4().hex
-            claimed = connection.execute(
-                sa.update(jobs)
-                .where(found, jobs.c.state.in_([state.value for state in states_before(State.PROCESSING)]))
-                .values(
-                    state=State.PROCESSING.value,
-                    run_id=run_id,
-                    attempt=jobs.c.attempt + 1,
-                    n_crashes=n_crashes,
-                    start_s=sa.func.coalesce(jobs.c.start_s, self._table.db.now_s()),
-                    progress_message="Transcribing",
-                    **self._table.changed(),
-                )
-                .returning(jobs)
-            ).one()
+            else:
+                claimed = self._claimed(connection, found, n_crashes)
+        if n_crashes >= MAX_CRASHES:
+            self._table.drop_audio(job_id)
+            return None
         log.info("job run begins", job_id=job_id, attempt=claimed.attempt, n_crashes=n_crashes, worker_id=worker_id)
-        return Run(run_id, job_of(claimed), claimed.n_failures)
+        return Run(claimed.run_id, job_of(claimed), claimed.n_failures)
+
+    def _claimed(self, connection: sa.Connection, found: sa.ColumnElement[bool], n_crashes: int) -> Any:
+        return connection.execute(
+            sa.update(jobs)
+            .where(found, jobs.c.state.in_([state.value for state in states_before(State.PROCESSING)]))
+            .values(
+                state=State.PROCESSING.value,
+                run_id=uuid.uuid4().hex,
+                attempt=jobs.c.attempt + 1,
+                n_crashes=n_crashes,
+                start_s=sa.func.coalesce(jobs.c.start_s, self._table.db.now_s()),
+                progress_message="Transcribing",
+                **self._table.changed(),
+            )
+            .returning(jobs)
+        ).one()
 
     def open_audio(self, job: Job) -> BinaryIO:
         """See `RunStore`."""
@@ -126,12 +131,14 @@ class SqlRunStore:
         with self._table.db.writing() as connection:
             if self._table.end(connection, State.COMPLETED, *held(run), progress=1.0) is None:
                 raise RunLost
+        self._table.drop_audio(run.job.job_id)
 
     def fail(self, run: Run, failure: Failure) -> None:
         """See `RunStore`."""
         with self._table.db.writing() as connection:
             if self._table.end(connection, State.FAILED, *held(run), failure=failure) is None:
                 raise RunLost
+        self._table.drop_audio(run.job.job_id)
 
     def retry(self, run: Run, failure: Failure, delay_s: float) -> None:
         """See `RunStore`."""

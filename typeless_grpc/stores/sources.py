@@ -27,12 +27,14 @@ class SourceOptions:
     """prefixes: what is allowed besides uploads ("file:///srv/audio/"), none unless set. max_bytes: of one recording.
 
     timeout_s: for a whole download. private_hosts: also reach private addresses; only for tests of this package.
+    min_free_percent: of the disk of temporary files, what a download must leave free.
     """
 
     prefixes: Sequence[str] = ()
     max_bytes: int = 2 * 1024**3
     timeout_s: float = 300.0
     private_hosts: bool = False
+    min_free_percent: float = 0.0
 
 
 class NoSources:
@@ -53,7 +55,7 @@ class CheckedSources:
     def __init__(self, uploads: UploadStore, options: SourceOptions) -> None:
         self._uploads, self._options = uploads, options
         self._prefixes = [_split_prefix(prefix) for prefix in options.prefixes]
-        self._web = WebOptions(options.max_bytes, options.timeout_s, options.private_hosts)
+        self._web = WebOptions(options.max_bytes, options.timeout_s, options.private_hosts, options.min_free_percent)
 
     @property
     def schemes(self) -> list[str]:

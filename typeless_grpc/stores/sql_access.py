@@ -22,13 +22,14 @@ from typeless_grpc.access.principal import Role
 from typeless_grpc.access.quota import Limit, Quota, Unit
 from typeless_grpc.access.store import Changes
 from typeless_grpc.stores.memory_access import away, too_many_keys
+from typeless_grpc.stores.postgresql import postgresql_engine
 from typeless_grpc.telemetry.logs import get_logger
 
 T = TypeVar("T")
 
 log = get_logger(__name__)
 
-WAIT_S = 5  # for a connection, a lock or an answer, before the store counts as away
+WAIT_S = 5  # for the lock of a SQLite file, before the store counts as away
 _SCHEMA_LOCK = 0x7479_7065  # any number that means this schema to PostgreSQL's advisory locks
 
 _metadata = sa.MetaData()
@@ -211,16 +212,7 @@ def _engine(url: str) -> sa.Engine:
         sa.event.listen(engine, "connect", _use_wal)
         return engine
     if parsed.get_backend_name() == "postgresql":
-        limits = {"connect_timeout": WAIT_S, "options": f"-c statement_timeout={WAIT_S}s -c lock_timeout={WAIT_S}s"}
-        return sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"),
-            connect_args=limits,
-            pool_size=1,
-            max_overflow=0,
-            pool_timeout=WAIT_S,
-            pool_pre_ping=True,
-            hide_parameters=True,  # they would stand in the text of its errors
-        )
+        return postgresql_engine(parsed, pool_size=1, max_overflow=0)
     raise ValueError("a database is sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import sqlalchemy as sa
 
 from typeless_grpc.jobs.job import State
-from typeless_grpc.stores.database import jobs, workers
+from typeless_grpc.stores.database import job_audio, jobs, workers
 from typeless_grpc.stores.job_table import JobTable
 from typeless_grpc.stores.orphans import Orphans
 
@@ -68,6 +68,18 @@ class JobUpkeep:
             self._table.delete_dependents(connection, gone)
         self._table.delete_traces(gone)
         return len(gone)
+
+    def drop_audio(self, limit: int = 500) -> int:
+        """Delete the audio of jobs that have ended, where it was left behind; of how many."""
+        if self._table.options.keep_audio:
+            return 0
+        ended = jobs.c.state.in_([state.value for state in State if state.is_final])
+        statement = sa.select(job_audio.c.job_id).join(jobs, jobs.c.job_id == job_audio.c.job_id).where(ended)
+        with self._table.db.reading() as connection:
+            ids = connection.execute(statement.limit(limit)).scalars().all()
+        for job_id in ids:
+            self._table.drop_audio(job_id)
+        return len(ids)
 
     def delete_orphans(self, before_s: float) -> int:
         """Delete files of jobs that were never filed: a submission that was cut short. before_s: Unix time."""

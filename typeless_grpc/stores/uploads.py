@@ -17,10 +17,12 @@ from typing import Any, BinaryIO, cast
 import sqlalchemy as sa
 
 from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
+from typeless_grpc.jobs.job import State
 from typeless_grpc.jobs.store import Upload
 from typeless_grpc.stores.database import Database, jobs, upload_digests, upload_parts, uploads
 from typeless_grpc.stores.files import Files, PartsFile
 from typeless_grpc.stores.orphans import Orphans
+from typeless_grpc.stores.room import OwnerRoom
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -31,12 +33,14 @@ _READ_BYTES = 1 << 20
 @dataclass(frozen=True)
 class UploadOptions:
     """max_bytes: of one upload. ttl_s: from when it was opened, or completed, to its deletion. max_unfinished: of one
-    owner. max_owner_bytes: of all uploads of one owner together."""
+    owner. max_owner_bytes: of one owner's uploads and the audio of its jobs together. keep_job_audio: an upload stays
+    as long as a job about it, and not only until that has ended."""
 
     max_bytes: int = 2 * 1024**3
     ttl_s: float = 86_400.0
     max_unfinished: int = 100
     max_owner_bytes: int = 20 * 1024**3
+    keep_job_audio: bool = False
 
 
 class SqlUploadStore:
@@ -44,6 +48,7 @@ class SqlUploadStore:
 
     def __init__(self, database: Database, files: Files, options: UploadOptions) -> None:
         self._db, self._files, self._options = database, files, options
+        self._room = OwnerRoom(database, options.max_owner_bytes)
         self._orphans = Orphans(database, files, "uploads", uploads.c.upload_id)
 
     def create(self, owner: str, filename: str) -> Upload:
@@ -72,7 +77,7 @@ class SqlUploadStore:
 
     def get(self, upload_id: str, owner: str | None) -> Upload:
         """See `UploadStore`."""
-        kept = sa.or_(uploads.c.expire_s > self._db.now_s(), _needed())
+        kept = sa.or_(uploads.c.expire_s > self._db.now_s(), self._needed())
         statement = sa.select(uploads).where(uploads.c.upload_id == upload_id, kept)
         if owner is not None:
             statement = statement.where(uploads.c.owner == owner)
@@ -88,12 +93,13 @@ class SqlUploadStore:
         if upload.size_bytes + n_bytes > self._options.max_bytes:
             why = f"an upload has at most {self._options.max_bytes} bytes"
             raise InvalidInput("chunk", why, reason="UPLOAD_TOO_LARGE")
-        self._check_room(upload.owner, n_bytes)
+        self._room.check(upload.owner, n_bytes)
+        self._files.check_room(n_bytes)
         path = f"uploads/{upload.upload_id}/{upload.size_bytes:015d}-{uuid.uuid4().hex[:8]}"
         self._files.write(path, data)
         try:
             return self._counted(upload, n_bytes, path)
-        except WrongState:
+        except (WrongState, RateLimited):
             self._delete(path)
             raise
 
@@ -116,13 +122,12 @@ class SqlUploadStore:
 
     def sha256(self, upload_id: str, owner: str | None) -> bytes:
         """See `UploadStore`."""
-        statement = (
-            sa.select(upload_digests.c.sha256)
-            .join(uploads, uploads.c.upload_id == upload_digests.c.upload_id)
-            .where(uploads.c.upload_id == upload_id)
-        )
+        statement = sa.select(upload_digests.c.sha256).where(upload_digests.c.upload_id == upload_id)
         if owner is not None:
-            statement = statement.where(uploads.c.owner == owner)
+            of_owner = [
+                sa.exists().where(table.c.upload_id == upload_id, table.c.owner == owner) for table in (uploads, jobs)
+            ]
+            statement = statement.where(sa.or_(*of_owner))
         with self._db.reading() as connection:
             return bytes(connection.execute(statement).scalar_one_or_none() or b"")
 
@@ -135,7 +140,7 @@ class SqlUploadStore:
     def delete_expired(self, limit: int = 500) -> int:
         """Delete uploads that are past their time and that no job needs; how many."""
         is_over = uploads.c.expire_s <= self._db.now_s()
-        due = sa.select(uploads.c.upload_id).where(is_over, ~_needed()).limit(limit)
+        due = sa.select(uploads.c.upload_id).where(is_over, ~self._needed()).limit(limit)
         with self._db.writing() as connection:
             gone = connection.execute(
                 # That it is over is asked twice: a job filed meanwhile keeps it for longer, and PostgreSQL, which waits
@@ -143,8 +148,10 @@ class SqlUploadStore:
                 sa.delete(uploads).where(uploads.c.upload_id.in_(due), is_over).returning(uploads.c.upload_id)
             ).scalars()
             ids = list(gone)
-            for table in (upload_parts, upload_digests):
-                connection.execute(sa.delete(table).where(table.c.upload_id.in_(ids)))
+            connection.execute(sa.delete(upload_parts).where(upload_parts.c.upload_id.in_(ids)))
+            # By its SHA-256 a submission that is sent again is known, as long as the job of the first one is.
+            of_no_job = upload_digests.c.upload_id.not_in(sa.select(jobs.c.upload_id).where(jobs.c.upload_id.in_(ids)))
+            connection.execute(sa.delete(upload_digests).where(upload_digests.c.upload_id.in_(ids), of_no_job))
         for upload_id in ids:
             self._delete(f"uploads/{upload_id}")
         return len(ids)
@@ -155,6 +162,7 @@ class SqlUploadStore:
 
     def _counted(self, upload: Upload, n_bytes: int, path: str) -> Upload:
         with self._db.writing() as connection:
+            self._room.check_within(connection, upload.owner, n_bytes)
             grown = self._changed(connection, upload, size_bytes=upload.size_bytes + n_bytes)
             connection.execute(
                 sa.insert(upload_parts).values(
@@ -169,14 +177,11 @@ class SqlUploadStore:
         except SourceUnavailable:
             log.warning("files of an upload are left behind", path=path)
 
-    def _check_room(self, owner: str, n_bytes: int) -> None:
-        """Before the bytes are written: of calls side by side, each may pass the bound by one part."""
-        held = sa.select(sa.func.coalesce(sa.func.sum(uploads.c.size_bytes), 0)).where(uploads.c.owner == owner)
-        with self._db.reading() as connection:
-            n_held = int(connection.execute(held).scalar_one())
-        if n_held + n_bytes > self._options.max_owner_bytes:
-            message = f"Your uploads have {n_held} bytes, of {self._options.max_owner_bytes} that are kept for you."
-            raise RateLimited(message, reason="UPLOAD_QUOTA_EXCEEDED", retry_after_s=60.0, subject=owner)
+    def _needed(self) -> sa.ColumnElement[bool]:
+        """Whether a job that has yet to read it is about the upload; with keep_job_audio, any job."""
+        about = jobs.c.upload_id == uploads.c.upload_id
+        ended = jobs.c.state.in_([state.value for state in State if state.is_final])
+        return sa.exists().where(about) if self._options.keep_job_audio else sa.exists().where(about, ~ended)
 
     def _changed(self, connection: sa.Connection, upload: Upload, **values: Any) -> Upload:
         """Move an upload on, unless another call has done so since it was read."""
@@ -201,11 +206,6 @@ class SqlUploadStore:
             rows = connection.execute(statement.order_by(upload_parts.c.offset)).all()
         parts = [(row.offset, row.size_bytes, row.path) for row in rows]
         return cast(BinaryIO, io.BufferedReader(PartsFile(self._files, parts), _READ_BYTES))
-
-
-def _needed() -> sa.ColumnElement[bool]:
-    """Whether a job is about the upload: then it stays as long as the job."""
-    return sa.exists().where(jobs.c.upload_id == uploads.c.upload_id)
 
 
 def _not_found(upload_id: str) -> NotFound:

@@ -15,10 +15,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import SplitResult
 
 from typeless_grpc.errors import InvalidInput, NotFound, SourceUnavailable
+from typeless_grpc.stores.room import check_disk
 
 _COPY_BYTES = 1 << 20
 # For a connection, and for each answer of the other side within the time of the whole.
@@ -27,11 +29,15 @@ _SILENCE_S = 30.0
 
 @dataclass(frozen=True)
 class WebOptions:
-    """max_bytes: of one recording. timeout_s: for a whole download. private_hosts: only for tests of this package."""
+    """max_bytes: of one recording. timeout_s: for a whole download. private_hosts: only for tests of this package.
+
+    min_free_percent: of the disk of temporary files, what a download must leave free.
+    """
 
     max_bytes: int
     timeout_s: float
     private_hosts: bool = False
+    min_free_percent: float = 0.0
 
 
 def download(parts: SplitResult, field: str, options: WebOptions) -> BinaryIO:
@@ -45,7 +51,7 @@ def download(parts: SplitResult, field: str, options: WebOptions) -> BinaryIO:
     file = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         with _time_limit(options.timeout_s, connection.give_up):
-            _fetch(connection, parts, cast(BinaryIO, file), field, options.max_bytes)
+            _fetch(connection, parts, cast(BinaryIO, file), field, options)
         file.seek(0)
         return cast(BinaryIO, file)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -102,20 +108,26 @@ def _addresses(parts: SplitResult, field: str, options: WebOptions) -> Sequence[
     return addresses
 
 
-def _fetch(connection: _PinnedConnection, parts: SplitResult, file: BinaryIO, field: str, max_bytes: int) -> None:
+def _fetch(connection: _PinnedConnection, parts: SplitResult, file: BinaryIO, field: str, options: WebOptions) -> None:
     target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
     connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "typeless"})
     with connection.getresponse() as response:
         _check_answer(response, field)
         if response.length is not None:
-            check_size(response.length, max_bytes, field)
+            check_size(response.length, options.max_bytes, field)
+            _check_disk(response.length, options)
         while data := response.read1(_COPY_BYTES):
             connection.check_time()
+            _check_disk(len(data), options)
             file.write(data)
-            check_size(file.tell(), max_bytes, field)
+            check_size(file.tell(), options.max_bytes, field)
         connection.check_time()
         if response.length:  # the connection broke before all of it had come
             raise unreachable()
+
+
+def _check_disk(n_bytes: int, options: WebOptions) -> None:
+    check_disk(Path(tempfile.gettempdir()), n_bytes, options.min_free_percent)
 
 
 def _check_answer(response: http.client.HTTPResponse, field: str) -> None:

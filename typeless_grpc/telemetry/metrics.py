@@ -44,6 +44,11 @@ class Metrics:
             registry=registry,
         )
         self.key_store_up = self._reached("typeless_key_store_up", "the store of keys")
+        self.keys_read = Gauge(
+            "typeless_key_store_read_timestamp_seconds",
+            "Unix time at which keys were last read: those revoked since are still good here.",
+            registry=registry,
+        )
         self.token_keys_up = self._reached("typeless_token_keys_up", "the identity provider with its keys")
 
     def _reached(self, name: str, what: str) -> Gauge:

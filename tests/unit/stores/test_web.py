@@ -190,6 +190,11 @@ def test_answers_that_hold_no_recording_are_told_apart(web: str, path: str, reas
     assert refusal(allowing(f"{web}/", private_hosts=True, max_bytes=100_000), f"{web}/{path}") == reason
 
 
+@pytest.mark.parametrize("path", ["a.wav", "body-without-end"], ids=["length told", "length not told"])
+def test_a_download_leaves_room_on_the_disk(web: str, path: str):
+    assert refusal(allowing(f"{web}/", private_hosts=True, min_free_percent=100.0), f"{web}/{path}") == "STORAGE_FULL"
+
+
 def test_a_host_is_reached_by_whichever_of_its_addresses_answers(web: str, monkeypatch: pytest.MonkeyPatch):
     resolve = socket.getaddrinfo
 

@@ -157,8 +157,8 @@ class Job(google.protobuf.message.Message):
 
     @property
     def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the job and all it holds are deleted: 24 h after its end unless configured. Unset until
-        it has ended.
+        """When the job and its result are deleted: 24 h after its end unless configured. Its audio goes
+        with its end, unless configured. Unset until it has ended.
         """
 
     @property

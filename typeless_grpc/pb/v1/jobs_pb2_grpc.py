@@ -99,7 +99,8 @@ class JobsServiceServicer(object):
         Statuses: INVALID_ARGUMENT (a bad option, audio format, priority or label), NOT_FOUND
         (MODEL_NOT_FOUND, UPLOAD_NOT_FOUND), ALREADY_EXISTS (the `request_id` was used for a different
         request), FAILED_PRECONDITION (UPLOAD_INCOMPLETE), RESOURCE_EXHAUSTED with RetryInfo
-        (TOO_MANY_PENDING_JOBS), UNAVAILABLE with RetryInfo (AUDIO_UNREACHABLE, STORAGE_FULL).
+        (TOO_MANY_PENDING_JOBS; UPLOAD_QUOTA_EXCEEDED: bytes of all audio that is kept for the caller),
+        UNAVAILABLE with RetryInfo (AUDIO_UNREACHABLE, STORAGE_FULL).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

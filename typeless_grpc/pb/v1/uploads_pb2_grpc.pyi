@@ -99,7 +99,8 @@ class UploadServiceStub(typing.Generic[_UploadServiceUploadAudioType, _UploadSer
     than an upload may have: 2 GiB unless the server is configured otherwise), NOT_FOUND
     (UPLOAD_NOT_FOUND: unknown, expired or another caller's), FAILED_PRECONDITION (an `offset`
     that is not what GetUpload reports, an upload that is complete), RESOURCE_EXHAUSTED with
-    RetryInfo (TOO_MANY_UPLOADS: unfinished ones; UPLOAD_QUOTA_EXCEEDED: bytes of all together).
+    RetryInfo (TOO_MANY_UPLOADS: unfinished ones; UPLOAD_QUOTA_EXCEEDED: bytes of all together, and
+    of the audio of jobs), UNAVAILABLE with RetryInfo (STORAGE_FULL).
     """
 
     GetUpload: _UploadServiceGetUploadType
@@ -143,7 +144,8 @@ class UploadServiceServicer(metaclass=abc.ABCMeta):
         than an upload may have: 2 GiB unless the server is configured otherwise), NOT_FOUND
         (UPLOAD_NOT_FOUND: unknown, expired or another caller's), FAILED_PRECONDITION (an `offset`
         that is not what GetUpload reports, an upload that is complete), RESOURCE_EXHAUSTED with
-        RetryInfo (TOO_MANY_UPLOADS: unfinished ones; UPLOAD_QUOTA_EXCEEDED: bytes of all together).
+        RetryInfo (TOO_MANY_UPLOADS: unfinished ones; UPLOAD_QUOTA_EXCEEDED: bytes of all together, and
+        of the audio of jobs), UNAVAILABLE with RetryInfo (STORAGE_FULL).
         """
 
     @abc.abstractmethod
