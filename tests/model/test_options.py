@@ -97,6 +97,28 @@ async def test_every_strategy_hears_all_of_a_long_recording_once(strategy: str, 
     assert starts == sorted(starts)
 
 
+PROMPT = ("The harbour master writes about the weather, the ships and the tides of the last winter. " * 46)[:4096]
+HOTWORDS = [f"{name} {number}" for number in range(64) for name in ("Kubrendo", "Typlexa", "Morvanil", "Zelquist")]
+
+
+@pytest.mark.parametrize("temperatures", [[], [0.0]], ids=["at once", "with fallback"])
+@pytest.mark.parametrize("beam_size", [1, 5])
+@pytest.mark.parametrize(
+    "hints",
+    [
+        pytest.param({"prompt": PROMPT}, id="a long prompt"),
+        pytest.param({"hotwords": HOTWORDS}, id="many hotwords"),
+        pytest.param({"prompt": PROMPT, "hotwords": HOTWORDS}, id="both"),
+    ],
+)
+async def test_no_prompt_and_no_hotwords_cost_text(
+    hints: dict[str, object], beam_size: int, temperatures: list[float], tiny_en: AsyncClient
+):
+    transcript = await heard(tiny_en, "en_minute.ogg", beam_size=beam_size, temperatures=temperatures, **hints)
+    rate = jiwer.wer(normalized(fixture("en_minute.ogg")["text"]), normalized(transcript.text))
+    assert rate <= 0.1, transcript.text
+
+
 async def test_channels_are_told_apart(tiny_en: AsyncClient):
     transcript = await heard(tiny_en, "two_speakers_stereo.flac", channels="separate")
     left, right = (" ".join(one.text for one in transcript.segments if one.channel == channel) for channel in (0, 1))

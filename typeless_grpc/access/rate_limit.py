@@ -180,7 +180,9 @@ def is_refused_for_load(error: TypelessError) -> bool:
     A deadline that cannot be met and audio that cannot be fetched depend on what the caller asked for: free of charge,
     they could be asked for without end.
     """
-    return isinstance(error, Overloaded | SourceUnavailable) and error.reason != "AUDIO_UNREACHABLE"
+    is_share = error.reason == "SHARE_USED_UP"  # to come back soon, and not to find the bucket empty then
+    is_load = isinstance(error, Overloaded | SourceUnavailable) and error.reason != "AUDIO_UNREACHABLE"
+    return is_share or is_load
 
 
 class Limiter:

@@ -27,6 +27,7 @@ from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
 from typeless_grpc.engine.utterances import MAX_BATCH_COST_S, RecognizerOptions, WindowScheduler, run_batch
 from typeless_grpc.engine.whisper import Device, WhisperModel, choose_device
 from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.text import profanity
 from typeless_grpc.text.finishing import FinishingEngine
 
@@ -79,8 +80,8 @@ class BuiltEngine:
 async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
     """The engine over real models. Raises SourceUnavailable where the default one is not on this machine."""
     async with AsyncExitStack() as stack:
-        looking = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "looking"))
-        looking_live = stack.enter_context(ThreadPoolExecutor(settings.decode_threads, "looking-live"))
+        looking = stack.enter_context(CallThreads(settings.decode_threads, "looking"))
+        looking_live = stack.enter_context(CallThreads(settings.decode_threads, "looking-live"))
         loading = stack.enter_context(ThreadPoolExecutor(LOADS_SIDE_BY_SIDE, "loading"))
         device = choose_device(settings.device, settings.compute_type)
         n_workers, n_threads = parallelism(settings, device)

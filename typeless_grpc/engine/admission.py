@@ -1,4 +1,8 @@
-"""Who may come in at all: a bound on the calls, and on the audio they hold, before any work is done for them."""
+"""Who may come in at all: a bound on the calls, and on the audio they hold, before any work is done for them.
+
+Each caller has a share of both (`shares.py`). A refusal says whose fault it is: RateLimited where others would be let
+in, Overloaded where nobody is.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from typeless_grpc.engine.shares import MOST_ALONE, may_hold, share_is_used_up
 from typeless_grpc.errors import Overloaded
 
 RETRY_AFTER_S = 1.0
@@ -19,42 +24,71 @@ class AdmissionOptions:
     max_audio_s: float = 4 * 3600.0
 
 
+@dataclass
+class _Held:
+    """What one caller has inside."""
+
+    n_calls: int = 0
+    n_recordings: int = 0
+    audio_s: float = 0.0
+
+
 class Admission:
     """Counts what is inside. Belongs to one event loop."""
 
     def __init__(self, options: AdmissionOptions) -> None:
         self._options = options
-        self._n_calls = 0
-        self._n_recordings = 0
-        self._audio_s = 0.0
+        self._callers: dict[str, _Held] = {}
 
     @contextmanager
-    def call(self) -> Iterator[None]:
-        """Be inside for the length of a call. Raises Overloaded where the server is full."""
-        if self._n_calls >= self._options.max_calls:
+    def call(self, caller: str) -> Iterator[None]:
+        """Be inside for the length of a call. Raises Overloaded where the server is full, RateLimited for a share."""
+        n_calls = sum(one.n_calls for one in self._callers.values())
+        if n_calls >= self._options.max_calls:
             raise Overloaded(
-                f"This server has {self._n_calls} calls at once, its limit. Try again, or another replica.",
+                f"This server has {n_calls} calls at once, its limit. Try again, or another replica.",
                 retry_after_s=RETRY_AFTER_S,
             )
-        self._n_calls += 1
-        try:
-            yield
-        finally:
-            self._n_calls -= 1
+        with self._inside(caller) as held:
+            if not may_hold(held.n_calls, 1, self._options.max_calls - n_calls):
+                raise share_is_used_up(caller, f"{self._options.max_calls} calls at once", RETRY_AFTER_S)
+            held.n_calls += 1
+            try:
+                yield
+            finally:
+                held.n_calls -= 1
 
     @contextmanager
-    def audio(self, audio_s: float) -> Iterator[None]:
-        """Hold decoded audio. Raises Overloaded where others hold too much; one recording alone is always let in."""
-        if self._n_recordings and self._audio_s + audio_s > self._options.max_audio_s:
-            raise Overloaded(
-                "The recordings that wait here are too long together. Try again, or another replica.",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        self._n_recordings += 1
-        self._audio_s += audio_s
+    def audio(self, audio_s: float, caller: str) -> Iterator[None]:
+        """Hold decoded audio. Raises Overloaded where others hold too much, RateLimited where the caller does.
+
+        One recording alone is always let in; it counts as a caller's share at most, so that others find a rest.
+        """
+        counted_s = min(audio_s, MOST_ALONE * self._options.max_audio_s)
+        free_s = self._options.max_audio_s - sum(one.audio_s for one in self._callers.values())
+        with self._inside(caller) as held:
+            if not may_hold(held.audio_s, counted_s, free_s):
+                if held.n_recordings and counted_s <= free_s + held.audio_s:
+                    raise share_is_used_up(caller, "held audio", RETRY_AFTER_S)
+                raise Overloaded(
+                    "The recordings that wait here are too long together. Try again, or another replica.",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            held.n_recordings += 1
+            held.audio_s += counted_s
+            try:
+                yield
+            finally:
+                held.n_recordings -= 1
+                # Sums of fractions do not come back to nothing by themselves.
+                held.audio_s = held.audio_s - counted_s if held.n_recordings else 0.0
+
+    @contextmanager
+    def _inside(self, caller: str) -> Iterator[_Held]:
+        """What a caller has inside, which is forgotten with the last of it."""
+        held = self._callers.setdefault(caller, _Held())
         try:
-            yield
+            yield held
         finally:
-            self._n_recordings -= 1
-            # Sums of fractions do not come back to nothing by themselves.
-            self._audio_s = self._audio_s - audio_s if self._n_recordings else 0.0
+            if not held.n_calls and not held.n_recordings:
+                self._callers.pop(caller, None)

@@ -129,6 +129,11 @@ class DecodeResult:
     n_tokens: int = 0
 
     @property
+    def text(self) -> str:
+        """All of it."""
+        return " ".join(one.segment.text for one in self.segments)
+
+    @property
     def avg_logprob(self) -> float:
         """The mean log probability of the least likely segment's tokens; of no text, less than of any."""
         return min((one.avg_logprob for one in self.segments), default=-math.inf)

@@ -140,8 +140,9 @@ class Engine(Protocol):
     """Turns samples into text. Cancelling the awaiting task stops the work.
 
     Both calls take audio as float32, shape (n_samples,), mono 16 kHz, in [-1, 1], and raise InvalidInput (a language
-    the model lacks), NotFound (a model nobody has), Overloaded, DeadlineExceeded or EngineFailed. `transcribe` also
-    takes shape (n_channels, n_samples), and transcribes each channel on its own.
+    the model lacks), NotFound (a model nobody has), Overloaded, RateLimited (the caller has its share of the engine's
+    queue), DeadlineExceeded or EngineFailed. `transcribe` also takes shape (n_channels, n_samples), and transcribes
+    each channel on its own.
     """
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:

@@ -158,6 +158,11 @@ class Lanes(Generic[T]):
             self._lanes[lane].n_waiting if lane is not None else sum(state.n_waiting for state in self._lanes.values())
         )
 
+    def n_waiting_of(self, caller: str, lane: Lane) -> int:
+        """How many of a caller's pieces of work wait in a lane and those before it."""
+        found = (self._lanes[one].callers.get(caller) for one in Lane if one <= lane)
+        return sum(len(one.line) for one in found if one is not None)
+
     def has_next(self, now_s: float, *, is_yielding: bool = False) -> bool:
         """Whether `pop` would give something."""
         return self._next_lane(now_s, is_yielding) is not None

@@ -36,6 +36,8 @@ LEAST_SPEECH_S = 0.5
 SLOW_CHARACTERS_PER_S = 12.0
 DENSE_CHARACTERS = 3
 LEAST_COMPARED_S = 4.0
+# Speech that is found has no fewer characters a second, even where it is slow and has pauses.
+LEAST_CHARACTERS_PER_S = 4.0
 MOST_UNCOVERED_S = 2.0
 LEAST_PROGRESS_S = 1.0
 SILENCE_BEFORE_S = 0.3
@@ -81,10 +83,18 @@ def is_too_fast(text: str, speech_s: float) -> bool:
     return len(text) > MOST_CHARACTERS_PER_S * (speech_s + MISSED_SPEECH_S)
 
 
+def is_too_slow(text: str, speech_s: float) -> bool:
+    """Whether nobody takes so long to say a text: it leaves out most of the speech."""
+    return _n_characters(text) + LEAST_CHARACTERS_PER_S * MISSED_SPEECH_S < LEAST_CHARACTERS_PER_S * speech_s
+
+
 def may_stop_early(text: str, speech_s: float) -> bool:
     """Whether a text is so short for its speech that it is worth an alignment that tells what it leaves out."""
-    n_characters = sum(1 if ord(one) <= LAST_SPACED_CODE_POINT else DENSE_CHARACTERS for one in text)
-    return speech_s >= LEAST_COMPARED_S and n_characters < SLOW_CHARACTERS_PER_S * speech_s
+    return speech_s >= LEAST_COMPARED_S and _n_characters(text) < SLOW_CHARACTERS_PER_S * speech_s
+
+
+def _n_characters(text: str) -> int:
+    return sum(1 if ord(one) <= LAST_SPACED_CODE_POINT else DENSE_CHARACTERS for one in text)
 
 
 def uncovered_from(words: Sequence[TimedWord], speech_s: Sequence[tuple[float, float]]) -> float | None:

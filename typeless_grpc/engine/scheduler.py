@@ -26,6 +26,7 @@ from typing import Generic, TypeVar
 from typeless_grpc.clock import Clock
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.engine.lanes import Lanes, Waiting
+from typeless_grpc.engine.shares import may_hold, share_is_used_up
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, Overloaded, TypelessError
 
 log = logging.getLogger(__name__)
@@ -137,8 +138,8 @@ class Scheduler(Generic[WorkT, ResultT]):
 
         key: only windows with equal keys share a batch. cost_s: what the window takes, in seconds of an idle engine.
         is_begun: of a call that had windows done: a line that filled up since does not refuse it.
-        Raises Overloaded (the line is full, or an interim is not worth its time), DeadlineExceeded, or what `run` gave:
-        EngineFailed where it gave what nobody foresaw.
+        Raises Overloaded (the line is full, or an interim is not worth its time), RateLimited (the caller has its share
+        of the line), DeadlineExceeded, or what `run` gave: EngineFailed where it gave what nobody foresaw.
         """
         self.check(cost_s, ticket, is_begun=is_begun)
         now_s = self._clock.now_s()
@@ -154,13 +155,18 @@ class Scheduler(Generic[WorkT, ResultT]):
             self._lanes.remove(entry)
 
     def check(self, cost_s: float, ticket: Ticket, *, is_begun: bool = False) -> None:
-        """Refuse work that cannot be taken, or not be done in time. Raises Overloaded or DeadlineExceeded."""
+        """Refuse work that cannot be taken, or not in time. Raises Overloaded, RateLimited or DeadlineExceeded."""
         if self._is_stopped:
             raise _going_away()
         wait_s = self.backlog_s(ticket.lane, ticket.caller)
         n_before = sum(self._lanes.n_waiting(lane) for lane in Lane if lane <= ticket.lane)
         if n_before >= self._options.max_waiting and not is_begun:
             raise Overloaded("The line before the engine is full.", retry_after_s=max(0.1, wait_s))
+        # Live speech has a bound of its own, on streams, and cannot come again.
+        if ticket.caller and ticket.lane not in LIVE and not is_begun:
+            n_own = self._lanes.n_waiting_of(ticket.caller, ticket.lane)
+            if not may_hold(n_own, 1, self._options.max_waiting - n_before):
+                raise share_is_used_up(ticket.caller, "places in line for the engine", max(0.1, wait_s))
         if ticket.lane is Lane.LIVE_INTERIM and wait_s > self._options.interim_max_wait_s:
             raise Overloaded("No time for interim results now.", reason="INTERIM_DROPPED", retry_after_s=wait_s)
         if ticket.deadline_s is None:

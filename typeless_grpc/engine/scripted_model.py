@@ -9,6 +9,7 @@ import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine.model import DecodingTask, Encoded, Hypothesis, Languages, RawSegment
+from typeless_grpc.engine.quality import compression_ratio
 from typeless_grpc.engine.sentences import TimedWord
 from typeless_grpc.engine.transcript import Segment
 
@@ -124,7 +125,7 @@ class ScriptedModel:
         segment = Segment(
             0.0, decoding.audio_s, found.text, task.language, found.confidence, found.no_speech_probability
         )
-        return [RawSegment(segment, found.avg_logprob, 1.0)]
+        return [RawSegment(segment, found.avg_logprob, compression_ratio(found.text))]
 
     def _hypothesis(self, decoding: Decoding) -> Hypothesis:
         answer = self.script(decoding)

@@ -5,6 +5,9 @@ Whisper's 30 s. Where the text has a low confidence, or cannot be used, the piec
 silence behind it, which helps the encoder's attention, and with at least five beams, as faster-whisper's fallback
 draws five samples whatever the beam size is. The better text is kept. So all work for a piece is at most about three
 times its first decode (docs/measurements/second-pass.md).
+
+A prompt and hotwords can mislead the decoder: it goes on with their text, in a loop, or ends after a word. A piece
+whose text was lost so is decoded anew without them, because they may help a text but not replace it.
 """
 
 from __future__ import annotations
@@ -31,8 +34,9 @@ from typeless_grpc.engine.inference import (
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
 from typeless_grpc.engine.languages import Utterance, cut_where_it_changes, seem_mixed, utterances
 from typeless_grpc.engine.model import FULL_WINDOW_S, TEMPERATURES, Model
-from typeless_grpc.engine.quality import UNUSABLE, Issue
+from typeless_grpc.engine.quality import COMPRESSION_RATIO_THRESHOLD, UNUSABLE, Issue, is_too_slow, uncovered_from
 from typeless_grpc.engine.scheduler import Scheduler, Task, Turn
+from typeless_grpc.engine.sentences import TimedWord
 from typeless_grpc.engine.strategies import Plan
 from typeless_grpc.engine.transcript import joined
 
@@ -99,6 +103,7 @@ class Call:
     """What all windows of a call share.
 
     turns: of those that ran, in the order of their ends. expected: the recording's language as far as it is known.
+    has_hints: the caller gave a prompt or hotwords.
     """
 
     model: Model
@@ -107,6 +112,7 @@ class Call:
     ticket: Ticket
     turns: list[Turn]
     expected: str = ""
+    has_hints: bool = False
 
 
 # The result for a piece, or for its parts where it is in more than one language.
@@ -134,6 +140,7 @@ class UtteranceDecoder:
 
     async def decoded(self, call: Call, plan: Plan) -> Decoded:
         """The results for all pieces: in order or side by side, in the language each is found to be in."""
+        call = replace(call, has_hints=bool(call.options.prompt or call.options.hotwords))
         calls = [_with_words(call) if plan.overlaps(index) else call for index in range(len(plan.pieces))]
         if plan.is_conditioned:
             return await self._one_after_the_other(call, plan.pieces)
@@ -233,6 +240,20 @@ class UtteranceDecoder:
         return await _all_of([decode(call, piece) for call, piece in zip(calls, pieces, strict=True)])
 
     async def _decode(self, call: Call, piece: Piece) -> DecodeResult:
+        """Decode a piece as its caller asks, and without prompt and hotwords where they cost it its text."""
+        result = await self._decode_conditioned(call, piece)
+        if not call.has_hints or call.ticket.lane is Lane.LIVE_INTERIM:
+            return result
+        window = _window(call, piece)
+        if not _loses_speech(result, window):
+            return result
+        alone = _in_language(call, call.options.language or result.language)
+        alone = replace(alone, options=replace(alone.options, prompt="", hotwords=()), has_hints=False)
+        other = await self._decode_conditioned(alone, piece)
+        best = min((result, other), key=lambda one: (_loses_speech(one, window), _severity(one), -one.avg_logprob))
+        return replace(best, language_probability=result.language_probability, languages=result.languages)
+
+    async def _decode_conditioned(self, call: Call, piece: Piece) -> DecodeResult:
         """Decode a piece, and once more where its text has a low confidence or cannot be used."""
         if call.ticket.lane is Lane.LIVE_INTERIM:  # it is soon replaced by another
             return await self._decode_once(call, piece)
@@ -299,6 +320,16 @@ def _severity(result: DecodeResult) -> int:
     if result.issues & {Issue.EMPTY, Issue.CUT_OFF}:
         return 2
     return 1 if Issue.TOO_FAST in result.issues else 0
+
+
+def _loses_speech(result: DecodeResult, window: Window) -> bool:
+    """Whether a text is not that of all the speech: it is none, it loops, or it ends too soon and nobody noticed."""
+    segments = [one.segment for one in result.segments]
+    is_loop = result.looped or any(one.compression_ratio > COMPRESSION_RATIO_THRESHOLD for one in result.segments)
+    if result.issues & UNUSABLE or is_loop or is_too_slow(result.text, window.speech_s):
+        return True
+    texts = [TimedWord(one.text, one.start_s, one.end_s, one.confidence) for one in segments]
+    return result.rest_s is None and uncovered_from(texts, window.spans_s) is not None
 
 
 def _added_s(window: Window, silence_s: float) -> float:

@@ -6,7 +6,9 @@ is the `Model` that the engine sees. CTranslate2 releases the GIL.
 
 from __future__ import annotations
 
+import bisect
 import functools
+import json
 import logging
 import math
 import threading
@@ -46,8 +48,11 @@ BYTES_PER_WEIGHT = {"int8": 1, "int8_float32": 1, "int8_float16": 1, "int8_bfloa
 # Defaults of `prepend_punctuations` and `append_punctuations`.
 PREPENDED_PUNCTUATION = "\"'“¿([{-"
 APPENDED_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"
-# Whisper's text context (arXiv:2212.04356, section 2.3): prompt and text together.
+# Whisper's text context (arXiv:2212.04356, section 2.3): prompt and text together. CTranslate2 writes at most half of
+# it, so a prompt in the other half never shortens a text.
 MAX_LENGTH = 448
+MAX_PROMPT = MAX_LENGTH // 2
+HOTWORD_SEPARATOR = ", "
 # One frame of the log-mel spectrogram, in samples, and how many make a position of the encoder's output.
 FRAME_SAMPLES = 160
 FRAMES_PER_POSITION = 2
@@ -87,12 +92,45 @@ class _CallerGone(Exception):
 class _FasterWhisper(faster_whisper.WhisperModel):  # type: ignore[misc]
     """faster-whisper's own, but text that it takes for silence is not dropped: our filter does that, and reports it.
 
-    It also stops between two temperatures once nobody waits for the result.
+    It also stops between two temperatures once nobody waits for the result, reads callers' text as text only, and
+    leaves half of the context to the text of the audio.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._of_thread = threading.local()
+        self._of_text = _without_special_tokens(self.hf_tokenizer)
+
+    def text_tokens(self, text: str) -> list[int]:
+        """The tokens of a caller's text, none of which is special to Whisper, whatever the text is; [] for none."""
+        tokens: list[int] = (
+            self._of_text.encode(" " + text.strip(), add_special_tokens=False).ids if text.strip() else []
+        )
+        return tokens
+
+    def get_prompt(
+        self,
+        tokenizer: Tokenizer,
+        previous_tokens: Sequence[int],
+        without_timestamps: bool = False,
+        prefix: str | None = None,
+        hotwords: str | None = None,
+    ) -> list[int]:
+        """At most MAX_PROMPT tokens: the first hotwords that fit, as a whole each, then the end of previous_tokens."""
+        assert not prefix, "nobody asks for it"
+        start = [*tokenizer.sot_sequence, *([tokenizer.no_timestamps] if without_timestamps else ())]
+        n_room = MAX_PROMPT - len(start) - 1
+        hints = self._first_that_fit(hotwords.split(HOTWORD_SEPARATOR), n_room) if hotwords else []
+        n_room -= len(hints)
+        before = list(previous_tokens)[-n_room:] if n_room else []
+        return [*([tokenizer.sot_prev] if hints or before else ()), *hints, *before, *start]
+
+    def _first_that_fit(self, words: Sequence[str], n_room: int) -> list[int]:
+        def of_first(n_words: int) -> list[int]:
+            return self.text_tokens(HOTWORD_SEPARATOR.join(words[:n_words]))
+
+        too_many = bisect.bisect_right(range(len(words) + 1), n_room, key=lambda n_words: len(of_first(n_words)))
+        return of_first(too_many - 1)
 
     @contextmanager
     def decoding(self, is_wanted: Callable[[], bool]) -> Iterator[None]:
@@ -142,14 +180,8 @@ class Runtime:
 
         @functools.lru_cache(maxsize=256)
         def prompt_of(task: DecodingTask) -> list[int]:
-            tokenizer = tokenizer_of(task.language, task.task)
-            get_prompt = functools.partial(
-                whisper.get_prompt, tokenizer, without_timestamps=True, hotwords=_hotwords(task)
-            )
-            # Of a long prompt its end counts, as far as the hotwords leave room; half of the context is for the text.
-            n_room = max(0, MAX_LENGTH // 2 - len(get_prompt(previous_tokens=[])))
-            previous = tokenizer.encode(" " + task.prompt.strip())[-n_room:] if task.prompt and n_room else []
-            return list(get_prompt(previous_tokens=previous))
+            tokenizer, previous = tokenizer_of(task.language, task.task), whisper.text_tokens(task.prompt)
+            return whisper.get_prompt(tokenizer, previous, without_timestamps=True, hotwords=_hotwords(task))
 
         self.tokenizer_of, self.prompt_of = tokenizer_of, prompt_of
 
@@ -347,7 +379,7 @@ class WhisperModel:
                     task=task.task.value,
                     beam_size=beam_size,
                     temperature=list(temperatures),
-                    initial_prompt=task.prompt or None,
+                    initial_prompt=whisper.text_tokens(task.prompt) or None,
                     hotwords=_hotwords(task),
                     word_timestamps=word_timestamps,
                     no_speech_threshold=None,  # nothing is dropped: see _FasterWhisper
@@ -358,8 +390,17 @@ class WhisperModel:
                 return None
 
 
+def _without_special_tokens(tokenizer: Any) -> Any:
+    """A tokenizer by which all text is text: "<|translate|>" is what it is written with, and so is "<|0.00|>".
+
+    Its own option for that, `encode_special_tokens`, leaves out timestamps.
+    """
+    description = json.loads(tokenizer.to_str())
+    return tokenizer.from_str(json.dumps({**description, "added_tokens": []}))
+
+
 def _hotwords(task: DecodingTask) -> str | None:
-    return ", ".join(task.hotwords) or None
+    return HOTWORD_SEPARATOR.join(task.hotwords) or None
 
 
 def _raw_segment(segment: Any, language: str, audio_s: float) -> RawSegment:

@@ -24,7 +24,7 @@ from typeless_grpc.audio.decode import DecodeCancelled, DecodeLimits
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Lane, Recognition, Ticket
 from typeless_grpc.engine.transcript import Segment, Transcript
-from typeless_grpc.errors import Overloaded, SourceUnavailable, TypelessError
+from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable, TypelessError
 from typeless_grpc.jobs.chunks import ChunkReader, Piece, SpeechFinder
 from typeless_grpc.jobs.job import Chunk, Failure, RetryPolicy
 from typeless_grpc.jobs.store import Run, RunLost, RunStore
@@ -311,7 +311,7 @@ class Worker:
             asking = self._engine.transcribe(samples, options, ticket)
             try:
                 return hold.result(asyncio.run_coroutine_threadsafe(asking, self._loop))
-            except Overloaded as error:
+            except (Overloaded, RateLimited) as error:
                 if hold.stopped.wait(error.retry_after_s or 1.0):
                     raise _Stopped from error
 

@@ -82,7 +82,7 @@ class RecordingTranscriber:
             decoded = await self._decode(recording)
             audio_s = decoded.duration_s * (len(decoded.samples) if decoded.samples.ndim > 1 else 1)
             async with rate_limit.current().recording(audio_s):
-                with self._admission.audio(audio_s):
+                with self._admission.audio(audio_s, ticket.caller):
                     return await self._engine.transcribe(decoded.samples, recording.options, ticket)
 
     async def _decode(self, recording: Recording) -> Decoded:

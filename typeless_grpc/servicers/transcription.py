@@ -52,8 +52,9 @@ class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer)
         """One recording in, one transcript out."""
         arrived_s = time.monotonic()
         recording = Recording.of(request.audio, request.options, "audio", "options")
-        with self._admission.call():
-            recognition = await self._recordings.transcribe(recording, _ticket(Lane.UNARY))
+        ticket = _ticket(Lane.UNARY)
+        with self._admission.call(ticket.caller):
+            recognition = await self._recordings.transcribe(recording, ticket)
         return transcription_pb2.TranscribeResponse(
             transcript=convert.transcript(recognition.transcript),
             stats=convert.stats(recognition, processing_s=time.monotonic() - arrived_s),
@@ -65,8 +66,9 @@ class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer)
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> transcription_pb2.BatchTranscribeResponse:
         """Several recordings in, an outcome for each."""
-        with self._admission.call():
-            return await self._batches.transcribe(request, _ticket(Lane.BATCH))
+        ticket = _ticket(Lane.BATCH)
+        with self._admission.call(ticket.caller):
+            return await self._batches.transcribe(request, ticket)
 
     def StreamTranscribe(
         self,

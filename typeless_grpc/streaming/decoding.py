@@ -16,7 +16,7 @@ from typing import Any
 
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
-from typeless_grpc.errors import EngineFailed, Overloaded, TypelessError
+from typeless_grpc.errors import EngineFailed, Overloaded, RateLimited, TypelessError
 from typeless_grpc.streaming.finals import Piece, confidence_of
 from typeless_grpc.streaming.machinery import Machinery, StreamOptions
 from typeless_grpc.streaming.samples import SampleBuffer
@@ -111,7 +111,7 @@ class PieceDecoder:
         for attempt in range(1, _ATTEMPTS):
             try:
                 return await ask()
-            except (Overloaded, EngineFailed) as error:
+            except (Overloaded, RateLimited, EngineFailed) as error:
                 if isinstance(error, EngineFailed) and attempt > 1:
                     raise
                 await self._machinery.sleep(min(error.retry_after_s or 0.1, _MAX_RETRY_S) * attempt)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
 from typing import Any
+
+from typeless_grpc.access import principal
 
 # Set by the request-id interceptor for the length of a call, "" outside of one.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -18,8 +24,74 @@ class CallThreads(ThreadPoolExecutor):
     """Threads that work for calls, each piece of work in the context of the call that handed it in.
 
     Without it a log line of such a thread would not say which call it is about.
+
+    Callers take turns: next is the one for which the fewest threads work, of those the one served longest ago. Work
+    cannot make way once it runs, so as many threads again are kept for callers for which none works: a caller may have
+    all of max_workers, and the next one need not wait until one of its recordings is done.
     """
+
+    def __init__(self, max_workers: int, thread_name_prefix: str = "") -> None:
+        super().__init__(2 * max_workers, thread_name_prefix)
+        self._n_shared = max_workers
+        self._turns = threading.Lock()
+        self._lines: dict[str, deque[_Work]] = {}  # the caller that was served longest ago comes first
+        self._running: Counter[str] = Counter()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """See `ThreadPoolExecutor`."""
-        return super().submit(copy_context().run, fn, *args, **kwargs)
+        caller = principal.current().id
+        work = _Work(caller, Future(), functools.partial(copy_context().run, fn, *args, **kwargs))
+        with self._turns:
+            self._lines.setdefault(caller, deque()).append(work)
+            self._begin()
+        return work.future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See `ThreadPoolExecutor`."""
+        with self._turns:
+            waiting = [work for line in self._lines.values() for work in line]
+            self._lines.clear()
+            for work in waiting:
+                self._running[work.caller] += 1
+                if not cancel_futures or not work.future.cancel():
+                    super().submit(self._work, work)
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+    def _begin(self) -> None:
+        """Give work to threads as far as there are any for it."""
+        while self._lines:
+            caller = min(self._lines, key=lambda one: self._running[one])
+            n_running = self._running.total()
+            if n_running >= (self._n_shared if self._running[caller] else 2 * self._n_shared):
+                return
+            line = self._lines.pop(caller)
+            work = line.popleft()
+            if line:
+                self._lines[caller] = line
+            if work.future.cancelled():
+                continue
+            self._running[caller] += 1
+            super().submit(self._work, work)
+
+    def _work(self, work: _Work) -> None:
+        try:
+            if work.future.set_running_or_notify_cancel():
+                try:
+                    result = work.run()
+                except BaseException as error:
+                    work.future.set_exception(error)
+                else:
+                    work.future.set_result(result)
+        finally:
+            with self._turns:
+                self._running[work.caller] -= 1
+                if not self._running[work.caller]:
+                    del self._running[work.caller]
+                self._begin()
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    caller: str
+    future: Future[Any]
+    run: Callable[[], Any]

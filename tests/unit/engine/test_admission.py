@@ -1,53 +1,54 @@
 from __future__ import annotations
 
-from contextlib import ExitStack
+import itertools
+from contextlib import ExitStack, suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
-from typeless_grpc.errors import Overloaded
+from typeless_grpc.errors import Overloaded, RateLimited
 
 
 def test_calls_beyond_the_limit_are_refused_and_told_to_come_again():
     admission = Admission(AdmissionOptions(max_calls=2))
-    with admission.call(), admission.call(), pytest.raises(Overloaded) as caught, admission.call():
+    with admission.call("a"), admission.call("b"), pytest.raises(Overloaded) as caught, admission.call("c"):
         pytest.fail("let in")
     assert caught.value.retryable
 
 
 def test_a_call_that_ended_makes_room_however_it_ended():
     admission = Admission(AdmissionOptions(max_calls=1))
-    with pytest.raises(RuntimeError, match="failed"), admission.call():
+    with pytest.raises(RuntimeError, match="failed"), admission.call("a"):
         raise RuntimeError("failed")
-    with admission.call():
+    with admission.call("a"):
         pass
 
 
 def test_a_refused_call_takes_no_room():
     admission = Admission(AdmissionOptions(max_calls=1))
-    with admission.call():
+    with admission.call("a"):
         for _ in range(5):
-            with pytest.raises(Overloaded), admission.call():
+            with pytest.raises(Overloaded), admission.call("a"):
                 pass
-    with admission.call():
+    with admission.call("a"):
         pass
 
 
 def test_audio_beyond_the_limit_is_refused_while_others_hold_some():
     admission = Admission(AdmissionOptions(max_audio_s=100.0))
-    with admission.audio(60.0), admission.audio(40.0):
-        with pytest.raises(Overloaded) as caught, admission.audio(0.1):
+    with admission.audio(60.0, "a"), admission.audio(40.0, "b"):
+        with pytest.raises(Overloaded) as caught, admission.audio(0.1, "c"):
             pytest.fail("let in")
         assert caught.value.retryable
-    with admission.audio(99.0):
+    with admission.audio(99.0, "a"):
         pass
 
 
 def test_one_recording_alone_is_let_in_however_long():
     admission = Admission(AdmissionOptions(max_audio_s=100.0))
-    with admission.audio(1000.0), pytest.raises(Overloaded), admission.audio(1.0):
+    with admission.audio(1000.0, "a"), admission.audio(25.0, "b"), pytest.raises(Overloaded), admission.audio(1.0, "c"):
         pass
 
 
@@ -57,10 +58,57 @@ def test_recordings_that_left_in_any_order_leave_nothing_behind(lengths_s: list[
     held = []
     for length_s in lengths_s:
         stack = ExitStack()
-        stack.enter_context(admission.audio(length_s))
+        stack.enter_context(admission.audio(length_s, "a"))
         held.append(stack)
     random.shuffle(held)
     for stack in held:
         stack.close()
-    with admission.audio(1e6):  # alone: let in only where nothing is held
+    with admission.audio(750.0, "b"), admission.audio(250.0, "c"):  # all of it
         pass
+
+
+def fill(admission: Admission, caller: str, stack: ExitStack) -> int:
+    """Let a caller make calls until it is refused for its own share; how many there are then."""
+    for n_inside in itertools.count():
+        with suppress(RateLimited):
+            stack.enter_context(admission.call(caller))
+            continue
+        with pytest.raises(RateLimited) as caught, admission.call(caller):
+            pytest.fail("let in")
+        refusal = caught.value
+        assert (refusal.reason, refusal.subject, refusal.retryable) == ("SHARE_USED_UP", caller, True)
+        return n_inside
+    raise AssertionError("never refused")
+
+
+def test_a_caller_of_a_thousand_calls_leaves_room_for_others_and_for_others_again():
+    admission = Admission(AdmissionOptions(max_calls=64))
+    with ExitStack() as stack:
+        assert fill(admission, "many", stack) == 48
+        assert fill(admission, "as many", stack) == 12
+        for name in ("one", "another", "a third"):
+            stack.enter_context(admission.call(name))
+    with ExitStack() as stack:
+        assert fill(admission, "as many", stack) == 48
+
+
+def test_a_callers_audio_leaves_room_for_others():
+    admission = Admission(AdmissionOptions(max_audio_s=100.0))
+    with admission.audio(50.0, "many"), admission.audio(25.0, "many"):
+        with pytest.raises(RateLimited) as caught, admission.audio(1.0, "many"):
+            pytest.fail("let in")
+        assert (caught.value.reason, caught.value.retryable) == ("SHARE_USED_UP", True)
+        with pytest.raises(Overloaded), admission.audio(30.0, "one"):
+            pytest.fail("let in")
+        with admission.audio(20.0, "one"):
+            pass
+
+
+def test_a_caller_is_forgotten_with_the_last_of_its_calls():
+    admission = Admission(AdmissionOptions())
+    for number in range(3):
+        with admission.call(f"caller {number}"), admission.audio(1.0, f"caller {number}"):
+            pass
+        with pytest.raises(Overloaded), admission.audio(1e6, "one"), admission.audio(1e6, "two"):
+            pytest.fail("let in")
+    assert not admission._callers

@@ -13,7 +13,7 @@ from tests.unit.engine.harness import ManualExecutor, settle
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.engine.scheduler import LIVE_LASTS_S, Done, Scheduler, SchedulerOptions, Task, Turn
-from typeless_grpc.errors import DeadlineExceeded, EngineFailed, Overloaded
+from typeless_grpc.errors import DeadlineExceeded, EngineFailed, Overloaded, RateLimited
 
 Answer = str | Exception | None
 
@@ -524,3 +524,36 @@ async def test_stopping_tells_all_who_wait_and_all_who_come():
         assert caught.value.reason == "DRAINING"
         assert caught.value.retryable
     assert bench.batches == []
+
+
+@pytest.mark.parametrize("lane", [Lane.UNARY, Lane.BATCH, Lane.JOBS])
+async def test_a_caller_of_a_thousand_windows_leaves_room_in_line_and_the_next_turn_to_one_of_one(lane: Lane):
+    async with serving(max_waiting=64) as bench:
+        many = [bench.submit(f"window {n}", lane, caller="many") for n in range(1000)]
+        await settle()
+        refused = [task.exception() for task in many if task.done()]
+        assert {type(error) for error in refused} == {RateLimited}
+        assert len(many) - len(refused) >= 48
+        one = bench.submit("one", lane, caller="one")
+        for _ in range(3):  # at most that which ran, and the next
+            await settle()
+            if not one.done():
+                bench.threads.run()
+        await settle()
+        assert (await one).result == "ONE"
+        await bench.threads.run_all()
+        assert all(task.done() for task in many)
+
+
+async def test_windows_of_a_call_that_is_begun_and_live_speech_are_not_refused_for_a_share():
+    async with serving(max_waiting=4) as bench:
+        await bench.busy()
+        waiting = [bench.submit(f"window {n}", caller="a") for n in range(2)]
+        await settle()
+        begun = asyncio.create_task(
+            bench.scheduler.submit("more", key="k", cost_s=1.0, ticket=Ticket(Lane.UNARY, "a"), is_begun=True)
+        )
+        live = [bench.submit(f"live {n}", Lane.LIVE_FINAL, caller="a") for n in range(4)]
+        await bench.threads.run_all()
+        assert [task.done() for task in (*waiting, begun, *live)] == [True] * 7
+        assert not any(task.exception() for task in (*waiting, begun, *live))

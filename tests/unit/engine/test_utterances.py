@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,13 +134,13 @@ async def test_the_strategy_that_was_used_is_told(asked: Chunking, audio_s: floa
 
 async def test_whole_tells_each_piece_what_was_said_before_it():
     async with serving() as bench:
-        texts = iter(["one", "two", "three"])
+        texts = iter(["what was said first,", "what was said second,", "what was said third"])
         bench.model.script = lambda decoding: next(texts)
         asked = DecodeOptions(language="en", prompt="A talk.", chunking=Chunking.WHOLE)
         recognition = await bench.heard(utterances(3), asked)
     prompts = [decoding.task.prompt for decoding in bench.model.decodings]
-    assert prompts == ["A talk.", "A talk. one", "A talk. one two"]
-    assert recognition.transcript.text == "one two three"
+    assert prompts == ["A talk.", "A talk. what was said first,", "A talk. what was said first, what was said second,"]
+    assert recognition.transcript.text == "what was said first, what was said second, what was said third"
 
 
 async def test_whole_does_not_go_on_from_what_the_model_made_up():
@@ -155,6 +156,46 @@ async def test_what_a_piece_is_conditioned_on_is_bounded():
         bench.model.script = lambda decoding: "long " * 300
         await bench.heard(utterances(3), replace(ENGLISH, chunking=Chunking.WHOLE))
     assert max(len(decoding.task.prompt) for decoding in bench.model.decodings) <= 1000
+
+
+# ---- prompt and hotwords ----------------------------------------------------------------------------------------
+
+SPOKEN = "the text of all that was spoken here"
+
+
+@pytest.mark.parametrize("temperatures", [(), (0.0,)], ids=["at once", "with fallback"])
+@pytest.mark.parametrize("hints", [{"prompt": "A talk."}, {"hotwords": ("Kubrendo",)}], ids=["prompt", "hotwords"])
+@pytest.mark.parametrize(
+    "misled",
+    [
+        pytest.param("", id="no text"),
+        pytest.param("the", id="an early end"),
+        pytest.param("Kubrendo, " * 30, id="a loop"),
+    ],
+)
+async def test_audio_whose_text_is_lost_to_a_prompt_is_decoded_without_it(
+    misled: str, hints: dict[str, Any], temperatures: tuple[float, ...]
+):
+    async with serving() as bench:
+        bench.model.script = lambda decoding: misled if decoding.task.prompt or decoding.task.hotwords else SPOKEN
+        recognition = await bench.heard(utterances(1), replace(ENGLISH, temperatures=temperatures, **hints))
+    assert recognition.transcript.text == SPOKEN
+    assert not recognition.transcript.suppressed
+
+
+@pytest.mark.parametrize("temperatures", [(), (0.0,)], ids=["at once", "with fallback"])
+async def test_a_text_that_a_prompt_did_not_harm_is_decoded_once(temperatures: tuple[float, ...]):
+    async with serving() as bench:
+        bench.model.script = lambda decoding: SPOKEN
+        await bench.heard(utterances(1), replace(ENGLISH, prompt="A talk.", temperatures=temperatures))
+    assert [decoding.task.prompt for decoding in bench.model.decodings] == ["A talk."]
+
+
+async def test_where_no_text_is_any_good_that_with_the_prompt_is_kept():
+    async with serving() as bench:
+        bench.model.script = lambda decoding: "Kubrendo" if decoding.task.prompt else "the"
+        recognition = await bench.heard(utterances(1), replace(ENGLISH, prompt="Kubrendo is a town."))
+    assert recognition.transcript.text == "Kubrendo"
 
 
 def counting(decoding: Decoding) -> str:

@@ -522,7 +522,12 @@ class TranscriptionOptions(google.protobuf.message.Message):
     task: Global___Task.ValueType
     """Unset is TRANSCRIBE."""
     prompt: builtins.str
-    """Text to condition on: names, spelling, style. At most 224 tokens are used. Empty is none."""
+    """Text to condition on: names, spelling, style. At most 4096 characters. Empty is none. It is
+    text alone: a special token of the model, such as "<|translate|>", is the characters it is
+    written with. prompt and hotwords together have about 220 tokens, so that they never shorten
+    the transcript: of a longer prompt the end is used, as far as the hotwords leave room. Audio
+    whose text gets lost with them is decoded without them.
+    """
     word_timestamps: builtins.bool
     """Fill in Segment.words, which costs some time. False leaves them out."""
     chunking: Global___ChunkingStrategy.ValueType
@@ -535,7 +540,10 @@ class TranscriptionOptions(google.protobuf.message.Message):
 
     @property
     def hotwords(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Words and phrases to expect. Empty is none."""
+        """Words and phrases to expect: at most 256, of at most 128 characters each. Empty is none. Text
+        alone, as prompt is. Of more than there is room for, the first that fit are used, the others
+        left out.
+        """
 
     @property
     def decoding(self) -> Global___DecodingOptions:
