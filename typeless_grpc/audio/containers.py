@@ -13,11 +13,13 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+import numpy.typing as npt
 from av.audio.plane import AudioPlane
 from av.stream import Disposition
 
 from typeless_grpc.audio import completeness, structures
 from typeless_grpc.audio.formats import Audio, AudioFormat
+from typeless_grpc.audio.level import FullScale
 from typeless_grpc.errors import InvalidInput
 
 # What people record with, and what it is stored in; each reads nothing but the bytes it is handed.
@@ -85,6 +87,7 @@ class ContainerReader:
         self._field, self._cancelled = field, cancelled
         self._options = dict(options or {})
         self._is_seekable = file.seekable()
+        self._full_scale = FullScale()
         self._heard_s: float | None = None  # where the last frame ended, by the container's clock
         self._container = self._opened(file)
         try:
@@ -199,7 +202,15 @@ class ContainerReader:
         samples = _samples(frame)
         if samples is None:
             raise self._refusal("it holds samples that are not finite numbers")
-        return Chunk(samples, frame.sample_rate)
+        if self.source.codec.startswith(("pcm_f32", "pcm_f64")):  # a codec that transforms can only be a bit too loud
+            samples = self._scaled(samples)
+        return Chunk(np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False), frame.sample_rate)
+
+    def _scaled(self, samples: npt.NDArray[np.float64] | Audio) -> Audio:
+        scaled = self._full_scale.scaled(samples.T.ravel())
+        if scaled is None:
+            raise self._refusal("its samples are larger than any format has them")
+        return scaled.reshape(samples.shape[1], samples.shape[0]).T
 
     def _silence_before(self, frame: av.AudioFrame, chunk: Chunk) -> Iterator[Chunk]:
         """What was left out before this frame, by the times in the container: silence, or what is damaged.
@@ -239,8 +250,8 @@ class ContainerReader:
         return InvalidInput(f"{self._field}.content", why, reason="AUDIO_TRUNCATED")
 
 
-def _samples(frame: av.AudioFrame) -> Audio | None:
-    """A frame as float32 of shape (n_channels, n_samples) in [-1, 1]; None if it holds NaN or an infinity."""
+def _samples(frame: av.AudioFrame) -> npt.NDArray[np.float64] | Audio | None:
+    """A frame, shape (n_channels, n_samples), float32 in [-1, 1] or floats as they are; None if some are not finite."""
     dtype, zero, full_scale = _SCALES[frame.format.name.removesuffix("p")]
     n_channels = frame.layout.nb_channels
     # Not frame.planes: with 8 or more planes it reads beyond FFmpeg's list of them (PyAV 18.1), and crashes.
@@ -251,10 +262,7 @@ def _samples(frame: av.AudioFrame) -> Audio | None:
         plane = bytes(AudioPlane(frame, 0))
         rows = np.frombuffer(plane, dtype, frame.samples * n_channels).reshape(-1, n_channels).T
     if full_scale == 1:
-        if not np.isfinite(rows).all():
-            return None
-        clipped: Audio = np.clip(rows, -1.0, 1.0).astype(np.float32)
-        return clipped
+        return rows if np.isfinite(rows).all() else None
     scaled: Audio = (rows.astype(np.float32) - np.float32(zero)) / np.float32(full_scale)
     return scaled
 

@@ -15,9 +15,9 @@ from typing import BinaryIO
 import numpy as np
 
 from typeless_grpc.audio.containers import Chunk, ContainerReader, DecodeCancelled, SourceInfo
+from typeless_grpc.audio.converter import ChannelsChanged, Converter
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.pcm import PcmReader
-from typeless_grpc.audio.resampler import Resampler, mixed_down
 from typeless_grpc.errors import InvalidInput
 
 __all__ = ["AudioReader", "DecodeCancelled", "DecodeLimits", "Decoded", "SourceInfo", "decode", "iter_decode"]
@@ -106,13 +106,14 @@ class AudioReader:
         """
         with closing(self):
             n_samples = 0
+            block_samples = max(1, round(1.2 * self._block_s * SAMPLE_RATE_HZ))  # what was held comes all at once
             parts = self._raw_parts() if self._container is None else self._container_parts(self._container)
             for part in parts:
                 n_samples += part.shape[-1]
                 if n_samples > self._limits.max_duration_s * SAMPLE_RATE_HZ:
                     raise self._too_long()
-                if part.shape[-1]:
-                    yield part
+                for start in range(0, part.shape[-1], block_samples):
+                    yield part[..., start : start + block_samples]
             if n_samples == 0:
                 raise self._refusal("it holds no audio", "AUDIO_EMPTY")
 
@@ -128,22 +129,15 @@ class AudioReader:
             raise self._odd_bytes(reader.n_pending_bytes)
 
     def _container_parts(self, container: ContainerReader) -> Iterator[Audio]:
-        resampler: Resampler | None = None
+        converter = Converter(separate_channels=self._separate_channels)
         for chunk in _gathered(container.chunks(), self._block_s):
-            samples = chunk.samples if self._separate_channels else mixed_down(chunk.samples)
-            if resampler is None or resampler.rate_hz != chunk.rate_hz:  # A chained file may change its rate.
-                if resampler is not None:
-                    yield self._shaped(resampler.flush())
-                self._check_channels(samples.shape[0])
-                resampler = Resampler(chunk.rate_hz, samples.shape[0])
-            if resampler.n_channels != samples.shape[0]:
-                raise self._refusal("its number of channels changes on the way", "AUDIO_UNDECODABLE")
-            yield self._shaped(resampler.feed(samples))
-        if resampler is not None:
-            yield self._shaped(resampler.flush())
-
-    def _shaped(self, samples: Audio) -> Audio:
-        return samples if self._separate_channels else samples[0]
+            self._check_channels(chunk.samples.shape[0])
+            try:
+                yield converter.feed(chunk.samples, chunk.rate_hz)
+            except ChannelsChanged as error:
+                why = "its number of channels changes on the way"
+                raise self._refusal(why, "AUDIO_UNDECODABLE") from error
+        yield converter.flush()
 
     def _check_channels(self, n_channels: int) -> None:
         if self._separate_channels and n_channels > self._limits.max_channels:

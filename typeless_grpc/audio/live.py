@@ -16,10 +16,10 @@ from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 
-from typeless_grpc.audio.containers import Chunk, ContainerReader, DecodeCancelled
+from typeless_grpc.audio.containers import ContainerReader, DecodeCancelled
+from typeless_grpc.audio.converter import Converter
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.pcm import PcmReader
-from typeless_grpc.audio.resampler import Resampler, mixed_down
 from typeless_grpc.audio.wav import NotForUs, wav_header
 from typeless_grpc.errors import InvalidInput
 
@@ -53,17 +53,21 @@ class LiveReader(Protocol):
         ...
 
 
-def live_reader(format: AudioFormat, *, field: str) -> LiveReader:
-    """The reader for a format. field: path of the message that holds `format`. Raises InvalidInput about it."""
+def live_reader(format: AudioFormat, *, field: str, is_live: bool = True) -> LiveReader:
+    """The reader for a format. field: path of the message that holds `format`. Raises InvalidInput about it.
+
+    is_live: samples are wanted as soon as their bytes are there; otherwise they may wait for a few seconds that follow.
+    """
     format = format.validated(field)
-    return RawLiveReader(format, field=field) if format.is_raw else _SniffingReader(format, field=field)
+    reader = RawLiveReader if format.is_raw else _SniffingReader
+    return reader(format, field=field, is_live=is_live)
 
 
 class _SniffingReader:
     """A container: WAV of the usual kinds is raw samples after its header, all else is FFmpeg's."""
 
-    def __init__(self, format: AudioFormat, *, field: str) -> None:
-        self._format, self._field = format, field
+    def __init__(self, format: AudioFormat, *, field: str, is_live: bool) -> None:
+        self._format, self._field, self._is_live = format, field, is_live
         self._head = b""
         self._reader: LiveReader | None = None
 
@@ -84,7 +88,7 @@ class _SniffingReader:
     async def finish(self) -> AsyncIterator[Audio]:
         """See `LiveReader`."""
         if self._reader is None and self._head:
-            self._reader = ContainerLiveReader(self._format, field=self._field)
+            self._reader = ContainerLiveReader(self._format, field=self._field, is_live=self._is_live)
             async for block in self._reader.feed(self._head):
                 yield block
         if self._reader is not None:
@@ -101,12 +105,12 @@ class _SniffingReader:
         try:
             header = wav_header(self._head)
         except NotForUs:
-            self._reader = ContainerLiveReader(self._format, field=self._field)
+            self._reader = ContainerLiveReader(self._format, field=self._field, is_live=self._is_live)
             return self._head
         if header is None:
             return b""
         self._check_same(header.format)
-        self._reader = RawLiveReader(header.format, field=self._field)
+        self._reader = RawLiveReader(header.format, field=self._field, is_live=self._is_live)
         return self._head[header.n_bytes :]
 
     def _check_same(self, found: AudioFormat) -> None:
@@ -124,8 +128,8 @@ class RawLiveReader:
 
     declared_s = None
 
-    def __init__(self, format: AudioFormat, *, field: str) -> None:
-        self._reader = PcmReader(format, field=field)
+    def __init__(self, format: AudioFormat, *, field: str, is_live: bool) -> None:
+        self._reader = PcmReader(format, field=field, is_live=is_live)
         self._field = field
 
     async def feed(self, data: bytes) -> AsyncIterator[Audio]:
@@ -153,8 +157,8 @@ class RawLiveReader:
 class ContainerLiveReader:
     """A file that is decoded while it arrives; belongs to the event loop that feeds it."""
 
-    def __init__(self, format: AudioFormat, *, field: str) -> None:
-        self._format, self._field = format, field
+    def __init__(self, format: AudioFormat, *, field: str, is_live: bool) -> None:
+        self._format, self._field, self._is_live = format, field, is_live
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
         self._turn = threading.Semaphore(0)  # released once for each step that the thread may take
@@ -234,22 +238,13 @@ class ContainerLiveReader:
         )
         with closing(reader):
             self.declared_s = reader.declared_s
-            resampler: Resampler | None = None
+            converter = Converter(is_live=self._is_live)
             for chunk in reader.chunks():
-                resampler = self._resampled(chunk, resampler)
+                self._gathered.append(converter.feed(chunk.samples, chunk.rate_hz))
                 if sum(map(len, self._gathered)) >= _BLOCK_SAMPLES:
                     self._flush()
-            if resampler is not None:
-                self._gathered.append(resampler.flush()[0])
+            self._gathered.append(converter.flush())
             self._flush()
-
-    def _resampled(self, chunk: Chunk, resampler: Resampler | None) -> Resampler:
-        if resampler is None or resampler.rate_hz != chunk.rate_hz:  # A chained file may change its rate.
-            if resampler is not None:
-                self._gathered.append(resampler.flush()[0])
-            resampler = Resampler(chunk.rate_hz)
-        self._gathered.append(resampler.feed(mixed_down(chunk.samples))[0])
-        return resampler
 
     def _starve(self) -> None:
         """The decoder wants bytes that are not there: give what is ready, and wait for more."""

@@ -5,20 +5,23 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from typeless_grpc.audio.converter import Converter
 from typeless_grpc.audio.formats import Audio, AudioFormat, Encoding
-from typeless_grpc.audio.resampler import Resampler, mixed_down
+from typeless_grpc.audio.level import FullScale
 from typeless_grpc.errors import InvalidInput
 
 
 class PcmReader:
     """Reads a stream of raw audio that comes in pieces of any size; any cutting gives the same samples.
 
-    Memory is bounded by the piece that is fed: between pieces it keeps less than one frame of bytes and the few
-    milliseconds that the resampling filter holds.
+    Memory is bounded by the piece that is fed: between pieces it keeps less than one frame of bytes, and what
+    `Converter` holds.
     """
 
-    def __init__(self, format: AudioFormat, *, field: str = "audio", separate_channels: bool = False) -> None:
-        """format: raw. separate_channels: return shape (n_channels, n_samples) in place of the mono mix (n_samples,).
+    def __init__(
+        self, format: AudioFormat, *, field: str = "audio", separate_channels: bool = False, is_live: bool = False
+    ) -> None:
+        """format: raw. separate_channels, is_live: see `Converter`.
 
         Raises InvalidInput as AudioFormat.validated does.
         """
@@ -26,9 +29,9 @@ class PcmReader:
         self._format = format.validated(field)
         self._field = field
         self._n_channels = self._format.n_channels or 1
-        self._separate_channels = separate_channels
-        n_kept_channels = self._n_channels if separate_channels else 1
-        self._resampler = Resampler(self._format.sample_rate_hz or 0, n_kept_channels)
+        self._full_scale = FullScale()
+        self._converter = Converter(separate_channels=separate_channels, is_live=is_live)
+        self._converter.feed(np.zeros((self._n_channels, 0), np.float32), self._format.sample_rate_hz or 0)
         self._pending = b""
         self._n_frames = 0
 
@@ -40,31 +43,33 @@ class PcmReader:
     def feed(self, data: bytes) -> Audio:
         """The 16 kHz audio that these bytes complete; may be empty.
 
-        Raises InvalidInput (AUDIO_UNDECODABLE) if a PCM_F32LE sample is NaN or infinite.
+        Raises InvalidInput (AUDIO_UNDECODABLE) if a PCM_F32LE sample is NaN or infinite, or if they are too large.
         """
         data = self._pending + data
         n_whole = len(data) - len(data) % self._format.frame_bytes
         self._pending = data[n_whole:]
         samples = self._samples(data[:n_whole])
         self._n_frames += samples.shape[1]
-        return self._shaped(self._resampler.feed(samples if self._separate_channels else mixed_down(samples)))
+        return self._converter.feed(samples, self._format.sample_rate_hz or 0)
 
     def flush(self) -> Audio:
-        """What the resampling filter still holds; an incomplete last frame is left out. Ends the stream."""
-        return self._shaped(self._resampler.flush())
+        """What is still held; an incomplete last frame is left out. Ends the stream."""
+        return self._converter.flush()
 
     def _samples(self, data: bytes) -> Audio:
         flat = samples_of(data, self._format.encoding)
         if self._format.encoding is Encoding.PCM_F32LE:
             if not np.isfinite(flat).all():
                 n_before = self._n_frames + int(np.argmin(np.isfinite(flat))) // self._n_channels
-                why = f"sample {n_before} is not a finite number"
-                raise InvalidInput(f"{self._field}.content", why, reason="AUDIO_UNDECODABLE")
-            flat = np.clip(flat, -1.0, 1.0)
+                raise self._refusal(f"sample {n_before} is not a finite number")
+            scaled = self._full_scale.scaled(flat)
+            if scaled is None:
+                raise self._refusal("its samples are larger than any format has them: they may be of another encoding")
+            flat = scaled
         return flat.reshape(-1, self._n_channels).T
 
-    def _shaped(self, samples: Audio) -> Audio:
-        return samples if self._separate_channels else samples[0]
+    def _refusal(self, why: str) -> InvalidInput:
+        return InvalidInput(f"{self._field}.content", why, reason="AUDIO_UNDECODABLE")
 
 
 def samples_of(data: bytes, encoding: Encoding) -> Audio:

@@ -48,14 +48,6 @@ class Resampler:
         return resampled
 
 
-def mixed_down(samples: Audio) -> Audio:
-    """The mean of all channels, shape (1, n_samples): it cannot clip, and no channel's speech is dropped.
-
-    libswresample's own downmix is not used: it drops the LFE channel and knows nothing of channels without a name.
-    """
-    return samples if samples.shape[0] == 1 else samples.mean(axis=0, keepdims=True, dtype=np.float32)
-
-
 def _frame(samples: Audio, rate_hz: int) -> av.AudioFrame:
     frame = av.AudioFrame(format="flt", layout="mono", samples=samples.shape[0])
     frame.planes[0].update(samples.astype(np.float32, copy=False).tobytes())

@@ -103,7 +103,9 @@ class StreamService:
             who.id,
             who.owner,
             config,
-            lambda: Stream(self._machinery, live_reader(config.format, field="config"), options),
+            lambda: Stream(
+                self._machinery, live_reader(config.format, field="config", is_live=not config.is_file), options
+            ),
         )
 
     async def _check(self, options: DecodeOptions, field: str) -> None:

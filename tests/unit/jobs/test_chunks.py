@@ -31,6 +31,7 @@ class LoudIsSpeech:
 def samples(n_samples: int, *pauses: tuple[float, float]) -> np.ndarray:
     """A counter as loud samples, silent in the pauses (seconds)."""
     audio = (np.arange(n_samples) % 10_000 + 10_000).astype("<i2")
+    audio[1::2] *= -1  # sound, and no offset
     for begin_s, end_s in pauses:
         audio[int(begin_s * SAMPLE_RATE_HZ) : int(end_s * SAMPLE_RATE_HZ)] = 0
     return audio
