@@ -1,6 +1,7 @@
 """The settings of a server: one flat tree, each with its unit, default and the reason to change it.
 
 A value comes from a flag, else the environment (`TYPELESS_PORT`), else a TOML file (`port = 50051`), else its default.
+What must stay secret may lie in a file that the environment names (`TYPELESS_DATABASE_URL_FILE`), as Docker has it.
 Names that nobody knows are errors wherever they stand, and all problems are reported at once. `load` is the only place
 that reads any of these; everything else is handed values.
 """
@@ -28,6 +29,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -45,6 +47,7 @@ CLIENT_VARIABLES = frozenset(
     {
         "TYPELESS_SERVER",
         "TYPELESS_API_KEY",
+        "TYPELESS_API_KEY_FILE",
         "TYPELESS_TLS",
         "TYPELESS_TLS_CA",
         "TYPELESS_CLIENT_CERT",
@@ -53,6 +56,21 @@ CLIENT_VARIABLES = frozenset(
         "TYPELESS_SHARED_AUDIO",
     }
 )
+
+
+# Settings that are secrets, or may have a password in them.
+SECRETS = frozenset(
+    {
+        "api_keys",
+        "admin_keys",
+        "database_url",
+        "redis_url",
+        "storage_url",
+        "jwt_jwks_url",
+        "audio_uri_prefixes",
+    }
+)
+_MAX_SECRET_BYTES = 1024 * 1024
 
 
 def default_config_file() -> Path:
@@ -531,14 +549,23 @@ def load(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) ->
     if named is not None and not named.is_file():
         raise InvalidInput("config", f"there is no file {named}", reason="CONFIG_INVALID")
     from_file = named or default_config_file()
+    secrets, problems = _secrets()
 
     class FromHere(Settings):
         model_config = SettingsConfigDict(toml_file=from_file)
 
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            flag, *others = super().settings_customise_sources(settings_cls, *sources, **named)
+            return (flag, InitSettingsSource(settings_cls, secrets), *others)
+
     try:
         layers = {
             "flag": given,
-            "environment": {name: 0 for name in Settings.model_fields if ENV_PREFIX + name.upper() in os.environ},
+            "environment": secrets
+            | {name: 0 for name in Settings.model_fields if ENV_PREFIX + name.upper() in os.environ},
             "file": TomlConfigSettingsSource(FromHere)(),
         }
     except tomllib.TOMLDecodeError as error:
@@ -547,11 +574,11 @@ def load(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) ->
         name: next((origin for origin, values in layers.items() if name in values), "default")
         for name in Settings.model_fields
     }
-    problems = _unknown_variables()
+    problems += _unknown_variables()
     try:
         settings = FromHere(**given)
     except ValidationError as error:
-        problems += [_violation(detail["loc"], detail["msg"], origins, from_file) for detail in error.errors()]
+        problems += [_violation(detail["loc"], detail["msg"], origins, from_file, secrets) for detail in error.errors()]
     if problems:
         raise InvalidInput.of(problems)
     return Loaded(settings, origins)
@@ -581,15 +608,54 @@ def is_secret(value: Any) -> bool:
     return (isinstance(value, SecretStr) and bool(value)) or (isinstance(value, tuple) and any(map(is_secret, value)))
 
 
+def _secrets() -> tuple[dict[str, str], list[FieldViolation]]:
+    """Settings that are in files which the environment names, and what is wrong with those files."""
+    found, problems = dict[str, str](), list[FieldViolation]()
+    for name in sorted(SECRETS):
+        variable = ENV_PREFIX + name.upper()
+        file = os.environ.get(f"{variable}_FILE", "")
+        if not file:
+            continue
+        if os.environ.get(variable):
+            problems.append(FieldViolation(f"{variable}_FILE", f"{variable} is set, too: one of them is the value"))
+            continue
+        try:
+            text = _secret(Path(file).expanduser())
+            # Of several, one on each line will do.
+            found[name] = text if name.endswith("_url") else ",".join(text.splitlines())
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            problems.append(FieldViolation(f"{variable}_FILE", f"{file} cannot be used: {why}"))
+    return found, problems
+
+
+def _secret(file: Path) -> str:
+    """What is in a file, without the white space around it. Raises OSError, or ValueError, which does not show it."""
+    with file.open("rb") as content:
+        data = content.read(_MAX_SECRET_BYTES + 1)
+    if len(data) > _MAX_SECRET_BYTES:
+        raise ValueError(f"it has more than {_MAX_SECRET_BYTES} bytes")
+    try:
+        text = data.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise ValueError("it is no text") from None
+    if not text:
+        raise ValueError("it is empty")
+    return text
+
+
 def _unknown_variables() -> list[FieldViolation]:
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | CLIENT_VARIABLES
+    known |= {f"{ENV_PREFIX}{name.upper()}_FILE" for name in SECRETS}
     # In any case, because pydantic would take `typeless_port` for what it is not documented to be.
     ours = sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX))
     unknown = [name for name in ours if name not in known]
     return [FieldViolation(name, "no setting has this name" + _did_you_mean(name.upper(), known)) for name in unknown]
 
 
-def _violation(location: tuple[int | str, ...], why: str, origins: Mapping[str, str], file: Path) -> FieldViolation:
+def _violation(
+    location: tuple[int | str, ...], why: str, origins: Mapping[str, str], file: Path, secrets: Mapping[str, str]
+) -> FieldViolation:
     name = str(location[0]) if location else ""
     if name not in Settings.model_fields:
         return FieldViolation(
@@ -597,7 +663,7 @@ def _violation(location: tuple[int | str, ...], why: str, origins: Mapping[str, 
         )
     written = {
         "flag": "--" + name.replace("_", "-"),
-        "environment": ENV_PREFIX + name.upper(),
+        "environment": ENV_PREFIX + name.upper() + ("_FILE" if name in secrets else ""),
         "file": f"{name} ({file})",
         "default": name,
     }[origins[name]]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from typeless_grpc.config import Settings, load, private, public
+from typeless_grpc.config import SECRETS, Settings, load, private, public
 from typeless_grpc.errors import InvalidInput
 
 
@@ -92,7 +92,7 @@ def test_a_variable_that_names_no_setting_is_an_error(name: str, monkeypatch):
     assert set(problems()) == {name}
 
 
-@pytest.mark.parametrize("name", ["TYPELESS_SERVER", "TYPELESS_API_KEY"])
+@pytest.mark.parametrize("name", ["TYPELESS_SERVER", "TYPELESS_API_KEY", "TYPELESS_API_KEY_FILE"])
 def test_variables_of_the_client_are_not_the_servers(name: str, monkeypatch):
     monkeypatch.setenv(name, "x")
     assert load().settings.model_dump() == Settings().model_dump()
@@ -230,3 +230,85 @@ def test_the_databases_password_is_not_shown(monkeypatch):
 def test_of_a_url_the_user_is_not_shown(name: str, given: str, shown: object):
     jwt = {"auth_enabled": True, "jwt_issuer": "i", "jwt_audience": "a"} if name.startswith("jwt") else {}
     assert public(Settings(**jwt | {name: given}))[name] == shown
+
+
+SECRET_TEXTS = {
+    "api_keys": "a-key,b-key",
+    "admin_keys": "a-key\nb-key",
+    "database_url": "postgresql://u:p@h/d",
+    "redis_url": "redis://:p@h/0",
+    "storage_url": "s3://KEY:p@h/calls",
+    "jwt_jwks_url": "https://u:p@h/jwks.json",
+    "audio_uri_prefixes": "https://u:p@h/calls/",
+}
+
+
+def test_every_secret_may_come_from_a_file():
+    assert set(SECRET_TEXTS) == SECRETS
+    kept = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+    assert kept <= SECRETS
+    assert {name for name in Settings.model_fields if name.endswith("_url")} <= SECRETS
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"], ids=["no end", "line end", "Windows"])
+@pytest.mark.parametrize("name", sorted(SECRETS))
+def test_a_secret_in_a_file_is_as_one_in_a_variable(name: str, end: str, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("TYPELESS_AUTH_ENABLED", "true")
+    if name == "jwt_jwks_url":
+        monkeypatch.setenv("TYPELESS_JWT_ISSUER", "i")
+        monkeypatch.setenv("TYPELESS_JWT_AUDIENCE", "a")
+    monkeypatch.setenv(f"TYPELESS_{name.upper()}", SECRET_TEXTS[name].replace("\n", ","))
+    plain = load().settings
+    monkeypatch.setenv(f"TYPELESS_{name.upper()}", "")  # as a compose file sets what its own environment lacks
+    file = tmp_path / "secret"
+    file.write_text(SECRET_TEXTS[name] + end, encoding="utf-8", newline="")
+    monkeypatch.setenv(f"TYPELESS_{name.upper()}_FILE", str(file))
+    loaded = load(file=write(tmp_path, f'{name} = "of the settings file"'))
+    assert getattr(loaded.settings, name) == getattr(plain, name)
+    assert loaded.origins[name] == "environment"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "No such file"),
+        (b"", "it is empty"),
+        (b"\n", "it is empty"),
+        (b"\xff-secret", "it is no text"),
+        (b"-secret" * 200_000, "more than 1048576 bytes"),
+    ],
+    ids=["missing", "empty", "blank", "binary", "endless"],
+)
+def test_a_file_that_holds_no_secret_is_an_error_that_names_it(
+    content: bytes | None, why: str, monkeypatch, tmp_path: Path
+):
+    file = tmp_path / "file"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("TYPELESS_DATABASE_URL_FILE", str(file))
+    found = problems()["TYPELESS_DATABASE_URL_FILE"]
+    assert found.startswith(f"{file} cannot be used: ")
+    assert why in found
+    assert "secret" not in found
+
+
+def test_a_secret_in_a_variable_and_in_a_file_is_an_error(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("TYPELESS_REDIS_URL", "redis://h")
+    monkeypatch.setenv("TYPELESS_REDIS_URL_FILE", str(tmp_path / "missing"))
+    assert problems() == {"TYPELESS_REDIS_URL_FILE": "TYPELESS_REDIS_URL is set, too: one of them is the value"}
+
+
+def test_what_is_wrong_with_a_secret_is_told_under_its_file_and_does_not_show_it(monkeypatch, tmp_path: Path):
+    file = tmp_path / "url"
+    file.write_text("mysql://u:a-secret@h/d", "utf-8")
+    monkeypatch.setenv("TYPELESS_DATABASE_URL_FILE", str(file))
+    monkeypatch.setenv("TYPELESS_PORT", "many")
+    found = problems()
+    assert set(found) == {"TYPELESS_DATABASE_URL_FILE", "TYPELESS_PORT"}
+    assert "secret" not in str(found)
+
+
+@pytest.mark.parametrize("name", ["TYPELESS_PORT_FILE", "TYPELESS_MAX_API_KEYS_FILE", "TYPELESS_DATABASE_URLS_FILE"])
+def test_what_is_no_secret_does_not_come_from_a_file(name: str, monkeypatch):
+    monkeypatch.setenv(name, "/run/secrets/x")
+    assert set(problems()) == {name}

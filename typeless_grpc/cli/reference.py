@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from typeless_grpc.config import ENV_PREFIX, Settings
+from typeless_grpc.config import ENV_PREFIX, SECRETS, Settings
 
 HEAD = """\
 # Configuration
@@ -19,14 +20,23 @@ configuration (`~/.config` on Linux); its names are those of the first column. A
 all problems are told at once. `typeless config` prints what is in force and where it comes from; its output is a
 settings file.
 
+{secrets}
+
 | Setting | Variable | Default | Range | Meaning |
 | --- | --- | --- | --- | --- |
 """
+SECRETS_IN_FILES = (
+    "What is secret, or may have a password in it, may lie in a file instead, as Docker and Kubernetes keep it: "
+    "`TYPELESS_DATABASE_URL_FILE=/run/secrets/database_url`. So it is with {}. White space around a secret does not "
+    "count, keys may stand on lines of their own, and to set both variables is an error."
+)
 
 
 def reference() -> str:
     """One row for each setting, in the order of the code."""
-    return HEAD + "".join(_row(name, field) for name, field in Settings.model_fields.items())
+    names = ", ".join(f"`{name}`" for name in sorted(SECRETS))
+    head = HEAD.replace("{secrets}", textwrap.fill(SECRETS_IN_FILES.format(names), 120))
+    return head + "".join(_row(name, field) for name, field in Settings.model_fields.items())
 
 
 def _row(name: str, field: FieldInfo) -> str:
