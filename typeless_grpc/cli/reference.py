@@ -35,9 +35,8 @@ SECRETS_IN_FILES = (
 def reference() -> str:
     """One row for each setting, in the order of the code."""
     names = ", ".join(f"`{name}`" for name in sorted(SECRETS))
-    return HEAD.replace("{secrets}", textwrap.fill(SECRETS_IN_FILES.format(names), 120)) + "".join(
-        _row(name, field) for name, field in Settings.model_fields.items()
-    )
+    head = HEAD.replace("{secrets}", textwrap.fill(SECRETS_IN_FILES.format(names), 120))
+    return head + "".join(_row(name, field) for name, field in Settings.model_fields.items())
 
 
 def _row(name: str, field: FieldInfo) -> str:
