@@ -24,6 +24,7 @@ LAYERS = (
         "client_jobs",
         "client_stream",
         "client_ledger",
+        "client_continued",
         "client_mic",
     },
     {"telemetry", "reflection"},
@@ -36,7 +37,8 @@ LAYERS = (
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 # What only these may import; a unit stands for all that is in it.
 ONLY = {
-    "typeless_grpc.pb": {"pb", "servicers", "client", "client_jobs", "client_stream", "client_ledger", "cli"},
+    "typeless_grpc.pb": {"pb", "servicers", "client", "client_jobs", "client_stream", "client_continued"}
+    | {"client_ledger", "cli"},
     "grpc": {
         *("pb", "servicers", "cli", "server", "reflection", "tls", "interceptors"),
         *("client", "client_channel", "client_jobs", "client_stream"),
@@ -49,8 +51,9 @@ INSIDE = {
     "client": {"pb", "client_channel", "client_jobs", "client_stream"},
     "client_jobs": {"pb", "client"},
     "client_channel": set(),
-    "client_stream": {"pb", "client", "client_ledger"},
-    "client_ledger": {"pb", "client"},
+    "client_stream": {"pb", "client", "client_continued", "client_ledger"},
+    "client_ledger": {"pb", "client", "client_continued"},
+    "client_continued": {"pb"},
     "client_mic": {"client"},
     "": set(),
 }

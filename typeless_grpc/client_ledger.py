@@ -3,6 +3,9 @@
 Everything sent stays here until the server has acknowledged the audio behind it. After a break the session is taken
 up: the server repeats the events that did not arrive, and says from which byte on it needs the audio again. Events that
 came twice are dropped, so the caller sees one sequence.
+
+A server that is about to stop ends the session before its caller does, and says which audio it took. The rest goes into
+a new session, on whichever server the channel finds; the caller still sees one session (`client_continued.py`).
 """
 
 from __future__ import annotations
@@ -14,10 +17,13 @@ from enum import Enum
 from google.protobuf.duration_pb2 import Duration
 
 from typeless_grpc.client import Options, RawFormat
+from typeless_grpc.client_continued import Earlier
 from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeRequest, StreamTranscribeResponse
 
 _MAX_PIECE_BYTES = 256 * 1024  # of audio in one request: well below any server's message limit
+_MAX_SAMPLE_BYTES = 32  # of 8 channels in 32 bits
+_SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
 
 
 class Control(Enum):
@@ -38,7 +44,7 @@ class StreamOptions:
 
     mode: "live" or "file". interim_interval_s: how often at most; 0 is the server's choice. max_kept_bytes: audio kept
     until the server has acknowledged it; beyond it no more is read. reconnect: take up a session whose connection
-    broke; False raises CallFailed at the first break.
+    broke, and go on in a new one where a server that stops ended it; False raises CallFailed instead.
     """
 
     options: Options = field(default_factory=Options)
@@ -89,6 +95,16 @@ class Ledger:
         self.session_id = ""
         self.resume_window_s = 60.0
         self.has_ended = self.is_complete = False
+        self.failure = ""  # why a stream is complete for its server and not for its caller
+        self._tail = b""  # of the audio that is acknowledged, as much as a sample may have
+        self._taken_options: transcription_pb2.TranscriptionOptions | None = None  # the last that the server has
+        self._earlier = Earlier()
+        self._is_continued = False
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is something to lose: a session is open, or one is to go on in a new one."""
+        return bool(self.session_id) or self._is_continued
 
     @property
     def has_room(self) -> bool:
@@ -98,7 +114,10 @@ class Ledger:
     def opening(self) -> StreamTranscribeRequest:
         """The first request of a call: a new session, or this one again."""
         if not self.session_id:
-            return StreamTranscribeRequest(config=self._options.message())
+            config = self._options.message()
+            if self._taken_options is not None:
+                config.options.CopyFrom(self._taken_options)
+            return StreamTranscribeRequest(config=config)
         config = transcription_pb2.StreamConfig(
             resume_session_id=self.session_id, resume_after_sequence=self._last_sequence
         )
@@ -141,7 +160,14 @@ class Ledger:
         return (self._kept[index].request, self._n_forgotten + index + 1) if index < len(self._kept) else None
 
     def take(self, response: StreamTranscribeResponse) -> bool:
-        """Learn from an event; whether the caller is to see it."""
+        """Learn from an event, and put it in its place among all that the caller sees; whether it sees this one."""
+        is_wanted = self._learn(response)
+        self._earlier.move(response)
+        if self.is_complete and response.completed.end_reason == transcription_pb2.STREAM_END_REASON_DRAINING:
+            return self._ended_by_server(response)
+        return is_wanted
+
+    def _learn(self, response: StreamTranscribeResponse) -> bool:
         kind = response.WhichOneof("event")
         is_new = response.sequence > self._last_sequence
         if kind == "started":
@@ -152,6 +178,9 @@ class Ledger:
                 self._acknowledge(response.acknowledged_bytes, cut=True)
                 return False
             self._effective = response.started.effective_config.options.SerializeToString(deterministic=True)
+            if self._is_continued:
+                self._last_sequence = response.sequence
+                return False
         self._last_sequence = max(self._last_sequence, response.sequence)
         self._acknowledge(response.acknowledged_bytes)
         self.is_complete = self.is_complete or kind == "completed"
@@ -160,6 +189,32 @@ class Ledger:
             is_ours, self._effective = bool(self._asked_at) and effective == self._effective, effective
             return is_new and not is_ours
         return is_new
+
+    def _ended_by_server(self, last: StreamTranscribeResponse) -> bool:
+        """Go on in a new session with the audio that this one did not take, if there is any or will be."""
+        self._acknowledge(self._acknowledged, cut=True)
+        if self.has_ended and all(kept.request.WhichOneof("request") != "audio" for kept in self._kept):
+            last.completed.end_reason = transcription_pb2.STREAM_END_REASON_CALLER
+            return True
+        raw = self._options.raw_format
+        sample_bytes = _SAMPLE_BYTES.get(raw.encoding, 0) * raw.n_channels if raw else 0
+        if raw is None or not sample_bytes or last.completed.transcript.renditions or not self._options.reconnect:
+            taken = f"it took {last.acknowledged_bytes} bytes of the audio"
+            self.failure = f"The server is going away: {taken}, and the rest is for another."
+            return True
+        n_over = self._acknowledged % sample_bytes  # half a sample is of no use there
+        n_taken = self._acknowledged - n_over
+        seconds_ns = n_taken // sample_bytes * 1_000_000_000 // raw.sample_rate_hz
+        self._earlier.add(last, n_bytes=n_taken, audio_ns=seconds_ns)
+        self._kept = deque(_Kept(kept.request, kept.end - n_taken) for kept in self._kept)
+        if n_over:
+            self._kept.appendleft(_Kept(StreamTranscribeRequest(audio=self._tail[-n_over:]), n_over))
+            self._n_forgotten -= 1
+        self._n_bytes -= n_taken
+        self._asked_at = max(0, self._asked_at - n_taken)
+        self._acknowledged = self._last_sequence = 0
+        self.session_id, self.is_complete, self._is_continued = "", False, True
+        return False
 
     def _keep(self, request: StreamTranscribeRequest) -> None:
         self._kept.append(_Kept(request, self._n_bytes))
@@ -171,11 +226,16 @@ class Ledger:
         """
         self._acknowledged = max(self._acknowledged, n_bytes)
         while self._kept and self._is_known(self._kept[0]):
-            self._kept.popleft()
+            known = self._kept.popleft().request
             self._n_forgotten += 1
+            self._tail = (self._tail + known.audio[-_MAX_SAMPLE_BYTES:])[-_MAX_SAMPLE_BYTES:]
+            if known.HasField("update"):
+                self._taken_options = known.update
         if cut and self._kept and self._kept[0].request.WhichOneof("request") == "audio":
             kept = self._kept[0]
-            missing = kept.request.audio[len(kept.request.audio) - (kept.end - self._acknowledged) :]
+            n_known = len(kept.request.audio) - (kept.end - self._acknowledged)
+            missing = kept.request.audio[n_known:]
+            self._tail = (self._tail + kept.request.audio[:n_known])[-_MAX_SAMPLE_BYTES:]
             self._kept[0] = _Kept(StreamTranscribeRequest(audio=missing), kept.end)
 
     def _is_known(self, kept: _Kept) -> bool:

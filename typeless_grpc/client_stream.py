@@ -1,7 +1,7 @@
 """Streams that survive their connection: what the caller gives goes in, one sequence of events comes out.
 
 Two shells around `client_ledger.py`, one for asyncio and one for threads: each reads the caller's audio beside the
-call, sends what the ledger holds, and begins a new call when one breaks.
+call, sends what the ledger holds, and begins a new call when one breaks or its server stops.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ import grpc.aio
 from typeless_grpc.client import BREAKS, CallFailed
 from typeless_grpc.client_ledger import Control, Item, Ledger, StreamOptions
 from typeless_grpc.pb.v1 import transcription_pb2_grpc
-from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeRequest, StreamTranscribeResponse
+from typeless_grpc.pb.v1.transcription_pb2 import (
+    STREAM_END_REASON_DRAINING,
+    StreamTranscribeRequest,
+    StreamTranscribeResponse,
+)
 
 __all__ = ["AsyncStreaming", "Control", "Item", "StreamOptions", "Streaming"]
 
@@ -55,7 +59,7 @@ class _Patience:
             self._since_s = now_s
         is_break = failed.code in BREAKS and failed.reason in ("", "DRAINING", "OVERLOADED")
         # An open session is worth waiting for a quota: coming back after breaks spends it, too.
-        is_quota = bool(self.ledger.session_id) and failed.reason in _QUOTAS and failed.retry_after_s is not None
+        is_quota = self.ledger.is_begun and failed.reason in _QUOTAS and failed.retry_after_s is not None
         if not (self.reconnect and (is_break or is_quota)):
             raise failed
         wait_s = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** (self._n_failures - 1))
@@ -63,7 +67,7 @@ class _Patience:
             wait_s = max(wait_s, failed.retry_after_s or 0.0)
         if now_s + wait_s - self._since_s > self.ledger.resume_window_s:
             raise failed
-        if not self.ledger.session_id and self._n_failures >= _MAX_OPENINGS:
+        if not self.ledger.is_begun and self._n_failures >= _MAX_OPENINGS:
             raise failed
         return wait_s
 
@@ -95,6 +99,7 @@ class AsyncStreaming:
                     except CallFailed:
                         raise failed from error
                     await asyncio.sleep(wait_s)
+            _raise_if_incomplete(self._ledger)
         finally:
             await _over(reading)
 
@@ -126,6 +131,8 @@ class AsyncStreaming:
                     sending = asyncio.create_task(self._send(call))
                 if is_wanted:
                     yield response
+                if _is_last(response):
+                    return
         finally:
             call.cancel()
             if sending is not None:
@@ -181,6 +188,7 @@ class Streaming:
                     except CallFailed:
                         raise failed from error
                     time.sleep(wait_s)
+            _raise_if_incomplete(self._ledger)
         finally:
             with self._changed:
                 self._is_closed = True
@@ -220,6 +228,8 @@ class Streaming:
                     self._changed.notify_all()
                 if is_wanted:
                     yield response
+                if _is_last(response):
+                    return
             self._raise_if_source_broke()
         finally:
             call.cancel()
@@ -262,6 +272,16 @@ class _Turn:
 
     may_send: bool = field(default=False)
     is_over: bool = field(default=False)
+
+
+def _is_last(response: StreamTranscribeResponse) -> bool:
+    """Whether the server reads what is still sent only so that this event arrives."""
+    return response.completed.end_reason == STREAM_END_REASON_DRAINING
+
+
+def _raise_if_incomplete(ledger: Ledger) -> None:
+    if ledger.failure:
+        raise CallFailed(grpc.StatusCode.UNAVAILABLE, ledger.failure, reason="DRAINING", retry_after_s=1.0)
 
 
 async def _as_async(audio: AsyncIterable[Item] | Iterable[Item]) -> AsyncGenerator[Item, None]:

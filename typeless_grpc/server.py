@@ -42,6 +42,10 @@ class Door(Protocol):
         """Wait until no call runs."""
         ...
 
+    def settled(self) -> Coroutine[Any, Any, None]:
+        """Wait until no call runs, and no caller has to come back for what it left here."""
+        ...
+
 
 class Tls(Protocol):
     """Knows the certificates."""
@@ -129,6 +133,8 @@ class Server:
     async def stop(self) -> None:
         """Drain: say NOT_SERVING, refuse new calls, let running ones finish in time, then cut what is left.
 
+        Streams are ended by their service as the door closes; those whose call broke are waited for, too.
+
         grpc keeps listening until the running calls are done: told to stop, it would end new ones as CANCELLED, which
         no client tries elsewhere, where the door says UNAVAILABLE. Health watches and reflection stay open as long as
         their clients like, and are not waited for.
@@ -136,7 +142,7 @@ class Server:
         self._door.close()
         # The library writes to each watcher in turn; one that does not read must not keep us.
         await _at_most(self._tell_watchers(), HEALTH_S)
-        if not await _at_most(self._door.idle(), self._options.drain_timeout_s):
+        if not await _at_most(self._door.settled(), self._options.drain_timeout_s):
             log.warning("calls cut at the end of the drain time", drain_timeout_s=self._options.drain_timeout_s)
         await self._server.stop(None)
         if not await _at_most(self._door.idle(), CLEAN_UP_S):

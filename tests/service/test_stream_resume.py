@@ -26,11 +26,15 @@ class Proxy:
     """A way to a server that can be cut: TCP in, TCP out, and resets on demand."""
 
     def __init__(self, target: str) -> None:
-        self._host, _, port = target.rpartition(":")
-        self._port = int(port)
+        self.send_to(target)
         self._writers: set[asyncio.StreamWriter] = set()
         self.target = ""
         self.n_connections = 0
+
+    def send_to(self, target: str) -> None:
+        """Where the next connections go."""
+        self._host, _, port = target.rpartition(":")
+        self._port = int(port)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.n_connections += 1

@@ -45,6 +45,7 @@ from typeless_grpc.version import VERSION
 
 log = get_logger(__name__)
 WEAK_KEY_CHARACTERS = 20
+STREAMS = "/typeless.v1.TranscriptionService/StreamTranscribe"  # while draining, it resumes sessions and opens none
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ async def listen(
         metrics = Metrics()
         access = await stack.enter_async_context(open_access(settings, metrics))
         admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))
-        drain = DrainInterceptor()
+        drain = DrainInterceptor(decide_themselves=[STREAMS])
         engine = stack.enter_context(finishing(settings, engine))
         sources: AudioSources = background.sources if background else NoSources()
         fetching = background.fetching if background else decoding
@@ -91,7 +92,7 @@ async def listen(
             InterimPlaces(settings.stream_interims_at_once),
         )
         streams = await stack.enter_async_context(open_streams(settings, machinery))
-        drain.when_closing(streams.draining)
+        drain.when_closing(streams.draining, streams.drained)
         services: list[Service] = [
             TranscriptionServicer(admission, recordings, batches, streams),
             ServerServicer(_facts(settings, background)),

@@ -16,18 +16,25 @@ from typeless_grpc.streaming.endpoint import EndpointOptions
 from typeless_grpc.streaming.machinery import Machinery, StreamOptions
 from typeless_grpc.streaming.resume import SessionLimits, Sessions
 
+DRAIN_PAUSE_S = 5.0  # in which nearly all who speak pause for the half second that ends an utterance
+
 
 @asynccontextmanager
 async def open_streams(settings: Settings, machinery: Machinery) -> AsyncIterator[StreamService]:
     """Streams and their sessions; all of them end with it."""
     sessions: Sessions[StreamConfig] = Sessions(session_limits(settings), machinery.clock)
     ticking = asyncio.create_task(sessions.run())
-    limits = StreamLimits(stream_options(settings), settings.stream_resume_window_s)
+    limits = StreamLimits(stream_options(settings), settings.stream_resume_window_s, drain_pause_s(settings))
     try:
         yield StreamService(machinery, sessions, stream_defaults(settings), limits, code_of)
     finally:
         await ended(ticking)
         await sessions.close()
+
+
+def drain_pause_s(settings: Settings) -> float:
+    """How long a drain waits for a speaker to pause; most of its time is left for what was said."""
+    return min(DRAIN_PAUSE_S, settings.drain_timeout_s / 4)
 
 
 def session_limits(settings: Settings) -> SessionLimits:

@@ -245,6 +245,7 @@ class EventMessages:
         value = replace(event.transcript, model=event.transcript.model or self._defaults.model)
         audio_s, processing_s = value.audio_s, event.processing_s
         return transcription_pb2.StreamCompleted(
+            end_reason=transcription_pb2.StreamEndReason.Value(f"STREAM_END_REASON_{event.end_reason.name}"),
             transcript=convert.transcript(value),
             stats=transcription_pb2.ProcessingStats(
                 processing_time=convert.duration(processing_s),

@@ -13,7 +13,7 @@ from typeless_grpc.access import principal, rate_limit
 from typeless_grpc.audio.live import live_reader
 from typeless_grpc.audio.vad import FRAME_SAMPLES
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
-from typeless_grpc.errors import InvalidInput, Overloaded, RateLimited, TypelessError
+from typeless_grpc.errors import DeadlineExceeded, InvalidInput, Overloaded, RateLimited, TypelessError
 from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.servicers import convert
 from typeless_grpc.servicers.recordings import fields_at
@@ -28,13 +28,18 @@ from typeless_grpc.servicers.stream_messages import (
     stream_request,
 )
 from typeless_grpc.streaming.driver import Stream
-from typeless_grpc.streaming.events import Completed, Entry, Started
+from typeless_grpc.streaming.events import Completed, EndReason, Entry, Started
 from typeless_grpc.streaming.machinery import Control, Machinery, StreamOptions, Update
 from typeless_grpc.streaming.resume import Call, Sessions
 
 # When a call is cancelled, its requests end as if half-closed, and the handler learns the truth a moment later. An end
 # that is believed too early would end the session for good, so it waits this long for a contradiction.
 HALF_CLOSE_GRACE_S = 0.02
+# For a call's first request while the server drains: it comes with the call itself, or not for a while.
+DRAINING_OPENING_S = 2.0
+# For a caller to stop sending once it has `completed` of audio that the server ended: a gRPC client that writes to a
+# call that is over may lose what it has not read yet.
+LAST_REQUESTS_S = 2.0
 
 Requests = AsyncIterator[transcription_pb2.StreamTranscribeRequest]
 Responses = AsyncGenerator[transcription_pb2.StreamTranscribeResponse, None]
@@ -42,10 +47,14 @@ Responses = AsyncGenerator[transcription_pb2.StreamTranscribeResponse, None]
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """The bounds of each stream, and what `started` tells of them; see the settings of the same names."""
+    """The bounds of each stream, and what `started` tells of them; see the settings of the same names.
+
+    drain_pause_s: how long a stream goes on for its speaker to pause, once the server is about to stop.
+    """
 
     options: StreamOptions
     resume_window_s: float
+    drain_pause_s: float = 5.0
 
 
 class StreamService:
@@ -62,36 +71,80 @@ class StreamService:
         """code_of: the google.rpc.Code of an error."""
         self._machinery, self._sessions = machinery, sessions
         self._defaults, self._limits, self._code_of = defaults, limits, code_of
+        self._openings: set[asyncio.Timeout] = set()
 
     async def responses(self, requests: Requests) -> Responses:
         """One call, from its first request to its last event."""
-        first = await anext(requests, None)
-        if first is None or first.WhichOneof("request") != "config":
-            raise InvalidInput("config", "must be the first request", reason="STREAM_ORDER")
-        after = first.config.resume_after_sequence
-        call = await self._opened(first.config)
+        async with self._opening() as limit:
+            first = await anext(requests, None)
+            if first is None or first.WhichOneof("request") != "config":
+                raise InvalidInput("config", "must be the first request", reason="STREAM_ORDER")
+            if not self._sessions.is_draining:
+                limit.reschedule(None)  # a model may have to be loaded
+            after = first.config.resume_after_sequence
+            call = await self._opened(first.config)
         started = self._started(call)
         messages = EventMessages(call.config, self._defaults, self._code_of)
-        async with self._fed(call, requests), aclosing(call.events_after(after)) as entries:
+        async with self._fed(call, requests) as feeding, aclosing(call.events_after(after)) as entries:
             if call.is_resumed:
                 yield self._resumed(call, started)
             async for entry in entries:
-                await _charge(call, entry)
+                await _charge(call, entry, may_refuse=not self._sessions.is_draining)
                 if not (call.is_resumed and isinstance(entry.event, Started)):
                     yield messages.message(entry, started)
+            if call.stream.end_reason is EndReason.DRAINING:
+                await asyncio.wait([feeding], timeout=LAST_REQUESTS_S)
 
     def draining(self) -> None:
-        """Tell every caller that the server is about to go: what is said until then is still understood."""
-        message = "This server is going away: end the stream soon; another replica may serve the next."
-        self._sessions.warn_all(Overloaded(message, reason="DRAINING"))
+        """Tell every caller that the server is about to go, and end what they say: all that was taken is understood."""
+        message = "This server is going away: it takes no more audio after the next pause. Send the rest to another."
+        self._sessions.drain(Overloaded(message, reason="DRAINING"), self._limits.drain_pause_s)
+        soon_s = asyncio.get_running_loop().time() + DRAINING_OPENING_S
+        for limit in self._openings:
+            if not limit.expired():
+                limit.reschedule(soon_s)
+
+    async def drained(self) -> None:
+        """Wait until no caller whose call broke has to come back for what was said."""
+        await self._sessions.drained()
+
+    @asynccontextmanager
+    async def _opening(self) -> AsyncIterator[asyncio.Timeout]:
+        """Bound what a call does before it has a session.
+
+        Raises DeadlineExceeded, or Overloaded where the server is about to stop.
+        """
+        is_draining = self._sessions.is_draining
+        try:
+            async with asyncio.timeout(DRAINING_OPENING_S if is_draining else self._idle_timeout_s) as limit:
+                self._openings.add(limit)
+                try:
+                    yield limit
+                finally:
+                    self._openings.discard(limit)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            if self._sessions.is_draining:
+                raise _going_away() from error
+            message = f"No `config` came within {self._idle_timeout_s:g} s."
+            raise DeadlineExceeded(message, reason="STREAM_IDLE") from error
+
+    @property
+    def _idle_timeout_s(self) -> float:
+        return self._limits.options.idle_timeout_s
 
     async def _opened(self, message: transcription_pb2.StreamConfig) -> Call[StreamConfig]:
         who = principal.current()
         if message.resume_session_id:
             check_resume(message)
             return self._sessions.resume(message.resume_session_id, who.owner, message.resume_after_sequence)
+        if self._sessions.is_draining:
+            raise _going_away()
         config = stream_config(message, self._defaults)
         await self._check(config.options, "config.options")
+        if self._sessions.is_draining:
+            raise _going_away()
         options = replace(
             self._limits.options,
             options=config.options,
@@ -118,11 +171,11 @@ class StreamService:
             await self._machinery.engine.transcribe(silence, options, Ticket(Lane.UNARY, principal.current().id))
 
     @asynccontextmanager
-    async def _fed(self, call: Call[StreamConfig], requests: Requests) -> AsyncIterator[None]:
+    async def _fed(self, call: Call[StreamConfig], requests: Requests) -> AsyncIterator[asyncio.Task[None]]:
         """Pass requests on for as long as events are read; the session outlives both."""
         feeding = asyncio.create_task(self._feed(call, requests))
         try:
-            yield
+            yield feeding
         finally:
             feeding.cancel()
             await asyncio.wait([feeding])
@@ -181,10 +234,15 @@ async def _nothing_follows(requests: Requests) -> None:
         following.cancel()
 
 
-async def _charge(call: Call[StreamConfig], entry: Entry) -> None:
+def _going_away() -> Overloaded:
+    return Overloaded("This server is going away; another replica may serve.", reason="DRAINING")
+
+
+async def _charge(call: Call[StreamConfig], entry: Entry, *, may_refuse: bool) -> None:
     """Charge the caller for the session's audio up to this event, as far as none of its calls was.
 
-    Raises RateLimited; the session stays, and can be taken up once there is quota again. What is done is not refused.
+    Raises RateLimited; the session stays, and can be taken up once there is quota again. What is done is not refused,
+    and neither is what could not be had later: may_refuse is False on a server that is about to stop.
     """
     charge = rate_limit.current()
     while (due_s := min(entry.cursors.received_s - call.charged_s, charge.most_audio_s)) > 0:
@@ -192,7 +250,7 @@ async def _charge(call: Call[StreamConfig], entry: Entry) -> None:
         try:
             await charge.audio(due_s)
         except RateLimited:
-            if isinstance(entry.event, Completed):
+            if isinstance(entry.event, Completed) or not may_refuse:
                 continue
             call.charged_s -= due_s
             raise

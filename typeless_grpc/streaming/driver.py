@@ -51,7 +51,8 @@ class Stream:
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._waiting_bytes = 0
         self._n_blocked = 0
-        self._has_ended = False
+        self.end_reason: events.EndReason | None = None  # why no more audio is taken; None while it is
+        self._drain_by_s: float | None = None  # when audio ends although someone speaks, once the server is to stop
         self._moved = asyncio.Event()  # set whenever there may be room again
         self._opened_s = self._request_s = machinery.clock.now_s()
         self._offered_s: float | None = None  # since when an event waits to be read
@@ -79,8 +80,8 @@ class Stream:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the end of the audio was taken."""
-        return self._has_ended
+        """Whether no more audio is taken."""
+        return self.end_reason is not None
 
     @property
     def cursors(self) -> events.Cursors:
@@ -95,6 +96,7 @@ class Stream:
     def detach(self) -> None:
         """No call has it."""
         self._is_attached, self._offered_s = False, None
+        self._end_if_drained()
         self.wake()
 
     @contextmanager
@@ -113,15 +115,17 @@ class Stream:
         Of audio, acknowledged_bytes has moved on when this returns.
         """
         with self.busy():
-            while not self._has_room() and still_wanted() and not self.journal.is_closed:
+            while not self._has_room() and still_wanted() and not self.has_ended and not self.journal.is_closed:
                 self._moved.clear()
                 await self._moved.wait()
-        if not still_wanted() or self._has_ended or request is Control.KEEP_ALIVE:
+        if not still_wanted() or self.has_ended or request is Control.KEEP_ALIVE:
+            return
+        if request is Control.END:
+            self._end(events.EndReason.CALLER)
             return
         if isinstance(request, bytes):
             self.acknowledged_bytes += len(request)
         self._waiting_bytes += _weight(request)
-        self._has_ended = request is Control.END
         self._requests.put_nowait(request)
 
     async def events_after(
@@ -153,16 +157,29 @@ class Stream:
         now_s = self._machinery.clock.now_s()
         if self._options.is_file and now_s - self._progress_s >= _PROGRESS_EVERY_S and self._has_work():
             self._report_progress()
-        if not self._is_attached or self._has_ended or self._n_blocked or self._has_waiting():
+        self._end_if_drained()
+        if not self._is_attached or self.has_ended or self._n_blocked or self._has_waiting():
             return
         idle_s, timeout_s = now_s - self._request_s, self._options.idle_timeout_s
         if idle_s >= timeout_s:
-            self._has_ended = True
-            self._requests.put_nowait(Control.END)
+            self._end(events.EndReason.IDLE)
         elif idle_s >= timeout_s - min(10.0, timeout_s / 2) and not self._is_warned:
             self._is_warned = True
             message = f"Nothing was sent for {idle_s:.0f} s; the stream ends after {timeout_s:.0f} s of that."
             self._say(events.Warned(DeadlineExceeded(message, reason="STREAM_IDLE")))
+
+    def drain(self, within_s: float) -> None:
+        """Take no more audio from the next pause on, at the latest after within_s; finish what was taken as after END.
+
+        Until then a request is taken only when those before it are done, so that the pause is not far ahead.
+        """
+        self._drain_by_s = self._machinery.clock.now_s() + within_s
+        self._end_if_drained()
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether nothing is left that a call could still bring to its caller."""
+        return self.journal.is_closed and not self.journal.n_unsent
 
     def warn(self, error: TypelessError) -> None:
         """Tell the caller that something is, or soon will be, wrong."""
@@ -190,7 +207,7 @@ class Stream:
                 await self._take_all()
             except InvalidInput as error:  # the audio cannot be used further: what came before is still said
                 failure = error
-                self._has_ended = self._is_broken = True
+                self.end_reason, self._is_broken = self.end_reason or events.EndReason.CALLER, True
             await self._finish_audio()
             while self._finals:
                 await asyncio.wait(list(self._finals.values()))
@@ -233,7 +250,20 @@ class Stream:
                     await self._take_rest()
                     return
             self._waiting_bytes -= _weight(request)
+            self._end_if_drained()
             self._moved.set()
+
+    def _end(self, reason: events.EndReason) -> None:
+        self.end_reason = reason
+        self._requests.put_nowait(Control.END)
+        self._moved.set()
+
+    def _end_if_drained(self) -> None:
+        if self._drain_by_s is None or self.has_ended:
+            return
+        is_quiet = not self._session.is_speaking and not self._has_waiting()
+        if is_quiet or not self._is_attached or self._machinery.clock.now_s() >= self._drain_by_s:
+            self._end(events.EndReason.DRAINING)
 
     async def _take_rest(self) -> None:
         try:
@@ -242,6 +272,8 @@ class Stream:
         except InvalidInput as error:
             if error.reason not in _LOST_AT_THE_END:
                 raise
+            if self.end_reason is events.EndReason.DRAINING:
+                return  # half a sample, say: it is cut here and not where the caller has its end
             self._say(events.Warned(error))
 
     async def _finish_audio(self) -> None:
@@ -286,6 +318,8 @@ class Stream:
             await self._moved.wait()
 
     def _has_room(self) -> bool:
+        if self._drain_by_s is not None and self._has_waiting():
+            return False
         unread = self.journal.n_unsent if self._is_attached else 0
         return self._waiting_bytes < self._options.max_waiting_bytes and unread < self._options.max_unread_events
 
@@ -301,7 +335,8 @@ class Stream:
 
     def _report_progress(self) -> None:
         self._progress_s, self._reported_samples = self._machinery.clock.now_s(), self._samples.end
-        self._say(self._progress.event(has_ended=self._has_ended, declared_s=self._reader.declared_s))
+        has_ended = self.end_reason not in (None, events.EndReason.DRAINING)
+        self._say(self._progress.event(has_ended=has_ended, declared_s=self._reader.declared_s))
 
     # ---- effects --------------------------------------------------------------------------------------------
 
@@ -362,7 +397,9 @@ class Stream:
         if not options.word_timestamps:
             transcript = without_words(transcript)
         processing_s = self._machinery.clock.now_s() - self._opened_s
-        self._say(replace(completed, transcript=transcript, processing_s=processing_s), cursors)
+        reason = self.end_reason or events.EndReason.CALLER
+        said = replace(completed, transcript=transcript, processing_s=processing_s, end_reason=reason)
+        self._say(said, cursors)
 
     # ---- finals ---------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.transcript import Segment, Transcript
@@ -73,6 +74,14 @@ class Warned:
     error: TypelessError
 
 
+class EndReason(Enum):
+    """Why no more audio is taken: the caller ended it, sent nothing for too long, or the server is about to stop."""
+
+    CALLER = "caller"
+    IDLE = "idle"
+    DRAINING = "draining"
+
+
 @dataclass(frozen=True)
 class Completed:
     """All is said. queue_s: spent waiting for a free engine. processing_s: since the session was opened."""
@@ -81,6 +90,7 @@ class Completed:
     n_chunks: int
     queue_s: float
     processing_s: float = 0.0
+    end_reason: EndReason = EndReason.CALLER
 
 
 Event = Started | SpeechStart | SpeechEnd | Interim | Final | Progress | Configured | Warned | Completed

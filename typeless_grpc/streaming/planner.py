@@ -57,6 +57,11 @@ class Planner:
         start = min(starts, default=self._endpointer.settled)
         return max(self._floor, start - round(max(self._policy.padding_s, self._policy.context_s) * SAMPLE_RATE_HZ))
 
+    @property
+    def is_speaking(self) -> bool:
+        """Whether someone speaks at the end of what was heard."""
+        return self._onset is not None
+
     def reconfigure(self, options: PlanOptions) -> None:
         """Cut by other rules from here on; with more padding than before, no piece reaches into settled audio."""
         self._floor = self.settled

@@ -17,10 +17,10 @@ class ProgressReport:
         self._fraction = 0.0
 
     def event(self, *, has_ended: bool, declared_s: float | None) -> events.Progress:
-        """Where the stream is. has_ended: no audio follows; declared_s: how much a container says there is."""
+        """Where the stream is. has_ended: the audio is whole; declared_s: how much a container says there is."""
         at, done, total = self._session.cursors, self._session.n_pieces_done, self._session.n_pieces
         message = f"{done} of {total} pieces are transcribed."
-        if self._session.state is State.DONE:
+        if self._session.state is State.DONE and has_ended:
             self._fraction, message = 1.0, "All is transcribed."
         else:
             rest_s = declared_s or at.received_s + _UNKNOWN_REST_S

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from typeless_grpc.clock import Clock
 from typeless_grpc.errors import InvalidInput, NotFound, Overloaded, RateLimited, TypelessError, WrongState
 from typeless_grpc.streaming.driver import Stream
-from typeless_grpc.streaming.events import Entry
+from typeless_grpc.streaming.events import EndReason, Entry
 from typeless_grpc.streaming.machinery import Request
 
 _TICKS_PER_S = 4
@@ -64,7 +64,7 @@ class Call(Generic[C]):
         self._task = asyncio.current_task()
         self.is_resumed = resumed
         self.acknowledged_bytes = held.stream.acknowledged_bytes  # at this moment; no older call adds to it
-        self.has_ended = held.stream.has_ended
+        self.has_ended = held.stream.end_reason is EndReason.CALLER
 
     @property
     def stream(self) -> Stream:
@@ -115,6 +115,8 @@ class Sessions(Generic[C]):
         self._limits, self._clock = limits, clock
         self._held: dict[str, _Held[C]] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._ticked = asyncio.Event()
+        self.is_draining = False
 
     def __len__(self) -> int:
         return len(self._held)
@@ -156,10 +158,24 @@ class Sessions(Generic[C]):
         if len(kept) > self._limits.max_kept:
             self._drop(min(kept, key=_worth))
 
-    def warn_all(self, error: TypelessError) -> None:
-        """Tell every caller."""
+    def drain(self, error: TypelessError, within_s: float) -> None:
+        """Tell every caller, and end every session's audio where its speaker pauses, at the latest after within_s."""
+        self.is_draining = True
         for held in self._held.values():
             held.stream.warn(error)
+            held.stream.drain(within_s)
+
+    async def drained(self) -> None:
+        """Wait until no session without a call has anything left for its caller, who may still come back for it.
+
+        A session that took no audio loses nothing with this server, and is not waited for.
+        """
+        while any(
+            held.call is None and held.stream.acknowledged_bytes and not held.stream.is_delivered
+            for held in self._held.values()
+        ):
+            self._ticked.clear()
+            await self._ticked.wait()
 
     def tick(self) -> None:
         """Let every stream look at the clock, and drop sessions past their window."""
@@ -170,6 +186,7 @@ class Sessions(Generic[C]):
                 held.call.cut()
             if held.call is None and now_s - held.left_s > self._limits.resume_window_s:
                 self._drop(held)
+        self._ticked.set()
 
     async def run(self) -> None:
         """Tick until cancelled."""

@@ -233,6 +233,11 @@ class Session:
         return isinstance(self._cutter, Endpointer) and self._cutter.is_quiet
 
     @property
+    def is_speaking(self) -> bool:
+        """Whether someone speaks at the end of what was heard: to end the audio there could cut a word."""
+        return self._cutter.is_speaking if isinstance(self._cutter, Planner) else self.current is not None
+
+    @property
     def heard(self) -> int:
         """The sample up to which it is decided who speaks."""
         return min(self._n_frames * FRAME_SAMPLES, self._received)

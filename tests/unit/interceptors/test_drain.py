@@ -45,6 +45,20 @@ async def test_a_closed_door_sends_new_calls_to_another_replica():
     assert failed.retry_after_s is not None
 
 
+async def test_a_closed_door_leaves_it_to_some_methods_whom_they_serve_and_waits_for_what_is_left_there():
+    left = asyncio.Event()
+    drain = DrainInterceptor(decide_themselves=["/test.Echo/unary_unary"])
+    drain.when_closing(lambda: None, left.wait)
+    async with echo([StatusInterceptor(), drain], service="test.Echo") as served:
+        drain.close()
+        assert (await served.call("unary_unary", service="test.Echo")).value == "hello"
+        settled = asyncio.create_task(drain.settled())
+        await drain.idle()
+        assert not settled.done()
+        left.set()
+        await asyncio.wait_for(settled, 10)
+
+
 async def test_health_and_reflection_pass_a_closed_door_and_are_not_waited_for():
     drain, began, go = DrainInterceptor(), asyncio.Event(), asyncio.Event()
 

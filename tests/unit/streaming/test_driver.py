@@ -672,3 +672,57 @@ async def test_the_memory_of_a_long_stream_is_bounded():
             await b.say(said(5.0, 1.0), 32_000)
             await b.until(Final)
             assert b.stream._samples.end - b.stream._samples._start < 16_000 * 20
+
+
+@pytest.mark.parametrize(
+    ("talk", "is_attached", "waits"),
+    [
+        pytest.param(tone(1.0), True, True, id="until someone has spoken for too long"),
+        pytest.param(tone(1.0), False, False, id="not for a caller that is not there"),
+        pytest.param(said(1.0, 1.0), True, False, id="not in a pause"),
+    ],
+)
+async def test_a_drain_waits_for_a_pause(talk: bytes, is_attached: bool, waits: bool):
+    async with bench() as b:
+        await b.say(talk)
+        await b.until(SpeechStart)
+        await settle()
+        if not is_attached:
+            b.stream.detach()
+        b.stream.drain(5.0)
+        b.clock.advance(4.9)
+        b.stream.tick()
+        assert b.stream.has_ended is not waits
+        b.clock.advance(0.2)
+        b.stream.tick()
+        await b.stream.put(tone(1.0))
+        completed = await b.until(Completed)
+    assert completed.end_reason is events.EndReason.DRAINING
+    assert completed.transcript.text == b.finals()[0]
+    assert b.got[-1].acknowledged_bytes == len(talk)
+
+
+async def test_what_waits_to_be_put_when_audio_ends_is_not_taken():
+    async with bench(max_waiting_bytes=1000) as b:
+        await b.stream.put(tone(0.5))
+        waiting = asyncio.create_task(b.stream.put(tone(0.5)))
+        b.stream.drain(0.0)
+        await waiting
+        completed = await b.until(Completed)
+    assert completed.transcript.audio_s == 0.5
+
+
+async def test_half_a_sample_at_the_end_of_a_drain_is_no_warning():
+    async with bench() as b:
+        await b.stream.put(bytes(3201))
+        b.stream.drain(0.0)
+        await b.until(Completed)
+    assert not [entry for entry in b.got if isinstance(entry.event, Warned)]
+
+
+async def test_progress_of_a_recording_that_the_server_ended_is_never_whole():
+    async with bench(rules=PlanOptions()) as b:
+        await b.say(said(1.0, 1.0))
+        b.stream.drain(0.0)
+        await b.until(Completed)
+    assert all(entry.event.fraction < 1 for entry in b.got if isinstance(entry.event, Progress))

@@ -19,6 +19,7 @@ from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import InvalidInput, NotFound, Overloaded, RateLimited, WrongState
 from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.endpoint import EndpointOptions
+from typeless_grpc.streaming.events import Completed, Started, Warned
 from typeless_grpc.streaming.machinery import Control, Machinery, StreamOptions
 from typeless_grpc.streaming.resume import Call, SessionLimits, Sessions
 
@@ -210,6 +211,39 @@ async def test_a_failed_call_keeps_the_reason_for_whoever_asks_again():
         with pytest.raises(InvalidInput) as caught:
             await anext(events)
         assert caught.value is error
+
+
+async def test_a_drain_waits_for_sessions_whose_call_broke_until_they_are_delivered():
+    async with desk() as d:
+        broken, empty = d.open(), d.open()
+        for call in (broken, empty):
+            d.sessions.leave(call)
+        await d.resume(broken).put(bytes(3200))
+        d.sessions.leave(d.resume(broken))
+        d.sessions.drain(Overloaded("The server stops.", reason="DRAINING"), 5.0)
+        waiting = asyncio.create_task(d.sessions.drained())
+        d.sessions.tick()
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        again = d.resume(broken)
+        said = [entry.event async for entry in again.events_after(0)]
+        assert [type(event) for event in said] == [Started, Warned, Completed]
+        d.sessions.leave(again)
+        d.sessions.tick()
+        await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_drain_does_not_wait_for_a_session_past_its_window():
+    async with desk(resume_window_s=60.0) as d:
+        call = d.open()
+        await call.put(bytes(3200))
+        d.sessions.leave(call)
+        d.sessions.drain(Overloaded("The server stops.", reason="DRAINING"), 5.0)
+        waiting = asyncio.create_task(d.sessions.drained())
+        d.clock.advance(61)
+        await asyncio.sleep(0)
+        d.sessions.tick()
+        await asyncio.wait_for(waiting, 5)
 
 
 async def test_a_dropped_session_stops_its_work():

@@ -227,6 +227,38 @@ SPEECH_ACTIVITY_TYPE_SPEECH_END: SpeechActivityType.ValueType  # 2
 """Speech ended here; the utterance's last segment follows."""
 Global___SpeechActivityType: typing_extensions.TypeAlias = SpeechActivityType
 
+class _StreamEndReason:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _StreamEndReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_StreamEndReason.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    STREAM_END_REASON_UNSPECIFIED: _StreamEndReason.ValueType  # 0
+    """The server is older than this field, and does not tell."""
+    STREAM_END_REASON_CALLER: _StreamEndReason.ValueType  # 1
+    """The caller ended it, by STREAM_CONTROL_END or the half-close."""
+    STREAM_END_REASON_IDLE: _StreamEndReason.ValueType  # 2
+    """Nothing was sent for too long, as a `warning` (STREAM_IDLE) had said."""
+    STREAM_END_REASON_DRAINING: _StreamEndReason.ValueType  # 3
+    """The server is about to stop, as a `warning` (DRAINING) had said. The rest of the audio goes to
+    another server, in a new session.
+    """
+
+class StreamEndReason(_StreamEndReason, metaclass=_StreamEndReasonEnumTypeWrapper):
+    """Why a session's audio ended."""
+
+STREAM_END_REASON_UNSPECIFIED: StreamEndReason.ValueType  # 0
+"""The server is older than this field, and does not tell."""
+STREAM_END_REASON_CALLER: StreamEndReason.ValueType  # 1
+"""The caller ended it, by STREAM_CONTROL_END or the half-close."""
+STREAM_END_REASON_IDLE: StreamEndReason.ValueType  # 2
+"""Nothing was sent for too long, as a `warning` (STREAM_IDLE) had said."""
+STREAM_END_REASON_DRAINING: StreamEndReason.ValueType  # 3
+"""The server is about to stop, as a `warning` (DRAINING) had said. The rest of the audio goes to
+another server, in a new session.
+"""
+Global___StreamEndReason: typing_extensions.TypeAlias = StreamEndReason
+
 @typing.final
 class TranscribeRequest(google.protobuf.message.Message):
     """One recording and what to do with it."""
@@ -857,7 +889,7 @@ class StreamTranscribeResponse(google.protobuf.message.Message):
     """1, 2, 3, … over the whole session, resumes included."""
     acknowledged_bytes: builtins.int
     """Bytes of `audio` received and safe to forget: where to send from after a resume. Counted from
-    the start of the session, and never falling.
+    the start of the session, and never falling. Of `completed`, all audio that the transcript is of.
     """
     @property
     def started(self) -> Global___StreamStarted:
@@ -1100,7 +1132,9 @@ class StreamProgress(google.protobuf.message.Message):
     AUDIO_RECEIVED_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     fraction: builtins.float
-    """In [0, 1], never falling; 1 only in the last one."""
+    """In [0, 1], never falling; 1 only in the last one, and not where the server ended the audio
+    (STREAM_END_REASON_DRAINING).
+    """
     chunks_done: builtins.int
     """Chunks whose segments are final."""
     chunks_total: builtins.int
@@ -1138,6 +1172,11 @@ class StreamCompleted(google.protobuf.message.Message):
 
     TRANSCRIPT_FIELD_NUMBER: builtins.int
     STATS_FIELD_NUMBER: builtins.int
+    END_REASON_FIELD_NUMBER: builtins.int
+    end_reason: Global___StreamEndReason.ValueType
+    """Who ended the audio. With IDLE and DRAINING audio may have been sent that the server did not
+    take: all from `acknowledged_bytes` on.
+    """
     @property
     def transcript(self) -> typeless_grpc.pb.v1.transcript_pb2.Transcript:
         """Of the whole session, resumes included: its segments are those that were sent, unchanged."""
@@ -1151,8 +1190,9 @@ class StreamCompleted(google.protobuf.message.Message):
         *,
         transcript: typeless_grpc.pb.v1.transcript_pb2.Transcript | None = ...,
         stats: Global___ProcessingStats | None = ...,
+        end_reason: Global___StreamEndReason.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["stats", b"stats", "transcript", b"transcript"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["stats", b"stats", "transcript", b"transcript"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["end_reason", b"end_reason", "stats", b"stats", "transcript", b"transcript"]) -> None: ...
 
 Global___StreamCompleted: typing_extensions.TypeAlias = StreamCompleted

@@ -152,11 +152,18 @@ class TranscriptionServiceStub(typing.Generic[_TranscriptionServiceTranscribeTyp
     transcribed, `completed` is sent last, and the call ends OK. A call that is cancelled
     or whose connection breaks ends nothing: its session can be resumed.
 
+    A server that is about to stop sends a `warning` (DRAINING) and ends the audio of every session
+    itself, where the speaker pauses next or a few seconds later. All audio that it took is
+    transcribed, and `completed` has `end_reason` DRAINING: send the audio from its
+    `acknowledged_bytes` on in a new session, which another server may take. What is sent
+    after that place is read and not taken. Until then such a server still resumes its own sessions,
+    and refuses new ones (UNAVAILABLE, DRAINING).
+
     Statuses: INVALID_ARGUMENT (a bad option, requests out of order, audio that is
     AUDIO_UNDECODABLE or AUDIO_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND; SESSION_NOT_FOUND: to be
-    resumed, but unknown, past its resume window or another caller's). RESOURCE_EXHAUSTED is also
-    one stream too many at a time for this caller, UNAUTHENTICATED also a key that was revoked
-    while the stream was open.
+    resumed, but unknown, past its resume window or another caller's), DEADLINE_EXCEEDED
+    (STREAM_IDLE: no `config` came). RESOURCE_EXHAUSTED is also one stream too many at a time for
+    this caller, UNAUTHENTICATED also a key that was revoked while the stream was open.
     """
 
 TranscriptionServiceAsyncStub: typing_extensions.TypeAlias = TranscriptionServiceStub[
@@ -236,11 +243,18 @@ class TranscriptionServiceServicer(metaclass=abc.ABCMeta):
         transcribed, `completed` is sent last, and the call ends OK. A call that is cancelled
         or whose connection breaks ends nothing: its session can be resumed.
 
+        A server that is about to stop sends a `warning` (DRAINING) and ends the audio of every session
+        itself, where the speaker pauses next or a few seconds later. All audio that it took is
+        transcribed, and `completed` has `end_reason` DRAINING: send the audio from its
+        `acknowledged_bytes` on in a new session, which another server may take. What is sent
+        after that place is read and not taken. Until then such a server still resumes its own sessions,
+        and refuses new ones (UNAVAILABLE, DRAINING).
+
         Statuses: INVALID_ARGUMENT (a bad option, requests out of order, audio that is
         AUDIO_UNDECODABLE or AUDIO_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND; SESSION_NOT_FOUND: to be
-        resumed, but unknown, past its resume window or another caller's). RESOURCE_EXHAUSTED is also
-        one stream too many at a time for this caller, UNAUTHENTICATED also a key that was revoked
-        while the stream was open.
+        resumed, but unknown, past its resume window or another caller's), DEADLINE_EXCEEDED
+        (STREAM_IDLE: no `config` came). RESOURCE_EXHAUSTED is also one stream too many at a time for
+        this caller, UNAUTHENTICATED also a key that was revoked while the stream was open.
         """
 
 def add_TranscriptionServiceServicer_to_server(servicer: TranscriptionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
