@@ -161,7 +161,11 @@ class Settings(BaseSettings):
         description="CTranslate2 compute type (int8, float16, float32, …); auto is float16 on a GPU, int8 on a CPU.",
     )
     cpu_threads: int = Field(
-        0, ge=0, le=256, description="Threads for one inference on the CPU; 0 is half of the cores, at most 4."
+        0,
+        ge=0,
+        le=256,
+        description="Threads for one inference on the CPU; 0 is half of the cores, or of a container's quota of them,"
+        " at most 4.",
     )
     beam_size: int = Field(
         1, ge=1, le=10, description="Beams where a call does not say; more is slower and a little better."
