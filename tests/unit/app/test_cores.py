@@ -84,7 +84,5 @@ def test_the_engine_starts_threads_for_the_quota(monkeypatch: pytest.MonkeyPatch
 def test_no_library_starts_threads_as_it_is_loaded():
     program = "import os, typeless_grpc.app.models; print(len(os.listdir('/proc/self/task')))"
     kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    loaded = subprocess.run(
-        [sys.executable, "-c", program], env=kept, capture_output=True, text=True, check=True
-    )
+    loaded = subprocess.run([sys.executable, "-c", program], env=kept, capture_output=True, text=True, check=True)
     assert loaded.stdout == "1\n"
