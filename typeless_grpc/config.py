@@ -601,9 +601,13 @@ def public(settings: Settings) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> Any:
-    """Without the user and the password that a URL may have (`s3://KEY:SECRET@HOST/PATH`)."""
+    """Without the user and the password that a URL may have (`s3://KEY:SECRET@HOST/PATH`), and as text.
+
+    A path need not be text: what is no UTF-8 in it is written as `\\xe9`.
+    """
     if isinstance(value, str):
-        return _USER_OF_URL.sub(r"\1***@", value)
+        text = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return _USER_OF_URL.sub(r"\1***@", text)
     return [_shown(one) for one in value] if isinstance(value, list) else value
 
 

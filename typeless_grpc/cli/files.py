@@ -8,10 +8,12 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import shutil
 import stat
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -58,6 +60,10 @@ def recording(name: str, argument: str) -> Path:
         raise typer.BadParameter(f"{what} is a terminal: pipe a recording into it, or name a file", param_hint=argument)
     if not name or is_directory:
         raise typer.BadParameter(f"there is no file '{name_of(name)}'", param_hint=argument)
+    if path == STANDARD_INPUT:
+        with suppress(OSError):  # no file: a test's
+            # Who started us may not want to wait for it; read so, it would seem to have ended.
+            os.set_blocking(sys.stdin.fileno(), True)
     return path
 
 
@@ -106,6 +112,10 @@ def write_whole(file: Path, text: str) -> None:
     part = file.with_name(f".{os.getpid()}.part")  # not of its name, which may be as long as names can be
     try:
         part.write_text(text, encoding="utf-8")
+        if file.exists():
+            if not os.access(file, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            shutil.copymode(file, part)
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)
