@@ -32,11 +32,11 @@ def recordings(patterns: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(os.path.expanduser(pattern))  # Path's own raises where there is no such user
-        if pattern and path.is_dir():
-            files = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
+        path = Path(os.path.expanduser(pattern))  # Path's own raises where there is no such user, or no permission
+        if pattern and os.path.isdir(path):
+            files = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and os.path.isfile(one))
         elif glob.has_magic(pattern) and not os.path.lexists(path):
-            files = sorted(Path(one) for one in glob.glob(str(path), recursive=True) if Path(one).is_file())
+            files = sorted(Path(one) for one in glob.glob(str(path), recursive=True) if os.path.isfile(one))
         else:
             files = [recording(pattern, "FILES")]
         if not files:
@@ -56,7 +56,7 @@ def recording(name: str, argument: str) -> Path:
     except OSError as error:
         raise typer.BadParameter(f"'{name_of(name)}' cannot be read: {error.strerror}", param_hint=argument) from error
     if is_terminal:
-        what = "standard input" if path == STANDARD_INPUT else f"'{name}'"
+        what = "standard input" if path == STANDARD_INPUT else f"'{name_of(name)}'"
         raise typer.BadParameter(f"{what} is a terminal: pipe a recording into it, or name a file", param_hint=argument)
     if not name or is_directory:
         raise typer.BadParameter(f"there is no file '{name_of(name)}'", param_hint=argument)
