@@ -66,7 +66,9 @@ def test_a_pipe_in_a_group_is_alone(tmp_path: Path):
     for file in (files[0], files[2], files[3]):
         file.write_bytes(b"x")
     os.mkfifo(files[1])
-    assert [[file.name for file in group] for group in groups(files, 10, 50)] == [["a"], ["b"], ["c", "d"]]
+    for max_bytes in (50, 0):
+        found = [[file.name for file in group] for group in groups(files, 10, max_bytes)]
+        assert found == [["a"], ["b"], ["c", "d"]]
     assert [is_pipe(file) for file in files] == [False, True, False, False]
 
 
