@@ -23,6 +23,7 @@ MICROPHONE = RawFormat("pcm_s16le", 16_000)
 """What a microphone's bytes are: the `raw_format` of the stream."""
 
 _PIECE_S = 0.1
+_END_S = 1.0  # for a thread to read its last piece and let go of the microphone
 _MAX_WAITING = 600  # pieces: a minute of microphone while nobody takes them
 
 
@@ -34,14 +35,18 @@ def microphone(device: int | str | None = None) -> Generator[bytes, None, None]:
     """What is heard, a tenth of a second at a time, for as long as it is read; for `Client.stream`.
 
     device: a number or a part of a name as `python -m sounddevice` lists them, None for the default. Raises
-    NoMicrophone here, not at the first piece; at a piece only where the microphone stops.
+    NoMicrophone here, not at the first piece; at a piece only where the microphone stops. Whoever closes or drops this
+    lets go of the microphone, also before the first piece.
     """
-    return _pieces(_recorder(device))
+    pieces = _pieces(_recorder(device))
+    next(pieces)  # a generator that has not begun would be dropped without closing anything
+    return pieces
 
 
 def async_microphone(device: int | str | None = None) -> AsyncGenerator[bytes, None]:
     """The same for `AsyncClient.stream`."""
-    return from_thread(_pieces(_recorder(device)))
+    # PortAudio, ended at the end of the program, must not be in use by then.
+    return from_thread(microphone(device), end_s=_END_S)
 
 
 def _recorder(device: int | str | None) -> Any:
@@ -55,7 +60,11 @@ def _recorder(device: int | str | None) -> Any:
         recorder = sounddevice.RawInputStream(
             samplerate=MICROPHONE.sample_rate_hz, channels=1, dtype="int16", device=device
         )
-        recorder.start()
+        try:
+            recorder.start()
+        except BaseException:
+            recorder.close()
+            raise
     except (sounddevice.PortAudioError, ValueError) as error:  # ValueError: no device of this name
         raise NoMicrophone(f"the microphone cannot be used: {error}") from error
     return recorder
@@ -65,6 +74,7 @@ def _pieces(recorder: Any) -> Generator[bytes, None, None]:
     import sounddevice
 
     try:
+        yield b""  # begun: no piece
         while True:
             yield bytes(recorder.read(round(_PIECE_S * MICROPHONE.sample_rate_hz))[0])
     except sounddevice.PortAudioError as error:
@@ -73,15 +83,16 @@ def _pieces(recorder: Any) -> Generator[bytes, None, None]:
         recorder.close()
 
 
-async def from_thread(pieces: Generator[bytes, None, None]) -> AsyncGenerator[bytes, None]:
+async def from_thread(pieces: Generator[bytes, None, None], end_s: float = 0.0) -> AsyncGenerator[bytes, None]:
     """What a generator gives that blocks; it is read in a thread, and what it raises is raised here.
 
-    The thread closes it when it is read to its end, and at its next piece after this generator was closed.
+    The thread closes it when it is read to its end, and at its next piece after this generator was closed; end_s: how
+    long closing this one waits for that.
     """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
     room = threading.Semaphore(_MAX_WAITING)
-    stopped = threading.Event()
+    stopped, ended = threading.Event(), asyncio.Event()
 
     def tell(item: bytes | BaseException | None) -> None:
         try:
@@ -101,6 +112,9 @@ async def from_thread(pieces: Generator[bytes, None, None]) -> AsyncGenerator[by
             tell(error)
         else:
             tell(None)
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(ended.set)
 
     threading.Thread(target=work, name="typeless audio", daemon=True).start()
     try:
@@ -112,3 +126,7 @@ async def from_thread(pieces: Generator[bytes, None, None]) -> AsyncGenerator[by
     finally:
         stopped.set()
         room.release()
+        if end_s and not loop.is_closed():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(end_s):
+                    await ended.wait()

@@ -161,7 +161,11 @@ class Settings(BaseSettings):
         description="CTranslate2 compute type (int8, float16, float32, …); auto is float16 on a GPU, int8 on a CPU.",
     )
     cpu_threads: int = Field(
-        0, ge=0, le=256, description="Threads for one inference on the CPU; 0 is half of the cores, at most 4."
+        0,
+        ge=0,
+        le=256,
+        description="Threads for one inference on the CPU; 0 is half of the cores, or of a container's quota of them,"
+        " at most 4.",
     )
     beam_size: int = Field(
         1, ge=1, le=10, description="Beams where a call does not say; more is slower and a little better."
@@ -646,9 +650,13 @@ def public(settings: Settings) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> Any:
-    """Without the user and the password that a URL may have (`s3://KEY:SECRET@HOST/PATH`)."""
+    """Without the user and the password that a URL may have (`s3://KEY:SECRET@HOST/PATH`), and as text.
+
+    A path need not be text: what is no UTF-8 in it is written as `\\xe9`.
+    """
     if isinstance(value, str):
-        return _USER_OF_URL.sub(r"\1***@", value)
+        text = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return _USER_OF_URL.sub(r"\1***@", text)
     return [_shown(one) for one in value] if isinstance(value, list) else value
 
 

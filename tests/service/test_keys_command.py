@@ -56,6 +56,12 @@ def test_a_name_is_printed_as_it_is_and_moves_no_cursor(data_dir: Path):
     assert "\x1b[2J" not in listed.stdout
 
 
+def test_a_long_name_is_printed_as_it_is(data_dir: Path):
+    name = "the night shift of " * 6 + "x" * 80
+    assert typeless("create", name, "--local").exit_code == 0
+    assert name in typeless("list", "--local").stdout
+
+
 def test_a_key_made_without_a_server_is_good_at_one(data_dir: Path):
     secret = typeless("create", "--role", "admin", "--local").stdout.strip()
 

@@ -3,14 +3,16 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from typeless_grpc import client_mic
-from typeless_grpc.client_mic import NoMicrophone, async_microphone, from_thread, microphone
+from typeless_grpc.client import Client
+from typeless_grpc.client_mic import MICROPHONE, NoMicrophone, async_microphone, from_thread, microphone
+from typeless_grpc.client_stream import StreamOptions
 
 
 class PortAudioError(Exception):
@@ -58,6 +60,56 @@ async def test_one_that_stops_in_its_thread_says_so_too(recorder: Unplugged):
     assert [len(await anext(heard)) for _ in range(2)] == [3200, 3200]
     with pytest.raises(NoMicrophone, match="the microphone stopped: Device unavailable"):
         await asyncio.wait_for(anext(heard), 5)
+    assert recorder.closed.is_set()
+
+
+@pytest.mark.parametrize("listen", [microphone, async_microphone], ids=["sync", "async"])
+def test_a_microphone_that_nobody_reads_is_let_go_of(
+    listen: Callable[[], Generator[bytes, None, None] | AsyncGenerator[bytes, None]], recorder: Unplugged
+):
+    pieces = listen()
+    assert not recorder.closed.is_set()
+    del pieces
+    assert recorder.closed.is_set()
+
+
+def test_a_microphone_that_is_dropped_between_two_pieces_is_let_go_of(recorder: Unplugged):
+    pieces = microphone()
+    assert len(next(pieces)) == 3200
+    del pieces
+    assert recorder.closed.is_set()
+
+
+async def test_one_that_is_dropped_in_its_thread_is_let_go_of_too(recorder: Unplugged):
+    recorder.n_left = 1_000_000
+    pieces = async_microphone()
+    assert len(await anext(pieces)) == 3200
+    del pieces
+    assert await asyncio.to_thread(recorder.closed.wait, 5)
+
+
+async def test_one_that_is_closed_in_its_thread_is_free_by_then(recorder: Unplugged):
+    recorder.n_left = 1_000_000
+    pieces = async_microphone()
+    assert len(await anext(pieces)) == 3200
+    await pieces.aclose()
+    assert recorder.closed.is_set()
+
+
+def test_a_stream_that_is_dropped_lets_go_of_its_microphone(recorder: Unplugged):
+    with Client("localhost:9", api_key="") as client:
+        events = client.stream(microphone(), StreamOptions(raw_format=MICROPHONE))
+        del events
+    assert recorder.closed.is_set()
+
+
+def test_a_microphone_that_does_not_start_is_let_go_of(recorder: Unplugged, monkeypatch: pytest.MonkeyPatch):
+    def busy() -> None:
+        raise PortAudioError("Device busy")
+
+    monkeypatch.setattr(recorder, "start", busy)
+    with pytest.raises(NoMicrophone, match="the microphone cannot be used: Device busy"):
+        microphone()
     assert recorder.closed.is_set()
 
 

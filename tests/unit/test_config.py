@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,11 @@ def test_a_secret_is_in_no_error_and_in_nothing_that_is_shown(monkeypatch: pytes
     assert "secret" not in f"{settings!r} {settings} {public(settings)}"
     assert public(settings)["api_keys"] is None
     assert public(Settings(api_keys=""))["api_keys"] == []
+
+
+def test_a_path_that_is_no_text_can_be_shown():
+    shown = public(Settings(data_dir=os.fsdecode(b"/srv/caf\xe9")))
+    assert shown["data_dir"] == "/srv/caf\\xe9"
 
 
 def test_a_server_for_one_command_is_open_to_it_alone():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
-import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from typeless_grpc.app.cores import n_cores as n_cores_here
 from typeless_grpc.audio.vad import SpeechDetector
 from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
@@ -123,16 +122,12 @@ def parallelism(settings: Settings, device: Device, n_cores: int | None = None) 
     """Batches decoded side by side, and the threads of each; as set, else as measured: docs/measurements/threads.md.
 
     On a CPU there are at least two, which share the cores: decoding gains little from threads. n_cores: those this
-    process may use.
+    process may use, its container's quota included.
     """
-    cores = n_cores or _n_cores()
+    cores = n_cores or n_cores_here()
     n_threads = settings.cpu_threads or min(MOST_CPU_THREADS, max(1, cores // 2))
     if settings.engine_workers:
         return settings.engine_workers, n_threads
     if device.name != "cpu" or cores == 1:
         return 1, n_threads
     return min(MOST_CPU_WORKERS, max(2, cores // n_threads)), n_threads
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

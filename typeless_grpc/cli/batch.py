@@ -66,8 +66,9 @@ def groups(files: Sequence[Path], size: int, max_bytes: int) -> Iterator[list[Pa
     group: list[Path] = []
     n_bytes = 0
     for file in files:
-        file_bytes = max_bytes if is_pipe(file) else size_of(file)
-        if group and (len(group) == size or (max_bytes > 0 and n_bytes + file_bytes > max_bytes)):
+        file_bytes = size_of(file)
+        has_pipe = is_pipe(file) or any(map(is_pipe, group[-1:]))
+        if group and (has_pipe or len(group) == size or (max_bytes > 0 and n_bytes + file_bytes > max_bytes)):
             yield group
             group, n_bytes = [], 0
         group.append(file)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import shutil
 import stat
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -30,11 +32,11 @@ def recordings(patterns: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(os.path.expanduser(pattern))  # Path's own raises where there is no such user
-        if pattern and path.is_dir():
-            files = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
+        path = Path(os.path.expanduser(pattern))  # Path's own raises where there is no such user, or no permission
+        if pattern and os.path.isdir(path):
+            files = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and os.path.isfile(one))
         elif glob.has_magic(pattern) and not os.path.lexists(path):
-            files = sorted(Path(one) for one in glob.glob(str(path), recursive=True) if Path(one).is_file())
+            files = sorted(Path(one) for one in glob.glob(str(path), recursive=True) if os.path.isfile(one))
         else:
             files = [recording(pattern, "FILES")]
         if not files:
@@ -54,10 +56,14 @@ def recording(name: str, argument: str) -> Path:
     except OSError as error:
         raise typer.BadParameter(f"'{name_of(name)}' cannot be read: {error.strerror}", param_hint=argument) from error
     if is_terminal:
-        what = "standard input" if path == STANDARD_INPUT else f"'{name}'"
+        what = "standard input" if path == STANDARD_INPUT else f"'{name_of(name)}'"
         raise typer.BadParameter(f"{what} is a terminal: pipe a recording into it, or name a file", param_hint=argument)
     if not name or is_directory:
         raise typer.BadParameter(f"there is no file '{name_of(name)}'", param_hint=argument)
+    if path == STANDARD_INPUT:
+        with suppress(OSError):  # no file: a test's
+            # Who started us may not want to wait for it; read so, it would seem to have ended.
+            os.set_blocking(sys.stdin.fileno(), True)
     return path
 
 
@@ -106,6 +112,10 @@ def write_whole(file: Path, text: str) -> None:
     part = file.with_name(f".{os.getpid()}.part")  # not of its name, which may be as long as names can be
     try:
         part.write_text(text, encoding="utf-8")
+        if file.exists():
+            if not os.access(file, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            shutil.copymode(file, part)
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -100,10 +100,15 @@ def submit(
             errors.print(f"job {job.job_id}", highlight=False)
             with goes_on(job.job_id):
                 follow(client, job.job_id, as_json=as_json, is_live=False)
-        elif as_json:
-            print_json(job)
-        else:
-            typer.echo(job.job_id)
+            return
+        try:
+            if as_json:
+                print_json(job)
+            else:
+                typer.echo(job.job_id)
+        except OSError:
+            errors.print(f"job {job.job_id}", highlight=False)  # it runs, and nobody would know
+            raise
 
 
 @command(app, "get")

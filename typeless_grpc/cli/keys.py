@@ -16,7 +16,7 @@ import grpc
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from typeless_grpc.cli.connection import Connection
@@ -32,6 +32,7 @@ app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Role = Literal["user", "admin"]
 
+LEAST_WIDTH = 120  # of a table of keys: times, and room for names
 _LIFETIMES_S = {"m": 60, "h": 3600, "d": 86400}
 
 
@@ -105,12 +106,12 @@ def list_keys(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table(
-        Column("key", no_wrap=True), "name", "begins", "role", "state", "created", "expires", "last used", box=None
-    )
+    table = Table(box=None)
+    for title in ("key", "name", "begins", "role", "state", "created", "expires", "last used"):
+        table.add_column(title, no_wrap=title != "name", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    print_table(table)
+    print_table(table, least_width=LEAST_WIDTH)
 
 
 @command(app, "revoke")

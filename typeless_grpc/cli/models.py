@@ -6,7 +6,7 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from typeless_grpc.cli.failures import command
@@ -29,7 +29,7 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON inste
         rows = [{"name": name, "path": name_of(path) if path else None} for name, path in found.items()]
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table("model", "on this machine", box=None)
+    table = Table("model", Column("on this machine", overflow="fold"), box=None)
     for name, path in found.items():
         table.add_row(Text(name), Text(name_of(path) if path else "-"))
     print_table(table)

@@ -67,10 +67,10 @@ def failures_as_lines() -> Iterator[None]:
         fail(f"{error.message} ({error.reason})")
 
 
-def print_table(table: Table, *, to_stderr: bool = False) -> None:
-    """A table that is whole: a pipe has no width, and a narrow terminal breaks lines itself."""
+def print_table(table: Table, *, least_width: int = LEAST_TABLE_WIDTH, to_stderr: bool = False) -> None:
+    """A table that is whole: a pipe has no width, and a terminal narrower than least_width breaks lines itself."""
     console = Console(stderr=to_stderr, highlight=False, emoji=False)
-    width = max(console.width, LEAST_TABLE_WIDTH) if console.is_terminal else WIDEST_TABLE
+    width = max(console.width, least_width) if console.is_terminal else WIDEST_TABLE
     Console(stderr=to_stderr, highlight=False, emoji=False, width=width).print(table, soft_wrap=False)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import os
 import shlex
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from typeless_grpc.cli.output import failures_as_lines
+from typeless_grpc.cli.signals import say, told_to_stop
 from typeless_grpc.version import VERSION
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; then finish running calls and stop. `typeless config` shows all settings.
+    """Serve until SIGTERM, SIGHUP or Ctrl-C; then finish running calls and stop. `typeless config` shows all settings.
 
     Example: typeless serve --port 50051 --model base
     """
@@ -61,21 +61,12 @@ def serve(
 async def _serve(settings: Settings, variables: str) -> None:
     from typeless_grpc.app.starting import build
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(130)  # asked twice: the caller does not want to wait for running calls
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    stop = told_to_stop()
     async with build(settings) as app:
         if await _is_warm(app, stop):
-            print(ready_text(app, settings, variables), flush=True)  # noqa: T201
+            say(ready_text(app, settings, variables))
             await stop.wait()
-        print("Stopping: no new calls, running ones may finish.", file=sys.stderr, flush=True)  # noqa: T201
+        say("Stopping: no new calls, running ones may finish.", to_stderr=True)
 
 
 async def _is_warm(app: App, stop: asyncio.Event) -> bool:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from typeless_grpc.cli.output import failures_as_lines
+from typeless_grpc.cli.signals import end_within, say, told_to_stop
 
 if TYPE_CHECKING:
     from typeless_grpc.config import Settings
+
+STARTING_S = 1.0  # for a worker that is told to stop before it has begun
 
 
 def worker(
@@ -25,7 +25,7 @@ def worker(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
 ) -> None:
-    """Run jobs until SIGTERM or Ctrl-C; what is not done then goes on elsewhere, or at the next start.
+    """Run jobs until SIGTERM, SIGHUP or Ctrl-C; what is not done then goes on elsewhere, or at the next start.
 
     Needs the same TYPELESS_DATABASE_URL and TYPELESS_STORAGE_URL as the servers.
 
@@ -56,17 +56,22 @@ def worker(
 async def _work(settings: Settings) -> None:
     from typeless_grpc.app.starting import build_worker
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    stop, has_begun = told_to_stop(), asyncio.Event()
 
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(130)  # asked twice
-        stop.set()
+    async def run() -> None:
+        async with build_worker(settings):
+            has_begun.set()
+            say(f"typeless worker runs up to {settings.max_concurrent_jobs} jobs")
+            await stop.wait()
+            say("Stopping: running jobs are handed back.", to_stderr=True)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    async with build_worker(settings):
-        print(f"typeless worker runs up to {settings.max_concurrent_jobs} jobs", flush=True)  # noqa: T201
-        await stop.wait()
-        print("Stopping: running jobs are handed back.", file=sys.stderr, flush=True)  # noqa: T201
+    running, stopping = asyncio.create_task(run()), asyncio.create_task(stop.wait())
+    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if stop.is_set() and not has_begun.is_set():
+        # It has no jobs yet. A model that loads, or a database that does not answer, is not waited for.
+        end_within(STARTING_S)
+        running.cancel()
+        await asyncio.wait({running})
+        return
+    await running

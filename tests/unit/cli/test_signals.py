@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from typeless_grpc.cli.signals import say, told_to_stop
+
+STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The codes that the process would have ended with at once."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    yield codes
+    for number in STOPS:
+        signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
+
+
+async def delivered() -> None:
+    for _ in range(5):  # the loop hears of a signal by a pipe
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("number", STOPS)
+async def test_any_of_them_asks_to_stop(number: signal.Signals, ends: list[int]):
+    stop = told_to_stop()
+    assert not stop.is_set()
+    signal.raise_signal(number)
+    await asyncio.wait_for(stop.wait(), 5)
+    assert ends == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_ended"),
+    [
+        ([signal.SIGTERM, signal.SIGTERM], True),
+        ([signal.SIGINT, signal.SIGTERM], True),
+        ([signal.SIGHUP, signal.SIGHUP, signal.SIGHUP], False),
+        ([signal.SIGTERM, signal.SIGHUP], False),
+        ([signal.SIGHUP, signal.SIGTERM], False),
+        ([signal.SIGHUP, signal.SIGTERM, signal.SIGTERM], True),
+    ],
+    ids=lambda value: " ".join(one.name for one in value) if isinstance(value, list) else "",
+)
+async def test_who_asks_twice_does_not_wait(numbers: list[signal.Signals], is_ended: bool, ends: list[int]):
+    stop = told_to_stop()
+    for number in numbers:
+        signal.raise_signal(number)
+        await delivered()
+    await asyncio.wait_for(stop.wait(), 5)
+    assert ends == ([130] if is_ended else [])
+
+
+async def test_under_nohup_the_end_of_the_terminal_means_nothing(ends: list[int]):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = told_to_stop()
+    signal.raise_signal(signal.SIGHUP)
+    await delivered()
+    assert not stop.is_set()
+
+
+@pytest.mark.parametrize("to_stderr", [False, True])
+def test_a_terminal_that_is_gone_is_told_nothing(to_stderr: bool, monkeypatch: pytest.MonkeyPatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8", closefd=False) as gone:
+        monkeypatch.setattr(sys, "stderr" if to_stderr else "stdout", gone)
+        say("Stopping.", to_stderr=to_stderr)
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what is left to write goes there
+    os.close(writing)
