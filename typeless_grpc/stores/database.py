@@ -140,6 +140,15 @@ job_audio = sa.Table(
 )
 
 
+# One row: the id that the storage of this database has, too.
+store_identity = sa.Table(
+    "store_identity",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("store_id", sa.Text, nullable=False),
+)
+
+
 class Database:
     """A pool of connections; threads share it. Errors of the database come out as SourceUnavailable."""
 

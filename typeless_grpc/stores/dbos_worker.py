@@ -296,20 +296,24 @@ class DbosWorker:
 
     def _executors(self) -> set[str]:
         table = self._workflows()
-        statement = sa.select(table.c.executor_id).distinct().where(table.c.status == "PENDING")
+        statement = (
+            sa.select(table.c.executor_id)
+            .distinct()
+            .where(table.c.status == "PENDING", table.c.queue_name == dbos_queue.QUEUE)
+        )
         with self._database.reading() as connection:
             return {one for one in connection.execute(statement).scalars() if one}
 
     def _pending(self, worker_id: str) -> set[str]:
         table = self._workflows()
         statement = sa.select(table.c.workflow_uuid).where(
-            table.c.status == "PENDING", table.c.executor_id == worker_id
+            table.c.status == "PENDING", table.c.queue_name == dbos_queue.QUEUE, table.c.executor_id == worker_id
         )
         with self._database.reading() as connection:
             return set(connection.execute(statement).scalars())
 
     def _workflows(self) -> sa.TableClause:
-        columns: list[Any] = [sa.column(name) for name in ("workflow_uuid", "status", "executor_id")]
+        columns: list[Any] = [sa.column(name) for name in ("workflow_uuid", "status", "queue_name", "executor_id")]
         return sa.table("workflow_status", *columns, schema=None if self._database.is_sqlite else "dbos")
 
 

@@ -82,5 +82,5 @@ class JobUpkeep:
         return len(ids)
 
     def delete_orphans(self, before_s: float) -> int:
-        """Delete files of jobs that were never filed: a submission that was cut short. before_s: Unix time."""
+        """Put files of jobs that were never filed into quarantine: of how many. before_s: Unix time."""
         return self._orphans.delete(before_s)

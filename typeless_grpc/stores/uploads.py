@@ -157,7 +157,7 @@ class SqlUploadStore:
         return len(ids)
 
     def delete_orphans(self, before_s: float) -> int:
-        """Delete files of uploads that are gone: a deletion that was cut short, or a part that came after it."""
+        """Put files of uploads that are gone into quarantine: of a deletion that was cut short, or of a late part."""
         return self._orphans.delete(before_s)
 
     def _counted(self, upload: Upload, n_bytes: int, path: str) -> Upload:
