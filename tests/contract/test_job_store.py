@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typeless_grpc.engine.transcript import OutputFormat
 from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import MAX_CRASHES, Failure, Job, Priority, State
 from typeless_grpc.jobs.store import JobQuery, Run, RunLost
+from typeless_grpc.stores import steady
 from typeless_grpc.stores.database import Database, uploads
 from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.jobs import _filters
@@ -462,11 +464,36 @@ def test_stats_count_every_job_once(stores: Stores):
     assert stores.jobs.stats().n_workers == 1
 
 
-def test_a_silent_worker_counts_as_dead(database: Database, files: Files):
+def test_a_silent_worker_is_not_counted(database: Database, files: Files):
     stores = Stores.over(database, files, worker_timeout_s=0.0)
     stores.upkeep.beat("w1", 3)
-    assert stores.upkeep.workers() == {"w1": False}
     assert stores.jobs.stats().n_workers == 0
+
+
+def test_every_heartbeat_is_another_one(stores: Stores):
+    seen = []
+    for _ in range(3):
+        stores.upkeep.beat("w1", 3)
+        seen.append(stores.upkeep.workers()["w1"])
+        time.sleep(0.01)  # SQLite's clock counts milliseconds; heartbeats are seconds apart
+    assert len(set(seen)) == 3
+
+
+@pytest.mark.parametrize("leap_s", [86_401.0, 3e7])
+def test_a_database_whose_clock_leaps_ahead_ends_nothing_early(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, leap_s: float
+):
+    job = done(stores, stores.submit())
+    upload = stores.uploads.create("ann", "")
+    now_s = stores.database.now_s
+    monkeypatch.setattr(stores.database, "now_s", lambda: now_s() + leap_s)
+    monkeypatch.setattr(steady, "LOOK_S", 0.0)
+    for _ in range(5):
+        assert (stores.upkeep.delete_expired(), stores.uploads.delete_expired()) == (0, 0)
+        assert stores.jobs.get(job.job_id, "ann") == job
+        assert stores.uploads.get(upload.upload_id, "ann") == upload
+    later = done(stores, stores.submit())
+    assert later.expire_s == pytest.approx(job.expire_s, abs=60)
 
 
 @pytest.mark.parametrize("as_file", [False, True], ids=["sent along", "fetched"])

@@ -204,7 +204,7 @@ class SqlJobStore:
                 connection.execute(
                     sa.update(jobs)
                     .where(jobs.c.owner == new.owner, jobs.c.request_id == new.request_id)
-                    .where(jobs.c.expire_s <= self._table.db.now_s())
+                    .where(jobs.c.expire_s <= self._table.db.steady_s())
                     .values(request_id=None)
                 )
             row = connection.execute(
@@ -246,7 +246,7 @@ class SqlJobStore:
         """
         if not new.uri.startswith(UPLOAD_SCHEME):
             return None
-        upload_id, now_s = new.uri.removeprefix(UPLOAD_SCHEME), self._table.db.now_s()
+        upload_id, now_s = new.uri.removeprefix(UPLOAD_SCHEME), self._table.db.steady_s()
         of_owner = [] if new.uploads_of is None else [uploads.c.owner == new.uploads_of]
         is_complete = connection.execute(
             sa.update(uploads)

@@ -32,14 +32,10 @@ class JobUpkeep:
         with self._table.db.writing() as connection:
             connection.execute(sa.delete(workers).where(workers.c.worker_id.in_(worker_ids)))
 
-    def workers(self) -> Mapping[str, bool]:
-        """Every worker that did not sign off, and whether it has been heard of in time."""
-        alive = workers.c.beat_s > self._table.db.now_s() - self._table.options.worker_timeout_s
+    def workers(self) -> Mapping[str, float]:
+        """Every worker that did not sign off, and its last heartbeat: another number each time."""
         with self._table.db.reading() as connection:
-            return {
-                worker_id: bool(is_alive)
-                for worker_id, is_alive in connection.execute(sa.select(workers.c.worker_id, alive))
-            }
+            return {row.worker_id: row.beat_s for row in connection.execute(sa.select(workers))}
 
     def queue_again(self, is_queued: sa.ColumnElement[bool], idle_s: float, limit: int = 1000) -> int:
         """Put jobs back whose place in the queue is gone; how many.
@@ -59,7 +55,7 @@ class JobUpkeep:
     def delete_expired(self, limit: int = 500) -> int:
         """Delete jobs that are past their time, with all they hold; how many."""
         with self._table.db.writing() as connection:
-            due = sa.select(jobs.c.job_id).where(jobs.c.expire_s <= self._table.db.now_s()).limit(limit)
+            due = sa.select(jobs.c.job_id).where(jobs.c.expire_s <= self._table.db.steady_s()).limit(limit)
             gone = connection.execute(
                 sa.delete(jobs)
                 .where(jobs.c.job_id.in_(due))
