@@ -421,6 +421,37 @@ def test_a_running_job_is_not_deleted(stores: Stores):
     assert caught.value.reason == "JOB_RUNNING"
 
 
+def test_a_deletion_that_is_sent_again_succeeds_for_its_owner_alone(stores: Stores):
+    job = stores.submit(owner="ann")
+    for owner in ("ann", "ann", None):
+        stores.jobs.delete(job.job_id, owner)
+    for job_id, owner in ((job.job_id, "bob"), ("nobody", "ann"), ("nobody", None)):
+        with pytest.raises(NotFound):
+            stores.jobs.delete(job_id, owner)
+
+
+def test_a_deletion_whose_answer_was_lost_can_be_sent_again(stores: Stores, monkeypatch: pytest.MonkeyPatch):
+    job = stores.submit(owner="ann")
+    with monkeypatch.context() as patched:
+        patched.setattr(stores.queue, "forget", _cut_off)
+        with pytest.raises(ConnectionError):
+            stores.jobs.delete(job.job_id, "ann")
+    stores.jobs.delete(job.job_id, "ann")
+
+
+def _cut_off(_: Sequence[str]) -> None:
+    raise ConnectionError
+
+
+def test_a_deletion_is_forgotten_after_a_while(stores: Stores, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("typeless_grpc.stores.jobs.DELETION_S", -1.0)
+    job = stores.submit(owner="ann")
+    stores.jobs.delete(job.job_id, "ann")
+    stores.upkeep.delete_expired()
+    with pytest.raises(NotFound):
+        stores.jobs.delete(job.job_id, "ann")
+
+
 def test_deleting_a_job_deletes_all_it_holds(stores: Stores):
     job = done(stores, stores.submit(request_id="r1", fingerprint="x"))
     stores.jobs.delete(job.job_id, "ann")
@@ -462,6 +493,17 @@ def test_stats_count_every_job_once(stores: Stores):
     assert 0 <= stats.oldest_pending_age_s < 60
     stores.upkeep.sign_off(["w2"])
     assert stores.jobs.stats().n_workers == 1
+
+
+def test_stats_are_of_one_owner_or_of_all(stores: Stores):
+    stores.submit(owner="ann")
+    done(stores, stores.submit(owner="bob"))
+    stores.upkeep.beat("w1", 3)
+    assert stores.jobs.stats("ann").counts == {State.PENDING: 1}
+    bob, nobody, everyone = (stores.jobs.stats(owner) for owner in ("bob", "nobody", None))
+    assert (bob.counts, bob.oldest_pending_age_s) == ({State.COMPLETED: 1}, None)
+    assert (nobody.counts, nobody.n_workers, nobody.max_concurrent_jobs) == ({}, 1, 3)
+    assert everyone.counts == {State.PENDING: 1, State.COMPLETED: 1}
 
 
 def test_a_silent_worker_is_not_counted(database: Database, files: Files):

@@ -141,6 +141,16 @@ job_audio = sa.Table(
 )
 
 
+# Jobs that were deleted a while ago: a deletion whose answer was lost is sent again.
+job_deletions = sa.Table(
+    "job_deletions",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("expire_s", sa.Double, nullable=False),
+    sa.Index("typeless_job_deletions_expire", "expire_s"),
+)
+
 # One row: the id that the storage of this database has, too.
 store_identity = sa.Table(
     "store_identity",

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import sqlalchemy as sa
 
 from typeless_grpc.jobs.job import State
-from typeless_grpc.stores.database import job_audio, jobs, workers
+from typeless_grpc.stores.database import job_audio, job_deletions, jobs, workers
 from typeless_grpc.stores.job_table import JobTable
 from typeless_grpc.stores.orphans import Orphans
 
@@ -62,6 +62,7 @@ class JobUpkeep:
                 .returning(jobs.c.job_id, jobs.c.n_workflows, jobs.c.upload_id)
             ).all()
             self._table.delete_dependents(connection, gone)
+            connection.execute(sa.delete(job_deletions).where(job_deletions.c.expire_s <= self._table.db.steady_s()))
         self._table.delete_traces(gone)
         return len(gone)
 
