@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import sqlalchemy as sa
@@ -79,17 +80,44 @@ def test_a_storage_beside_a_database_with_another_one_stops_the_start(
     StoreIdentity(database, other_files).settle()
 
 
-def test_a_database_with_jobs_beside_an_empty_storage_stops_the_start(
+def test_a_database_beside_an_empty_storage_stops_the_start_even_before_its_first_job(
     database: Database, files: Files, other_files: Files
 ):
-    use(database, files)
+    StoreIdentity(database, files).settle()
     assert "have no id" in refusal(database, other_files)
 
 
-def test_a_start_that_was_cut_short_is_made_up_for(database: Database, files: Files):
-    StoreIdentity(database, files)._filed()
+class CutShort(Files):
+    """A storage whose server dies right after a write, or right before it."""
+
+    def __init__(self, url: str, n_writes: int) -> None:
+        super().__init__(url)
+        self._n_left = n_writes
+
+    def write(self, path: str, data: bytes | BinaryIO | Sequence[bytes]) -> None:
+        if self._n_left:
+            super().write(path, data)
+        self._n_left -= 1
+        if self._n_left <= 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("n_writes", [0, 1, 2])
+def test_a_start_that_was_cut_short_is_made_up_for(database: Database, tmp_path: Path, n_writes: int):
+    url = str(tmp_path / "storage")
+    with pytest.raises(KeyboardInterrupt):
+        StoreIdentity(database, CutShort(url, n_writes)).settle()
+    files = Files(url)
     StoreIdentity(database, files).settle()
     assert StoreIdentity(database, files).is_settled()
+    assert len(id_of(files)) == 32
+
+
+def test_a_start_whose_mark_was_left_behind_is_made_up_for(database: Database, files: Files):
+    StoreIdentity(database, files)._begun()
+    assert id_of(files).endswith(" new")
+    StoreIdentity(database, files).settle()
+    assert len(id_of(files)) == 32
 
 
 def test_a_database_and_a_storage_of_an_earlier_version_are_taken_to_belong_together(database: Database, files: Files):

@@ -4,8 +4,8 @@ Sweeps take files without a row for waste. Beside a database that is not theirs 
 that is not its own a database has jobs without audio. So both have the same id, and a server does not start, and no
 sweep is made, where they differ.
 
-Read in this order: rows, then the storage. A job is accepted only once the id is in both, so a database with jobs
-beside a storage without an id is no server that has just begun.
+The storage gets its id first, marked as new, in the transaction that files it in the database: a start that is cut
+short in between leaves either nothing that counts, or the mark behind.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import uuid
 import sqlalchemy as sa
 
 from typeless_grpc.errors import InvalidInput
-from typeless_grpc.stores.database import Database, jobs, store_identity, uploads
+from typeless_grpc.stores.database import Database, store_identity
 from typeless_grpc.stores.files import Files
 
 FILE = "store-id"
 _LONGEST = 64
+_NEW = "new"
 
 
 class StoreIdentity:
@@ -39,51 +40,62 @@ class StoreIdentity:
 
     def is_settled(self) -> bool:
         """Whether both have the same id, as they had at the start. Raises SourceUnavailable."""
-        of_database, _ = self._of_database()
-        return of_database is not None and of_database == self._of_storage()
+        of_database = self._of_database()
+        return of_database is not None and of_database == self._of_storage()[0]
 
     def _mismatch(self) -> str | None:
-        of_database, has_rows = self._of_database()
-        of_storage = self._of_storage()
-        if of_storage is None and (of_database is None or not has_rows):
-            self._files.write(FILE, (of_database or self._filed()).encode())
-            return None
-        if of_storage == of_database:
-            return None
-        back = "Set storage_url, database_url and data_dir to what belongs together."
-        if of_database is None:
-            return (
-                f"the files here belong to another database, which has the id {of_storage}; this one is new. {back} To "
-                f"use these two together from now on, delete the file '{FILE}' of the storage: {_CONSEQUENCE}"
-            )
-        found = f"belong to another database, with the id {of_storage}" if of_storage else "have no id"
-        return (
-            f"the database has the id {of_database} and jobs or uploads, and the files here {found}. {back} To use "
-            f"these two together from now on, write {of_database} into the file '{FILE}' of the storage: {_CONSEQUENCE}"
-        )
+        """What is wrong, once those without an id have been given one; None where they are alike."""
+        of_database, (of_storage, is_new) = self._of_database(), self._of_storage()
+        if of_database is None and (of_storage is None or is_new):
+            of_database = self._begun()
+            of_storage, is_new = self._of_storage()
+        if of_storage is None or of_database != of_storage:
+            return _told(of_database, of_storage)
+        if is_new:
+            self._files.write(FILE, of_storage.encode())
+        return None
 
-    def _of_database(self) -> tuple[str | None, bool]:
-        """Its id, and whether it has jobs or uploads."""
-        has_rows = sa.or_(sa.exists(sa.select(jobs.c.job_id)), sa.exists(sa.select(uploads.c.upload_id)))
+    def _of_database(self) -> str | None:
         with self._db.reading() as connection:
-            of_database = connection.execute(sa.select(store_identity.c.store_id)).scalar_one_or_none()
-            return of_database, bool(connection.execute(sa.select(has_rows)).scalar_one())
+            return connection.execute(sa.select(store_identity.c.store_id)).scalar_one_or_none()
 
-    def _of_storage(self) -> str | None:
+    def _of_storage(self) -> tuple[str | None, bool]:
+        """Its id, and whether it is marked as new."""
         try:
             with self._files.open(FILE) as file:
-                return file.read(_LONGEST).decode("ascii", "replace").strip()
+                store_id, _, mark = file.read(_LONGEST).decode("ascii", "replace").strip().partition(" ")
         except FileNotFoundError:
-            return None
+            return None, False
+        return store_id, mark == _NEW
 
-    def _filed(self) -> str:
-        """The database's id, made now unless another server was quicker."""
-        new = sa.select(sa.literal(1), sa.literal(uuid.uuid4().hex)).where(~sa.exists(sa.select(store_identity.c.id)))
+    def _begun(self) -> str:
+        """The database's id, and the storage's, made now unless another server was quicker."""
         with self._db.writing() as connection:
             if not self._db.is_sqlite:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7409270413)")
-            connection.execute(sa.insert(store_identity).from_select(["id", "store_id"], new))
-            return str(connection.execute(sa.select(store_identity.c.store_id)).scalar_one())
+            there = connection.execute(sa.select(store_identity.c.store_id)).scalar_one_or_none()
+            if there is not None:
+                return str(there)
+            made = uuid.uuid4().hex
+            connection.execute(sa.insert(store_identity).values(id=1, store_id=made))
+            self._files.write(FILE, f"{made} {_NEW}".encode())
+        return made
+
+
+def _told(of_database: str | None, of_storage: str | None) -> str:
+    """What is wrong, and what to do."""
+    back = "Set storage_url, database_url and data_dir to what belongs together."
+    if of_database is None:
+        return (
+            f"the files here belong to another database, which has the id {of_storage}; this one is new. {back} To use "
+            f"these two together from now on, delete the file '{FILE}' of the storage: {_CONSEQUENCE}"
+        )
+    found = f"belong to another database, with the id {of_storage}" if of_storage else "have no id"
+    return (
+        f"the database has the id {of_database}, and the files here {found}. {back} Servers that share a database "
+        f"share its storage, too. To use these two together from now on, write {of_database} into the file '{FILE}' of "
+        f"the storage: {_CONSEQUENCE}"
+    )
 
 
 _CONSEQUENCE = (
