@@ -112,6 +112,11 @@ async def test_only_keys_that_can_be_used_count_towards_the_most(store: AccessSt
     assert caught.value.reason == "TOO_MANY_KEYS"
 
 
+async def test_a_key_that_is_revoked_again_is_the_same_key(store: AccessStore):
+    made = await store.add_key(key(), max_keys=MANY)
+    assert await store.revoke_key(made.key_id) == await store.revoke_key(made.key_id)
+
+
 async def test_revoking_a_key_nobody_has_is_nothing(store: AccessStore):
     assert await store.revoke_key("k0") is None
 

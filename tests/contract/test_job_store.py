@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typeless_grpc.engine.transcript import OutputFormat
 from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import MAX_CRASHES, Failure, Job, Priority, State
 from typeless_grpc.jobs.store import JobQuery, Run, RunLost
+from typeless_grpc.stores import steady
 from typeless_grpc.stores.database import Database, uploads
 from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.jobs import _filters
@@ -419,6 +421,37 @@ def test_a_running_job_is_not_deleted(stores: Stores):
     assert caught.value.reason == "JOB_RUNNING"
 
 
+def test_a_deletion_that_is_sent_again_succeeds_for_its_owner_alone(stores: Stores):
+    job = stores.submit(owner="ann")
+    for owner in ("ann", "ann", None):
+        stores.jobs.delete(job.job_id, owner)
+    for job_id, owner in ((job.job_id, "bob"), ("nobody", "ann"), ("nobody", None)):
+        with pytest.raises(NotFound):
+            stores.jobs.delete(job_id, owner)
+
+
+def test_a_deletion_whose_answer_was_lost_can_be_sent_again(stores: Stores, monkeypatch: pytest.MonkeyPatch):
+    job = stores.submit(owner="ann")
+    with monkeypatch.context() as patched:
+        patched.setattr(stores.queue, "forget", _cut_off)
+        with pytest.raises(ConnectionError):
+            stores.jobs.delete(job.job_id, "ann")
+    stores.jobs.delete(job.job_id, "ann")
+
+
+def _cut_off(_: Sequence[str]) -> None:
+    raise ConnectionError
+
+
+def test_a_deletion_is_forgotten_after_a_while(stores: Stores, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("typeless_grpc.stores.jobs.DELETION_S", -1.0)
+    job = stores.submit(owner="ann")
+    stores.jobs.delete(job.job_id, "ann")
+    stores.upkeep.delete_expired()
+    with pytest.raises(NotFound):
+        stores.jobs.delete(job.job_id, "ann")
+
+
 def test_deleting_a_job_deletes_all_it_holds(stores: Stores):
     job = done(stores, stores.submit(request_id="r1", fingerprint="x"))
     stores.jobs.delete(job.job_id, "ann")
@@ -462,11 +495,47 @@ def test_stats_count_every_job_once(stores: Stores):
     assert stores.jobs.stats().n_workers == 1
 
 
-def test_a_silent_worker_counts_as_dead(database: Database, files: Files):
+def test_stats_are_of_one_owner_or_of_all(stores: Stores):
+    stores.submit(owner="ann")
+    done(stores, stores.submit(owner="bob"))
+    stores.upkeep.beat("w1", 3)
+    assert stores.jobs.stats("ann").counts == {State.PENDING: 1}
+    bob, nobody, everyone = (stores.jobs.stats(owner) for owner in ("bob", "nobody", None))
+    assert (bob.counts, bob.oldest_pending_age_s) == ({State.COMPLETED: 1}, None)
+    assert (nobody.counts, nobody.n_workers, nobody.max_concurrent_jobs) == ({}, 1, 3)
+    assert everyone.counts == {State.PENDING: 1, State.COMPLETED: 1}
+
+
+def test_a_silent_worker_is_not_counted(database: Database, files: Files):
     stores = Stores.over(database, files, worker_timeout_s=0.0)
     stores.upkeep.beat("w1", 3)
-    assert stores.upkeep.workers() == {"w1": False}
     assert stores.jobs.stats().n_workers == 0
+
+
+def test_every_heartbeat_is_another_one(stores: Stores):
+    seen = []
+    for _ in range(3):
+        stores.upkeep.beat("w1", 3)
+        seen.append(stores.upkeep.workers()["w1"])
+        time.sleep(0.01)  # SQLite's clock counts milliseconds; heartbeats are seconds apart
+    assert len(set(seen)) == 3
+
+
+@pytest.mark.parametrize("leap_s", [86_401.0, 3e7])
+def test_a_database_whose_clock_leaps_ahead_ends_nothing_early(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, leap_s: float
+):
+    job = done(stores, stores.submit())
+    upload = stores.uploads.create("ann", "")
+    now_s = stores.database.now_s
+    monkeypatch.setattr(stores.database, "now_s", lambda: now_s() + leap_s)
+    monkeypatch.setattr(steady, "LOOK_S", 0.0)
+    for _ in range(5):
+        assert (stores.upkeep.delete_expired(), stores.uploads.delete_expired()) == (0, 0)
+        assert stores.jobs.get(job.job_id, "ann") == job
+        assert stores.uploads.get(upload.upload_id, "ann") == upload
+    later = done(stores, stores.submit())
+    assert later.expire_s == pytest.approx(job.expire_s, abs=60)
 
 
 @pytest.mark.parametrize("as_file", [False, True], ids=["sent along", "fetched"])
@@ -587,9 +656,9 @@ def test_new_audio_is_refused_before_the_disk_is_full_and_jobs_go_on(database: D
     assert done(stores, job).state is State.COMPLETED
 
 
-def test_files_of_a_submission_that_was_cut_short_are_deleted(stores: Stores):
+def test_files_of_a_submission_that_was_cut_short_are_put_aside(stores: Stores):
     job = stores.submit()
-    stores.files.write("jobs/nobody/audio", b"x")
+    stores.files.write(f"jobs/{'0' * 32}/audio", b"x")
     assert stores.upkeep.delete_orphans(before_s=0.0) == 0
     assert stores.upkeep.delete_orphans(before_s=4e9) == 1
     assert [name for name, _ in stores.files.names("jobs")] == [job.job_id]

@@ -24,7 +24,7 @@ from typeless_grpc.client_jobs import Jobs, Retries
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.stores.buckets import RedisBuckets
 from typeless_grpc.stores.database import Database
-from typeless_grpc.stores.postgresql import ANSWER_S, CONNECT_S, POOL_S
+from typeless_grpc.stores.postgresql import ANSWER_S, CONNECT_S, LOCK_S, POOL_S, STATEMENT_S
 from typeless_grpc.stores.sql_access import SqlAccessStore
 
 pytestmark = pytest.mark.timeout(400)
@@ -90,6 +90,27 @@ def test_an_answer_that_is_swallowed_within_a_transaction_is_given_up(url: str, 
 
     assert took_s(write) < ANSWER_S + MARGIN_S
     database.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "longest_s"),
+    [("UPDATE typeless.jobs SET version = version + 1", LOCK_S), ("SELECT pg_sleep(60)", STATEMENT_S)],
+    ids=["a lock that is never released", "a statement without end"],
+)
+def test_a_database_that_is_busy_is_given_up(postgres: Postgres, statement: str, longest_s: float):
+    database, holder = (Database(postgres.empty_database()) for _ in range(2))
+    database.create_tables()
+
+    def write() -> None:
+        with database.writing() as connection:
+            connection.exec_driver_sql(statement)
+
+    with holder.engine.connect() as connection:
+        connection.exec_driver_sql("SET idle_in_transaction_session_timeout = 0")
+        connection.exec_driver_sql("LOCK TABLE typeless.jobs")
+        assert took_s(write) < longest_s + MARGIN_S
+    for one in (database, holder):
+        one.close()
 
 
 def test_more_callers_than_connections_are_all_told_in_time(url: str, proxy: SilentProxy):

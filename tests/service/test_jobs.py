@@ -419,3 +419,22 @@ async def test_the_audio_of_a_job_goes_with_its_end_unless_the_operator_keeps_it
     assert [one.format for one in ended.transcript.renditions] == [SRT]
     kept = [path.name for path in (tmp_path / "jobs" / "files" / "jobs" / job.job_id).iterdir()]
     assert sorted(kept) == (["audio", "chunks"] if keeps else ["chunks"])
+
+
+async def test_users_are_told_of_their_own_jobs_and_admins_of_all(tmp_path: Path):
+    secrets = {name: f"a-key-of-the-settings-for-{name}" for name in ("ann", "bob", "admin")}
+    keys = {"auth_enabled": True, "api_keys": f"{secrets['ann']},{secrets['bob']}", "admin_keys": secrets["admin"]}
+    sent = {name: (("authorization", f"Bearer {secret}"),) for name, secret in secrets.items()}
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0, **keys) as served:
+        job = (await served.jobs.SubmitJob(submission(), metadata=sent["ann"])).job
+        asked = {
+            name: await served.jobs.GetQueueStats(jobs_pb2.GetQueueStatsRequest(), metadata=metadata)
+            for name, metadata in sent.items()
+        }
+        deletion = jobs_pb2.DeleteJobRequest(job_id=job.job_id)
+        for name in ("ann", "ann", "admin"):  # as if the first answer had been lost
+            await served.jobs.DeleteJob(deletion, metadata=sent[name])
+        failed = await refused(served.jobs.DeleteJob(deletion, metadata=sent["bob"]))
+    assert {name: stats.total for name, stats in asked.items()} == {"ann": 1, "bob": 0, "admin": 1}
+    assert not asked["bob"].HasField("oldest_pending_age")
+    assert failed.reason == "JOB_NOT_FOUND"

@@ -24,6 +24,7 @@ from typeless_grpc.stores.database import Database, sqlite_url
 from typeless_grpc.stores.dbos_queue import DbosQueue
 from typeless_grpc.stores.dbos_worker import DbosWorker, DbosWorkerOptions, new_worker_id
 from typeless_grpc.stores.files import Files
+from typeless_grpc.stores.identity import StoreIdentity
 from typeless_grpc.stores.janitor import Janitor
 from typeless_grpc.stores.job_table import JobStoreOptions, JobTable
 from typeless_grpc.stores.jobs import SqlJobStore
@@ -73,6 +74,8 @@ async def keep_jobs(
         await asyncio.to_thread(database.create_tables)
         place = settings.storage_url or str(settings.data_dir / "jobs" / "files")
         files = Files(place, settings.min_free_disk_percent)
+        identity = StoreIdentity(database, files)
+        await asyncio.to_thread(identity.settle)
         uploads = SqlUploadStore(database, files, upload_options(settings))
         sources = CheckedSources(
             uploads,
@@ -90,7 +93,7 @@ async def keep_jobs(
         if settings.max_concurrent_jobs:
             runs, whole = SqlRunStore(table, sources), stack.enter_context(finishing(settings, engine))
             await stack.enter_async_context(_running(settings, database, runs, upkeep, whole, is_ready))
-        janitor = Janitor(upkeep, uploads)
+        janitor = Janitor(upkeep, uploads, may_sweep=identity.is_settled)
         janitor.start()
         stack.push_async_callback(asyncio.to_thread, janitor.stop)
         jobs = JobsServicer(store, uploads, sources, executor, fetching, has_model=has_model, code_of=code_of)

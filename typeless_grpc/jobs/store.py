@@ -96,11 +96,14 @@ class JobStore(Protocol):
         ...
 
     def delete(self, job_id: str, owner: str | None) -> None:
-        """Delete a job and all it holds. Raises NotFound, and WrongState while it is PROCESSING."""
+        """Delete a job and all it holds; nothing happens where that was done before, within the last day.
+
+        Raises NotFound, and WrongState while it is PROCESSING.
+        """
         ...
 
-    def stats(self) -> QueueStats:
-        """The queue, every owner's jobs counted."""
+    def stats(self, owner: str | None = None) -> QueueStats:
+        """The queue: the owner's jobs counted, everyone's for None; the workers are the same for all."""
         ...
 
     def versions(self, job_ids: Collection[str]) -> Mapping[str, int]:

@@ -117,8 +117,9 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     async def GetQueueStats(
         self, request: jobs_pb2.GetQueueStatsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> jobs_pb2.GetQueueStatsResponse:
-        """How full the queue is."""
-        return convert_jobs.queue_stats(await self._run(self._store.stats))
+        """How full the queue is, as far as the caller may see it."""
+        owner = convert_jobs.reach(principal.current())
+        return convert_jobs.queue_stats(await self._run(lambda: self._store.stats(owner)))
 
     async def close(self) -> None:
         """End what runs besides the calls."""

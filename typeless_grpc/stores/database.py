@@ -18,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
 from typeless_grpc.stores.postgresql import POOL_S, postgresql_engine
+from typeless_grpc.stores.steady import SteadyClock
 
 # How long a writer waits for another one to be done, before the caller is told to come again.
 BUSY_TIMEOUT_MS = 5_000
@@ -140,6 +141,25 @@ job_audio = sa.Table(
 )
 
 
+# Jobs that were deleted a while ago: a deletion whose answer was lost is sent again.
+job_deletions = sa.Table(
+    "job_deletions",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("expire_s", sa.Double, nullable=False),
+    sa.Index("typeless_job_deletions_expire", "expire_s"),
+)
+
+# One row: the id that the storage of this database has, too.
+store_identity = sa.Table(
+    "store_identity",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("store_id", sa.Text, nullable=False),
+)
+
+
 class Database:
     """A pool of connections; threads share it. Errors of the database come out as SourceUnavailable."""
 
@@ -160,6 +180,7 @@ class Database:
             if self.is_sqlite
             else postgresql_engine(parsed, pool_size=POOL_SIZE, max_overflow=POOL_SIZE)
         )
+        self._clock = SteadyClock()
         self._ours = self.engine.execution_options(schema_translate_map={SCHEMA: None if self.is_sqlite else SCHEMA})
 
     @property
@@ -188,6 +209,7 @@ class Database:
     def reading(self) -> Iterator[sa.Connection]:
         """A connection for statements that change nothing."""
         with self._errors(), self._ours.connect() as connection:
+            self._look_at_clock(connection)
             yield connection
 
     @contextmanager
@@ -197,13 +219,25 @@ class Database:
             if self.is_sqlite:
                 # From the first statement on, or a read could be followed by a write that finds the world changed.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            self._look_at_clock(connection)
             yield connection
 
     def now_s(self) -> sa.ColumnElement[float]:
-        """The database's own clock in Unix seconds: the clocks of many machines differ."""
+        """The database's own clock in Unix seconds: the clocks of many machines differ. It may leap: `steady_s`."""
         if self.is_sqlite:
             return sa.literal_column("(julianday('now') - 2440587.5) * 86400.0", sa.Double)
         return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Double)
+
+    def steady_s(self) -> sa.ColumnElement[float]:
+        """The same clock without its leaps, for what is to last a while: they would end it early."""
+        if not self._clock.is_known:
+            with self.reading():
+                pass
+        return sa.literal(self._clock.now_s(), sa.Double)
+
+    def _look_at_clock(self, connection: sa.Connection) -> None:
+        if self._clock.is_due:
+            self._clock.follow(float(connection.execute(sa.select(self.now_s())).scalar_one()))
 
     def close(self) -> None:
         """Close all connections."""

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -120,6 +120,28 @@ class Beats:
         return self._clock() >= self._judges_from_s
 
 
+class Heartbeats:
+    """How long each worker has been silent, by this machine's own clock.
+
+    What a heartbeat says does not matter, only that it is another one than before: the clock that wrote it may have
+    been set since. A worker that is new here has a timeout from now to be heard of.
+    """
+
+    def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._timeout_s, self._clock = timeout_s, clock
+        self._seen: dict[str, tuple[float, float]] = {}
+
+    def silent(self, heartbeats: Mapping[str, float]) -> set[str]:
+        """Those of whom nothing new was heard for a timeout. To be asked several times in one."""
+        now_s = self._clock()
+        unheard = (None, now_s)
+        self._seen = {
+            one: self._seen[one] if self._seen.get(one, unheard)[0] == beat else (beat, now_s)
+            for one, beat in heartbeats.items()
+        }
+        return {one for one, (_, since_s) in self._seen.items() if now_s - since_s >= self._timeout_s}
+
+
 class DbosWorker:
     """Runs jobs in this process, from `start` to `stop`. One at a time in a process."""
 
@@ -131,6 +153,7 @@ class DbosWorker:
         self._dbos: DBOS | None = None
         self._idle_here: set[str] = set()
         self._beats = Beats(options.worker_timeout_s)
+        self._heartbeats = Heartbeats(options.worker_timeout_s)
 
     def start(self) -> None:
         """Begin to take jobs; blocks for a second or more.
@@ -261,8 +284,9 @@ class DbosWorker:
         known = self._upkeep.workers()
         locks = self._options.locks
         dead = {one for one in known if SignOfLife.is_dead(locks, one)}
+        silent = self._heartbeats.silent(known)
         if self._beats.can_judge:
-            dead |= {one for one, is_alive in known.items() if not is_alive}
+            dead |= silent
         dead |= executors - known.keys()
         dead.discard(self._worker.worker_id)
         if not dead:
@@ -296,20 +320,24 @@ class DbosWorker:
 
     def _executors(self) -> set[str]:
         table = self._workflows()
-        statement = sa.select(table.c.executor_id).distinct().where(table.c.status == "PENDING")
+        statement = (
+            sa.select(table.c.executor_id)
+            .distinct()
+            .where(table.c.status == "PENDING", table.c.queue_name == dbos_queue.QUEUE)
+        )
         with self._database.reading() as connection:
             return {one for one in connection.execute(statement).scalars() if one}
 
     def _pending(self, worker_id: str) -> set[str]:
         table = self._workflows()
         statement = sa.select(table.c.workflow_uuid).where(
-            table.c.status == "PENDING", table.c.executor_id == worker_id
+            table.c.status == "PENDING", table.c.queue_name == dbos_queue.QUEUE, table.c.executor_id == worker_id
         )
         with self._database.reading() as connection:
             return set(connection.execute(statement).scalars())
 
     def _workflows(self) -> sa.TableClause:
-        columns: list[Any] = [sa.column(name) for name in ("workflow_uuid", "status", "executor_id")]
+        columns: list[Any] = [sa.column(name) for name in ("workflow_uuid", "status", "queue_name", "executor_id")]
         return sa.table("workflow_status", *columns, schema=None if self._database.is_sqlite else "dbos")
 
 

@@ -83,6 +83,22 @@ class Files:
             except FileNotFoundError:
                 return
 
+    def move_tree(self, path: str, target: str) -> None:
+        """Move a directory and all in it, file by file, into what may lie at the target already.
+
+        Broken off, it can be begun again; what another process moves at the same time is moved once.
+        """
+        with _faults():
+            source = self._fs._strip_protocol(self._at(path)).rstrip("/")
+            for file in self._fs.find(source):
+                place = f"{self._at(target)}{str(file).removeprefix(source)}"
+                try:
+                    self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+                    self._fs.mv(file, place)
+                except FileNotFoundError:
+                    continue
+        self.delete_tree(path)
+
     def names(self, path: str) -> list[tuple[str, float | None]]:
         """What lies in a directory, with its Unix time of change where the storage knows it; empty if there is none."""
         with _faults():

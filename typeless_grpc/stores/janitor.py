@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.stores.upkeep import JobUpkeep
@@ -20,8 +21,17 @@ ORPHAN_S = 3600.0
 class Janitor:
     """A thread that tidies up; any number of servers may each have one."""
 
-    def __init__(self, jobs: JobUpkeep, uploads: SqlUploadStore, *, interval_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        jobs: JobUpkeep,
+        uploads: SqlUploadStore,
+        *,
+        interval_s: float = 5.0,
+        may_sweep: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """may_sweep: whether the storage belongs to the database, so that what has no row is waste."""
         self._jobs, self._uploads, self._interval_s = jobs, uploads, interval_s
+        self._may_sweep = may_sweep
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._tidy, name="jobs-janitor", daemon=True)
         self._orphans_due_s = time.monotonic()
@@ -42,6 +52,9 @@ class Janitor:
         self._jobs.drop_audio()
         if time.monotonic() >= self._orphans_due_s:
             self._orphans_due_s = time.monotonic() + ORPHAN_S
+            if not self._may_sweep():
+                log.error("the storage is no longer the database's own: nothing in it is swept; restart to see why")
+                return n_deleted
             before_s = time.time() - ORPHAN_S
             self._jobs.delete_orphans(before_s)
             self._uploads.delete_orphans(before_s)

@@ -78,7 +78,7 @@ class JobTable:
 
     def visible(self, owner: str | None) -> list[sa.ColumnElement[bool]]:
         """What a caller may see: its own jobs, until they expire."""
-        kept = sa.or_(jobs.c.expire_s.is_(None), jobs.c.expire_s > self.db.now_s())
+        kept = sa.or_(jobs.c.expire_s.is_(None), jobs.c.expire_s > self.db.steady_s())
         return [kept] if owner is None else [kept, jobs.c.owner == owner]
 
     def write(
@@ -104,7 +104,7 @@ class JobTable:
         **values: Any,
     ) -> Any | None:
         """Bring jobs to their end; the row, None where the conditions or the state do not allow it."""
-        now_s = self.db.now_s()
+        now_s, lasts_from_s = self.db.now_s(), self.db.steady_s()
         return connection.execute(
             sa.update(jobs)
             .where(*conditions, jobs.c.state.in_([before.value for before in states_before(state)]))
@@ -112,7 +112,7 @@ class JobTable:
                 state=state.value,
                 run_id=None,
                 end_s=now_s,
-                expire_s=now_s + self.options.ttl_s,
+                expire_s=lasts_from_s + self.options.ttl_s,
                 failure=FAILURE.dump_json(failure).decode() if failure else None,
                 progress_message="",
                 **values,

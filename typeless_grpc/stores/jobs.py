@@ -21,11 +21,13 @@ from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import Job, NewJob, State, joined, shown
 from typeless_grpc.jobs.store import UPLOAD_SCHEME, JobPage, JobQuery, QueueStats
-from typeless_grpc.stores.database import job_audio, job_chunks, jobs, uploads, workers
+from typeless_grpc.stores.database import job_audio, job_chunks, job_deletions, jobs, uploads, workers
 from typeless_grpc.stores.job_table import FORMAT, OPTIONS, TRANSCRIPT, JobTable, audio_path, job_of, larger, not_found
 
 # For a job to be filed about an upload that is about to expire.
 FILING_S = 60.0
+# For a deletion that got no answer to be sent again.
+DELETION_S = 86_400.0
 
 
 class SqlJobStore:
@@ -133,23 +135,27 @@ class SqlJobStore:
             gone = connection.execute(
                 sa.delete(jobs)
                 .where(jobs.c.job_id == job_id, jobs.c.state != State.PROCESSING.value, *self._table.visible(owner))
-                .returning(jobs.c.job_id, jobs.c.n_workflows, jobs.c.upload_id)
+                .returning(jobs.c.job_id, jobs.c.n_workflows, jobs.c.upload_id, jobs.c.owner)
             ).one_or_none()
             if gone is not None:
                 self._table.delete_dependents(connection, [gone])
+                expire_s = self._table.db.steady_s() + DELETION_S
+                connection.execute(sa.insert(job_deletions).values(job_id=job_id, owner=gone.owner, expire_s=expire_s))
         if gone is None:
+            if self._was_deleted(job_id, owner):
+                return
             self.get(job_id, owner)
             raise WrongState("The job runs: cancel it first.", reason="JOB_RUNNING")
         self._table.delete_traces([gone])
 
-    def stats(self) -> QueueStats:
+    def stats(self, owner: str | None = None) -> QueueStats:
         """See `JobStore`."""
         now_s = self._table.db.now_s()
         alive = workers.c.beat_s > now_s - self._table.options.worker_timeout_s
         with self._table.db.reading() as connection:
             counted = connection.execute(
                 sa.select(jobs.c.state, sa.func.count(), (now_s - sa.func.min(jobs.c.create_s)))
-                .where(*self._table.visible(None))
+                .where(*self._table.visible(owner))
                 .group_by(jobs.c.state)
             ).all()
             n_workers, n_slots = connection.execute(
@@ -186,6 +192,13 @@ class SqlJobStore:
         segments = [one for part in parts for one in part.segments]
         return segments[first_index - int(skipped) :]
 
+    def _was_deleted(self, job_id: str, owner: str | None) -> bool:
+        statement = sa.select(job_deletions.c.job_id).where(job_deletions.c.job_id == job_id)
+        if owner is not None:
+            statement = statement.where(job_deletions.c.owner == owner)
+        with self._table.db.reading() as connection:
+            return connection.execute(statement).one_or_none() is not None
+
     def _write_audio(self, job_id: str, content: bytes | BinaryIO) -> None:
         try:
             self._table.files.write(audio_path(job_id), content)
@@ -204,7 +217,7 @@ class SqlJobStore:
                 connection.execute(
                     sa.update(jobs)
                     .where(jobs.c.owner == new.owner, jobs.c.request_id == new.request_id)
-                    .where(jobs.c.expire_s <= self._table.db.now_s())
+                    .where(jobs.c.expire_s <= self._table.db.steady_s())
                     .values(request_id=None)
                 )
             row = connection.execute(
@@ -246,7 +259,7 @@ class SqlJobStore:
         """
         if not new.uri.startswith(UPLOAD_SCHEME):
             return None
-        upload_id, now_s = new.uri.removeprefix(UPLOAD_SCHEME), self._table.db.now_s()
+        upload_id, now_s = new.uri.removeprefix(UPLOAD_SCHEME), self._table.db.steady_s()
         of_owner = [] if new.uploads_of is None else [uploads.c.owner == new.uploads_of]
         is_complete = connection.execute(
             sa.update(uploads)

@@ -13,13 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 import fsspec
 
 from typeless_grpc.errors import InvalidInput, NotFound
 from typeless_grpc.jobs.store import UPLOAD_SCHEME, UploadStore
 from typeless_grpc.stores.web import WebOptions, check_size, download, missing, unreachable
+
+_OBJECT_SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "memory")
+# What joins the filesystems of a chain.
+_CHAIN = "::"
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class CheckedSources:
 
     def is_remote(self, uri: str) -> bool:
         """See `AudioSources`."""
-        return not uri.startswith(("upload:", "file:"))
+        return uri.partition(":")[0].lower() not in ("upload", "file")
 
     def open(self, uri: str, owner: str | None, field: str) -> BinaryIO:
         """See `AudioSources`."""
@@ -81,7 +85,7 @@ class CheckedSources:
             return self._open_file(parts, field)
         if parts.scheme == "https":
             return download(parts, field, self._web)
-        return self._open_object(uri, field)
+        return self._open_object(parts, field)
 
     def _open_file(self, parts: SplitResult, field: str) -> BinaryIO:
         """Open first and ask where it lies afterwards, so that no link can be changed in between."""
@@ -103,9 +107,11 @@ class CheckedSources:
             os.close(descriptor)
             raise
 
-    def _open_object(self, uri: str, field: str) -> BinaryIO:
+    def _open_object(self, parts: SplitResult, field: str) -> BinaryIO:
         try:
-            filesystem, path = fsspec.core.url_to_fs(uri)
+            # By its scheme alone: of a whole URI, fsspec makes chains of filesystems ("zip://a::s3://b"), which reach
+            # anything.
+            filesystem, path = fsspec.filesystem(parts.scheme), f"{parts.netloc}{_object_path(parts)}"
             check_size(int(filesystem.size(path) or 0), self._options.max_bytes, field)
             return cast(BinaryIO, filesystem.open(path, "rb"))
         except (FileNotFoundError, PermissionError) as error:
@@ -131,10 +137,12 @@ def _split_prefix(prefix: str) -> SplitResult:
     """A prefix of the settings. Raises InvalidInput where it would allow nothing, or more than it seems to."""
     parts = urlsplit(prefix)
     name = "audio_uri_prefixes"
-    if parts.scheme not in ("file", "https", "s3", "gs", "gcs", "az", "abfs", "memory"):
+    if parts.scheme not in ("file", "https", *_OBJECT_SCHEMES):
         raise InvalidInput(name, f"'{prefix}' has no scheme that is known here", reason="CONFIG_INVALID")
     if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
         raise InvalidInput(name, f"'{prefix}' must be file:///DIRECTORY/", reason="CONFIG_INVALID")
+    if parts.scheme in _OBJECT_SCHEMES and (_CHAIN in prefix or parts.query or parts.fragment):
+        raise InvalidInput(name, f"'{prefix}' is more than a bucket and a path", reason="CONFIG_INVALID")
     if parts.scheme != "file" and not parts.netloc:
         raise InvalidInput(name, f"'{prefix}' names no host or bucket", reason="CONFIG_INVALID")
     return parts
@@ -142,14 +150,28 @@ def _split_prefix(prefix: str) -> SplitResult:
 
 def _is_within(parts: SplitResult, prefix: SplitResult) -> bool:
     """Whether an address lies under a prefix, whole path segments compared, and climbs nowhere."""
-    path = unquote(parts.path)
+    if parts.username or parts.password or parts.scheme != prefix.scheme:
+        return False
+    if parts.scheme in _OBJECT_SCHEMES:
+        # A storage takes the path as it is written: what "%2F" stands for is no end of a segment to it.
+        paths = [_object_path(parts), unquote(_object_path(parts))]
+        is_same_host, allowed = parts.netloc == prefix.netloc, prefix.path.rstrip("/")
+        if any(_CHAIN in path for path in paths):
+            return False
+    else:
+        paths = [unquote(parts.path)]
+        is_same_host, allowed = parts.netloc.lower() == prefix.netloc.lower(), unquote(prefix.path).rstrip("/")
+    return is_same_host and all(_lies_under(path, allowed) for path in paths)
+
+
+def _lies_under(path: str, allowed: str) -> bool:
     climbs = ".." in path.split("/") or "\\" in path or "\0" in path
-    if climbs or parts.username or parts.password:
-        return False
-    if (parts.scheme, parts.netloc.lower()) != (prefix.scheme, prefix.netloc.lower()):
-        return False
-    allowed = unquote(prefix.path).rstrip("/")
-    return not allowed or path == allowed or path.startswith(allowed + "/")
+    return not climbs and (not allowed or path == allowed or path.startswith(allowed + "/"))
+
+
+def _object_path(parts: SplitResult) -> str:
+    """The path of an object: a name has no query and no fragment."""
+    return urlunsplit(("", "", parts.path, parts.query, parts.fragment))
 
 
 def _real_path(descriptor: int, path: str) -> Path:

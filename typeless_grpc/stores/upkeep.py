@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import sqlalchemy as sa
 
 from typeless_grpc.jobs.job import State
-from typeless_grpc.stores.database import job_audio, jobs, workers
+from typeless_grpc.stores.database import job_audio, job_deletions, jobs, workers
 from typeless_grpc.stores.job_table import JobTable
 from typeless_grpc.stores.orphans import Orphans
 
@@ -32,14 +32,10 @@ class JobUpkeep:
         with self._table.db.writing() as connection:
             connection.execute(sa.delete(workers).where(workers.c.worker_id.in_(worker_ids)))
 
-    def workers(self) -> Mapping[str, bool]:
-        """Every worker that did not sign off, and whether it has been heard of in time."""
-        alive = workers.c.beat_s > self._table.db.now_s() - self._table.options.worker_timeout_s
+    def workers(self) -> Mapping[str, float]:
+        """Every worker that did not sign off, and its last heartbeat: another number each time."""
         with self._table.db.reading() as connection:
-            return {
-                worker_id: bool(is_alive)
-                for worker_id, is_alive in connection.execute(sa.select(workers.c.worker_id, alive))
-            }
+            return {row.worker_id: row.beat_s for row in connection.execute(sa.select(workers))}
 
     def queue_again(self, is_queued: sa.ColumnElement[bool], idle_s: float, limit: int = 1000) -> int:
         """Put jobs back whose place in the queue is gone; how many.
@@ -59,13 +55,14 @@ class JobUpkeep:
     def delete_expired(self, limit: int = 500) -> int:
         """Delete jobs that are past their time, with all they hold; how many."""
         with self._table.db.writing() as connection:
-            due = sa.select(jobs.c.job_id).where(jobs.c.expire_s <= self._table.db.now_s()).limit(limit)
+            due = sa.select(jobs.c.job_id).where(jobs.c.expire_s <= self._table.db.steady_s()).limit(limit)
             gone = connection.execute(
                 sa.delete(jobs)
                 .where(jobs.c.job_id.in_(due))
                 .returning(jobs.c.job_id, jobs.c.n_workflows, jobs.c.upload_id)
             ).all()
             self._table.delete_dependents(connection, gone)
+            connection.execute(sa.delete(job_deletions).where(job_deletions.c.expire_s <= self._table.db.steady_s()))
         self._table.delete_traces(gone)
         return len(gone)
 
@@ -82,5 +79,5 @@ class JobUpkeep:
         return len(ids)
 
     def delete_orphans(self, before_s: float) -> int:
-        """Delete files of jobs that were never filed: a submission that was cut short. before_s: Unix time."""
+        """Put files of jobs that were never filed into quarantine: of how many. before_s: Unix time."""
         return self._orphans.delete(before_s)

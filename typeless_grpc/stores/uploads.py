@@ -55,7 +55,7 @@ class SqlUploadStore:
         """See `UploadStore`."""
         with self._db.writing() as connection:
             unfinished = sa.select(sa.func.count()).where(
-                uploads.c.owner == owner, sa.not_(uploads.c.is_complete), uploads.c.expire_s > self._db.now_s()
+                uploads.c.owner == owner, sa.not_(uploads.c.is_complete), uploads.c.expire_s > self._db.steady_s()
             )
             if connection.execute(unfinished).scalar_one() >= self._options.max_unfinished:
                 message = f"You have {self._options.max_unfinished} unfinished uploads, the most that are kept."
@@ -69,7 +69,7 @@ class SqlUploadStore:
                     size_bytes=0,
                     is_complete=False,
                     create_s=self._db.now_s(),
-                    expire_s=self._db.now_s() + self._options.ttl_s,
+                    expire_s=self._db.steady_s() + self._options.ttl_s,
                 )
                 .returning(uploads)
             ).one()
@@ -77,7 +77,7 @@ class SqlUploadStore:
 
     def get(self, upload_id: str, owner: str | None) -> Upload:
         """See `UploadStore`."""
-        kept = sa.or_(uploads.c.expire_s > self._db.now_s(), self._needed())
+        kept = sa.or_(uploads.c.expire_s > self._db.steady_s(), self._needed())
         statement = sa.select(uploads).where(uploads.c.upload_id == upload_id, kept)
         if owner is not None:
             statement = statement.where(uploads.c.owner == owner)
@@ -113,7 +113,7 @@ class SqlUploadStore:
 
     def complete(self, upload: Upload, sha256: bytes = b"") -> Upload:
         """See `UploadStore`."""
-        expire_s = self._db.now_s() + self._options.ttl_s
+        expire_s = self._db.steady_s() + self._options.ttl_s
         with self._db.writing() as connection:
             done = self._changed(connection, upload, is_complete=True, expire_s=expire_s)
             if sha256:
@@ -139,7 +139,7 @@ class SqlUploadStore:
 
     def delete_expired(self, limit: int = 500) -> int:
         """Delete uploads that are past their time and that no job needs; how many."""
-        is_over = uploads.c.expire_s <= self._db.now_s()
+        is_over = uploads.c.expire_s <= self._db.steady_s()
         due = sa.select(uploads.c.upload_id).where(is_over, ~self._needed()).limit(limit)
         with self._db.writing() as connection:
             gone = connection.execute(
@@ -157,7 +157,7 @@ class SqlUploadStore:
         return len(ids)
 
     def delete_orphans(self, before_s: float) -> int:
-        """Delete files of uploads that are gone: a deletion that was cut short, or a part that came after it."""
+        """Put files of uploads that are gone into quarantine: of a deletion that was cut short, or of a late part."""
         return self._orphans.delete(before_s)
 
     def _counted(self, upload: Upload, n_bytes: int, path: str) -> Upload:

@@ -14,7 +14,14 @@ import pytest
 from tests.harness import REPOSITORY
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.stores import dbos_worker
-from typeless_grpc.stores.dbos_worker import Beats, DbosWorker, DbosWorkerOptions, SignOfLife, new_worker_id
+from typeless_grpc.stores.dbos_worker import (
+    Beats,
+    DbosWorker,
+    DbosWorkerOptions,
+    Heartbeats,
+    SignOfLife,
+    new_worker_id,
+)
 
 UNTOUCHED: Any = object()
 HOLDER = """
@@ -78,6 +85,35 @@ def test_whoever_was_silent_itself_gives_the_others_time_to_be_heard_of():
     assert beats.can_judge
 
 
+def test_a_worker_is_silent_once_its_heartbeat_has_been_the_same_for_a_timeout():
+    clock = FakeClock()
+    heartbeats = Heartbeats(20.0, clock.now_s)
+    for n in range(5):
+        assert heartbeats.silent({"lives": float(n), "died": 7.0}) == ({"died"} if n == 4 else set())
+        clock.advance(5.0)
+    assert heartbeats.silent({"died": 8.0}) == set()
+
+
+@pytest.mark.parametrize("leap_s", [86_400.0, -86_400.0, 21.0, -21.0])
+def test_a_database_whose_clock_was_set_makes_nobody_silent(leap_s: float):
+    clock = FakeClock()
+    heartbeats = Heartbeats(20.0, clock.now_s)
+    written_s = {"w1": 1_000_000.0, "w2": 1_000_001.0}
+    for n in range(20):
+        assert heartbeats.silent(written_s) == set()
+        clock.advance(5.0)
+        leapt_s = leap_s if n == 10 else 0.0
+        written_s = {one: beat_s + 5.0 + leapt_s for one, beat_s in written_s.items()}
+
+
+def test_a_worker_that_is_new_here_has_a_timeout_to_be_heard_of():
+    clock = FakeClock(1000.0)
+    heartbeats = Heartbeats(20.0, clock.now_s)
+    assert heartbeats.silent({"w1": 1.0}) == set()
+    clock.advance(20.0)
+    assert heartbeats.silent({"w1": 1.0, "w2": 1.0}) == {"w1"}
+
+
 class BeginsLate(DbosWorker):
     """A worker that the database keeps waiting for a minute, and that then does nothing."""
 
@@ -115,8 +151,8 @@ class Newcomer:
         self.n_looks += 1
         return self.n_looks > 1
 
-    def workers(self) -> dict[str, bool]:
-        return {"w1": True} | ({"w2": True} if self._come() else {})
+    def workers(self) -> dict[str, float]:
+        return {"w1": 1.0} | ({"w2": 2.0} if self._come() else {})
 
     def executors(self) -> set[str]:
         return {"w2"} if self._come() else set()

@@ -134,10 +134,78 @@ def test_an_object_under_the_prefix_is_read():
     assert refusal(allowed, "memory://bucket/calls/none.wav") == "AUDIO_NOT_FOUND"
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "memory://bucket/calls/a.wav::file:///etc/hostname",
+        "memory://bucket/calls/::memory://bucket/other/a.wav",
+        "memory://bucket/calls/a%3A%3Amemory://bucket/other/a.wav",
+        "memory://bucket/calls/a.wav?::memory://bucket/other/a.wav",
+        "memory://bucket/calls/a.wav#::memory://bucket/other/a.wav",
+        "memory://bucket/calls/?/../../other/a.wav",
+        "memory://bucket/calls/#/../../other/a.wav",
+        "memory://bucket/calls%2Fa.wav",
+        "memory://bucket/calls/..%2Fother/a.wav",
+        "memory://BUCKET/calls/a.wav",
+        "memory://bucket:80/calls/a.wav",
+        "memory://me@bucket/calls/a.wav",
+        "memory:///bucket/calls/a.wav",
+        "memory://bucket/calls-secret/a.wav",
+    ],
+)
+def test_an_object_is_reached_by_nothing_but_its_path(uri: str):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for path in ("calls/a.wav", "other/a.wav", "calls-secret/a.wav"):
+        memory.pipe_file(f"/bucket/{path}", b"secret")
+    assert refusal(allowing("memory://bucket/calls/"), uri) == "URI_NOT_ALLOWED"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "simplecache::memory://bucket/calls/a.wav",
+        "filecache::memory://bucket/calls/a.wav",
+        "zip://a.wav::memory://bucket/calls/a.zip",
+        "reference://::memory://bucket/calls/a.json",
+        "dir::memory://bucket/calls/a.wav",
+        "local:///etc/hostname",
+        "file:///etc/hostname",
+        "data:audio/wav;base64,UklGRg==",
+        "github://o:r@main/a.wav",
+        "http://bucket/calls/a.wav",
+        "s3a://bucket/calls/a.wav",
+    ],
+)
+def test_a_filesystem_that_the_operator_did_not_name_is_not_reached(uri: str):
+    assert refusal(allowing("memory://bucket/calls/"), uri) in ("URI_SCHEME_NOT_ALLOWED", "URI_INVALID")
+
+
+@pytest.mark.parametrize("name", ["a?b.wav", "a#b.wav", "a%20b.wav", "a*b[1].wav", "ä:b.wav"])
+def test_an_object_is_read_under_the_name_that_is_written(name: str):
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file(f"/bucket/calls/{name}", name.encode())
+    for scheme in ("memory", "MEMORY"):
+        assert read(allowing("memory://bucket/calls/"), f"{scheme}://bucket/calls/{name}") == name.encode()
+
+
 # ---- what the operator writes ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["/srv/audio", "file://srv/audio", "http://example.com/", "https:///x", "s3:///k"])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "/srv/audio",
+        "file://srv/audio",
+        "http://example.com/",
+        "https:///x",
+        "s3:///k",
+        "s3://b/a::file:///",
+        "s3://b/a?x",
+    ],
+)
 def test_a_prefix_that_would_not_do_what_it_seems_to_is_refused(prefix: str):
     with pytest.raises(InvalidInput) as caught:
         allowing(prefix)
@@ -148,5 +216,6 @@ def test_what_waits_for_other_machines_is_known():
     allowed = allowing()
     assert not allowed.is_remote("upload://u1")
     assert not allowed.is_remote("file:///srv/a.wav")
+    assert not allowed.is_remote("FILE:///srv/a.wav")
     assert allowed.is_remote("https://example.com/a.wav")
     assert allowed.is_remote("s3://bucket/a.wav")

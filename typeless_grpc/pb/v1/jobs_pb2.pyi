@@ -544,7 +544,7 @@ Global___WatchJobResponse: typing_extensions.TypeAlias = WatchJobResponse
 
 @typing.final
 class GetQueueStatsRequest(google.protobuf.message.Message):
-    """Has no fields: the answer is about the whole queue."""
+    """Has no fields: the answer is about all that the caller may see."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -556,7 +556,7 @@ Global___GetQueueStatsRequest: typing_extensions.TypeAlias = GetQueueStatsReques
 
 @typing.final
 class GetQueueStatsResponse(google.protobuf.message.Message):
-    """The queue at one moment, every caller's jobs counted, and none twice."""
+    """The queue at one moment: the caller's own jobs, for an admin every caller's, and none twice."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -570,7 +570,7 @@ class GetQueueStatsResponse(google.protobuf.message.Message):
     WORKERS_FIELD_NUMBER: builtins.int
     OLDEST_PENDING_AGE_FIELD_NUMBER: builtins.int
     total: builtins.int
-    """The sum of the five below: every job that is not deleted yet."""
+    """The sum of the five below: every job counted here that is not deleted yet."""
     pending: builtins.int
     """Jobs in PENDING."""
     processing: builtins.int

@@ -136,7 +136,8 @@ class JobsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """The job, its audio and its transcript. FAILED_PRECONDITION while it runs.
+        """The job, its audio and its transcript. FAILED_PRECONDITION while it runs. A caller that got no
+        answer sends the request again: for a day, a job that it has deleted is deleted again with OK.
 
         Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (it runs:
         cancel it first).
@@ -157,8 +158,8 @@ class JobsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetQueueStats(self, request, context):
-        """How full the queue is, for callers who want to know how long a job would wait. No statuses of
-        its own.
+        """How full the queue is with the caller's own jobs, or for an admin with all, and how many workers
+        there are for everyone. No statuses of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -245,7 +245,8 @@ class JobsServiceStub(typing.Generic[_JobsServiceSubmitJobType, _JobsServiceGetJ
     """
 
     DeleteJob: _JobsServiceDeleteJobType
-    """The job, its audio and its transcript. FAILED_PRECONDITION while it runs.
+    """The job, its audio and its transcript. FAILED_PRECONDITION while it runs. A caller that got no
+    answer sends the request again: for a day, a job that it has deleted is deleted again with OK.
 
     Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (it runs:
     cancel it first).
@@ -260,8 +261,8 @@ class JobsServiceStub(typing.Generic[_JobsServiceSubmitJobType, _JobsServiceGetJ
     """
 
     GetQueueStats: _JobsServiceGetQueueStatsType
-    """How full the queue is, for callers who want to know how long a job would wait. No statuses of
-    its own.
+    """How full the queue is with the caller's own jobs, or for an admin with all, and how many workers
+    there are for everyone. No statuses of its own.
     """
 
 JobsServiceAsyncStub: typing_extensions.TypeAlias = JobsServiceStub[
@@ -364,7 +365,8 @@ class JobsServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.jobs_pb2.DeleteJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.jobs_pb2.DeleteJobResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.jobs_pb2.DeleteJobResponse]]:
-        """The job, its audio and its transcript. FAILED_PRECONDITION while it runs.
+        """The job, its audio and its transcript. FAILED_PRECONDITION while it runs. A caller that got no
+        answer sends the request again: for a day, a job that it has deleted is deleted again with OK.
 
         Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (it runs:
         cancel it first).
@@ -389,8 +391,8 @@ class JobsServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.jobs_pb2.GetQueueStatsRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.jobs_pb2.GetQueueStatsResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.jobs_pb2.GetQueueStatsResponse]]:
-        """How full the queue is, for callers who want to know how long a job would wait. No statuses of
-        its own.
+        """How full the queue is with the caller's own jobs, or for an admin with all, and how many workers
+        there are for everyone. No statuses of its own.
         """
 
 def add_JobsServiceServicer_to_server(servicer: JobsServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
