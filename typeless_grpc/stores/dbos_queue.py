@@ -42,6 +42,11 @@ def prepare(database: Database) -> None:
             raise unavailable(error) from error
 
 
+def partition(caller: str) -> str:
+    """The part of the queue that holds a caller's jobs."""
+    return caller or "nobody"
+
+
 class DbosQueue:
     """`Queue` by DBOS. Threads share it."""
 
@@ -64,7 +69,7 @@ class DbosQueue:
             "workflow_id": workflow_id,
             "app_version": VERSION,
             "priority": priority,
-            "queue_partition_key": caller or "nobody",
+            "queue_partition_key": partition(caller),
         }
         if delay_s > 0:
             options["delay_seconds"] = delay_s

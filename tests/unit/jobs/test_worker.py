@@ -18,7 +18,7 @@ from typeless_grpc.engine.interface import DecodeOptions, Recognition
 from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.errors import EngineFailed, InvalidInput, NotFound, Overloaded, SourceUnavailable
 from typeless_grpc.jobs.job import Job, RetryPolicy, State
-from typeless_grpc.jobs.worker import Released, Worker, WorkerOptions, _Hold
+from typeless_grpc.jobs.worker import MadeWay, Released, Worker, WorkerOptions, _Hold
 
 OPTIONS = WorkerOptions(shortest_chunk_s=4.0, retries=RetryPolicy(max_attempts=3, first_delay_s=2.0))
 
@@ -179,6 +179,30 @@ async def test_a_worker_that_stops_hands_its_jobs_back(stores: Stores):
     with pytest.raises(Released):
         await run(running, job)
     assert (now(stores, job).state, now(stores, job).attempt) == (State.PENDING, 1)
+
+
+async def test_a_job_makes_way_between_two_chunks_and_goes_on_with_the_next(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("typeless_grpc.jobs.worker.TIMES_THE_START", 0.0)
+    engine = ScriptedEngine(lambda asked: "x")
+    job = stores.submit(content=audio(10), caller="key:1")
+    asked = list[str]()
+
+    def is_over(caller: str, ran_s: float) -> bool:
+        asked.append(caller)
+        return True
+
+    running = worker(stores, engine)
+    for n_chunks in (1, 2):
+        with pytest.raises(MadeWay):
+            await asyncio.to_thread(running.run, job.job_id, directly, is_over)
+        assert (now(stores, job).state, now(stores, job).n_chunks) == (State.PENDING, n_chunks)
+        assert not stores.runs.is_suspect(job.job_id)
+    await asyncio.to_thread(running.run, job.job_id, directly, is_over)
+    assert (now(stores, job).state, now(stores, job).n_chunks) == (State.COMPLETED, 3)
+    assert asked == ["key:1"] * 2  # not after the last
+    assert sum(len(one.audio) for one in engine.asked) == 160_000
 
 
 async def test_suspects_run_one_at_a_time_until_they_have_kept_a_chunk(stores: Stores):
