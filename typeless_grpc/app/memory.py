@@ -1,9 +1,11 @@
-"""How this process asks the system for memory."""
+"""How this process asks the system for memory, and how much there is."""
 
 from __future__ import annotations
 
 import ctypes
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 _M_ARENA_MAX = -8  # glibc's <malloc.h>
 _ARENAS = 2
@@ -17,3 +19,41 @@ def share_heaps() -> None:
     """
     with suppress(OSError, AttributeError):  # another C library has no such call
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def free_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that this process can still get: the machine's, or what its control group leaves; None off Linux.
+
+    root: where the system's files are.
+    """
+    found = []
+    with suppress(OSError, ValueError):
+        found.append(_fields(root / "proc/meminfo")["MemAvailable:"] * 1024)
+    for group in _GROUPS:
+        with suppress(OSError, ValueError, KeyError):  # there is none, or it has no limit ("max")
+            folder = root / group.folder
+            limit, used = (int((folder / name).read_text()) for name in (group.limit, group.used))
+            found.append(limit - used + _fields(folder / "memory.stat")[group.cache])
+    return max(0, min(found)) if found else None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Files of a control group. cache: a field of its memory.stat, what it can give back of what it uses."""
+
+    folder: str
+    limit: str
+    used: str
+    cache: str
+
+
+# Of the group that the process runs in, as a container sees it; versions 2 and 1.
+_GROUPS = (
+    _Group("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    _Group("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def _fields(path: Path) -> dict[str, int]:
+    rows = (line.split() for line in path.read_text().splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1}

@@ -347,6 +347,8 @@ class Worker:
             try:
                 return hold.result(asyncio.run_coroutine_threadsafe(asking, self._loop))
             except (Overloaded, RateLimited) as error:
+                if error.reason == "MODEL_DOES_NOT_FIT":
+                    raise  # to be tried later: meanwhile the place is another job's
                 if hold.stopped.wait(error.retry_after_s or 1.0):
                     raise _Stopped from error
 
