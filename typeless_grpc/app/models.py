@@ -121,7 +121,7 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
 @contextmanager
 def finishing(settings: Settings, engine: Engine) -> Iterator[Engine]:
     """The engine for recordings as callers want them: several channels, and the last touches to the text."""
-    with ThreadPoolExecutor(FINISHED_SIDE_BY_SIDE, "finishing") as threads:
+    with CallThreads(FINISHED_SIDE_BY_SIDE, "finishing") as threads:
         yield FinishingEngine(ChannelEngine(engine), profanity.load(settings.profanity_file), threads)
 
 
