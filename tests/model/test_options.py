@@ -120,7 +120,7 @@ async def test_no_prompt_and_no_hotwords_cost_text(
 
 
 async def test_a_prompt_is_not_taken_for_what_was_spoken(base: AsyncClient):
-    """Five beams go on with such a prompt for the rest of a window, unless it is decoded without."""
+    """Five beams go on with such a prompt to the end of a window."""
     fox = (
         "The quick brown fox jumps over the lazy dog while the harbour master writes his long report about the weather"
     )
