@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +30,16 @@ def free_bytes(root: Path = Path("/")) -> int | None:
     found = []
     with suppress(OSError, ValueError):
         found.append(_fields(root / "proc/meminfo")["MemAvailable:"] * 1024)
-    for group in _GROUPS:
+    for version, folder in _groups(root):
         with suppress(OSError, ValueError, KeyError):  # there is none, or it has no limit ("max")
-            folder = root / group.folder
-            limit, used = (int((folder / name).read_text()) for name in (group.limit, group.used))
-            found.append(limit - used + _fields(folder / "memory.stat")[group.cache])
+            limit, used = (int((folder / name).read_text()) for name in (version.limit, version.used))
+            found.append(limit - used + _fields(folder / "memory.stat")[version.cache])
     return max(0, min(found)) if found else None
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Files of a control group. cache: a field of its memory.stat, what it can give back of what it uses."""
+class _Version:
+    """Files of control groups. cache: a field of memory.stat, what a group can give back of what it uses."""
 
     folder: str
     limit: str
@@ -47,11 +47,25 @@ class _Group:
     cache: str
 
 
-# Of the group that the process runs in, as a container sees it; versions 2 and 1.
-_GROUPS = (
-    _Group("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    _Group("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
+_VERSIONS = {
+    "": _Version("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": _Version("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def _groups(root: Path) -> Iterator[tuple[_Version, Path]]:
+    """The groups that this process is in, from the innermost to that which is the whole container or machine."""
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for name in controllers.split(","):
+                if (version := _VERSIONS.get(name)) and (own := path.strip("/")):
+                    top = root / version.folder
+                    folder = top / own
+                    while folder != top:
+                        yield version, folder
+                        folder = folder.parent
+    yield from ((version, root / version.folder) for version in _VERSIONS.values())
 
 
 def _fields(path: Path) -> dict[str, int]:

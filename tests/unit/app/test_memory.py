@@ -29,6 +29,18 @@ GROUP_1 = {
         pytest.param(
             {"proc/meminfo": MEMINFO} | GROUP_2 | {"sys/fs/cgroup/memory.max": "max\n"}, 1_024_000, id="no limit"
         ),
+        pytest.param(
+            {"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/system.slice/typeless.service\n"}
+            | {name.replace("cgroup/", "cgroup/system.slice/"): text for name, text in GROUP_2.items()},
+            200_000,
+            id="a service's",
+        ),
+        pytest.param(
+            {"proc/meminfo": MEMINFO, "proc/self/cgroup": "4:memory:/a/b\n2:cpu:/\n"}
+            | {name.replace("memory/", "memory/a/b/", 1): text for name, text in GROUP_1.items()},
+            150_000,
+            id="a service's, version 1",
+        ),
         pytest.param(GROUP_2 | {"sys/fs/cgroup/memory.current": "900000\n"}, 0, id="over the limit"),
     ],
 )
