@@ -235,4 +235,4 @@ class ModelPool(Generic[ModelT]):
 
 
 def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1024**3:.1f} GiB"
+    return f"{n_bytes / 1024**2:,.0f} MiB"

@@ -109,6 +109,18 @@ async def test_a_full_engine_is_asked_again(stores: Stores):
     assert (now(stores, job).state, now(stores, job).attempt, len(engine.asked)) == (State.COMPLETED, 1, 4)
 
 
+async def test_a_job_whose_model_does_not_fit_now_leaves_its_place_and_is_never_given_up(stores: Stores):
+    full = Overloaded("no memory", reason="MODEL_DOES_NOT_FIT", retry_after_s=5.0)
+    engine = ScriptedEngine(lambda asked: full if len(engine.asked) < 8 else "x")
+    job = stores.submit()
+    for _ in range(7):
+        await run(worker(stores, engine), job)
+        assert now(stores, job).state is State.PENDING
+    await run(worker(stores, engine), job)
+    assert now(stores, job).state is State.COMPLETED
+    assert min(one.delay_s for one in stores.queue.queued[1:]) == 5.0
+
+
 async def test_a_store_that_is_away_for_a_while_costs_nothing(stores: Stores, monkeypatch: pytest.MonkeyPatch):
     keep, n_refused = stores.runs.keep_chunk, 0
 
