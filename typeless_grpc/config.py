@@ -181,7 +181,16 @@ class Settings(BaseSettings):
         3600.0, gt=0, le=86400, description="Longest recording of Transcribe, in seconds; checked while decoding."
     )
     max_model_memory_bytes: int = Field(
-        4 * 1024**3, ge=0, description="Memory of all loaded models; above it the least recently used are unloaded."
+        4 * 1024**3,
+        ge=0,
+        description="Memory of all loaded models, in bytes. For another one the least recently used idle ones are "
+        "unloaded; where that does not suffice, or the machine has too little free, it is refused.",
+    )
+    user_models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+        (),
+        description="Models that calls may have loaded, with commas, besides the default one; others serve while an "
+        "admin has them loaded. Empty is every model on this machine; name some where callers are strangers, because "
+        "each takes memory and time from the others.",
     )
     encoder_window: Literal["auto", "full"] = Field(
         "auto",

@@ -119,6 +119,16 @@ async def test_no_prompt_and_no_hotwords_cost_text(
     assert rate <= 0.1, transcript.text
 
 
+async def test_a_prompt_is_not_taken_for_what_was_spoken(base: AsyncClient):
+    """Five beams go on with such a prompt to the end of a window."""
+    fox = (
+        "The quick brown fox jumps over the lazy dog while the harbour master writes his long report about the weather"
+    )
+    prompt = (f"{fox}, the ships and the tides of the last winter. " * 40)[:4000]
+    transcript = await heard(base, "en_minute.ogg", language="en", beam_size=5, prompt=prompt)
+    assert jiwer.wer(normalized(fixture("en_minute.ogg")["text"]), normalized(transcript.text)) <= 0.1, transcript.text
+
+
 async def test_channels_are_told_apart(tiny_en: AsyncClient):
     transcript = await heard(tiny_en, "two_speakers_stereo.flac", channels="separate")
     left, right = (" ".join(one.text for one in transcript.segments if one.channel == channel) for channel in (0, 1))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from typeless_grpc.app.cores import n_cores as n_cores_here
+from typeless_grpc.app.memory import free_bytes
 from typeless_grpc.audio.vad import SpeechDetector
 from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
@@ -24,13 +25,13 @@ from typeless_grpc.engine.models import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
 from typeless_grpc.engine.utterances import MAX_BATCH_COST_S, RecognizerOptions, WindowScheduler, run_batch
-from typeless_grpc.engine.whisper import Device, WhisperModel, choose_device
+from typeless_grpc.engine.whisper import Device, WhisperModel, choose_device, footprint
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.text import profanity
 from typeless_grpc.text.finishing import FinishingEngine
 
-LOADS_SIDE_BY_SIDE = 4
+LOADS_SIDE_BY_SIDE = 1  # each takes a core and twice the model's memory, and anybody may ask for one
 # On a CPU, as in CTranslate2: more threads for one inference gain little.
 MOST_CPU_THREADS = 4
 MOST_CPU_WORKERS = 8
@@ -66,8 +67,8 @@ class BuiltEngine:
     n_threads: int
 
     def has_model(self, name: str) -> bool:
-        """Whether calls can name this model."""
-        return self.known.find(name) is not None
+        """Whether jobs can name this model."""
+        return self.models.may_load(name) and self.known.find(name) is not None
 
     async def warm(self) -> None:
         """Load the default model and run it once. Raises EngineFailed where it cannot be loaded."""
@@ -95,8 +96,13 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
             cache_dir=settings.data_dir,
         )
         known = catalog(settings)
-        pool = PoolOptions(settings.model, settings.max_model_memory_bytes)
-        models: ModelPool[Model] = ModelPool(known, load, loading, SystemClock(), pool)
+        loadable = frozenset(settings.user_models) if settings.user_models else None
+        pool = PoolOptions(settings.model, settings.max_model_memory_bytes, loadable)
+        models: ModelPool[Model] = ModelPool(
+            *(known, load, loading, SystemClock(), pool),
+            footprint=functools.partial(footprint, device=device),
+            free_bytes=free_bytes,
+        )
         if await asyncio.to_thread(known.find, settings.model) is None:
             raise SourceUnavailable(
                 f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
@@ -114,7 +120,7 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
 @contextmanager
 def finishing(settings: Settings, engine: Engine) -> Iterator[Engine]:
     """The engine for recordings as callers want them: several channels, and the last touches to the text."""
-    with ThreadPoolExecutor(FINISHED_SIDE_BY_SIDE, "finishing") as threads:
+    with CallThreads(FINISHED_SIDE_BY_SIDE, "finishing") as threads:
         yield FinishingEngine(ChannelEngine(engine), profanity.load(settings.profanity_file), threads)
 
 

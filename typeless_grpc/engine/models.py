@@ -1,8 +1,10 @@
 """The models that are loaded, by name.
 
-A model is loaded by the first call that needs it, off the event loop; calls for other models do not wait for it. When
-all of them together take more memory than allowed, the one unused for longest goes. A model that is in use is only
-forgotten: its calls keep it until the last of them is done, and then it is freed.
+A model is loaded by the first call that needs it, off the event loop; calls for loaded models do not wait for it.
+Memory is looked at before: what it will take, with what those take that are loading, must fit into what all models may
+have together, and loading it into what the machine has free. Idle models go for it, the one unused for longest first;
+one that is in use never does, and where that does not suffice the new one is refused. A model that an operator unloads
+while it is in use is only forgotten: its calls keep it until the last of them is done, and then it is freed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from typeless_grpc.clock import Clock
-from typeless_grpc.errors import NotFound, WrongState
+from typeless_grpc.errors import NotFound, Overloaded, WrongState
+
+# How soon a model that is refused for want of memory may fit: calls that hold another take seconds.
+RETRY_AFTER_S = 5.0
 
 
 class Loaded(Protocol):
@@ -38,16 +43,33 @@ ModelT = TypeVar("ModelT", bound=Loaded)
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """Memory that a model takes, in bytes; 0 where its files do not tell. loading: in all, until it is loaded."""
+
+    loaded: int = 0
+    loading: int = 0
+
+
+@dataclass(frozen=True)
 class PoolOptions:
-    """default_model: never unloaded. max_memory_bytes: of all loaded models; the default one is kept even above it."""
+    """default_model: never unloaded, and loaded whatever it takes. max_memory_bytes: of all loaded models.
+
+    loadable: the models besides it that calls may have loaded, None for all; others need a `load`.
+    """
 
     default_model: str
     max_memory_bytes: int = 4 * 1024**3
+    loadable: frozenset[str] | None = None
+
+    def may_load(self, name: str) -> bool:
+        """Whether a call may have a model loaded."""
+        return self.loadable is None or name == self.default_model or name in self.loadable
 
 
 @dataclass(eq=False)
 class _Entry(Generic[ModelT]):
     model: asyncio.Future[ModelT]
+    footprint: Footprint
     used_s: float
     n_users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -58,7 +80,7 @@ class _Entry(Generic[ModelT]):
 
     @property
     def memory_bytes(self) -> int:
-        return self.model.result().memory_bytes if self.is_loaded else 0
+        return self.model.result().memory_bytes if self.is_loaded else self.footprint.loaded
 
 
 class ModelPool(Generic[ModelT]):
@@ -71,13 +93,20 @@ class ModelPool(Generic[ModelT]):
         executor: Executor,
         clock: Clock,
         options: PoolOptions,
+        *,
+        footprint: Callable[[Path], Footprint] = lambda directory: Footprint(),
+        free_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """executor: threads for loading; as many models are loaded side by side."""
+        """executor: threads for loading; as many models are loaded side by side.
+
+        footprint: of the model in a directory. free_bytes: of the machine's memory, None where that is not known.
+        """
         self._finder = finder
         self._load = load
         self._executor = executor
         self._clock = clock
         self._options = options
+        self._footprint, self._free_bytes = footprint, free_bytes
         self._entries: dict[str, _Entry[ModelT]] = {}
         self._fetches: dict[str, asyncio.Future[Path]] = {}
 
@@ -85,14 +114,16 @@ class ModelPool(Generic[ModelT]):
     async def use(self, name: str) -> AsyncIterator[ModelT]:
         """The model called name, which stays loaded while this is open.
 
-        Raises NotFound where it is not on this machine (calls never download), EngineFailed where it cannot be loaded.
+        Raises NotFound where it is not on this machine (calls never download) or not for calls to load, Overloaded
+        where it does not fit into memory now, WrongState where it never does, EngineFailed where it cannot be loaded.
         """
         entry = self._entries.get(name)
         if entry is None:
-            directory = await asyncio.to_thread(self._finder.find, name)
+            may_load = self._options.may_load(name)
+            directory = await asyncio.to_thread(self._finder.find, name) if may_load else None
             if directory is None:
                 raise NotFound(f"This server has no model called '{name[:128]}'.", reason="MODEL_NOT_FOUND")
-            entry = self._entry(name, directory)
+            entry = await self._entry(name, directory)
         entry.n_users += 1
         entry.idle.clear()
         try:
@@ -105,9 +136,9 @@ class ModelPool(Generic[ModelT]):
                 self._make_room()
 
     async def load(self, name: str) -> ModelT:
-        """Load a model, fetched first where it is not on this machine. Raises as `Catalog.get`, and EngineFailed."""
+        """Load a model, fetched first where it is not on this machine. Raises as `Catalog.get`, and as `use`."""
         if name not in self._entries:
-            self._entry(name, await self._fetched(name))
+            await self._entry(name, await self._fetched(name))
         async with self.use(name) as model:
             return model
 
@@ -125,6 +156,10 @@ class ModelPool(Generic[ModelT]):
         if entry.n_users:
             await entry.idle.wait()
 
+    def may_load(self, name: str) -> bool:
+        """Whether calls may have a model loaded."""
+        return self._options.may_load(name)
+
     def loaded(self) -> dict[str, ModelT]:
         """The models that can be used now."""
         return {name: entry.model.result() for name, entry in self._entries.items() if entry.is_loaded}
@@ -137,11 +172,14 @@ class ModelPool(Generic[ModelT]):
             fetch.add_done_callback(lambda _: self._fetches.pop(name))
         return await asyncio.shield(fetch)
 
-    def _entry(self, name: str, directory: Path) -> _Entry[ModelT]:
-        # Another call may have begun to load it while we looked for its directory.
+    async def _entry(self, name: str, directory: Path) -> _Entry[ModelT]:
+        footprint = await asyncio.to_thread(self._footprint, directory)
+        # Another call may have begun to load it while we looked at its files.
         if name not in self._entries:
+            if name != self._options.default_model and footprint.loaded:
+                self._make_room_for(name, footprint)
             future = asyncio.get_running_loop().run_in_executor(self._executor, self._load, name, directory)
-            entry = self._entries[name] = _Entry(future, self._clock.now_s())
+            entry = self._entries[name] = _Entry(future, footprint, self._clock.now_s())
             future.add_done_callback(lambda _: self._after_load(name, entry))
         return self._entries[name]
 
@@ -151,14 +189,50 @@ class ModelPool(Generic[ModelT]):
             del self._entries[name]
         self._make_room()
 
-    def _make_room(self) -> None:
-        """Forget idle models, the one unused for longest first, until the rest fits."""
-        idle = sorted(
+    def _make_room_for(self, name: str, wanted: Footprint) -> None:
+        """Forget as many idle models as a new one needs. Raises Overloaded or WrongState, and forgets none then."""
+        default = self._entries.get(self._options.default_model)
+        if wanted.loaded + (default.memory_bytes if default else 0) > self._options.max_memory_bytes:
+            message = f"Model '{name}' needs about {_size(wanted.loaded)}, more than this server lets its models have."
+            raise WrongState(message, reason="MODEL_TOO_LARGE")
+        idle_bytes = sum(self._entries[one].memory_bytes for one in self._idle())
+        if self._lacking_bytes(wanted) > idle_bytes:
+            raise Overloaded(
+                f"Model '{name}' needs about {_size(wanted.loading)} of memory to be loaded, which is in use now.",
+                reason="MODEL_DOES_NOT_FIT",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._make_room(wanted)
+
+    def _make_room(self, wanted: Footprint | None = None) -> None:
+        """Forget idle models, the one unused for longest first, until the rest fits, and a new one that is wanted."""
+        lacking = self._lacking_bytes(wanted)
+        for name in self._idle():
+            if lacking <= 0:
+                return
+            lacking -= self._entries.pop(name).memory_bytes
+
+    def _idle(self) -> list[str]:
+        """The models that nobody uses, that unused for longest first."""
+        idle = (
             (entry.used_s, name)
             for name, entry in self._entries.items()
             if entry.is_loaded and not entry.n_users and name != self._options.default_model
         )
-        for _, name in idle:
-            if sum(entry.memory_bytes for entry in self._entries.values()) <= self._options.max_memory_bytes:
-                return
-            del self._entries[name]
+        return [name for _, name in sorted(idle)]
+
+    def _lacking_bytes(self, wanted: Footprint | None) -> int:
+        """How much memory there is too little, for what is loaded and loading and for a new one; 0 or less: none."""
+        entries = self._entries.values()
+        new = wanted or Footprint()
+        lacking = sum(entry.memory_bytes for entry in entries) + new.loaded - self._options.max_memory_bytes
+        free_bytes = self._free_bytes() if wanted is not None else None
+        if free_bytes is None:
+            return lacking
+        # Those that load may have some of theirs already: rather one too few than one too many.
+        loading = sum(entry.footprint.loading for entry in entries if not entry.model.done())
+        return max(lacking, loading + new.loading - free_bytes)
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1024**2:,.0f} MiB"

@@ -13,6 +13,7 @@ alignment takes a third as long as a decode. The measurements are in docs/measur
 
 from __future__ import annotations
 
+import difflib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,10 @@ LEAST_CHARACTERS_PER_S = 4.0
 MOST_UNCOVERED_S = 2.0
 LEAST_PROGRESS_S = 1.0
 SILENCE_BEFORE_S = 0.3
+# So many words in a row that a prompt has too may be the prompt's and not the audio's. A text without the prompt tells:
+# of one that was spoken it has most words as well, of one that was not next to none.
+LEAST_ECHO_WORDS = 8
+LEAST_ALIKE = 0.6
 # A spoken word takes longer; the alignment works in steps of 0.02 s. Repeated words that were spoken took 0.1 s and
 # more in the median, those that loops add none (docs/measurements/loops.md).
 LEAST_WORD_S = 0.05
@@ -86,6 +91,22 @@ def is_too_fast(text: str, speech_s: float) -> bool:
 def is_too_slow(text: str, speech_s: float) -> bool:
     """Whether nobody takes so long to say a text: it leaves out most of the speech."""
     return _n_characters(text) + LEAST_CHARACTERS_PER_S * MISSED_SPEECH_S < LEAST_CHARACTERS_PER_S * speech_s
+
+
+def may_echo(text: str, hints: str) -> bool:
+    """Whether a text has so much of a prompt that it may be that, and not what was spoken."""
+    theirs = _in_a_row(hints)
+    return any(words in theirs for words in _in_a_row(text))
+
+
+def are_alike(text: str, other: str) -> bool:
+    """Whether two texts can be of the same speech."""
+    return difflib.SequenceMatcher(None, _units(text), _units(other), autojunk=False).ratio() >= LEAST_ALIKE
+
+
+def _in_a_row(text: str) -> set[tuple[str, ...]]:
+    units = _units(text)
+    return {tuple(units[i : i + LEAST_ECHO_WORDS]) for i in range(len(units) - LEAST_ECHO_WORDS + 1)}
 
 
 def may_stop_early(text: str, speech_s: float) -> bool:

@@ -7,7 +7,7 @@ draws five samples whatever the beam size is. The better text is kept. So all wo
 times its first decode (docs/measurements/second-pass.md).
 
 A prompt and hotwords can mislead the decoder: it goes on with their text, in a loop, or ends after a word. A piece
-whose text was lost so is decoded anew without them, because they may help a text but not replace it.
+whose text may have been lost so is decoded anew without them, because they may help a text but not replace it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,15 @@ from typeless_grpc.engine.inference import (
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
 from typeless_grpc.engine.languages import Utterance, cut_where_it_changes, seem_mixed, utterances
 from typeless_grpc.engine.model import FULL_WINDOW_S, TEMPERATURES, Model
-from typeless_grpc.engine.quality import COMPRESSION_RATIO_THRESHOLD, UNUSABLE, Issue, is_too_slow, uncovered_from
+from typeless_grpc.engine.quality import (
+    COMPRESSION_RATIO_THRESHOLD,
+    UNUSABLE,
+    Issue,
+    are_alike,
+    is_too_slow,
+    may_echo,
+    uncovered_from,
+)
 from typeless_grpc.engine.scheduler import Scheduler, Task, Turn
 from typeless_grpc.engine.sentences import TimedWord
 from typeless_grpc.engine.strategies import Plan
@@ -245,12 +253,16 @@ class UtteranceDecoder:
         if not call.has_hints or call.ticket.lane is Lane.LIVE_INTERIM:
             return result
         window = _window(call, piece)
-        if not _loses_speech(result, window):
+        is_lost = _loses_speech(result, window)
+        if not is_lost and not may_echo(result.text, f"{call.options.prompt} {' '.join(call.options.hotwords)}"):
             return result
         alone = _in_language(call, call.options.language or result.language)
         alone = replace(alone, options=replace(alone.options, prompt="", hotwords=()), has_hints=False)
         other = await self._decode_conditioned(alone, piece)
-        best = min((result, other), key=lambda one: (_loses_speech(one, window), _severity(one), -one.avg_logprob))
+        if is_lost:
+            best = min((result, other), key=lambda one: (_loses_speech(one, window), _severity(one), -one.avg_logprob))
+        else:
+            best = result if _loses_speech(other, window) or are_alike(result.text, other.text) else other
         return replace(best, language_probability=result.language_probability, languages=result.languages)
 
     async def _decode_conditioned(self, call: Call, piece: Piece) -> DecodeResult:

@@ -36,6 +36,7 @@ from typeless_grpc.engine.model import (
     Languages,
     RawSegment,
 )
+from typeless_grpc.engine.models import Footprint
 from typeless_grpc.engine.sentences import TimedWord
 from typeless_grpc.engine.tail import Positions, Tail
 from typeless_grpc.engine.transcript import Segment, Word
@@ -83,6 +84,18 @@ def choose_device(device: str, compute_type: str) -> Device:
         known = ", ".join(sorted(supported))
         raise InvalidInput("compute_type", f"'{compute_type}' is none of {known} ({name})", reason="CONFIG_INVALID")
     return Device(name, compute_type)
+
+
+def footprint(directory: Path, device: Device) -> Footprint:
+    """The memory that the model in a directory takes."""
+    # Converted models are stored as float16; nothing tells what CTranslate2 makes of it in memory. It reads all of the
+    # file before it converts the weights.
+    try:
+        stored_bytes = (directory / "model.bin").stat().st_size
+    except OSError:  # it cannot be loaded either, which says why
+        return Footprint()
+    loaded = round(stored_bytes * BYTES_PER_WEIGHT.get(device.compute_type, 2) / 2)
+    return Footprint(loaded, loaded + stored_bytes if device.name == "cpu" else stored_bytes)
 
 
 class _CallerGone(Exception):
@@ -281,10 +294,8 @@ class WhisperModel:
         self._runtime = Runtime(name, directory, device, n_threads=n_threads, n_workers=n_workers)
         self.is_multilingual = self._runtime.is_multilingual
         self._tail = self._calibrated(directory, cache_dir, n_workers) if is_calibrated else None
-        # Converted models are stored as float16; nothing tells what CTranslate2 makes of it in memory.
-        stored_bytes = (directory / "model.bin").stat().st_size
         silence_bytes = self._tail.silence.nbytes if self._tail is not None else 0
-        self.memory_bytes = round(stored_bytes * BYTES_PER_WEIGHT.get(device.compute_type, 2) / 2) + silence_bytes
+        self.memory_bytes = footprint(directory, device).loaded + silence_bytes
 
     def _calibrated(self, directory: Path, cache_dir: Path | None, n_workers: int) -> Tail | None:
         def calibrate() -> Tail | None:

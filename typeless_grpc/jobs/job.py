@@ -227,7 +227,8 @@ class Progressed:
 class RetryPolicy:
     """How often a job is tried again after a fault that can pass, and how long it waits before.
 
-    max_attempts: failed runs in a row, without a chunk kept in between, after which it is given up; 1 or more.
+    max_attempts: failed runs in a row, without a chunk kept in between, after which it is given up; 1 or more. It is
+    never given up for want of capacity, which is no fault of the job's.
     first_delay_s: before the second; each one after waits four times as long, at most max_delay_s.
     """
 
@@ -237,9 +238,9 @@ class RetryPolicy:
 
     def delay_s(self, n_failures: int, error: BaseException) -> float | None:
         """How long to wait after the nth failure in a row, 1 or more; None where the job is to be given up."""
-        if not can_pass(error) or n_failures >= self.max_attempts:
+        if not can_pass(error) or (n_failures >= self.max_attempts and not isinstance(error, errors.Overloaded)):
             return None
-        delay_s = min(self.first_delay_s * 4.0 ** (n_failures - 1), self.max_delay_s)
+        delay_s = min(self.first_delay_s * 4.0 ** min(n_failures - 1, 32), self.max_delay_s)
         asked_s = error.retry_after_s if isinstance(error, errors.TypelessError) else None
         return max(delay_s, asked_s or 0.0)
 

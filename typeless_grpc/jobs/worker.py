@@ -3,6 +3,8 @@
 A worker knows neither the database nor the queue. Something else hands it a job in a thread of its own, with a `step`
 that makes a piece of work durable, and watches over it: `drop_lost` is to be called often while jobs run.
 
+Between two chunks a run asks whether its turn is over, and hands its job back if it is (`turns.py`).
+
 A job whose last run ended without a word may have killed its worker. Such suspects run one at a time until they have
 kept a chunk, so that of the jobs that die together with a poisonous one none is taken for it.
 """
@@ -28,6 +30,7 @@ from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable, Typ
 from typeless_grpc.jobs.chunks import ChunkReader, Piece, SpeechFinder
 from typeless_grpc.jobs.job import Chunk, Failure, RetryPolicy
 from typeless_grpc.jobs.store import Run, RunLost, RunStore
+from typeless_grpc.jobs.turns import TIMES_THE_START
 from typeless_grpc.text.finishing import needs_words
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,10 @@ class Released(BaseException):
     """
 
 
+class MadeWay(Released):
+    """This run is over because another caller's job was next; the job waits for its turn."""
+
+
 class _Unrecorded(BaseException):
     """Carries an error out of a step. What a step raises as an Exception is its outcome for ever, and raised again by
     every run that follows; a job that failed or stopped here may do better elsewhere."""
@@ -60,6 +67,14 @@ class _Unrecorded(BaseException):
 
 class _Stopped(Exception):
     """The worker is to stop, or the job is no longer this run's."""
+
+
+class _TurnOver(Exception):
+    """Another caller's job is next."""
+
+
+# Whether a run's turn is over. Given: the job's caller, and for how long the run has been at work, in seconds.
+IsOver = Callable[[str, float], bool]
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,8 @@ class _Hold:
         self.n_failures = run.n_failures
         self.language = run.job.language
         self.position = run.job.position
+        self.began_s = time.monotonic()
+        self.first_chunk_s: float | None = None
         self.reader: ChunkReader | None = None
         self.file: BinaryIO | None = None
         self.stopped = threading.Event()
@@ -111,6 +128,13 @@ class _Hold:
             with self._lock:
                 self._inference = None
 
+    def at_work_s(self) -> float | None:
+        """How long new chunks have been worked on; None before the first, and while going on took most of the time."""
+        if self.first_chunk_s is None:
+            return None
+        ran_s = time.monotonic() - self.first_chunk_s
+        return ran_s if ran_s >= TIMES_THE_START * (self.first_chunk_s - self.began_s) else None
+
     def close(self) -> None:
         """Let go of the audio."""
         if self.file is not None:
@@ -138,8 +162,11 @@ class Worker:
         self._idle = threading.Condition()
         self._suspects = threading.Lock()
 
-    def run(self, job_id: str, step: Step) -> None:
-        """Run a job as far as it goes. Raises Released where it did not come to an outcome here."""
+    def run(self, job_id: str, step: Step, is_over: IsOver = lambda caller, ran_s: False) -> None:
+        """Run a job as far as it goes. Raises Released where it did not come to an outcome here.
+
+        is_over: asked after each chunk.
+        """
         if self._stopping.is_set():
             raise Released
         with self._one_suspect_at_a_time(job_id) as cleared:
@@ -148,7 +175,7 @@ class Worker:
                 return
             hold = _Hold(run)
             with self._registered(hold):
-                self._work(hold, step, cleared)
+                self._work(hold, step, is_over, cleared)
 
     def drop_lost(self) -> None:
         """Stop the runs whose job was cancelled, deleted or taken over. Raises SourceUnavailable."""
@@ -201,13 +228,17 @@ class Worker:
         finally:
             clear()
 
-    def _work(self, hold: _Hold, step: Step, cleared: Callable[[], None]) -> None:
+    def _work(self, hold: _Hold, step: Step, is_over: IsOver, cleared: Callable[[], None]) -> None:
         job_id = hold.run.job.job_id
         try:
             try:
-                self._all_chunks(hold, step, cleared)
+                self._all_chunks(hold, step, is_over, cleared)
             except (RunLost, _Stopped, DecodeCancelled):
                 raise
+            except _TurnOver as error:
+                self._patiently(lambda: self._store.hand_back(hold.run), hold.stopped)
+                log.info("job %s makes way for another caller's", job_id)
+                raise MadeWay from error
             except Exception as error:
                 if not isinstance(error, TypelessError):
                     log.exception("unforeseen error in job %s", job_id)
@@ -222,11 +253,14 @@ class Worker:
                     self._store.hand_back(hold.run)
             raise Released from error
 
-    def _all_chunks(self, hold: _Hold, step: Step, cleared: Callable[[], None]) -> None:
+    def _all_chunks(self, hold: _Hold, step: Step, is_over: IsOver, cleared: Callable[[], None]) -> None:
         index = 0
         try:
             while not step(functools.partial(self._chunk_or_unrecorded, hold, index, cleared)):
                 index += 1
+                ran_s = hold.at_work_s()
+                if ran_s is not None and is_over(hold.run.job.caller, ran_s):
+                    raise _TurnOver
         except _Unrecorded as carrier:
             raise carrier.error from carrier
         self._patiently(lambda: self._store.complete(hold.run), hold.stopped)
@@ -259,6 +293,7 @@ class Worker:
         if hold.stopped.is_set():
             raise _Stopped
         began_s = time.monotonic()
+        hold.first_chunk_s = hold.first_chunk_s or began_s
         chunk = self._transcribed(hold, index, piece, began_s)
         self._patiently(lambda: self._store.keep_chunk(run, chunk), hold.stopped)
         hold.n_failures, hold.language, hold.position = 0, chunk.language, chunk.end
@@ -312,6 +347,8 @@ class Worker:
             try:
                 return hold.result(asyncio.run_coroutine_threadsafe(asking, self._loop))
             except (Overloaded, RateLimited) as error:
+                if error.reason == "MODEL_DOES_NOT_FIT":
+                    raise  # to be tried later: meanwhile the place is another job's
                 if hold.stopped.wait(error.retry_after_s or 1.0):
                     raise _Stopped from error
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from typeless_grpc.access import principal
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import models_pb2, models_pb2_grpc
 
@@ -31,6 +32,7 @@ class ServedModel(Protocol):
 class Pool(Protocol):
     """The loaded models; `engine.models.ModelPool` is the real one."""
 
+    def may_load(self, name: str) -> bool: ...
     def loaded(self) -> dict[str, Any]: ...
     async def load(self, name: str) -> Any: ...
     async def unload(self, name: str) -> None: ...
@@ -60,9 +62,14 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
     async def ListModels(
         self, request: models_pb2.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> models_pb2.ListModelsResponse:
-        """The models that calls can use: those on this machine, and those in memory whose files are gone since."""
+        """The models that calls can use: those on this machine, and those in memory whose files are gone since.
+
+        An admin, who may load any, sees all of them; others those that their calls may have loaded or that are.
+        """
         here = await asyncio.to_thread(lambda: {name for name in self._catalog.names() if self._catalog.find(name)})
         loaded = self._pool.loaded()
+        if not principal.current().is_admin:
+            here = {name for name in here if self._pool.may_load(name)}
         names = [name for name in self._catalog.names() if name in here or name in loaded]
         # The default one may have a name that only the data directory knows.
         names += sorted(({self._default} | set(loaded)) - set(names))

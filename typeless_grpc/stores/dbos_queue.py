@@ -76,6 +76,11 @@ def _make_tables(database: Database) -> None:
             engine.dispose()
 
 
+def partition(caller: str) -> str:
+    """The part of the queue that holds a caller's jobs."""
+    return caller or "nobody"
+
+
 class DbosQueue:
     """`Queue` by DBOS. Threads share it."""
 
@@ -98,7 +103,7 @@ class DbosQueue:
             "workflow_id": workflow_id,
             "app_version": VERSION,
             "priority": priority,
-            "queue_partition_key": caller or "nobody",
+            "queue_partition_key": partition(caller),
         }
         if delay_s > 0:
             options["delay_seconds"] = delay_s

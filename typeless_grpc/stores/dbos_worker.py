@@ -1,14 +1,15 @@
 """Workers by DBOS: it hands pending jobs to this process, one thread each, and records each step.
 
 What its free part leaves open is done by a keeper, a thread of ours: it says that this worker is alive, stops runs
-whose job was taken away, and puts jobs of dead workers back into the queue. A worker is dead once it has not been heard
-of for `worker_timeout_s`; on the same machine at once, because it holds a lock on a file as long as it lives.
+whose job was taken away, and puts jobs back into the queue that made way or whose worker is dead. A worker is dead once
+it has not been heard of for `worker_timeout_s`; on the same machine at once, because it holds a lock on a file as long
+as it lives.
 
 Private things of DBOS 3.4 are used, which is why its version is pinned and the fault tests kill, freeze and starve
 workers: `_recover_pending_workflows` and `reenqueue_for_recovery` (take over the jobs of the dead),
 `_active_workflows_set` (what runs here), `_retry_connection_errors` (off once we stop), and two queries of every poll,
 which are replaced: that for a queue's row, which would be one limit for all workers, and that for who waits, which is
-asked only if somebody does.
+asked only if somebody does, and answered by those who are next (`jobs/turns.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from typing import IO, TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from typeless_grpc.errors import SourceUnavailable
-from typeless_grpc.jobs.worker import Worker
+from typeless_grpc.jobs.turns import Turns
+from typeless_grpc.jobs.worker import MadeWay, Worker
 from typeless_grpc.stores import dbos_queue
 from typeless_grpc.stores.database import Database, jobs
 from typeless_grpc.stores.upkeep import JobUpkeep
@@ -152,6 +154,9 @@ class DbosWorker:
         self._sign: SignOfLife | None = None
         self._dbos: DBOS | None = None
         self._idle_here: set[str] = set()
+        self._making_way: set[str] = set()
+        self._waiting: Callable[[], list[str]] = list
+        self._turns = Turns(options.max_jobs, self._n_running)
         self._beats = Beats(options.worker_timeout_s)
         self._heartbeats = Heartbeats(options.worker_timeout_s)
 
@@ -235,22 +240,78 @@ class DbosWorker:
 
         @DBOS.workflow(name=dbos_queue.WORKFLOW, max_recovery_attempts=None)
         def run(job_id: str) -> None:
-            self._worker.run(job_id, lambda work: DBOS.run_step({"name": "chunk"}, work))
+            workflow_id = str(DBOS.workflow_id)
+
+            def is_over(caller: str, ran_s: float) -> bool:
+                if must_make_way := self._must_make_way(caller, ran_s):
+                    self._making_way.add(workflow_id)
+                return must_make_way
+
+            try:
+                self._worker.run(job_id, lambda work: DBOS.run_step({"name": "chunk"}, work), is_over)
+            except MadeWay:
+                raise
+            except BaseException:
+                self._making_way.discard(workflow_id)
+                raise
 
         DBOS.listen_queues([dbos_queue.QUEUE])
         DBOS.launch()
         queue = DBOS.register_queue(
             dbos_queue.QUEUE,
             worker_concurrency=self._options.max_jobs,
-            # Makes callers take turns; itself it is no limit. (A limit over all workers would make them wait for one
-            # another at every poll.)
+            # Makes callers take turns, and is set anew for each poll. (A limit over all workers would make them wait
+            # for one another at every poll.)
             partition_worker_concurrency=self._options.max_jobs,
             polling_interval_sec=self._options.poll_s,
             on_conflict="always_update",
         )
         _read_once(dbos, queue)
-        _look_first(dbos, self._database)
+        self._waiting = _waiting(dbos, self._database)
+        self._take_turns(dbos, queue)
         return dbos
+
+    # ---- callers take turns ------------------------------------------------------------------------------------
+
+    def _n_running(self, partition: str) -> int:
+        assert self._dbos is not None
+        return self._dbos._active_workflows_set.count_for_partition(dbos_queue.QUEUE, partition)
+
+    def _n_free(self) -> int:
+        assert self._dbos is not None
+        return self._options.max_jobs - self._dbos._active_workflows_set.count_for_queue(dbos_queue.QUEUE)
+
+    def _take_turns(self, dbos: DBOS, queue: Any) -> None:
+        """Let each poll see only the callers that are next, each with as many places as it may have then."""
+
+        def get_queue_partitions(name: str) -> list[str]:
+            if self._dbos is None:  # the first poll may come before we know of it
+                return []
+            n_free = self._n_free()
+            if n_free <= 0:
+                return []
+            chosen, most = self._turns.next(self._waiting(), n_free)
+            queue._partition_worker_concurrency = most
+            return chosen
+
+        dbos._sys_db.get_queue_partitions = get_queue_partitions  # type: ignore[method-assign, assignment]
+
+    def _must_make_way(self, caller: str, ran_s: float) -> bool:
+        if self._n_free() > 0:
+            return False
+        try:
+            waiting = self._waiting()
+        except sa.exc.SQLAlchemyError:  # then nobody else can begin either
+            return False
+        mine, n_making_way = dbos_queue.partition(caller), len(self._making_way)
+        return self._turns.must_make_way(mine, waiting, n_making_way=n_making_way, ran_s=ran_s)
+
+    def _queue_what_made_way(self) -> None:
+        """Put back what has made way, once its run is over: as if it had never left its place in its caller's line."""
+        assert self._dbos is not None
+        for workflow_id in self._making_way - set(self._dbos._active_workflows_set.activeList()):
+            self._dbos._sys_db.reenqueue_for_recovery(workflow_id, [self._worker.worker_id], dbos_queue.QUEUE)
+            self._making_way.discard(workflow_id)
 
     # ---- the keeper --------------------------------------------------------------------------------------------
 
@@ -259,8 +320,9 @@ class DbosWorker:
         beat = _Every(beat_s, self._beat)
         repair = _Every(REPAIR_S, self._repair)
         watch = _Every(0.0, self._worker.drop_lost)
+        put_back = _Every(0.0, self._queue_what_made_way)
         while True:
-            for duty in (beat, watch, repair):
+            for duty in (beat, watch, put_back, repair):
                 if self._stopping.is_set():
                     return
                 try:
@@ -366,10 +428,13 @@ def _read_once(dbos: DBOS, queue: Any) -> None:
     sys_db.get_queue = get_queue  # type: ignore[method-assign]
 
 
-def _look_first(dbos: DBOS, database: Database) -> None:
-    """Let a poll that finds nothing, as most do, cost a third: twenty in a second are a good part of an idle core."""
-    sys_db = dbos._sys_db
-    find = sys_db.get_queue_partitions
+def _waiting(dbos: DBOS, database: Database) -> Callable[[], list[str]]:
+    """Asks whose jobs wait.
+
+    Where none do, as at most polls, that costs a third of DBOS's own query: twenty in a second are a good part of an
+    idle core.
+    """
+    find = dbos._sys_db.get_queue_partitions
     table = "workflow_status" if database.is_sqlite else "dbos.workflow_status"
     # The second condition follows from the first: spelled out, it lets SQLite use the index on what waits or runs.
     waiting = (
@@ -377,11 +442,10 @@ def _look_first(dbos: DBOS, database: Database) -> None:
         " AND status IN ('ENQUEUED', 'PENDING') LIMIT 1"
     )
 
-    def get_queue_partitions(name: str) -> list[str]:
-        if name == dbos_queue.QUEUE:
-            with database.engine.connect() as connection:
-                if connection.exec_driver_sql(waiting).first() is None:
-                    return []
-        return find(name)
+    def ask() -> list[str]:
+        with database.engine.connect() as connection:
+            if connection.exec_driver_sql(waiting).first() is None:
+                return []
+        return find(dbos_queue.QUEUE)
 
-    sys_db.get_queue_partitions = get_queue_partitions  # type: ignore[method-assign, assignment]
+    return ask

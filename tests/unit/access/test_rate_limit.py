@@ -7,6 +7,7 @@ from typeless_grpc.access.methods import Group
 from typeless_grpc.access.principal import Principal
 from typeless_grpc.access.quota import Limit, Quota, Quotas, Unit
 from typeless_grpc.access.rate_limit import Limiter, NoCharge
+from typeless_grpc.engine.shares import share_is_used_up
 from typeless_grpc.errors import (
     DeadlineExceeded,
     InvalidInput,
@@ -68,7 +69,14 @@ async def test_a_long_recording_takes_from_both_groups():
             pass
 
 
-@pytest.mark.parametrize("error", [Overloaded("Full."), SourceUnavailable("Away.", reason="STORE_UNAVAILABLE")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        Overloaded("Full."),
+        SourceUnavailable("Away.", reason="STORE_UNAVAILABLE"),
+        share_is_used_up("key:1", "calls at once", 1.0),
+    ],
+)
 async def test_what_is_refused_for_load_costs_nothing(error: TypelessError):
     limited = transcribing()
     for _ in range(3):

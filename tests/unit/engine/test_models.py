@@ -13,8 +13,8 @@ import pytest
 
 from tests.unit.engine.harness import settle
 from typeless_grpc.clock import FakeClock
-from typeless_grpc.engine.models import ModelPool, PoolOptions
-from typeless_grpc.errors import EngineFailed, NotFound, SourceUnavailable, WrongState
+from typeless_grpc.engine.models import Footprint, ModelPool, PoolOptions
+from typeless_grpc.errors import EngineFailed, NotFound, Overloaded, SourceUnavailable, WrongState
 
 HERE = Path("models")
 
@@ -318,3 +318,100 @@ async def test_unloading_what_is_not_loaded_is_not_found(bench: Bench, name: str
     with pytest.raises(NotFound) as caught:
         await bench.pool.unload(name)
     assert caught.value.reason == "MODEL_NOT_FOUND"
+
+
+# ---- memory is looked at before a model is loaded ---------------------------------------------------------------
+
+
+@dataclass
+class Machine:
+    """Memory of a machine: bytes that nothing uses, but for what the models of a bench's pool take."""
+
+    total_bytes: int = 1000
+    bench: Bench | None = None
+
+    def free_bytes(self) -> int:
+        assert self.bench is not None
+        return self.total_bytes - sum(model.memory_bytes for model in self.bench.pool.loaded().values())
+
+
+@pytest.fixture
+def machine(bench: Bench) -> Machine:
+    """The bench's pool again, for models that take 10 bytes, and 20 while they are loaded."""
+    machine = Machine(bench=bench)
+    bench.pool._footprint = lambda directory: Footprint(loaded=bench.loader.bytes.get(directory.name, 10), loading=20)
+    bench.pool._free_bytes = machine.free_bytes
+    return machine
+
+
+async def test_a_model_that_does_not_fit_beside_those_in_use_is_refused_before_it_is_loaded(
+    bench: Bench, users: Users, machine: Machine
+):
+    begun = [await users(name) for name in ("default", "a", "b")]
+    with pytest.raises(Overloaded) as caught:
+        await bench.used("c")
+    assert (caught.value.reason, caught.value.retryable) == ("MODEL_DOES_NOT_FIT", True)
+    assert bench.loader.loads == ["default", "a", "b"]
+    assert sorted(bench.pool.loaded()) == ["a", "b", "default"]
+    for using, done in begun:
+        done.set()
+        await using
+    await bench.used("c")
+    assert sorted(bench.pool.loaded()) == ["b", "c", "default"]
+
+
+@pytest.mark.parametrize(("total_bytes", "fits"), [(49, False), (50, True)])
+async def test_a_model_must_fit_into_what_the_machine_has_free(
+    bench: Bench, users: Users, machine: Machine, total_bytes: int, fits: bool
+):
+    machine.total_bytes = total_bytes
+    bench.pool._options = PoolOptions("default", max_memory_bytes=1000)
+    begun = [await users(name) for name in ("default", "a")]
+    await bench.used("b")  # goes for the next
+    if fits:
+        machine.total_bytes -= 10  # 40: the two in use, and 20 for the one that is loaded
+        await bench.used("c")
+        assert sorted(bench.pool.loaded()) == ["a", "c", "default"]
+    else:
+        machine.total_bytes -= 10
+        with pytest.raises(Overloaded):
+            await bench.used("c")
+        assert sorted(bench.pool.loaded()) == ["a", "b", "default"]  # none goes for nothing
+    for using, done in begun:
+        done.set()
+        await using
+
+
+async def test_models_that_are_loading_count_together(bench: Bench, machine: Machine):
+    bench.loader.gates |= {"a": threading.Event(), "b": threading.Event()}
+    await bench.used("default")
+    loading = [asyncio.create_task(bench.used(name)) for name in ("a", "b")]
+    for name in ("a", "b"):
+        await until(bench.loader.began[name])
+    with pytest.raises(Overloaded):
+        await bench.used("c")
+    for gate in bench.loader.gates.values():
+        gate.set()
+    await asyncio.gather(*loading)
+    assert bench.loader.loads == ["default", "a", "b"]
+
+
+async def test_a_model_that_never_fits_beside_the_default_one_is_refused_for_good(bench: Bench, machine: Machine):
+    await bench.used("default")
+    bench.loader.bytes["a"] = 21
+    with pytest.raises(WrongState) as caught:
+        await bench.used("a")
+    assert (caught.value.reason, caught.value.retryable) == ("MODEL_TOO_LARGE", False)
+    assert bench.loader.loads == ["default"]
+
+
+async def test_calls_load_only_models_that_they_may_and_use_what_an_admin_loaded(bench: Bench):
+    bench.pool._options = PoolOptions("default", max_memory_bytes=100, loadable=frozenset({"a"}))
+    await bench.used("default")
+    await bench.used("a")
+    with pytest.raises(NotFound) as caught:
+        await bench.used("b")
+    assert caught.value.reason == "MODEL_NOT_FOUND"
+    assert (bench.pool.may_load("a"), bench.pool.may_load("b")) == (True, False)
+    await bench.pool.load("b")
+    await bench.used("b")

@@ -161,16 +161,20 @@ async def test_what_a_piece_is_conditioned_on_is_bounded():
 # ---- prompt and hotwords ----------------------------------------------------------------------------------------
 
 SPOKEN = "the text of all that was spoken here"
+ECHOED = "this is a talk about a town that has eight names"
 
 
 @pytest.mark.parametrize("temperatures", [(), (0.0,)], ids=["at once", "with fallback"])
-@pytest.mark.parametrize("hints", [{"prompt": "A talk."}, {"hotwords": ("Kubrendo",)}], ids=["prompt", "hotwords"])
+@pytest.mark.parametrize(
+    "hints", [{"prompt": f"So {ECHOED}."}, {"hotwords": tuple(ECHOED.split())}], ids=["prompt", "hotwords"]
+)
 @pytest.mark.parametrize(
     "misled",
     [
         pytest.param("", id="no text"),
         pytest.param("the", id="an early end"),
         pytest.param("Kubrendo, " * 30, id="a loop"),
+        pytest.param(f"and {ECHOED}", id="the prompt's own text"),
     ],
 )
 async def test_audio_whose_text_is_lost_to_a_prompt_is_decoded_without_it(
@@ -189,6 +193,14 @@ async def test_a_text_that_a_prompt_did_not_harm_is_decoded_once(temperatures: t
         bench.model.script = lambda decoding: SPOKEN
         await bench.heard(utterances(1), replace(ENGLISH, prompt="A talk.", temperatures=temperatures))
     assert [decoding.task.prompt for decoding in bench.model.decodings] == ["A talk."]
+
+
+async def test_a_prompt_that_is_what_was_spoken_keeps_its_names():
+    spoken = ECHOED.replace("town", "Kubrendo")
+    async with serving() as bench:
+        bench.model.script = lambda decoding: spoken if decoding.task.prompt else spoken.replace("Kubrendo", "cue")
+        recognition = await bench.heard(utterances(1), replace(ENGLISH, prompt=f"So {spoken}."))
+    assert recognition.transcript.text == spoken
 
 
 async def test_where_no_text_is_any_good_that_with_the_prompt_is_kept():

@@ -18,7 +18,7 @@ from typeless_grpc.engine.interface import DecodeOptions, Recognition
 from typeless_grpc.engine.scripted import Asked, ScriptedEngine
 from typeless_grpc.errors import EngineFailed, InvalidInput, NotFound, Overloaded, SourceUnavailable
 from typeless_grpc.jobs.job import Job, RetryPolicy, State
-from typeless_grpc.jobs.worker import Released, Worker, WorkerOptions, _Hold
+from typeless_grpc.jobs.worker import MadeWay, Released, Worker, WorkerOptions, _Hold
 
 OPTIONS = WorkerOptions(shortest_chunk_s=4.0, retries=RetryPolicy(max_attempts=3, first_delay_s=2.0))
 
@@ -109,6 +109,18 @@ async def test_a_full_engine_is_asked_again(stores: Stores):
     assert (now(stores, job).state, now(stores, job).attempt, len(engine.asked)) == (State.COMPLETED, 1, 4)
 
 
+async def test_a_job_whose_model_does_not_fit_now_leaves_its_place_and_is_never_given_up(stores: Stores):
+    full = Overloaded("no memory", reason="MODEL_DOES_NOT_FIT", retry_after_s=5.0)
+    engine = ScriptedEngine(lambda asked: full if len(engine.asked) < 8 else "x")
+    job = stores.submit()
+    for _ in range(7):
+        await run(worker(stores, engine), job)
+        assert now(stores, job).state is State.PENDING
+    await run(worker(stores, engine), job)
+    assert now(stores, job).state is State.COMPLETED
+    assert min(one.delay_s for one in stores.queue.queued[1:]) == 5.0
+
+
 async def test_a_store_that_is_away_for_a_while_costs_nothing(stores: Stores, monkeypatch: pytest.MonkeyPatch):
     keep, n_refused = stores.runs.keep_chunk, 0
 
@@ -179,6 +191,30 @@ async def test_a_worker_that_stops_hands_its_jobs_back(stores: Stores):
     with pytest.raises(Released):
         await run(running, job)
     assert (now(stores, job).state, now(stores, job).attempt) == (State.PENDING, 1)
+
+
+async def test_a_job_makes_way_between_two_chunks_and_goes_on_with_the_next(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("typeless_grpc.jobs.worker.TIMES_THE_START", 0.0)
+    engine = ScriptedEngine(lambda asked: "x")
+    job = stores.submit(content=audio(10), caller="key:1")
+    asked = list[str]()
+
+    def is_over(caller: str, ran_s: float) -> bool:
+        asked.append(caller)
+        return True
+
+    running = worker(stores, engine)
+    for n_chunks in (1, 2):
+        with pytest.raises(MadeWay):
+            await asyncio.to_thread(running.run, job.job_id, directly, is_over)
+        assert (now(stores, job).state, now(stores, job).n_chunks) == (State.PENDING, n_chunks)
+        assert not stores.runs.is_suspect(job.job_id)
+    await asyncio.to_thread(running.run, job.job_id, directly, is_over)
+    assert (now(stores, job).state, now(stores, job).n_chunks) == (State.COMPLETED, 3)
+    assert asked == ["key:1"] * 2  # not after the last
+    assert sum(len(one.audio) for one in engine.asked) == 160_000
 
 
 async def test_suspects_run_one_at_a_time_until_they_have_kept_a_chunk(stores: Stores):

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from typeless_grpc.access import principal
+from typeless_grpc.access.principal import Principal, Role
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import models_pb2
 from typeless_grpc.servicers.models import ModelServicer
@@ -25,6 +27,10 @@ class FakeModel:
 @dataclass
 class FakePool:
     in_memory: dict[str, FakeModel] = field(default_factory=dict)
+    loadable: frozenset[str] | None = None
+
+    def may_load(self, name: str) -> bool:
+        return self.loadable is None or name in self.loadable
 
     def loaded(self) -> dict[str, Any]:
         return self.in_memory
@@ -115,3 +121,17 @@ async def test_a_model_must_be_named(call: str):
     with pytest.raises(InvalidInput) as caught:
         await getattr(servicer("base"), call)(request, None)
     assert caught.value.violations[0].field == "name"
+
+
+@pytest.mark.parametrize(
+    ("role", "shown"), [(Role.USER, ["base", "tiny.en"]), (Role.ADMIN, ["base", "tiny.en", "small"])]
+)
+async def test_users_are_shown_the_models_that_they_may_use(role: Role, shown: list[str]):
+    pool = FakePool({"tiny.en": FakeModel()}, frozenset({"base"}))  # an admin had it loaded
+    names = Names(("base", "tiny.en", "small"), frozenset({"base", "tiny.en", "small"}))
+    token = principal.enter(Principal("key:1", "key:1", role))
+    try:
+        found = await listed(ModelServicer(pool, names, "base"))
+    finally:
+        principal.leave(token)
+    assert [model.name for model in found] == shown

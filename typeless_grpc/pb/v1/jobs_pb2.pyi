@@ -140,8 +140,9 @@ class Job(google.protobuf.message.Message):
     priority: Global___JobPriority.ValueType
     """As submitted, NORMAL where that was unset."""
     attempt: builtins.int
-    """1 for the first run. 0 while it has not run. A job whose runs keep crashing the server is
-    FAILED after the third.
+    """1 for the first run. 0 while it has not run. It grows with every run, also where a long job
+    made way for another caller's between two. A job whose runs keep crashing the server is FAILED
+    after the third.
     """
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:

@@ -67,7 +67,8 @@ class ModelServiceServicer(object):
     """
 
     def ListModels(self, request, context):
-        """All of them, loaded or not. No statuses of its own.
+        """All that the caller may use, loaded or not; an admin is shown every one on this machine. No
+        statuses of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,8 +79,9 @@ class ModelServiceServicer(object):
         the least recently used may be unloaded to stay within the server's memory bound.
 
         Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND: no source has it; the
-        message names what was tried), PERMISSION_DENIED (not an admin key), UNAVAILABLE (its source
-        cannot be reached now, with RetryInfo).
+        message names what was tried), PERMISSION_DENIED (not an admin key), FAILED_PRECONDITION
+        (MODEL_TOO_LARGE: it never fits into memory beside the default one), UNAVAILABLE (its source
+        cannot be reached now; MODEL_DOES_NOT_FIT: not into what is free now, with RetryInfo).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

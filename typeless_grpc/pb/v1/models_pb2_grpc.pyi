@@ -115,15 +115,18 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
     ], channel: grpc.aio.Channel) -> None: ...
 
     ListModels: _ModelServiceListModelsType
-    """All of them, loaded or not. No statuses of its own."""
+    """All that the caller may use, loaded or not; an admin is shown every one on this machine. No
+    statuses of its own.
+    """
 
     LoadModel: _ModelServiceLoadModelType
     """Needs an admin key. Returns when the model can take requests. Other models serve meanwhile;
     the least recently used may be unloaded to stay within the server's memory bound.
 
     Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND: no source has it; the
-    message names what was tried), PERMISSION_DENIED (not an admin key), UNAVAILABLE (its source
-    cannot be reached now, with RetryInfo).
+    message names what was tried), PERMISSION_DENIED (not an admin key), FAILED_PRECONDITION
+    (MODEL_TOO_LARGE: it never fits into memory beside the default one), UNAVAILABLE (its source
+    cannot be reached now; MODEL_DOES_NOT_FIT: not into what is free now, with RetryInfo).
     """
 
     UnloadModel: _ModelServiceUnloadModelType
@@ -164,7 +167,9 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.models_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.models_pb2.ListModelsResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.models_pb2.ListModelsResponse]]:
-        """All of them, loaded or not. No statuses of its own."""
+        """All that the caller may use, loaded or not; an admin is shown every one on this machine. No
+        statuses of its own.
+        """
 
     @abc.abstractmethod
     def LoadModel(
@@ -176,8 +181,9 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         the least recently used may be unloaded to stay within the server's memory bound.
 
         Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND: no source has it; the
-        message names what was tried), PERMISSION_DENIED (not an admin key), UNAVAILABLE (its source
-        cannot be reached now, with RetryInfo).
+        message names what was tried), PERMISSION_DENIED (not an admin key), FAILED_PRECONDITION
+        (MODEL_TOO_LARGE: it never fits into memory beside the default one), UNAVAILABLE (its source
+        cannot be reached now; MODEL_DOES_NOT_FIT: not into what is free now, with RetryInfo).
         """
 
     @abc.abstractmethod

@@ -545,7 +545,8 @@ class TranscriptionOptions(google.protobuf.message.Message):
     OUTPUT_FORMATS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """As ModelService names it; empty is the server's default. One it does not name is NOT_FOUND
-    (MODEL_NOT_FOUND).
+    (MODEL_NOT_FOUND). One that is not loaded and does not fit into memory is UNAVAILABLE
+    (MODEL_DOES_NOT_FIT, with RetryInfo), or FAILED_PRECONDITION where it never does.
     """
     language: builtins.str
     """BCP-47 tag of what is spoken; empty detects it. "zh" is written in simplified characters,

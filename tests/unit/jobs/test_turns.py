@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from typeless_grpc.jobs.turns import LEAST_TURN_S, Turns
+
+
+def turns(n_places: int, running: dict[str, int]) -> Turns:
+    return Turns(n_places, Counter(running).__getitem__)
+
+
+def test_a_caller_alone_may_have_all_places():
+    assert turns(3, {}).next(["a"], 3) == (["a"], 3)
+
+
+def test_the_caller_with_the_fewest_running_jobs_is_next():
+    assert turns(8, {"a": 3, "b": 1, "c": 2}).next(["a", "b", "c"], 2) == (["b"], 2)
+
+
+def test_of_equals_the_one_that_was_served_longest_ago_is_next():
+    sharing = turns(1, {})
+    chosen = [sharing.next(["a", "b", "c"], 1)[0] for _ in range(6)]
+    assert chosen == [["a"], ["b"], ["c"]] * 2
+
+
+def test_who_was_served_while_nobody_else_waited_is_not_next():
+    sharing = turns(1, {})
+    for waiting in (["a"], []):
+        sharing.next(waiting, 1)
+    assert sharing.next(["a", "b"], 1)[0] == ["b"]
+
+
+def test_who_waits_no_more_has_no_turn_to_wait_for():
+    sharing = turns(1, {})
+    for _ in range(2):
+        sharing.next(["a", "b"], 1)
+    assert sharing.next(["a", "c"], 1)[0] == ["c"]
+    assert sharing.next(["a", "b"], 1)[0] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("running", "ran_s", "is_over"),
+    [
+        pytest.param({"a": 3}, 0.0, True, id="all places, and the other none"),
+        pytest.param({"a": 2, "b": 1}, LEAST_TURN_S, True, id="one more, and it has had its time"),
+        pytest.param({"a": 2, "b": 1}, LEAST_TURN_S - 1, False, id="one more, and it has just begun"),
+        pytest.param({"a": 2, "b": 2}, 1e6, False, id="as many"),
+        pytest.param({"a": 1, "b": 2}, 1e6, False, id="fewer"),
+    ],
+)
+def test_a_job_makes_way_where_another_caller_has_fewer_places(running: dict[str, int], ran_s: float, is_over: bool):
+    assert turns(3, running).must_make_way("a", ["a", "b"], n_making_way=0, ran_s=ran_s) is is_over
+
+
+def test_no_job_makes_way_for_its_own_caller_or_where_enough_do():
+    sharing = turns(3, {"a": 3})
+    assert not sharing.must_make_way("a", ["a"], n_making_way=0, ran_s=1e6)
+    assert not sharing.must_make_way("a", ["a", "b"], n_making_way=1, ran_s=1e6)
+    assert sharing.must_make_way("a", ["a", "b", "c"], n_making_way=1, ran_s=1e6)
