@@ -68,6 +68,24 @@ class Chunk:
     rate_hz: int
 
 
+def check_size(file: BinaryIO, *, field: str) -> int:
+    """How many bytes are missing at the file's end, by its own account; the file is left at its start.
+
+    Raises InvalidInput (AUDIO_TRUNCATED) if that is more than a careless writer's mistake.
+    """
+    n_bytes = file.seek(0, io.SEEK_END)
+    n_missing = structures.missing_bytes(file, n_bytes=n_bytes)
+    if completeness.is_much(n_missing, n_bytes):
+        raise truncated(n_missing, field)
+    return n_missing
+
+
+def truncated(n_missing: int, field: str) -> InvalidInput:
+    """The error of a recording that ends before its own structure says."""
+    why = f"it ends too early: by its own account at least {n_missing} bytes are missing"
+    return InvalidInput(f"{field}.content", why, reason="AUDIO_TRUNCATED")
+
+
 class ContainerReader:
     """One file's audio: the track that it marks as its default, or else the first one."""
 
@@ -131,18 +149,13 @@ class ContainerReader:
         completeness.check(result, container=self.source.container, declared_s=declared_s, field=self._field)
 
     def _opened(self, file: BinaryIO) -> av.container.InputContainer:
-        n_missing = 0
-        if self._is_seekable:
-            n_bytes = file.seek(0, io.SEEK_END)
-            n_missing = structures.missing_bytes(file, n_bytes=n_bytes)
-            if completeness.is_much(n_missing, n_bytes):
-                raise self._truncated(n_missing)
+        n_missing = check_size(file, field=self._field) if self._is_seekable else 0
         options = {**self._options, "format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
         try:
             return av.open(_Nameless(file), mode="r", options=options, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
             if n_missing:
-                raise self._truncated(n_missing) from error
+                raise truncated(n_missing, self._field) from error
             raise self._refusal("this is no audio file that can be read here") from error
 
     def _check_holes(self, file: BinaryIO) -> None:
@@ -244,10 +257,6 @@ class ContainerReader:
 
     def _refusal(self, why: str) -> InvalidInput:
         return InvalidInput(f"{self._field}.content", why, reason="AUDIO_UNDECODABLE")
-
-    def _truncated(self, n_missing: int) -> InvalidInput:
-        why = f"it ends too early: by its own account at least {n_missing} bytes are missing"
-        return InvalidInput(f"{self._field}.content", why, reason="AUDIO_TRUNCATED")
 
 
 def _samples(frame: av.AudioFrame) -> npt.NDArray[np.float64] | Audio | None:

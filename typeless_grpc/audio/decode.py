@@ -10,14 +10,16 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
-from typeless_grpc.audio.containers import Chunk, ContainerReader, DecodeCancelled, SourceInfo
+from typeless_grpc.audio import completeness
+from typeless_grpc.audio.containers import Chunk, ContainerReader, DecodeCancelled, SourceInfo, check_size, truncated
 from typeless_grpc.audio.converter import ChannelsChanged, Converter
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.pcm import PcmReader
+from typeless_grpc.audio.wav import NotForUs, WavParts
 from typeless_grpc.errors import InvalidInput
 
 __all__ = ["AudioReader", "DecodeCancelled", "DecodeLimits", "Decoded", "SourceInfo", "decode", "iter_decode"]
@@ -91,7 +93,8 @@ class AudioReader:
             rate_hz, n_channels = self._format.sample_rate_hz or 0, self._format.n_channels or 1
             self.source = SourceInfo("raw", self._format.encoding.value, rate_hz, n_channels)
         else:
-            self._container = ContainerReader(self._file, self._format, field=field, cancelled=cancelled)
+            self._containers = self._opened()
+            self._container = next(self._containers)
             self.source = self._container.source
 
     def close(self) -> None:
@@ -128,9 +131,47 @@ class AudioReader:
         if reader.n_pending_bytes:
             raise self._odd_bytes(reader.n_pending_bytes)
 
+    def _opened(self) -> Iterator[ContainerReader]:
+        """The file; of WAV, all files that follow one another in it. Each is to be read before the next."""
+        wavs = self._wavs()
+        if wavs is None:
+            yield ContainerReader(self._file, self._format, field=self._field, cancelled=self._cancelled)
+            return
+        for wav in wavs:
+            # A part has what ContainerReader and PyAV use of a file.
+            file, options = cast(BinaryIO, wav), {"ignore_length": "1"}
+            yield ContainerReader(file, self._format, field=self._field, cancelled=self._cancelled, options=options)
+        if completeness.is_much(wavs.n_missing, self._n_bytes or 0):
+            raise truncated(wavs.n_missing, self._field)
+
+    def _wavs(self) -> WavParts | None:
+        if self._n_bytes is None:
+            return None
+        try:
+            wavs = WavParts(self._file)
+        except NotForUs:
+            self._file.seek(0)
+            return None
+        position = self._file.tell()
+        check_size(self._file, field=self._field)
+        self._file.seek(position)
+        return wavs
+
+    def _chunks(self, first: ContainerReader) -> Iterator[Chunk]:
+        container: ContainerReader | None = first
+        while container is not None:
+            self._container = container
+            with closing(container):
+                try:
+                    yield from container.chunks()
+                except InvalidInput as error:
+                    if error.reason != "AUDIO_EMPTY":  # others may hold some
+                        raise
+                container = next(self._containers, None)
+
     def _container_parts(self, container: ContainerReader) -> Iterator[Audio]:
         converter = Converter(separate_channels=self._separate_channels)
-        for chunk in _gathered(container.chunks(), self._block_s):
+        for chunk in _gathered(self._chunks(container), self._block_s):
             self._check_channels(chunk.samples.shape[0])
             try:
                 yield converter.feed(chunk.samples, chunk.rate_hz)

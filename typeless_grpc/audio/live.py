@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, suppress
 from typing import BinaryIO, Protocol, cast
 
@@ -20,7 +20,7 @@ from typeless_grpc.audio.containers import ContainerReader, DecodeCancelled
 from typeless_grpc.audio.converter import Converter
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.pcm import PcmReader
-from typeless_grpc.audio.wav import NotForUs, wav_header
+from typeless_grpc.audio.wav import NotForUs, WavHeader, WavParser
 from typeless_grpc.errors import InvalidInput
 
 _RAW_PIECE_BYTES = 1 << 16  # fed to the reader at once; at most 8 s of audio (8 kHz, one byte a sample)
@@ -64,12 +64,16 @@ def live_reader(format: AudioFormat, *, field: str, is_live: bool = True) -> Liv
 
 
 class _SniffingReader:
-    """A container: WAV of the usual kinds is raw samples after its header, all else is FFmpeg's."""
+    """A container: WAV of the usual kinds is raw samples after its header, all else is FFmpeg's.
+
+    Of WAV, files may follow one another, as they do in a recording (`decode.py`).
+    """
 
     def __init__(self, format: AudioFormat, *, field: str, is_live: bool) -> None:
         self._format, self._field, self._is_live = format, field, is_live
-        self._head = b""
-        self._reader: LiveReader | None = None
+        self._wavs: WavParser | None = WavParser()
+        self._reader: RawLiveReader | ContainerLiveReader | None = None
+        self._raw_format: AudioFormat | None = None
 
     @property
     def declared_s(self) -> float | None:
@@ -78,18 +82,29 @@ class _SniffingReader:
 
     async def feed(self, data: bytes) -> AsyncIterator[Audio]:
         """See `LiveReader`."""
-        if self._reader is None:
-            self._head += data
-            data = self._sniffed()
+        try:
+            if self._wavs is not None:
+                async for block in self._passed_on(self._wavs.feed(data)):
+                    yield block
+                return
+        except NotForUs:
+            data = self._left_to_ffmpeg()
         if self._reader is not None:
             async for block in self._reader.feed(data):
                 yield block
 
     async def finish(self) -> AsyncIterator[Audio]:
         """See `LiveReader`."""
-        if self._reader is None and self._head:
-            self._reader = ContainerLiveReader(self._format, field=self._field, is_live=self._is_live)
-            async for block in self._reader.feed(self._head):
+        try:
+            if self._wavs is not None:
+                async for block in self._passed_on(self._wavs.finish()):
+                    yield block
+        except NotForUs:
+            pass
+        if self._reader is None and self._wavs is not None and self._wavs.waiting:
+            head = self._left_to_ffmpeg()
+            assert self._reader is not None
+            async for block in self._reader.feed(head):
                 yield block
         if self._reader is not None:
             async for block in self._reader.finish():
@@ -100,18 +115,40 @@ class _SniffingReader:
         if self._reader is not None:
             self._reader.close()
 
-    def _sniffed(self) -> bytes:
-        """Choose the reader as soon as the bytes tell; what it is to be fed first."""
-        try:
-            header = wav_header(self._head)
-        except NotForUs:
+    def _left_to_ffmpeg(self) -> bytes:
+        assert self._wavs is not None
+        head, self._wavs = bytes(self._wavs.waiting), None
+        self._reader = ContainerLiveReader(self._format, field=self._field, is_live=self._is_live)
+        return head
+
+    async def _passed_on(self, items: Iterator[WavHeader | bytes]) -> AsyncIterator[Audio]:
+        for item in items:
+            data = item
+            if isinstance(item, WavHeader):
+                async for block in self._begun(item):
+                    yield block
+                data = b"" if item.format is not None else item.head
+            assert self._reader is not None
+            assert isinstance(data, bytes)
+            async for block in self._reader.feed(data):
+                yield block
+
+    async def _begun(self, header: WavHeader) -> AsyncIterator[Audio]:
+        """Choose the reader of the file that begins; what is left of the one before."""
+        if header.format is not None:
+            self._check_same(header.format)
+        if isinstance(self._reader, RawLiveReader) and header.format == self._raw_format:
+            self._reader.begin_anew()
+            return
+        if self._reader is not None:
+            async for block in self._reader.finish():
+                yield block
+            self._reader.close()
+        self._raw_format = header.format
+        if header.format is None:
             self._reader = ContainerLiveReader(self._format, field=self._field, is_live=self._is_live)
-            return self._head
-        if header is None:
-            return b""
-        self._check_same(header.format)
-        self._reader = RawLiveReader(header.format, field=self._field, is_live=self._is_live)
-        return self._head[header.n_bytes :]
+        else:
+            self._reader = RawLiveReader(header.format, field=self._field, is_live=self._is_live, may_end_anywhere=True)
 
     def _check_same(self, found: AudioFormat) -> None:
         for name, said, says in (
@@ -128,7 +165,9 @@ class RawLiveReader:
 
     declared_s = None
 
-    def __init__(self, format: AudioFormat, *, field: str, is_live: bool) -> None:
+    def __init__(self, format: AudioFormat, *, field: str, is_live: bool, may_end_anywhere: bool = False) -> None:
+        """may_end_anywhere: a part of a sample at the end is left out, and no error."""
+        self._may_end_anywhere = may_end_anywhere
         self._reader = PcmReader(format, field=field, is_live=is_live)
         self._field = field
 
@@ -146,9 +185,13 @@ class RawLiveReader:
         """See `LiveReader`. Raises InvalidInput (AUDIO_TRUNCATED) where the bytes end within a sample."""
         if len(block := self._reader.flush()):
             yield block
-        if n_over := self._reader.n_pending_bytes:
+        if (n_over := self._reader.n_pending_bytes) and not self._may_end_anywhere:
             ends = f"it ends {n_over} byte{'s' if n_over > 1 else ''} into a sample"
             raise InvalidInput(_AUDIO, ends, reason="AUDIO_TRUNCATED")
+
+    def begin_anew(self) -> None:
+        """What follows begins with a whole sample."""
+        self._reader.begin_anew()
 
     def close(self) -> None:
         """See `LiveReader`."""

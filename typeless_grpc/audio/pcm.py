@@ -40,6 +40,10 @@ class PcmReader:
         """Bytes that wait for the rest of their frame. Not 0 at the end: the stream was cut within a sample."""
         return len(self._pending)
 
+    def begin_anew(self) -> None:
+        """What follows begins with a whole frame: leave out what waits."""
+        self._pending = b""
+
     def feed(self, data: bytes) -> Audio:
         """The 16 kHz audio that these bytes complete; may be empty.
 

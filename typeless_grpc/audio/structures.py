@@ -6,6 +6,8 @@ import io
 import struct
 from typing import BinaryIO
 
+from typeless_grpc.audio.wav import is_open_ended
+
 _MAX_ELEMENTS = 100_000  # chunks, boxes or pages looked at, against files made of headers
 _MAX_EBML_HEADER_BYTES = 4096  # some 40 in practice
 _MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
@@ -66,14 +68,9 @@ def _riff_end(file: BinaryIO, head: bytes) -> int:
             elif name == b"data":
                 if size == 0xFFFFFFFF and long_size:
                     return int(start + long_size)
-                return 0 if _is_open_ended(size) else int(start + size)
+                return 0 if is_open_ended(size) else int(start + size)
             file.seek(start + size + size % 2)
-    return 0 if _is_open_ended(riff_size) else 8 + int(riff_size)
-
-
-def _is_open_ended(size: int) -> bool:
-    """Sizes that writers to a pipe put where they cannot know it: 0, and those next to 2^31 and 2^32."""
-    return size == 0 or 0x7FFF0000 <= size <= 0x80000000 or size >= 0xFFFF0000
+    return 0 if is_open_ended(riff_size) else 8 + int(riff_size)
 
 
 def _matroska_end(file: BinaryIO) -> int:
@@ -194,7 +191,7 @@ def _next_page(file: BinaryIO, start: int) -> int:
 
 def _aiff_end(head: bytes) -> int:
     (size,) = struct.unpack(">I", head[4:8])
-    return 0 if _is_open_ended(size) else 8 + int(size)
+    return 0 if is_open_ended(size) else 8 + int(size)
 
 
 def _caf_end(file: BinaryIO, n_bytes: int) -> int:
