@@ -95,6 +95,11 @@ class StreamService:
             if call.stream.end_reason is EndReason.DRAINING:
                 await asyncio.wait([feeding], timeout=LAST_REQUESTS_S)
 
+    @property
+    def is_well(self) -> bool:
+        """Whether sessions are looked after: idle ones are ended, and those past their window are dropped."""
+        return self._sessions.is_kept
+
     def draining(self) -> None:
         """Tell every caller that the server is about to go, and end what they say: all that was taken is understood."""
         message = "This server is going away: it takes no more audio after the next pause. Send the rest to another."

@@ -184,6 +184,11 @@ class Database:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
 
+    def probe(self) -> None:
+        """Read as a call would. Raises SourceUnavailable."""
+        with self.reading() as connection:
+            connection.execute(sa.select(jobs.c.job_id).limit(1)).first()
+
     def now_s(self) -> sa.ColumnElement[float]:
         """The database's own clock in Unix seconds: the clocks of many machines differ."""
         if self.is_sqlite:

@@ -108,7 +108,7 @@ class Call(Generic[C]):
 class Sessions(Generic[C]):
     """All sessions of this server, each with the configuration (C) it was opened with.
 
-    `tick` is to be called a few times a second, by `run` or by a test.
+    `tick` is to be called a few times a second, by `run` or by a test. is_kept: whether `run` does.
     """
 
     def __init__(self, limits: SessionLimits, clock: Clock) -> None:
@@ -116,7 +116,7 @@ class Sessions(Generic[C]):
         self._held: dict[str, _Held[C]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._ticked = asyncio.Event()
-        self.is_draining = False
+        self.is_draining = self.is_kept = False
 
     def __len__(self) -> int:
         return len(self._held)
@@ -190,9 +190,13 @@ class Sessions(Generic[C]):
 
     async def run(self) -> None:
         """Tick until cancelled."""
-        while True:
-            await asyncio.sleep(1 / _TICKS_PER_S)
-            self.tick()
+        self.is_kept = True
+        try:
+            while True:
+                await asyncio.sleep(1 / _TICKS_PER_S)
+                self.tick()
+        finally:
+            self.is_kept = False
 
     async def close(self) -> None:
         """End every session."""
