@@ -183,7 +183,10 @@ class Settings(BaseSettings):
         " more for a model that takes so long.",
     )
     max_held_audio_s: float = Field(
-        14400.0, gt=0, description="Decoded audio that all calls hold together, in seconds of 64 kB; more is refused."
+        14400.0,
+        gt=0,
+        description="Decoded audio that all calls and streams hold together, in seconds of 64 kB (a second of a"
+        " stream is two); recordings beyond it are refused, streams slowed down, and new ones refused.",
     )
     max_concurrent_calls: int = Field(
         64,

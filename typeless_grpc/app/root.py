@@ -18,6 +18,7 @@ from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import Engine
+from typeless_grpc.engine.stream_audio import StreamAudio
 from typeless_grpc.health import SERVER, Vital
 from typeless_grpc.interceptors.deadline import DeadlineInterceptor
 from typeless_grpc.interceptors.drain import DrainInterceptor
@@ -93,6 +94,7 @@ async def listen(
             streaming,
             clock or SystemClock(),
             InterimPlaces(settings.stream_interims_at_once),
+            StreamAudio(admission),
         )
         streams = await stack.enter_async_context(open_streams(settings, machinery))
         drain.when_closing(streams.draining, streams.drained)

@@ -147,6 +147,7 @@ class StreamService:
         if self._sessions.is_draining:
             raise _going_away()
         config = stream_config(message, self._defaults)
+        self._machinery.audio.check()
         await self._check(config.options, "config.options")
         if self._sessions.is_draining:
             raise _going_away()

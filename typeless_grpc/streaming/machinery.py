@@ -12,7 +12,9 @@ from typing import Protocol
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.audio.vad import DetectorState, Probabilities
 from typeless_grpc.clock import Clock
+from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import DecodeOptions, Engine
+from typeless_grpc.engine.stream_audio import StreamAudio
 from typeless_grpc.streaming.cadence import Cadence
 from typeless_grpc.streaming.planner import PlanOptions
 from typeless_grpc.streaming.session import Rules
@@ -111,11 +113,12 @@ class InterimPlaces:
 
 @dataclass(frozen=True)
 class Machinery:
-    """What all streams share. off_loop: threads for longer computations."""
+    """What all streams share. off_loop: threads for longer computations. audio: what they may hold together."""
 
     engine: Engine
     speech: SpeechProbability
     off_loop: Executor
     clock: Clock
     interim_places: InterimPlaces = field(default_factory=InterimPlaces)
+    audio: StreamAudio = field(default_factory=lambda: StreamAudio(Admission(AdmissionOptions())))
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
