@@ -163,6 +163,7 @@ class StreamService:
             who.owner,
             config,
             lambda: Stream(self._machinery, live_reader(config.format, field="config"), options),
+            is_shared=who.is_shared,
         )
 
     async def _check(self, options: DecodeOptions, field: str) -> None:

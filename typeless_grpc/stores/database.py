@@ -129,6 +129,10 @@ upload_digests = sa.Table(
 )
 
 
+# Of jobs and uploads: whoever knows one may use it, where callers have no keys.
+ID_BYTES = 16
+
+
 class Database:
     """A pool of connections; threads share it. Errors of the database come out as SourceUnavailable."""
 

@@ -121,12 +121,15 @@ class Sessions(Generic[C]):
     def __len__(self) -> int:
         return len(self._held)
 
-    def open(self, caller: str, owner: str, config: C, stream: Callable[[], Stream]) -> Call[C]:
+    def open(
+        self, caller: str, owner: str, config: C, stream: Callable[[], Stream], *, is_shared: bool = False
+    ) -> Call[C]:
         """A new session. caller: whose number of streams it counts against; owner: who may resume it.
 
+        is_shared: caller may be several, of whom none may end what another will come back for.
         Raises RateLimited (TOO_MANY_STREAMS) and Overloaded.
         """
-        self._make_room(caller)
+        self._make_room(caller, is_shared=is_shared)
         held = _Held(secrets.token_urlsafe(16), caller, owner, config, stream())
         self._held[held.id] = held
         return self._given(held, resumed=False)
@@ -209,10 +212,10 @@ class Sessions(Generic[C]):
         held.stream.attach()
         return held.call
 
-    def _make_room(self, caller: str) -> None:
+    def _make_room(self, caller: str, *, is_shared: bool) -> None:
         """Count the caller's sessions; one without a call makes way for one that has a caller."""
         own = [held for held in self._held.values() if held.caller == caller]
-        left = [held for held in own if held.call is None]
+        left = [held for held in own if held.call is None and (held.stream.is_delivered or not is_shared)]
         has_its_limit = len(own) >= self._limits.max_streams_per_caller
         if has_its_limit and not left:
             message = f"You have {len(own)} streams open, which is your limit."
