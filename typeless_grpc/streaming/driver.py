@@ -57,7 +57,9 @@ class Stream:
         self._waiting_bytes = 0
         self._n_blocked = 0
         self.end_reason: events.EndReason | None = None  # why no more audio is taken; None while it is
-        self._drain_by_s: float | None = None  # when audio ends although someone speaks, once the server is to stop
+        # Once the server is to stop: when audio ends in the shortest pause, and when although someone speaks.
+        self._drain_short_s = 0.0
+        self._drain_by_s: float | None = None
         self._moved = asyncio.Event()  # set whenever there may be room again
         self._opened_s = self._request_s = machinery.clock.now_s()
         self._offered_s: float | None = None  # since when an event waits to be read
@@ -177,9 +179,11 @@ class Stream:
     def drain(self, within_s: float) -> None:
         """Take no more audio from the next pause on, at the latest after within_s; finish what was taken as after END.
 
-        Until then a request is taken only when those before it are done, so that the pause is not far ahead.
+        A pause is what ends an utterance, and after half of the time any moment in which nothing is said. Until then
+        a request is taken only when those before it are done, so that the pause is not far ahead.
         """
-        self._drain_by_s = self._machinery.clock.now_s() + within_s
+        now_s = self._machinery.clock.now_s()
+        self._drain_short_s, self._drain_by_s = now_s + within_s / 2, now_s + within_s
         self._end_if_drained()
 
     @property
@@ -267,8 +271,9 @@ class Stream:
     def _end_if_drained(self) -> None:
         if self._drain_by_s is None or self.has_ended:
             return
-        is_quiet = not self._session.is_speaking and not self._has_waiting()
-        if is_quiet or not self._is_attached or self._machinery.clock.now_s() >= self._drain_by_s:
+        now_s = self._machinery.clock.now_s()
+        is_pause = not self._session.is_speaking or (self._session.is_quiet and now_s >= self._drain_short_s)
+        if (is_pause and not self._has_waiting()) or not self._is_attached or now_s >= self._drain_by_s:
             self._end(events.EndReason.DRAINING)
 
     async def _take_rest(self) -> None:
@@ -320,10 +325,15 @@ class Stream:
         return await loop.run_in_executor(self._machinery.off_loop, look, block, self._detector)
 
     async def _wait_for_engine(self) -> None:
-        """Hold no more audio than is allowed: the rest stays with the caller."""
-        while self._samples.end - self._session.final > self._options.max_held_s * SAMPLE_RATE_HZ and self._finals:
+        """Hold no more audio than is allowed, or than could be finished soon: the rest stays with the caller."""
+        while self._finals and self._is_ahead():
             self._moved.clear()
             await self._moved.wait()
+
+    def _is_ahead(self) -> bool:
+        held = self._samples.end - self._session.final
+        is_behind = self._options.is_file and self._machinery.engine.backlog_s > self._options.max_backlog_s
+        return is_behind or held > self._options.max_held_s * SAMPLE_RATE_HZ
 
     def _has_room(self) -> bool:
         if (self._drain_by_s is not None or self._held.is_waiting) and self._has_waiting():

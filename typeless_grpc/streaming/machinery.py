@@ -56,7 +56,8 @@ class StreamOptions:
     """What one stream is. rules: of LIVE or FILE mode. interim_interval_s: None for no interims.
 
     caller: whose turn its work takes. The rest are bounds: of audio in all, of requests waiting (bytes), of audio held
-    (seconds), of events that nobody has read, of FILE pieces at the engine at once; idle_timeout_s: without a request.
+    (seconds), of the engine's backlog with which a FILE goes on to be taken, of events that nobody has read, of FILE
+    pieces at the engine at once; idle_timeout_s: without a request.
     """
 
     options: DecodeOptions
@@ -67,6 +68,7 @@ class StreamOptions:
     max_audio_s: float = 4 * 3600.0
     max_waiting_bytes: int = 1 << 20
     max_held_s: float = 360.0
+    max_backlog_s: float = 15.0
     max_unread_events: int = 256
     max_pieces_at_once: int = 16
     idle_timeout_s: float = 60.0

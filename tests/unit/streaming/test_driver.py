@@ -708,6 +708,37 @@ async def test_a_drain_waits_for_a_pause(talk: bytes, is_attached: bool, waits: 
     assert b.got[-1].acknowledged_bytes == len(talk)
 
 
+async def test_no_more_of_a_recording_is_taken_than_the_engine_would_finish_in_a_drain():
+    talk = said(*[4.0, 1.0] * 60)
+    async with bench(samples_as_text, rules=PlanOptions(), max_waiting_bytes=32_000, max_backlog_s=10.0) as b:
+        b.engine.gate.clear()
+        b.engine.backlog_s = 11.0
+        talking = asyncio.create_task(b.say(talk, 32_000))
+        await b.engine.until(n_asked=1)
+        while not b.stream._finals or b.stream._requests.empty():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        taken = b.stream.acknowledged_bytes
+        await asyncio.sleep(0.1)
+        assert b.stream.acknowledged_bytes <= taken + 64_000 < len(talk)
+        b.engine.gate.set()  # it is never so busy that nothing is taken
+        await asyncio.wait_for(talking, 20)
+        assert isinstance((await b.rest())[-1], Completed)
+
+
+async def test_after_a_while_a_drain_ends_audio_between_two_words():
+    async with bench() as b:
+        await b.say(tone(1.0))
+        await b.until(SpeechStart)
+        b.stream.drain(5.0)
+        b.clock.advance(3.0)
+        await b.say(tone(0.5))
+        await settle()
+        assert not b.stream.has_ended
+        await b.say(silence(0.1))
+        await b.until(Completed)
+    assert b.finals()
+
+
 async def test_what_waits_to_be_put_when_audio_ends_is_not_taken():
     async with bench(max_waiting_bytes=1000) as b:
         await b.stream.put(tone(0.5))
