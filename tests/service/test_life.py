@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import grpc
@@ -73,20 +75,37 @@ async def test_an_engine_that_ends_nothing_is_not_serving_until_it_does_and_watc
         assert [(await watch.read()).status for watch in watches[:2]] == [SERVING] * 2
 
 
-async def test_jobs_without_their_database_are_not_serving_and_the_rest_is(tmp_path: Path):
+@contextmanager
+def without_tables(database: sqlite3.Connection) -> Iterator[None]:
+    """As after a disaster, or an operator's mistake."""
+    database.execute("ALTER TABLE jobs RENAME TO elsewhere")
+    yield
+    database.execute("ALTER TABLE elsewhere RENAME TO jobs")
+
+
+@contextmanager
+def locked(database: sqlite3.Connection) -> Iterator[None]:
+    """As by a copy that never ends: it can be read, and not written."""
+    database.execute("BEGIN IMMEDIATE")
+    yield
+    database.rollback()
+
+
+@pytest.mark.parametrize("unusable", [without_tables, locked])
+async def test_jobs_without_their_database_are_not_serving_and_the_rest_is(
+    tmp_path: Path, unusable: Callable[[sqlite3.Connection], AbstractContextManager[None]]
+):
     services = ["typeless.v1.JobsService", "typeless.v1.UploadService", "", "typeless.v1.TranscriptionService"]
     async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
         assert [await health(served, service) for service in services] == [SERVING] * 4
         stub = health_pb2_grpc.HealthStub(served.channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=services[0]))
         assert (await watch.read()).status == SERVING
-        with sqlite3.connect(tmp_path / "jobs" / "jobs.db") as database:
-            database.execute("ALTER TABLE jobs RENAME TO elsewhere")
-        assert (await watch.read()).status == NOT_SERVING
-        assert [await health(served, service) for service in services] == [NOT_SERVING] * 2 + [SERVING] * 2
-        with sqlite3.connect(tmp_path / "jobs" / "jobs.db") as database:
-            database.execute("ALTER TABLE elsewhere RENAME TO jobs")
-        assert (await watch.read()).status == SERVING
+        with closing(sqlite3.connect(tmp_path / "jobs" / "jobs.db", isolation_level=None)) as database:
+            with unusable(database):
+                assert (await watch.read()).status == NOT_SERVING
+                assert [await health(served, service) for service in services] == [NOT_SERVING] * 2 + [SERVING] * 2
+            assert (await watch.read()).status == SERVING
 
 
 async def test_reflection_lists_what_is_served_and_describes_it():

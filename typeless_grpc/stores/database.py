@@ -189,9 +189,9 @@ class Database:
             yield connection
 
     def probe(self) -> None:
-        """Read as a call would. Raises SourceUnavailable."""
-        with self.reading() as connection:
-            connection.execute(sa.select(jobs.c.job_id).limit(1)).first()
+        """Write, and change nothing: a database that can only be read is of no use. Raises SourceUnavailable."""
+        with self.writing() as connection:
+            connection.execute(sa.update(jobs).where(sa.false()).values(version=jobs.c.version))
 
     def now_s(self) -> sa.ColumnElement[float]:
         """The database's own clock in Unix seconds: the clocks of many machines differ."""
