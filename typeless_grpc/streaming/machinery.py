@@ -68,7 +68,7 @@ class StreamOptions:
     max_audio_s: float = 4 * 3600.0
     max_waiting_bytes: int = 1 << 20
     max_held_s: float = 360.0
-    max_backlog_s: float = 15.0
+    max_backlog_s: float = 7.5
     max_unread_events: int = 256
     max_pieces_at_once: int = 16
     idle_timeout_s: float = 60.0
