@@ -73,6 +73,15 @@ class Probe:
             asked.get_loop().call_soon_threadsafe(_answer, asked, answer)
 
 
+def _is_well(vital: Vital) -> bool:
+    """Whatever it fails with, the others are looked at, and this one again."""
+    try:
+        return vital.is_well()
+    except Exception:
+        log.exception("cannot be looked at", what=vital.what)
+        return False
+
+
 def _answer(asked: asyncio.Future[bool], answer: bool) -> None:
     if not asked.done():
         asked.set_result(answer)
@@ -116,10 +125,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
 
     def look(self) -> None:
         """Take up how everything is, and tell those who watch."""
-        ill: set[str] = set()
-        for vital in self._vitals:
-            if not vital.is_well():
-                ill |= {vital.what}
+        ill = {vital.what for vital in self._vitals if not _is_well(vital)}
         for what in sorted(ill ^ self._ill):
             log.warning("not well" if what in ill else "well again", what=what)
         self._ill = ill

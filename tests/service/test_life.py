@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from typeless_grpc.config import Settings
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.pb.v1 import jobs_pb2, jobs_pb2_grpc, server_pb2
+from typeless_grpc.stores.dbos_worker import DbosWorker
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -106,6 +108,19 @@ async def test_jobs_without_their_database_are_not_serving_and_the_rest_is(
                 assert (await watch.read()).status == NOT_SERVING
                 assert [await health(served, service) for service in services] == [NOT_SERVING] * 2 + [SERVING] * 2
             assert (await watch.read()).status == SERVING
+
+
+async def test_jobs_whose_worker_died_are_not_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    dies = threading.Event()
+    monkeypatch.setattr(DbosWorker, "_keep", lambda self: dies.wait())
+    async with serving_jobs(ScriptedEngine(), tmp_path) as served:
+        stub = health_pb2_grpc.HealthStub(served.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="typeless.v1.JobsService"))
+        assert (await watch.read()).status == SERVING
+        dies.set()
+        async with asyncio.timeout(30):
+            assert (await watch.read()).status == NOT_SERVING
+        assert await health(served, "") == await health(served, "typeless.v1.UploadService") == SERVING
 
 
 async def test_reflection_lists_what_is_served_and_describes_it():

@@ -49,6 +49,15 @@ async def test_each_service_is_as_well_as_what_it_needs():
     assert await statuses(checked) == dict.fromkeys(["", JOBS, LIVE], NOT_SERVING)
 
 
+async def test_what_cannot_be_looked_at_is_not_well():
+    def fails() -> bool:
+        raise ZeroDivisionError
+
+    checked = Health([JOBS, LIVE], [Vital("database", frozenset({JOBS}), fails)])
+    checked.begin()
+    assert await statuses(checked) == {"": SERVING, JOBS: NOT_SERVING, LIVE: SERVING}
+
+
 async def test_watchers_are_told_of_each_change_and_of_no_other():
     well = [True]
     checked = Health([JOBS, LIVE], [Vital("database", frozenset({JOBS}), lambda: well[0])])

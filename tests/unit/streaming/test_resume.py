@@ -262,6 +262,17 @@ async def test_a_drain_does_not_wait_for_a_session_past_its_window():
         await asyncio.wait_for(waiting, 5)
 
 
+async def test_sessions_say_whether_they_are_looked_after():
+    async with desk() as d:
+        assert not d.sessions.is_kept
+        running = asyncio.create_task(d.sessions.run())
+        await asyncio.sleep(0)
+        assert d.sessions.is_kept
+        running.cancel()
+        await asyncio.wait([running])
+        assert not d.sessions.is_kept
+
+
 async def test_a_dropped_session_stops_its_work():
     async with desk(max_kept=0) as d:
         call = d.open()
