@@ -27,6 +27,7 @@ LAYERS = (
         "client_continued",
         "client_mic",
     },
+    {"health"},
     {"telemetry", "reflection"},
     {"jobs", "streaming"},
     {"text"},  # works on what the engine heard
@@ -40,7 +41,7 @@ ONLY = {
     "typeless_grpc.pb": {"pb", "servicers", "client", "client_jobs", "client_stream", "client_continued"}
     | {"client_ledger", "cli"},
     "grpc": {
-        *("pb", "servicers", "cli", "server", "reflection", "tls", "interceptors"),
+        *("pb", "servicers", "cli", "server", "health", "reflection", "tls", "interceptors"),
         *("client", "client_channel", "client_jobs", "client_stream"),
     },
     "faster_whisper": {"engine.whisper", "engine.hub"},

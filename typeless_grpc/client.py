@@ -314,6 +314,7 @@ class Client:
     ) -> Iterator[transcription_pb2.StreamTranscribeResponse]:
         """Events as the audio is understood; a connection that breaks is taken up again. Raises CallFailed.
 
+        Where a server stops, raw samples go on in a session of another, which the caller sees as the same one.
         audio: bytes in any pieces, and between them `Control` and `Options` (which replace those in force). It is read
         in a thread of its own, and its end is the stream's. Closing the iterator ends the call.
 
@@ -426,6 +427,7 @@ class AsyncClient:
     ) -> AsyncGenerator[transcription_pb2.StreamTranscribeResponse, None]:
         """Events as the audio is understood; a connection that breaks is taken up again. Raises CallFailed.
 
+        Where a server stops, raw samples go on in a session of another, which the caller sees as the same one.
         audio: bytes in any pieces, and between them `Control` and `Options` (which replace those in force). It is read
         in a task of its own, and its end is the stream's. Closing the generator ends the call.
         """

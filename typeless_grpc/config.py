@@ -206,8 +206,18 @@ class Settings(BaseSettings):
         description="Batches decoded side by side, each with cpu_threads threads of its own; 0 is as many as"
         " there are cores for, at least two, and one on a GPU or a single core.",
     )
+    engine_stall_s: float = Field(
+        60.0,
+        ge=1,
+        le=3600,
+        description="Seconds without the end of a batch, while work waits, after which health checks say NOT_SERVING;"
+        " more for a model that takes so long.",
+    )
     max_held_audio_s: float = Field(
-        14400.0, gt=0, description="Decoded audio that all calls hold together, in seconds of 64 kB; more is refused."
+        14400.0,
+        gt=0,
+        description="Decoded audio that all calls and streams hold together, in seconds of 64 kB (a second of a"
+        " stream is two); recordings beyond it are refused, streams slowed down, and new ones refused.",
     )
     max_concurrent_calls: int = Field(
         64,
@@ -280,7 +290,7 @@ class Settings(BaseSettings):
     rate_limit_stream: Rate = Field("10/minute", description="StreamTranscribe calls, as they begin.")
     rate_limit_jobs: Rate = Field("60/minute", description="Calls of JobsService and UploadService.")
     rate_limit_config: Rate = Field("60/minute", description="Calls of AdminService, ModelService and ServerService.")
-    rate_limit_health: Rate = Field("1000/minute", description="Health checks and reflection.")
+    rate_limit_health: Rate = Field("1000/minute", description="Reflection; health checks are free.")
     rate_limit_audio: Rate = Field(
         "3600/minute:14400", description="Seconds of audio of one caller, for each of transcribe, batch and stream."
     )

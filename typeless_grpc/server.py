@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 
 from typeless_grpc import reflection
 from typeless_grpc.access.listening import why_unusable
 from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.health import Health, Vital
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -92,13 +93,15 @@ class Server:
         door: Door,
         options: ServerOptions,
         tls: Tls | None = None,
+        vitals: Sequence[Vital] = (),
     ) -> None:
-        """interceptors: outermost first, the door among them. tls: None is plain text."""
+        """interceptors: outermost first, the door among them. tls: None is plain text. vitals: for health checks."""
         self._tls = tls
         self._names = tuple(service.NAME for service in services)
         self._door = door
         self._options = options
-        self._health = health.aio.HealthServicer()
+        self._health = Health(self._names, vitals)
+        self._watching: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(interceptors=list(interceptors), options=_channel_options(options))
         for service in services:
             service.register(self._server)
@@ -107,7 +110,6 @@ class Server:
 
     async def start(self) -> int:
         """Listen, and return the port; health says NOT_SERVING. Raises SourceUnavailable where it cannot listen."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         host, port = self._options.host, self._options.port
         address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
         try:
@@ -127,8 +129,9 @@ class Server:
         return port
 
     async def serving(self) -> None:
-        """Tell health checks that calls are welcome."""
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        """Tell health checks that calls are welcome, for as long as what they need is well."""
+        self._health.begin()
+        self._watching = self._watching or asyncio.create_task(self._health.run(), name="health")
 
     async def stop(self) -> None:
         """Drain: say NOT_SERVING, refuse new calls, let running ones finish in time, then cut what is left.
@@ -140,23 +143,15 @@ class Server:
         their clients like, and are not waited for.
         """
         self._door.close()
-        # The library writes to each watcher in turn; one that does not read must not keep us.
-        await _at_most(self._tell_watchers(), HEALTH_S)
+        if self._watching is not None:
+            self._watching.cancel()
+        self._health.end()
+        await _at_most(self._health.told(), HEALTH_S)
         if not await _at_most(self._door.settled(), self._options.drain_timeout_s):
             log.warning("calls cut at the end of the drain time", drain_timeout_s=self._options.drain_timeout_s)
         await self._server.stop(None)
         if not await _at_most(self._door.idle(), CLEAN_UP_S):
             log.warning("calls still running after they were cut", waited_s=CLEAN_UP_S)
-
-    async def _tell_watchers(self) -> None:
-        """Say NOT_SERVING to all who watch, and wait until it is written to them."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        await asyncio.sleep(0)  # now each stands in line for its service's condition, which it holds while it writes
-        await self._health.enter_graceful_shutdown()  # stands in line behind them
-
-    async def _set_health(self, status: Any) -> None:
-        for name in ("", *self._names):
-            await self._health.set(name, status)
 
 
 async def _at_most(work: Coroutine[Any, Any, None], seconds: float) -> bool:

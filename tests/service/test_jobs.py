@@ -15,6 +15,7 @@ from google.rpc import code_pb2
 
 from tests.contract.conftest import chunk, new_job
 from tests.harness import AUDIO, ServedJobs, fixture, pcm, serving_jobs
+from tests.service.access import ADMIN, KEYS, USER
 from tests.service.test_transcribe import refused
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.client import AsyncClient
@@ -24,7 +25,7 @@ from typeless_grpc.errors import EngineFailed
 from typeless_grpc.jobs import turns, worker
 from typeless_grpc.jobs.job import Failure, Job, State
 from typeless_grpc.jobs.store import Run
-from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, transcript_pb2, transcription_pb2
+from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, jobs_pb2_grpc, transcript_pb2, transcription_pb2
 
 SRT = transcript_pb2.OUTPUT_FORMAT_SRT
 PENDING, PROCESSING = jobs_pb2.JOB_STATE_PENDING, jobs_pb2.JOB_STATE_PROCESSING
@@ -33,6 +34,7 @@ COMPLETED, FAILED, CANCELLED = (
     jobs_pb2.JOB_STATE_FAILED,
     jobs_pb2.JOB_STATE_CANCELLED,
 )
+AS_USER, AS_ADMIN = (("x-api-key", USER),), (("x-api-key", ADMIN),)
 
 
 def submission(seconds: float = 1.0, **fields: Any) -> jobs_pb2.SubmitJobRequest:
@@ -394,6 +396,43 @@ async def test_a_bad_request_is_refused(tmp_path: Path, call: Callable[[Any], An
         failed = await refused(call(served.jobs))
     assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
     assert failed.fields
+
+
+@pytest.mark.parametrize(
+    ("settings", "metadata", "lists"),
+    [
+        pytest.param({}, (), True, id="on this machine, without keys"),
+        pytest.param({}, (("x-forwarded-for", "198.51.100.1"),), False, id="from elsewhere, without keys"),
+        pytest.param(KEYS, (), False, id="beside keys"),
+    ],
+)
+async def test_without_a_key_jobs_are_found_by_their_ids_alone(
+    tmp_path: Path, settings: Any, metadata: Any, lists: bool
+):
+    """Two connections from one address: nothing tells the caller of one from that of the other."""
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0, **settings) as served:
+        request = submission(labels={"a": "b"})
+        job = (await served.jobs.SubmitJob(request, metadata=metadata)).job
+        assert len(bytes.fromhex(job.job_id)) == 16  # 128 bits
+        async with grpc.aio.insecure_channel(served.target) as channel:
+            other = jobs_pb2_grpc.JobsServiceStub(channel)
+            for filters in ({}, {"labels": {"a": "b"}}, {"states": [PENDING]}):
+                listed = await other.ListJobs(jobs_pb2.ListJobsRequest(**filters), metadata=metadata)
+                assert [one.job_id for one in listed.jobs] == ([job.job_id] if lists else [])
+                assert not listed.next_page_token
+            by_id = {"job_id": job.job_id}
+            assert (await other.GetJob(jobs_pb2.GetJobRequest(**by_id), metadata=metadata)).job == job
+            await other.CancelJob(jobs_pb2.CancelJobRequest(**by_id), metadata=metadata)
+            await other.DeleteJob(jobs_pb2.DeleteJobRequest(**by_id), metadata=metadata)
+
+
+async def test_keys_list_their_own_jobs_and_an_admins_all(tmp_path: Path):
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0, **KEYS) as served:
+        await submitted(served)
+        await served.jobs.SubmitJob(submission(), metadata=AS_USER)
+        for metadata, n_listed in ((AS_USER, 1), (AS_ADMIN, 2)):
+            listed = await served.jobs.ListJobs(jobs_pb2.ListJobsRequest(), metadata=metadata)
+            assert len(listed.jobs) == n_listed
 
 
 async def test_a_list_leaves_transcripts_out_and_a_job_shows_its_options(tmp_path: Path):

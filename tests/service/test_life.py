@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,13 +16,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from tests.harness import Served, request, serving
+from tests.harness import Served, request, serving, serving_jobs
 from tests.service.test_transcribe import refused
 from typeless_grpc.app.root import listen
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.pb.v1 import jobs_pb2, jobs_pb2_grpc, server_pb2
+from typeless_grpc.stores.dbos_worker import DbosWorker
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -54,6 +60,69 @@ async def test_a_watcher_hears_of_the_end_and_does_not_hold_it_up():
         async with asyncio.timeout(10):
             await served.server.stop()
         assert (await reading).status == NOT_SERVING
+
+
+async def test_an_engine_that_ends_nothing_is_not_serving_until_it_does_and_watchers_are_told():
+    engine = ScriptedEngine()
+    engine.gate.clear()
+    async with serving(engine, engine_stall_s=1) as served:
+        watches = [
+            health_pb2_grpc.HealthStub(served.channel).Watch(health_pb2.HealthCheckRequest(service=service))
+            for service in SERVICES
+        ]
+        assert [(await watch.read()).status for watch in watches] == [SERVING] * 3
+        running = served.transcription.Transcribe(request())
+        assert [(await watch.read()).status for watch in watches[:2]] == [NOT_SERVING] * 2
+        assert [await health(served, service) for service in SERVICES] == [NOT_SERVING, NOT_SERVING, SERVING]
+        engine.gate.set()
+        await running
+        assert [(await watch.read()).status for watch in watches[:2]] == [SERVING] * 2
+
+
+@contextmanager
+def without_tables(database: sqlite3.Connection) -> Iterator[None]:
+    """As after a disaster, or an operator's mistake."""
+    database.execute("ALTER TABLE jobs RENAME TO elsewhere")
+    yield
+    database.execute("ALTER TABLE elsewhere RENAME TO jobs")
+
+
+@contextmanager
+def locked(database: sqlite3.Connection) -> Iterator[None]:
+    """As by a copy that never ends: it can be read, and not written."""
+    database.execute("BEGIN IMMEDIATE")
+    yield
+    database.rollback()
+
+
+@pytest.mark.parametrize("unusable", [without_tables, locked])
+async def test_jobs_without_their_database_are_not_serving_and_the_rest_is(
+    tmp_path: Path, unusable: Callable[[sqlite3.Connection], AbstractContextManager[None]]
+):
+    services = ["typeless.v1.JobsService", "typeless.v1.UploadService", "", "typeless.v1.TranscriptionService"]
+    async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
+        assert [await health(served, service) for service in services] == [SERVING] * 4
+        stub = health_pb2_grpc.HealthStub(served.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=services[0]))
+        assert (await watch.read()).status == SERVING
+        with closing(sqlite3.connect(tmp_path / "jobs" / "jobs.db", isolation_level=None)) as database:
+            with unusable(database):
+                assert (await watch.read()).status == NOT_SERVING
+                assert [await health(served, service) for service in services] == [NOT_SERVING] * 2 + [SERVING] * 2
+            assert (await watch.read()).status == SERVING
+
+
+async def test_jobs_whose_worker_died_are_not_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    dies = threading.Event()
+    monkeypatch.setattr(DbosWorker, "_keep", lambda self: dies.wait())
+    async with serving_jobs(ScriptedEngine(), tmp_path) as served:
+        stub = health_pb2_grpc.HealthStub(served.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="typeless.v1.JobsService"))
+        assert (await watch.read()).status == SERVING
+        dies.set()
+        async with asyncio.timeout(30):
+            assert (await watch.read()).status == NOT_SERVING
+        assert await health(served, "") == await health(served, "typeless.v1.UploadService") == SERVING
 
 
 async def test_reflection_lists_what_is_served_and_describes_it():

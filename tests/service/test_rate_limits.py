@@ -24,6 +24,7 @@ AS_ADMIN = (("x-api-key", ADMIN),)
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 TEN = "10/hour"  # nothing comes back while a test runs, however slow the machine
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+INFO = "/typeless.v1.ServerService/GetServerInfo"
 
 
 async def transcribe(
@@ -134,6 +135,11 @@ async def test_groups_have_quotas_of_their_own():
     assert health == [None] * 3
 
 
+async def test_health_checks_are_charged_to_no_quota():
+    async with limited(rate_limit_health="1/hour", max_calls_per_caller=1) as served:
+        assert [await outcome(served, CHECK) for _ in range(5)] == [None] * 5
+
+
 async def test_callers_have_quotas_of_their_own():
     limits = {"rate_limit_enabled": True, "rate_limit_transcribe": "4/hour"}
     async with guarded(**limits) as served:
@@ -148,10 +154,10 @@ async def test_an_address_is_believed_only_from_a_trusted_proxy():
     def sent_by(address: str) -> tuple[str, str]:
         return ("x-forwarded-for", address)
 
-    async with limited(rate_limit_health="1/hour", trusted_proxies="127.0.0.0/8") as served:
-        believed = [await outcome(served, CHECK, sent_by(f"198.51.100.{n}")) for n in (1, 1, 2)]
-    async with limited(rate_limit_health="1/hour") as served:
-        not_believed = [await outcome(served, CHECK, sent_by(f"198.51.100.{n}")) for n in (1, 2)]
+    async with limited(rate_limit_config="1/hour", trusted_proxies="127.0.0.0/8") as served:
+        believed = [await outcome(served, INFO, sent_by(f"198.51.100.{n}")) for n in (1, 1, 2)]
+    async with limited(rate_limit_config="1/hour") as served:
+        not_believed = [await outcome(served, INFO, sent_by(f"198.51.100.{n}")) for n in (1, 2)]
     assert [f is None for f in believed] == [True, False, True]
     assert [f is None for f in not_believed] == [True, False]
 
@@ -246,14 +252,14 @@ async def test_while_redis_is_away_no_call_fails_and_limits_are_exact_again_when
 ):
     """Killed and started again while 4 callers call without pause."""
     with servers.redis_server(tmp_path) as redis:
-        settings = {"redis_url": redis.url, "rate_limit_health": "100000/minute", "rate_limit_transcribe": "3/hour"}
+        settings = {"redis_url": redis.url, "rate_limit_config": "100000/minute", "rate_limit_transcribe": "3/hour"}
         async with limited(**settings) as served:
             outcomes: Counter[str] = Counter()
             done = asyncio.Event()
 
             async def call_on() -> None:
                 while not done.is_set():
-                    failed = await outcome(served, CHECK)
+                    failed = await outcome(served, INFO)
                     outcomes[failed.code.name if failed else "OK"] += 1
 
             async def reach(n_calls: int) -> None:
@@ -282,10 +288,13 @@ async def test_while_redis_is_away_no_call_fails_and_limits_are_exact_again_when
     assert caplog.text.count("answers again") == 1
 
 
-async def test_an_operator_can_have_calls_refused_while_redis_is_away():
+async def test_an_operator_can_have_calls_refused_while_redis_is_away_and_probes_are_not():
     away = f"redis://127.0.0.1:{servers.free_port()}/0"
     async with limited(redis_url=away, redis_away="refuse") as served:
-        failed = await outcome(served, CHECK)
+        failed = await outcome(served, INFO)
+        assert await outcome(served, CHECK) is None
+        watch = served.channel.unary_stream(WATCH)(b"")
+        assert await watch.read() is not grpc.aio.EOF
     assert failed is not None
     assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "RATE_LIMITS_UNAVAILABLE")
     assert failed.retry_after_s == 1.0

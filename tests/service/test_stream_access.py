@@ -146,3 +146,38 @@ async def test_draining_is_said_to_those_who_stream_and_they_may_finish():
         assert texts(await reads(call, is_kind("completed"))) == ["hello"]
         assert await call.read() is grpc.aio.EOF
         await stopping
+
+
+async def test_a_server_that_holds_as_much_audio_as_it_may_takes_no_new_stream_and_finishes_those_it_has():
+    engine = ScriptedEngine(lambda asked: "hello")
+    async with serving(engine, max_held_audio_s=4.0, stream_resume_window_s=600) as served:
+        call = served.transcription.StreamTranscribe()
+        await call.write(config())
+        session = (await reads(call, is_kind("started")))[0].started.session_id
+        engine.gate.clear()
+        sending = asyncio.create_task(sent(call, audio(said(*[2.0, 1.0] * 10), 32_000)))
+        await engine.until(n_asked=2)
+        call.cancel()  # a session that waits to be resumed holds what it holds
+        await sending
+        failed = await maybe_opened(served)
+        assert failed is not None
+        assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
+        assert failed.retry_after_s is not None
+        engine.gate.set()
+        again = served.transcription.StreamTranscribe()
+        for request in [config(format=None, resume_session_id=session), END]:
+            await again.write(request)
+        assert texts(await reads(again, is_kind("completed")))
+        assert await maybe_opened(served) is None
+
+
+async def maybe_opened(served: Served) -> CallFailed | None:
+    """What keeps a stream from being opened."""
+    call = served.transcription.StreamTranscribe()
+    try:
+        await call.write(config())
+        await call.read()
+    except grpc.aio.AioRpcError as error:
+        return CallFailed.of(error)
+    call.cancel()
+    return None

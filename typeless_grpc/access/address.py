@@ -38,6 +38,16 @@ def caller_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Ne
     return str(address)
 
 
+def is_local(peer: str, forwarded_for: Sequence[str]) -> bool:
+    """Whether a call comes from this machine, and no proxy said that it comes from somewhere else.
+
+    peer, forwarded_for: as in `caller_address`.
+    """
+    address = _address_of(peer)
+    is_here = peer.startswith("unix:") if address is None else address.is_loopback
+    return is_here and not forwarded_for
+
+
 def is_loopback(host: str) -> bool:
     """Whether a server that listens on host is reached from its own machine only."""
     try:

@@ -102,12 +102,12 @@ class Gate:
         self._is_required = is_required
         self._wall_s = wall_s
 
-    async def admit(self, credentials: Credentials, address: str, rule: Rule) -> Principal:
-        """The caller, if it may make this call.
+    async def admit(self, credentials: Credentials, address: str, rule: Rule, *, is_local: bool = False) -> Principal:
+        """The caller, if it may make this call. is_local: it calls from this machine, and for nobody else.
 
         Raises Unauthenticated, PermissionDenied, RateLimited (too many wrong keys) or SourceUnavailable.
         """
-        principal = await self._identify(credentials, address)
+        principal = await self._identify(credentials, address, is_local=is_local)
         needs_admin = rule.access is Access.ADMIN_KEY or (rule.access is Access.ADMIN and self._registry is not None)
         if needs_admin and not principal.is_admin:
             if principal.is_anonymous:
@@ -122,9 +122,9 @@ class Gate:
             return ", and this server has none: its operator has left TYPELESS_AUTH_ENABLED off."
         return ": send it as `x-api-key`, or as `authorization: Bearer`."
 
-    async def _identify(self, credentials: Credentials, address: str) -> Principal:
+    async def _identify(self, credentials: Credentials, address: str, *, is_local: bool) -> Principal:
         if self._registry is None:
-            return Principal(f"address:{address}", owner="", is_anonymous=True)
+            return Principal(f"address:{address}", owner="", is_anonymous=True, is_local=is_local)
         sent = credentials.key if credentials.key is not None else credentials.bearer
         if sent is None:
             return Principal(f"address:{address}", owner=f"address:{address}", is_anonymous=True)

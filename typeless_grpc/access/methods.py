@@ -7,7 +7,7 @@ it is classified.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -38,11 +38,15 @@ class Group(Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """How a method is treated. is_long_lived: it lasts as long as its caller likes, and has no time limit of ours."""
+    """How a method is treated. is_long_lived: it lasts as long as its caller likes, and has no time limit of ours.
+
+    is_free: it is charged to no quota, so that a probe never fails for want of one, or of the store of quotas.
+    """
 
     access: Access
     group: Group
     is_long_lived: bool = False
+    is_free: bool = False
 
 
 # The services that an operator can close, by the word the setting uses for them.
@@ -74,9 +78,9 @@ RULES: Mapping[str, Rule] = {
     "/typeless.v1.AdminService/GetConfig": Rule(Access.ADMIN_KEY, Group.CONFIG),
     "/typeless.v1.AdminService/UpdateRateLimit": Rule(Access.ADMIN_KEY, Group.CONFIG),
     "/typeless.v1.ServerService/GetServerInfo": Rule(Access.OPEN, Group.CONFIG),
-    "/grpc.health.v1.Health/Check": Rule(Access.OPEN, Group.HEALTH),
-    "/grpc.health.v1.Health/List": Rule(Access.OPEN, Group.HEALTH),
-    "/grpc.health.v1.Health/Watch": Rule(Access.OPEN, Group.HEALTH, is_long_lived=True),
+    "/grpc.health.v1.Health/Check": Rule(Access.OPEN, Group.HEALTH, is_free=True),
+    "/grpc.health.v1.Health/List": Rule(Access.OPEN, Group.HEALTH, is_free=True),
+    "/grpc.health.v1.Health/Watch": Rule(Access.OPEN, Group.HEALTH, is_long_lived=True, is_free=True),
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Rule(Access.OPEN, Group.HEALTH, is_long_lived=True),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Rule(
         Access.OPEN, Group.HEALTH, is_long_lived=True
@@ -102,4 +106,4 @@ def _service(method: str) -> str:
 
 
 def _closed(rule: Rule) -> Rule:
-    return Rule(Access.USER, rule.group, rule.is_long_lived) if rule.access is Access.OPEN else rule
+    return replace(rule, access=Access.USER) if rule.access is Access.OPEN else rule

@@ -21,6 +21,7 @@ class Principal:
     id: whose quota and whose turn a call takes: "key:ID", "token:SUBJECT", or "address:ADDRESS" for a caller without a
     key. owner: under whom jobs, uploads and sessions are filed; the same as id, but "" for everyone where keys are off.
     key_id: set for the callers of an API key. expires_s: the moment (Unix time) from which the key is no longer good.
+    is_local: it calls from this machine to a server without keys, and no proxy said that it calls for another.
     """
 
     id: str
@@ -29,11 +30,20 @@ class Principal:
     key_id: str = ""
     expires_s: float | None = None
     is_anonymous: bool = False
+    is_local: bool = False
 
     @property
     def is_admin(self) -> bool:
         """Whether it may make the calls of an admin, and see every caller's jobs."""
         return self.role is Role.ADMIN
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether others, whom nothing tells from this caller, are filed under the same owner.
+
+        Such a caller touches what it can name, by an id that cannot be guessed, and nothing else.
+        """
+        return self.is_anonymous and not self.is_local
 
 
 # Outside of a call, and where nobody asks who calls.

@@ -195,14 +195,18 @@ class Limiter:
         self.long_audio_s = long_audio_s
         self._n_open: Counter[tuple[str, Group]] = Counter()
 
-    async def admit(self, principal: Principal, group: Group, *, is_counted: bool = True) -> CallCharge:
+    async def admit(
+        self, principal: Principal, group: Group, *, is_counted: bool = True, is_free: bool = False
+    ) -> CallCharge:
         """Charge a call as it begins; `done` must follow. Raises RateLimited, SourceUnavailable.
 
         is_counted: whether it is one of those of which only so many may be open at once. They are looked at after the
         rate, since whoever is refused for them is told to come back soon, and must not find the bucket empty then.
+        is_free: nothing is taken from a bucket.
         """
         charge = CallCharge(self, principal, group)
-        charge.state = await charge.take(group, Unit.CALLS, 1)
+        if not is_free:
+            charge.state = await charge.take(group, Unit.CALLS, 1)
         if is_counted:
             limit = self.quotas.of(principal, group, Unit.CONCURRENT_CALLS)
             if limit is not None and self._n_open[principal.id, group] >= limit.quota.burst:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,11 @@ from typeless_grpc.app.tasks import ended
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import Settings
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
+from typeless_grpc.health import Vital
 from typeless_grpc.interceptors.auth import AuthInterceptor
 from typeless_grpc.interceptors.rate_limit import RateLimitInterceptor
 from typeless_grpc.interceptors.seam import Interceptor
+from typeless_grpc.servicers.admin import AdminServicer
 from typeless_grpc.stores.buckets import FallbackBuckets, MemoryBuckets, RedisBuckets, RefusingBuckets
 from typeless_grpc.stores.memory_access import MemoryAccessStore
 from typeless_grpc.telemetry.logs import get_logger
@@ -41,11 +44,12 @@ JWKS_TIMEOUT_S = 5.0  # for the identity provider to send its keys, a few kiloby
 
 @dataclass(frozen=True)
 class Access:
-    """Who may call, and how much. interceptors: those that see to it, in order."""
+    """Who may call, and how much. interceptors: those that see to it, in order. vitals: what changing keys needs."""
 
     registry: Registry
     rules: Rules
     interceptors: Sequence[Interceptor]
+    vitals: Sequence[Vital] = ()
 
 
 @asynccontextmanager
@@ -60,6 +64,7 @@ async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Acc
         if settings.auth_enabled:
             registry = await stack.enter_async_context(open_registry(settings, quotas))
         tokens = None
+        vitals: list[Vital] = []
         if settings.auth_enabled:
             await registry.load(settings_keys(settings))
             stack.push_async_callback(_flush, registry)
@@ -77,6 +82,8 @@ async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Acc
 
             following = asyncio.create_task(registry.follow(report))
             stack.push_async_callback(ended, following)
+            is_reached = functools.partial(_is_reached, reached, following)
+            vitals.append(Vital("store of keys", frozenset({AdminServicer.NAME}), is_reached))
             if settings.jwt_issuer:
                 threads = stack.enter_context(ThreadPoolExecutor(1, "token-keys"))
                 provider = Reachability("identity provider's keys", metrics.token_keys_up)
@@ -92,7 +99,11 @@ async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Acc
             buckets = await stack.enter_async_context(_buckets(settings, clock, metrics))
             limiter = Limiter(quotas, buckets, long_audio_s=settings.long_audio_s)
             interceptors.append(RateLimitInterceptor(limiter, known, metrics))
-        yield Access(registry, known, interceptors)
+        yield Access(registry, known, interceptors, vitals)
+
+
+def _is_reached(reached: Reachability, following: asyncio.Task[None]) -> bool:
+    return reached.answers and not following.done()
 
 
 async def _flush(registry: Registry) -> None:

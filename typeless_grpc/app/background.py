@@ -13,6 +13,7 @@ from typeless_grpc.app.tasks import ended
 from typeless_grpc.audio.vad import SpeechDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import Engine
+from typeless_grpc.health import Probe, Vital
 from typeless_grpc.interceptors.status import code_of
 from typeless_grpc.jobs.job import RetryPolicy
 from typeless_grpc.jobs.store import RunStore
@@ -38,18 +39,23 @@ from typeless_grpc.telemetry.context import CallThreads
 STORE_THREADS = 8
 # Recordings fetched from other machines at the same time; a slow one holds up nothing but those behind it.
 FETCH_THREADS = 16
+STORED = frozenset({JobsServicer.NAME, UploadServicer.NAME})
 # Whole uploads read at the same time for their SHA-256; those behind wait, and nobody else does.
 HASH_THREADS = 2
 
 
 @dataclass(frozen=True)
 class Background:
-    """Jobs and uploads: their services, where audio can be fetched from, and where the jobs are filed."""
+    """Jobs and uploads: their services, where audio can be fetched from, and where the jobs are filed.
+
+    vitals: what the services need.
+    """
 
     services: Sequence[Service]
     sources: CheckedSources
     table: JobTable
     fetching: Executor
+    vitals: Sequence[Vital] = ()
 
 
 @asynccontextmanager
@@ -90,15 +96,20 @@ async def keep_jobs(
         stack.callback(queue.close)
         table = JobTable(database, files, queue, job_store_options(settings))
         store, upkeep = SqlJobStore(table), JobUpkeep(table)
+        probe = Probe(database.probe)
+        probing = asyncio.create_task(probe.run())
+        stack.push_async_callback(ended, probing)
+        vitals = [Vital("database of jobs", STORED, lambda: probe.answers and not probing.done())]
         if settings.max_concurrent_jobs:
             runs, whole = SqlRunStore(table, sources), stack.enter_context(finishing(settings, engine))
-            await stack.enter_async_context(_running(settings, database, runs, upkeep, whole, is_ready))
+            is_alive = await stack.enter_async_context(_running(settings, database, runs, upkeep, whole, is_ready))
+            vitals.append(Vital("worker of jobs", frozenset({JobsServicer.NAME}), is_alive))
         janitor = Janitor(upkeep, uploads, may_sweep=identity.is_settled)
         janitor.start()
         stack.push_async_callback(asyncio.to_thread, janitor.stop)
         jobs = JobsServicer(store, uploads, sources, executor, fetching, has_model=has_model, code_of=code_of)
         stack.push_async_callback(jobs.close)
-        yield Background([jobs, UploadServicer(uploads, executor, hashing)], sources, table, fetching)
+        yield Background([jobs, UploadServicer(uploads, executor, hashing)], sources, table, fetching, vitals)
 
 
 @asynccontextmanager
@@ -109,8 +120,11 @@ async def _running(
     upkeep: JobUpkeep,
     engine: Engine,
     is_ready: asyncio.Event | None,
-) -> AsyncIterator[None]:
-    """A worker in this process. It starts in the background, and again until it succeeds: calls do not wait for it."""
+) -> AsyncIterator[Callable[[], bool]]:
+    """A worker in this process, and whether it lives.
+
+    It starts in the background, and again until it succeeds: calls do not wait for it.
+    """
     loop = asyncio.get_running_loop()
     worker = Worker(new_worker_id(), runs, engine, loop, SpeechDetector(), worker_options(settings))
     runner = DbosWorker(database, upkeep, worker, dbos_worker_options(settings, database))
@@ -122,7 +136,7 @@ async def _running(
 
     starting = asyncio.create_task(start())
     try:
-        yield
+        yield lambda: runner.is_alive and not (starting.done() and starting.exception() is not None)
     finally:
         if is_ready is not None and not is_ready.is_set():
             await ended(starting)  # `runner` was never told to start, and has nothing to stop

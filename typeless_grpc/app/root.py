@@ -18,6 +18,8 @@ from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import Engine
+from typeless_grpc.engine.stream_audio import StreamAudio
+from typeless_grpc.health import SERVER, Vital
 from typeless_grpc.interceptors.arrival import ArrivalInterceptor, ArrivalOptions
 from typeless_grpc.interceptors.deadline import DeadlineInterceptor
 from typeless_grpc.interceptors.drain import DrainInterceptor
@@ -46,6 +48,9 @@ from typeless_grpc.version import VERSION
 log = get_logger(__name__)
 WEAK_KEY_CHARACTERS = 20
 STREAMS = "/typeless.v1.TranscriptionService/StreamTranscribe"  # while draining, it resumes sessions and opens none
+
+# Jobs are taken without an engine, and wait. A server that cannot transcribe is of no use to anybody who chooses one.
+NEEDS_ENGINE = frozenset({SERVER, TranscriptionServicer.NAME})
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ async def listen(
             streaming,
             clock or SystemClock(),
             InterimPlaces(settings.stream_interims_at_once),
+            StreamAudio(admission),
         )
         streams = await stack.enter_async_context(open_streams(settings, machinery))
         drain.when_closing(streams.draining, streams.drained)
@@ -116,7 +122,13 @@ async def listen(
         ]
         for warning in warnings(settings):
             log.warning(warning)
-        server = Server(services, [Chain(interceptors)], drain, options, _tls(settings))
+        vitals = [
+            Vital("engine", NEEDS_ENGINE, lambda: engine.stalled_s < settings.engine_stall_s),
+            Vital("sessions of streams", NEEDS_ENGINE, lambda: streams.is_well),
+            *access.vitals,
+            *(background.vitals if background else ()),
+        ]
+        server = Server(services, [Chain(interceptors)], drain, options, _tls(settings), vitals)
         if settings.metrics_port is not None:
             stack.callback(MetricsPort.open(metrics, settings.metrics_host, settings.metrics_port).close)
         port = await server.start()

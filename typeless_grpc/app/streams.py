@@ -55,6 +55,8 @@ def stream_options(settings: Settings) -> StreamOptions:
         max_audio_s=settings.max_stream_s,
         max_waiting_bytes=settings.stream_waiting_bytes,
         max_held_s=settings.stream_held_audio_s,
+        # A drain is to finish what was acknowledged, of which as much again has not come to the engine yet.
+        max_backlog_s=settings.drain_timeout_s / 4,
         max_unread_events=settings.stream_unread_events,
         max_pieces_at_once=settings.stream_file_windows,
         idle_timeout_s=settings.stream_idle_timeout_s,

@@ -146,7 +146,7 @@ def list_jobs(
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, one object for each job.")] = False,
 ) -> None:
-    """List jobs, newest first.
+    """List jobs, newest first: those of the key. Without one, a server lists them to its own machine only.
 
     Example: typeless jobs list --state processing
     """
@@ -164,6 +164,8 @@ def list_jobs(
             progress = f"{job.progress:.0%}"
             cells = (job.job_id, state_of(job), progress, str(job.attempt), submitted, labels)
             table.add_row(*map(Text, cells))  # a label is no markup
+    if not table.row_count and not connection.api_key:
+        errors.print("No jobs are listed here. Without a key, a server elsewhere shows a job by its id only.")
     if not as_json:
         print_table(table)
 

@@ -6,7 +6,7 @@ in, Overloaded where nobody is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,10 @@ RETRY_AFTER_S = 1.0
 
 @dataclass(frozen=True)
 class AdmissionOptions:
-    """max_calls: at once, waiting ones included. max_audio_s: decoded audio that all of them hold, 64 kB a second."""
+    """max_calls: at once, waiting ones included.
+
+    max_audio_s: decoded audio that all of them and all streams hold together, 64 kB a second.
+    """
 
     max_calls: int = 64
     max_audio_s: float = 4 * 3600.0
@@ -39,6 +42,14 @@ class Admission:
     def __init__(self, options: AdmissionOptions) -> None:
         self._options = options
         self._callers: dict[str, _Held] = {}
+        self.streams_s = 0.0  # held by streams, see stream_audio.py
+        self.freed: Callable[[], None] = lambda: None  # called when a recording makes room
+
+    @property
+    def room_s(self) -> float:
+        """How much more audio may be held; negative where one recording alone is over the limit."""
+        held_s = sum(one.audio_s for one in self._callers.values())
+        return self._options.max_audio_s - held_s - self.streams_s
 
     @contextmanager
     def call(self, caller: str) -> Iterator[None]:
@@ -65,9 +76,10 @@ class Admission:
         One recording alone is always let in; it counts as a caller's share at most, so that others find a rest.
         """
         counted_s = min(audio_s, MOST_ALONE * self._options.max_audio_s)
-        free_s = self._options.max_audio_s - sum(one.audio_s for one in self._callers.values())
+        is_alone = not any(one.n_recordings for one in self._callers.values())
+        free_s = self.room_s
         with self._inside(caller) as held:
-            if not may_hold(held.audio_s, counted_s, free_s):
+            if not is_alone and not may_hold(held.audio_s, counted_s, free_s):
                 if held.n_recordings and counted_s <= free_s + held.audio_s:
                     raise share_is_used_up(caller, "held audio", RETRY_AFTER_S)
                 raise Overloaded(
@@ -82,6 +94,7 @@ class Admission:
                 held.n_recordings -= 1
                 # Sums of fractions do not come back to nothing by themselves.
                 held.audio_s = held.audio_s - counted_s if held.n_recordings else 0.0
+                self.freed()
 
     @contextmanager
     def _inside(self, caller: str) -> Iterator[_Held]:

@@ -22,6 +22,11 @@ class ChannelEngine:
         """See `Engine`."""
         return self._engine.backlog_s
 
+    @property
+    def stalled_s(self) -> float:
+        """See `Engine`."""
+        return self._engine.stalled_s
+
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`."""
         if audio.ndim == 1:

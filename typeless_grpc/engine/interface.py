@@ -157,3 +157,8 @@ class Engine(Protocol):
     def backlog_s(self) -> float:
         """How long work that came now would wait, in seconds, by the measured speed; 0 for an idle engine."""
         ...
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since work last ended, while there is some; 0 for an idle engine, infinite for a broken one."""
+        ...

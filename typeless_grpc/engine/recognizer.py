@@ -71,6 +71,11 @@ class Recognizer:
         """See `Engine`."""
         return self._scheduler.backlog_s(Lane.UNARY)
 
+    @property
+    def stalled_s(self) -> float:
+        """See `Engine`."""
+        return self._scheduler.stalled_s
+
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """Transcribe a recording of any length; see `Engine`."""
         self._scheduler.check(0.0, ticket)

@@ -113,6 +113,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         self._n_coming = 0
         self._running: dict[int, tuple[float, float]] = {}
         self._live_s = float("-inf")
+        self._moved_s = clock.now_s()  # when a batch ended last, or work came to an idle engine
         self._pace: float | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._is_stopped = False
@@ -147,6 +148,8 @@ class Scheduler(Generic[WorkT, ResultT]):
         entry = Waiting(task, key, cost_s, ticket.lane, ticket.caller, now_s)
         if ticket.lane in LIVE:
             self._live_s = now_s
+        if not self._has_work:
+            self._moved_s = now_s
         self._lanes.push(entry)
         self._arrived.set()
         try:
@@ -189,6 +192,17 @@ class Scheduler(Generic[WorkT, ResultT]):
             return 0.0
         pace = self._pace or 0.0
         return (self._lanes.cost_s(lane, caller) * pace + sum(running_s)) / self._options.n_workers
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since a batch ended, while work waits or runs; 0 where none does, infinite where a worker died."""
+        if not self._is_stopped and any(worker.done() for worker in self._workers):
+            return float("inf")
+        return self._clock.now_s() - self._moved_s if self._has_work else 0.0
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._running or self._lanes.n_waiting())
 
     @contextlib.contextmanager
     def coming(self) -> Iterator[None]:
@@ -258,6 +272,7 @@ class Scheduler(Generic[WorkT, ResultT]):
             raise
         finally:
             del self._running[index]
+            self._moved_s = self._clock.now_s()
         ended_s = self._clock.now_s()
         if all(result is not None and not isinstance(result, Exception) for result in results):
             self._measure((ended_s - started_s) / max(expected_s, 1e-6))

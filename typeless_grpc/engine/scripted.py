@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +44,13 @@ class ScriptedEngine:
         self.backlog_s = 0.0
         self.confidence = 0.9
         self._moved = asyncio.Event()
+        self._n_inside = 0
+        self._moved_s = 0.0
+
+    @property
+    def stalled_s(self) -> float:
+        """See `Engine`; by the real clock."""
+        return time.monotonic() - self._moved_s if self._n_inside else 0.0
 
     async def until(self, *, n_asked: int = 0, n_cancelled: int = 0) -> None:
         """Wait until so many calls have come, and so many were cancelled. Raises TimeoutError where they do not."""
@@ -59,12 +67,17 @@ class ScriptedEngine:
         asked = Asked(audio, options, ticket)
         self.asked.append(asked)
         self._move()
+        self._moved_s = self._moved_s if self._n_inside else time.monotonic()
+        self._n_inside += 1
         try:
             await (asyncio.Event() if ticket.lane in self.stuck else self.gate).wait()
         except asyncio.CancelledError:
             self.n_cancelled += 1
             self._move()
             raise
+        finally:
+            self._n_inside -= 1
+            self._moved_s = time.monotonic()
         answer = self._script(asked)
         if isinstance(answer, BaseException):
             raise answer

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from typeless_grpc.access import principal as caller
-from typeless_grpc.access.address import Network, caller_address
+from typeless_grpc.access.address import Network, caller_address, is_local
 from typeless_grpc.access.gate import Credentials, Gate
 from typeless_grpc.access.keys import KeyRing
 from typeless_grpc.access.methods import Rules
@@ -42,9 +42,11 @@ class AuthInterceptor(Interceptor):
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
-        address = caller_address(call.context.peer(), call.all_metadata("x-forwarded-for"), self._trusted_proxies)
+        peer, forwarded_for = call.context.peer(), call.all_metadata("x-forwarded-for")
+        address = caller_address(peer, forwarded_for, self._trusted_proxies)
+        rule, is_from_here = self._rules[call.method], is_local(peer, forwarded_for)
         try:
-            principal = await self._gate.admit(_credentials(call), address, self._rules[call.method])
+            principal = await self._gate.admit(_credentials(call), address, rule, is_local=is_from_here)
         except TypelessError as error:
             reason = "TOO_MANY_WRONG_KEYS" if isinstance(error, RateLimited) else error.reason
             self._metrics.refused_callers.labels(reason).inc()

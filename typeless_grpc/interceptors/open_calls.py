@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from typeless_grpc.errors import Overloaded
 from typeless_grpc.interceptors.seam import Call, Interceptor
 
+HEALTH_CHECKS = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List"})
+
 
 class OpenCallsInterceptor(Interceptor):
     """Refuses calls beyond a number, health checks excepted: a server that is busy is not a server that is dead."""
@@ -18,7 +20,7 @@ class OpenCallsInterceptor(Interceptor):
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
-        if self._n_open >= self._max_open_calls and call.method != "/grpc.health.v1.Health/Check":
+        if self._n_open >= self._max_open_calls and call.method not in HEALTH_CHECKS:
             raise Overloaded(f"{self._max_open_calls} calls are open here, the most this server takes.")
         self._n_open += 1
         try:

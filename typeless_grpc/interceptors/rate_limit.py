@@ -29,7 +29,9 @@ class RateLimitInterceptor(Interceptor):
         # A health check among a crowd of watchers must not fail: those who ask might take the server for dead.
         is_counted = rule.group is not Group.HEALTH or rule.is_long_lived
         try:
-            charge = await self._limiter.admit(caller.current(), rule.group, is_counted=is_counted)
+            charge = await self._limiter.admit(
+                caller.current(), rule.group, is_counted=is_counted, is_free=rule.is_free
+            )
             if charge.state is not None:
                 call.add_trailers(*_standing(charge.state))
             token = rate_limit.enter(charge)

@@ -95,6 +95,11 @@ class StreamService:
             if call.stream.end_reason is EndReason.DRAINING:
                 await asyncio.wait([feeding], timeout=LAST_REQUESTS_S)
 
+    @property
+    def is_well(self) -> bool:
+        """Whether sessions are looked after: idle ones are ended, and those past their window are dropped."""
+        return self._sessions.is_kept
+
     def draining(self) -> None:
         """Tell every caller that the server is about to go, and end what they say: all that was taken is understood."""
         message = "This server is going away: it takes no more audio after the next pause. Send the rest to another."
@@ -142,6 +147,7 @@ class StreamService:
         if self._sessions.is_draining:
             raise _going_away()
         config = stream_config(message, self._defaults)
+        self._machinery.audio.check()
         await self._check(config.options, "config.options")
         if self._sessions.is_draining:
             raise _going_away()
@@ -159,6 +165,7 @@ class StreamService:
             lambda: Stream(
                 self._machinery, live_reader(config.format, field="config", is_live=not config.is_file), options
             ),
+            is_shared=who.is_shared,
         )
 
     async def _check(self, options: DecodeOptions, field: str) -> None:

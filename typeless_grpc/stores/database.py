@@ -158,6 +158,8 @@ store_identity = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("store_id", sa.Text, nullable=False),
 )
+# Of jobs and uploads: whoever knows one may use it, where callers have no keys.
+ID_BYTES = 16
 
 
 class Database:
@@ -221,6 +223,11 @@ class Database:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             self._look_at_clock(connection)
             yield connection
+
+    def probe(self) -> None:
+        """Write, and change nothing: a database that can only be read is of no use. Raises SourceUnavailable."""
+        with self.writing() as connection:
+            connection.execute(sa.update(jobs).where(sa.false()).values(version=jobs.c.version))
 
     def now_s(self) -> sa.ColumnElement[float]:
         """The database's own clock in Unix seconds: the clocks of many machines differ. It may leap: `steady_s`."""

@@ -180,6 +180,11 @@ class DbosWorker:
         finally:
             self._started.set()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its keeper runs, or will once the database can be reached."""
+        return not self._started.is_set() or self._keeper.is_alive()
+
     def stop(self, timeout_s: float = 5.0) -> None:
         """Hand back what runs, and take no more; called from another thread than `start`, whose end it waits for."""
         self._stopping.set()

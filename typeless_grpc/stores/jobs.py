@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import math
-import uuid
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import BinaryIO
@@ -21,7 +21,7 @@ from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import Job, NewJob, State, joined, shown
 from typeless_grpc.jobs.store import UPLOAD_SCHEME, JobPage, JobQuery, QueueStats
-from typeless_grpc.stores.database import job_audio, job_chunks, job_deletions, jobs, uploads, workers
+from typeless_grpc.stores.database import ID_BYTES, job_audio, job_chunks, job_deletions, jobs, uploads, workers
 from typeless_grpc.stores.job_table import FORMAT, OPTIONS, TRANSCRIPT, JobTable, audio_path, job_of, larger, not_found
 
 # For a job to be filed about an upload that is about to expire.
@@ -42,7 +42,7 @@ class SqlJobStore:
         while True:
             if (made := self.made_by(new)) is not None:
                 return made
-            job_id = uuid.uuid4().hex
+            job_id = secrets.token_hex(ID_BYTES)
             n_bytes = 0
             if content is not None:
                 n_bytes = _size(content)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import secrets
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import sqlalchemy as sa
 from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import State
 from typeless_grpc.jobs.store import Upload
-from typeless_grpc.stores.database import Database, jobs, upload_digests, upload_parts, uploads
+from typeless_grpc.stores.database import ID_BYTES, Database, jobs, upload_digests, upload_parts, uploads
 from typeless_grpc.stores.files import Files, PartsFile
 from typeless_grpc.stores.orphans import Orphans
 from typeless_grpc.stores.room import OwnerRoom
@@ -63,7 +64,7 @@ class SqlUploadStore:
             row = connection.execute(
                 sa.insert(uploads)
                 .values(
-                    upload_id=uuid.uuid4().hex,
+                    upload_id=secrets.token_hex(ID_BYTES),
                     owner=owner,
                     filename=filename,
                     size_bytes=0,

@@ -2,7 +2,8 @@
 
 A `Stream` belongs to no call. Calls come and go: each puts requests in and reads the journal, and when its connection
 breaks, the stream works on with what it has. Everything that waits is bounded: requests by bytes, audio by seconds,
-events that nobody reads by number. Whoever puts more in has to wait, which HTTP/2 passes on to the caller.
+and that of all streams together, events that nobody reads by number. Whoever puts more in has to wait, which HTTP/2
+passes on to the caller.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import replace
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.live import LiveReader
 from typeless_grpc.audio.vad import DetectorState, Probabilities
+from typeless_grpc.engine.stream_audio import Holding
 from typeless_grpc.errors import DeadlineExceeded, InvalidInput, TypelessError
 from typeless_grpc.streaming import events, session
 from typeless_grpc.streaming.decoding import PieceDecoder
@@ -31,6 +33,7 @@ from typeless_grpc.text.finishing import with_renditions, without_words
 _INLINE_SAMPLES = SAMPLE_RATE_HZ // 4  # looked at on the event loop, in under a millisecond; more goes to a thread
 _STEP_SAMPLES = SAMPLE_RATE_HZ  # taken at a time: so few interims are due at once that all can be heard
 _PROGRESS_EVERY_S = 0.7  # looked at four times a second: with a tick's delay still one in each second
+_SAMPLE_BYTES = 8  # that a sample counts for: a float here, and one more in what the engine is given
 _REQUEST_BYTES = 1024  # what a request counts as besides its audio: no caller fills the line with empty ones
 _LOST_AT_THE_END = frozenset({"AUDIO_TRUNCATED", "AUDIO_EMPTY"})  # no reason to refuse what was understood
 _MAX_UNREAD_FOR_INTERIMS = 16  # a caller that reads so slowly has no use for more
@@ -48,11 +51,15 @@ class Stream:
         self._progress = ProgressReport(self._session)
         self._detector = DetectorState()
         self._samples = SampleBuffer()
+        self._held = Holding(machinery.audio)
+        self._sample_bytes = 0  # of it
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._waiting_bytes = 0
         self._n_blocked = 0
         self.end_reason: events.EndReason | None = None  # why no more audio is taken; None while it is
-        self._drain_by_s: float | None = None  # when audio ends although someone speaks, once the server is to stop
+        # Once the server is to stop: when audio ends in the shortest pause, and when although someone speaks.
+        self._drain_short_s = 0.0
+        self._drain_by_s: float | None = None
         self._moved = asyncio.Event()  # set whenever there may be room again
         self._opened_s = self._request_s = machinery.clock.now_s()
         self._offered_s: float | None = None  # since when an event waits to be read
@@ -75,6 +82,7 @@ class Stream:
         self._is_broken = False
         self._say(events.Started())
         self._work = asyncio.create_task(self._run(), name="stream")
+        self._work.add_done_callback(lambda _: self._held.close())
 
     # ---- for calls ------------------------------------------------------------------------------------------
 
@@ -118,14 +126,14 @@ class Stream:
             while not self._has_room() and still_wanted() and not self.has_ended and not self.journal.is_closed:
                 self._moved.clear()
                 await self._moved.wait()
-        if not still_wanted() or self.has_ended or request is Control.KEEP_ALIVE:
+        if not still_wanted() or self.has_ended or self.journal.is_closed or request is Control.KEEP_ALIVE:
             return
         if request is Control.END:
             self._end(events.EndReason.CALLER)
             return
         if isinstance(request, bytes):
             self.acknowledged_bytes += len(request)
-        self._waiting_bytes += _weight(request)
+        self._wait(_weight(request))
         self._requests.put_nowait(request)
 
     async def events_after(
@@ -171,9 +179,11 @@ class Stream:
     def drain(self, within_s: float) -> None:
         """Take no more audio from the next pause on, at the latest after within_s; finish what was taken as after END.
 
-        Until then a request is taken only when those before it are done, so that the pause is not far ahead.
+        A pause is what ends an utterance, and after half of the time any moment in which nothing is said. Until then
+        a request is taken only when those before it are done, so that the pause is not far ahead.
         """
-        self._drain_by_s = self._machinery.clock.now_s() + within_s
+        now_s = self._machinery.clock.now_s()
+        self._drain_short_s, self._drain_by_s = now_s + within_s / 2, now_s + within_s
         self._end_if_drained()
 
     @property
@@ -249,7 +259,7 @@ class Stream:
                 case Control.END:
                     await self._take_rest()
                     return
-            self._waiting_bytes -= _weight(request)
+            self._wait(-_weight(request))
             self._end_if_drained()
             self._moved.set()
 
@@ -261,8 +271,9 @@ class Stream:
     def _end_if_drained(self) -> None:
         if self._drain_by_s is None or self.has_ended:
             return
-        is_quiet = not self._session.is_speaking and not self._has_waiting()
-        if is_quiet or not self._is_attached or self._machinery.clock.now_s() >= self._drain_by_s:
+        now_s = self._machinery.clock.now_s()
+        is_pause = not self._session.is_speaking or (self._session.is_quiet and now_s >= self._drain_short_s)
+        if (is_pause and not self._has_waiting()) or not self._is_attached or now_s >= self._drain_by_s:
             self._end(events.EndReason.DRAINING)
 
     async def _take_rest(self) -> None:
@@ -295,6 +306,8 @@ class Stream:
         taken = block[: max(0, room)]
         for start in range(0, len(taken), _STEP_SAMPLES):
             part = taken[start : start + _STEP_SAMPLES]
+            await self._held.grow(len(part) * _SAMPLE_BYTES)
+            self._sample_bytes += len(part) * _SAMPLE_BYTES
             self._samples.append(part)
             self._apply(session.Frames(self._samples.end, (await self._probabilities(part)).tolist()))
             await self._judge()
@@ -312,16 +325,26 @@ class Stream:
         return await loop.run_in_executor(self._machinery.off_loop, look, block, self._detector)
 
     async def _wait_for_engine(self) -> None:
-        """Hold no more audio than is allowed: the rest stays with the caller."""
-        while self._samples.end - self._session.final > self._options.max_held_s * SAMPLE_RATE_HZ and self._finals:
+        """Hold no more audio than is allowed, or than could be finished soon: the rest stays with the caller."""
+        while self._finals and self._is_ahead():
             self._moved.clear()
             await self._moved.wait()
 
+    def _is_ahead(self) -> bool:
+        held = self._samples.end - self._session.final
+        is_behind = self._options.is_file and self._machinery.engine.backlog_s > self._options.max_backlog_s
+        return is_behind or held > self._options.max_held_s * SAMPLE_RATE_HZ
+
     def _has_room(self) -> bool:
-        if self._drain_by_s is not None and self._has_waiting():
+        if (self._drain_by_s is not None or self._held.is_waiting) and self._has_waiting():
             return False
         unread = self.journal.n_unsent if self._is_attached else 0
         return self._waiting_bytes < self._options.max_waiting_bytes and unread < self._options.max_unread_events
+
+    def _wait(self, n_bytes: int) -> None:
+        """So many bytes more, or less, wait to be looked at."""
+        self._waiting_bytes += n_bytes
+        self._held.count(n_bytes)
 
     def _has_waiting(self) -> bool:
         return bool(self._waiting_bytes or not self._requests.empty())
@@ -348,6 +371,9 @@ class Stream:
             next_final = next((later for later in effects[index + 1 :] if isinstance(later, events.Final)), None)
             self._do(effect, cursors if next_final is None else _before(cursors, next_final))
         self._samples.forget(self._session.final)
+        if (n_bytes := self._samples.n_held * _SAMPLE_BYTES) < self._sample_bytes:
+            self._held.shrink(self._sample_bytes - n_bytes)
+            self._sample_bytes = n_bytes
         self._moved.set()
         if (
             self._options.is_file

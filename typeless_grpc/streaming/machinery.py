@@ -12,7 +12,9 @@ from typing import Protocol
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.audio.vad import DetectorState, Probabilities
 from typeless_grpc.clock import Clock
+from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import DecodeOptions, Engine
+from typeless_grpc.engine.stream_audio import StreamAudio
 from typeless_grpc.streaming.cadence import Cadence
 from typeless_grpc.streaming.planner import PlanOptions
 from typeless_grpc.streaming.session import Rules
@@ -54,7 +56,8 @@ class StreamOptions:
     """What one stream is. rules: of LIVE or FILE mode. interim_interval_s: None for no interims.
 
     caller: whose turn its work takes. The rest are bounds: of audio in all, of requests waiting (bytes), of audio held
-    (seconds), of events that nobody has read, of FILE pieces at the engine at once; idle_timeout_s: without a request.
+    (seconds), of the engine's backlog with which a FILE goes on to be taken, of events that nobody has read, of FILE
+    pieces at the engine at once; idle_timeout_s: without a request.
     """
 
     options: DecodeOptions
@@ -65,6 +68,7 @@ class StreamOptions:
     max_audio_s: float = 4 * 3600.0
     max_waiting_bytes: int = 1 << 20
     max_held_s: float = 360.0
+    max_backlog_s: float = 7.5
     max_unread_events: int = 256
     max_pieces_at_once: int = 16
     idle_timeout_s: float = 60.0
@@ -111,11 +115,12 @@ class InterimPlaces:
 
 @dataclass(frozen=True)
 class Machinery:
-    """What all streams share. off_loop: threads for longer computations."""
+    """What all streams share. off_loop: threads for longer computations. audio: what they may hold together."""
 
     engine: Engine
     speech: SpeechProbability
     off_loop: Executor
     clock: Clock
     interim_places: InterimPlaces = field(default_factory=InterimPlaces)
+    audio: StreamAudio = field(default_factory=lambda: StreamAudio(Admission(AdmissionOptions())))
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep

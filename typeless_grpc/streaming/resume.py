@@ -108,7 +108,7 @@ class Call(Generic[C]):
 class Sessions(Generic[C]):
     """All sessions of this server, each with the configuration (C) it was opened with.
 
-    `tick` is to be called a few times a second, by `run` or by a test.
+    `tick` is to be called a few times a second, by `run` or by a test. is_kept: whether `run` does.
     """
 
     def __init__(self, limits: SessionLimits, clock: Clock) -> None:
@@ -116,17 +116,20 @@ class Sessions(Generic[C]):
         self._held: dict[str, _Held[C]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._ticked = asyncio.Event()
-        self.is_draining = False
+        self.is_draining = self.is_kept = False
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def open(self, caller: str, owner: str, config: C, stream: Callable[[], Stream]) -> Call[C]:
+    def open(
+        self, caller: str, owner: str, config: C, stream: Callable[[], Stream], *, is_shared: bool = False
+    ) -> Call[C]:
         """A new session. caller: whose number of streams it counts against; owner: who may resume it.
 
+        is_shared: caller may be several, of whom none may end what another will come back for.
         Raises RateLimited (TOO_MANY_STREAMS) and Overloaded.
         """
-        self._make_room(caller)
+        self._make_room(caller, is_shared=is_shared)
         held = _Held(secrets.token_urlsafe(16), caller, owner, config, stream())
         self._held[held.id] = held
         return self._given(held, resumed=False)
@@ -190,9 +193,13 @@ class Sessions(Generic[C]):
 
     async def run(self) -> None:
         """Tick until cancelled."""
-        while True:
-            await asyncio.sleep(1 / _TICKS_PER_S)
-            self.tick()
+        self.is_kept = True
+        try:
+            while True:
+                await asyncio.sleep(1 / _TICKS_PER_S)
+                self.tick()
+        finally:
+            self.is_kept = False
 
     async def close(self) -> None:
         """End every session."""
@@ -205,10 +212,10 @@ class Sessions(Generic[C]):
         held.stream.attach()
         return held.call
 
-    def _make_room(self, caller: str) -> None:
+    def _make_room(self, caller: str, *, is_shared: bool) -> None:
         """Count the caller's sessions; one without a call makes way for one that has a caller."""
         own = [held for held in self._held.values() if held.caller == caller]
-        left = [held for held in own if held.call is None]
+        left = [held for held in own if held.call is None and (held.stream.is_delivered or not is_shared)]
         has_its_limit = len(own) >= self._limits.max_streams_per_caller
         if has_its_limit and not left:
             message = f"You have {len(own)} streams open, which is your limit."

@@ -17,6 +17,11 @@ class SampleBuffer:
         self._start = 0
         self.end = 0
 
+    @property
+    def n_held(self) -> int:
+        """Samples that are here."""
+        return self.end - self._start
+
     def append(self, block: Audio) -> None:
         """Add what follows."""
         self._blocks.append(block)

@@ -21,6 +21,11 @@ class Reachability:
         self._gauge = gauge
         self._answers = True
 
+    @property
+    def answers(self) -> bool:
+        """Whether it did when it was last asked."""
+        return self._answers
+
     def report(self, answers: bool) -> None:
         """It was asked, and did or did not answer."""
         if answers == self._answers:

@@ -32,6 +32,11 @@ class FinishingEngine:
         """See `Engine`."""
         return self._engine.backlog_s
 
+    @property
+    def stalled_s(self) -> float:
+        """See `Engine`."""
+        return self._engine.stalled_s
+
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`; the transcript has its renditions."""
         # Cues are timed by the words, whether or not the caller wants to see those.

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from typeless_grpc.access.address import caller_address, is_loopback, networks
+from typeless_grpc.access.address import caller_address, is_local, is_loopback, networks
 
 PROXIES = networks(["10.0.0.0/8", "2001:db8:1::/48"])
 
@@ -62,3 +62,26 @@ def test_what_is_no_network_is_an_error(text: str):
 )
 def test_loopback_is_told_from_the_rest(expected: bool, hosts: list[str]):
     assert {is_loopback(host) for host in hosts} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded_for", "is_here"),
+    [
+        ("ipv4:127.0.0.1:50000", [], True),
+        ("ipv4:127.8.9.1:50000", [], True),
+        ("ipv6:[::1]:50000", [], True),
+        ("ipv6:%5B::1%5D:50000", [], True),
+        ("ipv6:[::ffff:127.0.0.1]:50000", [], True),
+        ("unix:/run/typeless.sock", [], True),
+        ("unix:", [], True),
+        ("ipv4:192.0.2.7:50000", [], False),
+        ("ipv6:[2001:db8::1]:50000", [], False),
+        ("ipv6:[::2]:50000", [], False),
+        ("ipv4:127.0.0.1:50000", ["198.51.100.1"], False),
+        ("unix:/run/proxy", [""], False),
+        ("ipv4:nonsense", [], False),
+        ("", [], False),
+    ],
+)
+def test_who_calls_from_this_machine(peer: str, forwarded_for: list[str], is_here: bool):
+    assert is_local(peer, forwarded_for) is is_here

@@ -83,6 +83,33 @@ async def serving(**options: object) -> AsyncIterator[Bench]:
         await bench.scheduler.stop()
 
 
+async def test_an_engine_that_has_work_and_ends_none_is_stalled():
+    async with serving() as bench:
+        bench.clock.advance(100.0)
+        assert bench.scheduler.stalled_s == 0.0
+        running = await bench.busy()
+        bench.clock.advance(5.0)
+        waiting = bench.submit("waiting")
+        await settle()
+        assert bench.scheduler.stalled_s == 5.0
+        bench.threads.run()
+        await running
+        assert bench.scheduler.stalled_s == 0.0
+        bench.clock.advance(3.0)
+        assert bench.scheduler.stalled_s == 3.0
+        await bench.threads.run_all()
+        await waiting
+        bench.clock.advance(100.0)
+        assert bench.scheduler.stalled_s == 0.0
+
+
+async def test_an_engine_whose_worker_died_cannot_work():
+    async with serving() as bench:
+        bench.scheduler._workers[0].cancel()
+        await settle()
+        assert bench.scheduler.stalled_s == float("inf")
+
+
 # ---- what becomes of work ---------------------------------------------------------------------------------------
 
 

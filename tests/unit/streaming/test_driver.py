@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +22,10 @@ from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.audio.live import live_reader
 from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.clock import FakeClock
+from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import DecodeOptions, Lane, VoiceActivity
 from typeless_grpc.engine.scripted import Asked, ScriptedEngine
+from typeless_grpc.engine.stream_audio import BYTES_PER_S, StreamAudio
 from typeless_grpc.engine.transcript import OutputFormat, Transcript
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, Overloaded
 from typeless_grpc.streaming import driver, events, interims
@@ -75,7 +77,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(script: Any = words_as_they_come, **options: Any) -> AsyncIterator[Bench]:
+async def bench(
+    script: Any = words_as_they_come, audio: StreamAudio | None = None, **options: Any
+) -> AsyncIterator[Bench]:
     engine, clock, slept = ScriptedEngine(script), FakeClock(100.0), []
 
     async def sleep(seconds: float) -> None:
@@ -84,6 +88,8 @@ async def bench(script: Any = words_as_they_come, **options: Any) -> AsyncIterat
 
     with ThreadPoolExecutor(1) as threads:
         machinery = Machinery(engine, LoudnessDetector(), threads, clock, sleep=sleep)
+        if audio is not None:
+            machinery = replace(machinery, audio=audio)
         wanted = StreamOptions(**{"options": DecodeOptions(language="en"), "rules": EndpointOptions()} | options)
         stream = Stream(machinery, live_reader(RAW, field="config"), wanted)
         stream.attach()
@@ -702,6 +708,37 @@ async def test_a_drain_waits_for_a_pause(talk: bytes, is_attached: bool, waits: 
     assert b.got[-1].acknowledged_bytes == len(talk)
 
 
+async def test_no_more_of_a_recording_is_taken_than_the_engine_would_finish_in_a_drain():
+    talk = said(*[4.0, 1.0] * 60)
+    async with bench(samples_as_text, rules=PlanOptions(), max_waiting_bytes=32_000, max_backlog_s=10.0) as b:
+        b.engine.gate.clear()
+        b.engine.backlog_s = 11.0
+        talking = asyncio.create_task(b.say(talk, 32_000))
+        await b.engine.until(n_asked=1)
+        while not b.stream._finals or b.stream._requests.empty():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        taken = b.stream.acknowledged_bytes
+        await asyncio.sleep(0.1)
+        assert b.stream.acknowledged_bytes <= taken + 64_000 < len(talk)
+        b.engine.gate.set()  # it is never so busy that nothing is taken
+        await asyncio.wait_for(talking, 20)
+        assert isinstance((await b.rest())[-1], Completed)
+
+
+async def test_after_a_while_a_drain_ends_audio_between_two_words():
+    async with bench() as b:
+        await b.say(tone(1.0))
+        await b.until(SpeechStart)
+        b.stream.drain(5.0)
+        b.clock.advance(3.0)
+        await b.say(tone(0.5))
+        await settle()
+        assert not b.stream.has_ended
+        await b.say(silence(0.1))
+        await b.until(Completed)
+    assert b.finals()
+
+
 async def test_what_waits_to_be_put_when_audio_ends_is_not_taken():
     async with bench(max_waiting_bytes=1000) as b:
         await b.stream.put(tone(0.5))
@@ -726,3 +763,47 @@ async def test_progress_of_a_recording_that_the_server_ended_is_never_whole():
         b.stream.drain(0.0)
         await b.until(Completed)
     assert all(entry.event.fraction < 1 for entry in b.got if isinstance(entry.event, Progress))
+
+
+@pytest.mark.parametrize(
+    "rules", [pytest.param(EndpointOptions(), id="live"), pytest.param(PlanOptions(), id="recordings")]
+)
+async def test_all_streams_together_hold_so_much_and_every_one_is_finished(rules: Any):
+    """Eight callers, and an engine that does not move for a while: what is not taken stays with them."""
+    max_s, talk = 20.0, said(*[1.0, 1.0] * 20)
+    audio = StreamAudio(Admission(AdmissionOptions(max_audio_s=max_s)))
+    async with AsyncExitStack() as stack:
+        benches = [
+            await stack.enter_async_context(bench(samples_as_text, audio=audio, rules=rules, max_waiting_bytes=32_000))
+            for _ in range(8)
+        ]
+        for b in benches:
+            b.engine.gate.clear()
+        talking = [asyncio.create_task(b.say(talk, 32_000)) for b in benches]
+        for _ in range(400):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.2)  # for the threads that look for speech
+        held = audio.n_bytes / BYTES_PER_S
+        taken_s = sum(b.stream.acknowledged_bytes for b in benches) / 32_000
+        assert taken_s < 8 * 40
+        assert held <= max_s + 2 * 40 + 8 * 1.1  # one that goes on without room, and what waits to be looked at
+        for b in benches:
+            b.engine.gate.set()
+        await asyncio.wait_for(asyncio.gather(*(b.rest() for b in benches), *talking), 30)
+        assert [b.got[-1].cursors.received_s for b in benches] == [40.0] * 8
+        assert len({tuple(b.finals()) for b in benches}) == 1
+    assert audio.n_bytes == 0
+
+
+async def test_a_stream_that_failed_or_was_closed_holds_nothing():
+    audio = StreamAudio(Admission(AdmissionOptions()))
+    async with bench(audio=audio) as b:
+        await b.say(tone(1.0))
+        assert audio.n_bytes > 0
+        b.stream.fail(InvalidInput("audio", "is none"))
+        await b.stream.put(tone(1.0))
+        await settle()
+        assert audio.n_bytes == 0
+    async with bench(audio=audio) as b:
+        await b.stream.put(tone(1.0))  # and the loop has not begun when it is closed
+    assert audio.n_bytes == 0

@@ -30,8 +30,9 @@ class Desk:
     def __init__(self, sessions: Sessions[str], clock: FakeClock, stream: Callable[[], Stream]) -> None:
         self.sessions, self.clock, self._stream = sessions, clock, stream
 
-    def open(self, caller: str = "a", owner: str | None = None) -> Call[str]:
-        return self.sessions.open(caller, owner if owner is not None else caller, "config", self._stream)
+    def open(self, caller: str = "a", owner: str | None = None, *, is_shared: bool = False) -> Call[str]:
+        whose = owner if owner is not None else caller
+        return self.sessions.open(caller, whose, "config", self._stream, is_shared=is_shared)
 
     def resume(self, call: Call[str], owner: str = "a", after: int = 0) -> Call[str]:
         return self.sessions.resume(call.session_id, owner, after)
@@ -154,6 +155,21 @@ async def test_a_caller_has_so_many_streams():
             d.resume(first)
 
 
+async def test_callers_that_cannot_be_told_apart_end_nobodys_session():
+    async with desk(max_streams_per_caller=1) as d:
+        broken = d.open()
+        await broken.put(bytes(3200))
+        d.sessions.leave(broken)
+        with pytest.raises(RateLimited) as caught:
+            d.open(is_shared=True)
+        assert caught.value.reason == "TOO_MANY_STREAMS"
+        again = d.resume(broken)
+        await again.put(Control.END)
+        assert [entry async for entry in again.events_after(0)]
+        d.sessions.leave(again)
+        d.open(is_shared=True)  # nobody has to come back for what is delivered
+
+
 async def test_a_session_that_is_complete_makes_way_before_one_that_is_broken():
     async with desk(max_streams_per_caller=2) as d:
         broken, complete = d.open(), d.open()
@@ -244,6 +260,17 @@ async def test_a_drain_does_not_wait_for_a_session_past_its_window():
         await asyncio.sleep(0)
         d.sessions.tick()
         await asyncio.wait_for(waiting, 5)
+
+
+async def test_sessions_say_whether_they_are_looked_after():
+    async with desk() as d:
+        assert not d.sessions.is_kept
+        running = asyncio.create_task(d.sessions.run())
+        await asyncio.sleep(0)
+        assert d.sessions.is_kept
+        running.cancel()
+        await asyncio.wait([running])
+        assert not d.sessions.is_kept
 
 
 async def test_a_dropped_session_stops_its_work():

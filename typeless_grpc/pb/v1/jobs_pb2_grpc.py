@@ -117,7 +117,9 @@ class JobsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Newest first.
+        """Newest first: those filed under the caller's key, and for an admin everyone's. Callers without
+        a key cannot be told apart, so they get none, and ask for a job by its id; on a server
+        without keys a caller on its own machine gets all.
 
         Statuses: INVALID_ARGUMENT (a bad page size, page token or state).
         """

@@ -232,7 +232,9 @@ class JobsServiceStub(typing.Generic[_JobsServiceSubmitJobType, _JobsServiceGetJ
     """
 
     ListJobs: _JobsServiceListJobsType
-    """Newest first.
+    """Newest first: those filed under the caller's key, and for an admin everyone's. Callers without
+    a key cannot be told apart, so they get none, and ask for a job by its id; on a server
+    without keys a caller on its own machine gets all.
 
     Statuses: INVALID_ARGUMENT (a bad page size, page token or state).
     """
@@ -342,7 +344,9 @@ class JobsServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.jobs_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.jobs_pb2.ListJobsResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.jobs_pb2.ListJobsResponse]]:
-        """Newest first.
+        """Newest first: those filed under the caller's key, and for an admin everyone's. Callers without
+        a key cannot be told apart, so they get none, and ask for a job by its id; on a server
+        without keys a caller on its own machine gets all.
 
         Statuses: INVALID_ARGUMENT (a bad page size, page token or state).
         """
