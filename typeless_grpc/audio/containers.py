@@ -27,6 +27,18 @@ DEMUXERS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,ircam,loas,matroska,mov,mp3,mpc,mpc8,"
     "mpeg,mpegts,nistsphere,nut,ogg,qcp,rm,sox,tak,tta,voc,w64,wav,wv"
 )
+# The codecs of audio in them, and none of video, pictures or subtitles: what is not named is neither opened nor probed.
+DECODERS = (
+    "aac,aac_latm,ac3,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,adpcm_swf,adpcm_yamaha,alac,als,amrnb,amrwb,"
+    "ape,cook,dca,dsd_lsbf,dsd_lsbf_planar,dsd_msbf,dsd_msbf_planar,dst,eac3,evrc,flac,g722,g723_1,"
+    "g726,g726le,g729,gsm,gsm_ms,ilbc,libopencore_amrnb,libopencore_amrwb,libopus,mace3,mace6,mlp,"
+    "mp1,mp1float,mp2,mp2float,mp3,mp3float,mpc7,mpc8,nellymoser,opus,pcm_alaw,pcm_bluray,pcm_dvd,"
+    "pcm_f16le,pcm_f24le,pcm_f32be,pcm_f32le,pcm_f64be,pcm_f64le,pcm_mulaw,pcm_s16be,pcm_s16be_planar,"
+    "pcm_s16le,pcm_s16le_planar,pcm_s24be,pcm_s24le,pcm_s24le_planar,pcm_s32be,pcm_s32le,pcm_s32le_planar,"
+    "pcm_s64be,pcm_s64le,pcm_s8,pcm_s8_planar,pcm_u16be,pcm_u16le,pcm_u24be,pcm_u24le,pcm_u32be,"
+    "pcm_u32le,pcm_u8,pcm_vidc,qcelp,qdm2,qdmc,real_144,real_288,s302m,shorten,sipr,siren,speex,tak,"
+    "truehd,tta,vorbis,wavpack,wmalossless,wmapro,wmav1,wmav2,wmavoice"
+)
 _MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 768_000
 _MAX_CHANNELS = 64
 _MAX_FRAME_SAMPLES = 1 << 22  # 4 million: above what any codec in use puts into one frame, and bounded memory
@@ -150,7 +162,12 @@ class ContainerReader:
 
     def _opened(self, file: BinaryIO) -> av.container.InputContainer:
         n_missing = check_size(file, field=self._field) if self._is_seekable else 0
-        options = {**self._options, "format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
+        options = {
+            **self._options,
+            "format_whitelist": DEMUXERS,
+            "protocol_whitelist": "none",
+            "codec_whitelist": DECODERS,
+        }
         try:
             return av.open(_Nameless(file), mode="r", options=options, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
@@ -174,7 +191,8 @@ class ContainerReader:
         if not streams:
             raise self._refusal("the file has no audio track")
         stream = next((one for one in streams if one.disposition & Disposition.default), streams[0])
-        if stream.codec_context is None:  # The stubs say it never is.
+        # The stubs say that it is never None. A demuxer may name a decoder that was not opened for probing.
+        if stream.codec_context is None or stream.codec_context.codec.name not in DECODERS.split(","):
             raise self._refusal("no decoder for its audio is known here")
         return stream
 

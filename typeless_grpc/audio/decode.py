@@ -29,8 +29,9 @@ __all__ = ["AudioReader", "DecodeCancelled", "DecodeLimits", "Decoded", "SourceI
 class DecodeLimits:
     """What one recording may cost.
 
-    max_duration_s: seconds of decoded audio; memory of `decode` is at most 64 kB for each, and for each channel that
-    is kept apart. Above 0. max_channels: of a recording whose channels are kept apart.
+    max_duration_s: seconds of decoded audio, above 0. `decode`, which holds all of it, counts those of each channel
+    that is kept apart, and takes 64 kB for each, twice as much at its end. max_channels: of a recording whose channels
+    are kept apart.
     """
 
     max_duration_s: float
@@ -203,6 +204,12 @@ class AudioReader:
     def _too_long(self) -> InvalidInput:
         return self._refusal(f"it is longer than {self._limits.max_duration_s:g} s", "AUDIO_TOO_LONG")
 
+    def channels_too_long(self) -> InvalidInput:
+        """The error of channels that are kept apart and are too long together."""
+        return self._refusal(
+            f"its channels are longer than {self._limits.max_duration_s:g} s together", "AUDIO_TOO_LONG"
+        )
+
     def _refusal(self, why: str, reason: str) -> InvalidInput:
         return InvalidInput(f"{self._field}.content", why, reason=reason)
 
@@ -247,7 +254,8 @@ def decode(
         cancelled=cancelled,
         separate_channels=separate_channels,
     )
-    samples = _joined(reader.blocks(), max_samples=int(limits.max_duration_s * SAMPLE_RATE_HZ))
+    max_samples = int(limits.max_duration_s * SAMPLE_RATE_HZ)
+    samples = _joined(_bounded(reader.blocks(), max_samples, reader.channels_too_long), max_samples=max_samples)
     return Decoded(samples, samples.shape[-1] / SAMPLE_RATE_HZ, reader.source)
 
 
@@ -269,6 +277,16 @@ def _gathered(chunks: Iterator[Chunk], block_s: float) -> Iterator[Chunk]:
         yield Chunk(np.concatenate(waiting, axis=1), rate_hz)
 
 
+def _bounded(blocks: Iterator[Audio], max_samples: int, refusal: Callable[[], InvalidInput]) -> Iterator[Audio]:
+    """The same blocks, with a bound on the samples of all channels together."""
+    n_samples = 0
+    for block in blocks:
+        n_samples += block.size
+        if n_samples > max_samples:
+            raise refusal()
+        yield block
+
+
 def _joined(blocks: Iterator[Audio], *, max_samples: int) -> Audio:
     """All blocks in one array that grows in place: joining a list at the end would need the memory twice."""
     joined, n_samples = np.zeros(0, dtype=np.float32), 0
@@ -277,8 +295,7 @@ def _joined(blocks: Iterator[Audio], *, max_samples: int) -> Audio:
         frames = np.ascontiguousarray(block.T).ravel()  # time first, so that growing keeps what is there in place
         n_channels = block.shape[0] if block.ndim == 2 else None
         if n_samples + len(frames) > len(joined):
-            most = max_samples * (n_channels or 1)
-            joined.resize(max(n_samples + len(frames), min(2 * len(joined), most)), refcheck=False)
+            joined.resize(max(n_samples + len(frames), min(2 * len(joined), max_samples)), refcheck=False)
         joined[n_samples : n_samples + len(frames)] = frames
         n_samples += len(frames)
     joined.resize(n_samples, refcheck=False)

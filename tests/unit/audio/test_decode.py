@@ -253,6 +253,11 @@ def test_a_video_without_sound_is_refused() -> None:
     assert reason_of(file.getvalue()) == "AUDIO_UNDECODABLE"
 
 
+def test_a_codec_that_is_not_named_is_neither_opened_nor_probed() -> None:
+    assert "dfpwm" in av.codecs_available
+    assert reason_of(encoded("nut", "dfpwm")) == "AUDIO_UNDECODABLE"
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_float_wav_that_holds_no_numbers_is_refused(value: float) -> None:
     data = bytearray(encoded("wav", "pcm_f32le", seconds=0.2))
@@ -268,6 +273,15 @@ def test_only_decoded_samples_decide_what_is_too_long() -> None:
     flac[21:26] = bytes([flac[21] & 0xF0, 0, 0, 0, 0])  # STREAMINFO's count of samples: unknown
     assert reason_of(bytes(flac), limits=DecodeLimits(1)) == "AUDIO_TOO_LONG"
     assert decode(bytes(flac), CONTAINER, DecodeLimits(2)).duration_s == 2.0
+
+
+def test_all_channels_that_are_kept_apart_count() -> None:
+    flac = encoded("flac", "flac", seconds=2, layout="7.1")
+    assert decode(flac, CONTAINER, DecodeLimits(2)).duration_s == 2.0
+    assert decode(flac, CONTAINER, DecodeLimits(16), separate_channels=True).samples.shape == (8, 32_000)
+    with pytest.raises(InvalidInput) as caught:
+        decode(flac, CONTAINER, DecodeLimits(15.9), separate_channels=True)
+    assert caught.value.reason == "AUDIO_TOO_LONG"
 
 
 def test_raw_audio_is_measured_before_it_is_read() -> None:

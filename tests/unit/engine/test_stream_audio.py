@@ -23,10 +23,10 @@ async def test_recordings_and_streams_share_what_may_be_held():
     admission, audio = shared()
     stream = Holding(audio)
     await stream.grow(6 * BYTES_PER_S)
-    with admission.audio(3.0, "one"), pytest.raises(Overloaded), admission.audio(2.0):
+    with admission.audio(3.0, "one"), pytest.raises(Overloaded), admission.audio(2.0, "another"):
         pytest.fail("let in")
     stream.close()
-    with admission.audio(3.0, "one"), admission.audio(7.0):
+    with admission.audio(3.0, "one"), admission.audio(7.0, "another"):
         assert admission.room_s == 0.0
 
 
