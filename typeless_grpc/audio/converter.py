@@ -27,6 +27,7 @@ class Converter:
         self._mixer: Mixer | None = None
         self._resampler: Resampler | None = None
         self._levelers: list[Leveler] = []
+        self._uneven: list[Audio] = []  # of each channel: what came before its like of the others
 
     def feed(self, samples: Audio, rate_hz: int) -> Audio:
         """What is ready now. samples: shape (n_channels, n_samples), at least one. Raises ChannelsChanged."""
@@ -70,9 +71,15 @@ class Converter:
 
     def _shaped(self, rows: list[Audio]) -> Audio:
         if self._separate_channels:
-            return _stacked(rows)
+            return self._stacked(rows)
         return rows[0] if rows else np.zeros(0, dtype=np.float32)
 
-
-def _stacked(rows: list[Audio]) -> Audio:
-    return np.stack(rows) if rows else np.zeros((1, 0), dtype=np.float32)
+    def _stacked(self, rows: list[Audio]) -> Audio:
+        """As much as there is of every channel: each leveler lets go of what it holds in its own time."""
+        if not rows:
+            return np.zeros((1, 0), dtype=np.float32)
+        if self._uneven:
+            rows = [np.concatenate(pair) for pair in zip(self._uneven, rows, strict=True)]
+        n_samples = min(map(len, rows))
+        self._uneven = [row[n_samples:] for row in rows]
+        return np.stack([row[:n_samples] for row in rows])

@@ -164,10 +164,10 @@ def list_jobs(
             progress = f"{job.progress:.0%}"
             cells = (job.job_id, state_of(job), progress, str(job.attempt), submitted, labels)
             table.add_row(*map(Text, cells))  # a label is no markup
-    if not table.row_count and not connection.api_key:
-        errors.print("No jobs are listed here. Without a key, a server elsewhere shows a job by its id only.")
     if not as_json:
         print_table(table)
+    if not table.row_count and not connection.api_key:
+        errors.print("No jobs are listed here. Without a key, a server elsewhere shows a job by its id only.")
 
 
 @command(app, "watch")
