@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +44,6 @@ class ArrivalInterceptor(Interceptor):
         self._options = options
         self._unary: set[str] = set()
         self._n_slow: Counter[str] = Counter()  # by caller
-
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        yield
 
     def serves(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
         """Note which methods take a single request."""

@@ -6,7 +6,6 @@ gRPC's core has the last word a little above the limit, and says only "larger th
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
@@ -20,10 +19,6 @@ class MessageSizeInterceptor(Interceptor):
 
     def __init__(self, max_message_bytes: int) -> None:
         self._max_bytes = max_message_bytes
-
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        yield
 
     async def run(self, handler: Handler, requests: AsyncIterator[Any], call: Call) -> Any:
         """Check requests as they are read."""

@@ -15,9 +15,8 @@ import asyncio
 import contextlib
 import functools
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,12 +109,12 @@ class Call:
 Handler = Callable[[AsyncIterator[Any], Call], Awaitable[Any]]
 
 
-class Interceptor(grpc.aio.ServerInterceptor, ABC):
+class Interceptor(grpc.aio.ServerInterceptor):
     """One concern around every call: what `around` does before its `yield`, after it, and with what is raised there."""
 
-    @abstractmethod
     def around(self, call: Call) -> AbstractAsyncContextManager[None]:
         """Enter before the handler runs, leave when it has ended; an exception of the handler passes through."""
+        return nullcontext()
 
     async def run(self, handler: Handler, requests: AsyncIterator[Any], call: Call) -> Any:
         """What is further inside, inside `around`."""
