@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from typeless_grpc.engine.cuts import Piece
 from typeless_grpc.engine.inference import DecodeResult
 from typeless_grpc.engine.model import NO_SPEECH_THRESHOLD, RawSegment
 from typeless_grpc.engine.quality import COMPRESSION_RATIO_THRESHOLD, Issue, is_too_fast, repeats_itself
-from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason
+from typeless_grpc.speech.transcript import Segment, Suppressed, SuppressionReason
 
 # faster_whisper.transcribe.WhisperModel.transcribe, default of the threshold of this name.
 LOG_PROB_THRESHOLD = -1.0
@@ -25,9 +25,11 @@ class Filtered:
 def filtered(result: DecodeResult, piece: Piece) -> Filtered:
     """Keep out what was not spoken in a piece."""
     segments = []
-    suppressed = [Suppressed(_moved(one.segment, piece), SuppressionReason.REPETITION) for one in result.looped]
+    suppressed = [
+        Suppressed(one.segment.retimed(piece.original_s), SuppressionReason.REPETITION) for one in result.looped
+    ]
     for one in result.segments:
-        segment = _moved(one.segment, piece)
+        segment = one.segment.retimed(piece.original_s)
         if reason := _reason(one, result):
             suppressed.append(Suppressed(segment, reason))
         else:
@@ -49,9 +51,3 @@ def _reason(one: RawSegment, result: DecodeResult) -> SuppressionReason | None:
 def _is_loop(segment: Segment) -> bool:
     """Whether a text repeats itself more often than there is time for."""
     return repeats_itself(segment.text) and is_too_fast(segment.text, segment.end_s - segment.start_s)
-
-
-def _moved(segment: Segment, piece: Piece) -> Segment:
-    clock = piece.original_s
-    words = tuple(replace(word, start_s=clock(word.start_s), end_s=clock(word.end_s)) for word in segment.words)
-    return replace(segment, start_s=clock(segment.start_s), end_s=clock(segment.end_s), words=words)

@@ -23,9 +23,9 @@ from typeless_grpc.engine.model import FULL_WINDOW_S, Model
 from typeless_grpc.engine.models import ModelPool
 from typeless_grpc.engine.scheduler import Turn
 from typeless_grpc.engine.strategies import Plan, planned
-from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.engine.utterances import Call, RecognizerOptions, UtteranceDecoder, WindowScheduler, language_of
 from typeless_grpc.errors import InvalidInput
+from typeless_grpc.speech.transcript import Segment, Transcript
 
 T = TypeVar("T")
 

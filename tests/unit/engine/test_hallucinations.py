@@ -11,7 +11,7 @@ from typeless_grpc.engine.hallucinations import filtered
 from typeless_grpc.engine.inference import DecodeResult
 from typeless_grpc.engine.model import RawSegment
 from typeless_grpc.engine.quality import Issue
-from typeless_grpc.engine.transcript import Segment, SuppressionReason, Word
+from typeless_grpc.speech.transcript import Segment, SuppressionReason, Word
 
 SPOKEN = RawSegment(
     Segment(
