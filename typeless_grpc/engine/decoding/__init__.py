@@ -1,1 +1,1 @@
-"""From chunks of audio to segments of text: requests to the model, checks of its results, and what is done with them."""
+"""From chunks of audio to segments of text: requests to the model, and the checks and joining of its results."""
