@@ -14,17 +14,17 @@ import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import DetectorState, Probabilities, Span, SpeechSpanOptions, speech_spans
-from typeless_grpc.engine.cuts import Piece
-from typeless_grpc.engine.hallucinations import filtered
+from typeless_grpc.engine.decoding.chunks import Call, RecognizerOptions, UtteranceDecoder, WindowScheduler, language_of
+from typeless_grpc.engine.decoding.hallucinations import filtered
+from typeless_grpc.engine.decoding.merge import Stretch, merged
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
-from typeless_grpc.engine.likelihood import unlikely_speech
-from typeless_grpc.engine.merge import Stretch, merged
 from typeless_grpc.engine.model import FULL_WINDOW_S, Model
-from typeless_grpc.engine.models import ModelPool
+from typeless_grpc.engine.planning.cuts import Piece
+from typeless_grpc.engine.planning.speech import unlikely_speech
+from typeless_grpc.engine.planning.strategies import Plan, planned
+from typeless_grpc.engine.pool import ModelPool
 from typeless_grpc.engine.scheduler import Turn
-from typeless_grpc.engine.strategies import Plan, planned
 from typeless_grpc.engine.transcript import Segment, Transcript
-from typeless_grpc.engine.utterances import Call, RecognizerOptions, UtteranceDecoder, WindowScheduler, language_of
 from typeless_grpc.errors import InvalidInput
 
 T = TypeVar("T")

@@ -6,11 +6,11 @@ import pytest
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.cuts import Piece
-from typeless_grpc.engine.hallucinations import filtered
-from typeless_grpc.engine.inference import DecodeResult
+from typeless_grpc.engine.decoding.hallucinations import filtered
+from typeless_grpc.engine.decoding.inference import DecodeResult
+from typeless_grpc.engine.decoding.quality import Issue
 from typeless_grpc.engine.model import RawSegment
-from typeless_grpc.engine.quality import Issue
+from typeless_grpc.engine.planning.cuts import Piece
 from typeless_grpc.engine.transcript import Segment, SuppressionReason, Word
 
 SPOKEN = RawSegment(

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.cuts import CutPolicy, Piece, plan
 from typeless_grpc.engine.interface import Chunking
 from typeless_grpc.engine.model import FULL_WINDOW_S
+from typeless_grpc.engine.planning.cuts import CutPolicy, Piece, plan
 
 # Of FIXED: windows that leave the encoder some room, and an overlap with several words in it.
 FIXED_WINDOW_S = 24.0

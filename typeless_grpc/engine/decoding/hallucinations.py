@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.cuts import Piece
-from typeless_grpc.engine.inference import DecodeResult
+from typeless_grpc.engine.decoding.inference import DecodeResult
+from typeless_grpc.engine.decoding.quality import COMPRESSION_RATIO_THRESHOLD, Issue, is_too_fast, repeats_itself
 from typeless_grpc.engine.model import NO_SPEECH_THRESHOLD, RawSegment
-from typeless_grpc.engine.quality import COMPRESSION_RATIO_THRESHOLD, Issue, is_too_fast, repeats_itself
+from typeless_grpc.engine.planning.cuts import Piece
 from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason
 
 # faster_whisper.transcribe.WhisperModel.transcribe, default of the threshold of this name.

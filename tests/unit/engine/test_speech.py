@@ -5,7 +5,7 @@ import pytest
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import FRAME_SAMPLES, Span
-from typeless_grpc.engine.likelihood import unlikely_speech
+from typeless_grpc.engine.planning.speech import unlikely_speech
 
 
 def recording(*parts: tuple[float, float]) -> tuple[list[Span], np.ndarray]:
