@@ -1,7 +1,7 @@
 """Which of the detected speech may be something else.
 
 Music and animals reach the threshold of the voice activity detector for a moment, and Whisper then writes words for
-them. In most speech the detector is nearly certain at least once: over 190 recordings, the 90th percentile of the frames
+them. In most speech the detector is nearly certain at least once: over 190 recordings, the 90th percentile of frames
 was at least 0.93 and their mean 0.73, against 0.86 and 0.61 for music and animals. Some voices do not reach this, so
 unlikely speech is decoded too, and the hallucination filter keeps its text only if the model is confident of it.
 """
