@@ -27,7 +27,7 @@ from typeless_grpc.engine.decoding.merge import Stretch, merged
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
 from typeless_grpc.engine.model import FULL_WINDOW_S, Model
 from typeless_grpc.engine.planning.cuts import Piece
-from typeless_grpc.engine.planning.speech import likely_speech
+from typeless_grpc.engine.planning.speech import unlikely_speech
 from typeless_grpc.engine.planning.strategies import Plan, planned
 from typeless_grpc.engine.pool import ModelPool
 from typeless_grpc.engine.scheduler import Turn
@@ -91,11 +91,14 @@ class Recognizer:
             raise InvalidInput("audio", f"an utterance has at most {FULL_WINDOW_S:.0f} s")
         async with self._model(options) as model:
             speech: tuple[Span, ...] = (Span(0, len(utterance)),)
+            unlikely: tuple[Span, ...] = ()
             if ticket.lane is not Lane.LIVE_INTERIM:
                 with self._scheduler.coming():
-                    find = functools.partial(_speech_in, n_samples=len(utterance), asked=options.voice_activity)
-                    speech = await self._looked(utterance, self._looking_live, find)
-            whole = Plan(Chunking.WHOLE, (Piece(0, len(utterance), speech, most_pause=len(utterance)),), speech)
+                    find = functools.partial(_speech_in, n_samples=len(utterance), requested=options.voice_activity)
+                    speech, unlikely = await self._looked(utterance, self._looking_live, find)
+            whole = Plan(
+                Chunking.WHOLE, (Piece(0, len(utterance), speech, most_pause=len(utterance)),), speech, unlikely
+            )
             return await self._recognize(model, utterance, whole, options, ticket)
 
     @asynccontextmanager
@@ -127,8 +130,9 @@ class Recognizer:
         return await loop.run_in_executor(threads, last_look)
 
     def _plan(self, probabilities: Probabilities, n_samples: int, options: DecodeOptions) -> Plan:
-        speech = _speech_in(probabilities, n_samples, options.voice_activity)
-        return planned(options.chunking, speech, n_samples, self._options.cuts.asked(options.voice_activity))
+        speech, unlikely = _speech_in(probabilities, n_samples, options.voice_activity)
+        plan = planned(options.chunking, speech, n_samples, self._options.cuts.asked(options.voice_activity))
+        return replace(plan, unlikely=unlikely)
 
     async def _recognize(
         self, model: Model, audio: Audio, plan: Plan, options: DecodeOptions, ticket: Ticket
@@ -137,7 +141,7 @@ class Recognizer:
         turns: list[Turn] = []
         call = Call(model, audio, options, ticket, turns, options.expected_language)
         decoded = await self._decoder.decoded(call, plan)
-        results = [(piece, filtered(result, piece)) for piece, result in decoded]
+        results = [(piece, filtered(result, piece, plan.unlikely)) for piece, result in decoded]
         segments = merged([_stretch(piece, result.segments) for piece, result in results])
         language, probability = language_of(decoded, options)
         transcript = Transcript(
@@ -180,10 +184,13 @@ def waited_s(turns: Sequence[Turn]) -> float:
     return waited
 
 
-def _speech_in(probabilities: Probabilities, n_samples: int, asked: VoiceActivity) -> tuple[Span, ...]:
-    spans = speech_spans(probabilities, _span_options(asked), n_samples)
-    # Whoever sets the threshold says what speech is.
-    return tuple(likely_speech(spans, probabilities) if asked.threshold is None else spans)
+def _speech_in(
+    probabilities: Probabilities, n_samples: int, requested: VoiceActivity
+) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Return the speech, and the part of it that is unlikely: none where the caller sets the threshold."""
+    spans = speech_spans(probabilities, _span_options(requested), n_samples)
+    unlikely = unlikely_speech(spans, probabilities) if requested.threshold is None else ()
+    return tuple(spans), tuple(unlikely)
 
 
 def _span_options(asked: VoiceActivity) -> SpeechSpanOptions:
