@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from typeless_grpc.audio.formats import Audio
+from typeless_grpc.engine.decoding.sentences import TimedWord
 from typeless_grpc.engine.interface import Task
-from typeless_grpc.engine.sentences import TimedWord
 from typeless_grpc.engine.transcript import Segment
 
 # The longest audio that Whisper's encoder takes at once (arXiv:2212.04356, section 2.1), and what it makes of a second.

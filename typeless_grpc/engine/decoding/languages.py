@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.cuts import Piece
+from typeless_grpc.engine.planning.cuts import Piece
 
 # A piece is in another language than the recording where there is this much speech in it, and this certainly.
 SWITCH_SPEECH_S = 1.5
