@@ -12,19 +12,19 @@ from pathlib import Path
 
 from typeless_grpc.app.cores import n_cores as n_cores_here
 from typeless_grpc.app.memory import free_bytes
-from typeless_grpc.audio.vad import SpeechDetector
+from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.catalog import Catalog, is_model_directory
 from typeless_grpc.engine.channels import ChannelEngine
+from typeless_grpc.engine.decoding.chunks import MAX_BATCH_COST_S, RecognizerOptions, WindowScheduler, run_batch
+from typeless_grpc.engine.decoding.inference import warm_up
 from typeless_grpc.engine.hub import HuggingFaceHub
-from typeless_grpc.engine.inference import warm_up
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.model import Model
-from typeless_grpc.engine.models import ModelPool, PoolOptions
+from typeless_grpc.engine.pool import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
-from typeless_grpc.engine.utterances import MAX_BATCH_COST_S, RecognizerOptions, WindowScheduler, run_batch
 from typeless_grpc.engine.whisper import Device, WhisperModel, choose_device, footprint
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.context import CallThreads
@@ -113,7 +113,7 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
         options = RecognizerOptions(settings.model, settings.beam_size, is_full_window)
-        recognizer = Recognizer(models, SpeechDetector(), scheduler, options, looking, looking_live)
+        recognizer = Recognizer(models, SileroDetector(), scheduler, options, looking, looking_live)
         yield BuiltEngine(settings.model, recognizer, models, known, device, n_workers, n_threads)
 
 

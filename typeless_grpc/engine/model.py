@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from typeless_grpc.audio.formats import Audio
+from typeless_grpc.engine.decoding.sentences import TimedWord
 from typeless_grpc.engine.interface import Task
-from typeless_grpc.engine.sentences import TimedWord
 from typeless_grpc.speech.languages import Languages
 from typeless_grpc.speech.transcript import Segment
 

@@ -26,6 +26,7 @@ from faster_whisper.tokenizer import Tokenizer
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine import tail
+from typeless_grpc.engine.decoding.sentences import TimedWord
 from typeless_grpc.engine.interface import Task
 from typeless_grpc.engine.model import (
     FULL_POSITIONS,
@@ -35,8 +36,7 @@ from typeless_grpc.engine.model import (
     Hypothesis,
     RawSegment,
 )
-from typeless_grpc.engine.models import Footprint
-from typeless_grpc.engine.sentences import TimedWord
+from typeless_grpc.engine.pool import Footprint
 from typeless_grpc.engine.tail import Positions, Tail
 from typeless_grpc.errors import EngineFailed, InvalidInput
 from typeless_grpc.speech.languages import Languages

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.cuts import Piece
-from typeless_grpc.engine.languages import cut_where_it_changes, utterances
+from typeless_grpc.engine.decoding.languages import cut_where_it_changes, utterances
+from typeless_grpc.engine.planning.cuts import Piece
 
 RATE = 16_000
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from typeless_grpc.engine.merge import Stretch, join, merged
+from typeless_grpc.engine.decoding.merge import Stretch, join, merged
 from typeless_grpc.speech.transcript import Segment, Word
 
 # A recording in which no word is like its neighbours.

@@ -15,15 +15,7 @@ from tests.unit.engine.harness import ManualExecutor, settle
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import FRAME_SAMPLES, DetectorState, Probabilities
 from typeless_grpc.clock import FakeClock
-from typeless_grpc.engine.cuts import CutPolicy
-from typeless_grpc.engine.inference import task_of
-from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
-from typeless_grpc.engine.model import TEMPERATURES, Hypothesis, Model
-from typeless_grpc.engine.recognizer import Recognizer, waited_s
-from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions, Turn
-from typeless_grpc.engine.scripted_model import Decoding, Script, ScriptedModel, evenly, written
-from typeless_grpc.engine.sentences import TimedWord
-from typeless_grpc.engine.utterances import (
+from typeless_grpc.engine.decoding.chunks import (
     SECOND_PASS_BEAM_SIZE,
     SECOND_PASS_SILENCE_S,
     SILENCE_S,
@@ -31,6 +23,14 @@ from typeless_grpc.engine.utterances import (
     WindowScheduler,
     run_batch,
 )
+from typeless_grpc.engine.decoding.inference import task_of
+from typeless_grpc.engine.decoding.sentences import TimedWord
+from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
+from typeless_grpc.engine.model import TEMPERATURES, Hypothesis, Model
+from typeless_grpc.engine.planning.cuts import CutPolicy
+from typeless_grpc.engine.recognizer import Recognizer, waited_s
+from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions, Turn
+from typeless_grpc.engine.scripted_model import Decoding, Script, ScriptedModel, evenly, written
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, NotFound, Overloaded
 from typeless_grpc.speech.transcript import SuppressionReason
 

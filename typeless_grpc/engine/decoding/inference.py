@@ -16,9 +16,7 @@ import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.interface import DecodeOptions, Task
-from typeless_grpc.engine.model import DecodingTask, Encoded, Hypothesis, Model, RawSegment
-from typeless_grpc.engine.quality import (
+from typeless_grpc.engine.decoding.quality import (
     Issue,
     compression_ratio,
     issues_of,
@@ -28,7 +26,9 @@ from typeless_grpc.engine.quality import (
     uncovered_from,
     without_loops,
 )
-from typeless_grpc.engine.sentences import SentencePolicy, TimedWord, sentences
+from typeless_grpc.engine.decoding.sentences import SentencePolicy, TimedWord, sentences
+from typeless_grpc.engine.interface import DecodeOptions, Task
+from typeless_grpc.engine.model import DecodingTask, Encoded, Hypothesis, Model, RawSegment
 from typeless_grpc.speech.languages import Languages, among, chosen
 from typeless_grpc.speech.transcript import Segment, Word
 

@@ -19,9 +19,8 @@ from typing import Any, TypeVar
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.cuts import CutPolicy, Piece
-from typeless_grpc.engine.hallucinations import filtered
-from typeless_grpc.engine.inference import (
+from typeless_grpc.engine.decoding.hallucinations import filtered
+from typeless_grpc.engine.decoding.inference import (
     DecodeRequest,
     DecodeResult,
     DetectRequest,
@@ -31,10 +30,8 @@ from typeless_grpc.engine.inference import (
     batch_key,
     run,
 )
-from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
-from typeless_grpc.engine.languages import Utterance, cut_where_it_changes, utterances
-from typeless_grpc.engine.model import FULL_WINDOW_S, TEMPERATURES, Model
-from typeless_grpc.engine.quality import (
+from typeless_grpc.engine.decoding.languages import Utterance, cut_where_it_changes, utterances
+from typeless_grpc.engine.decoding.quality import (
     COMPRESSION_RATIO_THRESHOLD,
     UNUSABLE,
     Issue,
@@ -43,9 +40,12 @@ from typeless_grpc.engine.quality import (
     may_echo,
     uncovered_from,
 )
+from typeless_grpc.engine.decoding.sentences import TimedWord
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
+from typeless_grpc.engine.model import FULL_WINDOW_S, TEMPERATURES, Model
+from typeless_grpc.engine.planning.cuts import CutPolicy, Piece
+from typeless_grpc.engine.planning.strategies import Plan
 from typeless_grpc.engine.scheduler import Scheduler, Task, Turn
-from typeless_grpc.engine.sentences import TimedWord
-from typeless_grpc.engine.strategies import Plan
 from typeless_grpc.speech.languages import LanguageTally, seem_mixed
 from typeless_grpc.speech.transcript import joined
 

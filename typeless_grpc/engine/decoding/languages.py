@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.cuts import Piece
+from typeless_grpc.engine.planning.cuts import Piece
 from typeless_grpc.speech.languages import CLEAR_SPEECH_S
 
 # Utterances to look at: apart by a pause, and as long as it takes.

@@ -11,10 +11,10 @@ import pytest
 
 from tests.unit.engine.test_recognizer import ENGLISH, Bench, audio, serving, utterances
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
+from typeless_grpc.engine.decoding.sentences import TimedWord
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Ticket
 from typeless_grpc.engine.model import Hypothesis, Languages
 from typeless_grpc.engine.scripted_model import Decoding, written
-from typeless_grpc.engine.sentences import TimedWord
 from typeless_grpc.errors import InvalidInput
 
 # ---- languages that change within a recording -------------------------------------------------------------------
