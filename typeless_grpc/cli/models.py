@@ -13,6 +13,7 @@ from rich.text import Text
 from typeless_grpc.cli.failures import command
 from typeless_grpc.cli.files import name_of
 from typeless_grpc.cli.output import download_bar, failures_as_lines, print_table, working
+from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.cli.signals import say
 
 app = typer.Typer(help="Show and fetch models.", no_args_is_help=True)
@@ -48,9 +49,8 @@ def pull(
     """
     with failures_as_lines():
         from typeless_grpc.app.models import catalog
-        from typeless_grpc.config import load
 
-        settings = load().settings
+        settings = load_settings().settings
         path = fetch(catalog(settings), name)
         _calibrate(settings, name, Path(path))
     typer.echo(json.dumps({"name": name, "path": name_of(path)}) if as_json else path)
@@ -82,6 +82,5 @@ def _calibrate(settings: Any, name: str, directory: Path) -> None:
 
 def _catalog() -> Any:
     from typeless_grpc.app.models import catalog
-    from typeless_grpc.config import load
 
-    return catalog(load().settings)
+    return catalog(load_settings().settings)

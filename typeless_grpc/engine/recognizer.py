@@ -8,12 +8,19 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
-from typeless_grpc.audio.vad import DetectorState, Probabilities, Span, SpeechSpanOptions, speech_spans
+from typeless_grpc.audio.vad import (
+    DetectorState,
+    Probabilities,
+    Span,
+    SpeechSpanOptions,
+    VoiceActivityDetector,
+    speech_spans,
+)
 from typeless_grpc.engine.decoding.chunks import Call, RecognizerOptions, UtteranceDecoder, WindowScheduler, language_of
 from typeless_grpc.engine.decoding.hallucinations import filtered
 from typeless_grpc.engine.decoding.merge import Stretch, merged
@@ -38,21 +45,13 @@ SPEECH_THRESHOLD = 0.4
 DETECTION_STEP = 30 * SAMPLE_RATE_HZ
 
 
-class SpeechFinder(Protocol):
-    """Tells speech from the rest, frame by frame; `audio.vad.SpeechDetector` is the real one."""
-
-    def probabilities(self, audio: Audio, state: DetectorState) -> Probabilities: ...
-
-    def finish(self, state: DetectorState) -> Probabilities: ...
-
-
 class Recognizer:
     """The engine over loaded models."""
 
     def __init__(
         self,
         models: ModelPool[Model],
-        speech: SpeechFinder,
+        detector: VoiceActivityDetector,
         scheduler: WindowScheduler,
         options: RecognizerOptions,
         looking: Executor,
@@ -60,7 +59,7 @@ class Recognizer:
     ) -> None:
         """looking: threads for voice activity; looking_live: likewise, of utterances, which must not wait for hours."""
         self._models = models
-        self._speech = speech
+        self._detector = detector
         self._scheduler = scheduler
         self._decoder = UtteranceDecoder(scheduler, options)
         self._options = options
@@ -120,11 +119,11 @@ class Recognizer:
         n_last = max(0, len(audio) - 1) // DETECTION_STEP * DETECTION_STEP
 
         def look(start: int) -> None:
-            parts.append(self._speech.probabilities(audio[start : start + DETECTION_STEP], state))
+            parts.append(self._detector.probabilities(audio[start : start + DETECTION_STEP], state))
 
         def last_look() -> T:
             look(n_last)
-            return then(np.concatenate([*parts, self._speech.finish(state)]))
+            return then(np.concatenate([*parts, self._detector.finish(state)]))
 
         for start in range(0, n_last, DETECTION_STEP):
             await loop.run_in_executor(threads, look, start)
