@@ -12,7 +12,7 @@ from pathlib import Path
 
 from typeless_grpc.app.cores import n_cores as n_cores_here
 from typeless_grpc.app.memory import free_bytes
-from typeless_grpc.audio.vad import SpeechDetector
+from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.catalog import Catalog, is_model_directory
@@ -113,7 +113,7 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
         options = RecognizerOptions(settings.model, settings.beam_size, is_full_window)
-        recognizer = Recognizer(models, SpeechDetector(), scheduler, options, looking, looking_live)
+        recognizer = Recognizer(models, SileroDetector(), scheduler, options, looking, looking_live)
         yield BuiltEngine(settings.model, recognizer, models, known, device, n_workers, n_threads)
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from typeless_grpc.cli.failures import command
 from typeless_grpc.cli.files import name_of
 from typeless_grpc.cli.output import download_bar, failures_as_lines, print_table
+from typeless_grpc.cli.settings import load_settings
 
 app = typer.Typer(help="Show and fetch models.", no_args_is_help=True)
 
@@ -61,6 +62,5 @@ def fetch(catalog: Any, name: str) -> str:
 
 def _catalog() -> Any:
     from typeless_grpc.app.models import catalog
-    from typeless_grpc.config import load
 
-    return catalog(load().settings)
+    return catalog(load_settings().settings)

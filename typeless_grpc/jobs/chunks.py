@@ -10,13 +10,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 
 from typeless_grpc.audio.decode import DecodeLimits, iter_decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
-from typeless_grpc.audio.vad import FRAME_SAMPLES, Probabilities
+from typeless_grpc.audio.vad import FRAME_SAMPLES, VoiceActivityDetector, recording_probabilities
 from typeless_grpc.errors import InvalidInput
 
 # Silero's threshold of 0.5 less its hysteresis of 0.15: a frame below it is silence.
@@ -25,12 +25,6 @@ _SILENCE = 0.35
 _STEP_SAMPLES = 320 * FRAME_SAMPLES
 # Where there is no pause, the cut is at the least speech over so many frames (about 0.1 s).
 _SMOOTH_FRAMES = 3
-
-
-class SpeechFinder(Protocol):
-    """Says of each frame how likely it is speech; `audio.vad.SpeechDetector` is the real one."""
-
-    def recording_probabilities(self, audio: Audio) -> Probabilities: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class ChunkReader:
         file: BinaryIO,
         format: AudioFormat,
         limits: DecodeLimits,
-        speech: SpeechFinder,
+        detector: VoiceActivityDetector,
         *,
         position: int = 0,
         shortest_s: float = 60.0,
@@ -73,7 +67,7 @@ class ChunkReader:
 
         Raises, here and while reading, what `audio.decode` raises.
         """
-        self._file, self._speech, self._shortest_s = file, speech, shortest_s
+        self._file, self._detector, self._shortest_s = file, detector, shortest_s
         self._n_bytes = file.seek(0, io.SEEK_END)
         self._blocks: Iterator[Audio] = iter_decode(
             file, format, limits, cancelled=cancelled, separate_channels=separate_channels
@@ -121,7 +115,7 @@ class ChunkReader:
         """The sample of region to cut at: the middle of the longest pause, or else the quietest place."""
         steps = range(0, region.shape[-1], _STEP_SAMPLES)
         probabilities = np.concatenate(
-            [self._speech.recording_probabilities(region[i : i + _STEP_SAMPLES]) for i in steps]
+            [recording_probabilities(self._detector, region[i : i + _STEP_SAMPLES]) for i in steps]
         )
         silent = np.concatenate([[False], probabilities < _SILENCE, [False]])
         edges = np.flatnonzero(silent[1:] != silent[:-1]).reshape(-1, 2)  # start and end of each pause

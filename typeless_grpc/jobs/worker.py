@@ -24,10 +24,11 @@ from typing import BinaryIO, TypeVar
 
 from typeless_grpc.audio.decode import DecodeCancelled, DecodeLimits
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
+from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Lane, Recognition, Ticket
 from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable, TypelessError
-from typeless_grpc.jobs.chunks import AudioChunk, ChunkReader, SpeechFinder
+from typeless_grpc.jobs.chunks import AudioChunk, ChunkReader
 from typeless_grpc.jobs.job import Chunk, Failure, RetryPolicy
 from typeless_grpc.jobs.store import Run, RunLost, RunStore
 from typeless_grpc.jobs.turns import TIMES_THE_START
@@ -150,13 +151,13 @@ class Worker:
         store: RunStore,
         engine: Engine,
         loop: asyncio.AbstractEventLoop,
-        speech: SpeechFinder,
+        detector: VoiceActivityDetector,
         options: WorkerOptions,
     ) -> None:
         """worker_id: of this process alone, never used before."""
         self.worker_id = worker_id
         self._store, self._engine, self._loop = store, engine, loop
-        self._speech, self._options = speech, options
+        self._detector, self._options = detector, options
         self._holds: dict[str, _Hold] = {}
         self._stopping = threading.Event()
         self._idle = threading.Condition()
@@ -308,7 +309,7 @@ class Worker:
                 hold.file,
                 job.format,
                 DecodeLimits(max_duration_s=self._options.max_audio_s),
-                self._speech,
+                self._detector,
                 position=hold.position,
                 shortest_s=self._options.shortest_chunk_s,
                 separate_channels=job.options.separate_channels,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from typeless_grpc.audio.decode import DecodeCancelled, DecodeLimits
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat, Encoding
-from typeless_grpc.audio.vad import FRAME_SAMPLES, Probabilities
+from typeless_grpc.audio.loudness import LoudnessDetector
+from typeless_grpc.audio.vad import FRAME_SAMPLES, DetectorState, Probabilities
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.jobs.chunks import AudioChunk, ChunkReader, bounds_s
 
@@ -20,12 +21,15 @@ PCM = AudioFormat(Encoding.PCM_S16LE, SAMPLE_RATE_HZ, 1)
 LIMITS = DecodeLimits(max_duration_s=3600.0)
 
 
-class LoudIsSpeech:
-    """Takes loud frames for speech."""
+class GradedDetector(LoudnessDetector):
+    """The louder a frame, the more probable it is speech."""
 
-    def recording_probabilities(self, audio: Audio) -> Probabilities:
-        frames = [audio[i : i + FRAME_SAMPLES] for i in range(0, len(audio), FRAME_SAMPLES)]
-        return np.array([min(1.0, 10 * float(np.abs(frame).max())) for frame in frames], dtype=np.float32)
+    def probabilities(self, audio: Audio, state: DetectorState) -> Probabilities:
+        available = np.concatenate([state.pending, audio])
+        n_whole = len(available) - len(available) % FRAME_SAMPLES
+        state.pending = available[n_whole:]
+        peaks = np.abs(available[:n_whole].reshape(-1, FRAME_SAMPLES)).max(axis=1)
+        return np.asarray(np.minimum(1.0, 10 * peaks), dtype=np.float32)
 
 
 def samples(n_samples: int, *pauses: tuple[float, float]) -> np.ndarray:
@@ -40,7 +44,7 @@ def samples(n_samples: int, *pauses: tuple[float, float]) -> np.ndarray:
 def reader(audio: np.ndarray, *, position: int = 0, shortest_s: float = 4.0) -> ChunkReader:
     file = io.BytesIO(audio.tobytes())
     return ChunkReader(
-        file, PCM, LIMITS, LoudIsSpeech(), position=position, shortest_s=shortest_s, cancelled=lambda: False
+        file, PCM, LIMITS, GradedDetector(), position=position, shortest_s=shortest_s, cancelled=lambda: False
     )
 
 
@@ -117,7 +121,7 @@ def test_a_recording_that_has_become_shorter_is_refused():
 
 def test_nobody_waits_for_a_recording_that_is_no_longer_wanted():
     file = io.BytesIO(samples(30 * SAMPLE_RATE_HZ).tobytes())
-    cancelled = ChunkReader(file, PCM, LIMITS, LoudIsSpeech(), cancelled=lambda: True)
+    cancelled = ChunkReader(file, PCM, LIMITS, GradedDetector(), cancelled=lambda: True)
     with pytest.raises(DecodeCancelled):
         cancelled.chunk(0)
 

@@ -8,12 +8,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-import numpy as np
 import pytest
 
 from tests.contract.conftest import Stores
-from typeless_grpc.audio.formats import Audio
-from typeless_grpc.audio.vad import FRAME_SAMPLES, Probabilities
+from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.engine.interface import DecodeOptions, Recognition
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import EngineFailed, InvalidInput, NotFound, Overloaded, SourceUnavailable
@@ -23,13 +21,8 @@ from typeless_grpc.jobs.worker import MadeWay, Released, Worker, WorkerOptions, 
 OPTIONS = WorkerOptions(shortest_chunk_s=4.0, retries=RetryPolicy(max_attempts=3, first_delay_s=2.0))
 
 
-class NoSpeech:
-    def recording_probabilities(self, audio: Audio) -> Probabilities:
-        return np.zeros(-(-len(audio) // FRAME_SAMPLES), dtype=np.float32)
-
-
 def worker(stores: Stores, engine: ScriptedEngine, name: str = "w1") -> Worker:
-    return Worker(name, stores.runs, engine, asyncio.get_running_loop(), NoSpeech(), OPTIONS)
+    return Worker(name, stores.runs, engine, asyncio.get_running_loop(), LoudnessDetector(), OPTIONS)
 
 
 def directly(work: Callable[[], bool]) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
+from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.decoding.inference import DecodeResult
 from typeless_grpc.engine.decoding.quality import COMPRESSION_RATIO_THRESHOLD, Issue, is_too_fast, repeats_itself
 from typeless_grpc.engine.model import NO_SPEECH_THRESHOLD, RawSegment
@@ -12,6 +15,8 @@ from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReas
 
 # faster_whisper.transcribe.WhisperModel.transcribe, default of the threshold of this name.
 LOG_PROB_THRESHOLD = -1.0
+# Least confidence of a text where the detector doubts that anyone speaks: docs/measurements/speech.md.
+UNLIKELY_SPEECH_CONFIDENCE = 0.85
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,16 @@ class Filtered:
     suppressed: tuple[Suppressed, ...]
 
 
-def filtered(result: DecodeResult, piece: Piece) -> Filtered:
-    """Keep out what was not spoken in a piece."""
+def filtered(result: DecodeResult, piece: Piece, unlikely: Sequence[Span] = ()) -> Filtered:
+    """Keep out what was not spoken in a piece. unlikely: see `Plan`."""
     segments = []
     suppressed = [Suppressed(_moved(one.segment, piece), SuppressionReason.REPETITION) for one in result.looped]
     for one in result.segments:
         segment = _moved(one.segment, piece)
-        if reason := _reason(one, result):
+        reason = _reason(one, result)
+        if not reason and segment.confidence < UNLIKELY_SPEECH_CONFIDENCE and _is_mostly(segment, unlikely, piece):
+            reason = SuppressionReason.NO_SPEECH
+        if reason:
             suppressed.append(Suppressed(segment, reason))
         else:
             segments.append(segment)
@@ -44,6 +52,18 @@ def _reason(one: RawSegment, result: DecodeResult) -> SuppressionReason | None:
     if Issue.CUT_OFF in result.issues:  # it is no text of this audio, and decoding it again did not help
         return SuppressionReason.LOW_CONFIDENCE
     return None
+
+
+def _is_mostly(segment: Segment, unlikely: Sequence[Span], piece: Piece) -> bool:
+    """Whether the segment has more unlikely than likely speech in it."""
+    if not unlikely:
+        return False
+    start, end = segment.start_s * SAMPLE_RATE_HZ, segment.end_s * SAMPLE_RATE_HZ
+    of_it, of_all = (
+        sum(max(0.0, min(span.end, end) - max(span.start, start)) for span in spans)
+        for spans in (unlikely, piece.speech)
+    )
+    return 2 * of_it > of_all
 
 
 def _is_loop(segment: Segment) -> bool:

@@ -24,12 +24,14 @@ HARD_CUT_OVERLAP_S = 1.5
 class Plan:
     """What to decode. chunking: the strategy, never AUTO. speech: all there is, in order.
 
-    pieces: in order; where they overlap, what both heard is to be merged by its words.
+    pieces: in order; where they overlap, what both heard is to be merged by its words. unlikely: those spans of the
+    speech whose text is kept only if the model is confident of it.
     """
 
     chunking: Chunking
     pieces: tuple[Piece, ...]
     speech: tuple[Span, ...]
+    unlikely: tuple[Span, ...] = ()
 
     @property
     def is_conditioned(self) -> bool:
