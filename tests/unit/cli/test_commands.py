@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tomllib
 from pathlib import Path
@@ -158,11 +157,3 @@ def test_the_cli_install_says_what_serving_needs(command: list[str], monkeypatch
     result = typeless(*command)
     assert result.exit_code == 1
     assert "pip install 'typeless-grpc[server]'" in result.stderr
-
-
-def test_numpy_starts_no_thread_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
-    monkeypatch.setattr("sys.argv", ["typeless", "--help"])
-    with pytest.raises(SystemExit):
-        main.main()
-    assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
