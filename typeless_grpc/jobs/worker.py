@@ -1,7 +1,7 @@
-"""Runs jobs: piece by piece, each piece one durable step, until the audio ends or somebody takes the job away.
+"""Runs jobs: chunk by chunk, each chunk one durable step, until the audio ends or somebody takes the job away.
 
 A worker knows neither the database nor the queue. Something else hands it a job in a thread of its own, with a `step`
-that makes a piece of work durable, and watches over it: `drop_lost` is to be called often while jobs run.
+that makes a chunk durable, and watches over it: `drop_lost` is to be called often while jobs run.
 
 Between two chunks a run asks whether its turn is over, and hands its job back if it is (`turns.py`).
 
@@ -27,7 +27,7 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Lane, Recognition, Ticket
 from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable, TypelessError
-from typeless_grpc.jobs.chunks import ChunkReader, Piece
+from typeless_grpc.jobs.chunks import AudioChunk, ChunkReader
 from typeless_grpc.jobs.job import Chunk, Failure, RetryPolicy
 from typeless_grpc.jobs.store import Run, RunLost, RunStore
 from typeless_grpc.jobs.turns import TIMES_THE_START
@@ -287,12 +287,12 @@ class Worker:
         is_last = self._patiently(lambda: self._store.kept_chunk(run, index), hold.stopped)
         if is_last is not None:
             return is_last
-        piece = self._reader(hold).piece(index)
+        audio = self._reader(hold).chunk(index)
         if hold.stopped.is_set():
             raise _Stopped
         began_s = time.monotonic()
         hold.first_chunk_s = hold.first_chunk_s or began_s
-        chunk = self._transcribed(hold, index, piece, began_s)
+        chunk = self._transcribed(hold, index, audio, began_s)
         self._patiently(lambda: self._store.keep_chunk(run, chunk), hold.stopped)
         hold.n_failures, hold.language, hold.position = 0, chunk.language, chunk.end
         cleared()
@@ -314,7 +314,7 @@ class Worker:
             )
         return hold.reader
 
-    def _transcribed(self, hold: _Hold, index: int, piece: Piece, began_s: float) -> Chunk:
+    def _transcribed(self, hold: _Hold, index: int, audio: AudioChunk, began_s: float) -> Chunk:
         options = hold.run.job.options
         asked = replace(
             options,
@@ -323,14 +323,14 @@ class Worker:
             output_formats=(),
             word_timestamps=options.word_timestamps or needs_words(options),
         )
-        recognition = self._infer(hold, piece.samples, asked)
-        transcript = recognition.transcript.shifted(piece.start / SAMPLE_RATE_HZ)
+        recognition = self._infer(hold, audio.samples, asked)
+        transcript = recognition.transcript.shifted(audio.start / SAMPLE_RATE_HZ)
         return Chunk(
             index=index,
-            end=piece.end,
-            is_last=piece.is_last,
+            end=audio.end,
+            is_last=audio.is_last,
             transcript=transcript,
-            progress=piece.progress,
+            progress=audio.progress,
             language="" if options.language else settled_language(transcript) or hold.language,
             processing_s=time.monotonic() - began_s,
             queue_s=recognition.queue_s,
