@@ -67,7 +67,7 @@ async def serve(directory: Path, settings: dict[str, object]) -> None:
 
     class Forgetful(ScriptedEngine):
         async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
-            self.asked.clear()  # or it would keep all audio it ever saw
+            self.calls.clear()  # or it would keep all audio it ever saw
             if options.prompt == HELD:
                 try:
                     await asyncio.Event().wait()
@@ -76,7 +76,7 @@ async def serve(directory: Path, settings: dict[str, object]) -> None:
             return await super().transcribe(audio, options, ticket)
 
     told = Settings(**{"port": 0, "data_dir": directory, "rate_limit_enabled": False} | settings)  # type: ignore[arg-type]
-    engine = Forgetful(lambda asked: "text")
+    engine = Forgetful(lambda call: "text")
     async with keep_jobs(told, engine) as background, listen(told, engine, background=background) as listening:
         await listening.server.serving()
         print(listening.port, flush=True)

@@ -27,7 +27,7 @@ from benchmarks.contestants import RAW, Server, server
 from benchmarks.recordings import Recording, is_short_english, load, normalized, sample, wer
 from benchmarks.report import arguments
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
-from typeless_grpc.audio.vad import FRAME_SAMPLES, SpeechDetector
+from typeless_grpc.audio.vad import FRAME_SAMPLES, SileroDetector, recording_probabilities
 from typeless_grpc.client import AsyncClient, Options
 from typeless_grpc.client_stream import StreamOptions
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
@@ -67,7 +67,7 @@ class Stream:
 
 def streams_of(recordings: Sequence[Recording], n: int, audio_s: float, seed: int) -> list[Stream]:
     """n streams of at least audio_s, each in an order of its own."""
-    detector = SpeechDetector()
+    detector = SileroDetector()
     spoken = {recording.path: _spoken(recording, detector) for recording in recordings}
     return [_stream(random.Random(seed + index), recordings, spoken, audio_s) for index in range(n)]
 
@@ -90,8 +90,8 @@ def _stream(
     return Stream(utterances, b"".join(parts))
 
 
-def _spoken(recording: Recording, detector: SpeechDetector) -> tuple[float, float]:
-    frames = np.flatnonzero(detector.recording_probabilities(recording.audio) >= 0.5)
+def _spoken(recording: Recording, detector: SileroDetector) -> tuple[float, float]:
+    frames = np.flatnonzero(recording_probabilities(detector, recording.audio) >= 0.5)
     first, last = (int(frames[0]), int(frames[-1]) + 1) if len(frames) else (0, 0)
     return first * FRAME_SAMPLES / SAMPLE_RATE_HZ, last * FRAME_SAMPLES / SAMPLE_RATE_HZ
 

@@ -79,7 +79,7 @@ async def serving(
         defaults["data_dir"] = stack.enter_context(TemporaryDirectory())
         wanted = Settings(**defaults | settings)
         listening = await stack.enter_async_context(
-            listen(wanted, engine, more, speech=LoudnessDetector(), clock=clock)
+            listen(wanted, engine, more, detector=LoudnessDetector(), clock=clock)
         )
         if warm:
             await listening.server.serving()

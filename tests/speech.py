@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
-from typeless_grpc.engine.scripted import Asked
+from typeless_grpc.engine.scripted import EngineCall
 
 BYTES_PER_S = 2 * SAMPLE_RATE_HZ
 
@@ -46,12 +46,12 @@ def fingerprint(audio: Audio) -> str:
     return f"{len(audio)} {hashlib.sha256(audio.tobytes()).hexdigest()[:12]}"
 
 
-def samples_as_text(asked: Asked) -> str:
+def samples_as_text(call: EngineCall) -> str:
     """What an engine says that should show whether it heard the same audio."""
-    return fingerprint(asked.audio)
+    return fingerprint(call.audio)
 
 
-def words_as_they_come(asked: Asked) -> str:
+def words_as_they_come(call: EngineCall) -> str:
     """One word more for each half second: "one two three"."""
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-    return " ".join(words[: max(1, 2 * len(asked.audio) // SAMPLE_RATE_HZ)])
+    return " ".join(words[: max(1, 2 * len(call.audio) // SAMPLE_RATE_HZ)])

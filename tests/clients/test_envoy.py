@@ -174,7 +174,7 @@ async def test_a_cancelled_call_ends_at_the_server_too(tmp_path: Path):
         (engine,) = envoy.engines
         engine.gate.clear()
         call = asyncio.create_task(client.transcribe(pcm(), raw_format=RAW))
-        await engine.until(n_asked=1)
+        await engine.until(n_calls=1)
         call.cancel()
         async with asyncio.timeout(30):
             await engine.until(n_cancelled=1)
@@ -187,8 +187,8 @@ async def test_long_calls_of_one_connection_are_spread_over_the_servers(tmp_path
         calls = []
         for n_calls in range(1, 5):
             calls.append(asyncio.create_task(client.transcribe(pcm(), raw_format=RAW)))
-            await any_of(*(engine.until(n_asked=n_calls - other) for engine, other in others(envoy.engines)))
-        assert [len(engine.asked) for engine in envoy.engines] == [2, 2]
+            await any_of(*(engine.until(n_calls=n_calls - other) for engine, other in others(envoy.engines)))
+        assert [len(engine.calls) for engine in envoy.engines] == [2, 2]
         for engine in envoy.engines:
             engine.gate.set()
         await asyncio.gather(*calls)
@@ -197,7 +197,7 @@ async def test_long_calls_of_one_connection_are_spread_over_the_servers(tmp_path
 def others(engines: list[ScriptedEngine]) -> list[tuple[ScriptedEngine, int]]:
     """Each of two engines, with the calls that the other one has."""
     first, second = engines
-    return [(first, len(second.asked)), (second, len(first.asked))]
+    return [(first, len(second.calls)), (second, len(first.calls))]
 
 
 async def any_of(*waiting: Coroutine[Any, Any, None]) -> None:

@@ -32,7 +32,7 @@ class JournalEngine(ScriptedEngine):
     """Says "job:second" of each piece, after a little while."""
 
     def __init__(self, journal: Path) -> None:
-        super().__init__(lambda asked: ":".join(map(str, identity(asked.audio))))
+        super().__init__(lambda call: ":".join(map(str, identity(call.audio))))
         self._journal = journal.open("a", buffering=1)
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
@@ -43,7 +43,7 @@ class JournalEngine(ScriptedEngine):
         await asyncio.sleep(DELAY_S)
         recognition = await super().transcribe(audio, options, ticket)
         self._journal.write(f"{job} {second} {len(audio)} done\n")
-        self.asked.clear()
+        self.calls.clear()
         return recognition
 
 

@@ -21,9 +21,8 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.config import Settings
 from typeless_grpc.engine import tail
-from typeless_grpc.engine.cuts import Piece
-from typeless_grpc.engine.hallucinations import filtered
-from typeless_grpc.engine.inference import (
+from typeless_grpc.engine.decoding.hallucinations import filtered
+from typeless_grpc.engine.decoding.inference import (
     DecodeRequest,
     DecodeResult,
     DetectRequest,
@@ -37,8 +36,9 @@ from typeless_grpc.engine.inference import (
 )
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.model import FULL_POSITIONS, TEMPERATURES, Model
-from typeless_grpc.engine.transcript import SuppressionReason
+from typeless_grpc.engine.planning.cuts import Piece
 from typeless_grpc.engine.whisper import MAX_LENGTH, Device, WhisperModel, choose_device
+from typeless_grpc.speech.transcript import SuppressionReason
 
 pytestmark = pytest.mark.model
 

@@ -185,7 +185,7 @@ async def test_the_engine_hears_whose_work_it_is():
         made = await new_key(served)
         await served.transcription.Transcribe(request(), metadata=(("x-api-key", made.secret),))
         await served.transcription.Transcribe(request())
-    assert [asked.ticket.caller for asked in engine.asked] == [f"key:{made.api_key.key_id}", "address:127.0.0.1"]
+    assert [asked.ticket.caller for asked in engine.calls] == [f"key:{made.api_key.key_id}", "address:127.0.0.1"]
 
 
 async def test_revoking_a_key_ends_what_runs_under_it_and_nothing_else():
@@ -195,7 +195,7 @@ async def test_revoking_a_key_ends_what_runs_under_it_and_nothing_else():
         made = await new_key(served)
         running = served.transcription.Transcribe(request(), metadata=(("x-api-key", made.secret),))
         others = served.transcription.Transcribe(request(), metadata=AS_USER)
-        await engine.until(n_asked=2)
+        await engine.until(n_calls=2)
         await revoke(served, made.api_key.key_id)
         failed = await refused(running)
         await engine.until(n_cancelled=1)

@@ -11,7 +11,7 @@ from google.rpc import code_pb2
 from tests.harness import pcm, serving
 from typeless_grpc.client import CallFailed
 from typeless_grpc.engine.interface import Lane
-from typeless_grpc.engine.scripted import Asked, ScriptedEngine
+from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import DeadlineExceeded, InvalidInput, Overloaded
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
 
@@ -38,8 +38,8 @@ async def refused(call: Any) -> CallFailed:
     return CallFailed.of(caught.value)
 
 
-def length(asked: Asked) -> str:
-    return f"{len(asked.audio) // 16_000} {asked.options.language}"
+def length(call: EngineCall) -> str:
+    return f"{len(call.audio) // 16_000} {call.options.language}"
 
 
 async def test_each_item_has_its_transcript_in_order_under_its_name():
@@ -49,7 +49,7 @@ async def test_each_item_has_its_transcript_in_order_under_its_name():
             batch(item("a", 1), item("", 2), item("a", 3, language="de"), language="en")
         )
     assert [(one.name, one.transcript.text) for one in answer.results] == [("a", "1 en"), ("", "2 en"), ("a", "3 de")]
-    assert {asked.ticket.lane for asked in engine.asked} == {Lane.BATCH}
+    assert {asked.ticket.lane for asked in engine.calls} == {Lane.BATCH}
     assert (answer.summary.total, answer.summary.succeeded, answer.summary.failed) == (3, 3, 0)
     assert answer.summary.audio_duration.seconds == 6
     assert answer.summary.processing_time.ToTimedelta().total_seconds() > 0
@@ -61,14 +61,14 @@ async def test_items_run_side_by_side():
     engine.gate.clear()
     async with serving(engine) as served:
         call = served.transcription.BatchTranscribe(batch(*(item(str(i)) for i in range(10))))
-        await engine.until(n_asked=10)
+        await engine.until(n_calls=10)
         engine.gate.set()
         assert (await call).summary.succeeded == 10
 
 
 async def test_what_is_wrong_with_an_item_fails_that_item_alone():
     errors: dict[int, Any] = {4: Overloaded("Full.", retry_after_s=2.5), 5: RuntimeError("secret path")}
-    engine = ScriptedEngine(lambda asked: errors.get(len(asked.audio) // 16_000, "said"))
+    engine = ScriptedEngine(lambda call: errors.get(len(call.audio) // 16_000, "said"))
     async with serving(engine, max_audio_s=6) as served:
         answer = await served.transcription.BatchTranscribe(
             batch(
@@ -103,7 +103,7 @@ async def test_what_is_wrong_with_an_item_fails_that_item_alone():
 
 async def test_what_the_engine_objects_to_is_named_as_the_request_has_it():
     error = InvalidInput("options.language", "model 'tiny.en' does not know this", reason="LANGUAGE_NOT_SUPPORTED")
-    async with serving(ScriptedEngine(lambda asked: error)) as served:
+    async with serving(ScriptedEngine(lambda call: error)) as served:
         answer = await served.transcription.BatchTranscribe(batch(item("ours"), item("own", language="fr")))
     assert [(one.failure.message.partition(":")[0], one.failure.reason) for one in answer.results] == [
         ("options.language", "LANGUAGE_NOT_SUPPORTED"),
@@ -126,11 +126,11 @@ async def test_no_items_or_too_many_are_refused(n_items: int, reason: str):
     async with serving(engine, max_batch_items=3) as served:
         failed = await refused(served.transcription.BatchTranscribe(batch(*(item("x") for _ in range(n_items)))))
     assert (failed.code.name, failed.reason, failed.fields[0][0]) == ("INVALID_ARGUMENT", reason, "items")
-    assert engine.asked == []
+    assert engine.calls == []
 
 
 async def test_a_deadline_that_cannot_be_met_ends_the_call_at_once():
-    engine = ScriptedEngine(lambda asked: DeadlineExceeded("Too late.") if len(asked.audio) > 16_000 else "said")
+    engine = ScriptedEngine(lambda call: DeadlineExceeded("Too late.") if len(call.audio) > 16_000 else "said")
     async with serving(engine) as served:
         failed = await refused(served.transcription.BatchTranscribe(batch(item("a"), item("b", 2))))
     assert (failed.code.name, failed.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_CANNOT_BE_MET")
@@ -141,7 +141,7 @@ async def test_cancelling_the_call_stops_all_items_that_are_not_done():
     engine.gate.clear()
     async with serving(engine) as served:
         call = served.transcription.BatchTranscribe(batch(*(item(str(i)) for i in range(5))))
-        await engine.until(n_asked=5)
+        await engine.until(n_calls=5)
         call.cancel()
         await engine.until(n_cancelled=5)
 
@@ -151,7 +151,7 @@ async def test_a_full_server_refuses_the_batch():
     engine.gate.clear()
     async with serving(engine, max_concurrent_calls=1) as served:
         first = served.transcription.BatchTranscribe(batch(item("a")))
-        await engine.until(n_asked=1)
+        await engine.until(n_calls=1)
         failed = await refused(served.transcription.BatchTranscribe(batch(item("b"))))
         engine.gate.set()
         await first

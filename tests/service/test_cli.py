@@ -29,19 +29,19 @@ async def typeless(*arguments: str) -> Result:
 
 
 async def test_a_pipe_gets_the_text_and_nothing_else():
-    async with serving(ScriptedEngine(lambda asked: "hello there")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello there")) as served:
         result = await typeless("transcribe", "--server", served.target, SPEECH)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "hello there\n", "")
 
 
 async def test_several_files_are_told_apart():
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless("transcribe", "--server", served.target, SPEECH, SAME)
     assert result.stdout == f"# {SPEECH}\nhello\n# {SAME}\nhello\n"
 
 
 async def test_json_is_one_object_a_line():
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless("transcribe", "--json", "--server", served.target, SPEECH, SAME)
     answers = [json.loads(line) for line in result.stdout.splitlines()]
     assert [answer["transcript"]["text"] for answer in answers] == ["hello"] * 2
@@ -50,7 +50,7 @@ async def test_json_is_one_object_a_line():
 async def test_a_file_that_fails_does_not_stop_the_others(tmp_path: Path):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"<html>")
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless("transcribe", "--server", served.target, str(bad), SPEECH)
     assert result.exit_code == 1
     assert "hello" in result.stdout
@@ -68,7 +68,7 @@ async def test_every_flag_is_honoured(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("TYPELESS_SERVER", served.target)
         result = await typeless("transcribe", *flags.split(), "--temperature", "0", "--temperature", "0.5", SPEECH)
     assert result.exit_code == 0, result.output
-    assert engine.asked[0].options == DecodeOptions(
+    assert engine.calls[0].options == DecodeOptions(
         model="tiny",
         language="de",
         task=Task.TRANSLATE,
@@ -87,7 +87,7 @@ async def test_every_flag_is_honoured(monkeypatch: pytest.MonkeyPatch):
 
 
 async def test_a_terminal_sees_that_something_happens():
-    engine = ScriptedEngine(lambda asked: "hello there")
+    engine = ScriptedEngine(lambda call: "hello there")
     engine.gate.clear()
     async with serving(engine) as served:
         ours, theirs = pty.openpty()
@@ -96,7 +96,7 @@ async def test_a_terminal_sees_that_something_happens():
             *command, stdout=subprocess.PIPE, stderr=theirs, env=os.environ | {"TERM": "xterm", "COLUMNS": "200"}
         )
         os.close(theirs)
-        await engine.until(n_asked=1)
+        await engine.until(n_calls=1)
         seen = await asyncio.to_thread(os.read, ours, 4096)
         engine.gate.set()
         out, _ = await process.communicate()
@@ -125,7 +125,7 @@ def calls(directory: Path) -> list[Path]:
 async def test_a_directory_becomes_a_directory_of_subtitles(command: str, tmp_path: Path):
     calls(tmp_path / "calls")
     out = tmp_path / "out"
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless(
             command, "-s", served.target, "-f", "srt", "-f", "text", "-o", str(out), str(tmp_path / "calls")
         )
@@ -144,7 +144,7 @@ async def test_a_directory_becomes_a_directory_of_subtitles(command: str, tmp_pa
 async def test_a_pattern_means_the_files_it_matches_in_order(command: str, tmp_path: Path):
     calls(tmp_path / "calls")
     pattern = str(tmp_path / "calls" / "**" / "*.flac")
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless(command, "-s", served.target, pattern, SPEECH, SPEECH)
     assert result.exit_code == 0
     assert [line for line in result.stdout.splitlines() if line.startswith("#")] == [
@@ -154,7 +154,7 @@ async def test_a_pattern_means_the_files_it_matches_in_order(command: str, tmp_p
 
 
 async def test_results_are_printed_in_order_however_the_answers_come(tmp_path: Path):
-    engine = ScriptedEngine(lambda asked: asked.options.language or "")
+    engine = ScriptedEngine(lambda call: call.options.language or "")
     async with serving(engine) as served:
         result = await typeless("transcribe", "-s", served.target, "--parallel", "8", str(AUDIO / "en_short*.[fow]*"))
     named = [line[2:] for line in result.stdout.splitlines() if line.startswith("#")]
@@ -163,7 +163,7 @@ async def test_results_are_printed_in_order_however_the_answers_come(tmp_path: P
 
 
 async def test_batches_are_no_larger_than_asked_and_than_a_message():
-    engine = ScriptedEngine(lambda asked: "hello")
+    engine = ScriptedEngine(lambda call: "hello")
     async with serving(engine, max_batch_items=2) as served:
         result = await typeless(
             "batch",
@@ -175,7 +175,7 @@ async def test_batches_are_no_larger_than_asked_and_than_a_message():
         )
     assert result.exit_code == 0, result.stderr
     assert "5 transcribed, 0 failed" in result.stderr
-    assert len(engine.asked) == 5
+    assert len(engine.calls) == 5
 
 
 async def test_a_batch_the_server_refuses_fails_its_files():
@@ -187,7 +187,7 @@ async def test_a_batch_the_server_refuses_fails_its_files():
 
 async def test_a_full_server_is_asked_again():
     answers: list[Any] = [Overloaded("Full.", retry_after_s=0.001), "hello"]
-    async with serving(ScriptedEngine(lambda asked: answers.pop(0))) as served:
+    async with serving(ScriptedEngine(lambda call: answers.pop(0))) as served:
         result = await typeless("transcribe", "-s", served.target, SPEECH)
     assert (result.exit_code, result.stdout) == (0, "hello\n")
 
@@ -214,7 +214,7 @@ async def test_words_are_refused_where_they_would_be_lost(command: str, flags: l
 
 
 async def test_a_format_with_words_has_the_words_in_the_format():
-    async with serving(ScriptedEngine(lambda asked: "hello there")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello there")) as served:
         result = await typeless("transcribe", "-s", served.target, "--words", "-f", "json", SPEECH)
     assert (result.exit_code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
@@ -222,6 +222,6 @@ async def test_a_format_with_words_has_the_words_in_the_format():
 
 
 async def test_one_format_goes_to_a_pipe_as_it_is():
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless("transcribe", "-s", served.target, "-f", "vtt", SPEECH)
     assert result.stdout.startswith("WEBVTT\n\n00:00:00.000 --> ")

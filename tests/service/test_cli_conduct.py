@@ -46,7 +46,7 @@ async def test_ctrl_c_ends_the_work_on_the_server_too(words: list[str]):
     async with serving(engine) as served:
         process = await started(served.target, *words)
         async with asyncio.timeout(60):
-            await engine.until(n_asked=1)
+            await engine.until(n_calls=1)
             process.send_signal(signal.SIGINT)
             out, complaints = await process.communicate()
             await engine.until(n_cancelled=1)
@@ -54,7 +54,7 @@ async def test_ctrl_c_ends_the_work_on_the_server_too(words: list[str]):
 
 
 async def test_ctrl_c_ends_what_is_spoken_and_its_last_words_are_printed():
-    async with serving(ScriptedEngine(lambda asked: "the last words")) as served:
+    async with serving(ScriptedEngine(lambda call: "the last words")) as served:
         process = await started(served.target, "stream", "--json", "--encoding", "pcm_s16le", "-")
         assert process.stdin
         assert process.stdout
@@ -73,12 +73,12 @@ async def test_ctrl_c_ends_what_is_spoken_and_its_last_words_are_printed():
 
 
 async def test_a_job_outlives_who_waits_for_it(tmp_path: Path):
-    engine = ScriptedEngine(lambda asked: "done")
+    engine = ScriptedEngine(lambda call: "done")
     engine.gate.clear()
     async with serving_jobs(engine, tmp_path) as served:
         process = await started(served.target, "jobs", "submit", "--wait", SPEECH)
         async with asyncio.timeout(60):
-            await engine.until(n_asked=1)
+            await engine.until(n_calls=1)
             process.send_signal(signal.SIGINT)
             out, complaints = await process.communicate()
         assert (process.returncode, out) == (130, b"")
@@ -106,7 +106,7 @@ async def test_an_error_is_a_line_that_says_what_to_do_and_more_with_v():
 
 
 async def test_jobs_take_a_key_and_every_option_and_give_files(tmp_path: Path):
-    engine = ScriptedEngine(lambda asked: "hello there")
+    engine = ScriptedEngine(lambda call: "hello there")
     guarded = {"auth_enabled": True, "require_auth": True, "api_keys": "good"}
     async with serving_jobs(engine, tmp_path, **guarded) as served:
         code, _, complaint = await typeless(served.target, "jobs", "stats")
@@ -130,7 +130,7 @@ async def test_jobs_take_a_key_and_every_option_and_give_files(tmp_path: Path):
             code, out, complaint = await typeless(served.target, "jobs", words[0], "--json", *key, *words[1:])
             assert (code, complaint, len(out.splitlines())) == (0, "", 1), words
             json.loads(out)
-    assert engine.asked[0].options.beam_size == 3
+    assert engine.calls[0].options.beam_size == 3
 
 
 async def test_a_shell_can_complete_commands_and_flags():
@@ -155,7 +155,7 @@ async def test_a_key_that_no_call_can_carry_is_one_line_without_it(words: str):
 async def test_white_space_around_a_key_and_a_target_is_not_sent(tmp_path: Path):
     (tmp_path / "key").write_text("good\n", "utf-8")
     guarded = {"auth_enabled": True, "require_auth": True, "api_keys": "good"}
-    async with serving(ScriptedEngine(lambda asked: "hello"), **guarded) as served:
+    async with serving(ScriptedEngine(lambda call: "hello"), **guarded) as served:
         target = f" {served.target}\n"
         for key in ({"TYPELESS_API_KEY": "good\r\n"}, {"TYPELESS_API_KEY_FILE": str(tmp_path / "key")}):
             assert await typeless(target, "transcribe", SPEECH, **key) == (0, "hello\n", "")

@@ -82,7 +82,7 @@ def full_disk() -> Iterator[int]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 async def test_standard_input_is_a_recording(command: str, tmp_path: Path):
-    async with serving_jobs(ScriptedEngine(lambda asked: "hello"), tmp_path) as served:
+    async with serving_jobs(ScriptedEngine(lambda call: "hello"), tmp_path) as served:
         result = await typeless(*command.split(), "-s", served.target, "-", stdin=SPEECH.read_bytes())
     assert result.exit_code == 0, result.output
     assert "hello\n" in result.stdout or command.startswith("bench")
@@ -90,7 +90,7 @@ async def test_standard_input_is_a_recording(command: str, tmp_path: Path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 async def test_a_pipe_is_a_recording(command: str, tmp_path: Path):
-    async with serving_jobs(ScriptedEngine(lambda asked: "hello"), tmp_path) as served:
+    async with serving_jobs(ScriptedEngine(lambda call: "hello"), tmp_path) as served:
         with pipe_with(SPEECH.read_bytes()) as pipe:
             result = await typeless(*command.split(), "-s", served.target, pipe)
     assert result.exit_code == 0, result.output
@@ -99,7 +99,7 @@ async def test_a_pipe_is_a_recording(command: str, tmp_path: Path):
 
 @pytest.mark.parametrize("command", ["transcribe", "batch"])
 async def test_pipes_and_files_stand_side_by_side(command: str, tmp_path: Path):
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         with pipe_with(SPEECH.read_bytes()) as pipe:
             named = [str(SPEECH), pipe, "-", "-"]
             result = await typeless(
@@ -183,7 +183,7 @@ async def test_what_is_piped_has_a_pace_of_its_own():
 @pytest.mark.skipif(not Path(UNREADABLE).exists(), reason=f"no {UNREADABLE} on this machine")
 @pytest.mark.parametrize("command", ["transcribe", "batch"])
 async def test_a_file_that_cannot_be_read_stops_no_other(command: str):
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless(command, "-s", served.target, UNREADABLE, str(SPEECH))
     assert result.exit_code == 1
     assert f"{UNREADABLE}: cannot be read: Input/output error\n" in result.stderr
@@ -202,7 +202,7 @@ async def test_a_file_that_goes_away_stops_no_other(command: str, tmp_path: Path
         return found
 
     monkeypatch.setattr(f"typeless_grpc.cli.{command}.recordings", named)
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless(command, "-s", served.target, str(gone), str(SPEECH))
     assert result.exit_code == 1
     assert f"{gone}: cannot be read: No such file or directory\n" in result.stderr
@@ -218,7 +218,7 @@ async def test_a_result_that_cannot_be_saved_stops_no_other(command: str, tmp_pa
     shutil.copy(SPEECH, second)
     out = tmp_path / "out"
     (out / "en_short.txt").mkdir(parents=True)
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless(command, "-s", served.target, "-o", str(out), str(SPEECH), str(second))
     assert result.exit_code == 1
     assert f"{SPEECH}: {out / 'en_short.txt'} cannot be written: Is a directory\n" in result.stderr
@@ -244,7 +244,7 @@ async def test_a_directory_that_goes_away_is_a_line_for_each_recording(tmp_path:
 @FULL
 @pytest.mark.parametrize("words", ["transcribe", "batch", "stream", "stream --json", "jobs list", "config", "--help"])
 async def test_standard_output_on_a_full_disk_is_one_line(words: str, tmp_path: Path):
-    async with serving_jobs(ScriptedEngine(lambda asked: "hello"), tmp_path) as served:
+    async with serving_jobs(ScriptedEngine(lambda call: "hello"), tmp_path) as served:
         names = [str(SPEECH)] if words.split()[0] in ("transcribe", "batch", "stream") else []
         server = ["-s", served.target] if names or words.startswith("jobs") else []
         with full_disk() as full:
@@ -256,7 +256,7 @@ async def test_standard_output_on_a_full_disk_is_one_line(words: str, tmp_path: 
 async def test_standard_output_that_nobody_reads_ends_a_command_quietly(words: str, tmp_path: Path):
     reading, writing = os.pipe()
     os.close(reading)
-    async with serving_jobs(ScriptedEngine(lambda asked: "hello"), tmp_path) as served:
+    async with serving_jobs(ScriptedEngine(lambda call: "hello"), tmp_path) as served:
         names = [] if words.startswith("jobs") else [str(SPEECH)]
         code, _, complaints = await run(*words.split(), "-s", served.target, *names, stdout=writing)
     os.close(writing)
@@ -265,7 +265,7 @@ async def test_standard_output_that_nobody_reads_ends_a_command_quietly(words: s
 
 @FULL
 async def test_files_are_written_though_standard_output_is_not(tmp_path: Path):
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         with full_disk() as full:
             named = [str(SPEECH), str(AUDIO / "en_short.wav")]
             code, _, complaints = await run(
@@ -285,7 +285,7 @@ NAMES = {b"caf\xe9.flac": "caf\\xe9.flac", b"new\nline.flac": "new\\nline.flac",
 async def test_a_name_need_not_be_text(command: str, tmp_path: Path):
     file = tmp_path / os.fsdecode(b"caf\xe9.flac")
     shutil.copy(SPEECH, file)
-    async with serving_jobs(ScriptedEngine(lambda asked: "hello"), tmp_path / "jobs") as served:
+    async with serving_jobs(ScriptedEngine(lambda call: "hello"), tmp_path / "jobs") as served:
         code, out, complaints = await run(*command.split(), "-s", served.target, os.fsencode(file))
     assert code == 0, complaints
     assert b"hello\n" in out or command.startswith("bench")
@@ -297,7 +297,7 @@ async def test_any_name_is_one_line_of_what_is_printed(command: str, tmp_path: P
     for file in named:
         shutil.copy(SPEECH, file)
     out = tmp_path / "out"
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         at = (command, "-s", served.target)
         _, printed, table = await run(*at, *map(os.fsencode, named))
         _, lines, _ = await run(*at, "--json", *map(os.fsencode, named))
@@ -319,7 +319,7 @@ async def test_what_is_no_text_cannot_be_sent():
 async def test_a_long_name_breaks_no_table(command: str, tmp_path: Path):
     file = tmp_path / f"{'long ' * 40}.flac"
     shutil.copy(SPEECH, file)
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless(command, "-s", served.target, str(file), str(SPEECH))
     head, first, second, *_ = result.stderr.splitlines()
     assert first.startswith(str(file))

@@ -30,20 +30,20 @@ async def typeless(*arguments: str, stdin: bytes | None = None) -> Result:
 async def test_a_pipe_gets_final_lines_and_nothing_else(tmp_path: Path):
     raw = tmp_path / "two.raw"
     raw.write_bytes(said(1.0, 0.8, 1.0))
-    async with serving(ScriptedEngine(lambda asked: "hello there")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello there")) as served:
         result = await typeless("--server", served.target, "--encoding", "pcm_s16le", str(raw))
     assert (result.exit_code, result.stdout, result.stderr) == (0, "hello there\nhello there\n", "")
 
 
 async def test_standard_input_is_audio_too():
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless("--server", served.target, "-", stdin=SPEECH_BYTES)
     assert (result.exit_code, result.stdout) == (0, "hello\n")
 
 
 async def test_standard_input_that_cannot_be_read_is_one_line_and_exit_code_1():
     unreadable = os.open(os.devnull, os.O_WRONLY)
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served, asyncio.timeout(30):
+    async with serving(ScriptedEngine(lambda call: "hello")) as served, asyncio.timeout(30):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "typeless_grpc.cli", "stream", "--server", served.target, "-"),
             stdin=unreadable,
@@ -58,7 +58,7 @@ async def test_standard_input_that_cannot_be_read_is_one_line_and_exit_code_1():
 
 @pytest.mark.parametrize("mode", ["live", "file"])
 async def test_json_is_an_event_a_line(mode):
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless("--server", served.target, "--json", "--mode", mode, SPEECH)
     events = [json.loads(line) for line in result.stdout.splitlines()]
     assert "started" in events[0]
@@ -67,7 +67,7 @@ async def test_json_is_an_event_a_line(mode):
 
 
 async def test_realtime_is_no_faster_than_speech():
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         began_s = time.monotonic()
         result = await typeless("--server", served.target, "--realtime", SPEECH)
         took_s = time.monotonic() - began_s
@@ -97,7 +97,7 @@ async def test_a_terminal_sees_text_before_it_is_final():
 async def test_a_file_has_a_bar_on_a_terminal_and_its_lines_where_they_belong(is_piped, tmp_path: Path):
     raw = tmp_path / "file.raw"
     raw.write_bytes(said(*[6.0, 0.6] * 10))
-    async with serving(ScriptedEngine(lambda asked: "hello there")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello there")) as served:
         screen, terminal = pty.openpty()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "typeless_grpc.cli", "stream", "--server", served.target, "--mode", "file"),

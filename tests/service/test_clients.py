@@ -26,7 +26,7 @@ OPTIONS = Options(model="tiny.en", language="en", task="translate", hotwords=["K
 
 
 async def test_the_async_client_transcribes_paths_and_bytes():
-    engine = ScriptedEngine(lambda asked: "hello")
+    engine = ScriptedEngine(lambda call: "hello")
     async with serving(engine) as served, AsyncClient(served.target) as client:
         answers = [
             await client.transcribe(SPEECH, OPTIONS),
@@ -35,13 +35,13 @@ async def test_the_async_client_transcribes_paths_and_bytes():
         ]
         info = await client.server_info()
     assert [answer.transcript.text for answer in answers] == ["hello"] * 3
-    assert engine.asked[0].options.task is Task.TRANSLATE
-    assert engine.asked[0].options.hotwords == ("Korventa",)
+    assert engine.calls[0].options.task is Task.TRANSLATE
+    assert engine.calls[0].options.hotwords == ("Korventa",)
     assert info.default_model == "base"
 
 
 async def test_the_sync_client_does_the_same():
-    engine = ScriptedEngine(lambda asked: "hello")
+    engine = ScriptedEngine(lambda call: "hello")
     async with serving(engine) as served:
 
         def call() -> tuple[str, str]:
@@ -49,7 +49,7 @@ async def test_the_sync_client_does_the_same():
                 return client.transcribe(SPEECH, OPTIONS).transcript.text, client.server_info().default_model
 
         assert await asyncio.to_thread(call) == ("hello", "base")
-    assert engine.asked[0].options.word_timestamps
+    assert engine.calls[0].options.word_timestamps
 
 
 async def test_a_refusal_is_call_failed_for_both():
@@ -100,7 +100,7 @@ async def asked_of(client_kind: str, target: str, *, retry: bool = True, seconds
 async def test_no_proxy_stands_before_this_machine(monkeypatch: pytest.MonkeyPatch):
     for name in ("grpc_proxy", "https_proxy", "http_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         async with AsyncClient(served.target, retry=False) as client:
             assert (await client.transcribe(SPEECH)).transcript.text == "hello"
         with Client(served.target, retry=False) as sync:
@@ -120,26 +120,26 @@ async def test_a_failure_at_a_proxy_names_the_variable(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("seconds", [1.0, 60.0], ids=["small", "larger than what gRPC keeps by itself"])
 async def test_a_call_that_a_full_server_refused_is_made_again(kind: str, seconds: float):
     answers: list[Any] = [BUSY, BUSY, "hello"]
-    async with serving(ScriptedEngine(lambda asked: answers.pop(0))) as served:
+    async with serving(ScriptedEngine(lambda call: answers.pop(0))) as served:
         assert await asked_of(kind, served.target, seconds=seconds) == "hello"
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize(("retry", "n_calls"), [(True, 4), (False, 1)])
 async def test_calls_are_made_again_four_times_at_most_and_not_if_not_wanted(kind: str, retry: bool, n_calls: int):
-    engine = ScriptedEngine(lambda asked: BUSY)
+    engine = ScriptedEngine(lambda call: BUSY)
     async with serving(engine) as served:
         with pytest.raises(CallFailed) as refused:
             await asked_of(kind, served.target, retry=retry)
-    assert (refused.value.reason, len(engine.asked)) == ("OVERLOADED", n_calls)
+    assert (refused.value.reason, len(engine.calls)) == ("OVERLOADED", n_calls)
 
 
 async def test_what_would_fail_again_is_not_made_again():
-    engine = ScriptedEngine(lambda asked: InvalidInput("options.model", "is no model", reason="MODEL_NOT_FOUND"))
+    engine = ScriptedEngine(lambda call: InvalidInput("options.model", "is no model", reason="MODEL_NOT_FOUND"))
     async with serving(engine) as served:
         with pytest.raises(CallFailed):
             await asked_of("async", served.target)
-    assert len(engine.asked) == 1
+    assert len(engine.calls) == 1
 
 
 async def run(*command: str | Path, stdin: bytes = b"", cwd: Path = REPOSITORY, **env: str) -> tuple[int, str, str]:
@@ -179,7 +179,7 @@ async def test_stubs_made_by_plain_protoc_work(tmp_path: Path):
         *protos,
     )
     assert code == 0, err
-    async with serving(ScriptedEngine(lambda asked: "from plain stubs")) as served:
+    async with serving(ScriptedEngine(lambda call: "from plain stubs")) as served:
         command = (sys.executable, "-c", PLAIN_CALLER, served.target, SPEECH)
         code, out, err = await run(*command, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert (code, out.strip()) == (0, "from plain stubs"), err
@@ -196,7 +196,7 @@ def grpcurl() -> str:
 async def test_grpcurl_needs_no_protos(grpcurl: str):
     body = json.dumps({"audio": {"content": base64.b64encode(SPEECH.read_bytes()).decode()}})
     method = "typeless.v1.TranscriptionService/Transcribe"
-    async with serving(ScriptedEngine(lambda asked: "from a shell")) as served:
+    async with serving(ScriptedEngine(lambda call: "from a shell")) as served:
         code, listed, err = await run(grpcurl, "-plaintext", served.target, "list")
         assert code == 0, err
         code, out, err = await run(grpcurl, "-plaintext", "-d", "@", served.target, method, stdin=body.encode())

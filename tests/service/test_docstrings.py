@@ -36,7 +36,7 @@ def test_what_one_client_can_do_the_other_can(sync: type, other: type):
 async def test_the_examples_print_what_they_say(module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.delenv("TYPELESS_API_KEY", raising=False)
-    async with serving_jobs(ScriptedEngine(lambda asked: "please close the window"), tmp_path) as served:
+    async with serving_jobs(ScriptedEngine(lambda call: "please close the window"), tmp_path) as served:
         failed, n_examples = await asyncio.to_thread(examples, module, served.target)
     assert n_examples > 0
     assert failed == []

@@ -67,7 +67,7 @@ async def test_every_word_that_was_acknowledged_is_in_a_final_of_a_server_that_s
     async with serving(engine) as served, serving(ScriptedEngine(heard)) as other:
         calls = [served.transcription.StreamTranscribe() for _ in range(8)]
         talking = [asyncio.create_task(talks(call, 0.002 + n / 2000, **fields)) for n, call in enumerate(calls)]
-        await engine.until(n_asked=16 if not fields else 8)
+        await engine.until(n_calls=16 if not fields else 8)
         await asyncio.sleep(0.1)  # in the middle of what is said, wherever that is
         await served.server.stop()
         for got in await asyncio.gather(*talking):
@@ -97,7 +97,7 @@ async def test_audio_ends_where_the_speaker_pauses():
 
 
 async def test_a_caller_that_ends_its_audio_meanwhile_has_ended_it():
-    async with serving(ScriptedEngine(lambda asked: "hello"), drain_timeout_s=20) as served:
+    async with serving(ScriptedEngine(lambda call: "hello"), drain_timeout_s=20) as served:
         call = served.transcription.StreamTranscribe()
         for request in [config(), *audio(tone(1.0))]:
             await call.write(request)
@@ -111,7 +111,7 @@ async def test_a_caller_that_ends_its_audio_meanwhile_has_ended_it():
 
 
 async def test_a_session_whose_call_broke_is_waited_for_and_resumed_while_new_ones_are_refused():
-    engine, talk = ScriptedEngine(lambda asked: "hello"), tone(1.0)
+    engine, talk = ScriptedEngine(lambda call: "hello"), tone(1.0)
     async with serving(engine, drain_timeout_s=20) as served:
         call = served.transcription.StreamTranscribe()
         await call.write(config())
@@ -137,7 +137,7 @@ async def test_a_session_whose_call_broke_is_waited_for_and_resumed_while_new_on
 
 
 async def test_nobody_is_waited_for_longer_than_the_drain_time():
-    async with serving(ScriptedEngine(lambda asked: "hello"), drain_timeout_s=0.5) as served:
+    async with serving(ScriptedEngine(lambda call: "hello"), drain_timeout_s=0.5) as served:
         call = served.transcription.StreamTranscribe()
         for request in [config(), *audio(tone(1.0))]:
             await call.write(request)
@@ -148,7 +148,7 @@ async def test_nobody_is_waited_for_longer_than_the_drain_time():
 
 
 async def test_a_caller_that_does_not_read_does_not_keep_the_server():
-    async with serving(ScriptedEngine(lambda asked: "a" * 400_000), drain_timeout_s=0.5) as served:
+    async with serving(ScriptedEngine(lambda call: "a" * 400_000), drain_timeout_s=0.5) as served:
         call = served.transcription.StreamTranscribe()
         for request in [config(), *audio(said(*[0.5, 0.8] * 10), 100_000)]:
             await call.write(request)
@@ -163,7 +163,7 @@ async def test_a_stream_that_waits_for_its_model_is_refused_soon():
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         silent = served.transcription.StreamTranscribe()  # which never says what it is
-        await engine.until(n_asked=1)
+        await engine.until(n_calls=1)
         async with asyncio.timeout(10):
             await served.server.stop()
         for one in (call, silent):

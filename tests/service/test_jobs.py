@@ -20,7 +20,7 @@ from tests.service.test_transcribe import refused
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.client import AsyncClient
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
-from typeless_grpc.engine.scripted import Asked, ScriptedEngine
+from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import EngineFailed
 from typeless_grpc.jobs import turns, worker
 from typeless_grpc.jobs.job import Failure, Job, State
@@ -76,7 +76,7 @@ def claimed(served: ServedJobs, job: jobs_pb2.Job) -> Run:
 
 
 async def test_a_job_is_accepted_run_and_watched_to_its_end(tmp_path: Path):
-    engine = ScriptedEngine(lambda asked: f"{len(asked.audio) / 16_000:.0f} s")
+    engine = ScriptedEngine(lambda call: f"{len(call.audio) / 16_000:.0f} s")
     async with serving_jobs(engine, tmp_path) as served:
         job = await submitted(served, 100.0, labels={"a": "b"}, priority=jobs_pb2.JOB_PRIORITY_HIGH)
         assert (job.state, job.attempt, job.progress) == (PENDING, 0, 0.0)
@@ -101,12 +101,12 @@ async def test_a_job_is_accepted_run_and_watched_to_its_end(tmp_path: Path):
     assert ends_s[-1] == 100.0
     progress = [answer.job.progress for answer in answers]
     assert progress == sorted(progress)
-    assert {asked.ticket.lane for asked in engine.asked} == {Lane.JOBS}
+    assert {asked.ticket.lane for asked in engine.calls} == {Lane.JOBS}
 
 
 async def test_a_compressed_recording_is_transcribed_too(tmp_path: Path):
     source = audio_pb2.AudioSource(content=(AUDIO / "en_minute.ogg").read_bytes())
-    async with serving_jobs(ScriptedEngine(lambda asked: "text"), tmp_path) as served:
+    async with serving_jobs(ScriptedEngine(lambda call: "text"), tmp_path) as served:
         job = await submitted(served, audio=source)
         last = (await watched(served, job.job_id))[-1].job
     assert last.state == COMPLETED
@@ -126,7 +126,7 @@ async def test_audio_that_never_decodes_fails_at_once_and_says_why(tmp_path: Pat
 
 
 async def test_a_fault_that_passes_is_tried_again(tmp_path: Path):
-    engine = ScriptedEngine(lambda asked: EngineFailed("once") if len(engine.asked) == 1 else "at last")
+    engine = ScriptedEngine(lambda call: EngineFailed("once") if len(engine.calls) == 1 else "at last")
     async with serving_jobs(engine, tmp_path, job_retry_delay_s=0.1) as served:
         job = await submitted(served)
         last = (await watched(served, job.job_id))[-1].job
@@ -134,7 +134,7 @@ async def test_a_fault_that_passes_is_tried_again(tmp_path: Path):
 
 
 async def test_a_fault_that_does_not_pass_fails_the_job(tmp_path: Path):
-    engine = ScriptedEngine(lambda asked: EngineFailed("always"))
+    engine = ScriptedEngine(lambda call: EngineFailed("always"))
     async with serving_jobs(engine, tmp_path, job_retry_delay_s=0.1, job_max_attempts=2) as served:
         job = await submitted(served)
         last = (await watched(served, job.job_id))[-1].job
@@ -150,7 +150,7 @@ async def test_a_running_job_is_cancelled_with_the_engines_work(tmp_path: Path):
         call = served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id))
         while (await call.read()).job.state != PROCESSING:
             pass
-        await until(lambda: len(engine.asked) == 1)
+        await until(lambda: len(engine.calls) == 1)
         cancelled = await served.jobs.CancelJob(jobs_pb2.CancelJobRequest(job_id=job.job_id))
         async with asyncio.timeout(10):  # half a second where nothing else runs: `benchmarks.jobs` measures it
             while (await call.read()).job.state != CANCELLED:
@@ -165,7 +165,7 @@ async def test_jobs_wait_their_turn_by_priority(tmp_path: Path):
     engine.gate.clear()
     async with serving_jobs(engine, tmp_path, max_concurrent_jobs=1) as served:
         first = await submitted(served)
-        await until(lambda: len(engine.asked) == 1)
+        await until(lambda: len(engine.calls) == 1)
         low, normal, high = [
             await submitted(served, priority=priority)
             for priority in (jobs_pb2.JOB_PRIORITY_LOW, jobs_pb2.JOB_PRIORITY_NORMAL, jobs_pb2.JOB_PRIORITY_HIGH)
@@ -205,11 +205,11 @@ async def test_long_jobs_of_one_caller_make_way_for_another(
         """Jobs of "busy" get no further than their first chunks before that of "quiet" is done."""
 
         async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
-            if ticket.caller == "busy" and sum(one.ticket.caller == "busy" for one in self.asked) >= n_places:
+            if ticket.caller == "busy" and sum(one.ticket.caller == "busy" for one in self.calls) >= n_places:
                 await quiet_is_done.wait()
             return await super().transcribe(audio, options, ticket)
 
-    engine = Engine(lambda asked: "x")
+    engine = Engine(lambda call: "x")
     engine.gate.clear()
     async with serving_jobs(engine, tmp_path, max_concurrent_jobs=n_places) as served:
 
@@ -217,7 +217,7 @@ async def test_long_jobs_of_one_caller_make_way_for_another(
             return served.store.submit(new_job(owner=caller, caller=caller), pcm(seconds)).job_id
 
         long = [await asyncio.to_thread(submit, "busy", 100.0) for _ in range(n_places + 2)]
-        await engine.until(n_asked=n_places)
+        await engine.until(n_calls=n_places)
         short = await asyncio.to_thread(submit, "quiet", 1.0)
         engine.gate.set()
         assert (await asyncio.to_thread(ended, served, short)).state is State.COMPLETED
@@ -225,7 +225,7 @@ async def test_long_jobs_of_one_caller_make_way_for_another(
         quiet_is_done.set()
         done = [await asyncio.to_thread(ended, served, job_id) for job_id in long]
     assert {(job.state, job.audio_s, job.n_chunks) for job in done} == {(State.COMPLETED, 100.0, 3)}
-    n_samples = sum(len(asked.audio) for asked in engine.asked if asked.ticket.caller == "busy")
+    n_samples = sum(len(asked.audio) for asked in engine.calls if asked.ticket.caller == "busy")
     assert n_samples == len(long) * 100 * 16_000  # no chunk was done twice
 
 
@@ -241,7 +241,7 @@ async def test_no_more_jobs_run_at_once_than_configured(tmp_path: Path):
     engine.gate.clear()
     async with serving_jobs(engine, tmp_path, max_concurrent_jobs=2) as served:
         jobs = [await submitted(served) for _ in range(5)]
-        await until(lambda: len(engine.asked) == 2)
+        await until(lambda: len(engine.calls) == 2)
         stats = await served.jobs.GetQueueStats(jobs_pb2.GetQueueStatsRequest())
         engine.gate.set()
         for job in jobs:
@@ -252,10 +252,10 @@ async def test_no_more_jobs_run_at_once_than_configured(tmp_path: Path):
 
 
 async def test_what_runs_when_the_server_stops_goes_on_at_the_next_start(tmp_path: Path):
-    def held_after_the_first_chunk(asked: Asked) -> str:
-        if len(engine.asked) == 1:
+    def held_after_the_first_chunk(call: EngineCall) -> str:
+        if len(engine.calls) == 1:
             engine.gate.clear()
-        return f"{len(engine.asked)}"
+        return f"{len(engine.calls)}"
 
     engine = ScriptedEngine(held_after_the_first_chunk)
     async with serving_jobs(engine, tmp_path) as served:
@@ -269,7 +269,7 @@ async def test_what_runs_when_the_server_stops_goes_on_at_the_next_start(tmp_pat
         last = (await watched(served, job.job_id))[-1].job
     assert (last.state, last.attempt) == (COMPLETED, 2)
     assert last.transcript.audio_duration.seconds == 100
-    assert len(engine.asked) <= 3 + 1  # three chunks, of which one at most was done again
+    assert len(engine.calls) <= 3 + 1  # three chunks, of which one at most was done again
 
 
 # ---- the test as worker ---------------------------------------------------------------------------------------
@@ -460,7 +460,7 @@ async def test_a_failed_job_carries_what_the_call_would_have_ended_with(tmp_path
 
 async def test_a_python_client_submits_waits_and_deletes(tmp_path: Path):
     async with (
-        serving_jobs(ScriptedEngine(lambda asked: "text"), tmp_path) as served,
+        serving_jobs(ScriptedEngine(lambda call: "text"), tmp_path) as served,
         AsyncClient(served.target) as client,
     ):
         recording = AUDIO / "en_short.flac"

@@ -32,7 +32,7 @@ RECORDING = str(AUDIO / "en_short.flac")
 
 
 async def test_a_job_from_submission_to_deletion(tmp_path: Path):
-    async with serving_jobs(ScriptedEngine(lambda asked: "what was said"), tmp_path) as served:
+    async with serving_jobs(ScriptedEngine(lambda call: "what was said"), tmp_path) as served:
         code, out, _ = await typeless(served.target, "jobs", "submit", "--wait", "--label", "team=a", RECORDING)
         assert (code, out) == (0, "what was said\n")
         code, out, _ = await typeless(served.target, "jobs", "list", "--json", "--label", "team=a")
@@ -53,7 +53,7 @@ async def test_a_job_from_submission_to_deletion(tmp_path: Path):
 
 
 async def test_a_job_keeps_its_text_in_the_formats_that_were_asked_for(tmp_path: Path):
-    async with serving_jobs(ScriptedEngine(lambda asked: "what was said"), tmp_path) as served:
+    async with serving_jobs(ScriptedEngine(lambda call: "what was said"), tmp_path) as served:
         wanted = ["--format", "srt", "--format", "json", RECORDING]
         _, out, _ = await typeless(served.target, "jobs", "submit", *wanted)
         job_id = out.strip()

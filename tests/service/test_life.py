@@ -157,7 +157,7 @@ async def test_draining_refuses_new_calls_and_finishes_running_ones():
     engine.gate.clear()
     async with serving(engine) as served:
         running = served.transcription.Transcribe(request())
-        await engine.until(n_asked=1)
+        await engine.until(n_calls=1)
         watch = health_pb2_grpc.HealthStub(served.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICES[1]))
         assert (await watch.read()).status == SERVING
         stopping = asyncio.create_task(served.server.stop())
@@ -168,18 +168,18 @@ async def test_draining_refuses_new_calls_and_finishes_running_ones():
         await stopping
     assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
     assert failed.retry_after_s
-    assert len(engine.asked) == 1
+    assert len(engine.calls) == 1
 
 
 async def test_a_long_answer_arrives_whole_although_the_server_goes_away():
     n_characters = 8_000_000
-    engine = ScriptedEngine(lambda asked: "a" * n_characters)
+    engine = ScriptedEngine(lambda call: "a" * n_characters)
     engine.gate.clear()
     async with serving(engine) as served:
         options = [("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(served.target, options=options) as channel:
             running = Served(served.server, served.target, channel).transcription.Transcribe(request())
-            await engine.until(n_asked=1)
+            await engine.until(n_calls=1)
             stopping = asyncio.create_task(served.server.stop())
             engine.gate.set()
             assert len((await running).transcript.text) == n_characters
@@ -191,7 +191,7 @@ async def test_calls_that_outlast_the_drain_time_are_cut():
     engine.gate.clear()
     async with serving(engine, drain_timeout_s=0.2) as served:
         running = served.transcription.Transcribe(request())
-        await engine.until(n_asked=1)
+        await engine.until(n_calls=1)
         async with asyncio.timeout(5):
             await served.server.stop()
         failed = await refused(running)

@@ -31,7 +31,7 @@ async def scrape(port: int) -> dict[str, float]:
 
 async def test_calls_are_counted_by_how_they_ended():
     port = servers.free_port()
-    engine = ScriptedEngine(lambda asked: InvalidInput("audio", "is odd") if len(asked.audio) > 20_000 else "text")
+    engine = ScriptedEngine(lambda call: InvalidInput("audio", "is odd") if len(call.audio) > 20_000 else "text")
     limits = {"rate_limit_enabled": True, "rate_limit_transcribe": "4/hour", "rate_limit_anonymous_percent": 100}
     async with guarded(engine, metrics_port=port, **limits) as served:
         for seconds in (1.0, 1.0, 2.0):
@@ -40,7 +40,7 @@ async def test_calls_are_counted_by_how_they_ended():
                 await call
         engine.gate.clear()
         cancelled = served.transcription.Transcribe(request())
-        await engine.until(n_asked=4)
+        await engine.until(n_calls=4)
         cancelled.cancel()
         await engine.until(n_cancelled=1)
         await outcome(served, "/typeless.v1.TranscriptionService/Transcribe")

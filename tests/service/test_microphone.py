@@ -66,7 +66,7 @@ def test_what_is_said_is_heard(kind: str, with_microphone: dict[str, str]):
 
 
 async def test_the_command_prints_what_is_said_and_ends_by_ctrl_c(with_microphone: dict[str, str]):
-    async with serving(ScriptedEngine(lambda asked: "heard")) as served:
+    async with serving(ScriptedEngine(lambda call: "heard")) as served:
         process = await asyncio.create_subprocess_exec(
             *(Path(sys.executable).parent / "typeless", "stream", "mic", "--json", "--server", served.target),
             stdout=asyncio.subprocess.PIPE,

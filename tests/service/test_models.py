@@ -13,7 +13,7 @@ import pytest
 from tests.harness import serving
 from tests.service.test_transcribe import refused
 from typeless_grpc.clock import FakeClock
-from typeless_grpc.engine.models import ModelPool, PoolOptions
+from typeless_grpc.engine.pool import ModelPool, PoolOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import NotFound, SourceUnavailable
 from typeless_grpc.pb.v1 import models_pb2, models_pb2_grpc

@@ -25,7 +25,7 @@ from typeless_grpc.engine.interface import (
     Task,
     VoiceActivity,
 )
-from typeless_grpc.engine.scripted import Asked, ScriptedEngine
+from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, transcript_pb2, transcription_pb2
 from typeless_grpc.pb.v1.transcript_pb2 import Transcript
 
@@ -195,7 +195,7 @@ def profane(tmp_path) -> str:
     return str(words)
 
 
-def options_of(asked: Sequence[Asked]) -> set[str]:
+def options_of(asked: Sequence[EngineCall]) -> set[str]:
     """The options that the engine was given."""
     return {repr(one.options) for one in asked}
 
@@ -206,20 +206,20 @@ async def test_a_field_changes_what_it_should_whichever_way_it_comes_in(
     field: str, way: str, profane: str, tmp_path: Path
 ):
     fields, expected, look, seen = CASES[field]
-    engine = ScriptedEngine(lambda asked: SPOKEN)
+    engine = ScriptedEngine(lambda call: SPOKEN)
     content = STEREO if field == "channel_mode" else MONO
     asked_for = transcription_pb2.TranscriptionOptions(**fields)
     async with serving_for(way, engine, tmp_path, profanity_file=profane) as served:
         plain = await WAYS[way](served, content, transcription_pb2.TranscriptionOptions())
-        n_plain = len(engine.asked)
+        n_plain = len(engine.calls)
         if way in STREAMS and field in REFUSED_IN_STREAMS:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await WAYS[way](served, content, asked_for)
             assert CallFailed.of(caught.value).fields[0][0] == f"config.options.{field}"
             return
         told = await WAYS[way](served, content, asked_for)
-    assert options_of(engine.asked[:n_plain]) == {repr(DecodeOptions())}
-    assert options_of(engine.asked[n_plain:]) == {repr(DecodeOptions(**expected))}
+    assert options_of(engine.calls[:n_plain]) == {repr(DecodeOptions())}
+    assert options_of(engine.calls[n_plain:]) == {repr(DecodeOptions(**expected))}
     assert look(told) == seen
     if seen != SPOKEN:
         assert look(plain) != seen
@@ -227,11 +227,11 @@ async def test_a_field_changes_what_it_should_whichever_way_it_comes_in(
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way not in STREAMS])
 async def test_channels_reach_the_engine_one_by_one(way: str, tmp_path: Path):
-    engine = ScriptedEngine(lambda asked: SPOKEN)
+    engine = ScriptedEngine(lambda call: SPOKEN)
     asked = transcription_pb2.TranscriptionOptions(channel_mode=transcription_pb2.CHANNEL_MODE_SEPARATE)
     async with serving_for(way, engine, tmp_path) as served:
         await WAYS[way](served, STEREO, asked)
-    left, right = engine.asked
+    left, right = engine.calls
     assert left.audio.ndim == right.audio.ndim == 1
     assert len(left.audio) == len(right.audio)
     assert (left.audio != right.audio).any()

@@ -113,7 +113,7 @@ async def test_a_refusal_says_why_and_when_to_come_back_in_every_form():
 
 
 async def test_a_call_with_a_mistake_counts_and_one_refused_for_load_does_not():
-    engine = ScriptedEngine(lambda asked: Overloaded("Busy."))
+    engine = ScriptedEngine(lambda call: Overloaded("Busy."))
     bad = transcription_pb2.TranscribeRequest()
     async with serving(engine, rate_limit_enabled=True, rate_limit_transcribe="2/hour") as served:
         busy = [await transcribe(served) for _ in range(5)]
@@ -177,7 +177,7 @@ async def test_seconds_of_audio_are_a_quota_too():
     async with serving(engine, rate_limit_enabled=True, rate_limit_audio="5/minute") as served:
         outcomes = [await transcribe(served, seconds=seconds) for seconds in (2.5, 2.0, 2.0, 6.0)]
     assert n_passed(outcomes) == 2
-    assert len(engine.asked) == 2
+    assert len(engine.calls) == 2
     refused, hopeless = outcomes[2:]
     assert isinstance(refused, CallFailed)
     assert refused.retry_after_s == pytest.approx(24, abs=10)
@@ -191,10 +191,10 @@ async def test_calls_open_at_once_are_bounded_for_each_caller():
     limits = {"rate_limit_enabled": True, "max_calls_per_caller": 2}
     async with guarded(engine, **limits) as served:
         open_calls = [served.transcription.Transcribe(request(), metadata=AS_USER) for _ in range(2)]
-        await engine.until(n_asked=2)
+        await engine.until(n_calls=2)
         refused = await transcribe(served, *AS_USER)
         another = served.transcription.Transcribe(request(), metadata=AS_ADMIN)
-        await engine.until(n_asked=3)
+        await engine.until(n_calls=3)
         engine.gate.set()
         await asyncio.gather(*open_calls, another)
         again = await transcribe(served, *AS_USER)
@@ -290,7 +290,7 @@ async def test_while_redis_is_away_no_call_fails_and_limits_are_exact_again_when
 
 async def test_an_operator_can_have_calls_refused_while_redis_is_away_and_probes_are_not():
     away = f"redis://127.0.0.1:{servers.free_port()}/0"
-    async with limited(redis_url=away, redis_away="refuse") as served:
+    async with limited(redis_url=away, redis_fallback="refuse") as served:
         failed = await outcome(served, INFO)
         assert await outcome(served, CHECK) is None
         watch = served.channel.unary_stream(WATCH)(b"")

@@ -48,9 +48,9 @@ async def test_a_caller_of_a_thousand_requests_leaves_room_for_one_of_one(ask: A
     engine.gate.clear()
     async with serving(engine, **TWO_CALLERS) as served:
         many = [asyncio.create_task(outcome(ask(served, MANY))) for _ in range(1000)]
-        await engine.until(n_asked=48)
+        await engine.until(n_calls=48)
         one = asyncio.create_task(outcome(ask(served, ONE)))
-        await engine.until(n_asked=49)
+        await engine.until(n_calls=49)
         engine.gate.set()
         assert await one is None
         refused = [failed for failed in await asyncio.gather(*many) if failed is not None]
@@ -63,10 +63,10 @@ async def test_a_caller_alone_has_most_of_the_held_audio_and_another_the_rest():
     engine.gate.clear()
     async with serving(engine, max_held_audio_s=4.0, **TWO_CALLERS) as served:
         held = [asyncio.create_task(outcome(transcribe(served, MANY))) for _ in range(3)]
-        await engine.until(n_asked=3)
+        await engine.until(n_calls=3)
         refused = await outcome(transcribe(served, MANY))
         one = asyncio.create_task(outcome(transcribe(served, ONE)))
-        await engine.until(n_asked=4)
+        await engine.until(n_calls=4)
         full = await outcome(transcribe(served, ONE))
         engine.gate.set()
         assert await asyncio.gather(*held, one) == [None] * 4

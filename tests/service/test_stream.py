@@ -17,7 +17,7 @@ from tests.speech import BYTES_PER_S, cut, said, samples_as_text, silence, tone,
 from typeless_grpc.client import CallFailed
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.interface import Lane
-from typeless_grpc.engine.scripted import Asked, ScriptedEngine
+from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import EngineFailed, InvalidInput, NotFound, Overloaded
 from typeless_grpc.interceptors.seam import READ_ON_S
 from typeless_grpc.pb.v1 import audio_pb2, server_pb2, transcription_pb2
@@ -99,7 +99,7 @@ def is_kind(kind: str) -> Callable[[StreamTranscribeResponse], bool]:
 
 
 async def test_a_conversation_from_started_to_completed():
-    async with serving(ScriptedEngine(lambda asked: "hello" if asked.ticket.lane is Lane.LIVE_FINAL else "")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello" if call.ticket.lane is Lane.LIVE_FINAL else "")) as served:
         got = await events(served, live(data=silence(0.5) + said(1.0, 1.0, 2.0), options={"language": "en"}))
     assert kinds(got) == [
         "started",
@@ -172,7 +172,7 @@ async def test_every_encoding_and_odd_rates(encoding, width, rate_hz):
     form = audio_pb2.AudioFormat(
         encoding=audio_pb2.AudioEncoding.Value(f"AUDIO_ENCODING_{encoding}"), sample_rate_hertz=rate_hz
     )
-    async with serving(ScriptedEngine(lambda asked: "heard")) as served:
+    async with serving(ScriptedEngine(lambda call: "heard")) as served:
         data = wave.astype(encodings[encoding]).tobytes()
         got = await events(served, [config(format=form), *audio(data, 999)])
     assert texts(got) == ["heard"]
@@ -182,7 +182,7 @@ async def test_every_encoding_and_odd_rates(encoding, width, rate_hz):
 @pytest.mark.parametrize("name", ["en_short.webm", "en_short.ogg", "en_short.mp3", "en_short.flac", "en_short.wav"])
 async def test_a_container_is_decoded_as_it_arrives(name):
     data = (AUDIO / name).read_bytes()
-    async with serving(ScriptedEngine(lambda asked: "lights")) as served:
+    async with serving(ScriptedEngine(lambda call: "lights")) as served:
         call = served.transcription.StreamTranscribe()
         await call.write(config(format=None))
         for request in audio(data, 500):
@@ -233,7 +233,7 @@ async def test_no_interims_where_none_were_asked_for():
     async with serving(engine) as served:
         got = await events(served, live(data=tone(3.0)))
     assert "interim" not in kinds(got)
-    assert all(asked.ticket.lane is not Lane.LIVE_INTERIM for asked in engine.asked)
+    assert all(asked.ticket.lane is not Lane.LIVE_INTERIM for asked in engine.calls)
 
 
 async def test_finalize_ends_the_utterance_without_a_pause():
@@ -262,7 +262,7 @@ async def test_an_update_is_answered_and_holds_from_the_next_utterance_on():
     assert configured.effective_options.language == "fr"
     assert configured.effective_options.voice_activity.threshold == 0.25
     assert configured.effective_options.model == "base"
-    finals = [asked.options.language for asked in engine.asked if asked.ticket.lane is Lane.LIVE_FINAL]
+    finals = [asked.options.language for asked in engine.calls if asked.ticket.lane is Lane.LIVE_FINAL]
     assert list(dict.fromkeys(finals)) == ["en", "fr"]
     assert [r.segment.language for r in got if r.HasField("segment")] == ["en", "en", "fr"]
 
@@ -283,7 +283,7 @@ async def test_voice_activity_options_are_honoured(asked, n_utterances):
 
 async def test_a_file_comes_piece_by_piece_with_progress():
     data = said(*(seconds for _ in range(20) for seconds in (6.0, 0.6)))
-    async with serving(ScriptedEngine(lambda asked: "words")) as served:
+    async with serving(ScriptedEngine(lambda call: "words")) as served:
         got = await events(served, [config(mode=transcription_pb2.STREAM_MODE_FILE), *audio(data, 65_536)])
     fractions = [response.progress.fraction for response in got if response.HasField("progress")]
     assert fractions == sorted(fractions)
@@ -297,7 +297,7 @@ async def test_a_file_comes_piece_by_piece_with_progress():
 
 
 async def test_a_fast_sender_of_a_file_is_slowed_down():
-    engine = ScriptedEngine(lambda asked: "words")
+    engine = ScriptedEngine(lambda call: "words")
     engine.gate.clear()
     settings: dict[str, Any] = {"stream_held_audio_s": 180, "stream_waiting_bytes": 65_536}
     n_sent = 0
@@ -319,7 +319,7 @@ async def test_a_fast_sender_of_a_file_is_slowed_down():
             await call.done_writing()
 
         sending = asyncio.create_task(send())
-        await engine.until(n_asked=2)
+        await engine.until(n_calls=2)
         while True:  # until nothing moves any more
             before = n_sent
             await asyncio.sleep(0.5)
@@ -416,7 +416,7 @@ async def test_a_stream_that_ends_before_its_config_is_refused():
     ],
 )
 async def test_what_the_engine_cannot_do_is_said_at_once(error, code):
-    async with serving(ScriptedEngine(lambda asked: error)) as served:
+    async with serving(ScriptedEngine(lambda call: error)) as served:
         failed = await refused(served, [config()])
     assert (failed.code, failed.reason) == (code, error.reason)
 
@@ -430,8 +430,8 @@ async def test_what_the_engine_cannot_do_is_said_at_once(error, code):
     ids=["at first", "later"],
 )
 async def test_a_language_that_the_model_lacks_is_refused_where_it_was_asked_for(requests, field):
-    def script(asked: Asked) -> str | BaseException:
-        is_known = asked.options.language != "cy"
+    def script(call: EngineCall) -> str | BaseException:
+        is_known = call.options.language != "cy"
         return "" if is_known else InvalidInput("options.language", "no", reason="LANGUAGE_NOT_SUPPORTED")
 
     async with serving(ScriptedEngine(script)) as served:
@@ -440,7 +440,7 @@ async def test_a_language_that_the_model_lacks_is_refused_where_it_was_asked_for
 
 
 async def test_garbage_hurts_only_its_own_stream():
-    async with serving(ScriptedEngine(lambda asked: "fine")) as served:
+    async with serving(ScriptedEngine(lambda call: "fine")) as served:
         good = served.transcription.StreamTranscribe()
         await good.write(config())
         await good.read()
@@ -453,7 +453,7 @@ async def test_garbage_hurts_only_its_own_stream():
 
 
 async def test_audio_that_ends_within_a_sample_is_a_warning():
-    async with serving(ScriptedEngine(lambda asked: "fine")) as served:
+    async with serving(ScriptedEngine(lambda call: "fine")) as served:
         got = await events(served, live(data=tone(1.0) + b"\1"))
     (warning,) = [response.warning for response in got if response.HasField("warning")]
     assert (warning.code, warning.reason) == (grpc.StatusCode.INVALID_ARGUMENT.value[0], "AUDIO_TRUNCATED")
@@ -473,8 +473,8 @@ async def test_a_stream_that_is_too_long_says_what_fits_and_is_refused_then():
 
 
 async def test_a_piece_that_the_engine_cannot_decode_is_a_warning_and_the_stream_goes_on():
-    def script(asked: Asked) -> str | BaseException:
-        is_first = len(asked.audio) < 1.5 * 16_000 and asked.ticket.lane is Lane.LIVE_FINAL
+    def script(call: EngineCall) -> str | BaseException:
+        is_first = len(call.audio) < 1.5 * 16_000 and call.ticket.lane is Lane.LIVE_FINAL
         return EngineFailed("The model failed.") if is_first else "second"
 
     async with serving(ScriptedEngine(script)) as served:
@@ -503,7 +503,7 @@ async def test_one_stream_too_many_is_refused():
 
 async def test_an_idle_stream_is_warned_and_then_ended():
     clock = FakeClock()
-    async with serving(ScriptedEngine(lambda asked: "hello"), clock=clock, stream_idle_timeout_s=60) as served:
+    async with serving(ScriptedEngine(lambda call: "hello"), clock=clock, stream_idle_timeout_s=60) as served:
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         await call.read()
@@ -525,7 +525,7 @@ async def test_an_idle_stream_is_warned_and_then_ended():
 async def test_a_caller_that_reads_nothing_is_not_read_from():
     settings: dict[str, Any] = {"stream_unread_events": 16, "stream_waiting_bytes": 4096}
     n_sent = 0
-    async with serving(ScriptedEngine(lambda asked: "x" * 20_000), **settings) as served:
+    async with serving(ScriptedEngine(lambda call: "x" * 20_000), **settings) as served:
         call = served.transcription.StreamTranscribe()
         await call.write(config())
 
@@ -551,7 +551,7 @@ async def test_a_caller_that_reads_nothing_is_not_read_from():
 
 async def test_a_cancelled_call_does_not_end_its_session():
     """The trap: requests of a cancelled call end as if half-closed."""
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         for _ in range(30):
             call = served.transcription.StreamTranscribe()
             await call.write(config())

@@ -16,7 +16,7 @@ from tests.service.test_access import new_key, revoke
 from tests.service.test_stream import END, audio, config, is_kind, reads, refused, texts
 from tests.speech import said, tone
 from typeless_grpc.client import CallFailed
-from typeless_grpc.engine.scripted import Asked, ScriptedEngine
+from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import Overloaded
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeRequest, TranscriptionOptions
 
@@ -58,7 +58,7 @@ async def test_only_the_key_that_opened_a_session_can_resume_it(other):
 
 
 async def test_a_key_that_is_revoked_ends_its_stream():
-    async with guarded(ScriptedEngine(lambda asked: "hello")) as served:
+    async with guarded(ScriptedEngine(lambda call: "hello")) as served:
         made = await new_key(served)
         call, _ = await opened(served, made.secret)
         await revoke(served, made.api_key.key_id)
@@ -70,7 +70,7 @@ async def test_a_key_that_is_revoked_ends_its_stream():
 
 async def test_streams_are_charged_for_the_audio_that_comes_and_can_go_on_once_there_is_quota():
     settings: dict[str, Any] = {"rate_limit_enabled": True, "rate_limit_audio": "2/second:5"}
-    async with serving(ScriptedEngine(lambda asked: "hello"), **settings) as served:
+    async with serving(ScriptedEngine(lambda call: "hello"), **settings) as served:
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         session = (await call.read()).started.session_id
@@ -92,8 +92,8 @@ async def test_streams_are_charged_for_the_audio_that_comes_and_can_go_on_once_t
 async def test_an_update_that_meets_a_full_engine_ends_the_call_and_not_the_session():
     answers = ["hello", Overloaded("The line is full."), "", "and more", "too", "much"]
 
-    def script(asked: Asked) -> str | BaseException:
-        return answers.pop(0) if asked.options.prompt or asked.audio.any() else ""
+    def script(call: EngineCall) -> str | BaseException:
+        return answers.pop(0) if call.options.prompt or call.audio.any() else ""
 
     settings: dict[str, Any] = {"rate_limit_enabled": True, "rate_limit_audio": "1/hour:10"}
     update = StreamTranscribeRequest(update=TranscriptionOptions(prompt="Zelvari"))
@@ -134,7 +134,7 @@ async def test_a_caller_over_its_streams_is_refused():
 
 
 async def test_draining_is_said_to_those_who_stream_and_they_may_finish():
-    async with serving(ScriptedEngine(lambda asked: "hello")) as served:
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         call = served.transcription.StreamTranscribe()
         for request in [config(), *audio(tone(1.0))]:
             await call.write(request)
@@ -149,14 +149,14 @@ async def test_draining_is_said_to_those_who_stream_and_they_may_finish():
 
 
 async def test_a_server_that_holds_as_much_audio_as_it_may_takes_no_new_stream_and_finishes_those_it_has():
-    engine = ScriptedEngine(lambda asked: "hello")
+    engine = ScriptedEngine(lambda call: "hello")
     async with serving(engine, max_held_audio_s=4.0, stream_resume_window_s=600) as served:
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         session = (await reads(call, is_kind("started")))[0].started.session_id
         engine.gate.clear()
         sending = asyncio.create_task(sent(call, audio(said(*[2.0, 1.0] * 10), 32_000)))
-        await engine.until(n_asked=2)
+        await engine.until(n_calls=2)
         call.cancel()  # a session that waits to be resumed holds what it holds
         await sending
         failed = await maybe_opened(served)

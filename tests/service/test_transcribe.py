@@ -25,7 +25,7 @@ async def refused(call: Any) -> CallFailed:
 
 
 async def test_speech_becomes_a_transcript_with_stats():
-    engine = ScriptedEngine(lambda asked: "hello there")
+    engine = ScriptedEngine(lambda call: "hello there")
     async with serving(engine) as served:
         answer = await served.transcription.Transcribe(request(seconds=2.0, language="de"))
     assert answer.transcript.text == "hello there"
@@ -40,7 +40,7 @@ async def test_speech_becomes_a_transcript_with_stats():
 
 
 async def test_silence_is_an_empty_transcript_and_no_error():
-    async with serving(ScriptedEngine(lambda asked: "")) as served:
+    async with serving(ScriptedEngine(lambda call: "")) as served:
         answer = await served.transcription.Transcribe(request())
     assert answer.transcript.text == ""
     assert not answer.transcript.segments
@@ -61,7 +61,7 @@ async def test_the_engine_is_asked_what_the_caller_asked():
     )
     async with serving(engine) as served:
         await served.transcription.Transcribe(asked_for)
-    (asked,) = engine.asked
+    (asked,) = engine.calls
     assert asked.options == DecodeOptions(
         model="tiny.en",
         language="en",
@@ -85,7 +85,7 @@ async def test_a_file_of_any_container_is_decoded(suffix: str):
     source = audio_pb2.AudioSource(content=(AUDIO / file).read_bytes())
     async with serving(engine) as served:
         await served.transcription.Transcribe(transcription_pb2.TranscribeRequest(audio=source))
-    assert len(engine.asked[0].audio) / 16_000 == pytest.approx(fixture(file)["duration_s"], abs=0.1)
+    assert len(engine.calls[0].audio) / 16_000 == pytest.approx(fixture(file)["duration_s"], abs=0.1)
 
 
 def audio(content: bytes = b"", **fields: Any) -> transcription_pb2.TranscribeRequest:
@@ -143,7 +143,7 @@ async def test_a_wrong_request_names_its_field(
     assert (failed.code.name, failed.reason) == (code, reason)
     assert [name for name, _ in failed.fields] == [field]
     assert failed.retry_after_s is None
-    assert engine.asked == []
+    assert engine.calls == []
 
 
 @pytest.mark.parametrize(
@@ -165,14 +165,14 @@ async def test_a_wrong_request_names_its_field(
 async def test_what_the_engine_refuses_reaches_the_caller(
     error: Any, code: str, reason: str | None, retry_after_s: float | None
 ):
-    async with serving(ScriptedEngine(lambda asked: error)) as served:
+    async with serving(ScriptedEngine(lambda call: error)) as served:
         failed = await refused(served.transcription.Transcribe(request()))
     assert (failed.code.name, failed.message, failed.retry_after_s) == (code, error.message, retry_after_s)
     assert failed.reason == (reason or error.reason)
 
 
 async def test_the_unforeseen_keeps_its_text_to_itself():
-    async with serving(ScriptedEngine(lambda asked: RuntimeError("secret path /data/x"))) as served:
+    async with serving(ScriptedEngine(lambda call: RuntimeError("secret path /data/x"))) as served:
         failed = await refused(served.transcription.Transcribe(request(), metadata=(("x-request-id", "r-1"),)))
     assert (failed.code.name, failed.reason, failed.request_id) == ("INTERNAL", "INTERNAL", "r-1")
     assert "secret" not in failed.message
@@ -189,7 +189,7 @@ async def test_a_request_over_the_message_limit_is_refused_with_a_reason():
     # An eighth above the limit gRPC itself ends the call, before a message of ours could be made of it.
     assert far_over.code.name == "RESOURCE_EXHAUSTED"
     assert answer.transcript.text == "1.0 seconds"
-    assert len(engine.asked) == 1
+    assert len(engine.calls) == 1
 
 
 async def test_cancelling_a_call_stops_its_work():
@@ -197,7 +197,7 @@ async def test_cancelling_a_call_stops_its_work():
     engine.gate.clear()
     async with serving(engine) as served:
         call = served.transcription.Transcribe(request())
-        await engine.until(n_asked=1)
+        await engine.until(n_calls=1)
         call.cancel()
         await engine.until(n_cancelled=1)
         engine.gate.set()
@@ -215,11 +215,11 @@ async def test_a_deadline_ends_the_call_and_its_work():
 
 
 async def test_one_slow_call_does_not_hold_up_another():
-    engine = ScriptedEngine(lambda asked: f"{len(asked.audio)}")
+    engine = ScriptedEngine(lambda call: f"{len(call.audio)}")
     engine.gate.clear()
     async with serving(engine) as served:
         slow = served.transcription.Transcribe(request())
-        await engine.until(n_asked=1)
+        await engine.until(n_calls=1)
         info = await served.info.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=5)
         engine.gate.set()
         await slow

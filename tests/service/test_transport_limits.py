@@ -103,16 +103,16 @@ async def test_more_calls_than_a_connection_takes_wait_for_their_turn():
     engine.gate.clear()
     async with serving(engine, max_calls_per_connection=2) as served:
         calls = [served.transcription.Transcribe(request()) for _ in range(3)]
-        await engine.until(n_asked=2)
+        await engine.until(n_calls=2)
         # A call on another connection gets through while the third waits in its client.
         with socket.create_connection(("127.0.0.1", int(served.target.rpartition(":")[2]))):
             options = [("grpc.use_local_subchannel_pool", 1)]
             async with grpc.aio.insecure_channel(served.target, options=options) as another:
                 await another.unary_unary(CHECK)(b"")
-        assert len(engine.asked) == 2
+        assert len(engine.calls) == 2
         engine.gate.set()
         await asyncio.gather(*calls)
-    assert len(engine.asked) == 3
+    assert len(engine.calls) == 3
 
 
 TRANSCRIBE = "/typeless.v1.TranscriptionService/Transcribe"

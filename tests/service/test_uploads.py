@@ -181,7 +181,7 @@ async def test_transcribe_refuses_other_uris(served: ServedJobs, uri: str, code:
 
 
 async def test_transcribe_and_jobs_take_files_that_are_allowed(tmp_path: Path):
-    engine = ScriptedEngine(lambda asked: "text")
+    engine = ScriptedEngine(lambda call: "text")
     async with serving_jobs(engine, tmp_path, audio_uri_prefixes=[f"file://{AUDIO}/"]) as served:
         source = audio_pb2.AudioSource(uri=f"file://{AUDIO}/en_short.flac")
         answer = await served.transcription.Transcribe(transcription_pb2.TranscribeRequest(audio=source))

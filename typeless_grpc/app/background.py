@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from typeless_grpc.app.models import finishing
 from typeless_grpc.app.tasks import ended
-from typeless_grpc.audio.vad import SpeechDetector
+from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.health import Probe, Vital
@@ -126,7 +126,7 @@ async def _running(
     It starts in the background, and again until it succeeds: calls do not wait for it.
     """
     loop = asyncio.get_running_loop()
-    worker = Worker(new_worker_id(), runs, engine, loop, SpeechDetector(), worker_options(settings))
+    worker = Worker(new_worker_id(), runs, engine, loop, SileroDetector(), worker_options(settings))
     runner = DbosWorker(database, upkeep, worker, dbos_worker_options(settings, database))
 
     async def start() -> None:

@@ -13,7 +13,7 @@ from typeless_grpc.app.background import Background
 from typeless_grpc.app.models import BuiltEngine, finishing
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.audio.source import AudioSources
-from typeless_grpc.audio.vad import SpeechDetector
+from typeless_grpc.audio.vad import SileroDetector, VoiceActivityDetector
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
@@ -38,7 +38,7 @@ from typeless_grpc.servicers.recordings import RecordingLimits, RecordingTranscr
 from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionServicer
 from typeless_grpc.stores.sources import NoSources
-from typeless_grpc.streaming.machinery import InterimPlaces, Machinery, SpeechProbability
+from typeless_grpc.streaming.machinery import InterimPlaces, Machinery
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
@@ -68,13 +68,13 @@ async def listen(
     more: Sequence[Service] = (),
     background: Background | None = None,
     *,
-    speech: SpeechProbability | None = None,
+    detector: VoiceActivityDetector | None = None,
     clock: Clock | None = None,
 ) -> AsyncIterator[Listening]:
     """Everything around an engine: services, interceptors, and the server that listens with them.
 
     Apart from `starting.build`, so that it can stand around an engine that has no model. more: services that need one.
-    speech, clock: of streams; the voice activity model and the system's clock unless given.
+    detector, clock: of streams; the voice activity model and the system's clock unless given.
     """
     async with AsyncExitStack() as stack:
         decoding = stack.enter_context(CallThreads(settings.decode_threads, "decoding"))
@@ -91,7 +91,7 @@ async def listen(
         batches = BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items)
         machinery = Machinery(
             engine,
-            speech or SpeechDetector(),
+            detector or SileroDetector(),
             streaming,
             clock or SystemClock(),
             InterimPlaces(settings.stream_interims_at_once),

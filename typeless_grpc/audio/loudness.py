@@ -15,7 +15,7 @@ class LoudnessDetector:
         self._threshold = threshold
 
     def probabilities(self, audio: Audio, state: DetectorState) -> Probabilities:
-        """See `SpeechDetector`."""
+        """See `VoiceActivityDetector`."""
         waiting = np.concatenate([state.pending, audio])
         n_whole = len(waiting) - len(waiting) % FRAME_SAMPLES
         state.pending = waiting[n_whole:].copy()
@@ -24,7 +24,7 @@ class LoudnessDetector:
         return np.asarray(loudness >= self._threshold, dtype=np.float32)
 
     def finish(self, state: DetectorState) -> Probabilities:
-        """See `SpeechDetector`."""
+        """See `VoiceActivityDetector`."""
         if not len(state.pending):
             return np.zeros(0, dtype=np.float32)
         return self.probabilities(np.zeros(FRAME_SAMPLES - len(state.pending), dtype=np.float32), state)

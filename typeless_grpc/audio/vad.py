@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +43,31 @@ class DetectorState:
     pending: Audio = field(default_factory=lambda: _zeros(0))  # less than a frame
 
 
-class SpeechDetector:
-    """The model, loaded once; any number of streams and threads may share it."""
+class VoiceActivityDetector(Protocol):
+    """Estimates, frame by frame, how likely the audio is speech; any number of streams and threads may share one."""
+
+    def probabilities(self, audio: Audio, state: DetectorState) -> Probabilities:
+        """The probability of speech in each frame that is complete now; keeps an incomplete frame in state.
+
+        audio: float32, shape (n_samples,), mono 16 kHz, any length; it continues the audio of earlier calls with state.
+        """
+        ...
+
+    def finish(self, state: DetectorState) -> Probabilities:
+        """The probability of the last, incomplete frame, padded with silence; empty if there is none."""
+        ...
+
+
+def recording_probabilities(detector: VoiceActivityDetector, audio: Audio) -> Probabilities:
+    """The probability of each frame of a whole recording, the last one padded: ceil(n_samples / 512) values."""
+    state = DetectorState()
+    step = _MAX_FRAMES_A_CALL * FRAME_SAMPLES
+    parts = [detector.probabilities(audio[i : i + step], state) for i in range(0, len(audio), step)]
+    return np.concatenate([*parts, detector.finish(state)])
+
+
+class SileroDetector:
+    """Silero's model as a `VoiceActivityDetector`."""
 
     def __init__(self, model_path: Path | None = None) -> None:
         """model_path: faster-whisper's own file unless given. Raises EngineFailed if it is absent or broken."""
@@ -64,10 +88,7 @@ class SpeechDetector:
             raise EngineFailed("the voice activity model cannot be loaded", reason="VAD_UNAVAILABLE") from error
 
     def probabilities(self, audio: Audio, state: DetectorState) -> Probabilities:
-        """How likely each frame that is complete now is speech; state moves on, and keeps what is not.
-
-        audio: float32, shape (n_samples,), mono 16 kHz; any length, the next piece of the state's stream.
-        """
+        """See `VoiceActivityDetector`."""
         waiting = np.concatenate([state.pending, audio])
         n_whole = len(waiting) - len(waiting) % FRAME_SAMPLES
         state.pending = waiting[n_whole:].copy()
@@ -76,17 +97,10 @@ class SpeechDetector:
         return np.concatenate(parts) if parts else _zeros(0)
 
     def finish(self, state: DetectorState) -> Probabilities:
-        """The last, incomplete frame of a stream, filled up with silence; empty if none waits."""
+        """See `VoiceActivityDetector`."""
         if not len(state.pending):
             return _zeros(0)
         return self.probabilities(_zeros(FRAME_SAMPLES - len(state.pending)), state)
-
-    def recording_probabilities(self, audio: Audio) -> Probabilities:
-        """One probability for each begun frame of a whole recording: ceil(n_samples / 512) of them."""
-        state = DetectorState()
-        step = _MAX_FRAMES_A_CALL * FRAME_SAMPLES
-        parts = [self.probabilities(audio[i : i + step], state) for i in range(0, len(audio), step)]
-        return np.concatenate([*parts, self.finish(state)])
 
     def _run(self, samples: Audio, state: DetectorState) -> Probabilities:
         frames = samples.reshape(-1, FRAME_SAMPLES)

@@ -8,24 +8,31 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
-from typeless_grpc.audio.vad import DetectorState, Probabilities, Span, SpeechSpanOptions, speech_spans
-from typeless_grpc.engine.cuts import Piece
-from typeless_grpc.engine.hallucinations import filtered
+from typeless_grpc.audio.vad import (
+    DetectorState,
+    Probabilities,
+    Span,
+    SpeechSpanOptions,
+    VoiceActivityDetector,
+    speech_spans,
+)
+from typeless_grpc.engine.decoding.chunks import Call, RecognizerOptions, UtteranceDecoder, WindowScheduler, language_of
+from typeless_grpc.engine.decoding.hallucinations import filtered
+from typeless_grpc.engine.decoding.merge import Stretch, merged
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
-from typeless_grpc.engine.likelihood import likely_speech
-from typeless_grpc.engine.merge import Stretch, merged
 from typeless_grpc.engine.model import FULL_WINDOW_S, Model
-from typeless_grpc.engine.models import ModelPool
+from typeless_grpc.engine.planning.cuts import Piece
+from typeless_grpc.engine.planning.speech import unlikely_speech
+from typeless_grpc.engine.planning.strategies import Plan, planned
+from typeless_grpc.engine.pool import ModelPool
 from typeless_grpc.engine.scheduler import Turn
-from typeless_grpc.engine.strategies import Plan, planned
-from typeless_grpc.engine.transcript import Segment, Transcript
-from typeless_grpc.engine.utterances import Call, RecognizerOptions, UtteranceDecoder, WindowScheduler, language_of
 from typeless_grpc.errors import InvalidInput
+from typeless_grpc.speech.transcript import Segment, Transcript
 
 T = TypeVar("T")
 
@@ -38,21 +45,13 @@ SPEECH_THRESHOLD = 0.4
 DETECTION_STEP = 30 * SAMPLE_RATE_HZ
 
 
-class SpeechFinder(Protocol):
-    """Tells speech from the rest, frame by frame; `audio.vad.SpeechDetector` is the real one."""
-
-    def probabilities(self, audio: Audio, state: DetectorState) -> Probabilities: ...
-
-    def finish(self, state: DetectorState) -> Probabilities: ...
-
-
 class Recognizer:
     """The engine over loaded models."""
 
     def __init__(
         self,
         models: ModelPool[Model],
-        speech: SpeechFinder,
+        detector: VoiceActivityDetector,
         scheduler: WindowScheduler,
         options: RecognizerOptions,
         looking: Executor,
@@ -60,7 +59,7 @@ class Recognizer:
     ) -> None:
         """looking: threads for voice activity; looking_live: likewise, of utterances, which must not wait for hours."""
         self._models = models
-        self._speech = speech
+        self._detector = detector
         self._scheduler = scheduler
         self._decoder = UtteranceDecoder(scheduler, options)
         self._options = options
@@ -92,11 +91,14 @@ class Recognizer:
             raise InvalidInput("audio", f"an utterance has at most {FULL_WINDOW_S:.0f} s")
         async with self._model(options) as model:
             speech: tuple[Span, ...] = (Span(0, len(utterance)),)
+            unlikely: tuple[Span, ...] = ()
             if ticket.lane is not Lane.LIVE_INTERIM:
                 with self._scheduler.coming():
-                    find = functools.partial(_speech_in, n_samples=len(utterance), asked=options.voice_activity)
-                    speech = await self._looked(utterance, self._looking_live, find)
-            whole = Plan(Chunking.WHOLE, (Piece(0, len(utterance), speech, most_pause=len(utterance)),), speech)
+                    find = functools.partial(_speech_in, n_samples=len(utterance), requested=options.voice_activity)
+                    speech, unlikely = await self._looked(utterance, self._looking_live, find)
+            whole = Plan(
+                Chunking.WHOLE, (Piece(0, len(utterance), speech, most_pause=len(utterance)),), speech, unlikely
+            )
             return await self._recognize(model, utterance, whole, options, ticket)
 
     @asynccontextmanager
@@ -117,19 +119,20 @@ class Recognizer:
         n_last = max(0, len(audio) - 1) // DETECTION_STEP * DETECTION_STEP
 
         def look(start: int) -> None:
-            parts.append(self._speech.probabilities(audio[start : start + DETECTION_STEP], state))
+            parts.append(self._detector.probabilities(audio[start : start + DETECTION_STEP], state))
 
         def last_look() -> T:
             look(n_last)
-            return then(np.concatenate([*parts, self._speech.finish(state)]))
+            return then(np.concatenate([*parts, self._detector.finish(state)]))
 
         for start in range(0, n_last, DETECTION_STEP):
             await loop.run_in_executor(threads, look, start)
         return await loop.run_in_executor(threads, last_look)
 
     def _plan(self, probabilities: Probabilities, n_samples: int, options: DecodeOptions) -> Plan:
-        speech = _speech_in(probabilities, n_samples, options.voice_activity)
-        return planned(options.chunking, speech, n_samples, self._options.cuts.asked(options.voice_activity))
+        speech, unlikely = _speech_in(probabilities, n_samples, options.voice_activity)
+        plan = planned(options.chunking, speech, n_samples, self._options.cuts.asked(options.voice_activity))
+        return replace(plan, unlikely=unlikely)
 
     async def _recognize(
         self, model: Model, audio: Audio, plan: Plan, options: DecodeOptions, ticket: Ticket
@@ -138,7 +141,7 @@ class Recognizer:
         turns: list[Turn] = []
         call = Call(model, audio, options, ticket, turns, options.expected_language)
         decoded = await self._decoder.decoded(call, plan)
-        results = [(piece, filtered(result, piece)) for piece, result in decoded]
+        results = [(piece, filtered(result, piece, plan.unlikely)) for piece, result in decoded]
         segments = merged([_stretch(piece, result.segments) for piece, result in results])
         language, probability = language_of(decoded, options)
         transcript = Transcript(
@@ -181,10 +184,13 @@ def waited_s(turns: Sequence[Turn]) -> float:
     return waited
 
 
-def _speech_in(probabilities: Probabilities, n_samples: int, asked: VoiceActivity) -> tuple[Span, ...]:
-    spans = speech_spans(probabilities, _span_options(asked), n_samples)
-    # Whoever sets the threshold says what speech is.
-    return tuple(likely_speech(spans, probabilities) if asked.threshold is None else spans)
+def _speech_in(
+    probabilities: Probabilities, n_samples: int, requested: VoiceActivity
+) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Return the speech, and the part of it that is unlikely: none where the caller sets the threshold."""
+    spans = speech_spans(probabilities, _span_options(requested), n_samples)
+    unlikely = unlikely_speech(spans, probabilities) if requested.threshold is None else ()
+    return tuple(spans), tuple(unlikely)
 
 
 def _span_options(asked: VoiceActivity) -> SpeechSpanOptions:

@@ -1,4 +1,7 @@
-"""An engine without a model: says what it is told to say, when it is told to. For tests of everything around it."""
+"""A fake `Engine` without a model, for tests and benchmarks of everything around the engine.
+
+The test supplies the text of each call, decides when calls return, and reads which calls were made.
+"""
 
 from __future__ import annotations
 
@@ -9,76 +12,76 @@ from dataclasses import dataclass
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
-from typeless_grpc.engine.transcript import Segment, Transcript, Word
+from typeless_grpc.speech.transcript import Segment, Transcript, Word
 
-_PATIENCE_S = 30.0  # a test that waits longer waits for what never comes
+_TIMEOUT_S = 30.0  # of a test's wait
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the engine was asked, as it saw it."""
+class EngineCall:
+    """The arguments of one call of the engine."""
 
     audio: Audio
     options: DecodeOptions
     ticket: Ticket
 
 
-Script = Callable[[Asked], str | BaseException]
+Script = Callable[[EngineCall], str | BaseException]
 
 
 class ScriptedEngine:
-    """Answers each call with one segment over the whole audio, its text by `script`, or raises what `script` returns.
+    """Returns one segment over the whole audio, with the text that `script` returns; raises a returned exception.
 
-    asked: every call so far. n_cancelled: calls whose task was cancelled while they waited. Clear `gate` to hold calls
-    back until it is set again; calls in the lanes of `stuck` never end. backlog_s, confidence: what the engine claims,
-    to be set by the test.
+    calls: all calls so far. n_cancelled: calls whose task was cancelled before they returned. gate: clear it to hold
+    all calls until it is set again. stuck: calls in these lanes never return. backlog_s, confidence: reported values,
+    which the test may set.
     """
 
-    def __init__(self, script: Script = lambda asked: f"{len(asked.audio) / SAMPLE_RATE_HZ:.1f} seconds") -> None:
+    def __init__(self, script: Script = lambda call: f"{len(call.audio) / SAMPLE_RATE_HZ:.1f} seconds") -> None:
         self._script = script
-        self.asked: list[Asked] = []
+        self.calls: list[EngineCall] = []
         self.n_cancelled = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self.stuck: frozenset[Lane] = frozenset()
         self.backlog_s = 0.0
         self.confidence = 0.9
-        self._moved = asyncio.Event()
-        self._n_inside = 0
-        self._moved_s = 0.0
+        self._changed = asyncio.Event()
+        self._n_running = 0
+        self._progress_s = 0.0
 
     @property
     def stalled_s(self) -> float:
         """See `Engine`; by the real clock."""
-        return time.monotonic() - self._moved_s if self._n_inside else 0.0
+        return time.monotonic() - self._progress_s if self._n_running else 0.0
 
-    async def until(self, *, n_asked: int = 0, n_cancelled: int = 0) -> None:
-        """Wait until so many calls have come, and so many were cancelled. Raises TimeoutError where they do not."""
+    async def until(self, *, n_calls: int = 0, n_cancelled: int = 0) -> None:
+        """Wait for this many calls and cancellations. Raises TimeoutError after 30 s."""
         try:
-            async with asyncio.timeout(_PATIENCE_S):
-                while len(self.asked) < n_asked or self.n_cancelled < n_cancelled:
-                    await self._moved.wait()
+            async with asyncio.timeout(_TIMEOUT_S):
+                while len(self.calls) < n_calls or self.n_cancelled < n_cancelled:
+                    await self._changed.wait()
         except TimeoutError:
-            seen = f"{len(self.asked)} calls came and {self.n_cancelled} were cancelled"
-            raise TimeoutError(f"{seen}, not {n_asked} and {n_cancelled}") from None
+            counted = f"{len(self.calls)} calls and {self.n_cancelled} cancellations"
+            raise TimeoutError(f"{counted}; expected {n_calls} and {n_cancelled}") from None
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`."""
-        asked = Asked(audio, options, ticket)
-        self.asked.append(asked)
-        self._move()
-        self._moved_s = self._moved_s if self._n_inside else time.monotonic()
-        self._n_inside += 1
+        call = EngineCall(audio, options, ticket)
+        self.calls.append(call)
+        self._notify()
+        self._progress_s = self._progress_s if self._n_running else time.monotonic()
+        self._n_running += 1
         try:
             await (asyncio.Event() if ticket.lane in self.stuck else self.gate).wait()
         except asyncio.CancelledError:
             self.n_cancelled += 1
-            self._move()
+            self._notify()
             raise
         finally:
-            self._n_inside -= 1
-            self._moved_s = time.monotonic()
-        answer = self._script(asked)
+            self._n_running -= 1
+            self._progress_s = time.monotonic()
+        answer = self._script(call)
         if isinstance(answer, BaseException):
             raise answer
         return Recognition(_transcript(audio, options, answer, self.confidence), queue_s=0.0, n_chunks=1)
@@ -87,9 +90,9 @@ class ScriptedEngine:
         """See `Engine`."""
         return await self.transcribe(utterance, options, ticket)
 
-    def _move(self) -> None:
-        self._moved.set()
-        self._moved = asyncio.Event()
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 def _transcript(audio: Audio, options: DecodeOptions, text: str, confidence: float) -> Transcript:
@@ -109,7 +112,7 @@ def _transcript(audio: Audio, options: DecodeOptions, text: str, confidence: flo
 
 
 def _words(text: str, audio_s: float) -> tuple[Word, ...]:
-    """The text's words, each for its share of the time."""
-    spoken = text.split()
-    share_s = audio_s / max(1, len(spoken))
-    return tuple(Word(word, i * share_s, (i + 1) * share_s, confidence=0.9) for i, word in enumerate(spoken))
+    """The words of a text, each with an equal share of the audio."""
+    tokens = text.split()
+    share_s = audio_s / max(1, len(tokens))
+    return tuple(Word(token, i * share_s, (i + 1) * share_s, confidence=0.9) for i, token in enumerate(tokens))

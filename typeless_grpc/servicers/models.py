@@ -30,7 +30,7 @@ class ServedModel(Protocol):
 
 
 class Pool(Protocol):
-    """The loaded models; `engine.models.ModelPool` is the real one."""
+    """The loaded models; `engine.pool.ModelPool` is the real one."""
 
     def may_load(self, name: str) -> bool: ...
     def loaded(self) -> dict[str, Any]: ...

@@ -288,7 +288,7 @@ class Stream:
             self._say(events.Warned(error))
 
     async def _finish_audio(self) -> None:
-        probabilities = self._machinery.speech.finish(self._detector)
+        probabilities = self._machinery.detector.finish(self._detector)
         self._apply(session.Frames(self._samples.end, probabilities.tolist()))
         await self._judge()
         self._apply(session.End())
@@ -319,9 +319,9 @@ class Stream:
 
     async def _probabilities(self, block: Audio) -> Probabilities:
         if len(block) <= _INLINE_SAMPLES:
-            return self._machinery.speech.probabilities(block, self._detector)
+            return self._machinery.detector.probabilities(block, self._detector)
         loop = asyncio.get_running_loop()
-        look = self._machinery.speech.probabilities
+        look = self._machinery.detector.probabilities
         return await loop.run_in_executor(self._machinery.off_loop, look, block, self._detector)
 
     async def _wait_for_engine(self) -> None:

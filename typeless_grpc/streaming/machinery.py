@@ -7,10 +7,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
 
-from typeless_grpc.audio.formats import Audio
-from typeless_grpc.audio.vad import DetectorState, Probabilities
+from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.clock import Clock
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import DecodeOptions, Engine
@@ -18,14 +16,6 @@ from typeless_grpc.engine.stream_audio import StreamAudio
 from typeless_grpc.streaming.cadence import Cadence
 from typeless_grpc.streaming.planner import PlanOptions
 from typeless_grpc.streaming.session import Rules
-
-
-class SpeechProbability(Protocol):
-    """Tells speech from the rest; `audio.vad.SpeechDetector` is the real one."""
-
-    def probabilities(self, audio: Audio, state: DetectorState) -> Probabilities: ...
-
-    def finish(self, state: DetectorState) -> Probabilities: ...
 
 
 class Control(Enum):
@@ -118,7 +108,7 @@ class Machinery:
     """What all streams share. off_loop: threads for longer computations. audio: what they may hold together."""
 
     engine: Engine
-    speech: SpeechProbability
+    detector: VoiceActivityDetector
     off_loop: Executor
     clock: Clock
     interim_places: InterimPlaces = field(default_factory=InterimPlaces)

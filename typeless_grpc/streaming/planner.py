@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine import cuts
-from typeless_grpc.engine.cuts import CutPolicy
+from typeless_grpc.engine.planning import cuts
+from typeless_grpc.engine.planning.cuts import CutPolicy
 from typeless_grpc.streaming.endpoint import Began, Ended, Endpointer, EndpointOptions
 
 # Enough audio for the choice of cuts to be about as good as over the whole recording: some five pieces.

@@ -18,9 +18,10 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.vad import (
     FRAME_SAMPLES,
     DetectorState,
+    SileroDetector,
     Span,
-    SpeechDetector,
     SpeechSpanOptions,
+    recording_probabilities,
     speech_spans,
 )
 from typeless_grpc.errors import EngineFailed
@@ -29,9 +30,9 @@ TIGHT = SpeechSpanOptions(min_silence_ms=192, speech_pad_ms=0)  # 6 frames, and 
 
 
 @pytest.fixture(scope="module")
-def detector() -> SpeechDetector:
+def detector() -> SileroDetector:
     pytest.importorskip("faster_whisper", reason="the model comes with it")
-    return SpeechDetector()
+    return SileroDetector()
 
 
 @pytest.fixture(scope="module")
@@ -54,31 +55,31 @@ def spans_in_frames(pattern: str, options: SpeechSpanOptions) -> list[tuple[int,
 @settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(0, 50_000), max_size=30))
 def test_any_cutting_of_a_stream_gives_the_same_probabilities(
-    cuts: list[int], detector: SpeechDetector, noise: Audio
+    cuts: list[int], detector: SileroDetector, noise: Audio
 ) -> None:
     state, bounds = DetectorState(), [0, *sorted(cuts), len(noise)]
     parts = [detector.probabilities(noise[i:j], state) for i, j in pairwise(bounds)]
     streamed = np.concatenate([*parts, detector.finish(state)])
-    np.testing.assert_allclose(streamed, detector.recording_probabilities(noise), atol=1e-4)
+    np.testing.assert_allclose(streamed, recording_probabilities(detector, noise), atol=1e-4)
 
 
 def test_a_long_recording_goes_through_in_batches_with_the_same_result(
-    detector: SpeechDetector, noise: Audio, monkeypatch: pytest.MonkeyPatch
+    detector: SileroDetector, noise: Audio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once = detector.recording_probabilities(noise)
+    at_once = recording_probabilities(detector, noise)
     monkeypatch.setattr(vad, "_MAX_FRAMES_A_CALL", 7)
-    np.testing.assert_allclose(detector.recording_probabilities(noise), at_once, atol=1e-4)
+    np.testing.assert_allclose(recording_probabilities(detector, noise), at_once, atol=1e-4)
 
 
 @pytest.mark.parametrize("n_samples", [0, 1, 511, 512, 513])
-def test_every_begun_frame_has_a_probability(detector: SpeechDetector, n_samples: int) -> None:
-    probabilities = detector.recording_probabilities(np.zeros(n_samples, dtype=np.float32))
+def test_every_begun_frame_has_a_probability(detector: SileroDetector, n_samples: int) -> None:
+    probabilities = recording_probabilities(detector, np.zeros(n_samples, dtype=np.float32))
     assert probabilities.dtype == np.float32
     assert len(probabilities) == -(-n_samples // FRAME_SAMPLES)
 
 
-def test_streams_do_not_hear_each_other(detector: SpeechDetector, noise: Audio) -> None:
-    alone = detector.recording_probabilities(noise)
+def test_streams_do_not_hear_each_other(detector: SileroDetector, noise: Audio) -> None:
+    alone = recording_probabilities(detector, noise)
     one, other = DetectorState(), DetectorState()
     mixed = []
     for i in range(0, len(noise), 5_000):
@@ -90,11 +91,11 @@ def test_streams_do_not_hear_each_other(detector: SpeechDetector, noise: Audio) 
 def test_a_missing_model_is_said_clearly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(vad, "find_spec", lambda _name: None)
     with pytest.raises(EngineFailed, match=r"faster-whisper 1\.2") as caught:
-        SpeechDetector()
+        SileroDetector()
     assert caught.value.reason == "VAD_UNAVAILABLE"
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(EngineFailed, match="cannot be loaded"):
-        SpeechDetector(tmp_path / "broken.onnx")
+        SileroDetector(tmp_path / "broken.onnx")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_spans_are_sorted_apart_within_the_audio_and_no_longer_than_allowed(
     ],
 )
 def test_spans_of_a_recording_are_those_of_faster_whisper(
-    file: str, options: SpeechSpanOptions, detector: SpeechDetector, recordings: Any
+    file: str, options: SpeechSpanOptions, detector: SileroDetector, recordings: Any
 ) -> None:
     reference = pytest.importorskip("faster_whisper.vad")
     audio = decode(recordings.bytes_of(file), AudioFormat(), DecodeLimits(120)).samples
@@ -195,13 +196,13 @@ def test_spans_of_a_recording_are_those_of_faster_whisper(
             speech_pad_ms=options.speech_pad_ms,
         ),
     )
-    spans = speech_spans(detector.recording_probabilities(audio), options, len(audio))
+    spans = speech_spans(recording_probabilities(detector, audio), options, len(audio))
     assert spans == [Span(span["start"], span["end"]) for span in expected]
     assert spans
 
 
 def test_the_library_reports_to_nobody(tmp_path: Path) -> None:
-    script = "from typeless_grpc.audio.vad import SpeechDetector; SpeechDetector()"
+    script = "from typeless_grpc.audio.vad import SileroDetector; SileroDetector()"
     keep = {name: value for name, value in os.environ.items() if not name.startswith("ORT_") and name != "CI"}
     subprocess.run([sys.executable, "-c", script], env=keep | {"HOME": str(tmp_path)}, check=True, timeout=60)
     # It would keep an id of this machine there, and a queue of what it is about to send.

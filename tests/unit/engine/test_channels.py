@@ -7,23 +7,23 @@ import pytest
 
 from typeless_grpc.engine.channels import ChannelEngine, together
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Recognition, Ticket
-from typeless_grpc.engine.scripted import Asked, ScriptedEngine
-from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason, Transcript
+from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import EngineFailed
+from typeless_grpc.speech.transcript import Segment, Suppressed, SuppressionReason, Transcript
 
 
 def channels(n_channels: int, n_samples: int = 16_000) -> np.ndarray:
     return np.stack([np.full(n_samples, i / 10, dtype=np.float32) for i in range(n_channels)])
 
 
-def loudness(asked: Asked) -> str:
-    return f"channel {round(float(asked.audio[0]) * 10)}"
+def loudness(call: EngineCall) -> str:
+    return f"channel {round(float(call.audio[0]) * 10)}"
 
 
 async def test_one_channel_goes_through_as_it_is():
     inner = ScriptedEngine()
     await ChannelEngine(inner).transcribe(channels(1)[0], DecodeOptions(), Ticket())
-    assert inner.asked[0].audio.shape == (16_000,)
+    assert inner.calls[0].audio.shape == (16_000,)
 
 
 async def test_each_channel_is_its_own_recording():
@@ -39,7 +39,7 @@ async def test_each_channel_is_its_own_recording():
 
 
 async def test_one_channel_that_fails_ends_the_others():
-    inner = ScriptedEngine(lambda asked: EngineFailed("broken") if asked.audio[0] else "fine")
+    inner = ScriptedEngine(lambda call: EngineFailed("broken") if call.audio[0] else "fine")
     with pytest.raises(EngineFailed):
         await ChannelEngine(inner).transcribe(channels(2), DecodeOptions(), Ticket())
 
@@ -48,7 +48,7 @@ async def test_cancelling_stops_all_channels():
     inner = ScriptedEngine()
     inner.gate.clear()
     call = asyncio.ensure_future(ChannelEngine(inner).transcribe(channels(4), DecodeOptions(), Ticket()))
-    await inner.until(n_asked=4)
+    await inner.until(n_calls=4)
     call.cancel()
     await inner.until(n_cancelled=4)
 

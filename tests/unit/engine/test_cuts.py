@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.cuts import CutPolicy, Piece, plan
+from typeless_grpc.engine.planning.cuts import CutPolicy, Piece, plan
 
 # Costs and risks of the tests' own: what is best by measurement changes, what a plan must keep does not.
 POLICY = CutPolicy(

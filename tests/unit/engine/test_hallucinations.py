@@ -6,12 +6,12 @@ import pytest
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.cuts import Piece
-from typeless_grpc.engine.hallucinations import filtered
-from typeless_grpc.engine.inference import DecodeResult
+from typeless_grpc.engine.decoding.hallucinations import filtered
+from typeless_grpc.engine.decoding.inference import DecodeResult
+from typeless_grpc.engine.decoding.quality import Issue
 from typeless_grpc.engine.model import RawSegment
-from typeless_grpc.engine.quality import Issue
-from typeless_grpc.engine.transcript import Segment, SuppressionReason, Word
+from typeless_grpc.engine.planning.cuts import Piece
+from typeless_grpc.speech.transcript import Segment, SuppressionReason, Word
 
 SPOKEN = RawSegment(
     Segment(
@@ -102,3 +102,19 @@ def test_text_without_an_end_is_kept_out(issue: Issue, is_kept: bool):
     result = filtered(DecodeResult((raw(),), "en", 1.0, issues=frozenset({issue})), piece(0.0, 5.0))
     assert bool(result.segments) is is_kept
     assert [one.reason for one in result.suppressed] == ([] if is_kept else [SuppressionReason.LOW_CONFIDENCE])
+
+
+@pytest.mark.parametrize(
+    ("confidence", "unlikely", "is_kept"),
+    [
+        pytest.param(0.9, (Span(0, 40_000),), True, id="confident"),
+        pytest.param(0.8, (Span(0, 40_000),), False, id="not-confident"),
+        pytest.param(0.8, (), True, id="all-speech-likely"),
+        pytest.param(0.8, (Span(30_000, 40_000),), True, id="unlikely-at-its-end-only"),
+    ],
+)
+def test_text_over_unlikely_speech_needs_confidence(confidence: float, unlikely: tuple[Span, ...], is_kept: bool):
+    one = replace(SPOKEN, segment=replace(SPOKEN.segment, confidence=confidence))
+    result = filtered(DecodeResult((one,), "en", 1.0), piece(0.0, 5.0), unlikely)
+    assert bool(result.segments) == is_kept
+    assert [suppressed.reason for suppressed in result.suppressed] == [SuppressionReason.NO_SPEECH] * (not is_kept)

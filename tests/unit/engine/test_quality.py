@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from typeless_grpc.engine.model import Hypothesis
-from typeless_grpc.engine.quality import (
+from typeless_grpc.engine.decoding.quality import (
     Issue,
     compression_ratio,
     issues_of,
@@ -15,7 +14,8 @@ from typeless_grpc.engine.quality import (
     repeats_itself,
     without_loops,
 )
-from typeless_grpc.engine.sentences import TimedWord
+from typeless_grpc.engine.decoding.sentences import TimedWord
+from typeless_grpc.engine.model import Hypothesis
 
 SENTENCE = "The train to the coast leaves in twenty minutes."
 GOOD = Hypothesis(SENTENCE, avg_logprob=-0.3)

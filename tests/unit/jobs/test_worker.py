@@ -8,14 +8,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-import numpy as np
 import pytest
 
 from tests.contract.conftest import Stores
-from typeless_grpc.audio.formats import Audio
-from typeless_grpc.audio.vad import FRAME_SAMPLES, Probabilities
+from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.engine.interface import DecodeOptions, Recognition
-from typeless_grpc.engine.scripted import Asked, ScriptedEngine
+from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import EngineFailed, InvalidInput, NotFound, Overloaded, SourceUnavailable
 from typeless_grpc.jobs.job import Job, RetryPolicy, State
 from typeless_grpc.jobs.worker import MadeWay, Released, Worker, WorkerOptions, _Hold
@@ -23,13 +21,8 @@ from typeless_grpc.jobs.worker import MadeWay, Released, Worker, WorkerOptions, 
 OPTIONS = WorkerOptions(shortest_chunk_s=4.0, retries=RetryPolicy(max_attempts=3, first_delay_s=2.0))
 
 
-class NoSpeech:
-    def recording_probabilities(self, audio: Audio) -> Probabilities:
-        return np.zeros(-(-len(audio) // FRAME_SAMPLES), dtype=np.float32)
-
-
 def worker(stores: Stores, engine: ScriptedEngine, name: str = "w1") -> Worker:
-    return Worker(name, stores.runs, engine, asyncio.get_running_loop(), NoSpeech(), OPTIONS)
+    return Worker(name, stores.runs, engine, asyncio.get_running_loop(), LoudnessDetector(), OPTIONS)
 
 
 def directly(work: Callable[[], bool]) -> bool:
@@ -50,20 +43,20 @@ def audio(seconds: int) -> bytes:
 
 
 async def test_a_run_goes_through_all_chunks(stores: Stores):
-    engine = ScriptedEngine(lambda asked: "x")
+    engine = ScriptedEngine(lambda call: "x")
     job = stores.submit(content=audio(10), caller="key:1")
     await run(worker(stores, engine), job)
     done = now(stores, job)
     assert (done.state, done.audio_s, done.n_chunks, done.n_windows) == (State.COMPLETED, 10.0, 3, 3)
-    assert sum(len(asked.audio) for asked in engine.asked) == 160_000
-    assert {asked.ticket.caller for asked in engine.asked} == {"key:1"}
+    assert sum(len(asked.audio) for asked in engine.calls) == 160_000
+    assert {asked.ticket.caller for asked in engine.calls} == {"key:1"}
 
 
 async def test_a_run_goes_on_after_the_last_chunk_that_was_kept(stores: Stores):
     crash = True
 
-    def script(asked: Asked) -> str | BaseException:
-        return RuntimeError("the power fails") if crash and len(engine.asked) == 2 else "x"
+    def script(call: EngineCall) -> str | BaseException:
+        return RuntimeError("the power fails") if crash and len(engine.calls) == 2 else "x"
 
     engine = ScriptedEngine(script)
     job = stores.submit(content=audio(10))
@@ -72,7 +65,7 @@ async def test_a_run_goes_on_after_the_last_chunk_that_was_kept(stores: Stores):
     crash = False
     await run(worker(stores, engine, "w2"), job)
     assert now(stores, job).state is State.COMPLETED
-    assert sum(len(asked.audio) for asked in engine.asked) == 160_000 + len(engine.asked[1].audio)
+    assert sum(len(asked.audio) for asked in engine.calls) == 160_000 + len(engine.calls[1].audio)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +77,7 @@ async def test_a_run_goes_on_after_the_last_chunk_that_was_kept(stores: Stores):
 )
 async def test_a_fault_of_the_request_fails_the_job_at_once(stores: Stores, error: Exception, reason: str):
     job = stores.submit()
-    await run(worker(stores, ScriptedEngine(lambda asked: error)), job)
+    await run(worker(stores, ScriptedEngine(lambda call: error)), job)
     failed = now(stores, job)
     assert failed.state is State.FAILED
     assert failed.failure is not None
@@ -92,7 +85,7 @@ async def test_a_fault_of_the_request_fails_the_job_at_once(stores: Stores, erro
 
 
 async def test_a_fault_that_can_pass_is_tried_again_later_and_not_for_ever(stores: Stores):
-    engine = ScriptedEngine(lambda asked: EngineFailed("broken"))
+    engine = ScriptedEngine(lambda call: EngineFailed("broken"))
     job = stores.submit()
     for attempt in (1, 2, 3):
         assert now(stores, job).state is State.PENDING
@@ -103,15 +96,15 @@ async def test_a_fault_that_can_pass_is_tried_again_later_and_not_for_ever(store
 
 
 async def test_a_full_engine_is_asked_again(stores: Stores):
-    engine = ScriptedEngine(lambda asked: Overloaded("full", retry_after_s=0.01) if len(engine.asked) < 4 else "x")
+    engine = ScriptedEngine(lambda call: Overloaded("full", retry_after_s=0.01) if len(engine.calls) < 4 else "x")
     job = stores.submit()
     await run(worker(stores, engine), job)
-    assert (now(stores, job).state, now(stores, job).attempt, len(engine.asked)) == (State.COMPLETED, 1, 4)
+    assert (now(stores, job).state, now(stores, job).attempt, len(engine.calls)) == (State.COMPLETED, 1, 4)
 
 
 async def test_a_job_whose_model_does_not_fit_now_leaves_its_place_and_is_never_given_up(stores: Stores):
     full = Overloaded("no memory", reason="MODEL_DOES_NOT_FIT", retry_after_s=5.0)
-    engine = ScriptedEngine(lambda asked: full if len(engine.asked) < 8 else "x")
+    engine = ScriptedEngine(lambda call: full if len(engine.calls) < 8 else "x")
     job = stores.submit()
     for _ in range(7):
         await run(worker(stores, engine), job)
@@ -132,10 +125,10 @@ async def test_a_store_that_is_away_for_a_while_costs_nothing(stores: Stores, mo
         keep(run, chunk)  # type: ignore[arg-type]
 
     monkeypatch.setattr(stores.runs, "keep_chunk", away)
-    engine = ScriptedEngine(lambda asked: "x")
+    engine = ScriptedEngine(lambda call: "x")
     job = stores.submit()
     await run(worker(stores, engine), job)
-    assert (now(stores, job).state, len(engine.asked), n_refused) == (State.COMPLETED, 1, 3)
+    assert (now(stores, job).state, len(engine.calls), n_refused) == (State.COMPLETED, 1, 3)
 
 
 async def held(running: Worker, engine: ScriptedEngine, job: Job) -> asyncio.Task[None]:
@@ -143,7 +136,7 @@ async def held(running: Worker, engine: ScriptedEngine, job: Job) -> asyncio.Tas
     engine.gate.clear()
     task = asyncio.create_task(run(running, job))
     async with asyncio.timeout(10):
-        while not engine.asked:  # noqa: ASYNC110
+        while not engine.calls:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return task
 
@@ -197,7 +190,7 @@ async def test_a_job_makes_way_between_two_chunks_and_goes_on_with_the_next(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("typeless_grpc.jobs.worker.TIMES_THE_START", 0.0)
-    engine = ScriptedEngine(lambda asked: "x")
+    engine = ScriptedEngine(lambda call: "x")
     job = stores.submit(content=audio(10), caller="key:1")
     asked = list[str]()
 
@@ -214,11 +207,11 @@ async def test_a_job_makes_way_between_two_chunks_and_goes_on_with_the_next(
     await asyncio.to_thread(running.run, job.job_id, directly, is_over)
     assert (now(stores, job).state, now(stores, job).n_chunks) == (State.COMPLETED, 3)
     assert asked == ["key:1"] * 2  # not after the last
-    assert sum(len(one.audio) for one in engine.asked) == 160_000
+    assert sum(len(one.audio) for one in engine.calls) == 160_000
 
 
 async def test_suspects_run_one_at_a_time_until_they_have_kept_a_chunk(stores: Stores):
-    engine = ScriptedEngine(lambda asked: "x")
+    engine = ScriptedEngine(lambda call: "x")
     jobs = [stores.submit(content=audio(10)) for _ in range(3)]
     for job in jobs:
         stores.runs.claim(job.job_id, "one that died")
@@ -226,10 +219,10 @@ async def test_suspects_run_one_at_a_time_until_they_have_kept_a_chunk(stores: S
     running = worker(stores, engine)
     tasks = [asyncio.create_task(run(running, job)) for job in jobs]
     async with asyncio.timeout(20):
-        while not engine.asked:  # noqa: ASYNC110
+        while not engine.calls:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
-        assert len(engine.asked) == 1
+        assert len(engine.calls) == 1
         engine.gate.set()
         await asyncio.gather(*tasks)
     assert {now(stores, job).state for job in jobs} == {State.COMPLETED}
@@ -240,23 +233,23 @@ async def test_a_job_that_is_gone_is_nobodys_work(stores: Stores):
     job = stores.submit()
     stores.jobs.delete(job.job_id, None)
     await run(worker(stores, engine), job)
-    assert engine.asked == []
+    assert engine.calls == []
 
 
 async def test_a_language_that_is_clear_is_expected_of_what_follows(stores: Stores):
-    engine = ScriptedEngine(lambda asked: "x")
+    engine = ScriptedEngine(lambda call: "x")
     job = stores.submit(content=audio(40))
     await run(worker(stores, engine), job)
-    assert [asked.options.expected_language for asked in engine.asked][:5] == ["", "", "", "en", "en"]
-    assert {asked.options.language for asked in engine.asked} == {None}  # it may still change
+    assert [asked.options.expected_language for asked in engine.calls][:5] == ["", "en", "en", "en", "en"]
+    assert {asked.options.language for asked in engine.calls} == {None}  # it may still change
     given = stores.submit(content=audio(40), options=DecodeOptions(language="de"))
-    engine.asked.clear()
+    engine.calls.clear()
     await run(worker(stores, engine), given)
-    assert {(asked.options.language, asked.options.expected_language) for asked in engine.asked} == {("de", "")}
+    assert {(asked.options.language, asked.options.expected_language) for asked in engine.calls} == {("de", "")}
 
 
 async def test_a_step_that_was_recorded_is_not_done_again(stores: Stores):
-    engine = ScriptedEngine(lambda asked: "x")
+    engine = ScriptedEngine(lambda call: "x")
     job = stores.submit(content=audio(10))
     first = worker(stores, engine)
     recorded: list[bool] = []
@@ -277,7 +270,7 @@ async def test_a_step_that_was_recorded_is_not_done_again(stores: Stores):
 
     await asyncio.to_thread(worker(stores, engine, "w2").run, job.job_id, replay)
     assert now(stores, job).state is State.COMPLETED
-    assert sum(len(asked.audio) for asked in engine.asked) == 160_000
+    assert sum(len(asked.audio) for asked in engine.calls) == 160_000
 
 
 def test_workers_share_a_process_without_sharing_jobs(stores: Stores):

@@ -24,10 +24,10 @@ from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import DecodeOptions, Lane, VoiceActivity
-from typeless_grpc.engine.scripted import Asked, ScriptedEngine
+from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.engine.stream_audio import BYTES_PER_S, StreamAudio
-from typeless_grpc.engine.transcript import OutputFormat, Transcript
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, Overloaded
+from typeless_grpc.speech.transcript import OutputFormat, Transcript
 from typeless_grpc.streaming import driver, events, interims
 from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.endpoint import EndpointOptions
@@ -72,8 +72,8 @@ class Bench:
     def finals(self) -> list[str]:
         return [entry.event.segment.text for entry in self.got if isinstance(entry.event, Final)]
 
-    def asked(self, lane: Lane) -> list[Asked]:
-        return [asked for asked in self.engine.asked if asked.ticket.lane is lane]
+    def asked(self, lane: Lane) -> list[EngineCall]:
+        return [asked for asked in self.engine.calls if asked.ticket.lane is lane]
 
 
 @asynccontextmanager
@@ -132,18 +132,18 @@ async def test_an_interim_is_shown_as_much_before_speech(padding_s: float | None
 async def test_a_final_is_begun_before_the_pause_is_over_and_asked_for_once():
     async with bench(samples_as_text) as b:
         await b.say(said(1.0, HESITATION_S))
-        await b.engine.until(n_asked=1)
+        await b.engine.until(n_calls=1)
         assert not [e for e in b.got if isinstance(e.event, SpeechEnd)]
         await b.say(silence(0.5))
         await b.until(Final)
-    assert len(b.engine.asked) == 1
+    assert len(b.engine.calls) == 1
 
 
 async def test_a_guess_that_was_wrong_is_taken_back():
     async with bench(samples_as_text) as b:
         b.engine.gate.clear()
         await b.say(said(1.0, HESITATION_S))
-        await b.engine.until(n_asked=1)
+        await b.engine.until(n_calls=1)
         await b.say(tone(0.5))
         await b.engine.until(n_cancelled=1)
         b.engine.gate.set()
@@ -160,7 +160,7 @@ async def test_a_busy_engine_is_not_asked_to_guess_and_says_the_same():
         busy.engine.backlog_s = 2.0
         await busy.say(said(1.0, 0.8, 1.0))
         await busy.rest()
-        assert len(busy.engine.asked) == 2
+        assert len(busy.engine.calls) == 2
     assert busy.finals() == b.finals()
 
 
@@ -168,17 +168,17 @@ async def test_a_busy_engine_is_asked_once_the_end_is_likely():
     async with bench(samples_as_text) as b:
         b.engine.backlog_s = 2.0
         await b.say(said(1.0, EndpointOptions().likely_after_s + 0.1))
-        await b.engine.until(n_asked=1)
+        await b.engine.until(n_calls=1)
         assert not [e for e in b.got if isinstance(e.event, SpeechEnd)]
         await b.say(silence(0.5))
         await b.until(Final)
-    assert len(b.engine.asked) == 1
+    assert len(b.engine.calls) == 1
 
 
 async def test_a_guess_that_failed_is_asked_for_again():
     n_asked = 0
 
-    def script(asked: Asked) -> str | BaseException:
+    def script(call: EngineCall) -> str | BaseException:
         nonlocal n_asked
         n_asked += 1
         return EngineFailed("no") if n_asked == 1 else "hello"
@@ -193,18 +193,18 @@ async def test_one_interim_of_a_stream_is_out_at_a_time():
     async with bench(interim_interval_s=0.2) as b:
         b.engine.gate.clear()
         await b.say(tone(1.0))
-        await b.engine.until(n_asked=1)
+        await b.engine.until(n_calls=1)
         await b.say(tone(3.0))
-        assert len(b.engine.asked) == 1
+        assert len(b.engine.calls) == 1
         b.engine.gate.set()
         await b.until(Interim)
         await b.say(tone(7.0))  # it took 3 s, so the next one waits twice as long
         await b.until(Interim)
 
 
-def promising(asked: Asked) -> str:
+def promising(call: EngineCall) -> str:
     """Interims that agree on what the final then says otherwise."""
-    return "Good morning to you all" if asked.ticket.lane is Lane.LIVE_INTERIM else "Good mourning to everybody"
+    return "Good morning to you all" if call.ticket.lane is Lane.LIVE_INTERIM else "Good mourning to everybody"
 
 
 async def test_a_final_waits_for_the_interims_of_its_utterance_and_keeps_what_they_made_certain():
@@ -213,7 +213,7 @@ async def test_a_final_waits_for_the_interims_of_its_utterance_and_keeps_what_th
         await b.until(Interim, lambda interim: interim.end_s > 0.9)
         b.engine.gate.clear()
         await b.say(tone(0.2) + silence(1.0))
-        await b.engine.until(n_asked=4)  # three interims, and the guess
+        await b.engine.until(n_calls=4)  # three interims, and the guess
         await settle()
         b.engine.gate.set()
         await b.until(Final)
@@ -236,7 +236,7 @@ async def test_a_final_does_not_wait_for_interims_on_a_busy_engine(monkeypatch: 
         b.engine.stuck = frozenset({Lane.LIVE_INTERIM})
         b.engine.gate.clear()
         await b.say(said(1.0, 1.2))
-        await b.engine.until(n_asked=2)
+        await b.engine.until(n_calls=2)
         b.engine.backlog_s = 0.1
         b.engine.gate.set()
         await b.until(Final)
@@ -248,10 +248,10 @@ async def test_on_a_busy_engine_the_end_of_an_utterance_takes_its_interims_back(
     async with bench(interim_interval_s=0.5) as b:
         b.engine.gate.clear()
         await b.say(tone(1.0))
-        await b.engine.until(n_asked=1)
+        await b.engine.until(n_calls=1)
         b.engine.backlog_s = 0.1
         await b.stream.put(control or silence(1.0))
-        await b.engine.until(n_asked=2, n_cancelled=1)
+        await b.engine.until(n_calls=2, n_cancelled=1)
         b.engine.gate.set()
         await b.until(Final)
     assert not [entry for entry in b.got if isinstance(entry.event, Interim)]
@@ -283,7 +283,7 @@ async def test_a_final_is_asked_for_again_while_that_can_help():
     guess = Overloaded("full", retry_after_s=9.0)
     answers: list[str | BaseException] = [guess, Overloaded("full", retry_after_s=3.0), Overloaded("full"), "hello"]
 
-    async with bench(lambda asked: answers.pop(0)) as b:
+    async with bench(lambda call: answers.pop(0)) as b:
         b.engine.backlog_s = 9.0
         await b.say(said(1.0, 0.8))
         await b.rest()
@@ -292,7 +292,7 @@ async def test_a_final_is_asked_for_again_while_that_can_help():
 
 
 async def test_a_final_that_cannot_be_had_is_a_warning_with_its_loss():
-    async with bench(lambda asked: EngineFailed("The model failed.")) as b:
+    async with bench(lambda call: EngineFailed("The model failed.")) as b:
         await b.say(said(1.0, 0.8))
         seen = await b.rest()
     assert [event.error.reason for event in seen if isinstance(event, Warned)] == ["ENGINE_FAILED"]
@@ -304,14 +304,14 @@ async def test_a_final_that_cannot_be_had_is_a_warning_with_its_loss():
 async def test_what_is_lost_does_not_count_as_said_what_comes_after_it():
     lost_first = asyncio.Event()
 
-    def script(asked: Asked) -> str | BaseException:
-        return EngineFailed("no") if len(asked.audio) < 2 * 16_000 else "second"
+    def script(call: EngineCall) -> str | BaseException:
+        return EngineFailed("no") if len(call.audio) < 2 * 16_000 else "second"
 
     async with bench(script, interim_interval_s=None) as b:
         b.stream._decoder._machinery = replace(b.stream._machinery, sleep=lambda _: lost_first.wait())
         b.engine.backlog_s = 9.0  # no guesses
         await b.say(said(1.0, 0.8, 3.0, 0.8))
-        await b.engine.until(n_asked=2)  # the second piece is done while the first one waits for another try
+        await b.engine.until(n_calls=2)  # the second piece is done while the first one waits for another try
         for _ in range(20):
             await asyncio.sleep(0)
         lost_first.set()
@@ -323,7 +323,7 @@ async def test_what_is_lost_does_not_count_as_said_what_comes_after_it():
 
 
 async def test_a_bug_around_the_engine_ends_the_stream_and_is_not_waited_for():
-    async with bench(lambda asked: ZeroDivisionError()) as b:
+    async with bench(lambda call: ZeroDivisionError()) as b:
         await b.say(said(1.0, 0.8))
         with pytest.raises(ZeroDivisionError):
             await b.rest()
@@ -358,7 +358,7 @@ async def test_controls_wait_for_room_like_audio():
         await b.stream.put(Control.FINALIZE)
         await b.stream.put(tone(0.1))  # waits for the engine, and all that follows with it
         waiting = asyncio.create_task(put_often(b.stream, Control.FINALIZE))
-        await b.engine.until(n_asked=1)
+        await b.engine.until(n_calls=1)
         for _ in range(200):
             await asyncio.sleep(0)
         assert not waiting.done()
@@ -373,14 +373,14 @@ async def put_often(stream: Stream, control: Control) -> None:
 
 
 async def test_a_reader_that_reads_nothing_stops_what_is_taken():
-    async with bench(lambda asked: "x", max_unread_events=8, max_waiting_bytes=4096) as b:
+    async with bench(lambda call: "x", max_unread_events=8, max_waiting_bytes=4096) as b:
 
         async def say_all() -> None:
             await b.say(said(*[0.3, 0.9] * 30))
             await b.stream.put(Control.END)
 
         putting = asyncio.create_task(say_all())
-        await b.engine.until(n_asked=2)
+        await b.engine.until(n_calls=2)
         for _ in range(200):
             await asyncio.sleep(0)
         assert not putting.done()
@@ -430,16 +430,16 @@ async def test_closing_stops_all_work():
     async with bench(interim_interval_s=0.2) as b:
         b.engine.gate.clear()
         await b.say(said(1.0, 0.3))
-        await b.engine.until(n_asked=1)
+        await b.engine.until(n_calls=1)
         await b.stream.close()
-        assert b.engine.n_cancelled == len(b.engine.asked)
+        assert b.engine.n_cancelled == len(b.engine.calls)
 
 
 async def test_progress_of_a_file_comes_while_the_engine_works_and_never_falls():
-    async with bench(lambda asked: "words", rules=PlanOptions()) as b:
+    async with bench(lambda call: "words", rules=PlanOptions()) as b:
         b.engine.gate.clear()
         await b.say(said(*[6.0, 0.6] * 20), 64_000)
-        await b.engine.until(n_asked=1)
+        await b.engine.until(n_calls=1)
         for _ in range(3):
             b.clock.advance(1.0)
             b.stream.tick()
@@ -450,11 +450,11 @@ async def test_progress_of_a_file_comes_while_the_engine_works_and_never_falls()
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     assert isinstance(seen[-2], Progress)
-    assert {asked.ticket.lane for asked in b.engine.asked} == {Lane.UNARY}
+    assert {asked.ticket.lane for asked in b.engine.calls} == {Lane.UNARY}
 
 
 async def test_progress_comes_at_least_once_a_second_while_audio_comes_or_is_decoded():
-    async with bench(lambda asked: "words", rules=PlanOptions()) as b:
+    async with bench(lambda call: "words", rules=PlanOptions()) as b:
         b.engine.gate.clear()
         told_s = [b.clock.now_s()]
         for step in range(80):  # in 20 s, ten of them without audio and with a piece at the engine
@@ -476,20 +476,20 @@ async def test_progress_comes_at_least_once_a_second_while_audio_comes_or_is_dec
 
 
 async def test_the_language_of_a_file_is_expected_to_be_that_of_its_first_piece():
-    async with bench(lambda asked: "words", rules=PlanOptions(), options=DecodeOptions()) as b:
+    async with bench(lambda call: "words", rules=PlanOptions(), options=DecodeOptions()) as b:
         await b.say(said(*[6.0, 0.6] * 20), 64_000)
         await b.rest()
-    expected = [asked.options.expected_language for asked in b.engine.asked]
+    expected = [asked.options.expected_language for asked in b.engine.calls]
     assert expected[0] == ""
     assert set(expected[1:]) == {"en"}
-    assert {asked.options.language for asked in b.engine.asked} == {None}
+    assert {asked.options.language for asked in b.engine.calls} == {None}
 
 
 @pytest.mark.parametrize(("confidence", "n_utterances"), [(0.9, 2), (0.5, 1)])
 async def test_a_short_pause_ends_an_utterance_whose_text_can_be_trusted(confidence, n_utterances):
     rules = EndpointOptions()
     pause_s = (rules.end_silence_s + rules.doubtful_silence_s) / 2
-    async with bench(lambda asked: "words") as b:
+    async with bench(lambda call: "words") as b:
         b.engine.confidence = confidence
         await b.say(said(1.0, pause_s, 1.0, rules.doubtful_silence_s + 0.1))
         await b.rest()
@@ -499,10 +499,10 @@ async def test_a_short_pause_ends_an_utterance_whose_text_can_be_trusted(confide
 @pytest.mark.parametrize("answer", ["words", Overloaded("full"), EngineFailed("no")], ids=["heard", "full", "failed"])
 async def test_what_follows_a_pause_waits_for_the_text_and_not_for_an_engine_that_fails(answer):
     answers = [answer]
-    async with bench(lambda asked: answers.pop() if answers else "words") as b:
+    async with bench(lambda call: answers.pop() if answers else "words") as b:
         b.engine.gate.clear()
         await b.say(said(1.0, EndpointOptions().end_silence_s + 0.1, 1.0, 1.0))
-        await b.engine.until(n_asked=1)
+        await b.engine.until(n_calls=1)
         await settle()
         assert b.stream.cursors.received_s == pytest.approx(1.0 + EndpointOptions().end_silence_s, abs=0.15)
         b.engine.gate.set()
@@ -511,13 +511,13 @@ async def test_what_follows_a_pause_waits_for_the_text_and_not_for_an_engine_tha
 
 
 async def test_two_pieces_that_break_in_one_moment_end_the_stream_with_the_reason():
-    async with bench(lambda asked: RuntimeError("broken")) as b:
+    async with bench(lambda call: RuntimeError("broken")) as b:
         b.engine.gate.clear()
         await b.say(tone(1.0))
         await b.stream.put(Control.FINALIZE)
-        await b.engine.until(n_asked=1)
+        await b.engine.until(n_calls=1)
         await b.say(said(1.0, 1.0))
-        await b.engine.until(n_asked=2)
+        await b.engine.until(n_calls=2)
         await settle()
         b.engine.gate.set()
         with pytest.raises(RuntimeError, match="broken"):
@@ -557,10 +557,10 @@ async def test_renditions_are_made_in_a_thread(monkeypatch):
 
 
 async def test_the_language_of_an_utterance_is_expected_of_the_next_once_it_is_clear():
-    async with bench(lambda asked: "words", options=DecodeOptions()) as b:
+    async with bench(lambda call: "words", options=DecodeOptions()) as b:
         await b.say(said(1.0, 0.8, 3.0, 0.8, 1.0, 0.8))
         await b.rest()
-    finals = [asked for asked in b.engine.asked if asked.ticket.lane is Lane.LIVE_FINAL]
+    finals = [asked for asked in b.engine.calls if asked.ticket.lane is Lane.LIVE_FINAL]
     by_length = {round(len(asked.audio) / 16_000): asked.options.expected_language for asked in finals}
     assert finals[0].options.expected_language == ""
     assert finals[-1].options.expected_language == "en"
@@ -568,7 +568,7 @@ async def test_the_language_of_an_utterance_is_expected_of_the_next_once_it_is_c
 
 
 async def test_an_update_changes_what_the_engine_is_asked_from_the_next_utterance_on():
-    async with bench(lambda asked: asked.options.language or "") as b:
+    async with bench(lambda call: call.options.language or "") as b:
         await b.say(said(1.0, 0.8, 0.5))
         await b.stream.put(Update(DecodeOptions(language="fr"), EndpointOptions(end_silence_s=1.0)))
         await b.say(said(0.5, 0.8, 1.0))
@@ -592,7 +592,7 @@ async def test_an_update_with_more_padding_asks_for_no_audio_that_is_forgotten(i
 
 
 async def test_interims_expect_the_language_that_was_clear_before():
-    async with bench(lambda asked: "words", options=DecodeOptions(), interim_interval_s=0.5) as b:
+    async with bench(lambda call: "words", options=DecodeOptions(), interim_interval_s=0.5) as b:
         await b.say(said(3.0, 0.8))
         await b.until(Final)
         await b.say(tone(2.0))
@@ -619,11 +619,11 @@ def test_any_chunking_gives_the_same_events(sizes, is_file):
     assert whole[-1].transcript == cut_up[-1].transcript  # type: ignore[union-attr]
 
 
-def in_two_minds(asked: Asked) -> str:
+def in_two_minds(call: EngineCall) -> str:
     """A text that grows with the audio, and in whose spelling finals and interims do not agree."""
-    n = len(asked.audio) // 4000
+    n = len(call.audio) // 4000
     words = [f"word{i}" if (i + n) % 7 else f"Word{i}" for i in range(n)]
-    return " ".join(words).upper() if asked.ticket.lane is Lane.LIVE_FINAL else " ".join(words)
+    return " ".join(words).upper() if call.ticket.lane is Lane.LIVE_FINAL else " ".join(words)
 
 
 async def at_the_pace_of_the_engine(b: Bench, data: bytes) -> None:
@@ -661,10 +661,10 @@ async def test_interims_of_an_utterance_that_was_said_are_not_asked_for():
         b.engine.gate.clear()
         b.engine.stuck = frozenset({Lane.LIVE_INTERIM})
         await b.say(tone(1.0))
-        await b.engine.until(n_asked=1)  # an interim, which will never be heard
+        await b.engine.until(n_calls=1)  # an interim, which will never be heard
         await b.stream.put(Control.FINALIZE)
         await b.say(silence(0.2) + tone(0.6) + silence(2.0))
-        await b.engine.until(n_asked=3)  # the finals of both utterances
+        await b.engine.until(n_calls=3)  # the finals of both utterances
         b.engine.gate.set()
         await b.until(Final)
         await b.until(Final)
@@ -673,7 +673,7 @@ async def test_interims_of_an_utterance_that_was_said_are_not_asked_for():
 
 
 async def test_the_memory_of_a_long_stream_is_bounded():
-    async with bench(lambda asked: "x") as b:
+    async with bench(lambda call: "x") as b:
         for _ in range(60):
             await b.say(said(5.0, 1.0), 32_000)
             await b.until(Final)
@@ -714,7 +714,7 @@ async def test_no_more_of_a_recording_is_taken_than_the_engine_would_finish_in_a
         b.engine.gate.clear()
         b.engine.backlog_s = 11.0
         talking = asyncio.create_task(b.say(talk, 32_000))
-        await b.engine.until(n_asked=1)
+        await b.engine.until(n_calls=1)
         while not b.stream._finals or b.stream._requests.empty():  # noqa: ASYNC110
             await asyncio.sleep(0)
         taken = b.stream.acknowledged_bytes

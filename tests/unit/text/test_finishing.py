@@ -7,7 +7,7 @@ import pytest
 
 from typeless_grpc.engine.interface import DecodeOptions, Mode, PostProcessing, Script, Task, Ticket
 from typeless_grpc.engine.scripted import ScriptedEngine
-from typeless_grpc.engine.transcript import OutputFormat, Transcript
+from typeless_grpc.speech.transcript import OutputFormat, Transcript
 from typeless_grpc.text import profanity
 from typeless_grpc.text.finishing import FinishingEngine
 
@@ -70,6 +70,6 @@ async def test_cues_are_timed_by_words_that_only_those_see_who_asked(words: bool
         inner = ScriptedEngine(lambda _: "One two three four.")
         engine = FinishingEngine(inner, profanity.load(), threads)
         transcript = (await engine.transcribe(SECOND, options, Ticket())).transcript
-    assert inner.asked[0].options.word_timestamps
+    assert inner.calls[0].options.word_timestamps
     assert bool(transcript.segments[0].words) is words
     assert ('"words"' in transcript.renditions[1].content) is words

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.cuts import CutPolicy, Piece, plan
 from typeless_grpc.engine.interface import Chunking
 from typeless_grpc.engine.model import FULL_WINDOW_S
+from typeless_grpc.engine.planning.cuts import CutPolicy, Piece, plan
 
 # Of FIXED: windows that leave the encoder some room, and an overlap with several words in it.
 FIXED_WINDOW_S = 24.0
@@ -24,12 +24,14 @@ HARD_CUT_OVERLAP_S = 1.5
 class Plan:
     """What to decode. chunking: the strategy, never AUTO. speech: all there is, in order.
 
-    pieces: in order; where they overlap, what both heard is to be merged by its words.
+    pieces: in order; where they overlap, what both heard is to be merged by its words. unlikely: those spans of the
+    speech whose text is kept only if the model is confident of it.
     """
 
     chunking: Chunking
     pieces: tuple[Piece, ...]
     speech: tuple[Span, ...]
+    unlikely: tuple[Span, ...] = ()
 
     @property
     def is_conditioned(self) -> bool:

@@ -5,7 +5,7 @@ import pytest
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import FRAME_SAMPLES, Span
-from typeless_grpc.engine.likelihood import likely_speech
+from typeless_grpc.engine.planning.speech import unlikely_speech
 
 
 def recording(*parts: tuple[float, float]) -> tuple[list[Span], np.ndarray]:
@@ -20,22 +20,22 @@ def recording(*parts: tuple[float, float]) -> tuple[list[Span], np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("parts", "n_kept"),
+    ("parts", "n_unlikely"),
     [
-        pytest.param([(2.0, 0.95)], 1, id="certain"),
-        pytest.param([(2.0, 0.7)], 1, id="likely-throughout"),
-        pytest.param([(2.0, 0.55)], 0, id="never-certain"),
-        pytest.param([(1.0, 0.5), (0.5, 0.0), (1.0, 0.97)], 2, id="faint-beside-clear"),
+        pytest.param([(2.0, 0.95)], 0, id="certain"),
+        pytest.param([(2.0, 0.7)], 0, id="likely-throughout"),
+        pytest.param([(2.0, 0.55)], 1, id="never-certain"),
+        pytest.param([(1.0, 0.5), (0.5, 0.0), (1.0, 0.97)], 0, id="faint-beside-clear"),
         pytest.param([(1.0, 0.5), (5.0, 0.0), (1.0, 0.97)], 1, id="faint-far-from-clear"),
         pytest.param([(0.0, 0.0)], 0, id="nothing"),
     ],
 )
-def test_what_only_sounds_a_little_like_speech_is_not(parts, n_kept):
+def test_unlikely_speech_is_found_in_order(parts, n_unlikely):
     spans, frames = recording(*parts)
-    kept = likely_speech(spans, frames)
-    assert len(kept) == n_kept
-    assert [span for span in spans if span in kept] == kept
+    unlikely = unlikely_speech(spans, frames)
+    assert len(unlikely) == n_unlikely
+    assert [span for span in spans if span in unlikely] == unlikely
 
 
 def test_a_span_that_ends_inside_a_frame_is_judged_with_it():
-    assert likely_speech([Span(0, FRAME_SAMPLES // 2)], np.array([0.99], dtype=np.float32))
+    assert not unlikely_speech([Span(0, FRAME_SAMPLES // 2)], np.array([0.99], dtype=np.float32))

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from typeless_grpc.engine.decoding.sentences import TimedWord
 from typeless_grpc.engine.model import Hypothesis
-from typeless_grpc.engine.sentences import TimedWord
 
 # Above it lie scripts that are written without spaces between words (Unicode: CJK Radicals Supplement begins at 2E80).
 LAST_SPACED_CODE_POINT = 0x2E7F

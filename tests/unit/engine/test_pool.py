@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.engine.harness import settle
 from typeless_grpc.clock import FakeClock
-from typeless_grpc.engine.models import Footprint, ModelPool, PoolOptions
+from typeless_grpc.engine.pool import Footprint, ModelPool, PoolOptions
 from typeless_grpc.errors import EngineFailed, NotFound, Overloaded, SourceUnavailable, WrongState
 
 HERE = Path("models")
