@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from typeless_grpc.engine.model import Model
 from typeless_grpc.engine.pool import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
-from typeless_grpc.engine.whisper import Device, WhisperModel, choose_device, footprint
+from typeless_grpc.engine.whisper import Device, WhisperModel, choose_device, footprint, is_calibrated
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.text import profanity
@@ -76,6 +76,30 @@ class BuiltEngine:
         await asyncio.to_thread(warm_up, model)
 
 
+def needs_calibration(settings: Settings, directory: Path) -> bool:
+    """Whether the first load of the model in directory will measure its silence, which takes seconds."""
+    if settings.encoder_window == "full":
+        return False
+    return not is_calibrated(directory, choose_device(settings.device, settings.compute_type), settings.data_dir)
+
+
+def calibrate(settings: Settings, name: str, directory: Path) -> None:
+    """Measure the silence of a model now, as its first load would. Raises EngineFailed if it cannot be loaded."""
+    device = choose_device(settings.device, settings.compute_type)
+    _loader(settings, device, *parallelism(settings, device))(name, directory)
+
+
+def _loader(settings: Settings, device: Device, n_workers: int, n_threads: int) -> Callable[[str, Path], WhisperModel]:
+    return functools.partial(
+        WhisperModel,
+        device=device,
+        n_threads=n_threads,
+        n_workers=n_workers,
+        is_calibrated=settings.encoder_window != "full",
+        cache_dir=settings.data_dir,
+    )
+
+
 @asynccontextmanager
 async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
     """The engine over real models. Raises SourceUnavailable where the default one is not on this machine."""
@@ -87,14 +111,7 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
         n_workers, n_threads = parallelism(settings, device)
         inference = stack.enter_context(ThreadPoolExecutor(n_workers, "inference"))
         is_full_window = settings.encoder_window == "full"
-        load = functools.partial(
-            WhisperModel,
-            device=device,
-            n_threads=n_threads,
-            n_workers=n_workers,
-            is_calibrated=not is_full_window,
-            cache_dir=settings.data_dir,
-        )
+        load = _loader(settings, device, n_workers, n_threads)
         known = catalog(settings)
         loadable = frozenset(settings.user_models) if settings.user_models else None
         pool = PoolOptions(settings.model, settings.max_model_memory_bytes, loadable)

@@ -179,6 +179,11 @@ def _mean_silence(speech: Sequence[Sample], encoded: Sequence[Positions]) -> npt
 # ---- kept beside the model --------------------------------------------------------------------------------------
 
 
+def is_kept(directories: Sequence[Path], fingerprint: str) -> bool:
+    """Whether one of these directories has the tail of this model, so that `kept_or_calibrated` only reads it."""
+    return any(_is_readable(directory / FILE_NAME, fingerprint) for directory in directories)
+
+
 def kept_or_calibrated(
     directories: Sequence[Path], fingerprint: str, calibrate: Callable[[], Tail | None]
 ) -> Tail | None:
@@ -187,7 +192,7 @@ def kept_or_calibrated(
     fingerprint: of the model's weights and of how they are computed; a tail with another one is measured again.
     """
     for directory in directories:
-        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, of others, or damaged
+        with suppress(*_UNREADABLE):
             return _read(directory / FILE_NAME, fingerprint)
     tail = calibrate()
     for directory in directories:
@@ -211,6 +216,18 @@ def fingerprint_of(weights: Path, *facts: object) -> str:
             file.seek(max(0, (size - part) * index // 7))
             digest.update(file.read(part))
     return digest.hexdigest()
+
+
+# What `_read` raises for a file that is absent, damaged or of another model.
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+
+
+def _is_readable(path: Path, fingerprint: str) -> bool:
+    try:
+        _read(path, fingerprint)
+    except _UNREADABLE:
+        return False
+    return True
 
 
 def _read(path: Path, fingerprint: str) -> Tail | None:

@@ -34,13 +34,13 @@ from typeless_grpc.engine.model import (
     DecodingTask,
     Encoded,
     Hypothesis,
-    Languages,
     RawSegment,
 )
 from typeless_grpc.engine.pool import Footprint
 from typeless_grpc.engine.tail import Positions, Tail
-from typeless_grpc.engine.transcript import Segment, Word
 from typeless_grpc.errors import EngineFailed, InvalidInput
+from typeless_grpc.speech.languages import Languages
+from typeless_grpc.speech.transcript import Segment, Word
 
 log = logging.getLogger(__name__)
 
@@ -268,6 +268,17 @@ class Runtime:
         return self.tokenizer_of(task.language, task.task), self.prompt_of(task)
 
 
+def is_calibrated(directory: Path, device: Device, cache_dir: Path | None) -> bool:
+    """Whether the silence of the model in directory was measured on this device, so that loading need not."""
+    return tail.is_kept(*_kept_silence(directory, device, cache_dir))
+
+
+def _kept_silence(directory: Path, device: Device, cache_dir: Path | None) -> tuple[list[Path], str]:
+    """Return the directories that may hold a model's silence, and the fingerprint that it must have."""
+    fingerprint = tail.fingerprint_of(directory / "model.bin", device.name, device.compute_type)
+    return [directory, *([cache_dir / "silence" / fingerprint[:16]] if cache_dir is not None else [])], fingerprint
+
+
 class WhisperModel:
     """One loaded model; see `Model` in engine/model.py for what its methods do."""
 
@@ -305,9 +316,8 @@ class WhisperModel:
             log.info("model %s: measured in %.1f s", self.name, time.monotonic() - started_s)
             return found.rounded() if found is not None else None
 
-        fingerprint = tail.fingerprint_of(directory / "model.bin", self.device_name, self.compute_type)
-        directories = [directory, *([cache_dir / "silence" / fingerprint[:16]] if cache_dir is not None else [])]
-        return tail.kept_or_calibrated(directories, fingerprint, calibrate)
+        device = Device(self.device_name, self.compute_type)
+        return tail.kept_or_calibrated(*_kept_silence(directory, device, cache_dir), calibrate)
 
     @functools.cached_property
     def languages(self) -> Sequence[str]:

@@ -107,6 +107,7 @@ def test_pulling_a_model_that_is_here_prints_its_place(data_dir: Path):
     here = a_model(data_dir / "models" / "base")
     result = typeless("models", "pull", "base")
     assert (result.exit_code, result.stdout.strip()) == (0, str(here))
+    assert "was not calibrated" in result.stderr  # it holds no weights
 
 
 def test_pulling_a_model_nobody_knows_is_an_error_of_one_line():

@@ -20,6 +20,7 @@ from typeless_grpc.engine.tail import (
     Tail,
     calibrated,
     fingerprint_of,
+    is_kept,
     kept_or_calibrated,
     n_encoded,
     samples,
@@ -150,6 +151,13 @@ def test_a_tail_is_measured_once_and_kept(tmp_path: Path):
     assert np.array_equal(second.silence, TAIL.silence)  # the first start writes what later ones write
     assert second.silence.dtype == np.float32
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_a_kept_silence_of_this_model_is_known_without_loading_it(tmp_path: Path):
+    assert not is_kept([tmp_path], "model")
+    kept_or_calibrated([tmp_path], "model", lambda: Tail(np.ones((1500, 4), np.float32)))
+    assert is_kept([tmp_path / "absent", tmp_path], "model")
+    assert not is_kept([tmp_path], "another model")
 
 
 def test_that_a_tail_does_not_help_is_kept_too(tmp_path: Path):
