@@ -23,7 +23,7 @@ MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
-.PHONY: help run demo test check ci fmt lint type proto golden verify floors bench clients packages dist lock clean
+.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages dist lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
