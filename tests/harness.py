@@ -74,7 +74,7 @@ async def serving(
     What is loud is speech to it (`LoudnessDetector`). clock: of its streams.
     """
     # Limits are off, since most tests are one eager caller; data is the test's own.
-    defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 5.0, "rate_limit_enabled": False}
+    defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 1.0, "rate_limit_enabled": False}
     async with AsyncExitStack() as stack:
         defaults["data_dir"] = stack.enter_context(TemporaryDirectory())
         wanted = Settings(**defaults | settings)
@@ -99,7 +99,7 @@ class ServedJobs(Served):
 @asynccontextmanager
 async def serving_jobs(engine: Engine, data_dir: Path, **settings: Any) -> AsyncIterator[ServedJobs]:
     """The same with jobs and uploads in data_dir; they are run in this process unless max_concurrent_jobs is 0."""
-    defaults = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 5.0, "rate_limit_enabled": False}
+    defaults = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 1.0, "rate_limit_enabled": False}
     told = Settings(**defaults | {"data_dir": data_dir} | settings)
     known = {"", "tiny"}
     async with (
