@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from tests.harness import REPOSITORY
+from typeless_grpc.config import Settings
 
 pytestmark = pytest.mark.packages
 UNIT = REPOSITORY / "deploy/systemd/typeless.service"
@@ -31,7 +32,5 @@ def test_the_unit_is_sandboxed():
 def test_a_stop_waits_longer_than_the_drain():
     text = UNIT.read_text("utf-8")
     (stop_s,) = re.findall(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)
-    from typeless_grpc.config import Settings
-
     assert float(stop_s) > Settings().drain_timeout_s
     assert "KillSignal=SIGTERM" in text
