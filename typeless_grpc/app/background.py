@@ -12,6 +12,7 @@ from typeless_grpc.app.models import finishing
 from typeless_grpc.app.tasks import ended
 from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.config import Settings
+from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.health import Probe, Vital
 from typeless_grpc.interceptors.status import code_of
@@ -48,13 +49,14 @@ HASH_THREADS = 2
 class Background:
     """Jobs and uploads: their services, where audio can be fetched from, and where the jobs are filed.
 
-    vitals: what the services need.
+    vitals: what the services need. admission: counts what running jobs hold.
     """
 
     services: Sequence[Service]
     sources: CheckedSources
     table: JobTable
     fetching: Executor
+    admission: Admission
     vitals: Sequence[Vital] = ()
 
 
@@ -100,16 +102,21 @@ async def keep_jobs(
         probing = asyncio.create_task(probe.run())
         stack.push_async_callback(ended, probing)
         vitals = [Vital("database of jobs", STORED, lambda: probe.answers and not probing.done())]
+        admission = Admission(admission_options(settings))
         if settings.max_concurrent_jobs:
             runs, whole = SqlRunStore(table, sources), stack.enter_context(finishing(settings, engine))
-            is_alive = await stack.enter_async_context(_running(settings, database, runs, upkeep, whole, is_ready))
+            is_alive = await stack.enter_async_context(
+                _running(settings, database, runs, upkeep, whole, admission, is_ready)
+            )
             vitals.append(Vital("worker of jobs", frozenset({JobsServicer.NAME}), is_alive))
         janitor = Janitor(upkeep, uploads, may_sweep=identity.is_settled)
         janitor.start()
         stack.push_async_callback(asyncio.to_thread, janitor.stop)
         jobs = JobsServicer(store, uploads, sources, executor, fetching, has_model=has_model, code_of=code_of)
         stack.push_async_callback(jobs.close)
-        yield Background([jobs, UploadServicer(uploads, executor, hashing)], sources, table, fetching, vitals)
+        yield Background(
+            [jobs, UploadServicer(uploads, executor, hashing)], sources, table, fetching, admission, vitals
+        )
 
 
 @asynccontextmanager
@@ -119,6 +126,7 @@ async def _running(
     runs: RunStore,
     upkeep: JobUpkeep,
     engine: Engine,
+    admission: Admission,
     is_ready: asyncio.Event | None,
 ) -> AsyncIterator[Callable[[], bool]]:
     """A worker in this process, and whether it lives.
@@ -126,7 +134,7 @@ async def _running(
     It starts in the background, and again until it succeeds: calls do not wait for it.
     """
     loop = asyncio.get_running_loop()
-    worker = Worker(new_worker_id(), runs, engine, loop, SileroDetector(), worker_options(settings))
+    worker = Worker(new_worker_id(), runs, engine, loop, SileroDetector(), worker_options(settings), admission)
     runner = DbosWorker(database, upkeep, worker, dbos_worker_options(settings, database))
 
     async def start() -> None:
@@ -170,6 +178,11 @@ def job_store_options(settings: Settings) -> JobStoreOptions:
         settings.max_upload_bytes_per_caller,
         settings.keep_job_audio,
     )
+
+
+def admission_options(settings: Settings) -> AdmissionOptions:
+    """The admission's part of the settings."""
+    return AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s)
 
 
 def worker_options(settings: Settings) -> WorkerOptions:

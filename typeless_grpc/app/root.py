@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 from typeless_grpc.access.address import is_loopback
 from typeless_grpc.app.access import open_access
-from typeless_grpc.app.background import Background
+from typeless_grpc.app.background import Background, admission_options
 from typeless_grpc.app.models import BuiltEngine, finishing
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.audio.source import AudioSources
 from typeless_grpc.audio.vad import SileroDetector, VoiceActivityDetector
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
-from typeless_grpc.engine.admission import Admission, AdmissionOptions
+from typeless_grpc.engine.admission import Admission
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.stream_audio import StreamAudio
 from typeless_grpc.health import SERVER, Vital
@@ -81,7 +81,7 @@ async def listen(
         streaming = stack.enter_context(CallThreads(settings.decode_threads, "streaming"))
         metrics = Metrics()
         access = await stack.enter_async_context(open_access(settings, metrics))
-        admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))
+        admission = background.admission if background else Admission(admission_options(settings))
         drain = DrainInterceptor(decide_themselves=[STREAMS])
         engine = stack.enter_context(finishing(settings, engine))
         sources: AudioSources = background.sources if background else NoSources()
