@@ -37,8 +37,8 @@ from typeless_grpc.engine.decoding.inference import (
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.model import FULL_POSITIONS, TEMPERATURES, Model
 from typeless_grpc.engine.planning.cuts import Piece
-from typeless_grpc.engine.transcript import SuppressionReason
 from typeless_grpc.engine.whisper import MAX_LENGTH, Device, WhisperModel, choose_device
+from typeless_grpc.speech.transcript import SuppressionReason
 
 pytestmark = pytest.mark.model
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Recognition, Ticket
-from typeless_grpc.engine.transcript import Segment, Transcript
+from typeless_grpc.speech.languages import LanguageTally
+from typeless_grpc.speech.transcript import Segment, Transcript
 
 
 class ChannelEngine:
@@ -46,18 +47,21 @@ class ChannelEngine:
 def together(channels: Sequence[Recognition]) -> Recognition:
     """What was said in all channels, in order of time. channels: at least one, all of the same length."""
     parts = [one.transcript for one in channels]
-    fullest = max(parts, key=lambda part: part.speech_s)
+    tally = LanguageTally()
+    for part in parts:
+        tally.add(part.language, part.language_probability, part.speech_s)
+    language, probability = tally.main()
     segments = [_on(segment, i) for i, part in enumerate(parts) for segment in part.segments]
     suppressed = [replace(one, segment=_on(one.segment, i)) for i, part in enumerate(parts) for one in part.suppressed]
     transcript = Transcript(
         segments=tuple(sorted(segments, key=_when)),
         suppressed=tuple(sorted(suppressed, key=lambda one: _when(one.segment))),
-        language=fullest.language,
-        language_probability=fullest.language_probability,
-        audio_s=fullest.audio_s,
+        language=language,
+        language_probability=probability,
+        audio_s=parts[0].audio_s,
         # Where two speak at once it counts once, but not where each of them did is known here: a bound.
-        speech_s=min(fullest.audio_s, sum(part.speech_s for part in parts)),
-        model=fullest.model,
+        speech_s=min(parts[0].audio_s, sum(part.speech_s for part in parts)),
+        model=parts[0].model,
     )
     return Recognition(
         transcript,

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.decoding.sentences import TimedWord
 from typeless_grpc.engine.interface import Task
-from typeless_grpc.engine.transcript import Segment
+from typeless_grpc.speech.languages import Languages
+from typeless_grpc.speech.transcript import Segment
 
 # The longest audio that Whisper's encoder takes at once (arXiv:2212.04356, section 2.1), and what it makes of a second.
 FULL_WINDOW_S = 30.0
@@ -28,8 +29,6 @@ FULL_POSITIONS = 1500
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 # Likewise `no_speech_threshold`: above it, and below `log_prob_threshold`, a text is taken for silence.
 NO_SPEECH_THRESHOLD = 0.6
-
-Languages = Sequence[tuple[str, float]]  # Whisper's codes and their probabilities, the likeliest first
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from typeless_grpc.engine.planning.speech import unlikely_speech
 from typeless_grpc.engine.planning.strategies import Plan, planned
 from typeless_grpc.engine.pool import ModelPool
 from typeless_grpc.engine.scheduler import Turn
-from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.errors import InvalidInput
+from typeless_grpc.speech.transcript import Segment, Transcript
 
 T = TypeVar("T")
 

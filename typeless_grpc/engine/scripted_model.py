@@ -10,8 +10,9 @@ import numpy as np
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine.decoding.quality import compression_ratio
 from typeless_grpc.engine.decoding.sentences import TimedWord
-from typeless_grpc.engine.model import DecodingTask, Encoded, Hypothesis, Languages, RawSegment
-from typeless_grpc.engine.transcript import Segment
+from typeless_grpc.engine.model import DecodingTask, Encoded, Hypothesis, RawSegment
+from typeless_grpc.speech.languages import Languages
+from typeless_grpc.speech.transcript import Segment
 
 
 @dataclass(frozen=True, eq=False)

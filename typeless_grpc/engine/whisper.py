@@ -34,13 +34,13 @@ from typeless_grpc.engine.model import (
     DecodingTask,
     Encoded,
     Hypothesis,
-    Languages,
     RawSegment,
 )
 from typeless_grpc.engine.pool import Footprint
 from typeless_grpc.engine.tail import Positions, Tail
-from typeless_grpc.engine.transcript import Segment, Word
 from typeless_grpc.errors import EngineFailed, InvalidInput
+from typeless_grpc.speech.languages import Languages
+from typeless_grpc.speech.transcript import Segment, Word
 
 log = logging.getLogger(__name__)
 

@@ -26,19 +26,16 @@ from typeless_grpc.audio.decode import DecodeCancelled, DecodeLimits
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Lane, Recognition, Ticket
-from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable, TypelessError
 from typeless_grpc.jobs.chunks import AudioChunk, ChunkReader
 from typeless_grpc.jobs.job import Chunk, Failure, RetryPolicy
 from typeless_grpc.jobs.store import Run, RunLost, RunStore
 from typeless_grpc.jobs.turns import TIMES_THE_START
+from typeless_grpc.speech.languages import is_clear
+from typeless_grpc.speech.transcript import Transcript
 from typeless_grpc.text.finishing import needs_words
 
 log = logging.getLogger(__name__)
-
-# An earlier chunk's language is kept for the rest where it was heard for so long, and was so certain.
-SETTLED_SPEECH_S = 5.0
-SETTLED_PROBABILITY = 0.8
 
 T = TypeVar("T")
 
@@ -327,7 +324,7 @@ class Worker:
             word_timestamps=options.word_timestamps or needs_words(options),
         )
         recognition = self._infer(hold, audio.samples, asked)
-        transcript = moved(recognition.transcript, audio.start / SAMPLE_RATE_HZ)
+        transcript = recognition.transcript.shifted(audio.start / SAMPLE_RATE_HZ)
         return Chunk(
             index=index,
             end=audio.end,
@@ -367,22 +364,5 @@ class Worker:
 
 
 def settled_language(transcript: Transcript) -> str:
-    """The language that what follows is expected to be in; "" where this chunk does not say it clearly."""
-    is_clear = transcript.speech_s >= SETTLED_SPEECH_S and transcript.language_probability >= SETTLED_PROBABILITY
-    return transcript.language if is_clear else ""
-
-
-def moved(transcript: Transcript, offset_s: float) -> Transcript:
-    """The transcript of a stretch that begins at offset_s, in the time of the whole recording."""
-
-    def later(segment: Segment) -> Segment:
-        words = tuple(
-            replace(word, start_s=word.start_s + offset_s, end_s=word.end_s + offset_s) for word in segment.words
-        )
-        return replace(segment, start_s=segment.start_s + offset_s, end_s=segment.end_s + offset_s, words=words)
-
-    return replace(
-        transcript,
-        segments=tuple(later(segment) for segment in transcript.segments),
-        suppressed=tuple(replace(one, segment=later(one.segment)) for one in transcript.suppressed),
-    )
+    """The language to expect of the chunks that follow; "" if this chunk does not show it clearly."""
+    return transcript.language if is_clear(transcript.language_probability, transcript.speech_s) else ""

@@ -8,8 +8,8 @@ import pytest
 from typeless_grpc.engine.channels import ChannelEngine, together
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Recognition, Ticket
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
-from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason, Transcript
 from typeless_grpc.errors import EngineFailed
+from typeless_grpc.speech.transcript import Segment, Suppressed, SuppressionReason, Transcript
 
 
 def channels(n_channels: int, n_samples: int = 16_000) -> np.ndarray:

@@ -11,7 +11,7 @@ from typeless_grpc.engine.decoding.inference import DecodeResult
 from typeless_grpc.engine.decoding.quality import Issue
 from typeless_grpc.engine.model import RawSegment
 from typeless_grpc.engine.planning.cuts import Piece
-from typeless_grpc.engine.transcript import Segment, SuppressionReason, Word
+from typeless_grpc.speech.transcript import Segment, SuppressionReason, Word
 
 SPOKEN = RawSegment(
     Segment(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from typeless_grpc.engine.decoding.merge import Stretch, join, merged
-from typeless_grpc.engine.transcript import Segment, Word
+from typeless_grpc.speech.transcript import Segment, Word
 
 # A recording in which no word is like its neighbours.
 SPOKEN = tuple(Word(f"w{i}", i * 0.4, i * 0.4 + 0.3, 0.9) for i in range(150))

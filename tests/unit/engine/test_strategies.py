@@ -12,7 +12,7 @@ from typeless_grpc.engine.decoding.merge import Stretch, merged
 from typeless_grpc.engine.interface import Chunking
 from typeless_grpc.engine.planning.cuts import CutPolicy
 from typeless_grpc.engine.planning.strategies import FIXED_WINDOW_S, Plan, planned
-from typeless_grpc.engine.transcript import Segment, Word
+from typeless_grpc.speech.transcript import Segment, Word
 
 RATE = 16_000
 POLICY = CutPolicy(context_s=0.3)

@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from typeless_grpc.audio.formats import Audio
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.decoding.hallucinations import filtered
 from typeless_grpc.engine.decoding.inference import (
@@ -30,7 +30,7 @@ from typeless_grpc.engine.decoding.inference import (
     batch_key,
     run,
 )
-from typeless_grpc.engine.decoding.languages import Utterance, cut_where_it_changes, seem_mixed, utterances
+from typeless_grpc.engine.decoding.languages import Utterance, cut_where_it_changes, utterances
 from typeless_grpc.engine.decoding.quality import (
     COMPRESSION_RATIO_THRESHOLD,
     UNUSABLE,
@@ -46,7 +46,8 @@ from typeless_grpc.engine.model import FULL_WINDOW_S, TEMPERATURES, Model
 from typeless_grpc.engine.planning.cuts import CutPolicy, Piece
 from typeless_grpc.engine.planning.strategies import Plan
 from typeless_grpc.engine.scheduler import Scheduler, Task, Turn
-from typeless_grpc.engine.transcript import joined
+from typeless_grpc.speech.languages import LanguageTally, seem_mixed
+from typeless_grpc.speech.transcript import joined
 
 # What a window is expected to cost, in seconds of an idle engine: at once, for each second that is encoded, by how much
 # more of it for each further beam, and for its square; only ratios matter, the scheduler measures the rest
@@ -376,15 +377,11 @@ def _with_words(call: Call) -> Call:
 
 
 def language_of(decoded: Decoded, options: DecodeOptions) -> tuple[str, float]:
-    """The language that most of the speech is in, and its probability in the longest piece of it."""
+    """The language of most of the speech, and its probability."""
     if options.language:
         return options.language, 1.0
-    speech: dict[str, int] = {}
+    tally = LanguageTally()
     for piece, result in decoded:
-        n_samples = sum(span.end - span.start for span in piece.speech)
-        speech[result.language] = speech.get(result.language, 0) + n_samples
-    if not speech:
-        return "", 0.0
-    language = max(speech, key=lambda code: speech[code])
-    in_it = [(piece.audio_s, result.language_probability) for piece, result in decoded if result.language == language]
-    return language, max(in_it)[1]
+        speech_s = sum(span.end - span.start for span in piece.speech) / SAMPLE_RATE_HZ
+        tally.add(result.language, result.language_probability, speech_s)
+    return tally.main()

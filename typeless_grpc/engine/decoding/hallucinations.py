@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
@@ -11,7 +11,7 @@ from typeless_grpc.engine.decoding.inference import DecodeResult
 from typeless_grpc.engine.decoding.quality import COMPRESSION_RATIO_THRESHOLD, Issue, is_too_fast, repeats_itself
 from typeless_grpc.engine.model import NO_SPEECH_THRESHOLD, RawSegment
 from typeless_grpc.engine.planning.cuts import Piece
-from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason
+from typeless_grpc.speech.transcript import Segment, Suppressed, SuppressionReason
 
 # faster_whisper.transcribe.WhisperModel.transcribe, default of the threshold of this name.
 LOG_PROB_THRESHOLD = -1.0
@@ -30,9 +30,11 @@ class Filtered:
 def filtered(result: DecodeResult, piece: Piece, unlikely: Sequence[Span] = ()) -> Filtered:
     """Keep out what was not spoken in a piece. unlikely: see `Plan`."""
     segments = []
-    suppressed = [Suppressed(_moved(one.segment, piece), SuppressionReason.REPETITION) for one in result.looped]
+    suppressed = [
+        Suppressed(one.segment.retimed(piece.original_s), SuppressionReason.REPETITION) for one in result.looped
+    ]
     for one in result.segments:
-        segment = _moved(one.segment, piece)
+        segment = one.segment.retimed(piece.original_s)
         reason = _reason(one, result)
         if not reason and segment.confidence < UNLIKELY_SPEECH_CONFIDENCE and _is_mostly(segment, unlikely, piece):
             reason = SuppressionReason.NO_SPEECH
@@ -69,9 +71,3 @@ def _is_mostly(segment: Segment, unlikely: Sequence[Span], piece: Piece) -> bool
 def _is_loop(segment: Segment) -> bool:
     """Whether a text repeats itself more often than there is time for."""
     return repeats_itself(segment.text) and is_too_fast(segment.text, segment.end_s - segment.start_s)
-
-
-def _moved(segment: Segment, piece: Piece) -> Segment:
-    clock = piece.original_s
-    words = tuple(replace(word, start_s=clock(word.start_s), end_s=clock(word.end_s)) for word in segment.words)
-    return replace(segment, start_s=clock(segment.start_s), end_s=clock(segment.end_s), words=words)

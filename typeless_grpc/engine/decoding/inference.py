@@ -16,7 +16,6 @@ import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.decoding.languages import among, chosen
 from typeless_grpc.engine.decoding.quality import (
     Issue,
     compression_ratio,
@@ -29,8 +28,9 @@ from typeless_grpc.engine.decoding.quality import (
 )
 from typeless_grpc.engine.decoding.sentences import SentencePolicy, TimedWord, sentences
 from typeless_grpc.engine.interface import DecodeOptions, Task
-from typeless_grpc.engine.model import DecodingTask, Encoded, Hypothesis, Languages, Model, RawSegment
-from typeless_grpc.engine.transcript import Segment, Word
+from typeless_grpc.engine.model import DecodingTask, Encoded, Hypothesis, Model, RawSegment
+from typeless_grpc.speech.languages import Languages, among, chosen
+from typeless_grpc.speech.transcript import Segment, Word
 
 # Of 293 recordings in twelve languages Hindi has the most tokens, 14.5 a second in its own script and 9 in others;
 # English has 3. So a search first ends where nearly all texts have ended, because that bounds what a loop takes, and
