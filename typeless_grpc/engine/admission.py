@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from typeless_grpc.engine.shares import MOST_ALONE, may_hold, share_is_used_up
+from typeless_grpc.engine.shares import MAX_SHARE, may_hold, share_is_used_up
 from typeless_grpc.errors import Overloaded
 
 RETRY_AFTER_S = 1.0
@@ -75,7 +75,7 @@ class Admission:
 
         One recording alone is always let in; it counts as a caller's share at most, so that others find a rest.
         """
-        counted_s = min(audio_s, MOST_ALONE * self._options.max_audio_s)
+        counted_s = min(audio_s, MAX_SHARE * self._options.max_audio_s)
         is_alone = not any(one.n_recordings for one in self._callers.values())
         free_s = self.room_s
         with self._inside(caller) as held:

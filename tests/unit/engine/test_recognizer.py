@@ -25,7 +25,7 @@ from typeless_grpc.engine.decoding.chunks import (
 )
 from typeless_grpc.engine.decoding.inference import task_of
 from typeless_grpc.engine.decoding.sentences import TimedWord
-from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
+from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivityOptions
 from typeless_grpc.engine.model import TEMPERATURES, Hypothesis, Model
 from typeless_grpc.engine.planning.cuts import CutPolicy
 from typeless_grpc.engine.recognizer import Recognizer, waited_s
@@ -172,13 +172,13 @@ async def test_what_the_model_made_up_is_reported_with_its_reason():
 @pytest.mark.parametrize(
     ("asked", "n_pieces"),
     [
-        pytest.param(VoiceActivity(), 1, id="the engine's choice"),
-        pytest.param(VoiceActivity(end_silence_s=0.4), 2, id="a shorter pause ends an utterance"),
-        pytest.param(VoiceActivity(max_utterance_s=3.0), 4, id="no longer utterances"),
-        pytest.param(VoiceActivity(speech_padding_s=30.0), 1, id="more padding than there is room"),
+        pytest.param(VoiceActivityOptions(), 1, id="the engine's choice"),
+        pytest.param(VoiceActivityOptions(end_silence_s=0.4), 2, id="a shorter pause ends an utterance"),
+        pytest.param(VoiceActivityOptions(max_utterance_s=3.0), 4, id="no longer utterances"),
+        pytest.param(VoiceActivityOptions(speech_padding_s=30.0), 1, id="more padding than there is room"),
     ],
 )
-async def test_the_caller_says_where_utterances_end(asked: VoiceActivity, n_pieces: int):
+async def test_the_caller_says_where_utterances_end(asked: VoiceActivityOptions, n_pieces: int):
     async with serving() as bench:
         recognition = await bench.heard(audio(1.0, 4.0, 0.6, 4.0, 1.0), replace(ENGLISH, voice_activity=asked))
     assert recognition.n_chunks == n_pieces
@@ -188,8 +188,8 @@ async def test_the_caller_says_where_utterances_end(asked: VoiceActivity, n_piec
 async def test_the_caller_says_how_sure_to_be_of_speech():
     faint = audio(1.0, 4.0, 1.0) * 0.3
     async with serving() as bench:
-        assert (await bench.heard(faint, replace(ENGLISH, voice_activity=VoiceActivity(0.2)))).n_chunks == 1
-        assert (await bench.heard(faint, replace(ENGLISH, voice_activity=VoiceActivity(0.8)))).n_chunks == 0
+        assert (await bench.heard(faint, replace(ENGLISH, voice_activity=VoiceActivityOptions(0.2)))).n_chunks == 1
+        assert (await bench.heard(faint, replace(ENGLISH, voice_activity=VoiceActivityOptions(0.8)))).n_chunks == 0
 
 
 async def test_an_utterance_is_decoded_as_it_is():

@@ -23,7 +23,7 @@ from typeless_grpc.audio.live import live_reader
 from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
-from typeless_grpc.engine.interface import DecodeOptions, Lane, VoiceActivity
+from typeless_grpc.engine.interface import DecodeOptions, Lane, VoiceActivityOptions
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.engine.stream_audio import BYTES_PER_S, StreamAudio
 from typeless_grpc.engine.transcript import OutputFormat, Transcript
@@ -120,7 +120,7 @@ async def test_the_lanes_callers_and_options_of_finals_and_interims():
     [pytest.param(None, 0.3, id="little, for speed"), pytest.param(1.0, 1.0, id="as was asked")],
 )
 async def test_an_interim_is_shown_as_much_before_speech(padding_s: float | None, lead_s: float):
-    options = DecodeOptions(language="en", voice_activity=VoiceActivity(speech_padding_s=padding_s))
+    options = DecodeOptions(language="en", voice_activity=VoiceActivityOptions(speech_padding_s=padding_s))
     rules = EndpointOptions() if padding_s is None else EndpointOptions(padding_s=padding_s, context_s=padding_s)
     async with bench(rules=rules, options=options, interim_interval_s=0.5) as b:
         await b.say(silence(2.0) + tone(1.0))
