@@ -14,6 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 PROTO_BIN := .venv-proto/bin
+RELEASE_BIN := .venv-release/bin
 FLOOR_BIN := .venv-floor/bin
 RECORDINGS ?= ../shared/audio
 PROTOS := $(wildcard protos/typeless/v1/*.proto)
@@ -22,7 +23,7 @@ MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
-.PHONY: help run demo test check ci fmt lint type proto golden verify floors bench clients image lock clean
+.PHONY: help run demo test check ci fmt lint type proto golden verify floors bench clients packages dist lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -62,11 +63,17 @@ $(PROTO_BIN)/protoc-gen-mypy: requirements/proto.lock | $(UV)
 	$(UV) pip install -q --python $(PROTO_BIN)/python -r requirements/proto.lock
 	touch $@
 
+$(RELEASE_BIN)/cyclonedx-py: requirements/release.lock | $(UV)
+	@$(UV) venv -q --clear --python $(BIN)/python .venv-release
+	$(UV) pip install -q --python $(RELEASE_BIN)/python -r requirements/release.lock
+	touch $@
+
 lock: | $(UV) ## resolve the dependencies anew into requirements/
 	@compile() { $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url --upgrade "$$@"; }
 	compile pyproject.toml --all-extras --group dev -o requirements/dev.lock
 	compile pyproject.toml --extra server -c requirements/dev.lock -o requirements/server.lock
 	compile --group pyproject.toml:proto -o requirements/proto.lock
+	compile --group pyproject.toml:release -o requirements/release.lock
 	compile pyproject.toml --all-extras --group dev --resolution lowest-direct -o requirements/floor.lock
 
 # ---- use ----------------------------------------------------------------------------------------------------
@@ -87,7 +94,10 @@ clients: $(VENV)/dev.stamp ## build the example clients whose toolchain is here,
 	@$(BIN)/typeless models pull tiny.en >/dev/null
 	$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
 
-check: lint type test clients verify ## lint, types, tests, clients, generated code: all that CI runs
+packages: $(VENV)/dev.stamp ## build the packages and install them in clean environments
+	@$(BIN)/python -m pytest -m packages tests/packages $(ARGS)
+
+check: lint type test clients packages verify ## lint, types, tests, clients, generated code: all that CI runs
 
 lint: $(VENV)/dev.stamp ## style, and the rules of the protos; edits nothing
 	@$(BIN)/ruff check .
@@ -133,5 +143,18 @@ floors: | $(UV) ## the tests that need no model, with the oldest dependencies we
 bench: $(VENV)/dev.stamp ## speed, accuracy and resources side by side with faster-whisper; takes a quiet hour
 	@$(BIN)/python -m benchmarks $(if $(MODEL),--model $(MODEL)) --recordings $(RECORDINGS)
 
+dist: $(RELEASE_BIN)/cyclonedx-py ## the wheel and the sdist in dist/, with their SBOM (CycloneDX) and checksums
+	@rm -rf dist && mkdir dist
+	$(RELEASE_BIN)/python -m build --outdir dist . >dist/build.log || { cat dist/build.log >&2; exit 1; }
+	rm dist/build.log
+	wheel=$$(basename dist/*.whl) && version=$$(cut -d- -f2 <<<"$$wheel")
+	$(UV) venv -q --clear --python $(BIN)/python .cache/sbom
+	$(UV) pip install -q --python .cache/sbom/bin/python -r requirements/server.lock
+	$(UV) pip install -q --python .cache/sbom/bin/python --no-deps dist/$$wheel
+	sed "s/^dynamic = .*/version = \"$$version\"/" pyproject.toml >.cache/sbom/pyproject.toml
+	$(RELEASE_BIN)/cyclonedx-py environment .cache/sbom/bin/python --pyproject .cache/sbom/pyproject.toml --mc-type application \
+	  --short-PURLs --output-reproducible --validate --of JSON -o dist/typeless_grpc-$$version.cdx.json
+	cd dist && sha256sum -- * >SHA256SUMS && cat SHA256SUMS
+
 clean: ## remove the environments and caches, not the data directory
-	@rm -rf .venv .venv-proto .venv-floor .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf dist .venv .venv-proto .venv-floor .venv-release .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

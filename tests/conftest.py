@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in the server; read when NumPy is imported
+
 import pytest
 import pytest_asyncio
 import structlog

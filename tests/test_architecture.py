@@ -32,7 +32,7 @@ LAYERS = (
     {"jobs", "streaming"},
     {"text"},  # works on what the engine heard
     {"engine", "access"},
-    {"audio"},
+    {"audio", "speech"},
     {"errors", "clock", "version", "pb"},
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
@@ -44,8 +44,8 @@ ONLY = {
         *("pb", "servicers", "cli", "server", "health", "reflection", "tls", "interceptors"),
         *("client", "client_channel", "client_jobs", "client_stream"),
     },
-    "faster_whisper": {"engine.whisper", "engine.hub"},
-    "ctranslate2": {"engine.whisper"},
+    "faster_whisper": {"engine.runtime", "engine.hub"},
+    "ctranslate2": {"engine.runtime", "engine.device"},
 }
 # The client is what the base install has: it may need nothing else of ours.
 INSIDE = {
@@ -114,6 +114,7 @@ def test_importing_the_package_imports_nothing():
         ("engine.recognizer", "import faster_whisper"),
         ("engine.interface", "def late():\n    from typeless_grpc.text import numbers"),
         ("engine.interface", "import grpc.aio"),
+        ("speech.transcript", "from typeless_grpc.audio.formats import Audio"),
         ("errors", "import typeless_grpc.clock"),
         ("servicers.server", "from typeless_grpc.interceptors.status import CODES"),
         ("app", "from typeless_grpc.pb.v1 import audio_pb2"),

@@ -13,8 +13,8 @@ from tests import servers
 from tests.postgres import start_or_skip
 from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.engine.interface import DecodeOptions
-from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.jobs.job import Chunk, Job, NewJob
+from typeless_grpc.speech.transcript import Segment, Transcript
 from typeless_grpc.stores.database import Database, sqlite_url
 from typeless_grpc.stores.fake_queue import FakeQueue
 from typeless_grpc.stores.files import Files

@@ -16,11 +16,19 @@ import pytest
 import sqlalchemy as sa
 
 from tests.contract.conftest import Stores, chunk, new_job
-from typeless_grpc.engine.interface import Chunking, DecodeOptions, Mode, PostProcessing, Script, Task, VoiceActivityOptions
-from typeless_grpc.engine.transcript import OutputFormat
+from typeless_grpc.engine.interface import (
+    Chunking,
+    DecodeOptions,
+    Mode,
+    PostProcessing,
+    Script,
+    Task,
+    VoiceActivityOptions,
+)
 from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import MAX_CRASHES, Failure, Job, Priority, State
 from typeless_grpc.jobs.store import JobQuery, Run, RunLost
+from typeless_grpc.speech.transcript import OutputFormat
 from typeless_grpc.stores import steady
 from typeless_grpc.stores.database import Database, uploads
 from typeless_grpc.stores.files import Files

@@ -21,8 +21,9 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.config import Settings
 from typeless_grpc.engine import tail
-from typeless_grpc.engine.decoding.hallucinations import filtered
-from typeless_grpc.engine.decoding.inference import (
+from typeless_grpc.engine.decoding.hallucinations import filter_hallucinations
+from typeless_grpc.engine.decoding.inference import run, warm_up
+from typeless_grpc.engine.decoding.requests import (
     DecodeRequest,
     DecodeResult,
     DetectRequest,
@@ -30,15 +31,15 @@ from typeless_grpc.engine.decoding.inference import (
     Request,
     Window,
     batch_key,
-    run,
     task_of,
-    warm_up,
 )
+from typeless_grpc.engine.device import Device, choose_device
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.model import FULL_POSITIONS, TEMPERATURES, Model
-from typeless_grpc.engine.planning.cuts import Piece
-from typeless_grpc.engine.transcript import SuppressionReason
-from typeless_grpc.engine.whisper import MAX_LENGTH, Device, WhisperModel, choose_device
+from typeless_grpc.engine.planning.chunk import Chunk
+from typeless_grpc.engine.runtime import MAX_LENGTH
+from typeless_grpc.engine.whisper import WhisperModel
+from typeless_grpc.speech.transcript import SuppressionReason
 
 pytestmark = pytest.mark.model
 
@@ -302,7 +303,7 @@ MANY_HOTWORDS = tuple(f"Kubrendo {number}" for number in range(256))
 )
 def test_special_tokens_of_a_caller_are_text(name: str, text: str, monkeypatch: pytest.MonkeyPatch):
     model, prompts = load(name), list[list[int]]()
-    tokenizer = model._runtime.whisper.hf_tokenizer
+    tokenizer = model.runtime.whisper.hf_tokenizer
     options = replace(ENGLISH, prompt=text, hotwords=(text, f"about {text}"))
 
     def noting(encoded: Any, asked: list[list[int]], **kwargs: Any) -> Any:
@@ -359,8 +360,8 @@ def test_half_of_the_context_is_always_the_texts(
 
 
 def test_hotwords_are_used_as_a_whole_or_not_at_all(model: WhisperModel):
-    tokens = model._runtime.prompt_of(task_of(replace(ENGLISH, hotwords=MANY_HOTWORDS), "en"))
-    hints = model._runtime.whisper.hf_tokenizer.decode(tokens)
+    tokens = model.runtime.prompt_of(task_of(replace(ENGLISH, hotwords=MANY_HOTWORDS), "en"))
+    hints = model.runtime.whisper.hf_tokenizer.decode(tokens)
     used = hints.strip().split(", ")
     assert 10 < len(used) < len(MANY_HOTWORDS)
     assert used == list(MANY_HOTWORDS[: len(used)])
@@ -389,9 +390,9 @@ class Replaced:
 
 def with_generate(model: WhisperModel, monkeypatch: pytest.MonkeyPatch, generate: Callable[..., Any]) -> None:
     """Let this be called in place of CTranslate2's own, by faster-whisper, too."""
-    replaced = Replaced(model._runtime.model, generate)
-    monkeypatch.setattr(model._runtime, "model", replaced)
-    monkeypatch.setattr(model._runtime.whisper, "model", replaced)
+    replaced = Replaced(model.runtime.model, generate)
+    monkeypatch.setattr(model.runtime, "model", replaced)
+    monkeypatch.setattr(model.runtime.whisper, "model", replaced)
 
 
 @dataclass(frozen=True)
@@ -404,7 +405,7 @@ class Generated:
 
 
 def test_a_loop_is_cut_to_what_was_said(model: WhisperModel, monkeypatch: pytest.MonkeyPatch):
-    tokens = model._runtime.whisper.hf_tokenizer.encode(" Please close the window.", add_special_tokens=False).ids
+    tokens = model.runtime.whisper.hf_tokenizer.encode(" Please close the window.", add_special_tokens=False).ids
     with_generate(model, monkeypatch, lambda *_args, **_kwargs: [Generated([tokens * 9], [-0.1])])
     (result,) = decoded(model, request("en_short.flac"))
     assert text(result) == "Please close the window."
@@ -414,7 +415,7 @@ def test_a_loop_is_cut_to_what_was_said(model: WhisperModel, monkeypatch: pytest
 
 def test_what_a_text_leaves_out_is_found_by_time(model: WhisperModel, monkeypatch: pytest.MonkeyPatch):
     whole = speech("en_two_sentences.flac")
-    tokens = model._runtime.whisper.hf_tokenizer.encode(
+    tokens = model.runtime.whisper.hf_tokenizer.encode(
         " Good morning, and thank you for coming.", add_special_tokens=False
     ).ids
     with_generate(model, monkeypatch, lambda *_args, **_kwargs: [Generated([tokens], [-0.1])])
@@ -431,7 +432,7 @@ def test_what_a_text_leaves_out_is_found_by_time(model: WhisperModel, monkeypatc
 def test_what_sounds_like_silence_is_tried_once_and_given_to_the_filter(
     model: WhisperModel, monkeypatch: pytest.MonkeyPatch
 ):
-    generate, n_tries = model._runtime.model.generate, 0
+    generate, n_tries = model.runtime.model.generate, 0
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         nonlocal n_tries
@@ -441,7 +442,7 @@ def test_what_sounds_like_silence_is_tried_once_and_given_to_the_filter(
     with_generate(model, monkeypatch, counting)
     (result,) = decoded(model, with_fallback(silence(5 * SAMPLE_RATE_HZ)))
     assert n_tries == 1
-    found = filtered(result, Piece(0, 5 * SAMPLE_RATE_HZ, (), most_pause=0))
+    found = filter_hallucinations(result, Chunk(0, 5 * SAMPLE_RATE_HZ, (), max_pause=0))
     assert found.segments == ()
     assert [suppressed.reason for suppressed in found.suppressed] == [SuppressionReason.NO_SPEECH]
 
@@ -450,7 +451,7 @@ def test_what_sounds_like_silence_is_tried_once_and_given_to_the_filter(
 def test_nobody_waits_for_the_next_temperature(
     model: WhisperModel, monkeypatch: pytest.MonkeyPatch, n_wanted: int, n_expected: int
 ):
-    word = model._runtime.whisper.hf_tokenizer.encode(" again", add_special_tokens=False).ids
+    word = model.runtime.whisper.hf_tokenizer.encode(" again", add_special_tokens=False).ids
     n_tries = 0
 
     def looping(*args: Any, **kwargs: Any) -> Any:
@@ -469,7 +470,7 @@ def test_nobody_waits_for_the_next_temperature(
 
 
 def test_a_text_has_no_more_tokens_than_speech_can(model: WhisperModel, monkeypatch: pytest.MonkeyPatch):
-    generate, longest = model._runtime.model.generate, list[int]()
+    generate, longest = model.runtime.model.generate, list[int]()
 
     def noting(encoded: Any, prompts: list[list[int]], **kwargs: Any) -> Any:
         longest.append(min(kwargs["max_length"] // 2, kwargs["max_length"] - len(prompts[0])))

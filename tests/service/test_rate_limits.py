@@ -290,7 +290,7 @@ async def test_while_redis_is_away_no_call_fails_and_limits_are_exact_again_when
 
 async def test_an_operator_can_have_calls_refused_while_redis_is_away_and_probes_are_not():
     away = f"redis://127.0.0.1:{servers.free_port()}/0"
-    async with limited(redis_url=away, redis_away="refuse") as served:
+    async with limited(redis_url=away, redis_fallback="refuse") as served:
         failed = await outcome(served, INFO)
         assert await outcome(served, CHECK) is None
         watch = served.channel.unary_stream(WATCH)(b"")

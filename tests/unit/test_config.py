@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from typeless_grpc.config import SECRETS, Settings, load, private, public
+from typeless_grpc.config import GROUPS, RENAMED, SECRETS, Settings, group_of, load, private, public
 from typeless_grpc.errors import InvalidInput
 
 
@@ -127,6 +127,58 @@ def test_model_directories_that_make_no_sense_are_refused(text: str, monkeypatch
 )
 def test_a_value_out_of_range_is_refused(name: str, value: object):
     assert set(problems(flags={name: value})) == {"--" + name.replace("_", "-")}
+
+
+# ---- groups and old names -----------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_in_one_group():
+    grouped = [name for group in GROUPS.values() for name in group.model_fields]
+    assert sorted(grouped) == sorted(Settings.model_fields)
+    assert not set(GROUPS) & set(Settings.model_fields)
+
+
+def test_a_file_may_have_a_table_for_each_group(tmp_path: Path):
+    path = write(tmp_path, 'log_level = "debug"\n[server]\nport = 7000\n[engine.model_dirs]\ncalls = "/models/calls"\n')
+    loaded = load(file=path)
+    assert (loaded.settings.log_level, loaded.settings.port) == ("debug", 7000)
+    assert loaded.settings.model_dirs == {"calls": Path("/models/calls")}
+    assert (loaded.origins["port"], loaded.warnings) == ("file", [])
+
+
+def test_problems_in_a_table_are_reported_with_its_name(tmp_path: Path):
+    path = write(tmp_path, "port = 1\n[server]\nport = 2\nprot = 3\nbeam_size = 4\ndrain_timeout_s = -1\n")
+    found = problems(file=path)
+    assert found.pop(f"server.drain_timeout_s ({path})").startswith("Input should be")
+    assert found == {
+        f"server.port ({path})": f"port ({path}) already sets port",
+        f"server.prot ({path})": "no setting has this name; did you mean port?",
+        f"server.beam_size ({path})": "belongs to the table [engine]",
+    }
+
+
+@pytest.mark.parametrize("old", sorted(RENAMED))
+def test_an_old_name_works_with_a_warning(old: str, monkeypatch, tmp_path: Path):
+    new = RENAMED[old]
+    value = {"redis_fallback": "refuse", "stream_file_chunks": 7}[new]
+    works = f"is an old name that still works; the setting is now called {new}."
+    file = write(tmp_path, f"[{group_of(new)}]\n{old} = {value!r}\n")
+    loaded = load(file=file)
+    assert getattr(loaded.settings, new) == value
+    assert loaded.warnings == [f"{group_of(new)}.{old} ({file}) {works}"]
+    variable = f"TYPELESS_{old.upper()}"
+    monkeypatch.setenv(variable, str(value))
+    loaded = load()
+    assert (getattr(loaded.settings, new), loaded.origins[new]) == (value, "environment")
+    assert loaded.warnings == [f"{variable} {works}"]
+    monkeypatch.setenv(f"TYPELESS_{new.upper()}", str(value))
+    assert problems() == {variable: f"TYPELESS_{new.upper()} already sets {new}"}
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path):
+    path = tmp_path / "typeless.toml"
+    path.write_bytes(b'model = "\xff"')
+    assert "is not TOML" in problems(file=path)["config"]
 
 
 def test_settings_do_not_change():
@@ -280,7 +332,7 @@ def test_a_secret_in_a_file_is_as_one_in_a_variable(name: str, end: str, monkeyp
         (None, "No such file"),
         (b"", "it is empty"),
         (b"\n", "it is empty"),
-        (b"\xff-secret", "it is no text"),
+        (b"\xff-secret", "it is not UTF-8 text"),
         (b"-secret" * 200_000, "more than 1048576 bytes"),
     ],
     ids=["missing", "empty", "blank", "binary", "endless"],
@@ -301,7 +353,7 @@ def test_a_file_that_holds_no_secret_is_an_error_that_names_it(
 def test_a_secret_in_a_variable_and_in_a_file_is_an_error(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("TYPELESS_REDIS_URL", "redis://h")
     monkeypatch.setenv("TYPELESS_REDIS_URL_FILE", str(tmp_path / "missing"))
-    assert problems() == {"TYPELESS_REDIS_URL_FILE": "TYPELESS_REDIS_URL is set, too: one of them is the value"}
+    assert problems() == {"TYPELESS_REDIS_URL_FILE": "TYPELESS_REDIS_URL is set too; set only one of them"}
 
 
 def test_what_is_wrong_with_a_secret_is_told_under_its_file_and_does_not_show_it(monkeypatch, tmp_path: Path):

@@ -147,7 +147,8 @@ async def _buckets(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncI
     except ValueError as error:  # its text could repeat a part of the password
         raise InvalidInput("redis_url", "is no URL of a Redis", reason="CONFIG_INVALID") from error
     try:
-        yield FallbackBuckets(shared, local if settings.redis_away == "local" else RefusingBuckets(), clock, metrics)
+        fallback = local if settings.redis_fallback == "local" else RefusingBuckets()
+        yield FallbackBuckets(shared, fallback, clock, metrics)
     finally:
         await shared.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -17,15 +17,16 @@ from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.catalog import Catalog, is_model_directory
 from typeless_grpc.engine.channels import ChannelEngine
-from typeless_grpc.engine.decoding.chunks import MAX_BATCH_COST_S, RecognizerOptions, WindowScheduler, run_batch
 from typeless_grpc.engine.decoding.inference import warm_up
+from typeless_grpc.engine.decoding.submission import RecognizerOptions, WindowScheduler, run_batch
+from typeless_grpc.engine.device import Device, choose_device, footprint
 from typeless_grpc.engine.hub import HuggingFaceHub
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.model import Model
 from typeless_grpc.engine.pool import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
-from typeless_grpc.engine.whisper import Device, WhisperModel, choose_device, footprint
+from typeless_grpc.engine.whisper import WhisperModel, is_calibrated
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.text import profanity
@@ -76,25 +77,42 @@ class BuiltEngine:
         await asyncio.to_thread(warm_up, model)
 
 
+def needs_calibration(settings: Settings, directory: Path) -> bool:
+    """Whether the first load of the model in directory will measure its silence, which takes seconds."""
+    if settings.encoder_window == "full":
+        return False
+    return not is_calibrated(directory, choose_device(settings.device, settings.compute_type), settings.data_dir)
+
+
+def calibrate(settings: Settings, name: str, directory: Path) -> None:
+    """Measure the silence of a model now, as its first load would. Raises EngineFailed if it cannot be loaded."""
+    device = choose_device(settings.device, settings.compute_type)
+    _loader(settings, device, *parallelism(settings, device))(name, directory)
+
+
+def _loader(settings: Settings, device: Device, n_workers: int, n_threads: int) -> Callable[[str, Path], WhisperModel]:
+    return functools.partial(
+        WhisperModel,
+        device=device,
+        n_threads=n_threads,
+        n_workers=n_workers,
+        is_calibrated=settings.encoder_window != "full",
+        cache_dir=settings.data_dir,
+    )
+
+
 @asynccontextmanager
 async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
     """The engine over real models. Raises SourceUnavailable where the default one is not on this machine."""
     async with AsyncExitStack() as stack:
-        looking = stack.enter_context(CallThreads(settings.decode_threads, "looking"))
-        looking_live = stack.enter_context(CallThreads(settings.decode_threads, "looking-live"))
+        vad_threads = stack.enter_context(CallThreads(settings.decode_threads, "vad"))
+        live_vad_threads = stack.enter_context(CallThreads(settings.decode_threads, "live-vad"))
         loading = stack.enter_context(ThreadPoolExecutor(LOADS_SIDE_BY_SIDE, "loading"))
         device = choose_device(settings.device, settings.compute_type)
         n_workers, n_threads = parallelism(settings, device)
         inference = stack.enter_context(ThreadPoolExecutor(n_workers, "inference"))
         is_full_window = settings.encoder_window == "full"
-        load = functools.partial(
-            WhisperModel,
-            device=device,
-            n_threads=n_threads,
-            n_workers=n_workers,
-            is_calibrated=not is_full_window,
-            cache_dir=settings.data_dir,
-        )
+        load = _loader(settings, device, n_workers, n_threads)
         known = catalog(settings)
         loadable = frozenset(settings.user_models) if settings.user_models else None
         pool = PoolOptions(settings.model, settings.max_model_memory_bytes, loadable)
@@ -108,12 +126,20 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
                 f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
                 reason="MODEL_UNAVAILABLE",
             )
-        sharing = SchedulerOptions(settings.max_batch, MAX_BATCH_COST_S, n_workers=n_workers)
-        scheduler: WindowScheduler = Scheduler(run_batch, sharing, SystemClock(), inference)
+        scheduler: WindowScheduler = Scheduler(
+            run_batch, SchedulerOptions(settings.max_batch, n_workers=n_workers), SystemClock(), inference
+        )
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
         options = RecognizerOptions(settings.model, settings.beam_size, is_full_window)
-        recognizer = Recognizer(models, SileroDetector(), scheduler, options, looking, looking_live)
+        recognizer = Recognizer(
+            models,
+            SileroDetector(),
+            scheduler,
+            options,
+            vad_threads=vad_threads,
+            live_vad_threads=live_vad_threads,
+        )
         yield BuiltEngine(settings.model, recognizer, models, known, device, n_workers, n_threads)
 
 

@@ -58,7 +58,7 @@ def stream_options(settings: Settings) -> StreamOptions:
         # A drain is to finish what was acknowledged, of which as much again has not come to the engine yet.
         max_backlog_s=settings.drain_timeout_s / 4,
         max_unread_events=settings.stream_unread_events,
-        max_pieces_at_once=settings.stream_file_windows,
+        max_pieces_at_once=settings.stream_file_chunks,
         idle_timeout_s=settings.stream_idle_timeout_s,
     )
 

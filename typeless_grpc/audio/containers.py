@@ -73,7 +73,7 @@ class SourceInfo:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Block:
     """A piece of a source, float32 of shape (n_channels, n_samples), at the source's own rate."""
 
     samples: Audio
@@ -135,7 +135,7 @@ class ContainerReader:
         """Let go of the decoder; the file stays open."""
         self._container.close()
 
-    def chunks(self) -> Iterator[Chunk]:
+    def blocks(self) -> Iterator[Block]:
         """All audio, a codec's frame at a time. Raises InvalidInput, DecodeCancelled."""
         result, n_idle = completeness.Yield(), 0
         for packet in self._packets():
@@ -151,10 +151,10 @@ class ContainerReader:
             for frame in frames:
                 if isinstance(frame, av.AudioFrame) and frame.samples:
                     n_idle = 0
-                    chunk = self._chunk(frame)
-                    yield from self._silence_before(frame, chunk)
-                    result.decoded_s += frame.samples / chunk.rate_hz
-                    yield chunk
+                    block = self._block(frame)
+                    yield from self._silence_before(frame, block)
+                    result.decoded_s += frame.samples / block.rate_hz
+                    yield block
             if n_idle > _MAX_IDLE_PACKETS:
                 raise self._refusal(f"{n_idle} packets in a row hold no audio")
         declared_s = self._declared_s() if self._is_seekable else None
@@ -225,7 +225,7 @@ class ContainerReader:
                 return
             yield packet
 
-    def _chunk(self, frame: av.AudioFrame) -> Chunk:
+    def _block(self, frame: av.AudioFrame) -> Block:
         self._check_shape(frame.sample_rate, frame.layout.nb_channels)
         name = frame.format.name
         if name.removesuffix("p") not in _SCALES:
@@ -235,7 +235,7 @@ class ContainerReader:
             raise self._refusal("it holds samples that are not finite numbers")
         if self.source.codec.startswith(("pcm_f32", "pcm_f64")):  # a codec that transforms can only be a bit too loud
             samples = self._scaled(samples)
-        return Chunk(np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False), frame.sample_rate)
+        return Block(np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False), frame.sample_rate)
 
     def _scaled(self, samples: npt.NDArray[np.float64] | Audio) -> Audio:
         scaled = self._full_scale.scaled(samples.T.ravel())
@@ -243,7 +243,7 @@ class ContainerReader:
             raise self._refusal("its samples are larger than any format has them")
         return scaled.reshape(samples.shape[1], samples.shape[0]).T
 
-    def _silence_before(self, frame: av.AudioFrame, chunk: Chunk) -> Iterator[Chunk]:
+    def _silence_before(self, frame: av.AudioFrame, block: Block) -> Iterator[Block]:
         """What was left out before this frame, by the times in the container: silence, or what is damaged.
 
         Without it, all that follows would be heard too early, and words run together that were far apart.
@@ -251,14 +251,14 @@ class ContainerReader:
         if frame.time is None or self.source.container not in _TIMED:
             return
         gap_s = frame.time - (frame.time if self._heard_s is None else self._heard_s)
-        self._heard_s = frame.time + frame.samples / chunk.rate_hz
+        self._heard_s = frame.time + frame.samples / block.rate_hz
         declared_s = self._declared_s()
         if gap_s < _SMALLEST_GAP_S or declared_s is None or self._heard_s > declared_s + _SMALLEST_GAP_S:
             return  # None, or a clock that jumps: no recording is longer than it says.
-        n_left = round(gap_s * chunk.rate_hz)
+        n_left = round(gap_s * block.rate_hz)
         while n_left > 0:
-            n_samples = min(n_left, chunk.rate_hz)
-            yield Chunk(np.zeros((chunk.samples.shape[0], n_samples), dtype=np.float32), chunk.rate_hz)
+            n_samples = min(n_left, block.rate_hz)
+            yield Block(np.zeros((block.samples.shape[0], n_samples), dtype=np.float32), block.rate_hz)
             n_left -= n_samples
 
     @property

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from typeless_grpc.audio import completeness
-from typeless_grpc.audio.containers import Chunk, ContainerReader, DecodeCancelled, SourceInfo, check_size, truncated
+from typeless_grpc.audio.containers import Block, ContainerReader, DecodeCancelled, SourceInfo, check_size, truncated
 from typeless_grpc.audio.converter import ChannelsChanged, Converter
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.pcm import PcmReader
@@ -123,8 +123,8 @@ class AudioReader:
 
     def _raw_parts(self) -> Iterator[Audio]:
         reader = PcmReader(self._format, field=self._field, separate_channels=self._separate_channels)
-        chunk_bytes = max(1, int(self._block_s * self._format.bytes_per_second))
-        while data := self._file.read(chunk_bytes):
+        block_bytes = max(1, int(self._block_s * self._format.bytes_per_second))
+        while data := self._file.read(block_bytes):
             if self._cancelled():
                 raise DecodeCancelled
             yield reader.feed(data)
@@ -158,13 +158,13 @@ class AudioReader:
         self._file.seek(position)
         return wavs
 
-    def _chunks(self, first: ContainerReader) -> Iterator[Chunk]:
+    def _source_blocks(self, first: ContainerReader) -> Iterator[Block]:
         container: ContainerReader | None = first
         while container is not None:
             self._container = container
             with closing(container):
                 try:
-                    yield from container.chunks()
+                    yield from container.blocks()
                 except InvalidInput as error:
                     if error.reason != "AUDIO_EMPTY":  # others may hold some
                         raise
@@ -172,10 +172,10 @@ class AudioReader:
 
     def _container_parts(self, container: ContainerReader) -> Iterator[Audio]:
         converter = Converter(separate_channels=self._separate_channels)
-        for chunk in _gathered(self._chunks(container), self._block_s):
-            self._check_channels(chunk.samples.shape[0])
+        for block in _gathered(self._source_blocks(container), self._block_s):
+            self._check_channels(block.samples.shape[0])
             try:
-                yield converter.feed(chunk.samples, chunk.rate_hz)
+                yield converter.feed(block.samples, block.rate_hz)
             except ChannelsChanged as error:
                 why = "its number of channels changes on the way"
                 raise self._refusal(why, "AUDIO_UNDECODABLE") from error
@@ -259,22 +259,22 @@ def decode(
     return Decoded(samples, samples.shape[-1] / SAMPLE_RATE_HZ, reader.source)
 
 
-def _gathered(chunks: Iterator[Chunk], block_s: float) -> Iterator[Chunk]:
+def _gathered(blocks: Iterator[Block], block_s: float) -> Iterator[Block]:
     """Join a codec's frames, of some 20 ms each, into blocks: resampling costs a call, not a sample."""
     waiting: list[Audio] = []
     n_samples = rate_hz = n_channels = 0
-    for chunk in chunks:
-        if waiting and (rate_hz, n_channels) != (chunk.rate_hz, chunk.samples.shape[0]):
-            yield Chunk(np.concatenate(waiting, axis=1), rate_hz)
+    for block in blocks:
+        if waiting and (rate_hz, n_channels) != (block.rate_hz, block.samples.shape[0]):
+            yield Block(np.concatenate(waiting, axis=1), rate_hz)
             waiting, n_samples = [], 0
-        rate_hz, n_channels = chunk.rate_hz, chunk.samples.shape[0]
-        waiting.append(chunk.samples)
-        n_samples += chunk.samples.shape[1]
+        rate_hz, n_channels = block.rate_hz, block.samples.shape[0]
+        waiting.append(block.samples)
+        n_samples += block.samples.shape[1]
         if n_samples >= block_s * rate_hz:
-            yield Chunk(np.concatenate(waiting, axis=1), rate_hz)
+            yield Block(np.concatenate(waiting, axis=1), rate_hz)
             waiting, n_samples = [], 0
     if waiting:
-        yield Chunk(np.concatenate(waiting, axis=1), rate_hz)
+        yield Block(np.concatenate(waiting, axis=1), rate_hz)
 
 
 def _bounded(blocks: Iterator[Audio], max_samples: int, refusal: Callable[[], InvalidInput]) -> Iterator[Audio]:

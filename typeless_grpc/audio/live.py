@@ -282,8 +282,8 @@ class ContainerLiveReader:
         with closing(reader):
             self.declared_s = reader.declared_s
             converter = Converter(is_live=self._is_live)
-            for chunk in reader.chunks():
-                self._gathered.append(converter.feed(chunk.samples, chunk.rate_hz))
+            for block in reader.blocks():
+                self._gathered.append(converter.feed(block.samples, block.rate_hz))
                 if sum(map(len, self._gathered)) >= _BLOCK_SAMPLES:
                     self._flush()
             self._gathered.append(converter.flush())

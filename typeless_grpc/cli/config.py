@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from typeless_grpc.cli.output import failures_as_lines
+from typeless_grpc.cli.settings import load_settings
+
+if TYPE_CHECKING:
+    from typeless_grpc.config import Loaded
 
 
 def config(
     file: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
-    describe: Annotated[bool, typer.Option("--describe", help="With what each setting means.")] = False,
-    as_reference: Annotated[bool, typer.Option("--reference", help="All settings there are, as Markdown.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of TOML.")] = False,
+    describe: Annotated[bool, typer.Option("--describe", help="Add the description of each setting.")] = False,
+    as_reference: Annotated[bool, typer.Option("--reference", help="Print all settings as Markdown.")] = False,
 ) -> None:
     """Print the settings in force; the output is a settings file.
 
@@ -23,33 +28,49 @@ def config(
     """
     with failures_as_lines():
         from typeless_grpc.cli.reference import reference
-        from typeless_grpc.config import Settings, is_secret, load, public
+        from typeless_grpc.config import group_of, public
 
         if as_reference:
             typer.echo(reference(), nl=False)
             return
-        loaded = load(file=file)
-    values = public(loaded.settings)
-    secrets = {name for name in values if is_secret(getattr(loaded.settings, name))}
-    whole = loaded.settings.model_dump(mode="json")
-    if as_json:
-        rows = {name: {"value": value, "origin": loaded.origins[name]} for name, value in values.items()}
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    for name, value in values.items():
+        loaded = load_settings(file=file)
+        if not as_json:
+            typer.echo("\n".join(_lines(loaded, describe=describe)))
+            return
+        rows = {
+            name: {"value": value, "origin": loaded.origins[name], "group": group_of(name)}
+            for name, value in public(loaded.settings).items()
+        }
+    typer.echo(json.dumps(rows, indent=2))
+
+
+def _lines(loaded: Loaded, *, describe: bool) -> Iterator[str]:
+    """Yield the lines of a settings file with a table for each group."""
+    from typeless_grpc.config import GROUPS, is_secret, public
+
+    shown, whole = public(loaded.settings), loaded.settings.model_dump(mode="json")
+    for group, settings in GROUPS.items():
+        if group != next(iter(GROUPS)):
+            yield ""
         if describe:
-            typer.echo(f"# {Settings.model_fields[name].description}")
-        if value is None:
-            # TOML has no word for nothing, and a mask in the place of a secret would be taken for one.
-            typer.echo(f"# {name}: {'set, not shown' if name in secrets else 'not set'}  # {loaded.origins[name]}")
-        elif value != whole[name]:
-            typer.echo(f"# {name}: set, not shown as a whole: {_toml(value)}  # {loaded.origins[name]}")
-        else:
-            typer.echo(f"{name} = {_toml(value)}  # {loaded.origins[name]}")
+            yield f"# {settings.__doc__}"
+        yield f"[{group}]"
+        for name, field in settings.model_fields.items():
+            value, origin = shown[name], loaded.origins[name]
+            if describe:
+                yield f"# {field.description}"
+            if value is None:
+                # TOML has no null, and a mask in place of a secret would be read as the secret.
+                is_set = is_secret(getattr(loaded.settings, name))
+                yield f"# {name}: {'set, not shown' if is_set else 'not set'}  # {origin}"
+            elif value != whole[name]:
+                yield f"# {name}: set, shown without its password: {_toml(value)}  # {origin}"
+            else:
+                yield f"{name} = {_toml(value)}  # {origin}"
 
 
 def _toml(value: object) -> str:
-    """JSON's scalars and strings are TOML's; a table is written inline."""
+    """Format a value as TOML, in which JSON's scalars and strings are the same; a table becomes an inline table."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
     return json.dumps(value, ensure_ascii=False)

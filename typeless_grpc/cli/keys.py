@@ -22,6 +22,7 @@ from rich.text import Text
 from typeless_grpc.cli.connection import Connection
 from typeless_grpc.cli.failures import calls_as_lines, command
 from typeless_grpc.cli.output import print_table
+from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.client import CallFailed, async_channel
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
 
@@ -154,7 +155,6 @@ async def _admin(where: Where) -> AsyncIterator[Any]:
 @asynccontextmanager
 async def _local_admin() -> AsyncIterator[Any]:
     from typeless_grpc.app.access import open_registry
-    from typeless_grpc.config import load
     from typeless_grpc.servicers.admin import AdminServicer
     from typeless_grpc.telemetry import logs
 
@@ -167,7 +167,7 @@ async def _local_admin() -> AsyncIterator[Any]:
         def __getattr__(self, name: str) -> Callable[[Any], Any]:
             return lambda request: getattr(self._servicer, name)(request, None)
 
-    settings = load().settings
+    settings = load_settings().settings
     logs.configure("warning", settings.log_format)  # who changed what is a server's log: stdout is for the secret
     async with open_registry(settings) as registry:
         yield Direct(AdminServicer(registry, {}))

@@ -9,6 +9,8 @@ import sys
 
 def main() -> None:
     """The console script; says what to install where the base install lacks the command line."""
+    # OpenBLAS reads this when NumPy is imported. Nothing here multiplies large matrices with NumPy.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # What goes wrong is a line of ours; gRPC would put one in C++ above it.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # What the terminal's encoding lacks is written as `\\u4f60`, and ends nothing.

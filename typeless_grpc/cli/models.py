@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,9 @@ from rich.text import Text
 
 from typeless_grpc.cli.failures import command
 from typeless_grpc.cli.files import name_of
-from typeless_grpc.cli.output import download_bar, failures_as_lines, print_table
+from typeless_grpc.cli.output import download_bar, failures_as_lines, print_table, working
+from typeless_grpc.cli.settings import load_settings
+from typeless_grpc.cli.signals import say
 
 app = typer.Typer(help="Show and fetch models.", no_args_is_help=True)
 
@@ -40,12 +43,16 @@ def pull(
     name: Annotated[str, typer.Argument(help="A name of the catalogue: base, tiny.en, large-v3, …")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
-    """Fetch a model, unless it is here already, and print its directory.
+    """Fetch a model, unless it is here already, make it ready for this machine, and print its directory.
 
     Example: typeless models pull tiny.en
     """
     with failures_as_lines():
-        path = fetch(_catalog(), name)
+        from typeless_grpc.app.models import catalog
+
+        settings = load_settings().settings
+        path = fetch(catalog(settings), name)
+        _calibrate(settings, name, Path(path))
     typer.echo(json.dumps({"name": name, "path": name_of(path)}) if as_json else path)
 
 
@@ -59,8 +66,21 @@ def fetch(catalog: Any, name: str) -> str:
         )
 
 
+def _calibrate(settings: Any, name: str, directory: Path) -> None:
+    """Measure what the model makes of silence, so that its first start does not have to. A failure is only reported."""
+    from typeless_grpc.app.models import calibrate, needs_calibration
+    from typeless_grpc.errors import TypelessError
+
+    if not needs_calibration(settings, directory):
+        return
+    try:
+        with working(f"Calibrating model {name}"):
+            calibrate(settings, name, directory)
+    except TypelessError as error:
+        say(f"Model {name} was not calibrated: {error.message}", to_stderr=True)
+
+
 def _catalog() -> Any:
     from typeless_grpc.app.models import catalog
-    from typeless_grpc.config import load
 
-    return catalog(load().settings)
+    return catalog(load_settings().settings)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from typeless_grpc.cli.output import failures_as_lines
+from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.cli.signals import say, told_to_stop
 from typeless_grpc.version import VERSION
 
@@ -49,10 +50,9 @@ def serve(
     with failures_as_lines():
         from typeless_grpc.app.models import catalog
         from typeless_grpc.cli.models import fetch
-        from typeless_grpc.config import load
         from typeless_grpc.telemetry import logs
 
-        settings = load(flags, file=config).settings
+        settings = load_settings(flags, file=config).settings
         logs.configure(settings.log_level, settings.log_format)
         fetch(catalog(settings), settings.model)
         asyncio.run(_serve(settings, _variables(config, data_dir)))

@@ -15,6 +15,7 @@ from typeless_grpc.cli.connection import Connection
 from typeless_grpc.cli.failures import fail_with, is_away
 from typeless_grpc.cli.flags import Model
 from typeless_grpc.cli.output import errors, working
+from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.client import AsyncClient, CallFailed
 
 # How often a call is made that the server refuses for load; it says itself how long to wait.
@@ -57,10 +58,10 @@ async def client_of(place: Place) -> AsyncIterator[AsyncClient]:
     from typeless_grpc.app.models import catalog
     from typeless_grpc.app.starting import build
     from typeless_grpc.cli.models import fetch
-    from typeless_grpc.config import load, private
+    from typeless_grpc.config import private
     from typeless_grpc.telemetry import logs
 
-    settings = private(load({"host": "127.0.0.1", "port": 0, "model": place.model or None}).settings)
+    settings = private(load_settings({"host": "127.0.0.1", "port": 0, "model": place.model or None}).settings)
     logs.configure("warning", settings.log_format)
     fetch(catalog(settings), settings.model)
     async with build(settings) as app:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from typeless_grpc.cli.output import failures_as_lines
+from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.cli.signals import end_within, say, told_to_stop
 
 if TYPE_CHECKING:
@@ -41,11 +42,10 @@ def worker(
     with failures_as_lines():
         from typeless_grpc.app.models import catalog
         from typeless_grpc.cli.models import fetch
-        from typeless_grpc.config import load
         from typeless_grpc.errors import InvalidInput
         from typeless_grpc.telemetry import logs
 
-        settings = load(flags, file=config).settings
+        settings = load_settings(flags, file=config).settings
         if not settings.max_concurrent_jobs:
             raise InvalidInput("max_concurrent_jobs", "is 0: this worker would do nothing", reason="CONFIG_INVALID")
         logs.configure(settings.log_level, settings.log_format)

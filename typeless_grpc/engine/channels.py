@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from typeless_grpc.audio.formats import Audio
-from typeless_grpc.engine.decoding.submission import gather
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Recognition, Ticket
-from typeless_grpc.engine.transcript import Segment, Transcript
+from typeless_grpc.engine.tasks import gather
+from typeless_grpc.speech.languages import LanguageTally
+from typeless_grpc.speech.transcript import Segment, Transcript
 
 
 class ChannelEngine:
@@ -41,7 +42,10 @@ class ChannelEngine:
 def merge_channels(channels: Sequence[Recognition]) -> Recognition:
     """The segments of all channels, in order of time. channels: at least one, all of the same length."""
     parts = [one.transcript for one in channels]
-    fullest = max(parts, key=lambda part: part.speech_s)
+    tally = LanguageTally()
+    for part in parts:
+        tally.add(part.language, part.language_probability, part.speech_s)
+    language, probability = tally.main()
     segments = [_on_channel(segment, i) for i, part in enumerate(parts) for segment in part.segments]
     suppressed = [
         replace(one, segment=_on_channel(one.segment, i)) for i, part in enumerate(parts) for one in part.suppressed
@@ -49,12 +53,12 @@ def merge_channels(channels: Sequence[Recognition]) -> Recognition:
     transcript = Transcript(
         segments=tuple(sorted(segments, key=_order)),
         suppressed=tuple(sorted(suppressed, key=lambda one: _order(one.segment))),
-        language=fullest.language,
-        language_probability=fullest.language_probability,
-        audio_s=fullest.audio_s,
+        language=language,
+        language_probability=probability,
+        audio_s=parts[0].audio_s,
         # An upper bound: speech on two channels at the same time counts twice, because the overlap is not known here.
-        speech_s=min(fullest.audio_s, sum(part.speech_s for part in parts)),
-        model=fullest.model,
+        speech_s=min(parts[0].audio_s, sum(part.speech_s for part in parts)),
+        model=parts[0].model,
     )
     return Recognition(
         transcript,

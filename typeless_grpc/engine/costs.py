@@ -1,7 +1,7 @@
 """What it costs to decode a window: the one cost model of the planner and the scheduler.
 
-Costs are in seconds of an idle engine, measured in docs/measurements/encoder.md. Only their ratios matter: the scheduler
-measures how long a second of cost takes on this machine.
+Costs are in seconds of an idle engine, measured in docs/measurements/encoder.md. Only their ratios matter: the
+scheduler measures how long a second of cost takes on this machine.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from enum import Enum, IntEnum
 from typing import Protocol
 
 from typeless_grpc.audio.formats import Audio
-from typeless_grpc.engine.transcript import OutputFormat, Transcript
+from typeless_grpc.speech.transcript import OutputFormat, Transcript
 
 
 class Task(Enum):

@@ -70,7 +70,9 @@ class _LaneState(Generic[T]):
     def with_start_times(self) -> Iterator[tuple[float, Entry[T]]]:
         """The same, each with the virtual time at which it would start."""
         # The second element keeps equals in the order in which their callers arrived.
-        heads = [(one.served_s, index, 0, one.entries) for index, one in enumerate(self.callers.values()) if one.entries]
+        heads = [
+            (one.served_s, index, 0, one.entries) for index, one in enumerate(self.callers.values()) if one.entries
+        ]
         heapq.heapify(heads)
         while heads:
             start_s, index, position, entries = heads[0]
@@ -161,6 +163,10 @@ class LaneQueue(Generic[T]):
         """How many entries a caller has in a lane and those before it."""
         found = (self._lanes[one].callers.get(caller) for one in Lane if one <= lane)
         return sum(len(one.entries) for one in found if one is not None)
+
+    def n_callers(self, lane: Lane) -> int:
+        """How many callers a lane remembers, those without entries included."""
+        return len(self._lanes[lane].callers)
 
     def has_next(self, now_s: float, *, is_yielding: bool = False) -> bool:
         """Whether `pop` would return a batch."""

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.interface import Task
-from typeless_grpc.engine.transcript import Segment
+from typeless_grpc.speech.languages import Languages
+from typeless_grpc.speech.transcript import Segment
 
 # The longest audio that Whisper's encoder takes at once (arXiv:2212.04356, section 2.1), and its output positions.
 FULL_WINDOW_S = 30.0
@@ -29,8 +30,6 @@ TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 NO_SPEECH_THRESHOLD = 0.6
 LOG_PROB_THRESHOLD = -1.0
 COMPRESSION_RATIO_THRESHOLD = 2.4
-
-LanguageProbabilities = Sequence[tuple[str, float]]  # Whisper's codes, the likeliest first
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Model(Protocol):
         """Encode audio, followed by this much computed silence."""
         ...
 
-    def detect_language(self, encoded: Encoded) -> LanguageProbabilities:
+    def detect_language(self, encoded: Encoded) -> Languages:
         """Every language and its probability in [0, 1], the likeliest first."""
         ...
 

@@ -27,8 +27,8 @@ from typeless_grpc.engine.planning.speech import DetectedSpeech, detect_speech
 from typeless_grpc.engine.planning.strategies import Plan, plan_recording, plan_utterance
 from typeless_grpc.engine.pool import ModelPool
 from typeless_grpc.engine.scheduler import Timing
-from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.errors import InvalidInput
+from typeless_grpc.speech.transcript import Segment, Transcript
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Recognizer:
         vad_threads: Executor,
         live_vad_threads: Executor,
     ) -> None:
-        """vad_threads: run the detector on recordings; live_vad_threads: on utterances, which must not wait for them."""
+        """vad_threads: run the detector on recordings; live_vad_threads: on utterances, which must not wait."""
         self._models = models
         self._detector = detector
         self._scheduler = scheduler

@@ -148,9 +148,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         """
         self.check(cost_s, ticket, is_continuation=is_continuation)
         now_s = self._clock.now_s()
-        item: WorkItem[WorkT, ResultT] = WorkItem(
-            work, asyncio.get_running_loop().create_future(), ticket.deadline_s
-        )
+        item: WorkItem[WorkT, ResultT] = WorkItem(work, asyncio.get_running_loop().create_future(), ticket.deadline_s)
         entry = Entry(item, key, cost_s, ticket.lane, ticket.caller, now_s)
         if ticket.lane in LIVE:
             self._last_live_s = now_s
@@ -184,7 +182,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         needed_s = wait_s + cost_s * (self._pace or 0.0)
         if needed_s > left_s or left_s <= 0:
             raise DeadlineExceeded(
-                f"This needs about {needed_s:.1f} s including the wait, and the deadline is in {max(0.0, left_s):.1f} s."
+                f"This needs about {needed_s:.1f} s with the wait, and the deadline is in {max(0.0, left_s):.1f} s."
             )
 
     def backlog_s(self, lane: Lane, caller: str | None = None) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
-from typeless_grpc.engine.transcript import Segment, Transcript, Word
+from typeless_grpc.speech.transcript import Segment, Transcript, Word
 
 _TIMEOUT_S = 30.0  # of a test's wait
 

@@ -13,11 +13,11 @@ from typeless_grpc.engine.model import (
     DecodingTask,
     Encoded,
     Hypothesis,
-    LanguageProbabilities,
     RawSegment,
     TimedWord,
 )
-from typeless_grpc.engine.transcript import Segment
+from typeless_grpc.speech.languages import Languages
+from typeless_grpc.speech.transcript import Segment
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class ScriptedModel:
 
     def __init__(self, script: ModelScript = lambda decode: "hello") -> None:
         self.script = script
-        self.detects: Callable[[Audio], LanguageProbabilities] = lambda audio: [("de", 0.8), ("nl", 0.2)]
+        self.detects: Callable[[Audio], Languages] = lambda audio: [("de", 0.8), ("nl", 0.2)]
         self.aligns: Callable[[str, float], list[TimedWord]] = evenly
         self.on_decode: Callable[[], None] = lambda: None
         self.is_multilingual = True
@@ -89,7 +89,7 @@ class ScriptedModel:
         positions = np.zeros((1, 1), np.float32)
         return _ScriptedEncoded(positions, len(audio) / SAMPLE_RATE_HZ, audio=audio, silence_s=silence_s)
 
-    def detect_language(self, encoded: Encoded) -> LanguageProbabilities:
+    def detect_language(self, encoded: Encoded) -> Languages:
         """See `Model`."""
         assert isinstance(encoded, _ScriptedEncoded)
         return self.detects(encoded.audio)

@@ -23,8 +23,9 @@ from enum import Enum, IntEnum
 from typeless_grpc import errors
 from typeless_grpc.audio.formats import AudioFormat
 from typeless_grpc.engine.interface import DecodeOptions
-from typeless_grpc.engine.transcript import Segment, Transcript
-from typeless_grpc.engine.transcript import joined as joined_text
+from typeless_grpc.speech.languages import LanguageTally
+from typeless_grpc.speech.transcript import Segment, Transcript
+from typeless_grpc.speech.transcript import joined as joined_text
 from typeless_grpc.text.finishing import with_renditions, without_words
 
 MAX_CRASHES = 3
@@ -188,18 +189,17 @@ class Chunk:
 def joined(chunks: Sequence[Transcript], model: str = "") -> Transcript:
     """The transcript of a recording from those of its chunks, in order.
 
-    Its language is the one that most of the speech is in, with the probability that it was detected with.
+    Its language is that of most of the speech.
     """
-    speech_s: dict[str, float] = {}
+    tally = LanguageTally()
     for chunk in chunks:
-        if chunk.language:
-            speech_s[chunk.language] = speech_s.get(chunk.language, 0.0) + chunk.speech_s
-    language = max(speech_s, key=lambda code: speech_s[code], default="")
+        tally.add(chunk.language, chunk.language_probability, chunk.speech_s)
+    language, probability = tally.main()
     return Transcript(
         segments=tuple(segment for chunk in chunks for segment in chunk.segments),
         suppressed=tuple(one for chunk in chunks for one in chunk.suppressed),
         language=language,
-        language_probability=next((one.language_probability for one in chunks if one.language == language), 0.0),
+        language_probability=probability,
         audio_s=sum(chunk.audio_s for chunk in chunks),
         speech_s=sum(chunk.speech_s for chunk in chunks),
         model=next((chunk.model for chunk in chunks), model),

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.jobs.job import Chunk, Failure, Job, NewJob, State
+from typeless_grpc.speech.transcript import Segment, Transcript
 
 
 @dataclass(frozen=True)

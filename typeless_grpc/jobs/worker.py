@@ -1,7 +1,7 @@
-"""Runs jobs: piece by piece, each piece one durable step, until the audio ends or somebody takes the job away.
+"""Runs jobs: chunk by chunk, each chunk one durable step, until the audio ends or somebody takes the job away.
 
 A worker knows neither the database nor the queue. Something else hands it a job in a thread of its own, with a `step`
-that makes a piece of work durable, and watches over it: `drop_lost` is to be called often while jobs run.
+that makes a chunk durable, and watches over it: `drop_lost` is to be called often while jobs run.
 
 Between two chunks a run asks whether its turn is over, and hands its job back if it is (`turns.py`).
 
@@ -26,19 +26,16 @@ from typeless_grpc.audio.decode import DecodeCancelled, DecodeLimits
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Lane, Recognition, Ticket
-from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable, TypelessError
-from typeless_grpc.jobs.chunks import ChunkReader, Piece
+from typeless_grpc.jobs.chunks import AudioChunk, ChunkReader
 from typeless_grpc.jobs.job import Chunk, Failure, RetryPolicy
 from typeless_grpc.jobs.store import Run, RunLost, RunStore
 from typeless_grpc.jobs.turns import TIMES_THE_START
+from typeless_grpc.speech.languages import is_clear
+from typeless_grpc.speech.transcript import Transcript
 from typeless_grpc.text.finishing import needs_words
 
 log = logging.getLogger(__name__)
-
-# An earlier chunk's language is kept for the rest where it was heard for so long, and was so certain.
-SETTLED_SPEECH_S = 5.0
-SETTLED_PROBABILITY = 0.8
 
 T = TypeVar("T")
 
@@ -290,12 +287,12 @@ class Worker:
         is_last = self._patiently(lambda: self._store.kept_chunk(run, index), hold.stopped)
         if is_last is not None:
             return is_last
-        piece = self._reader(hold).piece(index)
+        audio = self._reader(hold).chunk(index)
         if hold.stopped.is_set():
             raise _Stopped
         began_s = time.monotonic()
         hold.first_chunk_s = hold.first_chunk_s or began_s
-        chunk = self._transcribed(hold, index, piece, began_s)
+        chunk = self._transcribed(hold, index, audio, began_s)
         self._patiently(lambda: self._store.keep_chunk(run, chunk), hold.stopped)
         hold.n_failures, hold.language, hold.position = 0, chunk.language, chunk.end
         cleared()
@@ -317,7 +314,7 @@ class Worker:
             )
         return hold.reader
 
-    def _transcribed(self, hold: _Hold, index: int, piece: Piece, began_s: float) -> Chunk:
+    def _transcribed(self, hold: _Hold, index: int, audio: AudioChunk, began_s: float) -> Chunk:
         options = hold.run.job.options
         asked = replace(
             options,
@@ -326,14 +323,14 @@ class Worker:
             output_formats=(),
             word_timestamps=options.word_timestamps or needs_words(options),
         )
-        recognition = self._infer(hold, piece.samples, asked)
-        transcript = moved(recognition.transcript, piece.start / SAMPLE_RATE_HZ)
+        recognition = self._infer(hold, audio.samples, asked)
+        transcript = recognition.transcript.shifted(audio.start / SAMPLE_RATE_HZ)
         return Chunk(
             index=index,
-            end=piece.end,
-            is_last=piece.is_last,
+            end=audio.end,
+            is_last=audio.is_last,
             transcript=transcript,
-            progress=piece.progress,
+            progress=audio.progress,
             language="" if options.language else settled_language(transcript) or hold.language,
             processing_s=time.monotonic() - began_s,
             queue_s=recognition.queue_s,
@@ -367,22 +364,5 @@ class Worker:
 
 
 def settled_language(transcript: Transcript) -> str:
-    """The language that what follows is expected to be in; "" where this chunk does not say it clearly."""
-    is_clear = transcript.speech_s >= SETTLED_SPEECH_S and transcript.language_probability >= SETTLED_PROBABILITY
-    return transcript.language if is_clear else ""
-
-
-def moved(transcript: Transcript, offset_s: float) -> Transcript:
-    """The transcript of a stretch that begins at offset_s, in the time of the whole recording."""
-
-    def later(segment: Segment) -> Segment:
-        words = tuple(
-            replace(word, start_s=word.start_s + offset_s, end_s=word.end_s + offset_s) for word in segment.words
-        )
-        return replace(segment, start_s=segment.start_s + offset_s, end_s=segment.end_s + offset_s, words=words)
-
-    return replace(
-        transcript,
-        segments=tuple(later(segment) for segment in transcript.segments),
-        suppressed=tuple(replace(one, segment=later(one.segment)) for one in transcript.suppressed),
-    )
+    """The language to expect of the chunks that follow; "" if this chunk does not show it clearly."""
+    return transcript.language if is_clear(transcript.language_probability, transcript.speech_s) else ""

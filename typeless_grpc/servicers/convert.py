@@ -12,11 +12,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.engine.interface import Recognition
-from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason, Transcript, Word
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import audio_pb2, transcript_pb2, transcription_pb2
 from typeless_grpc.servicers.options import CHUNKING, OUTPUT_FORMATS
 from typeless_grpc.servicers.options import decode_options as decode_options
+from typeless_grpc.speech.transcript import Segment, Suppressed, SuppressionReason, Transcript, Word
 
 ENCODINGS = {
     audio_pb2.AUDIO_ENCODING_UNSPECIFIED: Encoding.CONTAINER,

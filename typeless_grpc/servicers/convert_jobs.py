@@ -11,12 +11,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from typeless_grpc.access.principal import Principal
 from typeless_grpc.engine.interface import Chunking
-from typeless_grpc.engine.transcript import Transcript
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.jobs.job import Failure, Job, NewJob, Priority, State
 from typeless_grpc.jobs.store import JobQuery, QueueStats, Upload
 from typeless_grpc.pb.v1 import failure_pb2, jobs_pb2, transcription_pb2, uploads_pb2
 from typeless_grpc.servicers import convert
+from typeless_grpc.speech.transcript import Transcript
 
 MAX_LABELS = 64
 MAX_LABEL_CHARACTERS = 128

@@ -13,13 +13,13 @@ import grpc
 
 from typeless_grpc.access import principal
 from typeless_grpc.audio.source import AudioSources
-from typeless_grpc.engine.transcript import Transcript
 from typeless_grpc.errors import InvalidInput, NotFound, TypelessError
 from typeless_grpc.jobs.job import Job, NewJob, State
 from typeless_grpc.jobs.store import UPLOAD_SCHEME, JobStore, UploadStore
 from typeless_grpc.pb.v1 import jobs_pb2, jobs_pb2_grpc
 from typeless_grpc.servicers import convert, convert_jobs
 from typeless_grpc.servicers.watch import JobWatch
+from typeless_grpc.speech.transcript import Transcript
 
 T = TypeVar("T")
 

@@ -12,10 +12,18 @@ from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from typeless_grpc.engine.interface import Chunking, DecodeOptions, Mode, PostProcessing, Script, Task, VoiceActivityOptions
-from typeless_grpc.engine.transcript import OutputFormat
+from typeless_grpc.engine.interface import (
+    Chunking,
+    DecodeOptions,
+    Mode,
+    PostProcessing,
+    Script,
+    Task,
+    VoiceActivityOptions,
+)
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import transcript_pb2, transcription_pb2
+from typeless_grpc.speech.transcript import OutputFormat
 
 # Seconds that a Duration can hold and a float can mean.
 MAX_OPTION_S = 3600.0

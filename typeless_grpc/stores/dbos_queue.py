@@ -17,6 +17,7 @@ from typeless_grpc.stores.postgresql import postgresql_engine
 
 if TYPE_CHECKING:
     from dbos import DBOSClient
+    from dbos._sys_db import SystemDatabase
 
 QUEUE = "typeless-jobs"
 WORKFLOW = "typeless-job"
@@ -70,10 +71,29 @@ def _make_tables(database: Database) -> None:
     )
     try:
         made.run_migrations()
+        _register(made)
     finally:
         made.destroy()
         if engine is not database.engine:
             engine.dispose()
+
+
+def _register(system: SystemDatabase) -> None:
+    """Add the queue if it is missing. DBOS looks for queues at its launch, and only a second later again.
+
+    Until a worker has set its own limits (see `DbosWorker`), it runs one job at a time.
+    """
+    system.upsert_queue(
+        name=QUEUE,
+        concurrency=None,
+        worker_concurrency=1,
+        rate_limit_max=None,
+        rate_limit_period_sec=None,
+        polling_interval_sec=0.05,
+        update_existing=False,
+        application_name=APPLICATION,
+        partition_worker_concurrency=1,
+    )
 
 
 def partition(caller: str) -> str:

@@ -17,10 +17,10 @@ from pydantic import TypeAdapter
 
 from typeless_grpc.audio.formats import AudioFormat
 from typeless_grpc.engine.interface import DecodeOptions
-from typeless_grpc.engine.transcript import Transcript
 from typeless_grpc.errors import NotFound, SourceUnavailable
 from typeless_grpc.jobs.job import Failure, Job, Priority, State, states_before
 from typeless_grpc.jobs.store import Run, RunLost
+from typeless_grpc.speech.transcript import Transcript
 from typeless_grpc.stores.database import Database, job_audio, job_chunks, jobs, upload_digests, uploads
 from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.room import OwnerRoom

@@ -17,6 +17,7 @@ from typing import Any
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
 from typeless_grpc.errors import EngineFailed, Overloaded, RateLimited, TypelessError
+from typeless_grpc.speech.languages import is_clear
 from typeless_grpc.streaming.finals import Piece, confidence_of
 from typeless_grpc.streaming.machinery import Machinery, StreamOptions
 from typeless_grpc.streaming.samples import SampleBuffer
@@ -24,9 +25,6 @@ from typeless_grpc.text.finishing import needs_words
 
 _ATTEMPTS = 5
 _MAX_RETRY_S = 10.0
-# An utterance says which language to expect of the next ones where it has this much speech, and is this certain.
-_CLEAR_SPEECH_S = 2.0
-_CLEAR_PROBABILITY = 0.8
 # A text is trusted from here on: many of those cut within a sentence are below, nine of ten whole ones above.
 SURE_CONFIDENCE = 0.65
 _BUSY_BACKLOG_S = 0.4  # an engine with less to do takes guesses
@@ -183,10 +181,10 @@ async def _whole(task: asyncio.Task[Recognition]) -> Recognition:
 
 
 def _clear_language(recognition: Recognition) -> str:
-    """The language of an utterance that leaves little doubt of it, else ""."""
-    heard = recognition.transcript
-    is_clear = heard.speech_s >= _CLEAR_SPEECH_S and heard.language_probability >= _CLEAR_PROBABILITY
-    return heard.language if is_clear and heard.segments else ""
+    """The language to expect of the next utterances; "" if this one does not show it clearly."""
+    transcript = recognition.transcript
+    has_language = transcript.segments and is_clear(transcript.language_probability, transcript.speech_s)
+    return transcript.language if has_language else ""
 
 
 def _for_final(options: DecodeOptions) -> DecodeOptions:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from typeless_grpc.engine.interface import DecodeOptions
-from typeless_grpc.engine.transcript import Segment, Transcript
 from typeless_grpc.errors import TypelessError
+from typeless_grpc.speech.transcript import Segment, Transcript
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.engine.interface import DecodeOptions, Recognition
-from typeless_grpc.engine.transcript import Segment, Suppressed, Transcript, Word, joined
+from typeless_grpc.speech.languages import LanguageTally
+from typeless_grpc.speech.transcript import Segment, Suppressed, Transcript, Word, joined, retimed_words
 from typeless_grpc.streaming.stability import merged, tokens_of
 
 
@@ -47,7 +48,7 @@ def utterance_segment(piece: Piece, recognition: Recognition | None, committed: 
     if not text:
         return None
     start_s, end_s = piece.speech_start / SAMPLE_RATE_HZ, piece.speech_end / SAMPLE_RATE_HZ
-    words = _moved_words([word for segment in heard for word in segment.words], piece)
+    words = retimed_words([word for segment in heard for word in segment.words], _clock(piece))
     if words:
         words = _as_written(text, words)
     if words:
@@ -76,14 +77,13 @@ def suppressed_in(piece: Piece, recognition: Recognition) -> list[Suppressed]:
 
 def moved(segment: Segment, piece: Piece) -> Segment:
     """A segment of a piece on the clock of the stream, not reaching out of the piece."""
-    words = _moved_words(segment.words, piece)
-    return replace(segment, start_s=_moved(segment.start_s, piece), end_s=_moved(segment.end_s, piece), words=words)
+    return segment.retimed(_clock(piece))
 
 
 def transcript_of(
     segments: Sequence[Segment],
     suppressed: Sequence[Suppressed],
-    recognitions: Languages,
+    languages: LanguageTally,
     *,
     audio_s: float,
     speech_s: float,
@@ -91,48 +91,17 @@ def transcript_of(
     raw_text: str,
 ) -> Transcript:
     """The whole session's transcript."""
-    language, probability = recognitions.longest()
+    language, probability = languages.main()
     spoken_s = min(speech_s, audio_s)
     return Transcript(
         tuple(segments), tuple(suppressed), language, probability, audio_s, spoken_s, model, raw_text=raw_text
     )
 
 
-class Languages:
-    """Which language was spoken for how long."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._weighted: dict[str, float] = {}
-
-    def add(self, language: str, probability: float, seconds: float) -> None:
-        """Count a piece of this length, its language known with this probability."""
-        if language:
-            self._seconds[language] = self._seconds.get(language, 0.0) + seconds
-            self._weighted[language] = self._weighted.get(language, 0.0) + seconds * probability
-
-    def longest(self) -> tuple[str, float]:
-        """The language spoken longest and the mean probability of its pieces; ("", 0) where nothing was spoken."""
-        if not self._seconds:
-            return "", 0.0
-        language = max(self._seconds, key=self._seconds.__getitem__)
-        seconds = self._seconds[language]
-        return language, min(1.0, self._weighted[language] / seconds) if seconds else 0.0
-
-
-def _moved(offset_s: float, piece: Piece) -> float:
+def _clock(piece: Piece) -> Callable[[float], float]:
+    """From the time of a piece to that of the stream, not reaching out of the piece."""
     start_s, end_s = piece.audio_start / SAMPLE_RATE_HZ, piece.audio_end / SAMPLE_RATE_HZ
-    return min(max(start_s, start_s + offset_s), end_s)
-
-
-def _moved_words(words: Sequence[Word], piece: Piece) -> tuple[Word, ...]:
-    placed = []
-    last_s = 0.0
-    for word in words:
-        start_s = max(last_s, _moved(word.start_s, piece))
-        placed.append(replace(word, start_s=start_s, end_s=max(start_s, _moved(word.end_s, piece))))
-        last_s = start_s
-    return tuple(placed)
+    return lambda time_s: min(max(start_s, start_s + time_s), end_s)
 
 
 def _as_written(text: str, words: tuple[Word, ...]) -> tuple[Word, ...]:

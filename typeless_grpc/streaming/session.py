@@ -26,8 +26,9 @@ from typing import Any
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import FRAME_SAMPLES
 from typeless_grpc.engine.interface import DecodeOptions, Recognition
-from typeless_grpc.engine.transcript import Segment, Suppressed, joined
 from typeless_grpc.errors import TypelessError, WrongState
+from typeless_grpc.speech.languages import LanguageTally
+from typeless_grpc.speech.transcript import Segment, Suppressed, joined
 from typeless_grpc.streaming import events, finals
 from typeless_grpc.streaming.cadence import Cadence
 from typeless_grpc.streaming.endpoint import (
@@ -209,7 +210,7 @@ class Session:
         self._pending: dict[int, Piece] = {}  # decoded or to be, in the order of time
         self._heard: dict[int, FinalHeard | FinalLost] = {}  # waiting for those before them
         self._stabilities: dict[int, Stability] = {}  # of utterances that are not said, by piece
-        self._languages = finals.Languages()
+        self._languages = LanguageTally()
         self._speech = 0
         self._queue_s = 0.0
         self._n_decoded = 0

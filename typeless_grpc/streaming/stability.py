@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from typeless_grpc.engine.transcript import UNSPACED
+from typeless_grpc.speech.transcript import UNSPACED
 
 # A word with the space before it; where no spaces are written (Chinese, Japanese, Thai, …) each character is one.
 _TOKEN = re.compile(rf"\s*(?:[{UNSPACED}]|[^\s{UNSPACED}]+)")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from typeless_grpc.engine.interface import Script
-from typeless_grpc.engine.transcript import Segment
+from typeless_grpc.speech.transcript import Segment
 from typeless_grpc.text.edits import Edit, edited
 
 

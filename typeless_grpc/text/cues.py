@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from typeless_grpc.engine.transcript import Segment
+from typeless_grpc.speech.transcript import Segment
 
 MAX_LINE_COLUMNS = 42
 MAX_LINES = 2

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from typeless_grpc.engine.transcript import Segment, Word
+from typeless_grpc.speech.transcript import Segment, Word
 
 _TOKEN = re.compile(r"[^ \t\n\r]+")
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Recognition, Script, Task, Ticket
-from typeless_grpc.engine.transcript import OutputFormat, Segment, Transcript
+from typeless_grpc.speech.transcript import OutputFormat, Segment, Transcript
 from typeless_grpc.text.chinese import in_script
 from typeless_grpc.text.post_processing import PostProcessor
 from typeless_grpc.text.profanity import Profanity

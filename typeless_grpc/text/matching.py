@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from typeless_grpc.engine.transcript import UNSPACED
+from typeless_grpc.speech.transcript import UNSPACED
 
 # A letter, digit or combining mark of a script that has spaces between words: next to one, a word is not whole.
 _INSIDE = f"(?:(?![{UNSPACED}])[^\\W_]|[\\u0300-\\u036f])"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from typeless_grpc.engine.interface import Mode, PostProcessing
-from typeless_grpc.engine.transcript import Segment, Transcript
+from typeless_grpc.speech.transcript import Segment, Transcript
 from typeless_grpc.text import chinese, tidying
 from typeless_grpc.text.edits import Edit, edited
 from typeless_grpc.text.matching import WholeWords

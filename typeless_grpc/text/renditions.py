@@ -9,7 +9,7 @@ from typing import Any
 
 from webvtt import Caption, WebVTT
 
-from typeless_grpc.engine.transcript import OutputFormat, Rendition, Segment, Transcript
+from typeless_grpc.speech.transcript import OutputFormat, Rendition, Segment, Transcript
 from typeless_grpc.text.cues import Cue, cues
 
 

@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from typeless_grpc.engine.transcript import UNSPACED
+from typeless_grpc.speech.transcript import UNSPACED
 from typeless_grpc.text.edits import Edit
 from typeless_grpc.text.languages import SPEECH
 from typeless_grpc.text.spoken_numbers import is_number

@@ -60,8 +60,8 @@ def test_config_prints_a_settings_file_that_means_the_same(
 def test_config_says_where_each_setting_comes_from(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TYPELESS_PORT", "7000")
     told = json.loads(typeless("config", "--json").output)
-    assert told["port"] == {"value": 7000, "origin": "environment"}
-    assert told["model"] == {"value": "base", "origin": "default"}
+    assert told["port"] == {"value": 7000, "origin": "environment", "group": "server"}
+    assert told["model"] == {"value": "base", "origin": "default", "group": "engine"}
     assert set(told) == set(Settings.model_fields)
     assert "port = 7000  # environment" in typeless("config").output
 
@@ -70,15 +70,15 @@ def test_a_url_without_its_password_is_no_setting_to_take_over(tmp_path: Path, m
     monkeypatch.setenv("TYPELESS_STORAGE_URL", "s3://KEY:SECRET@store.example/calls")
     monkeypatch.setenv("TYPELESS_AUDIO_URI_PREFIXES", "file:///srv/,https://me:SECRET@a.example/")
     text = typeless("config").output
-    assert not {"storage_url", "audio_uri_prefixes"} & set(tomllib.loads(text))
-    assert '# storage_url: set, not shown as a whole: "s3://***@store.example/calls"  # environment\n' in text
+    assert not {"storage_url", "audio_uri_prefixes"} & set(tomllib.loads(text)["jobs"])
+    assert '# storage_url: set, shown without its password: "s3://***@store.example/calls"  # environment\n' in text
     assert "SECRET" not in text
 
 
 def test_config_described_says_what_each_setting_means():
     text = typeless("config", "--describe").output
     assert all(field.description in text for field in Settings.model_fields.values() if field.description)
-    assert tomllib.loads(text)["port"] == 50051
+    assert tomllib.loads(text)["server"]["port"] == 50051
 
 
 def test_wrong_settings_are_told_all_at_once_in_one_line(monkeypatch: pytest.MonkeyPatch):
@@ -107,6 +107,7 @@ def test_pulling_a_model_that_is_here_prints_its_place(data_dir: Path):
     here = a_model(data_dir / "models" / "base")
     result = typeless("models", "pull", "base")
     assert (result.exit_code, result.stdout.strip()) == (0, str(here))
+    assert "was not calibrated" in result.stderr  # it holds no weights
 
 
 def test_pulling_a_model_nobody_knows_is_an_error_of_one_line():

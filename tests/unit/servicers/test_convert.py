@@ -19,7 +19,11 @@ from typeless_grpc.engine.interface import (
     Task,
     VoiceActivityOptions,
 )
-from typeless_grpc.engine.transcript import (
+from typeless_grpc.errors import InvalidInput
+from typeless_grpc.pb.v1 import audio_pb2, transcript_pb2, transcription_pb2
+from typeless_grpc.servicers import convert
+from typeless_grpc.servicers.options import OUTPUT_FORMATS
+from typeless_grpc.speech.transcript import (
     OutputFormat,
     Rendition,
     Segment,
@@ -28,10 +32,6 @@ from typeless_grpc.engine.transcript import (
     Transcript,
     Word,
 )
-from typeless_grpc.errors import InvalidInput
-from typeless_grpc.pb.v1 import audio_pb2, transcript_pb2, transcription_pb2
-from typeless_grpc.servicers import convert
-from typeless_grpc.servicers.options import OUTPUT_FORMATS
 
 
 def options(**fields: Any) -> DecodeOptions:

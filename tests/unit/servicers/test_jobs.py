@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.contract.conftest import Stores, chunk
-from typeless_grpc.engine.transcript import Transcript
 from typeless_grpc.interceptors.status import code_of
 from typeless_grpc.pb.v1 import jobs_pb2
 from typeless_grpc.servicers import convert
 from typeless_grpc.servicers.jobs import JobsServicer
+from typeless_grpc.speech.transcript import Transcript
 from typeless_grpc.stores.sources import NoSources
 
 

@@ -26,8 +26,8 @@ from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import DecodeOptions, Lane, VoiceActivityOptions
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.engine.stream_audio import BYTES_PER_S, StreamAudio
-from typeless_grpc.engine.transcript import OutputFormat, Transcript
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, Overloaded
+from typeless_grpc.speech.transcript import OutputFormat, Transcript
 from typeless_grpc.streaming import driver, events, interims
 from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.endpoint import EndpointOptions

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from typeless_grpc.audio.vad import FRAME_SAMPLES
 from typeless_grpc.engine.interface import DecodeOptions, Recognition
-from typeless_grpc.engine.transcript import Segment, Transcript, Word
 from typeless_grpc.errors import EngineFailed, WrongState
+from typeless_grpc.speech.transcript import Segment, Transcript, Word
 from typeless_grpc.streaming import events
 from typeless_grpc.streaming.cadence import Cadence
 from typeless_grpc.streaming.endpoint import EndpointOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from typeless_grpc.engine.transcript import Segment, Transcript, Word, joined
+from typeless_grpc.speech.transcript import Segment, Transcript, Word, joined
 
 
 def segment(

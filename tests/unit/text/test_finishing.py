@@ -7,7 +7,7 @@ import pytest
 
 from typeless_grpc.engine.interface import DecodeOptions, Mode, PostProcessing, Script, Task, Ticket
 from typeless_grpc.engine.scripted import ScriptedEngine
-from typeless_grpc.engine.transcript import OutputFormat, Transcript
+from typeless_grpc.speech.transcript import OutputFormat, Transcript
 from typeless_grpc.text import profanity
 from typeless_grpc.text.finishing import FinishingEngine
 

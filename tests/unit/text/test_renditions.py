@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.harness import REPOSITORY
 from tests.unit.text.build import segment, transcript
-from typeless_grpc.engine.transcript import OutputFormat, Segment
+from typeless_grpc.speech.transcript import OutputFormat, Segment
 from typeless_grpc.text.cues import MAX_CUE_MS, MAX_LINE_COLUMNS, MAX_LINES, MIN_CUE_MS, cues
 from typeless_grpc.text.renditions import rendered
 

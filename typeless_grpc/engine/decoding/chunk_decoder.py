@@ -40,8 +40,8 @@ from typeless_grpc.engine.planning.chunk import Chunk
 SILENCE_S = 1.0
 SECOND_PASS_SILENCE_S = 6.0
 MIN_ADDED_S = 0.3
-# Longer chunks and texts have no second pass for low confidence alone: they miss less of their 30 s, and two searches on
-# one thread would take longer than faster-whisper takes for all of it.
+# Longer chunks and texts have no second pass for low confidence alone: they miss less of their 30 s, and two searches
+# on one thread would take longer than faster-whisper takes for all of it.
 SECOND_PASS_MAX_S = 8.0
 SECOND_PASS_MAX_TOKENS = 30
 # The second text may be so many tokens longer than the first.
@@ -80,9 +80,7 @@ class ChunkDecoder:
         """Decode a chunk in one pass, whatever comes of it."""
         window = context.window(chunk)
         added_s = _added_s(window, SILENCE_S)
-        request = DecodeRequest(
-            window, context.options, self._beam_size(context), added_s, context.expected_language
-        )
+        request = DecodeRequest(window, context.options, self._beam_size(context), added_s, context.expected_language)
         return await self._submitter.submit(context, request, window.audio_s + added_s)
 
     async def detect_language(self, context: DecodeContext, chunk: Chunk) -> tuple[str, float]:

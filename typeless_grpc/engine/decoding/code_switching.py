@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.decoding.chunk_decoder import ChunkDecoder
-from typeless_grpc.engine.decoding.languages import SWITCH_SPEECH_S, may_be_mixed
 from typeless_grpc.engine.decoding.requests import DecodeResult
-from typeless_grpc.engine.decoding.submission import DecodeContext, RecognizerOptions, gather
+from typeless_grpc.engine.decoding.submission import DecodeContext, RecognizerOptions
 from typeless_grpc.engine.interface import Lane
 from typeless_grpc.engine.planning.chunk import Chunk
+from typeless_grpc.engine.tasks import gather
+from typeless_grpc.speech.languages import CLEAR_SPEECH_S, seem_mixed
 
 # Utterances are separated by a pause of this length; their language is detected on their first seconds.
 PAUSE_S = 0.25
@@ -76,7 +77,7 @@ class CodeSwitchingDecoder:
         """The result of a chunk, or of its parts where its language changes."""
         result = await self._chunks.decode(context, chunk)
         is_monolingual = context.options.language is not None or context.ticket.lane is Lane.LIVE_INTERIM
-        if is_monolingual or self._options.is_full_window or not result.languages or not may_be_mixed(result.languages):
+        if is_monolingual or self._options.is_full_window or not result.languages or not seem_mixed(result.languages):
             return [(chunk, result)]
         utterances = split_at_pauses(chunk)
         if len(utterances) < 2:
@@ -127,11 +128,11 @@ def split_at_pauses(chunk: Chunk) -> list[Utterance]:
     for span in chunk.speech:
         if parts:
             pause_s = (span.start - parts[-1][-1].end) / SAMPLE_RATE_HZ
-            if pause_s < PAUSE_S or Utterance(tuple(parts[-1])).speech_s < SWITCH_SPEECH_S:
+            if pause_s < PAUSE_S or Utterance(tuple(parts[-1])).speech_s < CLEAR_SPEECH_S:
                 parts[-1].append(span)
                 continue
         parts.append([span])
-    if len(parts) > 1 and Utterance(tuple(parts[-1])).speech_s < SWITCH_SPEECH_S:
+    if len(parts) > 1 and Utterance(tuple(parts[-1])).speech_s < CLEAR_SPEECH_S:
         short = parts.pop()
         parts[-1] += short
     return [Utterance(tuple(part)) for part in parts]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
@@ -20,7 +20,7 @@ from typeless_grpc.engine.model import (
     RawSegment,
 )
 from typeless_grpc.engine.planning.chunk import Chunk
-from typeless_grpc.engine.transcript import Segment, Suppressed, SuppressionReason
+from typeless_grpc.speech.transcript import Segment, Suppressed, SuppressionReason
 
 # Least confidence of a text where the detector doubts that there is speech: docs/measurements/speech.md.
 UNLIKELY_SPEECH_CONFIDENCE = 0.85
@@ -38,10 +38,10 @@ def filter_hallucinations(result: DecodeResult, chunk: Chunk, unlikely: Sequence
     """Suppress the segments of a chunk that nobody spoke. unlikely: see `DetectedSpeech`."""
     segments = []
     suppressed = [
-        Suppressed(_in_recording(one.segment, chunk), SuppressionReason.REPETITION) for one in result.looped
+        Suppressed(one.segment.retimed(chunk.recording_s), SuppressionReason.REPETITION) for one in result.looped
     ]
     for one in result.segments:
-        segment = _in_recording(one.segment, chunk)
+        segment = one.segment.retimed(chunk.recording_s)
         reason = _reason(one, result)
         is_unconfident = segment.confidence < UNLIKELY_SPEECH_CONFIDENCE
         if not reason and is_unconfident and _is_mostly_unlikely(segment, unlikely, chunk):
@@ -79,10 +79,3 @@ def _is_mostly_unlikely(segment: Segment, unlikely: Sequence[Span], chunk: Chunk
 def _is_loop(segment: Segment) -> bool:
     """Whether a text repeats itself more often than there is time for."""
     return repeats_itself(segment.text) and is_too_fast(segment.text, segment.end_s - segment.start_s)
-
-
-def _in_recording(segment: Segment, chunk: Chunk) -> Segment:
-    """The segment with times of the recording in place of times of the window."""
-    to_s = chunk.recording_s
-    words = tuple(replace(word, start_s=to_s(word.start_s), end_s=to_s(word.end_s)) for word in segment.words)
-    return replace(segment, start_s=to_s(segment.start_s), end_s=to_s(segment.end_s), words=words)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
-from typeless_grpc.engine.decoding.languages import resolve_language, restrict_languages
 from typeless_grpc.engine.decoding.loops import may_loop, remove_loops, repeats_itself
 from typeless_grpc.engine.decoding.quality import issues_of, may_stop_early, uncovered_from
 from typeless_grpc.engine.decoding.requests import (
@@ -28,11 +27,12 @@ from typeless_grpc.engine.decoding.requests import (
 )
 from typeless_grpc.engine.decoding.segments import segments_of
 from typeless_grpc.engine.interface import DecodeOptions, Task
-from typeless_grpc.engine.model import DecodingTask, Encoded, Hypothesis, LanguageProbabilities, Model, TimedWord
+from typeless_grpc.engine.model import DecodingTask, Encoded, Hypothesis, Model, TimedWord
+from typeless_grpc.speech.languages import Languages, among, chosen
 
 # Of 293 recordings in twelve languages, Hindi has the most tokens: 14.5 a second in its own script and 9 in others;
-# English has 3. The first search ends where nearly all texts have ended, which bounds the time that a loop takes. A text
-# that is cut off there and is no loop is searched for again, with more tokens than speech of any language has.
+# English has 3. The first search ends where nearly all texts have ended, which bounds the time that a loop takes. A
+# text that is cut off there and is no loop is searched for again, with more tokens than speech of any language has.
 FIRST_TOKENS_AT_ONCE = 16
 FIRST_TOKENS_PER_S = 7.0
 MOST_TOKENS_AT_ONCE = 24
@@ -52,7 +52,7 @@ class DetectedLanguage:
 
     code: str
     probability: float
-    candidates: LanguageProbabilities = ()
+    candidates: Languages = ()
 
 
 def run(model: Model, requests: Sequence[Request], is_wanted: Sequence[IsWanted]) -> list[DecodeResult | None]:
@@ -144,8 +144,8 @@ def _language(model: Model, encoded: Encoded | None, request: Request) -> Detect
     if request.options.language:
         return DetectedLanguage(request.options.language, 1.0)
     encoded = encoded or model.encode(request.window.audio, DETECTION_SILENCE_S)
-    candidates = restrict_languages(model.detect_language(encoded), request.options.allowed_languages)
-    code, probability = resolve_language(candidates, request.expected_language, request.window.speech_s)
+    candidates = among(model.detect_language(encoded), request.options.allowed_languages)
+    code, probability = chosen(candidates, request.expected_language, request.window.speech_s)
     return DetectedLanguage(code, probability, candidates)
 
 

@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from typeless_grpc.engine.transcript import Segment, Word, joined
+from typeless_grpc.speech.transcript import Segment, Word, joined
 
 # How far apart two windows may place the same word: Whisper's word times are good to about 0.2 s inside a window, and
 # worse at its edges.

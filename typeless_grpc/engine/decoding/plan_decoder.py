@@ -15,12 +15,13 @@ from typeless_grpc.engine.decoding.submission import (
     RecognizerOptions,
     Submitter,
     WindowScheduler,
-    gather,
 )
 from typeless_grpc.engine.interface import DecodeOptions, Lane
 from typeless_grpc.engine.planning.chunk import Chunk
 from typeless_grpc.engine.planning.strategies import Plan
-from typeless_grpc.engine.transcript import joined
+from typeless_grpc.engine.tasks import gather
+from typeless_grpc.speech.languages import LanguageTally
+from typeless_grpc.speech.transcript import joined
 
 # Characters of text that a chunk is conditioned on: about the 224 tokens that Whisper uses.
 CONDITION_CHARACTERS = 1000
@@ -71,7 +72,9 @@ class PlanDecoder:
             context = replace(context, expected_language=expected)
         return results
 
-    async def _decode_in_parallel(self, contexts: Sequence[DecodeContext], chunks: Sequence[Chunk]) -> list[ChunkResults]:
+    async def _decode_in_parallel(
+        self, contexts: Sequence[DecodeContext], chunks: Sequence[Chunk]
+    ) -> list[ChunkResults]:
         slots = asyncio.Semaphore(self._options.max_parallel_chunks)
 
         async def decode(context: DecodeContext, chunk: Chunk) -> ChunkResults:
@@ -94,17 +97,13 @@ class PlanDecoder:
 
 
 def language_of(results: ChunkResults, options: DecodeOptions) -> tuple[str, float]:
-    """The language that most of the speech is in, and its probability in the longest chunk of it."""
+    """The language of most of the speech, and its probability."""
     if options.language:
         return options.language, 1.0
-    n_samples: dict[str, int] = {}
+    tally = LanguageTally()
     for chunk, result in results:
-        n_samples[result.language] = n_samples.get(result.language, 0) + chunk.n_speech_samples
-    if not n_samples:
-        return "", 0.0
-    language = max(n_samples, key=lambda code: n_samples[code])
-    in_it = [(chunk.window_s, result.language_probability) for chunk, result in results if result.language == language]
-    return language, max(in_it)[1]
+        tally.add(result.language, result.language_probability, chunk.speech_s)
+    return tally.main()
 
 
 def _flat(results: Sequence[ChunkResults]) -> ChunkResults:

@@ -16,8 +16,8 @@ from enum import Enum
 from typeless_grpc.engine.decoding.units import is_dense, units_of
 from typeless_grpc.engine.model import Hypothesis, TimedWord
 
-# More characters a second of speech than anybody can say; auctioneers reach 25. The detector misses soft ends, so half a
-# second more than it detected counts as speech.
+# More characters a second of speech than anybody can say; auctioneers reach 25. The detector misses soft ends, so half
+# a second more than it detected counts as speech.
 MAX_CHARACTERS_PER_S = 30.0
 MISSED_SPEECH_S = 0.5
 # Speech of this length has some text.

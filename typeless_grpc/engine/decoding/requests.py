@@ -14,7 +14,8 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.decoding.quality import Issue
 from typeless_grpc.engine.interface import DecodeOptions
-from typeless_grpc.engine.model import DecodingTask, LanguageProbabilities, Model, RawSegment
+from typeless_grpc.engine.model import DecodingTask, Model, RawSegment
+from typeless_grpc.speech.languages import Languages
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ class DecodeResult:
     segments: tuple[RawSegment, ...]
     language: str
     language_probability: float
-    languages: LanguageProbabilities = ()
+    languages: Languages = ()
     looped: tuple[RawSegment, ...] = ()
     issues: frozenset[Issue] = frozenset()
     uncovered_from_s: float | None = None

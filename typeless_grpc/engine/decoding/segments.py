@@ -8,7 +8,7 @@ from typeless_grpc.engine.decoding.quality import compression_ratio
 from typeless_grpc.engine.decoding.requests import Window
 from typeless_grpc.engine.decoding.sentences import SentencePolicy, sentences
 from typeless_grpc.engine.model import Hypothesis, RawSegment, TimedWord
-from typeless_grpc.engine.transcript import Segment, Word
+from typeless_grpc.speech.transcript import Segment, Word
 
 
 def segments_of(

@@ -5,10 +5,8 @@ The three decoders of this package share it: `plan_decoder.py`, `code_switching.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
 
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.costs import decode_cost
@@ -19,8 +17,6 @@ from typeless_grpc.engine.model import FULL_WINDOW_S, Model
 from typeless_grpc.engine.planning.chunk import Chunk
 from typeless_grpc.engine.planning.cuts import CutPolicy
 from typeless_grpc.engine.scheduler import Scheduler, Timing, WorkItem
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,8 +59,8 @@ def run_batch(items: Sequence[WorkItem[ModelRequest, DecodeResult]]) -> Sequence
 class DecodeContext:
     """What all windows of a call share.
 
-    timings: of the windows that ran, in the order in which they ended. expected_language: of the recording, as far as it
-    is known. has_hints: the caller gave a prompt or hotwords.
+    timings: of the windows that ran, in the order in which they ended. expected_language: of the recording, as far as
+    it is known. has_hints: the caller gave a prompt or hotwords.
     """
 
     model: Model
@@ -102,13 +98,3 @@ class Submitter:
         )
         context.timings.append(completed.timing)
         return completed.result
-
-
-async def gather(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all in parallel and return their results. The first failure cancels the others and is raised as it is."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except* Exception as errors:  # the caller needs no group of one
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -45,9 +45,9 @@ class Chunk:
         return sum(span.end - span.start for span in self.window_spans) / SAMPLE_RATE_HZ
 
     @property
-    def n_speech_samples(self) -> int:
-        """How many samples of speech it holds."""
-        return sum(span.end - span.start for span in self.speech)
+    def speech_s(self) -> float:
+        """How much speech it holds, in seconds."""
+        return sum(span.end - span.start for span in self.speech) / SAMPLE_RATE_HZ
 
     def window_audio(self, recording: Audio) -> Audio:
         """The samples of the window."""

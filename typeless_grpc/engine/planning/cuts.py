@@ -30,12 +30,12 @@ class CutPolicy:
     """The cost of chunks and the risk of cuts, in seconds of the engine; see docs/measurements/long-recordings.md.
 
     fixed_cost, cost_per_s2: of a chunk, and of the square of its length; what grows with the length is the same for
-    every plan. longest_s: of a chunk's window. longest_sequential_s: the same where chunks are decoded one after the other, and no
-    batch gains from equal lengths. short_risk: for each second that a window is shorter than shortest_s. cut_risk: of a
-    cut in a pause of 0.3 s; it falls with the length of the pause. padding_s: audio kept around speech, counted in the
-    costs. context_s: audio kept where the recording has it and the window has room, because words at the edges are
-    recognized better. pause_s: longer pauses inside a chunk are shortened to this. silence_s: a longer pause always
-    ends a chunk.
+    every plan. longest_s: of a chunk's window. longest_sequential_s: the same where chunks are decoded one after the
+    other, and no batch gains from equal lengths. short_risk: for each second that a window is shorter than shortest_s.
+    cut_risk: of a cut in a pause of 0.3 s; it falls with the length of the pause. padding_s: audio kept around speech,
+    counted in the costs. context_s: audio kept where the recording has it and the window has room, because words at the
+    edges are recognized better. pause_s: longer pauses inside a chunk are shortened to this. silence_s: a longer pause
+    always ends a chunk.
     """
 
     fixed_cost: float = FIXED_COST

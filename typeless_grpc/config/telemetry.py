@@ -1,0 +1,27 @@
+"""Settings of logs and metrics."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from typeless_grpc.config.values import Group
+
+
+class TelemetrySettings(Group):
+    """Logs and metrics."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest severity of log lines that are written."
+    )
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="Format of log lines. auto is text on a terminal and JSON otherwise."
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="TCP port for Prometheus (`GET /metrics`). Off by default; 0 takes a free port.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address that the metrics port listens on.")

@@ -1,0 +1,1 @@
+"""Values and rules that every layer shares: transcripts, and the languages that they are in."""

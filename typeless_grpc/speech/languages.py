@@ -1,0 +1,86 @@
+"""Rules about the language of speech: which one it is, whether that is clear, and which one a whole recording is in.
+
+Whisper says how probable each language is from what its encoder is given. On a few seconds that is reliable for
+languages as far apart as those that people switch between, and unreliable for a word or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Languages = Sequence[tuple[str, float]]  # Whisper's codes and their probabilities, the likeliest first
+
+# Speech shows its language clearly if there is this much of it and the language is this probable.
+CLEAR_SPEECH_S = 1.5
+CLEAR_PROBABILITY = 0.8
+# A second language this probable is worth a check. Measured with base: a few seconds of another language at the end of
+# ten have a probability of 0.02 to 0.5; in speech of one language, other languages have 0.01.
+MIXED_PROBABILITY = 0.02
+
+# Languages so close that Whisper often hesitates between them: the second is no sign of a switch.
+_CLOSE = (
+    {"es", "gl", "ca", "pt", "la", "oc"},
+    {"no", "nn", "da", "sv"},
+    {"id", "ms", "jw", "su"},
+    {"hi", "ur", "ne", "mr"},
+    {"zh", "yue"},
+    {"hr", "sr", "bs", "sl", "mk"},
+    {"cs", "sk", "pl"},
+    {"ru", "uk", "be", "bg"},
+    {"nl", "af", "de", "lb", "yi"},
+    {"fr", "br", "oc"},
+    {"it", "la"},
+)
+
+
+def among(detected: Languages, allowed: Sequence[str]) -> Languages:
+    """The probabilities if only the allowed languages are possible; unchanged if allowed is empty."""
+    if not allowed:
+        return detected
+    possible = [(language, probability) for language, probability in detected if language in allowed]
+    total = sum(probability for _, probability in possible)
+    if total <= 0:
+        return [(language, 1 / len(possible)) for language, _ in possible]
+    return [(language, probability / total) for language, probability in possible]
+
+
+def is_clear(probability: float, speech_s: float) -> bool:
+    """Whether this much speech shows its language clearly enough to expect it of what follows."""
+    return speech_s >= CLEAR_SPEECH_S and probability >= CLEAR_PROBABILITY
+
+
+def chosen(detected: Languages, expected: str, speech_s: float) -> tuple[str, float]:
+    """The language and its probability: the expected one unless another is clear. expected: "" if none is known."""
+    language, probability = detected[0]
+    if not expected or language == expected or is_clear(probability, speech_s):
+        return language, probability
+    return expected, dict(detected).get(expected, 0.0)
+
+
+def seem_mixed(detected: Languages) -> bool:
+    """Whether a second language may be spoken besides the first."""
+    (first, _), rest = detected[0], detected[1:]
+    second = next((one for one in rest if not any({first, one[0]} <= close for close in _CLOSE)), None)
+    return second is not None and second[1] >= MIXED_PROBABILITY
+
+
+class LanguageTally:
+    """The language of a whole from those of its parts."""
+
+    def __init__(self) -> None:
+        self._speech_s: dict[str, float] = {}
+        self._weighted: dict[str, float] = {}
+
+    def add(self, language: str, probability: float, speech_s: float) -> None:
+        """Count a part. language: "" if it is not known."""
+        if language:
+            weight = max(speech_s, 1e-6)  # a language that the caller gave counts where nobody speaks, too
+            self._speech_s[language] = self._speech_s.get(language, 0.0) + weight
+            self._weighted[language] = self._weighted.get(language, 0.0) + weight * probability
+
+    def main(self) -> tuple[str, float]:
+        """The language of most of the speech and its mean probability, weighted by speech; ("", 0) if there is none."""
+        if not self._speech_s:
+            return "", 0.0
+        language = max(self._speech_s, key=self._speech_s.__getitem__)
+        return language, min(1.0, self._weighted[language] / self._speech_s[language])
