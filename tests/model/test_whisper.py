@@ -20,7 +20,7 @@ from typeless_grpc.audio.decode import DecodeLimits, decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.config import Settings
-from typeless_grpc.engine import tail
+from typeless_grpc.engine import tail_files
 from typeless_grpc.engine.decoding.hallucinations import filter_hallucinations
 from typeless_grpc.engine.decoding.inference import run, warm_up
 from typeless_grpc.engine.decoding.requests import (
@@ -227,15 +227,15 @@ def test_silence_is_measured_when_a_model_is_first_loaded_and_kept(tmp_path: Pat
     copy = tmp_path / "model"
     copy.mkdir()
     for file in directory.iterdir():
-        if file.name != tail.FILE_NAME:
+        if file.name != tail_files.FILE_NAME:
             (copy / file.name).symlink_to(file)
     for _ in range(2):
         model = WhisperModel(MODEL, copy, DEVICE, n_threads=2)
         assert plain(decoded(model, request("en_short.flac"))[0]) == SHORT
         assert model.n_positions(1.0, SILENCE_S) < FULL_POSITIONS
-    kept = (copy / tail.FILE_NAME).stat().st_mtime_ns
+    kept = (copy / tail_files.FILE_NAME).stat().st_mtime_ns
     WhisperModel(MODEL, copy, DEVICE, n_threads=2)
-    assert (copy / tail.FILE_NAME).stat().st_mtime_ns == kept
+    assert (copy / tail_files.FILE_NAME).stat().st_mtime_ns == kept
 
 
 def test_without_calibrated_silence_all_of_30_s_is_encoded():
