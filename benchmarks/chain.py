@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import grpc
 
 from typeless_grpc.app.root import listen
+from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1 import server_pb2, server_pb2_grpc
@@ -64,7 +65,9 @@ async def main(n_calls: int, redis_url: str) -> None:
             rate_limit_config="1000000/second",
             redis_url=redis_url,
         )
-        listening = await stack.enter_async_context(listen(settings, ScriptedEngine()))
+        listening = await stack.enter_async_context(
+            listen(settings, engine=ScriptedEngine(), detector=LoudnessDetector())
+        )
         ports = {"without": await bare(stack), "with": listening.port}
         channels = {
             name: await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))

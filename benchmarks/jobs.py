@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -57,6 +58,7 @@ async def serve(directory: Path, settings: dict[str, object]) -> None:
     from typeless_grpc.app.memory import share_heaps
     from typeless_grpc.app.root import listen
     from typeless_grpc.audio.formats import Audio
+    from typeless_grpc.audio.vad import SileroDetector
     from typeless_grpc.config import Settings
     from typeless_grpc.engine.interface import DecodeOptions, Recognition, Ticket
     from typeless_grpc.engine.scripted import ScriptedEngine
@@ -77,7 +79,8 @@ async def serve(directory: Path, settings: dict[str, object]) -> None:
 
     told = Settings(**{"port": 0, "data_dir": directory, "rate_limit_enabled": False} | settings)  # type: ignore[arg-type]
     engine = Forgetful(lambda call: "text")
-    async with keep_jobs(told, engine) as background, listen(told, engine, background=background) as listening:
+    parts: dict[str, Any] = {"engine": engine, "detector": SileroDetector()}
+    async with keep_jobs(told, **parts) as background, listen(told, **parts, background=background) as listening:
         await listening.server.serving()
         print(listening.port, flush=True)
         await asyncio.Event().wait()

@@ -7,6 +7,7 @@ import asyncio
 import signal
 
 from typeless_grpc.app.root import listen
+from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.config import load
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.telemetry import logs
@@ -23,7 +24,8 @@ async def main() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     settings = load({"port": asked.port, "model": asked.model}).settings
     logs.configure(settings.log_level, settings.log_format)
-    async with listen(settings, ScriptedEngine(lambda _: "text")) as listening:
+    engine = ScriptedEngine(lambda _: "text")
+    async with listen(settings, engine=engine, detector=SileroDetector()) as listening:
         await listening.server.serving()
         print(f"scripted takes calls on 127.0.0.1:{listening.port}:", flush=True)
         await stop.wait()

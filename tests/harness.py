@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,8 +15,10 @@ import grpc
 import numpy as np
 
 from typeless_grpc.app.background import keep_jobs
+from typeless_grpc.app.models import finishing
 from typeless_grpc.app.root import listen
 from typeless_grpc.audio.loudness import LoudnessDetector
+from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.clock import Clock
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import Engine
@@ -74,12 +77,13 @@ async def serving(
     What is loud is speech to it (`LoudnessDetector`). clock: of its streams.
     """
     # Limits are off, since most tests are one eager caller; data is the test's own.
-    defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 5.0, "rate_limit_enabled": False}
+    defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 1.0, "rate_limit_enabled": False}
     async with AsyncExitStack() as stack:
         defaults["data_dir"] = stack.enter_context(TemporaryDirectory())
         wanted = Settings(**defaults | settings)
+        finished = stack.enter_context(finishing(wanted, engine))
         listening = await stack.enter_async_context(
-            listen(wanted, engine, more, detector=LoudnessDetector(), clock=clock)
+            listen(wanted, engine=finished, detector=LoudnessDetector(), more=more, clock=clock)
         )
         if warm:
             await listening.server.serving()
@@ -99,18 +103,24 @@ class ServedJobs(Served):
 @asynccontextmanager
 async def serving_jobs(engine: Engine, data_dir: Path, **settings: Any) -> AsyncIterator[ServedJobs]:
     """The same with jobs and uploads in data_dir; they are run in this process unless max_concurrent_jobs is 0."""
-    defaults = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 5.0, "rate_limit_enabled": False}
-    told = Settings(**defaults | {"data_dir": data_dir} | settings)
+    defaults = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 1.0, "rate_limit_enabled": False}
+    wanted = Settings(**defaults | {"data_dir": data_dir} | settings)
     known = {"", "tiny"}
-    async with (
-        keep_jobs(told, engine, known.__contains__) as background,
-        listen(told, engine, background=background) as listening,
-        grpc.aio.insecure_channel(f"127.0.0.1:{listening.port}") as channel,
-    ):
+    async with AsyncExitStack() as stack:
+        parts: dict[str, Any] = {"engine": stack.enter_context(finishing(wanted, engine)), "detector": detector()}
+        background = await stack.enter_async_context(keep_jobs(wanted, **parts, has_model=known.__contains__))
+        listening = await stack.enter_async_context(listen(wanted, **parts, background=background))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{listening.port}"))
         await listening.server.serving()
         runs = SqlRunStore(background.table, background.sources)
         store = SqlJobStore(background.table)
         yield ServedJobs(listening.server, f"127.0.0.1:{listening.port}", channel, store, runs)
+
+
+@cache
+def detector() -> SileroDetector:
+    """The voice activity model, loaded once for all tests."""
+    return SileroDetector()
 
 
 def fixture(file: str) -> dict[str, Any]:

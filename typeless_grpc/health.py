@@ -1,7 +1,7 @@
-"""What `grpc.health.v1` answers: kept up to date, and told to watchers without waiting for them.
+"""Answers `grpc.health.v1` from the health of what each service needs.
 
-The library's own servicer writes to its watchers while it holds what a change of status needs: one that does not read
-would keep everybody's checks at what was true before.
+The servicer of grpcio-health-checking writes to its watchers while it holds the lock that a status change needs, so one
+watcher that does not read would freeze the status for everyone. This one never waits for a watcher.
 """
 
 from __future__ import annotations
@@ -20,117 +20,118 @@ from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-SERVER = ""  # the name under which health checks ask for the server as a whole
+SERVER = ""  # the name that stands for the server as a whole
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-LOOK_EVERY_S = 0.5
-ASK_EVERY_S = 1.0
-ANSWER_WITHIN_S = 5.0  # longer than a busy database takes, shorter than a caller is patient
+UPDATE_EVERY_S = 0.5
+PROBE_EVERY_S = 1.0
+PROBE_TIMEOUT_S = 5.0  # longer than a busy database takes to answer, shorter than callers wait
 
 
 @dataclass(frozen=True)
-class Vital:
-    """What services cannot do without. what: for people. is_well: answers at once, without I/O.
+class HealthCheck:
+    """Tells whether something that services need is healthy.
 
-    services: their full names; SERVER among them where the server is of no use without it.
+    name: for log lines. services: the full names of those that need it, SERVER among them if the server is useless
+    without it. is_healthy: returns at once, without I/O.
     """
 
-    what: str
+    name: str
     services: frozenset[str]
-    is_well: Callable[[], bool]
+    is_healthy: Callable[[], bool]
 
 
 class Probe:
-    """Asks something that may be away, in a thread of its own: it may also never answer, and hold up nothing else."""
+    """Calls something that may be unavailable, again and again, each time in a new thread: it may never return."""
 
     def __init__(self, ask: Callable[[], None]) -> None:
-        """ask: blocks; raises where there is no answer."""
+        """ask: blocks; raises if there is no answer."""
         self._ask = ask
         self.answers = True
 
     async def run(self) -> None:
-        """Ask again and again, until cancelled."""
+        """Probe until cancelled."""
         while True:
-            asked = asyncio.get_running_loop().create_future()
-            threading.Thread(target=self._asked, args=(asked,), name="probe", daemon=True).start()
+            answer = asyncio.get_running_loop().create_future()
+            threading.Thread(target=self._run, args=(answer,), name="probe", daemon=True).start()
             try:
-                async with asyncio.timeout(ANSWER_WITHIN_S):
-                    self.answers = await asyncio.shield(asked)
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    self.answers = await asyncio.shield(answer)
             except TimeoutError:
                 self.answers = False
-                self.answers = await asked  # no second question beside one that is not answered
-            await asyncio.sleep(ASK_EVERY_S)
+                self.answers = await answer  # no second call beside one that has not returned
+            await asyncio.sleep(PROBE_EVERY_S)
 
-    def _asked(self, asked: asyncio.Future[bool]) -> None:
+    def _run(self, answer: asyncio.Future[bool]) -> None:
         try:
             self._ask()
         except Exception:
-            answer = False
+            is_good = False
         else:
-            answer = True
-        with contextlib.suppress(RuntimeError):  # nobody waits any more: the loop is closed
-            asked.get_loop().call_soon_threadsafe(_answer, asked, answer)
+            is_good = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits for the answer
+            answer.get_loop().call_soon_threadsafe(_set, answer, is_good)
 
 
-def _is_well(vital: Vital) -> bool:
-    """Whatever it fails with, the others are looked at, and this one again."""
+def _set(answer: asyncio.Future[bool], is_good: bool) -> None:
+    if not answer.done():
+        answer.set_result(is_good)
+
+
+def _is_healthy(check: HealthCheck) -> bool:
+    """Run a check. One that raises is unhealthy, and does not stop the others."""
     try:
-        return vital.is_well()
+        return check.is_healthy()
     except Exception:
-        log.exception("cannot be looked at", what=vital.what)
+        log.exception("health check failed", check=check.name)
         return False
 
 
-def _answer(asked: asyncio.Future[bool], answer: bool) -> None:
-    if not asked.done():
-        asked.set_result(answer)
-
-
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
-    """The status of each service and of the server as a whole: NOT_SERVING until `begin`, and again from `end` on."""
+    """The status of each service and of the server: NOT_SERVING before `begin` and after `end`."""
 
-    def __init__(self, services: Iterable[str], vitals: Iterable[Vital] = ()) -> None:
+    def __init__(self, services: Iterable[str], checks: Iterable[HealthCheck] = ()) -> None:
         self._names = (SERVER, *services)
-        self._vitals = tuple(vitals)
-        self._ill: set[str] = set()
-        self._is_begun = self._is_over = False
+        self._checks = tuple(checks)
+        self._unhealthy: set[str] = set()
+        self._has_begun = self._has_ended = False
         self._status: Mapping[str, int] = dict.fromkeys(self._names, NOT_SERVING)
         self._changed = asyncio.Event()
-        self._told = asyncio.Event()
-        self._behind: set[object] = set()  # watchers that have not been told of the last change yet
+        self._notified = asyncio.Event()
+        self._behind: set[object] = set()  # watchers that have not sent the last change yet
         self._watchers: set[object] = set()
 
     def begin(self) -> None:
-        """Calls are welcome, as far as all is well."""
-        self._is_begun = True
-        self.look()
+        """Report SERVING from now on, as far as the checks allow it."""
+        self._has_begun = True
+        self.update()
 
     def end(self) -> None:
-        """Calls are not welcome any more, whatever comes."""
-        self._is_over = True
-        self.look()
+        """Report NOT_SERVING from now on, for good."""
+        self._has_ended = True
+        self.update()
 
-    async def told(self) -> None:
-        """Wait until every watcher has been told of the last change."""
+    async def notified(self) -> None:
+        """Wait until every watcher has been sent the last change."""
         while self._behind:
-            self._told.clear()
-            await self._told.wait()
+            self._notified.clear()
+            await self._notified.wait()
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Update the status until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            self.look()
+            await asyncio.sleep(UPDATE_EVERY_S)
+            self.update()
 
-    def look(self) -> None:
-        """Take up how everything is, and tell those who watch."""
-        ill = {vital.what for vital in self._vitals if not _is_well(vital)}
-        for what in sorted(ill ^ self._ill):
-            log.warning("not well" if what in ill else "well again", what=what)
-        self._ill = ill
-        lost = {name for vital in self._vitals if vital.what in ill for name in vital.services}
-        can_serve = self._is_begun and not self._is_over
+    def update(self) -> None:
+        """Run all checks and wake the watchers if a status changes."""
+        unhealthy = {check.name for check in self._checks if not _is_healthy(check)}
+        for name in sorted(unhealthy ^ self._unhealthy):
+            log.warning("became unhealthy" if name in unhealthy else "is healthy again", check=name)
+        self._unhealthy = unhealthy
+        lost = {service for check in self._checks if check.name in unhealthy for service in check.services}
+        can_serve = self._has_begun and not self._has_ended
         status = {name: SERVING if can_serve and name not in lost else NOT_SERVING for name in self._names}
         if status != self._status:
             self._status = status
@@ -139,35 +140,35 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
             self._changed = asyncio.Event()
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
-        """The status of one service; NOT_FOUND where there is none of the name."""
+        """Return the status of one service; NOT_FOUND if there is none of that name."""
         status = self._status.get(request.service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "This server has no such service.")
         return health_pb2.HealthCheckResponse(status=status)
 
     async def List(self, request: health_pb2.HealthListRequest, context: Any) -> health_pb2.HealthListResponse:
-        """The status of every service."""
+        """Return the status of every service."""
         statuses = {name: health_pb2.HealthCheckResponse(status=status) for name, status in self._status.items()}
         return health_pb2.HealthListResponse(statuses=statuses)
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """The status of one service now and each time that it changes; SERVICE_UNKNOWN where there is none."""
+        """Yield the status of one service now and at each change; SERVICE_UNKNOWN if there is none of that name."""
         watcher = object()
         self._watchers.add(watcher)
-        said: int | None = None
+        sent: int | None = None
         try:
             while True:
                 changed, status = self._changed, self._status.get(request.service, UNKNOWN)
-                if status != said:
-                    said = status
+                if status != sent:
+                    sent = status
                     yield health_pb2.HealthCheckResponse(status=status)
                 if changed is self._changed:
                     self._behind.discard(watcher)
-                    self._told.set()
+                    self._notified.set()
                 await changed.wait()
         finally:
             self._watchers.discard(watcher)
             self._behind.discard(watcher)
-            self._told.set()
+            self._notified.set()

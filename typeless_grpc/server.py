@@ -1,4 +1,4 @@
-"""The life of the gRPC server: listen, say how it is, drain, stop. It is handed its services and interceptors."""
+"""The life of the gRPC server: listen, report health, drain, stop. Services and interceptors are given to it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from grpc_health.v1 import health, health_pb2_grpc
 from typeless_grpc import reflection
 from typeless_grpc.access.listening import why_unusable
 from typeless_grpc.errors import SourceUnavailable
-from typeless_grpc.health import Health, Vital
+from typeless_grpc.health import Health, HealthCheck
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-HEALTH_S = 1.0  # for telling all health watchers, a few bytes each, that this is the end
+NOTIFY_S = 1.0  # to send all health watchers a few bytes each
 HANDSHAKE_MS = 20_000  # from a connection's first byte to its first frame, TLS included
 KEEPALIVE_TIMEOUT_MS = 20_000  # for the answer to a keepalive ping
-CLEAN_UP_S = 5.0  # for calls that were cut, to put their things away before stores and threads are closed
+CLEAN_UP_S = 5.0  # for cancelled calls to clean up before stores and threads are closed
 
 
 class Service(Protocol):
@@ -32,8 +32,8 @@ class Service(Protocol):
     def register(self, server: grpc.aio.Server) -> None: ...
 
 
-class Door(Protocol):
-    """Counts the calls inside, and can be closed to new ones."""
+class Drain(Protocol):
+    """Counts running calls, and can refuse new ones; `interceptors.drain` is the real one."""
 
     def close(self) -> None:
         """Refuse every call from now on."""
@@ -44,64 +44,57 @@ class Door(Protocol):
         ...
 
     def settled(self) -> Coroutine[Any, Any, None]:
-        """Wait until no call runs, and no caller has to come back for what it left here."""
+        """Wait until no call runs and no session waits for its caller to resume it."""
         ...
 
 
 class Tls(Protocol):
-    """Knows the certificates."""
+    """Has the certificates; `tls.TlsReloader` is the real one."""
 
     def credentials(self) -> grpc.ServerCredentials: ...
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """host, port: where to listen, port 0 takes a free one. max_message_bytes: of a request.
+    """The settings of the same names, and max_connection_grace_s: how long calls may outlive an old connection."""
 
-    drain_timeout_s: how long running calls may go on once the server stops. max_calls_per_connection: more wait in
-    their client. max_connections: more are closed as they come. min_ping_interval_s: a client that pings more often,
-    three times in a row, is cut off. keepalive_s: a connection on which nothing came for so long is asked for a sign of
-    life, and closed without one. max_connection_age_s: after that, give or take a tenth, clients are told to connect
-    anew; what runs may go on for max_connection_grace_s.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 50051
-    max_message_bytes: int = 32 * 1024 * 1024
-    drain_timeout_s: float = 30.0
-    max_calls_per_connection: int = 1000
-    max_metadata_bytes: int = 16 * 1024
-    max_connections: int = 1000
-    min_ping_interval_s: float = 5.0
-    keepalive_s: float = 60.0
-    max_connection_age_s: float = 3600.0
-    max_connection_grace_s: float = 3600.0
+    host: str
+    port: int
+    max_message_bytes: int
+    drain_timeout_s: float
+    max_calls_per_connection: int
+    max_metadata_bytes: int
+    max_connections: int
+    min_ping_interval_s: float
+    keepalive_s: float
+    max_connection_age_s: float
+    max_connection_grace_s: float
 
     @property
     def largest_received_bytes(self) -> int:
-        """What gRPC itself refuses to receive: an eighth above ours, so that we refuse what is a little too large."""
+        """The limit that gRPC enforces: an eighth above ours, so that we can refuse slightly larger ones ourselves."""
         return min(self.max_message_bytes + self.max_message_bytes // 8, 2**31 - 1)
 
 
 class Server:
-    """One grpc.aio server; not serving until told so."""
+    """One grpc.aio server. It reports NOT_SERVING until `serving` is called."""
 
     def __init__(
         self,
         services: Sequence[Service],
         interceptors: Sequence[grpc.aio.ServerInterceptor],
-        door: Door,
+        drain: Drain,
         options: ServerOptions,
         tls: Tls | None = None,
-        vitals: Sequence[Vital] = (),
+        checks: Sequence[HealthCheck] = (),
     ) -> None:
-        """interceptors: outermost first, the door among them. tls: None is plain text. vitals: for health checks."""
+        """interceptors: outermost first, drain among them. tls: None for plain text."""
         self._tls = tls
         self._names = tuple(service.NAME for service in services)
-        self._door = door
+        self._drain = drain
         self._options = options
-        self._health = Health(self._names, vitals)
-        self._watching: asyncio.Task[None] | None = None
+        self._health = Health(self._names, checks)
+        self._updating: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(interceptors=list(interceptors), options=_channel_options(options))
         for service in services:
             service.register(self._server)
@@ -109,7 +102,7 @@ class Server:
         reflection.enable((*self._names, health.SERVICE_NAME), self._server)
 
     async def start(self) -> int:
-        """Listen, and return the port; health says NOT_SERVING. Raises SourceUnavailable where it cannot listen."""
+        """Listen and return the port. Raises SourceUnavailable if the address cannot be used."""
         host, port = self._options.host, self._options.port
         address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
         try:
@@ -118,7 +111,7 @@ class Server:
             else:
                 port = self._server.add_secure_port(address, self._tls.credentials())
         except RuntimeError as error:
-            # gRPC does not say why.
+            # gRPC's error does not contain the cause.
             if why := await asyncio.to_thread(why_unusable, host, port):
                 raise SourceUnavailable(f"Cannot listen on {address}: {why}.", reason="ADDRESS_UNUSABLE") from error
             raise SourceUnavailable(
@@ -129,33 +122,33 @@ class Server:
         return port
 
     async def serving(self) -> None:
-        """Tell health checks that calls are welcome, for as long as what they need is well."""
+        """Report SERVING from now on, while the health checks pass."""
         self._health.begin()
-        self._watching = self._watching or asyncio.create_task(self._health.run(), name="health")
+        self._updating = self._updating or asyncio.create_task(self._health.run(), name="health")
 
     async def stop(self) -> None:
-        """Drain: say NOT_SERVING, refuse new calls, let running ones finish in time, then cut what is left.
+        """Drain: report NOT_SERVING, refuse new calls, wait for running ones up to the drain timeout, cancel the rest.
 
-        Streams are ended by their service as the door closes; those whose call broke are waited for, too.
+        Streams are ended by their service when the drain begins. Sessions that wait to be resumed are waited for too;
+        health watches and reflection are not, because they stay open as long as their clients like.
 
-        grpc keeps listening until the running calls are done: told to stop, it would end new ones as CANCELLED, which
-        no client tries elsewhere, where the door says UNAVAILABLE. Health watches and reflection stay open as long as
-        their clients like, and are not waited for.
+        grpc itself is stopped only when running calls are done: it would end new calls as CANCELLED, which clients do
+        not retry elsewhere, while our refusal is UNAVAILABLE.
         """
-        self._door.close()
-        if self._watching is not None:
-            self._watching.cancel()
+        self._drain.close()
+        if self._updating is not None:
+            self._updating.cancel()
         self._health.end()
-        await _at_most(self._health.told(), HEALTH_S)
-        if not await _at_most(self._door.settled(), self._options.drain_timeout_s):
-            log.warning("calls cut at the end of the drain time", drain_timeout_s=self._options.drain_timeout_s)
+        await _at_most(self._health.notified(), NOTIFY_S)
+        if not await _at_most(self._drain.settled(), self._options.drain_timeout_s):
+            log.warning("drain timeout: remaining calls are cancelled", drain_timeout_s=self._options.drain_timeout_s)
         await self._server.stop(None)
-        if not await _at_most(self._door.idle(), CLEAN_UP_S):
-            log.warning("calls still running after they were cut", waited_s=CLEAN_UP_S)
+        if not await _at_most(self._drain.idle(), CLEAN_UP_S):
+            log.warning("cancelled calls still run", waited_s=CLEAN_UP_S)
 
 
 async def _at_most(work: Coroutine[Any, Any, None], seconds: float) -> bool:
-    """Whether work ended in time; it is cancelled otherwise."""
+    """Wait for work, and cancel it after the given time. Return whether it ended by itself."""
     try:
         async with asyncio.timeout(seconds):
             await work
@@ -171,19 +164,19 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         # A second server on the same port is an error, not a lottery.
         ("grpc.so_reuseport", 0),
         ("grpc.max_concurrent_streams", options.max_calls_per_connection),
-        # One limit, not a soft one above which calls are refused by chance.
+        # Both limits are equal: between them, gRPC refuses calls at random.
         ("grpc.max_metadata_size", options.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", options.max_metadata_bytes),
         ("grpc.max_allowed_incoming_connections", options.max_connections),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
-        # Peers that went away without a word are found out, also when nothing is to be sent to them.
+        # Finds peers that disappeared silently, even if there is nothing to send to them.
         ("grpc.keepalive_time_ms", _ms(options.keepalive_s)),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.http2.max_pings_without_data", 0),
-        # Old connections move to new servers; gRPC adds the jitter.
+        # Clients of old connections move to new servers; gRPC adds the jitter.
         ("grpc.max_connection_age_ms", _ms(options.max_connection_age_s)),
         ("grpc.max_connection_age_grace_ms", _ms(options.max_connection_grace_s)),
-        # Clients may ping to keep idle connections through proxies, but not hammer.
+        # Clients may ping to keep idle connections open through proxies, but not flood the server.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _ms(options.min_ping_interval_s)),
         ("grpc.http2.max_ping_strikes", 2),

@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import sqlalchemy as sa
 
 from tests.contract.conftest import Stores
 from typeless_grpc.app.background import keep_jobs
+from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import InvalidInput
@@ -160,9 +161,10 @@ def test_a_storage_that_is_changed_while_the_server_runs_is_noticed(
 
 
 async def test_a_server_does_not_start_over_files_of_another_database(tmp_path: Path):
-    async with keep_jobs(Settings(data_dir=tmp_path, max_concurrent_jobs=0), ScriptedEngine()):
+    parts: dict[str, Any] = {"engine": ScriptedEngine(), "detector": LoudnessDetector()}
+    async with keep_jobs(Settings(data_dir=tmp_path, max_concurrent_jobs=0), **parts):
         pass
     elsewhere = Settings(data_dir=tmp_path, max_concurrent_jobs=0, database_url=f"sqlite:///{tmp_path}/other.db")
     with pytest.raises(InvalidInput, match="belong to another database"):
-        async with keep_jobs(elsewhere, ScriptedEngine()):
+        async with keep_jobs(elsewhere, **parts):
             pass

@@ -14,10 +14,12 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from typeless_grpc.app.background import keep_jobs
 from typeless_grpc.app.root import listen
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
+from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import DecodeOptions, Recognition, Ticket
 from typeless_grpc.engine.scripted import ScriptedEngine
@@ -65,7 +67,11 @@ async def main(directory: Path, journal: Path, given: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     engine = JournalEngine(journal)
-    async with keep_jobs(settings, engine) as background, listen(settings, engine, background=background) as listening:
+    parts: dict[str, Any] = {"engine": engine, "detector": SileroDetector()}
+    async with (
+        keep_jobs(settings, **parts) as background,
+        listen(settings, **parts, background=background) as listening,
+    ):
         await listening.server.serving()
         print(listening.port, flush=True)  # noqa: T201
         await stop.wait()

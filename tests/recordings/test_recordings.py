@@ -6,25 +6,23 @@ import asyncio
 import logging
 from typing import Any
 
-import faster_whisper
 import jiwer
 import pytest
-from whisper_normalizer.english import EnglishTextNormalizer
 
 from tests.conftest import Recordings
-from typeless_grpc.app.models import catalog
+from tests.recordings.reference import compared, n_errors, n_words, normalized, reference_errors
 from typeless_grpc.client import AsyncClient, CallFailed, Options, RawFormat
-from typeless_grpc.config import Settings
 from typeless_grpc.pb.v1.transcript_pb2 import Transcript
 
 pytestmark = [pytest.mark.recordings, pytest.mark.model, pytest.mark.asyncio(loop_scope="session")]
 
 log = logging.getLogger(__name__)
-normalized = EnglishTextNormalizer()
 RAW = RawFormat("pcm_s16le", 16_000)
 
 
-async def heard(client: AsyncClient, recordings: Recordings, file: str, options: Options | None = None) -> Transcript:
+async def transcribed(
+    client: AsyncClient, recordings: Recordings, file: str, options: Options | None = None
+) -> Transcript:
     raw = RAW if file.endswith(".raw") else None
     answer = await client.transcribe(recordings.bytes_of(file), options, raw_format=raw, timeout_s=120)
     return answer.transcript
@@ -33,7 +31,7 @@ async def heard(client: AsyncClient, recordings: Recordings, file: str, options:
 async def test_every_container_is_transcribed(recordings: Recordings, tiny_en: AsyncClient):
     wrong: dict[str, str] = {}
     for row in recordings.rows("container"):
-        transcript = await heard(tiny_en, recordings, row["file"], Options(language="en"))
+        transcript = await transcribed(tiny_en, recordings, row["file"], Options(language="en"))
         length_s = transcript.audio_duration.ToTimedelta().total_seconds()
         # The manifest guesses the length of some files from their bit rate.
         if abs(length_s - row["duration_s"]) > max(0.5, 0.1 * row["duration_s"]):
@@ -55,7 +53,7 @@ async def test_every_malformed_recording_is_refused_clearly_or_transcribed_hones
     wrong: dict[str, str] = {}
     for row in recordings.rows("malformed"):
         try:
-            transcript = await heard(tiny_en, recordings, row["file"])
+            transcript = await transcribed(tiny_en, recordings, row["file"])
         except CallFailed as failed:
             if failed.code.name != "INVALID_ARGUMENT" or failed.reason not in REASONS or not failed.fields:
                 wrong[row["file"]] = str(failed)
@@ -70,31 +68,22 @@ async def test_every_malformed_recording_is_refused_clearly_or_transcribed_hones
 async def test_nothing_is_made_up_where_nobody_speaks(recordings: Recordings, base: AsyncClient):
     invented: dict[str, str] = {}
     for row in recordings.rows("nonspeech"):
-        transcript = await heard(base, recordings, row["file"])
+        transcript = await transcribed(base, recordings, row["file"])
         if len(transcript.text.split()) >= 3:
             invented[row["file"]] = transcript.text
     assert invented == {}
 
 
-def compared(recordings: Recordings) -> list[dict[str, Any]]:
-    """All of the corpus: over fewer, half a point is a few words, and says nothing."""
-    return [row for row in recordings.rows("speech") if (row["language"], row["ref_quality"]) == ("en", "corpus")]
-
-
 @pytest.mark.timeout(900)
 async def test_the_error_rate_is_that_of_faster_whisper(recordings: Recordings, tiny_en: AsyncClient):
-    rows = compared(recordings)
-    settings = Settings()
-    directory = catalog(settings).find("tiny.en")
-    model = faster_whisper.WhisperModel(str(directory), device="cpu", compute_type="int8")
+    rows, n_at_once = compared(recordings), asyncio.Semaphore(8)
 
-    def theirs(file: str) -> str:
-        segments, _ = model.transcribe(str(recordings.folder / file), language="en", beam_size=settings.beam_size)
-        return " ".join(segment.text for segment in segments)
+    async def errors_of(row: dict[str, Any]) -> int:
+        async with n_at_once:
+            transcript = await transcribed(tiny_en, recordings, row["file"], Options(language="en"))
+        return n_errors(row["reference"], transcript.text)
 
-    said = [normalized(row["reference"]) for row in rows]
-    ours = [normalized((await heard(tiny_en, recordings, row["file"], Options(language="en"))).text) for row in rows]
-    reference = [normalized(await asyncio.to_thread(theirs, row["file"])) for row in rows]
-    our_rate, their_rate = jiwer.wer(said, ours), jiwer.wer(said, reference)
+    ours, theirs = sum(await asyncio.gather(*map(errors_of, rows))), reference_errors(recordings, rows)
+    our_rate, their_rate = ours / n_words(rows), theirs / n_words(rows)
     log.info("WER over %d utterances: %.2f %%, faster-whisper %.2f %%", len(rows), 100 * our_rate, 100 * their_rate)
     assert our_rate <= their_rate + 0.005

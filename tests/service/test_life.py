@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from tests.harness import Served, request, serving, serving_jobs
 from tests.service.test_transcribe import refused
 from typeless_grpc.app.root import listen
+from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import SourceUnavailable
@@ -210,7 +211,7 @@ async def test_a_port_in_use_is_an_error_that_says_so():
     async with serving(ScriptedEngine()) as served:
         port = int(served.target.rpartition(":")[2])
         with pytest.raises(SourceUnavailable, match=f"Cannot listen on 127.0.0.1:{port}") as caught:
-            async with listen(Settings(port=port), ScriptedEngine()):
+            async with listen(Settings(port=port), engine=ScriptedEngine(), detector=LoudnessDetector()):
                 pass
     assert caught.value.reason == "ADDRESS_IN_USE"
 
@@ -229,7 +230,7 @@ async def test_a_port_in_use_is_an_error_that_says_so():
 async def test_an_address_that_this_machine_lacks_is_no_other_server(what: str, host: str, why: str):
     settings: dict[str, Any] = {"port": 0, "metrics_port": 0} | {what: host}
     with pytest.raises(SourceUnavailable, match=why) as caught:
-        async with listen(Settings(**settings), ScriptedEngine()):
+        async with listen(Settings(**settings), engine=ScriptedEngine(), detector=LoudnessDetector()):
             pass
     assert caught.value.reason == "ADDRESS_UNUSABLE"
 
@@ -239,5 +240,5 @@ async def test_an_ipv6_address_needs_no_brackets():
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("no IPv6 on this machine")
-    async with listen(Settings(host="::1", port=0), ScriptedEngine()) as listening:
+    async with listen(Settings(host="::1", port=0), engine=ScriptedEngine(), detector=LoudnessDetector()) as listening:
         assert listening.port

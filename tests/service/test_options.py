@@ -63,10 +63,9 @@ def streaming(mode: transcription_pb2.StreamMode.ValueType) -> Way:
             ),
             transcription_pb2.StreamTranscribeRequest(audio=content),
         ]
-        async for response in served.transcription.StreamTranscribe(iter(requests), timeout=30):
-            if response.HasField("completed"):
-                return response.completed.transcript
-        raise AssertionError("the stream did not complete")
+        responses = [one async for one in served.transcription.StreamTranscribe(iter(requests), timeout=30)]
+        assert responses[-1].HasField("completed")
+        return responses[-1].completed.transcript
 
     return stream
 

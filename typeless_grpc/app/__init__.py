@@ -1,5 +1,5 @@
-"""The composition root: settings in, a server out. The only package that names concrete classes.
+"""The composition root: turns settings into a running server. The only package that names concrete classes.
 
-`starting.py` is the product, `root.py` the server around an engine; each of the others wires one part of it. Nothing is
-imported here, because what a server needs is imported while its model loads: see `starting.py`.
+`starting.py` builds the product, `root.py` the server around an engine; each of the other modules wires one part of it.
+This module imports nothing, because the rest of the program is imported while the model loads: see `starting.py`.
 """

@@ -1,13 +1,12 @@
-"""Who may call, and how much: keys, tokens, quotas."""
+"""Keys, tokens and quotas: who may call, and how much."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from typeless_grpc.access.address import networks
@@ -20,11 +19,11 @@ from typeless_grpc.access.rate_limit import BucketStore, Limiter
 from typeless_grpc.access.registry import Registry, RegistryOptions
 from typeless_grpc.access.store import AccessStore
 from typeless_grpc.access.tokens import SigningKeys, TokenOptions, TokenVerifier, jwks
-from typeless_grpc.app.tasks import ended
+from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import Settings
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
-from typeless_grpc.health import Vital
+from typeless_grpc.health import HealthCheck
 from typeless_grpc.interceptors.auth import AuthInterceptor
 from typeless_grpc.interceptors.rate_limit import RateLimitInterceptor
 from typeless_grpc.interceptors.seam import Interceptor
@@ -37,86 +36,97 @@ from typeless_grpc.telemetry.reachability import Freshness, Reachability
 
 log = get_logger(__name__)
 
-# Without an answer of their store for so long, keys may be good that no longer should be: that is an error.
+# After so long without an answer of the key store, revoked keys may still be accepted: that is logged as an error.
 KEYS_STALE_S = 60.0
 JWKS_TIMEOUT_S = 5.0  # for the identity provider to send its keys, a few kilobytes
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may call, and how much. interceptors: those that see to it, in order. vitals: what changing keys needs."""
+    """Who may call, and how much. interceptors: enforce it, in order. checks: the health of the key store."""
 
     registry: Registry
     rules: Rules
     interceptors: Sequence[Interceptor]
-    vitals: Sequence[Vital] = ()
+    checks: Sequence[HealthCheck] = ()
 
 
 @asynccontextmanager
 async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Access]:
-    """Keys, tokens and limits as the settings want them."""
+    """Open keys, tokens and limits."""
     async with AsyncExitStack() as stack:
-        clock = SystemClock()
-        known = rules(settings.open_services)
+        clock, known = SystemClock(), rules(settings.open_services)
         quotas = Quotas(limits(settings), anonymous_percent=_anonymous_percent(settings))
-        # While keys are off nobody can change anything, and there is nothing to keep.
-        registry = _registry(settings, MemoryAccessStore(), quotas)
+        checks: list[HealthCheck] = []
+        tokens: TokenVerifier | None = None
         if settings.auth_enabled:
             registry = await stack.enter_async_context(open_registry(settings, quotas))
-        tokens = None
-        vitals: list[Vital] = []
-        if settings.auth_enabled:
-            await registry.load(settings_keys(settings))
-            stack.push_async_callback(_flush, registry)
-            reached = Reachability("store of keys", metrics.key_store_up)
-            fresh = Freshness(
-                "keys and limits have not been read: keys that were revoked since are still good here",
-                metrics.keys_read,
-                KEYS_STALE_S,
-            )
-            fresh.report(True)  # they have just been loaded
-
-            def report(answers: bool) -> None:
-                reached.report(answers)
-                fresh.report(answers)
-
-            following = asyncio.create_task(registry.follow(report))
-            stack.push_async_callback(ended, following)
-            is_reached = functools.partial(_is_reached, reached, following)
-            vitals.append(Vital("store of keys", frozenset({AdminServicer.NAME}), is_reached))
+            checks.append(await stack.enter_async_context(_followed(registry, settings, metrics)))
             if settings.jwt_issuer:
-                threads = stack.enter_context(ThreadPoolExecutor(1, "token-keys"))
-                provider = Reachability("identity provider's keys", metrics.token_keys_up)
-                tokens = _tokens(settings, threads, clock, provider.report)
-        wrong_keys = Quota.parse(settings.rate_limit_wrong_keys) if settings.rate_limit_enabled else None
-        failures = Failures(MemoryBuckets(settings.rate_limit_max_buckets), wrong_keys, clock)
-        gate = Gate(registry if settings.auth_enabled else None, tokens, failures, is_required=settings.require_auth)
-        ring = registry.ring if settings.auth_enabled else None
+                tokens = stack.enter_context(_tokens(settings, clock, metrics))
+        else:  # nobody can change keys or limits, and there is nothing to store
+            registry = _registry(settings, MemoryAccessStore(), quotas)
+        gate = Gate(
+            registry=registry if settings.auth_enabled else None,
+            tokens=tokens,
+            failures=Failures(
+                buckets=MemoryBuckets(settings.rate_limit_max_buckets),
+                quota=Quota.parse(settings.rate_limit_wrong_keys) if settings.rate_limit_enabled else None,
+                clock=clock,
+            ),
+            is_required=settings.require_auth,
+        )
         interceptors: list[Interceptor] = [
-            AuthInterceptor(gate, ring, known, networks(settings.trusted_proxies), metrics)
+            AuthInterceptor(
+                gate=gate,
+                ring=registry.ring if settings.auth_enabled else None,
+                rules=known,
+                trusted_proxies=networks(settings.trusted_proxies),
+                metrics=metrics,
+            )
         ]
         if settings.rate_limit_enabled:
             buckets = await stack.enter_async_context(_buckets(settings, clock, metrics))
-            limiter = Limiter(quotas, buckets, long_audio_s=settings.long_audio_s)
-            interceptors.append(RateLimitInterceptor(limiter, known, metrics))
-        yield Access(registry, known, interceptors, vitals)
+            limiter = Limiter(quotas=quotas, buckets=buckets, long_audio_s=settings.long_audio_s)
+            interceptors.append(RateLimitInterceptor(limiter=limiter, rules=known, metrics=metrics))
+        yield Access(registry=registry, rules=known, interceptors=interceptors, checks=checks)
 
 
-def _is_reached(reached: Reachability, following: asyncio.Task[None]) -> bool:
-    return reached.answers and not following.done()
+@asynccontextmanager
+async def _followed(registry: Registry, settings: Settings, metrics: Metrics) -> AsyncIterator[HealthCheck]:
+    """Load the keys, then follow what other servers change. The check is of the key store."""
+    await registry.load(settings_keys(settings))
+    store = Reachability("key store", metrics.key_store_up)
+    age = Freshness(
+        "keys and limits cannot be read: keys that were revoked since are still accepted here",
+        metrics.keys_read,
+        KEYS_STALE_S,
+    )
+    age.report(True)  # they have just been loaded
+
+    def report(answers: bool) -> None:
+        store.report(answers)
+        age.report(answers)
+
+    following = asyncio.create_task(registry.follow(report))
+    try:
+        yield HealthCheck("key store", frozenset({AdminServicer.NAME}), lambda: store.answers and not following.done())
+    finally:
+        await cancelled(following)
+        await _flush(registry)
 
 
 async def _flush(registry: Registry) -> None:
-    """Write down when keys were last used, if that can be done: nothing depends on it."""
+    """Store when keys were last used. If that fails, nothing depends on it."""
     try:
         await registry.flush()
     except SourceUnavailable:
-        log.warning("when keys were last used is not written down: their store does not answer")
+        log.warning("the key store is unavailable: when keys were last used is not stored")
 
 
 @asynccontextmanager
 async def open_registry(settings: Settings, quotas: Quotas | None = None) -> AsyncIterator[Registry]:
-    """Keys and limits with the store that the settings name. Raises SourceUnavailable if it cannot be reached."""
+    """Open keys and limits in the database of the settings. Raises SourceUnavailable if it cannot be reached."""
     from typeless_grpc.stores import sql_access
 
     url = settings.database_url.get_secret_value()
@@ -133,7 +143,8 @@ async def open_registry(settings: Settings, quotas: Quotas | None = None) -> Asy
 
 def _registry(settings: Settings, store: AccessStore, quotas: Quotas) -> Registry:
     ring = KeyRing({key.digest: key.role for key in settings_keys(settings)})
-    return Registry(store, ring, quotas, RegistryOptions(settings.max_api_keys, settings.key_refresh_s))
+    options = RegistryOptions(max_keys=settings.max_api_keys, refresh_s=settings.key_refresh_s)
+    return Registry(store=store, ring=ring, quotas=quotas, options=options)
 
 
 @asynccontextmanager
@@ -145,22 +156,22 @@ async def _buckets(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncI
     try:
         shared = RedisBuckets(url, timeout_s=settings.redis_timeout_s)
     except ValueError as error:  # its text could repeat a part of the password
-        raise InvalidInput("redis_url", "is no URL of a Redis", reason="CONFIG_INVALID") from error
+        raise InvalidInput("redis_url", "is not the URL of a Redis", reason="CONFIG_INVALID") from error
     try:
         fallback = local if settings.redis_fallback == "local" else RefusingBuckets()
-        yield FallbackBuckets(shared, fallback, clock, metrics)
+        yield FallbackBuckets(shared=shared, local=fallback, clock=clock, metrics=metrics)
     finally:
         await shared.close()
 
 
 def settings_keys(settings: Settings) -> list[ApiKey]:
-    """The keys that stand in the settings."""
+    """Return the keys of the settings."""
     roles = ((settings.api_keys, Role.USER), (settings.admin_keys, Role.ADMIN))
     return [settings_key(secret.get_secret_value(), role, time.time()) for secrets, role in roles for secret in secrets]
 
 
 def limits(settings: Settings) -> list[Limit]:
-    """The limits that stand in the settings."""
+    """Return the limits of the settings."""
     calls = {group: Quota.parse(getattr(settings, f"rate_limit_{group.value}")) for group in Group}
     found = [Limit(group, Unit.CALLS, quota) for group, quota in calls.items() if quota is not None]
     if (audio := Quota.parse(settings.rate_limit_audio)) is not None:
@@ -173,20 +184,32 @@ def limits(settings: Settings) -> list[Limit]:
 
 
 def _anonymous_percent(settings: Settings) -> int:
-    """Where keys are off, nobody has one, and the limits are meant for everyone."""
+    """Return callers' part of each limit without a key; all of it while keys are disabled and nobody has one."""
     return settings.rate_limit_anonymous_percent if settings.auth_enabled else 100
 
 
-def _tokens(
-    settings: Settings, threads: ThreadPoolExecutor, clock: Clock, report: Callable[[bool], None]
-) -> TokenVerifier:
-    options = TokenOptions(
-        settings.jwt_issuer,
-        settings.jwt_audience,
-        settings.jwt_algorithms,
-        settings.jwt_roles_claim,
-        settings.jwt_user_role,
-        settings.jwt_admin_role,
+@contextmanager
+def _tokens(settings: Settings, clock: Clock, metrics: Metrics) -> Iterator[TokenVerifier]:
+    """Verify tokens with the identity provider's keys."""
+    options = token_options(settings)
+    with ThreadPoolExecutor(1, "token-keys") as threads:
+        keys = SigningKeys(
+            fetch=jwks(settings.jwt_jwks_url, timeout_s=JWKS_TIMEOUT_S),
+            threads=threads,
+            clock=clock,
+            options=options,
+            report=Reachability("identity provider's keys", metrics.token_keys_up).report,
+        )
+        yield TokenVerifier(keys=keys, options=options)
+
+
+def token_options(settings: Settings) -> TokenOptions:
+    """Return the tokens' part of the settings."""
+    return TokenOptions(
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        algorithms=settings.jwt_algorithms,
+        roles_claim=settings.jwt_roles_claim,
+        user_role=settings.jwt_user_role,
+        admin_role=settings.jwt_admin_role,
     )
-    fetch = jwks(settings.jwt_jwks_url, timeout_s=JWKS_TIMEOUT_S)
-    return TokenVerifier(SigningKeys(fetch, threads, clock, options, report), options)

@@ -1,4 +1,4 @@
-"""Jobs and uploads: kept where the settings say, and run here unless they say otherwise."""
+"""Jobs and uploads: opens their stores, and runs jobs in this process unless the settings leave that to workers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from typeless_grpc.app.models import finishing
-from typeless_grpc.app.tasks import ended
-from typeless_grpc.audio.vad import SileroDetector
+from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import Engine
-from typeless_grpc.health import Probe, Vital
+from typeless_grpc.health import HealthCheck, Probe
 from typeless_grpc.interceptors.status import code_of
 from typeless_grpc.jobs.job import RetryPolicy
-from typeless_grpc.jobs.store import RunStore
 from typeless_grpc.jobs.worker import Worker, WorkerOptions
 from typeless_grpc.server import Service
 from typeless_grpc.servicers.jobs import JobsServicer
@@ -35,154 +33,181 @@ from typeless_grpc.stores.upkeep import JobUpkeep
 from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
 from typeless_grpc.telemetry.context import CallThreads
 
-# Calls of the database and of the storage at the same time; each takes milliseconds.
-STORE_THREADS = 8
-# Recordings fetched from other machines at the same time; a slow one holds up nothing but those behind it.
-FETCH_THREADS = 16
+STORE_THREADS = 8  # for calls of the database and of the storage; each takes milliseconds
+FETCH_THREADS = 16  # for recordings fetched from other machines; a slow one delays only those queued behind it
+HASH_THREADS = 2  # for the SHA-256 of whole uploads; only uploads wait for them
 STORED = frozenset({JobsServicer.NAME, UploadServicer.NAME})
-# Whole uploads read at the same time for their SHA-256; those behind wait, and nobody else does.
-HASH_THREADS = 2
 
 
 @dataclass(frozen=True)
 class Background:
-    """Jobs and uploads: their services, where audio can be fetched from, and where the jobs are filed.
+    """Jobs and uploads.
 
-    vitals: what the services need.
+    services: their servicers. sources: where audio may be fetched from; fetching: the threads for that. table: where
+    jobs are stored. checks: the health of what the services need.
     """
 
     services: Sequence[Service]
     sources: CheckedSources
     table: JobTable
     fetching: Executor
-    vitals: Sequence[Vital] = ()
+    checks: Sequence[HealthCheck] = ()
 
 
 @asynccontextmanager
 async def keep_jobs(
     settings: Settings,
-    engine: Engine,
-    has_model: Callable[[str], bool] = lambda name: True,
     *,
+    engine: Engine,
+    detector: VoiceActivityDetector,
+    has_model: Callable[[str], bool] = lambda name: True,
     is_ready: asyncio.Event | None = None,
 ) -> AsyncIterator[Background]:
-    """Jobs and uploads, kept where the settings say, and run in this process unless they say otherwise.
+    """Open the stores of jobs and uploads, and run jobs in this process unless max_concurrent_jobs is 0.
 
-    has_model: whether jobs may name a model; blocks. is_ready: set when the engine is; jobs begin to run then.
+    has_model: whether jobs may name a model; blocks. is_ready: set when the engine is ready; jobs wait for it.
     """
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(CallThreads(STORE_THREADS, "stores"))
         fetching = stack.enter_context(CallThreads(FETCH_THREADS, "fetching"))
         hashing = stack.enter_context(CallThreads(HASH_THREADS, "hashing"))
-        (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # what callers said is private
+        (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # transcripts are private
         database = Database(database_url(settings))
         stack.callback(database.close)
         await asyncio.to_thread(database.create_tables)
-        place = settings.storage_url or str(settings.data_dir / "jobs" / "files")
-        files = Files(place, settings.min_free_disk_percent)
-        identity = StoreIdentity(database, files)
-        await asyncio.to_thread(identity.settle)
-        uploads = SqlUploadStore(database, files, upload_options(settings))
-        sources = CheckedSources(
-            uploads,
-            SourceOptions(
-                settings.audio_uri_prefixes,
-                settings.max_upload_bytes,
-                settings.audio_uri_timeout_s,
-                min_free_percent=settings.min_free_disk_percent,
-            ),
+        files = Files(
+            url=settings.storage_url or str(settings.data_dir / "jobs" / "files"),
+            min_free_percent=settings.min_free_disk_percent,
         )
+        identity = StoreIdentity(database=database, files=files)
+        await asyncio.to_thread(identity.settle)
+        uploads = SqlUploadStore(database=database, files=files, options=upload_options(settings))
+        sources = CheckedSources(uploads=uploads, options=source_options(settings))
         queue = DbosQueue(database)
         stack.callback(queue.close)
-        table = JobTable(database, files, queue, job_store_options(settings))
-        store, upkeep = SqlJobStore(table), JobUpkeep(table)
-        probe = Probe(database.probe)
-        probing = asyncio.create_task(probe.run())
-        stack.push_async_callback(ended, probing)
-        vitals = [Vital("database of jobs", STORED, lambda: probe.answers and not probing.done())]
+        table = JobTable(database=database, files=files, queue=queue, options=job_store_options(settings))
+        upkeep = JobUpkeep(table)
+        checks = [await stack.enter_async_context(_checked(database))]
         if settings.max_concurrent_jobs:
-            runs, whole = SqlRunStore(table, sources), stack.enter_context(finishing(settings, engine))
-            is_alive = await stack.enter_async_context(_running(settings, database, runs, upkeep, whole, is_ready))
-            vitals.append(Vital("worker of jobs", frozenset({JobsServicer.NAME}), is_alive))
-        janitor = Janitor(upkeep, uploads, may_sweep=identity.is_settled)
+            worker = Worker(
+                worker_id=new_worker_id(),
+                store=SqlRunStore(table=table, sources=sources),
+                engine=engine,
+                loop=asyncio.get_running_loop(),
+                detector=detector,
+                options=worker_options(settings),
+            )
+            runner = DbosWorker(
+                database=database, upkeep=upkeep, worker=worker, options=dbos_worker_options(settings, database)
+            )
+            checks.append(await stack.enter_async_context(_running(runner, is_ready)))
+        janitor = Janitor(jobs=upkeep, uploads=uploads, may_sweep=identity.is_settled)
         janitor.start()
         stack.push_async_callback(asyncio.to_thread, janitor.stop)
-        jobs = JobsServicer(store, uploads, sources, executor, fetching, has_model=has_model, code_of=code_of)
+        jobs = JobsServicer(
+            store=SqlJobStore(table),
+            uploads=uploads,
+            sources=sources,
+            executor=executor,
+            fetching=fetching,
+            has_model=has_model,
+            code_of=code_of,
+        )
         stack.push_async_callback(jobs.close)
-        yield Background([jobs, UploadServicer(uploads, executor, hashing)], sources, table, fetching, vitals)
+        yield Background(
+            services=[jobs, UploadServicer(store=uploads, executor=executor, hashing=hashing)],
+            sources=sources,
+            table=table,
+            fetching=fetching,
+            checks=checks,
+        )
 
 
 @asynccontextmanager
-async def _running(
-    settings: Settings,
-    database: Database,
-    runs: RunStore,
-    upkeep: JobUpkeep,
-    engine: Engine,
-    is_ready: asyncio.Event | None,
-) -> AsyncIterator[Callable[[], bool]]:
-    """A worker in this process, and whether it lives.
+async def _checked(database: Database) -> AsyncIterator[HealthCheck]:
+    """Probe the database until the end."""
+    probe = Probe(database.probe)
+    probing = asyncio.create_task(probe.run())
+    try:
+        yield HealthCheck("database of jobs", STORED, lambda: probe.answers and not probing.done())
+    finally:
+        await cancelled(probing)
 
-    It starts in the background, and again until it succeeds: calls do not wait for it.
-    """
-    loop = asyncio.get_running_loop()
-    worker = Worker(new_worker_id(), runs, engine, loop, SileroDetector(), worker_options(settings))
-    runner = DbosWorker(database, upkeep, worker, dbos_worker_options(settings, database))
+
+@asynccontextmanager
+async def _running(runner: DbosWorker, is_ready: asyncio.Event | None) -> AsyncIterator[HealthCheck]:
+    """Start a worker in the background, which retries until it succeeds; calls do not wait for it."""
 
     async def start() -> None:
         if is_ready is not None:  # DBOS takes seconds of a core to import, which the model's loading needs
             await is_ready.wait()
         await asyncio.to_thread(runner.start)
 
+    def is_alive() -> bool:
+        return runner.is_alive and not (starting.done() and starting.exception() is not None)
+
     starting = asyncio.create_task(start())
     try:
-        yield lambda: runner.is_alive and not (starting.done() and starting.exception() is not None)
+        yield HealthCheck("worker of jobs", frozenset({JobsServicer.NAME}), is_alive)
     finally:
         if is_ready is not None and not is_ready.is_set():
-            await ended(starting)  # `runner` was never told to start, and has nothing to stop
+            await cancelled(starting)  # `runner` was never started
         else:
             await asyncio.to_thread(runner.stop)
             await starting
 
 
 def database_url(settings: Settings) -> str:
-    """The database as set, else a file in the data directory."""
+    """Return the database's URL; the default is a file in the data directory."""
     return settings.database_url.get_secret_value() or sqlite_url(settings.data_dir / "jobs" / "jobs.db")
 
 
+def source_options(settings: Settings) -> SourceOptions:
+    """Return the part of the settings that says what audio may be fetched."""
+    return SourceOptions(
+        prefixes=settings.audio_uri_prefixes,
+        max_bytes=settings.max_upload_bytes,
+        timeout_s=settings.audio_uri_timeout_s,
+        min_free_percent=settings.min_free_disk_percent,
+    )
+
+
 def upload_options(settings: Settings) -> UploadOptions:
-    """The upload store's part of the settings."""
+    """Return the upload store's part of the settings."""
     return UploadOptions(
-        settings.max_upload_bytes,
-        settings.upload_ttl,
-        settings.max_unfinished_uploads,
-        settings.max_upload_bytes_per_caller,
-        settings.keep_job_audio,
+        max_bytes=settings.max_upload_bytes,
+        ttl_s=settings.upload_ttl,
+        max_unfinished=settings.max_unfinished_uploads,
+        max_owner_bytes=settings.max_upload_bytes_per_caller,
+        keep_job_audio=settings.keep_job_audio,
     )
 
 
 def job_store_options(settings: Settings) -> JobStoreOptions:
-    """The job store's part of the settings."""
+    """Return the job store's part of the settings."""
     return JobStoreOptions(
-        settings.job_ttl,
-        settings.max_pending_jobs,
-        settings.worker_timeout_s,
-        settings.max_upload_bytes_per_caller,
-        settings.keep_job_audio,
+        ttl_s=settings.job_ttl,
+        max_pending=settings.max_pending_jobs,
+        worker_timeout_s=settings.worker_timeout_s,
+        max_owner_bytes=settings.max_upload_bytes_per_caller,
+        keep_audio=settings.keep_job_audio,
     )
 
 
 def worker_options(settings: Settings) -> WorkerOptions:
-    """A worker's part of the settings."""
-    retries = RetryPolicy(settings.job_max_attempts, settings.job_retry_delay_s)
-    return WorkerOptions(settings.max_job_audio_s, settings.job_chunk_s, retries)
+    """Return a worker's part of the settings."""
+    return WorkerOptions(
+        max_audio_s=settings.max_job_audio_s,
+        shortest_chunk_s=settings.job_chunk_s,
+        retries=RetryPolicy(max_attempts=settings.job_max_attempts, first_delay_s=settings.job_retry_delay_s),
+    )
 
 
 def dbos_worker_options(settings: Settings, database: Database) -> DbosWorkerOptions:
-    """The part of the settings that what drives a worker needs."""
+    """Return the part of the settings that DBOS needs to drive a worker."""
     return DbosWorkerOptions(
-        settings.max_concurrent_jobs,
-        settings.job_poll_s or (0.05 if database.is_sqlite else 0.25),
-        settings.worker_timeout_s,
-        settings.data_dir / "jobs" / "workers",
+        max_jobs=settings.max_concurrent_jobs,
+        poll_s=settings.job_poll_s or (0.05 if database.is_sqlite else 0.25),
+        worker_timeout_s=settings.worker_timeout_s,
+        locks=settings.data_dir / "jobs" / "workers",
     )

@@ -32,15 +32,15 @@ from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.text import profanity
 from typeless_grpc.text.finishing import FinishingEngine
 
-LOADS_SIDE_BY_SIDE = 1  # each takes a core and twice the model's memory, and anybody may ask for one
+PARALLEL_LOADS = 1  # each takes a core and twice the model's memory, and any caller may cause one
 # On a CPU, as in CTranslate2: more threads for one inference gain little.
-MOST_CPU_THREADS = 4
-MOST_CPU_WORKERS = 8
-FINISHED_SIDE_BY_SIDE = 2  # transcripts whose text is worked on; Python does it, so more would only wait for each other
+MAX_CPU_THREADS = 4
+MAX_CPU_WORKERS = 8
+FINISHING_THREADS = 2  # for the text of transcripts: pure Python, so more threads would only wait for each other
 
 
 def catalog(settings: Settings) -> Catalog:
-    """The catalogue of models these settings describe; a default model given as a path is in it by that path."""
+    """Return the catalogue of models. A default model that is given as a path is in it under that path."""
     directories = dict(settings.model_dirs)
     if is_path(settings.model):
         directories[settings.model] = Path(settings.model).expanduser()
@@ -54,13 +54,15 @@ def is_path(model: str) -> bool:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """The engine, and what it is made of.
+    """The engine and its parts.
 
-    model: the default one. n_workers: batches side by side; n_threads: of each, on a CPU.
+    model: the default model's name. engine: as callers use it. detector: the one voice activity detector of this
+    process. n_workers: batches in parallel; n_threads: CPU threads of each.
     """
 
     model: str
-    recognizer: Recognizer
+    engine: Engine
+    detector: SileroDetector
     models: ModelPool[Model]
     known: Catalog
     device: Device
@@ -68,11 +70,11 @@ class BuiltEngine:
     n_threads: int
 
     def has_model(self, name: str) -> bool:
-        """Whether jobs can name this model."""
+        """Whether jobs may name this model."""
         return self.models.may_load(name) and self.known.find(name) is not None
 
     async def warm(self) -> None:
-        """Load the default model and run it once. Raises EngineFailed where it cannot be loaded."""
+        """Load the default model and run it once. Raises EngineFailed if it cannot be loaded."""
         model = await self.models.load(self.model)
         await asyncio.to_thread(warm_up, model)
 
@@ -103,21 +105,17 @@ def _loader(settings: Settings, device: Device, n_workers: int, n_threads: int) 
 
 @asynccontextmanager
 async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
-    """The engine over real models. Raises SourceUnavailable where the default one is not on this machine."""
+    """Build the engine over real models. Raises SourceUnavailable if the default model is not on this machine."""
     async with AsyncExitStack() as stack:
-        vad_threads = stack.enter_context(CallThreads(settings.decode_threads, "vad"))
-        live_vad_threads = stack.enter_context(CallThreads(settings.decode_threads, "live-vad"))
-        loading = stack.enter_context(ThreadPoolExecutor(LOADS_SIDE_BY_SIDE, "loading"))
         device = choose_device(settings.device, settings.compute_type)
         n_workers, n_threads = parallelism(settings, device)
-        inference = stack.enter_context(ThreadPoolExecutor(n_workers, "inference"))
-        is_full_window = settings.encoder_window == "full"
-        load = _loader(settings, device, n_workers, n_threads)
         known = catalog(settings)
-        loadable = frozenset(settings.user_models) if settings.user_models else None
-        pool = PoolOptions(settings.model, settings.max_model_memory_bytes, loadable)
         models: ModelPool[Model] = ModelPool(
-            *(known, load, loading, SystemClock(), pool),
+            source=known,
+            load=_loader(settings, device, n_workers, n_threads),
+            executor=stack.enter_context(ThreadPoolExecutor(PARALLEL_LOADS, "loading")),
+            clock=SystemClock(),
+            options=pool_options(settings),
             footprint=functools.partial(footprint, device=device),
             free_bytes=free_bytes,
         )
@@ -127,39 +125,71 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
                 reason="MODEL_UNAVAILABLE",
             )
         scheduler: WindowScheduler = Scheduler(
-            run_batch, SchedulerOptions(settings.max_batch, n_workers=n_workers), SystemClock(), inference
+            run_batch=run_batch,
+            options=SchedulerOptions(max_batch=settings.max_batch, n_workers=n_workers),
+            clock=SystemClock(),
+            executor=stack.enter_context(ThreadPoolExecutor(n_workers, "inference")),
         )
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
-        options = RecognizerOptions(settings.model, settings.beam_size, is_full_window)
+        detector = SileroDetector()
         recognizer = Recognizer(
-            models,
-            SileroDetector(),
-            scheduler,
-            options,
-            vad_threads=vad_threads,
-            live_vad_threads=live_vad_threads,
+            models=models,
+            detector=detector,
+            scheduler=scheduler,
+            options=recognizer_options(settings),
+            vad_threads=stack.enter_context(CallThreads(settings.decode_threads, "detecting")),
+            live_vad_threads=stack.enter_context(CallThreads(settings.decode_threads, "detecting-live")),
         )
-        yield BuiltEngine(settings.model, recognizer, models, known, device, n_workers, n_threads)
+        yield BuiltEngine(
+            model=settings.model,
+            engine=stack.enter_context(finishing(settings, recognizer)),
+            detector=detector,
+            models=models,
+            known=known,
+            device=device,
+            n_workers=n_workers,
+            n_threads=n_threads,
+        )
+
+
+def pool_options(settings: Settings) -> PoolOptions:
+    """Return the model pool's part of the settings."""
+    return PoolOptions(
+        default_model=settings.model,
+        max_memory_bytes=settings.max_model_memory_bytes,
+        loadable=frozenset(settings.user_models) if settings.user_models else None,
+    )
+
+
+def recognizer_options(settings: Settings) -> RecognizerOptions:
+    """Return the recognizer's part of the settings."""
+    return RecognizerOptions(
+        default_model=settings.model,
+        beam_size=settings.beam_size,
+        is_full_window=settings.encoder_window == "full",
+    )
 
 
 @contextmanager
 def finishing(settings: Settings, engine: Engine) -> Iterator[Engine]:
-    """The engine for recordings as callers want them: several channels, and the last touches to the text."""
-    with CallThreads(FINISHED_SIDE_BY_SIDE, "finishing") as threads:
-        yield FinishingEngine(ChannelEngine(engine), profanity.load(settings.profanity_file), threads)
+    """Wrap an engine as callers use it: with separate channels, and with the work on the text."""
+    with CallThreads(FINISHING_THREADS, "finishing") as threads:
+        yield FinishingEngine(
+            engine=ChannelEngine(engine), profanity=profanity.load(settings.profanity_file), executor=threads
+        )
 
 
 def parallelism(settings: Settings, device: Device, n_cores: int | None = None) -> tuple[int, int]:
-    """Batches decoded side by side, and the threads of each; as set, else as measured: docs/measurements/threads.md.
+    """Return how many batches run in parallel, and the threads of each.
 
-    On a CPU there are at least two, which share the cores: decoding gains little from threads. n_cores: those this
-    process may use, its container's quota included.
+    The defaults are measured: docs/measurements/threads.md. A CPU runs at least two batches, which share the cores,
+    because one gains little from more threads. n_cores: what this process may use, its container's quota included.
     """
     cores = n_cores or n_cores_here()
-    n_threads = settings.cpu_threads or min(MOST_CPU_THREADS, max(1, cores // 2))
+    n_threads = settings.cpu_threads or min(MAX_CPU_THREADS, max(1, cores // 2))
     if settings.engine_workers:
         return settings.engine_workers, n_threads
     if device.name != "cpu" or cores == 1:
         return 1, n_threads
-    return min(MOST_CPU_WORKERS, max(2, cores // n_threads)), n_threads
+    return min(MAX_CPU_WORKERS, max(2, cores // n_threads)), n_threads

@@ -1,4 +1,4 @@
-"""The server around an engine: services, interceptors, and what they need."""
+"""The server around an engine: its services, its interceptors, and what these need."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from dataclasses import dataclass, replace
 from typeless_grpc.access.address import is_loopback
 from typeless_grpc.app.access import open_access
 from typeless_grpc.app.background import Background
-from typeless_grpc.app.models import BuiltEngine, finishing
+from typeless_grpc.app.models import BuiltEngine
 from typeless_grpc.app.streams import open_streams
-from typeless_grpc.audio.source import AudioSources
-from typeless_grpc.audio.vad import SileroDetector, VoiceActivityDetector
+from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.stream_audio import StreamAudio
-from typeless_grpc.health import SERVER, Vital
+from typeless_grpc.health import SERVER, HealthCheck
 from typeless_grpc.interceptors.arrival import ArrivalInterceptor, ArrivalOptions
 from typeless_grpc.interceptors.deadline import DeadlineInterceptor
 from typeless_grpc.interceptors.drain import DrainInterceptor
@@ -47,15 +46,15 @@ from typeless_grpc.version import VERSION
 
 log = get_logger(__name__)
 WEAK_KEY_CHARACTERS = 20
-STREAMS = "/typeless.v1.TranscriptionService/StreamTranscribe"  # while draining, it resumes sessions and opens none
+STREAMS = "/typeless.v1.TranscriptionService/StreamTranscribe"  # during a drain it resumes sessions but opens none
 
-# Jobs are taken without an engine, and wait. A server that cannot transcribe is of no use to anybody who chooses one.
+# Jobs are accepted without an engine and wait. A server that cannot transcribe should receive no traffic.
 NEEDS_ENGINE = frozenset({SERVER, TranscriptionServicer.NAME})
 
 
 @dataclass(frozen=True)
 class Listening:
-    """A server that listens and is not serving yet, and its port."""
+    """A server that listens but does not report SERVING yet, and its port."""
 
     server: Server
     port: int
@@ -64,50 +63,56 @@ class Listening:
 @asynccontextmanager
 async def listen(
     settings: Settings,
+    *,
     engine: Engine,
+    detector: VoiceActivityDetector,
     more: Sequence[Service] = (),
     background: Background | None = None,
-    *,
-    detector: VoiceActivityDetector | None = None,
     clock: Clock | None = None,
 ) -> AsyncIterator[Listening]:
-    """Everything around an engine: services, interceptors, and the server that listens with them.
+    """Wire services and interceptors around an engine, and listen.
 
-    Apart from `starting.build`, so that it can stand around an engine that has no model. more: services that need one.
-    detector, clock: of streams; the voice activity model and the system's clock unless given.
+    engine: as callers use it, see `models.finishing`. more: services that need a real model, which this function does
+    not. clock: of streams; the system's unless given.
     """
     async with AsyncExitStack() as stack:
         decoding = stack.enter_context(CallThreads(settings.decode_threads, "decoding"))
         streaming = stack.enter_context(CallThreads(settings.decode_threads, "streaming"))
         metrics = Metrics()
         access = await stack.enter_async_context(open_access(settings, metrics))
-        admission = Admission(AdmissionOptions(settings.max_concurrent_calls, settings.max_held_audio_s))
+        admission = Admission(admission_options(settings))
         drain = DrainInterceptor(decide_themselves=[STREAMS])
-        engine = stack.enter_context(finishing(settings, engine))
-        sources: AudioSources = background.sources if background else NoSources()
-        fetching = background.fetching if background else decoding
-        limits = RecordingLimits(settings.max_audio_s)
-        recordings = RecordingTranscriber(engine, admission, decoding, limits, sources, fetching)
-        batches = BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items)
+        recordings = RecordingTranscriber(
+            engine=engine,
+            admission=admission,
+            decoding=decoding,
+            limits=RecordingLimits(max_audio_s=settings.max_audio_s),
+            sources=background.sources if background else NoSources(),
+            fetching=background.fetching if background else decoding,
+        )
         machinery = Machinery(
-            engine,
-            detector or SileroDetector(),
-            streaming,
-            clock or SystemClock(),
-            InterimPlaces(settings.stream_interims_at_once),
-            StreamAudio(admission),
+            engine=engine,
+            detector=detector,
+            off_loop=streaming,
+            clock=clock or SystemClock(),
+            interim_places=InterimPlaces(settings.stream_interims_at_once),
+            audio=StreamAudio(admission),
         )
         streams = await stack.enter_async_context(open_streams(settings, machinery))
         drain.when_closing(streams.draining, streams.drained)
         services: list[Service] = [
-            TranscriptionServicer(admission, recordings, batches, streams),
+            TranscriptionServicer(
+                admission=admission,
+                recordings=recordings,
+                batches=BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items),
+                streams=streams,
+            ),
             ServerServicer(_facts(settings, background)),
-            AdminServicer(access.registry, _shown(settings)),
+            AdminServicer(registry=access.registry, settings=_shown(settings)),
             *more,
             *(background.services if background else ()),
         ]
         options = server_options(settings)
-        max_slow = max(1, settings.max_unfinished_bytes // options.largest_received_bytes)
         interceptors = [
             RequestIdInterceptor(),
             MetricsInterceptor(metrics),
@@ -117,74 +122,91 @@ async def listen(
             OpenCallsInterceptor(settings.max_open_calls),
             *access.interceptors,
             DeadlineInterceptor(access.rules, settings.max_call_s),
-            ArrivalInterceptor(ArrivalOptions(settings.request_arrival_timeout_s, max_slow)),
+            ArrivalInterceptor(arrival_options(settings, options)),
             MessageSizeInterceptor(settings.max_message_bytes),
         ]
         for warning in warnings(settings):
             log.warning(warning)
-        vitals = [
-            Vital("engine", NEEDS_ENGINE, lambda: engine.stalled_s < settings.engine_stall_s),
-            Vital("sessions of streams", NEEDS_ENGINE, lambda: streams.is_well),
-            *access.vitals,
-            *(background.vitals if background else ()),
-        ]
-        server = Server(services, [Chain(interceptors)], drain, options, _tls(settings), vitals)
+        server = Server(
+            services=services,
+            interceptors=[Chain(interceptors)],
+            drain=drain,
+            options=options,
+            tls=_tls(settings),
+            checks=[
+                HealthCheck("engine", NEEDS_ENGINE, lambda: engine.stalled_s < settings.engine_stall_s),
+                HealthCheck("sessions of streams", NEEDS_ENGINE, lambda: streams.is_well),
+                *access.checks,
+                *(background.checks if background else ()),
+            ],
+        )
         if settings.metrics_port is not None:
             stack.callback(MetricsPort.open(metrics, settings.metrics_host, settings.metrics_port).close)
         port = await server.start()
         stack.push_async_callback(server.stop)
-        yield Listening(server, port)
+        yield Listening(server=server, port=port)
 
 
 def model_service(settings: Settings, engine: BuiltEngine) -> Service:
-    """The service that lists, loads and unloads this engine's models."""
-    return ModelServicer(engine.models, engine.known, settings.model)
+    """Return the service that lists, loads and unloads this engine's models."""
+    return ModelServicer(pool=engine.models, catalog=engine.known, default_model=settings.model)
 
 
 def warnings(settings: Settings) -> Iterator[str]:
-    """What an operator should know about these settings before somebody else finds out."""
+    """Yield what an operator should know about the security of these settings."""
     if is_loopback(settings.host):
         return
     if not settings.auth_enabled:
         yield "anyone who reaches this address may call: TYPELESS_AUTH_ENABLED is off"
     elif settings.tls_cert_file is None:
-        yield "keys can be read on their way here: TLS is off, unless a proxy in front has it"
+        yield "keys are sent in plain text, unless a proxy in front of this server uses TLS: TLS is off"
     if settings.auth_enabled and not settings.require_auth:
-        yield "callers without a key are served, as anonymous ones: TYPELESS_REQUIRE_AUTH is off"
+        yield "callers without a key are served as anonymous ones: TYPELESS_REQUIRE_AUTH is off"
     if any(len(secret) < WEAK_KEY_CHARACTERS for secret in (*settings.api_keys, *settings.admin_keys)):
-        yield f"a key of the settings has fewer than {WEAK_KEY_CHARACTERS} characters, and could be guessed"
+        yield f"a key in the settings is weak: it has fewer than {WEAK_KEY_CHARACTERS} characters"
 
 
 def server_options(settings: Settings) -> ServerOptions:
-    """The server's part of the settings."""
+    """Return the server's part of the settings."""
     return ServerOptions(
-        settings.host,
-        settings.port,
-        settings.max_message_bytes,
-        settings.drain_timeout_s,
-        settings.max_calls_per_connection,
-        settings.max_metadata_bytes,
-        settings.max_connections,
-        settings.min_ping_interval_s,
-        settings.keepalive_s,
-        settings.max_connection_age_s,
-        # Long enough for any call that cannot be resumed.
-        max_connection_grace_s=settings.max_call_s,
+        host=settings.host,
+        port=settings.port,
+        max_message_bytes=settings.max_message_bytes,
+        drain_timeout_s=settings.drain_timeout_s,
+        max_calls_per_connection=settings.max_calls_per_connection,
+        max_metadata_bytes=settings.max_metadata_bytes,
+        max_connections=settings.max_connections,
+        min_ping_interval_s=settings.min_ping_interval_s,
+        keepalive_s=settings.keepalive_s,
+        max_connection_age_s=settings.max_connection_age_s,
+        max_connection_grace_s=settings.max_call_s,  # long enough for any call that cannot be resumed
     )
 
 
+def arrival_options(settings: Settings, options: ServerOptions) -> ArrivalOptions:
+    """Return how many requests may arrive slowly, each counted as the largest that gRPC receives."""
+    return ArrivalOptions(
+        timeout_s=settings.request_arrival_timeout_s,
+        max_slow=max(1, settings.max_unfinished_bytes // options.largest_received_bytes),
+    )
+
+
+def admission_options(settings: Settings) -> AdmissionOptions:
+    """Return admission's part of the settings."""
+    return AdmissionOptions(max_calls=settings.max_concurrent_calls, max_audio_s=settings.max_held_audio_s)
+
+
 def _facts(settings: Settings, background: Background | None) -> ServerFacts:
-    requires_key = settings.auth_enabled and settings.require_auth
     facts = ServerFacts(
-        VERSION,
-        settings.model,
-        settings.max_message_bytes,
-        settings.max_audio_s,
-        settings.max_stream_s,
-        settings.stream_idle_timeout_s,
-        settings.stream_resume_window_s,
-        settings.max_batch_items,
-        requires_key,
+        version=VERSION,
+        default_model=settings.model,
+        max_message_bytes=settings.max_message_bytes,
+        max_audio_s=settings.max_audio_s,
+        max_stream_s=settings.max_stream_s,
+        stream_idle_timeout_s=settings.stream_idle_timeout_s,
+        resume_window_s=settings.stream_resume_window_s,
+        max_batch_items=settings.max_batch_items,
+        requires_key=settings.auth_enabled and settings.require_auth,
     )
     if background is None:
         return facts
@@ -192,7 +214,7 @@ def _facts(settings: Settings, background: Background | None) -> ServerFacts:
 
 
 def _shown(settings: Settings) -> dict[str, str]:
-    """What GetConfig says: settings by their variable, as text, secrets left out."""
+    """Return what GetConfig answers: settings by their variable, as text, without secrets."""
     shown = {name: value for name, value in public(settings).items() if value is not None}
     return {
         ENV_PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value)
@@ -203,4 +225,6 @@ def _shown(settings: Settings) -> dict[str, str]:
 def _tls(settings: Settings) -> TlsReloader | None:
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
-    return TlsReloader(TlsFiles(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file))
+    return TlsReloader(
+        TlsFiles(cert=settings.tls_cert_file, key=settings.tls_key_file, client_ca=settings.tls_client_ca_file)
+    )

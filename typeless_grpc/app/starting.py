@@ -1,4 +1,4 @@
-"""The product, soon: the default model loads while the rest of the program is imported, which takes as long."""
+"""The product. The default model loads while the rest of the program is imported, which takes about as long."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import importlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from typeless_grpc.app.memory import share_heaps
 from typeless_grpc.app.models import BuiltEngine, build_engine
-from typeless_grpc.app.tasks import ended
+from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.config import Settings
 
 if TYPE_CHECKING:
@@ -21,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class App:
-    """A server that listens, its port, and its engine, which may still be loading. model: name of the default model."""
+    """A server that listens, and its engine, whose default model may still be loading.
+
+    model: the default model's name. warming: loads it and runs it once. is_warm: set when the server serves.
+    """
 
     server: Server
     port: int
@@ -31,7 +33,7 @@ class App:
     is_warm: asyncio.Event
 
     async def warm(self) -> None:
-        """Wait until the default model has run once, and report SERVING. Raises EngineFailed where it cannot run."""
+        """Wait until the default model has run once, then report SERVING. Raises EngineFailed if it cannot run."""
         await asyncio.shield(self.warming)
         await self.server.serving()
         self.is_warm.set()
@@ -39,32 +41,57 @@ class App:
 
 @asynccontextmanager
 async def build(settings: Settings) -> AsyncIterator[App]:
-    """Wire everything and listen; what was opened last is closed first on the way out.
+    """Wire everything and listen. On the way out, parts are closed in reverse order.
 
-    Raises SourceUnavailable where the default model is not on this machine.
+    Raises SourceUnavailable if the default model is not on this machine.
     """
     async with AsyncExitStack() as stack:
-        engine, warming = await stack.enter_async_context(_loading(settings))
-        background = await _imported("typeless_grpc.app.background")
-        root = await _imported("typeless_grpc.app.root")
+        built, warming = await stack.enter_async_context(_loading(settings))
+        await _import("typeless_grpc.app.background", "typeless_grpc.app.root")
+        from typeless_grpc.app.background import keep_jobs
+        from typeless_grpc.app.root import listen, model_service
+
         is_warm = asyncio.Event()
-        jobs = await stack.enter_async_context(
-            background.keep_jobs(settings, engine.recognizer, engine.has_model, is_ready=is_warm)
+        background = await stack.enter_async_context(
+            keep_jobs(
+                settings,
+                engine=built.engine,
+                detector=built.detector,
+                has_model=built.has_model,
+                is_ready=is_warm,
+            )
         )
         listening = await stack.enter_async_context(
-            root.listen(settings, engine.recognizer, [root.model_service(settings, engine)], jobs)
+            listen(
+                settings,
+                engine=built.engine,
+                detector=built.detector,
+                more=[model_service(settings, built)],
+                background=background,
+            )
         )
-        yield App(listening.server, listening.port, settings.model, engine, warming, is_warm)
+        yield App(
+            server=listening.server,
+            port=listening.port,
+            model=settings.model,
+            engine=built,
+            warming=warming,
+            is_warm=is_warm,
+        )
 
 
 @asynccontextmanager
 async def build_worker(settings: Settings) -> AsyncIterator[None]:
-    """Run jobs with an engine of their own, and take no calls."""
+    """Run jobs with an engine of their own, and accept no calls."""
     async with AsyncExitStack() as stack:
-        engine, warming = await stack.enter_async_context(_loading(settings))
-        background = await _imported("typeless_grpc.app.background")
+        built, warming = await stack.enter_async_context(_loading(settings))
+        await _import("typeless_grpc.app.background")
+        from typeless_grpc.app.background import keep_jobs
+
         await warming
-        await stack.enter_async_context(background.keep_jobs(settings, engine.recognizer, engine.has_model))
+        await stack.enter_async_context(
+            keep_jobs(settings, engine=built.engine, detector=built.detector, has_model=built.has_model)
+        )
         yield
 
 
@@ -72,14 +99,15 @@ async def build_worker(settings: Settings) -> AsyncIterator[None]:
 async def _loading(settings: Settings) -> AsyncIterator[tuple[BuiltEngine, asyncio.Task[None]]]:
     """The engine, and the task that loads its default model and runs it once."""
     share_heaps()
-    async with build_engine(settings) as engine:
-        warming = asyncio.create_task(engine.warm())
+    async with build_engine(settings) as built:
+        warming = asyncio.create_task(built.warm())
         try:
-            yield engine, warming
+            yield built, warming
         finally:
-            await ended(warming)
+            await cancelled(warming)
 
 
-async def _imported(module: str) -> ModuleType:
-    """A module of ours, imported in a thread: meanwhile the model loads, and signals are heard."""
-    return await asyncio.to_thread(importlib.import_module, module)
+async def _import(*modules: str) -> None:
+    """Import modules in a thread, so that the model loads and signals are handled in the meantime."""
+    for module in modules:
+        await asyncio.to_thread(importlib.import_module, module)

@@ -33,7 +33,7 @@ class SessionLimits:
 
     resume_window_s: float = 60.0
     max_streams: int = 256
-    max_streams_per_caller: int = 16
+    max_streams_per_caller: int = 10
     max_kept: int = 256
 
 

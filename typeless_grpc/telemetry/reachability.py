@@ -1,4 +1,4 @@
-"""Whether something outside answers: a gauge, and one log line each time that changes."""
+"""Whether something outside answers: a gauge, and one log line at each change."""
 
 from __future__ import annotations
 
@@ -13,48 +13,50 @@ log = get_logger(__name__)
 
 
 class Reachability:
-    """One thing that may be away, taken to answer until it does not."""
+    """Tracks one external service, which counts as reachable until it fails to answer."""
 
-    def __init__(self, what: str, gauge: Gauge) -> None:
-        """what: for people, "shared rate limits"."""
-        self._what = what
+    def __init__(self, name: str, gauge: Gauge) -> None:
+        """name: for log lines, "shared rate limits". gauge: 1 while the service answers, else 0."""
+        self._name = name
         self._gauge = gauge
         self._answers = True
 
     @property
     def answers(self) -> bool:
-        """Whether it did when it was last asked."""
+        """Whether the service answered the last request."""
         return self._answers
 
     def report(self, answers: bool) -> None:
-        """It was asked, and did or did not answer."""
+        """Record whether the service answered a request."""
         if answers == self._answers:
             return
         self._answers = answers
         self._gauge.set(int(answers))
         if answers:
-            log.warning("answers again", what=self._what)
+            log.warning("available again", service=self._name)
         else:
-            log.warning("does not answer; asking on", what=self._what)
+            log.warning("unavailable; retrying", service=self._name)
 
 
 class Freshness:
-    """How long ago something was last read, for what goes on being used as it was read then.
+    """Tracks how old data is that stays in use while its source is unavailable.
 
-    Each `stale_s` without an answer there is an error in the log; the gauge has the Unix time of the last answer.
+    Logs an error every `stale_s` seconds without an answer. The gauge has the Unix time of the last answer.
     """
 
-    def __init__(self, what: str, gauge: Gauge, stale_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """what: the consequence, for people: "keys that were revoked since are still good here"."""
-        self._what, self._gauge, self._stale_s, self._clock = what, gauge, stale_s, clock
-        self._read_s = self._loud_s = clock()
+    def __init__(
+        self, consequence: str, gauge: Gauge, stale_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """consequence: the log line, "keys that were revoked since are still accepted here"."""
+        self._consequence, self._gauge, self._stale_s, self._clock = consequence, gauge, stale_s, clock
+        self._read_s = self._logged_s = clock()
 
     def report(self, answers: bool) -> None:
-        """It was asked, and did or did not answer."""
+        """Record whether the source answered a request."""
         now_s = self._clock()
         if answers:
-            self._read_s = self._loud_s = now_s
+            self._read_s = self._logged_s = now_s
             self._gauge.set_to_current_time()
-        elif now_s - self._loud_s >= self._stale_s:
-            self._loud_s = now_s
-            log.error(self._what, seconds_since_read=round(now_s - self._read_s))
+        elif now_s - self._logged_s >= self._stale_s:
+            self._logged_s = now_s
+            log.error(self._consequence, seconds_since_read=round(now_s - self._read_s))

@@ -18,7 +18,7 @@ async def test_a_redis_that_no_call_could_reach_ends_the_start_and_not_the_first
     with pytest.raises(InvalidInput) as caught:
         async with open_access(Settings(redis_url=url), Metrics()):
             pass
-    assert (caught.value.reason, caught.value.message) == ("CONFIG_INVALID", "redis_url: is no URL of a Redis")
+    assert (caught.value.reason, caught.value.message) == ("CONFIG_INVALID", "redis_url: is not the URL of a Redis")
 
 
 async def test_a_database_that_is_away_at_the_end_is_a_log_line_and_no_failure(
@@ -31,4 +31,4 @@ async def test_a_database_that_is_away_at_the_end_is_a_log_line_and_no_failure(
     monkeypatch.setattr(SqlAccessStore, "record_uses", is_away)
     async with open_access(Settings(data_dir=tmp_path, auth_enabled=True), Metrics()) as access:
         access.registry.ring.used("k1", 1.0)
-    assert "last used is not written down" in caplog.text
+    assert "last used is not stored" in caplog.text

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from typeless_grpc.app.background import keep_jobs
+from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.scripted import ScriptedEngine
 
@@ -14,6 +15,8 @@ from typeless_grpc.engine.scripted import ScriptedEngine
 async def test_a_server_that_ends_early_does_not_wait_for_jobs_that_never_began(tmp_path: Path, is_ready: bool):
     ready = asyncio.Event()
     async with asyncio.timeout(60):
-        async with keep_jobs(Settings(data_dir=tmp_path), ScriptedEngine(), is_ready=ready):
+        async with keep_jobs(
+            Settings(data_dir=tmp_path), engine=ScriptedEngine(), detector=LoudnessDetector(), is_ready=ready
+        ):
             if is_ready:
                 ready.set()

@@ -53,11 +53,11 @@ class _RateLimitUnitEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     RATE_LIMIT_UNIT_UNSPECIFIED: _RateLimitUnit.ValueType  # 0
     """The same as CALLS."""
     RATE_LIMIT_UNIT_CALLS: _RateLimitUnit.ValueType  # 1
-    """Calls, charged as they begin. One refused for bad arguments counts; one that the server
-    refused for load does not.
+    """Calls, charged when they begin. A call with bad arguments counts; a call that the server
+    refuses for load does not.
     """
     RATE_LIMIT_UNIT_AUDIO_SECONDS: _RateLimitUnit.ValueType  # 2
-    """Seconds of audio, charged as it is received."""
+    """Seconds of audio, charged when it is received."""
     RATE_LIMIT_UNIT_CONCURRENT_CALLS: _RateLimitUnit.ValueType  # 3
     """Calls open at the same time: `burst` at most; `amount` and `period_seconds` are 0."""
 
@@ -67,18 +67,18 @@ class RateLimitUnit(_RateLimitUnit, metaclass=_RateLimitUnitEnumTypeWrapper):
 RATE_LIMIT_UNIT_UNSPECIFIED: RateLimitUnit.ValueType  # 0
 """The same as CALLS."""
 RATE_LIMIT_UNIT_CALLS: RateLimitUnit.ValueType  # 1
-"""Calls, charged as they begin. One refused for bad arguments counts; one that the server
-refused for load does not.
+"""Calls, charged when they begin. A call with bad arguments counts; a call that the server
+refuses for load does not.
 """
 RATE_LIMIT_UNIT_AUDIO_SECONDS: RateLimitUnit.ValueType  # 2
-"""Seconds of audio, charged as it is received."""
+"""Seconds of audio, charged when it is received."""
 RATE_LIMIT_UNIT_CONCURRENT_CALLS: RateLimitUnit.ValueType  # 3
 """Calls open at the same time: `burst` at most; `amount` and `period_seconds` are 0."""
 Global___RateLimitUnit: typing_extensions.TypeAlias = RateLimitUnit
 
 @typing.final
 class ApiKey(google.protobuf.message.Message):
-    """What is known of a key. The key itself is kept only as a hash."""
+    """A key, without its secret, of which the server keeps only a hash."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -91,26 +91,26 @@ class ApiKey(google.protobuf.message.Message):
     LAST_USE_TIME_FIELD_NUMBER: builtins.int
     REVOKED_FIELD_NUMBER: builtins.int
     key_id: builtins.str
-    """Given by the server; not secret, and not what callers send."""
+    """Assigned by the server. Not secret, and not what callers send."""
     display_name: builtins.str
     """For people: whose key it is, or what it is for. Need not be unique."""
     prefix: builtins.str
-    """The first characters, enough to tell keys apart."""
+    """The first characters of the secret, to tell keys apart."""
     role: Global___ApiKeyRole.ValueType
-    """What calls made with it may do."""
+    """What calls with it may do."""
     revoked: builtins.bool
-    """It was ended by RevokeApiKey, and stays so."""
+    """Whether RevokeApiKey has ended it."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was created."""
 
     @property
     def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When calls made with it begin to fail. Never, where unset."""
+        """When it expires. Unset means never."""
 
     @property
     def last_use_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When a call was last made with it. Unset where none was."""
+        """When a call last used it. Unset means never."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ Global___ApiKey: typing_extensions.TypeAlias = ApiKey
 
 @typing.final
 class CreateApiKeyRequest(google.protobuf.message.Message):
-    """Describes the key to be made. Each call makes another one."""
+    """Describes the new key. Each call creates another one."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -141,10 +141,10 @@ class CreateApiKeyRequest(google.protobuf.message.Message):
     display_name: builtins.str
     """For people: whose key it is, or what it is for. Empty is none."""
     role: Global___ApiKeyRole.ValueType
-    """What it is to allow; unset is USER."""
+    """What it allows; unset is USER."""
     @property
     def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When it is to end, in the future. Never, where unset."""
+        """When it expires, in the future. Unset means never."""
 
     def __init__(
         self,
@@ -167,8 +167,8 @@ class CreateApiKeyResponse(google.protobuf.message.Message):
     API_KEY_FIELD_NUMBER: builtins.int
     SECRET_FIELD_NUMBER: builtins.int
     secret: builtins.str
-    """What callers send as `x-api-key` metadata, or as `authorization: Bearer`. Shown here and
-    never again: one that is lost has to be replaced.
+    """What callers send as `x-api-key` metadata, or as `authorization: Bearer`. The server cannot
+    show it again: replace a key whose secret is lost.
     """
     @property
     def api_key(self) -> Global___ApiKey:
@@ -187,7 +187,7 @@ Global___CreateApiKeyResponse: typing_extensions.TypeAlias = CreateApiKeyRespons
 
 @typing.final
 class ListApiKeysRequest(google.protobuf.message.Message):
-    """Asks for a page of keys."""
+    """Requests a page of keys."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -251,7 +251,7 @@ Global___RevokeApiKeyRequest: typing_extensions.TypeAlias = RevokeApiKeyRequest
 
 @typing.final
 class RevokeApiKeyResponse(google.protobuf.message.Message):
-    """The key has ended."""
+    """The revoked key."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -272,8 +272,8 @@ Global___RevokeApiKeyResponse: typing_extensions.TypeAlias = RevokeApiKeyRespons
 
 @typing.final
 class RateLimit(google.protobuf.message.Message):
-    """A token bucket: `burst` at once, refilled evenly at `amount` per `period_seconds`. A call that
-    finds it empty is refused with RESOURCE_EXHAUSTED (RATE_LIMITED), with RetryInfo and
+    """A token bucket that holds `burst` units and refills evenly at `amount` per `period_seconds`. If
+    it is empty, a call is refused with RESOURCE_EXHAUSTED (RATE_LIMITED), RetryInfo and
     QuotaFailure.
     """
 
@@ -285,13 +285,15 @@ class RateLimit(google.protobuf.message.Message):
     BURST_FIELD_NUMBER: builtins.int
     UNIT_FIELD_NUMBER: builtins.int
     group: builtins.str
-    """"transcribe", "long", "batch", "stream", "jobs", "config", "health": see the README's table."""
+    """"transcribe", "long", "batch", "stream", "jobs", "config" or "health": docs/limits.md says
+    which calls are in each.
+    """
     amount: builtins.int
-    """How many `unit` are refilled in a period; above 0."""
+    """How many units are refilled in a period; above 0."""
     period_seconds: builtins.int
-    """In seconds, above 0: 60 makes `amount` a minute."""
+    """In seconds, above 0: with 60, `amount` is per minute."""
     burst: builtins.int
-    """How many `unit` can be used at once. 0 is the same as `amount`."""
+    """How many units can be used at once. 0 is the same as `amount`."""
     unit: Global___RateLimitUnit.ValueType
     """What is counted; unset is CALLS."""
     def __init__(
@@ -309,7 +311,7 @@ Global___RateLimit: typing_extensions.TypeAlias = RateLimit
 
 @typing.final
 class GetConfigRequest(google.protobuf.message.Message):
-    """Has no fields: all settings come at once."""
+    """Has no fields: the response has all settings."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -345,14 +347,14 @@ class GetConfigResponse(google.protobuf.message.Message):
     RATE_LIMITS_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
     version: builtins.str
-    """Of the software, as in its change log: "1.2.0"."""
+    """The version of the software, as in CHANGELOG.md: "1.2.0"."""
     @property
     def rate_limits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RateLimit]:
-        """The limits for every key; those of single keys are left out."""
+        """The limits for every key, without those of single keys."""
 
     @property
     def settings(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """TYPELESS_* name to value. Secrets are left out."""
+        """From TYPELESS_* name to value, without secrets."""
 
     def __init__(
         self,
@@ -392,14 +394,14 @@ Global___UpdateRateLimitRequest: typing_extensions.TypeAlias = UpdateRateLimitRe
 
 @typing.final
 class UpdateRateLimitResponse(google.protobuf.message.Message):
-    """The limit is in force."""
+    """The limit that is now in force."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     RATE_LIMIT_FIELD_NUMBER: builtins.int
     @property
     def rate_limit(self) -> Global___RateLimit:
-        """What was set, the server's choices filled in."""
+        """As it was set, with the server's choices filled in."""
 
     def __init__(
         self,

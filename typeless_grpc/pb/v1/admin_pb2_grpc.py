@@ -26,13 +26,13 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """Keys and limits while the server runs. Every call needs an admin key.
+    """Manages keys and limits while the server runs. Every call needs an admin key.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key, or a
     wrong, expired or revoked one), PERMISSION_DENIED (a key that is not an admin's),
     RESOURCE_EXHAUSTED (RATE_LIMITED, with RetryInfo), UNAVAILABLE (DRAINING, or the store of keys
-    cannot be reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells
-    which details an error carries.
+    cannot be reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes
+    the details that an error carries.
     """
 
     def __init__(self, channel):
@@ -69,17 +69,17 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """Keys and limits while the server runs. Every call needs an admin key.
+    """Manages keys and limits while the server runs. Every call needs an admin key.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key, or a
     wrong, expired or revoked one), PERMISSION_DENIED (a key that is not an admin's),
     RESOURCE_EXHAUSTED (RATE_LIMITED, with RetryInfo), UNAVAILABLE (DRAINING, or the store of keys
-    cannot be reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells
-    which details an error carries.
+    cannot be reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes
+    the details that an error carries.
     """
 
     def CreateApiKey(self, request, context):
-        """The only time the key itself is shown.
+        """Creates a key, and returns its secret for the only time.
 
         Statuses: INVALID_ARGUMENT (an unknown role, an expiry in the past).
         """
@@ -88,7 +88,7 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListApiKeys(self, request, context):
-        """Every key, revoked and expired ones too, in pages.
+        """Lists every key, revoked and expired ones too, in pages.
 
         Statuses: INVALID_ARGUMENT (a bad page size or page token).
         """
@@ -97,8 +97,8 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RevokeApiKey(self, request, context):
-        """Calls made with it fail from then on, on every server that shares the store. Its open streams
-        end within seconds, with UNAUTHENTICATED. It cannot be undone.
+        """Ends a key for good. Calls with it then fail on every server that shares the database, and its
+        open streams end with UNAUTHENTICATED within seconds.
 
         Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (KEY_NOT_FOUND).
         """
@@ -107,14 +107,14 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetConfig(self, request, context):
-        """The settings in force, secrets left out. No statuses of its own.
+        """Returns the settings in force, without secrets. No statuses of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateRateLimit(self, request, context):
-        """Takes effect at the next call; kept over restarts.
+        """Sets one limit. It takes effect at the next call, and survives restarts.
 
         Statuses: INVALID_ARGUMENT (an unknown group, a number out of range), NOT_FOUND
         (KEY_NOT_FOUND).
@@ -160,13 +160,13 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """Keys and limits while the server runs. Every call needs an admin key.
+    """Manages keys and limits while the server runs. Every call needs an admin key.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key, or a
     wrong, expired or revoked one), PERMISSION_DENIED (a key that is not an admin's),
     RESOURCE_EXHAUSTED (RATE_LIMITED, with RetryInfo), UNAVAILABLE (DRAINING, or the store of keys
-    cannot be reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells
-    which details an error carries.
+    cannot be reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes
+    the details that an error carries.
     """
 
     @staticmethod

@@ -106,13 +106,13 @@ _AdminServiceUpdateRateLimitType = typing_extensions.TypeVar(
 )
 
 class AdminServiceStub(typing.Generic[_AdminServiceCreateApiKeyType, _AdminServiceListApiKeysType, _AdminServiceRevokeApiKeyType, _AdminServiceGetConfigType, _AdminServiceUpdateRateLimitType]):
-    """Keys and limits while the server runs. Every call needs an admin key.
+    """Manages keys and limits while the server runs. Every call needs an admin key.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key, or a
     wrong, expired or revoked one), PERMISSION_DENIED (a key that is not an admin's),
     RESOURCE_EXHAUSTED (RATE_LIMITED, with RetryInfo), UNAVAILABLE (DRAINING, or the store of keys
-    cannot be reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells
-    which details an error carries.
+    cannot be reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes
+    the details that an error carries.
     """
 
     @typing.overload
@@ -164,29 +164,29 @@ class AdminServiceStub(typing.Generic[_AdminServiceCreateApiKeyType, _AdminServi
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateApiKey: _AdminServiceCreateApiKeyType
-    """The only time the key itself is shown.
+    """Creates a key, and returns its secret for the only time.
 
     Statuses: INVALID_ARGUMENT (an unknown role, an expiry in the past).
     """
 
     ListApiKeys: _AdminServiceListApiKeysType
-    """Every key, revoked and expired ones too, in pages.
+    """Lists every key, revoked and expired ones too, in pages.
 
     Statuses: INVALID_ARGUMENT (a bad page size or page token).
     """
 
     RevokeApiKey: _AdminServiceRevokeApiKeyType
-    """Calls made with it fail from then on, on every server that shares the store. Its open streams
-    end within seconds, with UNAUTHENTICATED. It cannot be undone.
+    """Ends a key for good. Calls with it then fail on every server that shares the database, and its
+    open streams end with UNAUTHENTICATED within seconds.
 
     Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (KEY_NOT_FOUND).
     """
 
     GetConfig: _AdminServiceGetConfigType
-    """The settings in force, secrets left out. No statuses of its own."""
+    """Returns the settings in force, without secrets. No statuses of its own."""
 
     UpdateRateLimit: _AdminServiceUpdateRateLimitType
-    """Takes effect at the next call; kept over restarts.
+    """Sets one limit. It takes effect at the next call, and survives restarts.
 
     Statuses: INVALID_ARGUMENT (an unknown group, a number out of range), NOT_FOUND
     (KEY_NOT_FOUND).
@@ -216,13 +216,13 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
 ]
 
 class AdminServiceServicer(metaclass=abc.ABCMeta):
-    """Keys and limits while the server runs. Every call needs an admin key.
+    """Manages keys and limits while the server runs. Every call needs an admin key.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key, or a
     wrong, expired or revoked one), PERMISSION_DENIED (a key that is not an admin's),
     RESOURCE_EXHAUSTED (RATE_LIMITED, with RetryInfo), UNAVAILABLE (DRAINING, or the store of keys
-    cannot be reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells
-    which details an error carries.
+    cannot be reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes
+    the details that an error carries.
     """
 
     @abc.abstractmethod
@@ -231,7 +231,7 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.admin_pb2.CreateApiKeyRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.admin_pb2.CreateApiKeyResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.admin_pb2.CreateApiKeyResponse]]:
-        """The only time the key itself is shown.
+        """Creates a key, and returns its secret for the only time.
 
         Statuses: INVALID_ARGUMENT (an unknown role, an expiry in the past).
         """
@@ -242,7 +242,7 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.admin_pb2.ListApiKeysRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.admin_pb2.ListApiKeysResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.admin_pb2.ListApiKeysResponse]]:
-        """Every key, revoked and expired ones too, in pages.
+        """Lists every key, revoked and expired ones too, in pages.
 
         Statuses: INVALID_ARGUMENT (a bad page size or page token).
         """
@@ -253,8 +253,8 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.admin_pb2.RevokeApiKeyRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.admin_pb2.RevokeApiKeyResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.admin_pb2.RevokeApiKeyResponse]]:
-        """Calls made with it fail from then on, on every server that shares the store. Its open streams
-        end within seconds, with UNAUTHENTICATED. It cannot be undone.
+        """Ends a key for good. Calls with it then fail on every server that shares the database, and its
+        open streams end with UNAUTHENTICATED within seconds.
 
         Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (KEY_NOT_FOUND).
         """
@@ -265,7 +265,7 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.admin_pb2.GetConfigRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.admin_pb2.GetConfigResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.admin_pb2.GetConfigResponse]]:
-        """The settings in force, secrets left out. No statuses of its own."""
+        """Returns the settings in force, without secrets. No statuses of its own."""
 
     @abc.abstractmethod
     def UpdateRateLimit(
@@ -273,7 +273,7 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.admin_pb2.UpdateRateLimitRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.admin_pb2.UpdateRateLimitResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.admin_pb2.UpdateRateLimitResponse]]:
-        """Takes effect at the next call; kept over restarts.
+        """Sets one limit. It takes effect at the next call, and survives restarts.
 
         Statuses: INVALID_ARGUMENT (an unknown group, a number out of range), NOT_FOUND
         (KEY_NOT_FOUND).

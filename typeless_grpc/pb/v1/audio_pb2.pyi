@@ -24,7 +24,7 @@ class _AudioEncoding:
 class _AudioEncodingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_AudioEncoding.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     AUDIO_ENCODING_UNSPECIFIED: _AudioEncoding.ValueType  # 0
-    """A container that names its own format; detected from the first bytes."""
+    """A container, whose format is detected from its first bytes."""
     AUDIO_ENCODING_PCM_S16LE: _AudioEncoding.ValueType  # 1
     """Raw signed 16-bit little-endian samples."""
     AUDIO_ENCODING_PCM_F32LE: _AudioEncoding.ValueType  # 2
@@ -35,10 +35,10 @@ class _AudioEncodingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """Raw 8-bit G.711 A-law."""
 
 class AudioEncoding(_AudioEncoding, metaclass=_AudioEncodingEnumTypeWrapper):
-    """What the bytes are."""
+    """How samples are encoded."""
 
 AUDIO_ENCODING_UNSPECIFIED: AudioEncoding.ValueType  # 0
-"""A container that names its own format; detected from the first bytes."""
+"""A container, whose format is detected from its first bytes."""
 AUDIO_ENCODING_PCM_S16LE: AudioEncoding.ValueType  # 1
 """Raw signed 16-bit little-endian samples."""
 AUDIO_ENCODING_PCM_F32LE: AudioEncoding.ValueType  # 2
@@ -51,9 +51,9 @@ Global___AudioEncoding: typing_extensions.TypeAlias = AudioEncoding
 
 @typing.final
 class AudioSource(google.protobuf.message.Message):
-    """Where audio comes from and how its bytes are to be read. Audio that cannot be used is
-    INVALID_ARGUMENT with a reason of its own: AUDIO_UNDECODABLE, AUDIO_EMPTY (it holds bytes, but
-    no audio), AUDIO_TRUNCATED or AUDIO_TOO_LONG.
+    """Where audio comes from, and how to read its bytes. Unusable audio is INVALID_ARGUMENT with one of
+    the reasons AUDIO_UNDECODABLE, AUDIO_EMPTY (it has bytes, but no audio), AUDIO_TRUNCATED and
+    AUDIO_TOO_LONG.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -62,17 +62,16 @@ class AudioSource(google.protobuf.message.Message):
     URI_FIELD_NUMBER: builtins.int
     FORMAT_FIELD_NUMBER: builtins.int
     content: builtins.bytes
-    """The audio itself. Bounded by the server's message limit (32 MiB unless configured)."""
+    """The audio itself. Bounded by the server's message limit: 32 MiB unless configured otherwise."""
     uri: builtins.str
-    """Audio the server can fetch: `upload://ID` from UploadService.UploadAudio always;
-    `file:///…`, `s3://…`, `gs://…` and `https://…` only where the operator allows that
-    scheme and prefix. An upload that is unknown, has expired or is another caller's is
-    NOT_FOUND (UPLOAD_NOT_FOUND).
+    """Audio that the server can fetch: always `upload://ID` from UploadService.UploadAudio;
+    `file:///…`, `s3://…`, `gs://…` and `https://…` only if the operator allows the prefix. An
+    upload that is unknown, expired or another caller's is NOT_FOUND (UPLOAD_NOT_FOUND).
     """
     @property
     def format(self) -> Global___AudioFormat:
-        """Left out, the container (WAV, FLAC, MP3, Ogg/Opus, WebM, MP4/M4A, AAC, …) is detected.
-        Required for raw samples.
+        """Required for raw samples. If unset, the container (WAV, FLAC, MP3, Ogg/Opus, WebM, MP4/M4A,
+        AAC, …) is detected.
         """
 
     def __init__(
@@ -90,8 +89,8 @@ Global___AudioSource: typing_extensions.TypeAlias = AudioSource
 
 @typing.final
 class AudioFormat(google.protobuf.message.Message):
-    """How samples are laid out: all of it for raw samples, nothing for a container, which says so
-    itself. A value out of range or at odds with the container is INVALID_ARGUMENT.
+    """The layout of raw samples. Leave it out for a container, which describes itself. A value that is
+    out of range or contradicts the container is INVALID_ARGUMENT.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -102,11 +101,11 @@ class AudioFormat(google.protobuf.message.Message):
     encoding: Global___AudioEncoding.ValueType
     """Unset is a container."""
     sample_rate_hertz: builtins.int
-    """Samples per second of one channel, 8000 to 192000. Required for raw encodings; must be
-    left out (or agree) for containers.
+    """Samples per second of one channel, 8000 to 192000. Required for raw encodings. For a container,
+    unset or equal to its own.
     """
     channel_count: builtins.int
-    """Interleaved channels, 1 to 8. 0 means 1 for raw encodings, and what the container says for
+    """Interleaved channels, 1 to 8. 0 is 1 for raw encodings, and the container's own number for
     containers.
     """
     def __init__(

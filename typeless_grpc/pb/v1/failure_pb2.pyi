@@ -19,13 +19,14 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class Failure(google.protobuf.message.Message):
-    """Why one item, job or stretch of audio failed inside a call that did not. Calls that fail
-    carry google.rpc.Status in `grpc-status-details-bin` instead, with the same reasons.
+    """Why one item, job or stretch of audio failed inside a call that did not. A call that fails
+    carries google.rpc.Status in `grpc-status-details-bin` instead, with the same reasons.
 
-    Its details are an ErrorInfo always (domain "typeless", a stable reason); a BadRequest with the
-    path of each field at fault ("options.decoding.beam_size") where the request is wrong; a
-    RetryInfo where waiting helps; a QuotaFailure where a quota is spent. What nobody foresaw is
-    INTERNAL with a fixed text and the request id, which the server's log explains.
+    Its details always have an ErrorInfo (domain "typeless", a stable reason). If the request is
+    wrong, a BadRequest has the path of each field at fault ("options.decoding.beam_size"). If
+    waiting helps, RetryInfo has the time; if a quota is used up, QuotaFailure names it. An
+    unexpected fault is INTERNAL with a fixed text and the request id, under which the server logs
+    the cause.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -35,15 +36,15 @@ class Failure(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     RETRY_DELAY_FIELD_NUMBER: builtins.int
     code: builtins.int
-    """A google.rpc.Code, never 0 (OK): what the call would have ended with, had this been all of it."""
+    """A google.rpc.Code, never 0 (OK): the status that a call for this item alone would have."""
     reason: builtins.str
-    """Stable, for programs: "AUDIO_UNDECODABLE". The README lists them all."""
+    """Stable, for programs: "AUDIO_UNDECODABLE". docs/errors.md lists all of them."""
     message: builtins.str
     """For people: one English sentence, which may change with any release."""
     @property
     def retry_delay(self) -> google.protobuf.duration_pb2.Duration:
-        """Set where trying again later can help: wait at least this long. Unset, the same request
-        fails again.
+        """Set if a later attempt can succeed: wait at least this long. If unset, the same request fails
+        again.
         """
 
     def __init__(

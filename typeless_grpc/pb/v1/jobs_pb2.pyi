@@ -34,31 +34,31 @@ class _JobStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
     """Never sent."""
     JOB_STATE_PENDING: _JobState.ValueType  # 1
-    """Accepted and on disk; waits for a worker, or for its next attempt."""
+    """Accepted and on disk; waits for a worker, or for its next run."""
     JOB_STATE_PROCESSING: _JobState.ValueType  # 2
-    """A worker is at it."""
+    """A worker runs it."""
     JOB_STATE_COMPLETED: _JobState.ValueType  # 3
     """Done: `transcript` is set."""
     JOB_STATE_FAILED: _JobState.ValueType  # 4
-    """Given up: `failure` says why."""
+    """Ended without a transcript: `failure` says why."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 5
     """Ended by CancelJob; no transcript is kept."""
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
-    """PENDING becomes PROCESSING or CANCELLED; PROCESSING becomes COMPLETED, FAILED or CANCELLED, or
-    PENDING again where it is to be retried. COMPLETED, FAILED and CANCELLED are final.
+    """PENDING becomes PROCESSING or CANCELLED. PROCESSING becomes COMPLETED, FAILED or CANCELLED, or
+    PENDING again if the job is to run once more. COMPLETED, FAILED and CANCELLED are final.
     """
 
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 """Never sent."""
 JOB_STATE_PENDING: JobState.ValueType  # 1
-"""Accepted and on disk; waits for a worker, or for its next attempt."""
+"""Accepted and on disk; waits for a worker, or for its next run."""
 JOB_STATE_PROCESSING: JobState.ValueType  # 2
-"""A worker is at it."""
+"""A worker runs it."""
 JOB_STATE_COMPLETED: JobState.ValueType  # 3
 """Done: `transcript` is set."""
 JOB_STATE_FAILED: JobState.ValueType  # 4
-"""Given up: `failure` says why."""
+"""Ended without a transcript: `failure` says why."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 5
 """Ended by CancelJob; no transcript is kept."""
 Global___JobState: typing_extensions.TypeAlias = JobState
@@ -72,28 +72,28 @@ class _JobPriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     JOB_PRIORITY_UNSPECIFIED: _JobPriority.ValueType  # 0
     """The same as NORMAL."""
     JOB_PRIORITY_LOW: _JobPriority.ValueType  # 1
-    """After NORMAL ones."""
+    """After NORMAL jobs."""
     JOB_PRIORITY_NORMAL: _JobPriority.ValueType  # 2
     """In the order of submission."""
     JOB_PRIORITY_HIGH: _JobPriority.ValueType  # 3
-    """Before NORMAL ones; a job that runs already is not interrupted."""
+    """Before NORMAL jobs. It does not interrupt a running job."""
 
 class JobPriority(_JobPriority, metaclass=_JobPriorityEnumTypeWrapper):
-    """Which of the pending jobs starts first. Calls whose caller waits come before all of them."""
+    """Which of a caller's pending jobs starts first. Calls other than jobs come before all of them."""
 
 JOB_PRIORITY_UNSPECIFIED: JobPriority.ValueType  # 0
 """The same as NORMAL."""
 JOB_PRIORITY_LOW: JobPriority.ValueType  # 1
-"""After NORMAL ones."""
+"""After NORMAL jobs."""
 JOB_PRIORITY_NORMAL: JobPriority.ValueType  # 2
 """In the order of submission."""
 JOB_PRIORITY_HIGH: JobPriority.ValueType  # 3
-"""Before NORMAL ones; a job that runs already is not interrupted."""
+"""Before NORMAL jobs. It does not interrupt a running job."""
 Global___JobPriority: typing_extensions.TypeAlias = JobPriority
 
 @typing.final
 class Job(google.protobuf.message.Message):
-    """One recording to be transcribed, and what has come of it."""
+    """One recording to be transcribed, and its result."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -130,19 +130,19 @@ class Job(google.protobuf.message.Message):
     OPTIONS_FIELD_NUMBER: builtins.int
     STATS_FIELD_NUMBER: builtins.int
     job_id: builtins.str
-    """Given by the server."""
+    """Assigned by the server."""
     state: Global___JobState.ValueType
-    """Where it stands."""
+    """Its current state."""
     progress: builtins.float
-    """In [0, 1], never falling within an attempt."""
+    """In [0, 1]; never decreases within an attempt."""
     progress_message: builtins.str
-    """For people: what is being done. Empty where there is nothing to say."""
+    """For people: what is being done. May be empty."""
     priority: Global___JobPriority.ValueType
-    """As submitted, NORMAL where that was unset."""
+    """As submitted; NORMAL if it was unset."""
     attempt: builtins.int
-    """1 for the first run. 0 while it has not run. It grows with every run, also where a long job
-    made way for another caller's between two. A job whose runs keep crashing the server is FAILED
-    after the third.
+    """The number of runs so far: 0 before the first. A long job that yields its slot to another
+    caller's job continues in a new run. A job that crashes its worker three times in a row without
+    progress is FAILED.
     """
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -158,8 +158,8 @@ class Job(google.protobuf.message.Message):
 
     @property
     def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the job and its result are deleted: 24 h after its end unless configured. Its audio goes
-        with its end, unless configured. Unset until it has ended.
+        """When the job and its result are deleted: 24 h after its end unless configured otherwise. Its
+        audio is deleted at its end unless configured otherwise. Unset until it has ended.
         """
 
     @property
@@ -184,7 +184,7 @@ class Job(google.protobuf.message.Message):
 
     @property
     def stats(self) -> typeless_grpc.pb.v1.transcription_pb2.ProcessingStats:
-        """What the work took. Set once COMPLETED."""
+        """Set once COMPLETED."""
 
     def __init__(
         self,
@@ -241,19 +241,18 @@ class SubmitJobRequest(google.protobuf.message.Message):
     priority: Global___JobPriority.ValueType
     """Unset is NORMAL."""
     request_id: builtins.str
-    """The caller's own id for this submission, a UUID say: sent twice, the job is made once
-    and returned twice. The same id with a different request is ALREADY_EXISTS. Empty makes a new
-    job each time.
+    """Idempotency key, for example a UUID: submitting it again returns the existing job. The same key
+    with a different request is ALREADY_EXISTS. Empty creates a new job each time.
     """
     @property
     def audio(self) -> typeless_grpc.pb.v1.audio_pb2.AudioSource:
-        """Required. Content is bounded by the message limit: hours of audio go through
-        UploadService.UploadAudio and come as `upload://ID`.
+        """Required. The message limit bounds `content`: send hours of audio through
+        UploadService.UploadAudio, and name them as `upload://ID`.
         """
 
     @property
     def options(self) -> typeless_grpc.pb.v1.transcription_pb2.TranscriptionOptions:
-        """With the same meaning as in Transcribe. Unset is the server's choice of all."""
+        """With the same meaning as in Transcribe. Unset leaves every option to the server."""
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
@@ -275,14 +274,14 @@ Global___SubmitJobRequest: typing_extensions.TypeAlias = SubmitJobRequest
 
 @typing.final
 class SubmitJobResponse(google.protobuf.message.Message):
-    """The job is accepted."""
+    """The accepted job."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     JOB_FIELD_NUMBER: builtins.int
     @property
     def job(self) -> Global___Job:
-        """As it stands: PENDING for a new one, anything where `request_id` was sent before."""
+        """PENDING if it is new; in any state if `request_id` was sent before."""
 
     def __init__(
         self,
@@ -296,7 +295,7 @@ Global___SubmitJobResponse: typing_extensions.TypeAlias = SubmitJobResponse
 
 @typing.final
 class GetJobRequest(google.protobuf.message.Message):
-    """Asks for one job."""
+    """Requests one job."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -314,7 +313,7 @@ Global___GetJobRequest: typing_extensions.TypeAlias = GetJobRequest
 
 @typing.final
 class GetJobResponse(google.protobuf.message.Message):
-    """The job that was asked for."""
+    """The requested job."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -335,7 +334,7 @@ Global___GetJobResponse: typing_extensions.TypeAlias = GetJobResponse
 
 @typing.final
 class ListJobsRequest(google.protobuf.message.Message):
-    """Asks for a page of jobs. Filters are joined by "and"."""
+    """Requests a page of jobs. A job must pass all filters."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -369,7 +368,7 @@ class ListJobsRequest(google.protobuf.message.Message):
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """All of them must match. Empty is every job."""
+        """A job must have all of these. Empty is every job."""
 
     def __init__(
         self,
@@ -409,7 +408,7 @@ Global___ListJobsResponse: typing_extensions.TypeAlias = ListJobsResponse
 
 @typing.final
 class CancelJobRequest(google.protobuf.message.Message):
-    """Names the job to end."""
+    """Names the job to cancel."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -434,9 +433,7 @@ class CancelJobResponse(google.protobuf.message.Message):
     JOB_FIELD_NUMBER: builtins.int
     @property
     def job(self) -> Global___Job:
-        """As it stands: CANCELLED, still PROCESSING where a worker has yet to stop, or as it had ended
-        before.
-        """
+        """CANCELLED; still PROCESSING until its worker stops; or the state in which it had ended before."""
 
     def __init__(
         self,
@@ -480,9 +477,7 @@ Global___DeleteJobResponse: typing_extensions.TypeAlias = DeleteJobResponse
 
 @typing.final
 class WatchJobRequest(google.protobuf.message.Message):
-    """Asks to be told of one job until it has ended. It is the only request of the call: the answers
-    then come by themselves, and any number of callers can watch one job.
-    """
+    """Names the job to watch. Any number of calls can watch one job."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -491,7 +486,7 @@ class WatchJobRequest(google.protobuf.message.Message):
     job_id: builtins.str
     """Required, as Job.job_id names it."""
     next_segment_index: builtins.int
-    """The first segment wanted, by its index: where to go on after a broken watch. 0 is all."""
+    """The index of the first segment to send, to continue after a broken watch. 0 is all."""
     def __init__(
         self,
         *,
@@ -504,14 +499,14 @@ Global___WatchJobRequest: typing_extensions.TypeAlias = WatchJobRequest
 
 @typing.final
 class WatchJobResponse(google.protobuf.message.Message):
-    """The job at one moment: at once, and then within half a second of each change. The last one
-    shows how the job ended, and the call ends OK. A watch that breaks and goes on:
+    """The job at one moment. The first is sent at once, the others within half a second of each change.
+    The last one has the job's end, and the call ends OK. A watch that breaks and continues:
 
       > job_id: "j1"
       < job { state: PENDING }
       < job { state: PROCESSING, progress: 0.1 }, new_segments [0, 1]
       < job { state: PROCESSING, progress: 0.4 }, new_segments [2]
-        the connection breaks; the job runs on
+        the connection breaks; the job continues
       > job_id: "j1", next_segment_index: 3
       < job { state: PROCESSING, progress: 0.8 }, new_segments [3, 4, 5]
       < job { state: COMPLETED, progress: 1, transcript }, new_segments [6]
@@ -524,12 +519,12 @@ class WatchJobResponse(google.protobuf.message.Message):
     NEW_SEGMENTS_FIELD_NUMBER: builtins.int
     @property
     def job(self) -> Global___Job:
-        """As it stands, with its transcript once COMPLETED."""
+        """With its transcript once COMPLETED."""
 
     @property
     def new_segments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[typeless_grpc.pb.v1.transcript_pb2.Segment]:
-        """Segments that became final since the last message. In the first one: all from
-        `next_segment_index` on. Empty where only the job changed.
+        """Segments that became final since the last message; in the first message, all from
+        `next_segment_index` on. Empty if only the job changed.
         """
 
     def __init__(
@@ -545,7 +540,7 @@ Global___WatchJobResponse: typing_extensions.TypeAlias = WatchJobResponse
 
 @typing.final
 class GetQueueStatsRequest(google.protobuf.message.Message):
-    """Has no fields: the answer is about all that the caller may see."""
+    """Has no fields: the answer is about all jobs that the caller may see."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -557,7 +552,9 @@ Global___GetQueueStatsRequest: typing_extensions.TypeAlias = GetQueueStatsReques
 
 @typing.final
 class GetQueueStatsResponse(google.protobuf.message.Message):
-    """The queue at one moment: the caller's own jobs, for an admin every caller's, and none twice."""
+    """The queue at one moment: the caller's own jobs, or every caller's for an admin. Each job is
+    counted once.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -571,26 +568,26 @@ class GetQueueStatsResponse(google.protobuf.message.Message):
     WORKERS_FIELD_NUMBER: builtins.int
     OLDEST_PENDING_AGE_FIELD_NUMBER: builtins.int
     total: builtins.int
-    """The sum of the five below: every job counted here that is not deleted yet."""
+    """The sum of the five below: every such job that is not yet deleted."""
     pending: builtins.int
     """Jobs in PENDING."""
     processing: builtins.int
     """Jobs in PROCESSING."""
     completed: builtins.int
-    """Jobs in COMPLETED and not deleted yet."""
+    """Jobs in COMPLETED and not yet deleted."""
     failed: builtins.int
-    """Jobs in FAILED and not deleted yet."""
+    """Jobs in FAILED and not yet deleted."""
     cancelled: builtins.int
-    """Jobs in CANCELLED and not deleted yet."""
+    """Jobs in CANCELLED and not yet deleted."""
     max_concurrent_jobs: builtins.int
-    """Over all workers that are alive. A worker runs 3 unless configured."""
+    """Job slots of all live workers together. A worker has 3 unless configured otherwise."""
     workers: builtins.int
-    """Workers that are alive, a server that runs jobs in its own process among them. 0 means that
-    jobs wait until one starts.
+    """Live workers, including servers that run jobs in their own process. With 0, jobs wait until a
+    worker starts.
     """
     @property
     def oldest_pending_age(self) -> google.protobuf.duration_pb2.Duration:
-        """How long ago the oldest job in PENDING was submitted. Unset where none is pending."""
+        """How long ago the oldest job in PENDING was submitted. Unset if none is pending."""
 
     def __init__(
         self,

@@ -26,15 +26,15 @@ if _version_not_supported:
 
 
 class JobsServiceStub(object):
-    """Transcription in the background: submit, then poll or watch. An accepted job survives
-    restarts and crashes of the server, and is run at least once.
+    """Transcribes in the background: submit a job, then poll or watch it. An accepted job survives
+    restarts and crashes of the server, and runs at least once.
 
-    A caller sees and touches only its own jobs, an admin all: another caller's job is NOT_FOUND.
+    A caller can see and change only its own jobs; an admin, all. Another caller's job is NOT_FOUND.
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo, or a message over the limit), UNAVAILABLE (DRAINING, or the store of jobs cannot be
-    reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells which
-    details an error carries.
+    reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes the
+    details that an error carries.
     """
 
     def __init__(self, channel):
@@ -81,25 +81,26 @@ class JobsServiceStub(object):
 
 
 class JobsServiceServicer(object):
-    """Transcription in the background: submit, then poll or watch. An accepted job survives
-    restarts and crashes of the server, and is run at least once.
+    """Transcribes in the background: submit a job, then poll or watch it. An accepted job survives
+    restarts and crashes of the server, and runs at least once.
 
-    A caller sees and touches only its own jobs, an admin all: another caller's job is NOT_FOUND.
+    A caller can see and change only its own jobs; an admin, all. Another caller's job is NOT_FOUND.
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo, or a message over the limit), UNAVAILABLE (DRAINING, or the store of jobs cannot be
-    reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells which
-    details an error carries.
+    reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes the
+    details that an error carries.
     """
 
     def SubmitJob(self, request, context):
-        """Returns once the job and its audio are on disk. A caller that got no answer sends the request
-        again with the same `request_id`. Audio that cannot be decoded fails the job, not this call.
+        """Submits a job. Returns once the job and its audio are on disk. After a lost answer, send the
+        request again with the same `request_id`. Audio that cannot be decoded fails the job, not this
+        call.
 
         Statuses: INVALID_ARGUMENT (a bad option, audio format, priority or label), NOT_FOUND
         (MODEL_NOT_FOUND, UPLOAD_NOT_FOUND), ALREADY_EXISTS (the `request_id` was used for a different
         request), FAILED_PRECONDITION (UPLOAD_INCOMPLETE), RESOURCE_EXHAUSTED with RetryInfo
-        (TOO_MANY_PENDING_JOBS; UPLOAD_QUOTA_EXCEEDED: bytes of all audio that is kept for the caller),
+        (TOO_MANY_PENDING_JOBS; UPLOAD_QUOTA_EXCEEDED: too many bytes of audio kept for the caller),
         UNAVAILABLE with RetryInfo (AUDIO_UNREACHABLE, STORAGE_FULL).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -107,7 +108,7 @@ class JobsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """The job as it stands, with its transcript once it has one.
+        """Returns the job, with its transcript once it is COMPLETED.
 
         Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND: unknown, expired or another
         caller's).
@@ -117,9 +118,9 @@ class JobsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Newest first: those filed under the caller's key, and for an admin everyone's. Callers without
-        a key cannot be told apart, so they get none, and ask for a job by its id; on a server
-        without keys a caller on its own machine gets all.
+        """Lists jobs, newest first: those of the caller's key; for an admin, all. The server cannot tell
+        callers without a key apart, so it lists none to them; they get a job by its id. A server
+        without keys lists all jobs to a caller on its own machine.
 
         Statuses: INVALID_ARGUMENT (a bad page size, page token or state).
         """
@@ -128,8 +129,8 @@ class JobsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """A pending job never starts; a running one stops within seconds. Cancelling a job that
-        has ended changes nothing.
+        """Cancels a job. A pending one never starts; a running one stops within seconds. Cancelling a job
+        that has ended changes nothing.
 
         Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND).
         """
@@ -138,30 +139,29 @@ class JobsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """The job, its audio and its transcript. FAILED_PRECONDITION while it runs. A caller that got no
-        answer sends the request again: for a day, a job that it has deleted is deleted again with OK.
+        """Deletes a job with its audio and its transcript. After a lost answer, send the request again:
+        for a day, deleting the job once more is OK.
 
-        Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (it runs:
-        cancel it first).
+        Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (the job
+        runs: cancel it first).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """The job now and at each change, until it has ended.
+        """Sends the job at once and after each change, until it has ended.
 
-        Statuses: OK once the job has ended, however it did; INVALID_ARGUMENT (no id, a negative
-        index), NOT_FOUND (JOB_NOT_FOUND). After UNAVAILABLE or a broken connection, watch again with
-        `next_segment_index`: the job runs on.
+        Statuses: OK once the job has ended in any state; INVALID_ARGUMENT (no id, a negative index),
+        NOT_FOUND (JOB_NOT_FOUND). After UNAVAILABLE or a broken connection, watch again with
+        `next_segment_index`; the job continues meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetQueueStats(self, request, context):
-        """How full the queue is with the caller's own jobs, or for an admin with all, and how many workers
-        there are for everyone. No statuses of its own.
+        """Counts the caller's own jobs, or all for an admin, and the workers. No statuses of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,15 +214,15 @@ def add_JobsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobsService(object):
-    """Transcription in the background: submit, then poll or watch. An accepted job survives
-    restarts and crashes of the server, and is run at least once.
+    """Transcribes in the background: submit a job, then poll or watch it. An accepted job survives
+    restarts and crashes of the server, and runs at least once.
 
-    A caller sees and touches only its own jobs, an admin all: another caller's job is NOT_FOUND.
+    A caller can see and change only its own jobs; an admin, all. Another caller's job is NOT_FOUND.
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo, or a message over the limit), UNAVAILABLE (DRAINING, or the store of jobs cannot be
-    reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells which
-    details an error carries.
+    reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes the
+    details that an error carries.
     """
 
     @staticmethod

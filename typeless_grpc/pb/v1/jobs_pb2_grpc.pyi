@@ -138,15 +138,15 @@ _JobsServiceGetQueueStatsType = typing_extensions.TypeVar(
 )
 
 class JobsServiceStub(typing.Generic[_JobsServiceSubmitJobType, _JobsServiceGetJobType, _JobsServiceListJobsType, _JobsServiceCancelJobType, _JobsServiceDeleteJobType, _JobsServiceWatchJobType, _JobsServiceGetQueueStatsType]):
-    """Transcription in the background: submit, then poll or watch. An accepted job survives
-    restarts and crashes of the server, and is run at least once.
+    """Transcribes in the background: submit a job, then poll or watch it. An accepted job survives
+    restarts and crashes of the server, and runs at least once.
 
-    A caller sees and touches only its own jobs, an admin all: another caller's job is NOT_FOUND.
+    A caller can see and change only its own jobs; an admin, all. Another caller's job is NOT_FOUND.
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo, or a message over the limit), UNAVAILABLE (DRAINING, or the store of jobs cannot be
-    reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells which
-    details an error carries.
+    reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes the
+    details that an error carries.
     """
 
     @typing.overload
@@ -214,58 +214,57 @@ class JobsServiceStub(typing.Generic[_JobsServiceSubmitJobType, _JobsServiceGetJ
     ], channel: grpc.aio.Channel) -> None: ...
 
     SubmitJob: _JobsServiceSubmitJobType
-    """Returns once the job and its audio are on disk. A caller that got no answer sends the request
-    again with the same `request_id`. Audio that cannot be decoded fails the job, not this call.
+    """Submits a job. Returns once the job and its audio are on disk. After a lost answer, send the
+    request again with the same `request_id`. Audio that cannot be decoded fails the job, not this
+    call.
 
     Statuses: INVALID_ARGUMENT (a bad option, audio format, priority or label), NOT_FOUND
     (MODEL_NOT_FOUND, UPLOAD_NOT_FOUND), ALREADY_EXISTS (the `request_id` was used for a different
     request), FAILED_PRECONDITION (UPLOAD_INCOMPLETE), RESOURCE_EXHAUSTED with RetryInfo
-    (TOO_MANY_PENDING_JOBS; UPLOAD_QUOTA_EXCEEDED: bytes of all audio that is kept for the caller),
+    (TOO_MANY_PENDING_JOBS; UPLOAD_QUOTA_EXCEEDED: too many bytes of audio kept for the caller),
     UNAVAILABLE with RetryInfo (AUDIO_UNREACHABLE, STORAGE_FULL).
     """
 
     GetJob: _JobsServiceGetJobType
-    """The job as it stands, with its transcript once it has one.
+    """Returns the job, with its transcript once it is COMPLETED.
 
     Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND: unknown, expired or another
     caller's).
     """
 
     ListJobs: _JobsServiceListJobsType
-    """Newest first: those filed under the caller's key, and for an admin everyone's. Callers without
-    a key cannot be told apart, so they get none, and ask for a job by its id; on a server
-    without keys a caller on its own machine gets all.
+    """Lists jobs, newest first: those of the caller's key; for an admin, all. The server cannot tell
+    callers without a key apart, so it lists none to them; they get a job by its id. A server
+    without keys lists all jobs to a caller on its own machine.
 
     Statuses: INVALID_ARGUMENT (a bad page size, page token or state).
     """
 
     CancelJob: _JobsServiceCancelJobType
-    """A pending job never starts; a running one stops within seconds. Cancelling a job that
-    has ended changes nothing.
+    """Cancels a job. A pending one never starts; a running one stops within seconds. Cancelling a job
+    that has ended changes nothing.
 
     Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND).
     """
 
     DeleteJob: _JobsServiceDeleteJobType
-    """The job, its audio and its transcript. FAILED_PRECONDITION while it runs. A caller that got no
-    answer sends the request again: for a day, a job that it has deleted is deleted again with OK.
+    """Deletes a job with its audio and its transcript. After a lost answer, send the request again:
+    for a day, deleting the job once more is OK.
 
-    Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (it runs:
-    cancel it first).
+    Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (the job
+    runs: cancel it first).
     """
 
     WatchJob: _JobsServiceWatchJobType
-    """The job now and at each change, until it has ended.
+    """Sends the job at once and after each change, until it has ended.
 
-    Statuses: OK once the job has ended, however it did; INVALID_ARGUMENT (no id, a negative
-    index), NOT_FOUND (JOB_NOT_FOUND). After UNAVAILABLE or a broken connection, watch again with
-    `next_segment_index`: the job runs on.
+    Statuses: OK once the job has ended in any state; INVALID_ARGUMENT (no id, a negative index),
+    NOT_FOUND (JOB_NOT_FOUND). After UNAVAILABLE or a broken connection, watch again with
+    `next_segment_index`; the job continues meanwhile.
     """
 
     GetQueueStats: _JobsServiceGetQueueStatsType
-    """How full the queue is with the caller's own jobs, or for an admin with all, and how many workers
-    there are for everyone. No statuses of its own.
-    """
+    """Counts the caller's own jobs, or all for an admin, and the workers. No statuses of its own."""
 
 JobsServiceAsyncStub: typing_extensions.TypeAlias = JobsServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -299,15 +298,15 @@ JobsServiceAsyncStub: typing_extensions.TypeAlias = JobsServiceStub[
 ]
 
 class JobsServiceServicer(metaclass=abc.ABCMeta):
-    """Transcription in the background: submit, then poll or watch. An accepted job survives
-    restarts and crashes of the server, and is run at least once.
+    """Transcribes in the background: submit a job, then poll or watch it. An accepted job survives
+    restarts and crashes of the server, and runs at least once.
 
-    A caller sees and touches only its own jobs, an admin all: another caller's job is NOT_FOUND.
+    A caller can see and change only its own jobs; an admin, all. Another caller's job is NOT_FOUND.
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo, or a message over the limit), UNAVAILABLE (DRAINING, or the store of jobs cannot be
-    reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells which
-    details an error carries.
+    reached; with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes the
+    details that an error carries.
     """
 
     @abc.abstractmethod
@@ -316,13 +315,14 @@ class JobsServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.jobs_pb2.SubmitJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.jobs_pb2.SubmitJobResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.jobs_pb2.SubmitJobResponse]]:
-        """Returns once the job and its audio are on disk. A caller that got no answer sends the request
-        again with the same `request_id`. Audio that cannot be decoded fails the job, not this call.
+        """Submits a job. Returns once the job and its audio are on disk. After a lost answer, send the
+        request again with the same `request_id`. Audio that cannot be decoded fails the job, not this
+        call.
 
         Statuses: INVALID_ARGUMENT (a bad option, audio format, priority or label), NOT_FOUND
         (MODEL_NOT_FOUND, UPLOAD_NOT_FOUND), ALREADY_EXISTS (the `request_id` was used for a different
         request), FAILED_PRECONDITION (UPLOAD_INCOMPLETE), RESOURCE_EXHAUSTED with RetryInfo
-        (TOO_MANY_PENDING_JOBS; UPLOAD_QUOTA_EXCEEDED: bytes of all audio that is kept for the caller),
+        (TOO_MANY_PENDING_JOBS; UPLOAD_QUOTA_EXCEEDED: too many bytes of audio kept for the caller),
         UNAVAILABLE with RetryInfo (AUDIO_UNREACHABLE, STORAGE_FULL).
         """
 
@@ -332,7 +332,7 @@ class JobsServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.jobs_pb2.GetJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.jobs_pb2.GetJobResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.jobs_pb2.GetJobResponse]]:
-        """The job as it stands, with its transcript once it has one.
+        """Returns the job, with its transcript once it is COMPLETED.
 
         Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND: unknown, expired or another
         caller's).
@@ -344,9 +344,9 @@ class JobsServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.jobs_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.jobs_pb2.ListJobsResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.jobs_pb2.ListJobsResponse]]:
-        """Newest first: those filed under the caller's key, and for an admin everyone's. Callers without
-        a key cannot be told apart, so they get none, and ask for a job by its id; on a server
-        without keys a caller on its own machine gets all.
+        """Lists jobs, newest first: those of the caller's key; for an admin, all. The server cannot tell
+        callers without a key apart, so it lists none to them; they get a job by its id. A server
+        without keys lists all jobs to a caller on its own machine.
 
         Statuses: INVALID_ARGUMENT (a bad page size, page token or state).
         """
@@ -357,8 +357,8 @@ class JobsServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.jobs_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.jobs_pb2.CancelJobResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.jobs_pb2.CancelJobResponse]]:
-        """A pending job never starts; a running one stops within seconds. Cancelling a job that
-        has ended changes nothing.
+        """Cancels a job. A pending one never starts; a running one stops within seconds. Cancelling a job
+        that has ended changes nothing.
 
         Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND).
         """
@@ -369,11 +369,11 @@ class JobsServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.jobs_pb2.DeleteJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.jobs_pb2.DeleteJobResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.jobs_pb2.DeleteJobResponse]]:
-        """The job, its audio and its transcript. FAILED_PRECONDITION while it runs. A caller that got no
-        answer sends the request again: for a day, a job that it has deleted is deleted again with OK.
+        """Deletes a job with its audio and its transcript. After a lost answer, send the request again:
+        for a day, deleting the job once more is OK.
 
-        Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (it runs:
-        cancel it first).
+        Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (JOB_NOT_FOUND), FAILED_PRECONDITION (the job
+        runs: cancel it first).
         """
 
     @abc.abstractmethod
@@ -382,11 +382,11 @@ class JobsServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.jobs_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[typeless_grpc.pb.v1.jobs_pb2.WatchJobResponse], collections.abc.AsyncIterator[typeless_grpc.pb.v1.jobs_pb2.WatchJobResponse]]:
-        """The job now and at each change, until it has ended.
+        """Sends the job at once and after each change, until it has ended.
 
-        Statuses: OK once the job has ended, however it did; INVALID_ARGUMENT (no id, a negative
-        index), NOT_FOUND (JOB_NOT_FOUND). After UNAVAILABLE or a broken connection, watch again with
-        `next_segment_index`: the job runs on.
+        Statuses: OK once the job has ended in any state; INVALID_ARGUMENT (no id, a negative index),
+        NOT_FOUND (JOB_NOT_FOUND). After UNAVAILABLE or a broken connection, watch again with
+        `next_segment_index`; the job continues meanwhile.
         """
 
     @abc.abstractmethod
@@ -395,8 +395,6 @@ class JobsServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.jobs_pb2.GetQueueStatsRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.jobs_pb2.GetQueueStatsResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.jobs_pb2.GetQueueStatsResponse]]:
-        """How full the queue is with the caller's own jobs, or for an admin with all, and how many workers
-        there are for everyone. No statuses of its own.
-        """
+        """Counts the caller's own jobs, or all for an admin, and the workers. No statuses of its own."""
 
 def add_JobsServiceServicer_to_server(servicer: JobsServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

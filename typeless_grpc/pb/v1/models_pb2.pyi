@@ -33,22 +33,22 @@ class Model(google.protobuf.message.Message):
     COMPUTE_TYPE_FIELD_NUMBER: builtins.int
     MEMORY_BYTES_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """"base", "tiny.en", "large-v3", or a name the operator gave to a directory."""
+    """"base", "tiny.en", "large-v3", or a name that the operator gave to a directory."""
     loaded: builtins.bool
-    """In memory and ready. A model that is not is loaded by the first call that names it."""
+    """Whether it is in memory and ready. If not, the first call that names it loads it."""
     is_default: builtins.bool
-    """Used where TranscriptionOptions.model is empty; true for exactly one model."""
+    """Whether it is used if TranscriptionOptions.model is empty; true for exactly one model."""
     multilingual: builtins.bool
-    """Speaks more than one language, and can translate into English."""
+    """Whether it knows more than one language, and can translate into English."""
     device: builtins.str
     """"cpu" or "cuda:0"; empty until loaded."""
     compute_type: builtins.str
     """CTranslate2's compute type ("int8", "float16", …); empty until loaded."""
     memory_bytes: builtins.int
-    """What it takes while it is loaded, in bytes; 0 until loaded."""
+    """Memory that it uses, in bytes; 0 until loaded."""
     @property
     def languages(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """BCP-47 primary tags of the languages it knows; ["en"] for "tiny.en". Other languages are
+        """BCP-47 primary tags of the languages it knows; ["en"] for "tiny.en". Any other language is
         INVALID_ARGUMENT with it.
         """
 
@@ -70,7 +70,7 @@ Global___Model: typing_extensions.TypeAlias = Model
 
 @typing.final
 class ListModelsRequest(google.protobuf.message.Message):
-    """Has no fields: there are few enough models for one answer."""
+    """Has no fields: one answer has all models."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -89,7 +89,7 @@ class ListModelsResponse(google.protobuf.message.Message):
     MODELS_FIELD_NUMBER: builtins.int
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Model]:
-        """Never empty: the default model is always among them."""
+        """Never empty: the default model is always in it."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ Global___ListModelsResponse: typing_extensions.TypeAlias = ListModelsResponse
 
 @typing.final
 class LoadModelRequest(google.protobuf.message.Message):
-    """Loading a model that is loaded already changes nothing and returns at once."""
+    """Names the model to load. If it is already loaded, the call changes nothing and returns at once."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -120,7 +120,7 @@ Global___LoadModelRequest: typing_extensions.TypeAlias = LoadModelRequest
 
 @typing.final
 class LoadModelResponse(google.protobuf.message.Message):
-    """The model is ready."""
+    """The loaded model."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -141,7 +141,7 @@ Global___LoadModelResponse: typing_extensions.TypeAlias = LoadModelResponse
 
 @typing.final
 class UnloadModelRequest(google.protobuf.message.Message):
-    """Frees the memory of one model."""
+    """Names the model to unload."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -26,12 +26,12 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """The models this server can use.
+    """Lists, loads and unloads the models of this server.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo), UNAVAILABLE (DRAINING, with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL.
-    Failure tells which details an error carries.
+    Failure describes the details that an error carries.
     """
 
     def __init__(self, channel):
@@ -58,38 +58,38 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """The models this server can use.
+    """Lists, loads and unloads the models of this server.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo), UNAVAILABLE (DRAINING, with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL.
-    Failure tells which details an error carries.
+    Failure describes the details that an error carries.
     """
 
     def ListModels(self, request, context):
-        """All that the caller may use, loaded or not; an admin is shown every one on this machine. No
-        statuses of its own.
+        """Lists the models that the caller may use, loaded or not; to an admin, every model on this
+        machine. No statuses of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Needs an admin key. Returns when the model can take requests. Other models serve meanwhile;
-        the least recently used may be unloaded to stay within the server's memory bound.
+        """Loads a model, and returns when it can take requests. Needs an admin key. Other models serve
+        meanwhile; the server may unload the least recently used one to stay within its memory bound.
 
         Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND: no source has it; the
-        message names what was tried), PERMISSION_DENIED (not an admin key), FAILED_PRECONDITION
-        (MODEL_TOO_LARGE: it never fits into memory beside the default one), UNAVAILABLE (its source
-        cannot be reached now; MODEL_DOES_NOT_FIT: not into what is free now, with RetryInfo).
+        message names the sources), PERMISSION_DENIED (not an admin key), FAILED_PRECONDITION
+        (MODEL_TOO_LARGE: it never fits into memory beside the default model), UNAVAILABLE (its source
+        cannot be reached now; MODEL_DOES_NOT_FIT, with RetryInfo: the memory is in use now).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Needs an admin key. Work in progress on it is finished first. A later call that names the
-        model loads it again.
+        """Unloads a model, after the work in progress on it. Needs an admin key. A later call that names
+        the model loads it again.
 
         Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND), PERMISSION_DENIED (not an
         admin key).
@@ -125,12 +125,12 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """The models this server can use.
+    """Lists, loads and unloads the models of this server.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo), UNAVAILABLE (DRAINING, with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL.
-    Failure tells which details an error carries.
+    Failure describes the details that an error carries.
     """
 
     @staticmethod

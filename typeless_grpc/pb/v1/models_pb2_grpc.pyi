@@ -74,12 +74,12 @@ _ModelServiceUnloadModelType = typing_extensions.TypeVar(
 )
 
 class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceLoadModelType, _ModelServiceUnloadModelType]):
-    """The models this server can use.
+    """Lists, loads and unloads the models of this server.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo), UNAVAILABLE (DRAINING, with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL.
-    Failure tells which details an error carries.
+    Failure describes the details that an error carries.
     """
 
     @typing.overload
@@ -115,23 +115,23 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
     ], channel: grpc.aio.Channel) -> None: ...
 
     ListModels: _ModelServiceListModelsType
-    """All that the caller may use, loaded or not; an admin is shown every one on this machine. No
-    statuses of its own.
+    """Lists the models that the caller may use, loaded or not; to an admin, every model on this
+    machine. No statuses of its own.
     """
 
     LoadModel: _ModelServiceLoadModelType
-    """Needs an admin key. Returns when the model can take requests. Other models serve meanwhile;
-    the least recently used may be unloaded to stay within the server's memory bound.
+    """Loads a model, and returns when it can take requests. Needs an admin key. Other models serve
+    meanwhile; the server may unload the least recently used one to stay within its memory bound.
 
     Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND: no source has it; the
-    message names what was tried), PERMISSION_DENIED (not an admin key), FAILED_PRECONDITION
-    (MODEL_TOO_LARGE: it never fits into memory beside the default one), UNAVAILABLE (its source
-    cannot be reached now; MODEL_DOES_NOT_FIT: not into what is free now, with RetryInfo).
+    message names the sources), PERMISSION_DENIED (not an admin key), FAILED_PRECONDITION
+    (MODEL_TOO_LARGE: it never fits into memory beside the default model), UNAVAILABLE (its source
+    cannot be reached now; MODEL_DOES_NOT_FIT, with RetryInfo: the memory is in use now).
     """
 
     UnloadModel: _ModelServiceUnloadModelType
-    """Needs an admin key. Work in progress on it is finished first. A later call that names the
-    model loads it again.
+    """Unloads a model, after the work in progress on it. Needs an admin key. A later call that names
+    the model loads it again.
 
     Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND), PERMISSION_DENIED (not an
     admin key).
@@ -153,12 +153,12 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
 ]
 
 class ModelServiceServicer(metaclass=abc.ABCMeta):
-    """The models this server can use.
+    """Lists, loads and unloads the models of this server.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo), UNAVAILABLE (DRAINING, with RetryInfo), DEADLINE_EXCEEDED, CANCELLED and INTERNAL.
-    Failure tells which details an error carries.
+    Failure describes the details that an error carries.
     """
 
     @abc.abstractmethod
@@ -167,8 +167,8 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.models_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.models_pb2.ListModelsResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.models_pb2.ListModelsResponse]]:
-        """All that the caller may use, loaded or not; an admin is shown every one on this machine. No
-        statuses of its own.
+        """Lists the models that the caller may use, loaded or not; to an admin, every model on this
+        machine. No statuses of its own.
         """
 
     @abc.abstractmethod
@@ -177,13 +177,13 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.models_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.models_pb2.LoadModelResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.models_pb2.LoadModelResponse]]:
-        """Needs an admin key. Returns when the model can take requests. Other models serve meanwhile;
-        the least recently used may be unloaded to stay within the server's memory bound.
+        """Loads a model, and returns when it can take requests. Needs an admin key. Other models serve
+        meanwhile; the server may unload the least recently used one to stay within its memory bound.
 
         Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND: no source has it; the
-        message names what was tried), PERMISSION_DENIED (not an admin key), FAILED_PRECONDITION
-        (MODEL_TOO_LARGE: it never fits into memory beside the default one), UNAVAILABLE (its source
-        cannot be reached now; MODEL_DOES_NOT_FIT: not into what is free now, with RetryInfo).
+        message names the sources), PERMISSION_DENIED (not an admin key), FAILED_PRECONDITION
+        (MODEL_TOO_LARGE: it never fits into memory beside the default model), UNAVAILABLE (its source
+        cannot be reached now; MODEL_DOES_NOT_FIT, with RetryInfo: the memory is in use now).
         """
 
     @abc.abstractmethod
@@ -192,8 +192,8 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.models_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.models_pb2.UnloadModelResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.models_pb2.UnloadModelResponse]]:
-        """Needs an admin key. Work in progress on it is finished first. A later call that names the
-        model loads it again.
+        """Unloads a model, after the work in progress on it. Needs an admin key. A later call that names
+        the model loads it again.
 
         Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND), PERMISSION_DENIED (not an
         admin key).

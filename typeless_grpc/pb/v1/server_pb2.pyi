@@ -33,7 +33,7 @@ Global___GetServerInfoRequest: typing_extensions.TypeAlias = GetServerInfoReques
 
 @typing.final
 class GetServerInfoResponse(google.protobuf.message.Message):
-    """What is in force. The values named here are those of a server that is not configured otherwise."""
+    """The limits in force. The values named here are the defaults."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -49,44 +49,44 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     REQUIRES_KEY_FIELD_NUMBER: builtins.int
     URI_SCHEMES_FIELD_NUMBER: builtins.int
     version: builtins.str
-    """Of the software, as in its change log: "1.2.0"."""
+    """The version of the software, as in CHANGELOG.md: "1.2.0"."""
     default_model: builtins.str
-    """What an empty TranscriptionOptions.model stands for: "base"."""
+    """The model used if TranscriptionOptions.model is empty: "base"."""
     max_message_bytes: builtins.int
-    """The largest request message, in bytes: 33554432 (32 MiB). Above it a call ends with
+    """The largest request message, in bytes: 33554432 (32 MiB). A larger one ends its call with
     RESOURCE_EXHAUSTED.
     """
     max_batch_items: builtins.int
-    """The most items one BatchTranscribe takes: 10."""
+    """The most items in one BatchTranscribe: 10."""
     max_upload_bytes: builtins.int
     """The largest upload, in bytes: 2147483648 (2 GiB)."""
     requires_key: builtins.bool
-    """Whether calls need a key. False, calls without one are served, but a wrong one is refused
-    where the server knows of keys.
+    """Whether calls need a key. If false, the server serves calls without one, but a server with keys
+    still refuses a wrong one.
     """
     @property
     def max_audio_duration(self) -> google.protobuf.duration_pb2.Duration:
-        """The longest recording Transcribe and each item of BatchTranscribe take: 60 min. Above it
-        audio is refused with AUDIO_TOO_LONG.
+        """The longest recording for Transcribe and each item of BatchTranscribe: 60 min. A longer one is
+        refused with AUDIO_TOO_LONG.
         """
 
     @property
     def max_stream_duration(self) -> google.protobuf.duration_pb2.Duration:
-        """The most audio one StreamTranscribe session takes, resumes included."""
+        """The most audio in one StreamTranscribe session, resumes included."""
 
     @property
     def stream_idle_timeout(self) -> google.protobuf.duration_pb2.Duration:
-        """A stream that sends neither audio nor STREAM_CONTROL_KEEP_ALIVE for this long is ended, after
-        a `warning`.
+        """A stream whose caller sends neither audio nor STREAM_CONTROL_KEEP_ALIVE for this long is ended,
+        after a `warning`.
         """
 
     @property
     def resume_window(self) -> google.protobuf.duration_pb2.Duration:
-        """How long after a broken call its stream's session can be resumed: 60 s."""
+        """How long a stream's session can be resumed after its call broke: 60 s."""
 
     @property
     def uri_schemes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """URI schemes that AudioSource.uri takes here: always "upload"."""
+        """URI schemes that AudioSource.uri takes on this server: "upload" always."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ServerServiceStub(object):
-    """What a caller may want to know before it calls: open to every caller, keys or not.
+    """Describes the server to callers, with or without a key.
     """
 
     def __init__(self, channel):
@@ -43,15 +43,15 @@ class ServerServiceStub(object):
 
 
 class ServerServiceServicer(object):
-    """What a caller may want to know before it calls: open to every caller, keys or not.
+    """Describes the server to callers, with or without a key.
     """
 
     def GetServerInfo(self, request, context):
-        """The server's version, default model and limits.
+        """Returns the server's version, default model and limits.
 
         Statuses: RESOURCE_EXHAUSTED (RATE_LIMITED, with RetryInfo), UNAVAILABLE (DRAINING, with
-        RetryInfo), UNAUTHENTICATED (only for a key that is wrong, or where the operator closed this
-        call too), DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
+        RetryInfo), UNAUTHENTICATED (a wrong key, or the operator requires one for this call too),
+        DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,7 +74,7 @@ def add_ServerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ServerService(object):
-    """What a caller may want to know before it calls: open to every caller, keys or not.
+    """Describes the server to callers, with or without a key.
     """
 
     @staticmethod

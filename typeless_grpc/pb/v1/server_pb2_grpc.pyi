@@ -42,7 +42,7 @@ _ServerServiceGetServerInfoType = typing_extensions.TypeVar(
 )
 
 class ServerServiceStub(typing.Generic[_ServerServiceGetServerInfoType]):
-    """What a caller may want to know before it calls: open to every caller, keys or not."""
+    """Describes the server to callers, with or without a key."""
 
     @typing.overload
     def __init__(self: ServerServiceStub[
@@ -61,11 +61,11 @@ class ServerServiceStub(typing.Generic[_ServerServiceGetServerInfoType]):
     ], channel: grpc.aio.Channel) -> None: ...
 
     GetServerInfo: _ServerServiceGetServerInfoType
-    """The server's version, default model and limits.
+    """Returns the server's version, default model and limits.
 
     Statuses: RESOURCE_EXHAUSTED (RATE_LIMITED, with RetryInfo), UNAVAILABLE (DRAINING, with
-    RetryInfo), UNAUTHENTICATED (only for a key that is wrong, or where the operator closed this
-    call too), DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
+    RetryInfo), UNAUTHENTICATED (a wrong key, or the operator requires one for this call too),
+    DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
     """
 
 ServerServiceAsyncStub: typing_extensions.TypeAlias = ServerServiceStub[
@@ -76,7 +76,7 @@ ServerServiceAsyncStub: typing_extensions.TypeAlias = ServerServiceStub[
 ]
 
 class ServerServiceServicer(metaclass=abc.ABCMeta):
-    """What a caller may want to know before it calls: open to every caller, keys or not."""
+    """Describes the server to callers, with or without a key."""
 
     @abc.abstractmethod
     def GetServerInfo(
@@ -84,11 +84,11 @@ class ServerServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.server_pb2.GetServerInfoRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.server_pb2.GetServerInfoResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.server_pb2.GetServerInfoResponse]]:
-        """The server's version, default model and limits.
+        """Returns the server's version, default model and limits.
 
         Statuses: RESOURCE_EXHAUSTED (RATE_LIMITED, with RetryInfo), UNAVAILABLE (DRAINING, with
-        RetryInfo), UNAUTHENTICATED (only for a key that is wrong, or where the operator closed this
-        call too), DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
+        RetryInfo), UNAUTHENTICATED (a wrong key, or the operator requires one for this call too),
+        DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
         """
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -29,23 +29,23 @@ class _SuppressionReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapp
     SUPPRESSION_REASON_UNSPECIFIED: _SuppressionReason.ValueType  # 0
     """Never sent."""
     SUPPRESSION_REASON_NO_SPEECH: _SuppressionReason.ValueType  # 1
-    """No speech was heard where the text claims to be."""
+    """There is no speech, or only unlikely speech, at the time of the text."""
     SUPPRESSION_REASON_REPETITION: _SuppressionReason.ValueType  # 2
-    """The text repeats itself beyond what speech does."""
+    """The text repeats itself more often than there is time for."""
     SUPPRESSION_REASON_LOW_CONFIDENCE: _SuppressionReason.ValueType  # 3
-    """The text cannot be of this audio, and decoding it again did not help."""
+    """The text cannot belong to this audio, and a second pass did not help."""
 
 class SuppressionReason(_SuppressionReason, metaclass=_SuppressionReasonEnumTypeWrapper):
-    """Why text is judged not to be speech."""
+    """Why text was dropped."""
 
 SUPPRESSION_REASON_UNSPECIFIED: SuppressionReason.ValueType  # 0
 """Never sent."""
 SUPPRESSION_REASON_NO_SPEECH: SuppressionReason.ValueType  # 1
-"""No speech was heard where the text claims to be."""
+"""There is no speech, or only unlikely speech, at the time of the text."""
 SUPPRESSION_REASON_REPETITION: SuppressionReason.ValueType  # 2
-"""The text repeats itself beyond what speech does."""
+"""The text repeats itself more often than there is time for."""
 SUPPRESSION_REASON_LOW_CONFIDENCE: SuppressionReason.ValueType  # 3
-"""The text cannot be of this audio, and decoding it again did not help."""
+"""The text cannot belong to this audio, and a second pass did not help."""
 Global___SuppressionReason: typing_extensions.TypeAlias = SuppressionReason
 
 class _OutputFormat:
@@ -55,7 +55,7 @@ class _OutputFormat:
 class _OutputFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_OutputFormat.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     OUTPUT_FORMAT_UNSPECIFIED: _OutputFormat.ValueType  # 0
-    """Names no format: INVALID_ARGUMENT where one is requested, never sent."""
+    """Not a format: INVALID_ARGUMENT in a request, never sent."""
     OUTPUT_FORMAT_TEXT: _OutputFormat.ValueType  # 1
     """Plain text, without times."""
     OUTPUT_FORMAT_SRT: _OutputFormat.ValueType  # 2
@@ -63,15 +63,15 @@ class _OutputFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     OUTPUT_FORMAT_WEBVTT: _OutputFormat.ValueType  # 3
     """WebVTT subtitles, with cues as in SRT."""
     OUTPUT_FORMAT_JSON: _OutputFormat.ValueType  # 4
-    """Text, segments and words as one JSON object, in the schema that the docs give."""
+    """Text, segments and words as one JSON object, by docs/transcript.schema.json."""
     OUTPUT_FORMAT_TSV: _OutputFormat.ValueType  # 5
     """Tab-separated values: a line for each segment, with its start, end and text."""
 
 class OutputFormat(_OutputFormat, metaclass=_OutputFormatEnumTypeWrapper):
-    """The file formats a transcript can be written out in."""
+    """The file formats for a transcript."""
 
 OUTPUT_FORMAT_UNSPECIFIED: OutputFormat.ValueType  # 0
-"""Names no format: INVALID_ARGUMENT where one is requested, never sent."""
+"""Not a format: INVALID_ARGUMENT in a request, never sent."""
 OUTPUT_FORMAT_TEXT: OutputFormat.ValueType  # 1
 """Plain text, without times."""
 OUTPUT_FORMAT_SRT: OutputFormat.ValueType  # 2
@@ -79,16 +79,14 @@ OUTPUT_FORMAT_SRT: OutputFormat.ValueType  # 2
 OUTPUT_FORMAT_WEBVTT: OutputFormat.ValueType  # 3
 """WebVTT subtitles, with cues as in SRT."""
 OUTPUT_FORMAT_JSON: OutputFormat.ValueType  # 4
-"""Text, segments and words as one JSON object, in the schema that the docs give."""
+"""Text, segments and words as one JSON object, by docs/transcript.schema.json."""
 OUTPUT_FORMAT_TSV: OutputFormat.ValueType  # 5
 """Tab-separated values: a line for each segment, with its start, end and text."""
 Global___OutputFormat: typing_extensions.TypeAlias = OutputFormat
 
 @typing.final
 class Transcript(google.protobuf.message.Message):
-    """What was said, from first to last segment. Silence and noise give an empty one: no text, no
-    segments, and no error.
-    """
+    """All recognized text. Silence and noise give an empty transcript, and no error."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -103,20 +101,20 @@ class Transcript(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     SUPPRESSED_FIELD_NUMBER: builtins.int
     text: builtins.str
-    """Every segment's text, joined; after post-processing where that was asked for."""
+    """The text of all segments, joined; after post-processing, if requested."""
     raw_text: builtins.str
-    """The text as recognized, before post-processing. Empty where none was asked for."""
+    """The recognized text, before post-processing. Empty unless post-processing was requested."""
     language: builtins.str
-    """BCP-47 primary tag ("en", "zh"); of the longest part where several are spoken. What was
-    spoken, also where TASK_TRANSLATE made English of it.
+    """BCP-47 primary tag ("en", "zh") of the spoken language, also with TASK_TRANSLATE. If several
+    are spoken, the one with the most speech.
     """
     language_probability: builtins.float
-    """In [0, 1]; 1 where the caller named the language."""
+    """In [0, 1]; 1 if the request named the language."""
     model: builtins.str
-    """The model that did the work, as ModelService names it."""
+    """The model that made the transcript, as ModelService names it."""
     @property
     def segments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Segment]:
-        """In order of index. Empty where nothing was said."""
+        """In order of index. Empty if the audio has no speech."""
 
     @property
     def audio_duration(self) -> google.protobuf.duration_pb2.Duration:
@@ -124,16 +122,16 @@ class Transcript(google.protobuf.message.Message):
 
     @property
     def speech_duration(self) -> google.protobuf.duration_pb2.Duration:
-        """Length of the part of the audio that held speech: at most `audio_duration`."""
+        """Length of the speech in the audio: at most `audio_duration`."""
 
     @property
     def renditions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Rendition]:
-        """One entry per requested OutputFormat. Empty where none was requested."""
+        """One entry per requested OutputFormat. Empty if none was requested."""
 
     @property
     def suppressed(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SuppressedSegment]:
-        """What the model produced but the server judged not to be speech, with the reason. None of it
-        is in `text`, `segments` or `renditions`.
+        """Text of the model that the hallucination filter dropped, with the reason. It is not in `text`,
+        `segments` or `renditions`.
         """
 
     def __init__(
@@ -157,17 +155,17 @@ Global___Transcript: typing_extensions.TypeAlias = Transcript
 
 @typing.final
 class SuppressedSegment(google.protobuf.message.Message):
-    """Text that was kept out of the transcript, for callers who want to judge for themselves."""
+    """Text that the hallucination filter dropped, for callers who want to decide for themselves."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SEGMENT_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     reason: Global___SuppressionReason.ValueType
-    """Why it was kept out."""
+    """Why it was dropped."""
     @property
     def segment(self) -> Global___Segment:
-        """As it would have stood in the transcript; its index counts for nothing."""
+        """The dropped segment; its index has no meaning."""
 
     def __init__(
         self,
@@ -182,8 +180,8 @@ Global___SuppressedSegment: typing_extensions.TypeAlias = SuppressedSegment
 
 @typing.final
 class Segment(google.protobuf.message.Message):
-    """One stretch of speech, at most about 30 seconds. Offsets are from the start of the audio and
-    never outside it.
+    """One stretch of speech, at most about 30 seconds long. Offsets are from the start of the audio,
+    and within it.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -198,28 +196,30 @@ class Segment(google.protobuf.message.Message):
     CONFIDENCE_FIELD_NUMBER: builtins.int
     NO_SPEECH_PROBABILITY_FIELD_NUMBER: builtins.int
     index: builtins.int
-    """0, 1, 2, … in the order in which segments are final."""
+    """0, 1, 2, … in the order in which segments became final."""
     text: builtins.str
-    """What was said, after post-processing where that was asked for."""
+    """The recognized text, after post-processing, if requested."""
     channel: builtins.int
     """0-based; only above 0 with CHANNEL_MODE_SEPARATE."""
     language: builtins.str
-    """BCP-47 primary tag of what was spoken here; the transcript's own where nobody switches."""
+    """BCP-47 primary tag of the language spoken here. It differs from the transcript's only if
+    speakers switch languages.
+    """
     confidence: builtins.float
     """In [0, 1]: geometric mean of the token probabilities."""
     no_speech_probability: builtins.float
-    """In [0, 1]: the model's own probability that nothing was said."""
+    """In [0, 1]: the model's own probability that there is no speech."""
     @property
     def start_offset(self) -> google.protobuf.duration_pb2.Duration:
-        """Where its speech begins, from the start of the audio."""
+        """The start of its speech, from the start of the audio."""
 
     @property
     def end_offset(self) -> google.protobuf.duration_pb2.Duration:
-        """Where its speech ends, from the start of the audio; at or after `start_offset`."""
+        """The end of its speech, from the start of the audio; at or after `start_offset`."""
 
     @property
     def words(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Word]:
-        """In order of time. Empty unless TranscriptionOptions.word_timestamps asked for them."""
+        """In order of time. Empty unless TranscriptionOptions.word_timestamps is set."""
 
     def __init__(
         self,
@@ -241,7 +241,7 @@ Global___Segment: typing_extensions.TypeAlias = Segment
 
 @typing.final
 class Word(google.protobuf.message.Message):
-    """One word and when it was said."""
+    """One word and its time."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -250,12 +250,12 @@ class Word(google.protobuf.message.Message):
     END_OFFSET_FIELD_NUMBER: builtins.int
     CONFIDENCE_FIELD_NUMBER: builtins.int
     text: builtins.str
-    """As it stands in the segment's text, without the space around it."""
+    """As in the segment's text, without the space around it."""
     confidence: builtins.float
     """In [0, 1]."""
     @property
     def start_offset(self) -> google.protobuf.duration_pb2.Duration:
-        """From the start of the audio, not of the segment; never before the word that precedes it."""
+        """From the start of the audio, not of the segment; never before the start of the previous word."""
 
     @property
     def end_offset(self) -> google.protobuf.duration_pb2.Duration:
@@ -276,16 +276,16 @@ Global___Word: typing_extensions.TypeAlias = Word
 
 @typing.final
 class Rendition(google.protobuf.message.Message):
-    """A transcript written out in a file format."""
+    """A transcript in a file format."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     FORMAT_FIELD_NUMBER: builtins.int
     CONTENT_FIELD_NUMBER: builtins.int
     format: Global___OutputFormat.ValueType
-    """The one that was requested."""
+    """The requested format."""
     content: builtins.str
-    """The whole file, ready to be saved as UTF-8."""
+    """The whole file, to be saved as UTF-8."""
     def __init__(
         self,
         *,

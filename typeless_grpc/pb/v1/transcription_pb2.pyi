@@ -34,17 +34,21 @@ class _TaskEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeW
     TASK_TRANSCRIBE: _Task.ValueType  # 1
     """Text in the language that is spoken."""
     TASK_TRANSLATE: _Task.ValueType  # 2
-    """Text in English, whatever is spoken. INVALID_ARGUMENT with a model that is not multilingual."""
+    """Text in English, whatever language is spoken. INVALID_ARGUMENT with a model that is not
+    multilingual.
+    """
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
-    """What becomes of the speech."""
+    """What to make of the speech."""
 
 TASK_UNSPECIFIED: Task.ValueType  # 0
 """The same as TRANSCRIBE."""
 TASK_TRANSCRIBE: Task.ValueType  # 1
 """Text in the language that is spoken."""
 TASK_TRANSLATE: Task.ValueType  # 2
-"""Text in English, whatever is spoken. INVALID_ARGUMENT with a model that is not multilingual."""
+"""Text in English, whatever language is spoken. INVALID_ARGUMENT with a model that is not
+multilingual.
+"""
 Global___Task: typing_extensions.TypeAlias = Task
 
 class _ChunkingStrategy:
@@ -58,13 +62,13 @@ class _ChunkingStrategyEnumTypeWrapper(google.protobuf.internal.enum_type_wrappe
     CHUNKING_STRATEGY_AUTO: _ChunkingStrategy.ValueType  # 1
     """WHOLE up to 30 s of audio, HYBRID above."""
     CHUNKING_STRATEGY_WHOLE: _ChunkingStrategy.ValueType  # 2
-    """One pass in the order of time, each window conditioned on the last."""
+    """One pass in order of time, each chunk conditioned on the text before it."""
     CHUNKING_STRATEGY_FIXED: _ChunkingStrategy.ValueType  # 3
-    """Windows of one length with overlap, merged on the words they share."""
+    """Chunks of equal length with overlap, merged on the words they share."""
     CHUNKING_STRATEGY_VAD: _ChunkingStrategy.ValueType  # 4
     """Cut at pauses."""
     CHUNKING_STRATEGY_HYBRID: _ChunkingStrategy.ValueType  # 5
-    """Cut at pauses, and where there is none in time, with overlap."""
+    """Cut at pauses; speech without a pause in time is cut with overlap."""
 
 class ChunkingStrategy(_ChunkingStrategy, metaclass=_ChunkingStrategyEnumTypeWrapper):
     """How recordings longer than the model's window are cut."""
@@ -74,13 +78,13 @@ CHUNKING_STRATEGY_UNSPECIFIED: ChunkingStrategy.ValueType  # 0
 CHUNKING_STRATEGY_AUTO: ChunkingStrategy.ValueType  # 1
 """WHOLE up to 30 s of audio, HYBRID above."""
 CHUNKING_STRATEGY_WHOLE: ChunkingStrategy.ValueType  # 2
-"""One pass in the order of time, each window conditioned on the last."""
+"""One pass in order of time, each chunk conditioned on the text before it."""
 CHUNKING_STRATEGY_FIXED: ChunkingStrategy.ValueType  # 3
-"""Windows of one length with overlap, merged on the words they share."""
+"""Chunks of equal length with overlap, merged on the words they share."""
 CHUNKING_STRATEGY_VAD: ChunkingStrategy.ValueType  # 4
 """Cut at pauses."""
 CHUNKING_STRATEGY_HYBRID: ChunkingStrategy.ValueType  # 5
-"""Cut at pauses, and where there is none in time, with overlap."""
+"""Cut at pauses; speech without a pause in time is cut with overlap."""
 Global___ChunkingStrategy: typing_extensions.TypeAlias = ChunkingStrategy
 
 class _ChannelMode:
@@ -94,20 +98,20 @@ class _ChannelModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     CHANNEL_MODE_MIX: _ChannelMode.ValueType  # 1
     """All channels are mixed down to one; every Segment.channel is 0."""
     CHANNEL_MODE_SEPARATE: _ChannelMode.ValueType  # 2
-    """Each channel on its own: one speaker a channel, as on a recorded phone call. At most 8; it
-    takes as long as that many recordings.
+    """Each channel is transcribed on its own: one speaker per channel, as in a recorded phone call.
+    At most 8; it takes as long as that many recordings.
     """
 
 class ChannelMode(_ChannelMode, metaclass=_ChannelModeEnumTypeWrapper):
-    """What becomes of audio with more than one channel."""
+    """How to treat audio with more than one channel."""
 
 CHANNEL_MODE_UNSPECIFIED: ChannelMode.ValueType  # 0
 """The same as MIX."""
 CHANNEL_MODE_MIX: ChannelMode.ValueType  # 1
 """All channels are mixed down to one; every Segment.channel is 0."""
 CHANNEL_MODE_SEPARATE: ChannelMode.ValueType  # 2
-"""Each channel on its own: one speaker a channel, as on a recorded phone call. At most 8; it
-takes as long as that many recordings.
+"""Each channel is transcribed on its own: one speaker per channel, as in a recorded phone call.
+At most 8; it takes as long as that many recordings.
 """
 Global___ChannelMode: typing_extensions.TypeAlias = ChannelMode
 
@@ -122,21 +126,25 @@ class _PostProcessingModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrap
     POST_PROCESSING_MODE_NONE: _PostProcessingMode.ValueType  # 1
     """The text stays as it was recognized."""
     POST_PROCESSING_MODE_BASIC: _PostProcessingMode.ValueType  # 2
-    """Repeated words and stray spaces."""
+    """Remove repeated words and stray spaces."""
     POST_PROCESSING_MODE_STANDARD: _PostProcessingMode.ValueType  # 3
-    """BASIC, filler words ("um", "uh", "那个"), and numbers, dates and units as written."""
+    """BASIC; also remove filler words ("um", "uh", "那个"), and write numbers, dates and units in
+    figures.
+    """
 
 class PostProcessingMode(_PostProcessingMode, metaclass=_PostProcessingModeEnumTypeWrapper):
-    """How far the text is tidied, by the rules of its language."""
+    """How much of the text is edited, by the rules of its language."""
 
 POST_PROCESSING_MODE_UNSPECIFIED: PostProcessingMode.ValueType  # 0
 """The same as NONE."""
 POST_PROCESSING_MODE_NONE: PostProcessingMode.ValueType  # 1
 """The text stays as it was recognized."""
 POST_PROCESSING_MODE_BASIC: PostProcessingMode.ValueType  # 2
-"""Repeated words and stray spaces."""
+"""Remove repeated words and stray spaces."""
 POST_PROCESSING_MODE_STANDARD: PostProcessingMode.ValueType  # 3
-"""BASIC, filler words ("um", "uh", "那个"), and numbers, dates and units as written."""
+"""BASIC; also remove filler words ("um", "uh", "那个"), and write numbers, dates and units in
+figures.
+"""
 Global___PostProcessingMode: typing_extensions.TypeAlias = PostProcessingMode
 
 class _StreamMode:
@@ -150,8 +158,8 @@ class _StreamModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     STREAM_MODE_LIVE: _StreamMode.ValueType  # 1
     """Audio arrives as it is spoken: lowest latency, utterance by utterance."""
     STREAM_MODE_FILE: _StreamMode.ValueType  # 2
-    """A recording sent as fast as it can be: `progress` events, chunk by chunk. The server reads
-    only so far ahead of its work, so a fast caller is slowed down.
+    """A recording, sent as fast as possible, with `progress` events. The server reads only so far
+    ahead of its work, so it slows a fast caller down.
     """
 
 class StreamMode(_StreamMode, metaclass=_StreamModeEnumTypeWrapper):
@@ -162,8 +170,8 @@ STREAM_MODE_UNSPECIFIED: StreamMode.ValueType  # 0
 STREAM_MODE_LIVE: StreamMode.ValueType  # 1
 """Audio arrives as it is spoken: lowest latency, utterance by utterance."""
 STREAM_MODE_FILE: StreamMode.ValueType  # 2
-"""A recording sent as fast as it can be: `progress` events, chunk by chunk. The server reads
-only so far ahead of its work, so a fast caller is slowed down.
+"""A recording, sent as fast as possible, with `progress` events. The server reads only so far
+ahead of its work, so it slows a fast caller down.
 """
 Global___StreamMode: typing_extensions.TypeAlias = StreamMode
 
@@ -174,31 +182,23 @@ class _StreamControl:
 class _StreamControlEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_StreamControl.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     STREAM_CONTROL_UNSPECIFIED: _StreamControl.ValueType  # 0
-    """Asks for nothing: INVALID_ARGUMENT."""
+    """Not an action: INVALID_ARGUMENT."""
     STREAM_CONTROL_FINALIZE: _StreamControl.ValueType  # 1
-    """End the current utterance now, without waiting for a pause. Changes nothing between
-    utterances.
-    """
+    """End the current utterance now, without waiting for silence. No effect between utterances."""
     STREAM_CONTROL_KEEP_ALIVE: _StreamControl.ValueType  # 2
-    """Nothing is being said, but the caller is still there. Keeps an idle stream from being ended,
-    and adds nothing to the audio.
-    """
+    """The caller is still there. Keeps an idle stream open, and adds nothing to the audio."""
     STREAM_CONTROL_END: _StreamControl.ValueType  # 3
     """The audio ends here."""
 
 class StreamControl(_StreamControl, metaclass=_StreamControlEnumTypeWrapper):
-    """What a caller can ask for in the middle of the audio."""
+    """Actions between the audio."""
 
 STREAM_CONTROL_UNSPECIFIED: StreamControl.ValueType  # 0
-"""Asks for nothing: INVALID_ARGUMENT."""
+"""Not an action: INVALID_ARGUMENT."""
 STREAM_CONTROL_FINALIZE: StreamControl.ValueType  # 1
-"""End the current utterance now, without waiting for a pause. Changes nothing between
-utterances.
-"""
+"""End the current utterance now, without waiting for silence. No effect between utterances."""
 STREAM_CONTROL_KEEP_ALIVE: StreamControl.ValueType  # 2
-"""Nothing is being said, but the caller is still there. Keeps an idle stream from being ended,
-and adds nothing to the audio.
-"""
+"""The caller is still there. Keeps an idle stream open, and adds nothing to the audio."""
 STREAM_CONTROL_END: StreamControl.ValueType  # 3
 """The audio ends here."""
 Global___StreamControl: typing_extensions.TypeAlias = StreamControl
@@ -234,34 +234,34 @@ class _StreamEndReason:
 class _StreamEndReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_StreamEndReason.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     STREAM_END_REASON_UNSPECIFIED: _StreamEndReason.ValueType  # 0
-    """The server is older than this field, and does not tell."""
+    """The server is older than this field."""
     STREAM_END_REASON_CALLER: _StreamEndReason.ValueType  # 1
     """The caller ended it, by STREAM_CONTROL_END or the half-close."""
     STREAM_END_REASON_IDLE: _StreamEndReason.ValueType  # 2
-    """Nothing was sent for too long, as a `warning` (STREAM_IDLE) had said."""
+    """The caller sent nothing for too long, as a `warning` (STREAM_IDLE) had announced."""
     STREAM_END_REASON_DRAINING: _StreamEndReason.ValueType  # 3
-    """The server is about to stop, as a `warning` (DRAINING) had said. The rest of the audio goes to
-    another server, in a new session.
+    """The server is about to stop, as a `warning` (DRAINING) had announced. Send the rest of the
+    audio to another server, in a new session.
     """
 
 class StreamEndReason(_StreamEndReason, metaclass=_StreamEndReasonEnumTypeWrapper):
     """Why a session's audio ended."""
 
 STREAM_END_REASON_UNSPECIFIED: StreamEndReason.ValueType  # 0
-"""The server is older than this field, and does not tell."""
+"""The server is older than this field."""
 STREAM_END_REASON_CALLER: StreamEndReason.ValueType  # 1
 """The caller ended it, by STREAM_CONTROL_END or the half-close."""
 STREAM_END_REASON_IDLE: StreamEndReason.ValueType  # 2
-"""Nothing was sent for too long, as a `warning` (STREAM_IDLE) had said."""
+"""The caller sent nothing for too long, as a `warning` (STREAM_IDLE) had announced."""
 STREAM_END_REASON_DRAINING: StreamEndReason.ValueType  # 3
-"""The server is about to stop, as a `warning` (DRAINING) had said. The rest of the audio goes to
-another server, in a new session.
+"""The server is about to stop, as a `warning` (DRAINING) had announced. Send the rest of the
+audio to another server, in a new session.
 """
 Global___StreamEndReason: typing_extensions.TypeAlias = StreamEndReason
 
 @typing.final
 class TranscribeRequest(google.protobuf.message.Message):
-    """One recording and what to do with it."""
+    """One recording, and how to transcribe it."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -273,7 +273,7 @@ class TranscribeRequest(google.protobuf.message.Message):
 
     @property
     def options(self) -> Global___TranscriptionOptions:
-        """Unset is the server's choice of all."""
+        """Unset leaves every option to the server."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ Global___TranscribeRequest: typing_extensions.TypeAlias = TranscribeRequest
 
 @typing.final
 class TranscribeResponse(google.protobuf.message.Message):
-    """What was said, and what it took to find out."""
+    """The transcript, and what it took."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -296,7 +296,7 @@ class TranscribeResponse(google.protobuf.message.Message):
     STATS_FIELD_NUMBER: builtins.int
     @property
     def transcript(self) -> typeless_grpc.pb.v1.transcript_pb2.Transcript:
-        """Always set; empty where nothing was said."""
+        """Always set; empty if the recording has no speech."""
 
     @property
     def stats(self) -> Global___ProcessingStats:
@@ -315,8 +315,8 @@ Global___TranscribeResponse: typing_extensions.TypeAlias = TranscribeResponse
 
 @typing.final
 class BatchTranscribeRequest(google.protobuf.message.Message):
-    """Several recordings and what to do with them, together within the message limit: larger ones go
-    through UploadService.UploadAudio first.
+    """Several recordings, and how to transcribe them. All of them together must fit into one message;
+    send larger ones through UploadService.UploadAudio first.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -329,7 +329,7 @@ class BatchTranscribeRequest(google.protobuf.message.Message):
 
     @property
     def options(self) -> Global___TranscriptionOptions:
-        """For every item that has none of its own."""
+        """For every item without options of its own."""
 
     def __init__(
         self,
@@ -352,8 +352,8 @@ class BatchItem(google.protobuf.message.Message):
     AUDIO_FIELD_NUMBER: builtins.int
     OPTIONS_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """The caller's name for it, returned as it is: a file name, say. May be empty, and need not be
-    unique.
+    """The caller's name for it, for example a file name; returned as it is. May be empty, and need
+    not be unique.
     """
     @property
     def audio(self) -> typeless_grpc.pb.v1.audio_pb2.AudioSource:
@@ -361,7 +361,7 @@ class BatchItem(google.protobuf.message.Message):
 
     @property
     def options(self) -> Global___TranscriptionOptions:
-        """Unset is the request's. Set, it replaces the request's as a whole."""
+        """If set, replaces the request's options as a whole."""
 
     def __init__(
         self,
@@ -377,7 +377,7 @@ Global___BatchItem: typing_extensions.TypeAlias = BatchItem
 
 @typing.final
 class BatchTranscribeResponse(google.protobuf.message.Message):
-    """What became of each item."""
+    """The outcome of each item."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -404,7 +404,7 @@ Global___BatchTranscribeResponse: typing_extensions.TypeAlias = BatchTranscribeR
 
 @typing.final
 class BatchResult(google.protobuf.message.Message):
-    """What became of one item."""
+    """The outcome of one item."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -413,20 +413,20 @@ class BatchResult(google.protobuf.message.Message):
     FAILURE_FIELD_NUMBER: builtins.int
     STATS_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """BatchItem.name, as it was."""
+    """BatchItem.name, unchanged."""
     @property
     def transcript(self) -> typeless_grpc.pb.v1.transcript_pb2.Transcript:
-        """Where it succeeded; empty where nothing was said."""
+        """Set if it succeeded; empty if the recording has no speech."""
 
     @property
     def failure(self) -> typeless_grpc.pb.v1.failure_pb2.Failure:
-        """Where it did not. Where a field is at fault, the message names its path:
+        """Set if it failed. If a field is at fault, the message names its path:
         "items[3].options.language".
         """
 
     @property
     def stats(self) -> Global___ProcessingStats:
-        """Unset where the item failed."""
+        """Unset if the item failed."""
 
     def __init__(
         self,
@@ -465,8 +465,8 @@ class BatchSummary(google.protobuf.message.Message):
 
     @property
     def processing_time(self) -> google.protobuf.duration_pb2.Duration:
-        """From the request's arrival to its answer. Items run side by side, so it is less than the sum
-        of theirs.
+        """From the request's arrival to its answer. Items run in parallel, so it is less than the sum of
+        their times.
         """
 
     def __init__(
@@ -497,9 +497,9 @@ class ProcessingStats(google.protobuf.message.Message):
     realtime_factor: builtins.float
     """Audio seconds handled per second of processing: above 1 is faster than speech."""
     chunking: Global___ChunkingStrategy.ValueType
-    """The strategy that was used: what AUTO chose where it was left to choose."""
+    """The strategy that was used; never AUTO."""
     chunk_count: builtins.int
-    """How many pieces the audio was cut into."""
+    """How many chunks the audio was cut into."""
     @property
     def processing_time(self) -> google.protobuf.duration_pb2.Duration:
         """From the request's arrival to its answer."""
@@ -524,8 +524,8 @@ Global___ProcessingStats: typing_extensions.TypeAlias = ProcessingStats
 
 @typing.final
 class TranscriptionOptions(google.protobuf.message.Message):
-    """How to transcribe, with the same meaning in every call. What cannot be honoured is
-    INVALID_ARGUMENT with the path of the field; nothing is accepted and ignored.
+    """How to transcribe, with the same meaning in every call. An option that the server cannot honour
+    is INVALID_ARGUMENT with the path of the field; the server ignores none.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -544,55 +544,54 @@ class TranscriptionOptions(google.protobuf.message.Message):
     POST_PROCESSING_FIELD_NUMBER: builtins.int
     OUTPUT_FORMATS_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """As ModelService names it; empty is the server's default. One it does not name is NOT_FOUND
-    (MODEL_NOT_FOUND). One that is not loaded and does not fit into memory is UNAVAILABLE
-    (MODEL_DOES_NOT_FIT, with RetryInfo), or FAILED_PRECONDITION where it never does.
+    """As ModelService names it; empty is the server's default. An unknown name is NOT_FOUND
+    (MODEL_NOT_FOUND). A model that is not loaded and does not fit into memory now is UNAVAILABLE
+    (MODEL_DOES_NOT_FIT, with RetryInfo); one that never fits is FAILED_PRECONDITION.
     """
     language: builtins.str
-    """BCP-47 tag of what is spoken; empty detects it. "zh" is written in simplified characters,
-    "zh-Hant" in traditional ones. One the model lacks is INVALID_ARGUMENT.
+    """BCP-47 tag of the spoken language; empty detects it. "zh" gives simplified characters,
+    "zh-Hant" traditional ones. A language that the model lacks is INVALID_ARGUMENT.
     """
     task: Global___Task.ValueType
     """Unset is TRANSCRIBE."""
     prompt: builtins.str
     """Text to condition on: names, spelling, style. At most 4096 characters. Empty is none. It is
-    text alone: a special token of the model, such as "<|translate|>", is the characters it is
-    written with. prompt and hotwords together have about 220 tokens, so that they never shorten
-    the transcript: of a longer prompt the end is used, as far as the hotwords leave room. Audio
-    whose text gets lost with them is decoded without them.
+    plain text: a special token of the model, such as "<|translate|>", stands for its characters.
+    prompt and hotwords together may have about 220 tokens, so that they never shorten the
+    transcript. Of a longer prompt the server uses the end, as far as the hotwords leave room. If
+    the model loses the text of some audio because of them, that audio is decoded without them.
     """
     word_timestamps: builtins.bool
-    """Fill in Segment.words, which costs some time. False leaves them out."""
+    """Fill in Segment.words, which takes some time. False leaves them out."""
     chunking: Global___ChunkingStrategy.ValueType
     """How to cut long recordings; unset is AUTO."""
     channel_mode: Global___ChannelMode.ValueType
     """What to do with several channels; unset is MIX."""
     @property
     def allowed_languages(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Where it is detected: only one of these. Empty is every language of the model."""
+        """Restricts detection to these languages. Empty allows every language of the model."""
 
     @property
     def hotwords(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Words and phrases to expect: at most 256, of at most 128 characters each. Empty is none. Text
-        alone, as prompt is. Of more than there is room for, the first that fit are used, the others
-        left out.
+        """Words and phrases to expect: at most 256, of at most 128 characters each. Empty is none. Plain
+        text, as prompt is. If there are more than fit, the server uses the first that fit.
         """
 
     @property
     def decoding(self) -> Global___DecodingOptions:
-        """How hard to search for the text; unset is the server's choice."""
+        """How the model searches for the text; unset is the server's choice."""
 
     @property
     def voice_activity(self) -> Global___VoiceActivityOptions:
-        """How speech is told from silence; unset is the server's choice."""
+        """How speech is separated from silence; unset is the server's choice."""
 
     @property
     def post_processing(self) -> Global___PostProcessing:
-        """What to do with the text once it is recognized; unset is nothing."""
+        """How to edit the recognized text; unset leaves it as it is."""
 
     @property
     def output_formats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[typeless_grpc.pb.v1.transcript_pb2.OutputFormat.ValueType]:
-        """The file formats to write the transcript out in besides: one Rendition each. Empty is none."""
+        """File formats to render the transcript in as well: one Rendition each. Empty is none."""
 
     def __init__(
         self,
@@ -618,21 +617,21 @@ Global___TranscriptionOptions: typing_extensions.TypeAlias = TranscriptionOption
 
 @typing.final
 class DecodingOptions(google.protobuf.message.Message):
-    """How hard the model searches for the text."""
+    """How the model searches for the text."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     BEAM_SIZE_FIELD_NUMBER: builtins.int
     TEMPERATURES_FIELD_NUMBER: builtins.int
     beam_size: builtins.int
-    """1 to 10; 0 is the server's choice. A text of low confidence is searched for once more, with five
-    beams at the least.
+    """1 to 10; 0 is the server's choice. A hypothesis of low confidence gets a second pass, with at
+    least five beams.
     """
     @property
     def temperatures(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Tried in turn, as faster-whisper tries them, until the result passes its quality checks; then
-        nothing else is tried. Empty is the server's choice: the most likely text only. Each in [0, 1];
-        0 is the most likely text, above it texts are sampled.
+        """Temperatures to try in turn until a hypothesis passes faster-whisper's quality checks. They
+        replace the second pass. Each in [0, 1]: 0 is the most likely text, above it text is sampled.
+        Empty is the server's choice: 0, with a second pass for low confidence.
         """
 
     def __init__(
@@ -647,7 +646,7 @@ Global___DecodingOptions: typing_extensions.TypeAlias = DecodingOptions
 
 @typing.final
 class VoiceActivityOptions(google.protobuf.message.Message):
-    """How speech is told from silence, and where utterances begin and end."""
+    """How speech is separated from silence, and where utterances begin and end."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -659,20 +658,20 @@ class VoiceActivityOptions(google.protobuf.message.Message):
     """In (0, 1): a frame at or above it is speech. 0 is the server's choice."""
     @property
     def end_silence(self) -> google.protobuf.duration_pb2.Duration:
-        """A pause this long ends an utterance. Above 0; unset is the server's choice: of a live stream, the
-        least such pause, and a longer one where the text so far is doubtful.
+        """The silence that ends an utterance. Above 0; unset is the server's choice. In a live stream the
+        server then waits longer while the text so far has a low confidence.
         """
 
     @property
     def speech_padding(self) -> google.protobuf.duration_pb2.Duration:
-        """Kept on both sides of speech. 0 or above, in a stream at most 15 s; unset is the server's
+        """Audio kept on both sides of speech. 0 or above, in a stream at most 15 s; unset is the server's
         choice.
         """
 
     @property
     def max_utterance(self) -> google.protobuf.duration_pb2.Duration:
-        """An utterance is cut here even without a pause. 1 s, below which no word is whole, to 30 s, the
-        model's window; unset is the server's choice.
+        """The longest utterance: a longer one is cut even without a pause. 1 s to 30 s, the model's
+        window; unset is the server's choice.
         """
 
     def __init__(
@@ -690,8 +689,8 @@ Global___VoiceActivityOptions: typing_extensions.TypeAlias = VoiceActivityOption
 
 @typing.final
 class PostProcessing(google.protobuf.message.Message):
-    """What is done with the text once it is recognized, in the order of these fields but for
-    `replacements`. Words keep their times, and Transcript.raw_text what was recognized.
+    """How to edit the recognized text, in the order mode, profanity, replacements. Words keep their
+    times, and Transcript.raw_text keeps the recognized text.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -718,13 +717,11 @@ class PostProcessing(google.protobuf.message.Message):
     mode: Global___PostProcessingMode.ValueType
     """Unset is NONE."""
     mask_profanity: builtins.bool
-    """Profane words, by a list of the operator's choice, are masked. False leaves them as
-    they are.
-    """
+    """Mask the words of the operator's profanity list. False leaves them as they are."""
     @property
     def replacements(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Whole-word, case-insensitive; applied last. From what is found to what is written instead.
-        Empty is none.
+        """From the text to find to its replacement: whole words, case-insensitive, applied last. Empty is
+        none.
         """
 
     def __init__(
@@ -743,11 +740,11 @@ class StreamTranscribeRequest(google.protobuf.message.Message):
     """One step of a stream. The legal order:
 
     `config` comes first and only once. After it come `audio`, `control` and `update`, any number of
-    each in any order; none has to wait for an event, except that a resumed stream waits for
-    `started`, which tells where its audio goes on. The end is STREAM_CONTROL_END or the half-close,
-    whichever is first; after END only the half-close may follow. Any other order, and a request
-    with nothing set, is INVALID_ARGUMENT. A caller that reads no events is not read from either, by
-    the flow control of HTTP/2.
+    each in any order. None has to wait for an event, except that a resumed stream waits for
+    `started`, whose `acknowledged_bytes` says where to continue. The end is STREAM_CONTROL_END or
+    the half-close, whichever is first; after END only the half-close may follow. Any other order,
+    and a request with nothing set, is INVALID_ARGUMENT. The server stops reading from a caller that
+    reads no events, by the flow control of HTTP/2.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -759,15 +756,15 @@ class StreamTranscribeRequest(google.protobuf.message.Message):
     audio: builtins.bytes
     """Any size up to the message limit; need not fall on a sample boundary."""
     control: Global___StreamControl.ValueType
-    """Something to do now, at this place in the audio."""
+    """An action at this point of the audio."""
     @property
     def config(self) -> Global___StreamConfig:
         """Opens a session, or resumes one. First, and only once."""
 
     @property
     def update(self) -> Global___TranscriptionOptions:
-        """Replaces the options from the next utterance on; answered by `configured`. As a whole: what
-        it leaves unset is the server's choice again.
+        """Replaces all options from the next utterance on; answered by `configured`. A field that it
+        leaves unset is the server's choice again.
         """
 
     def __init__(
@@ -786,7 +783,7 @@ Global___StreamTranscribeRequest: typing_extensions.TypeAlias = StreamTranscribe
 
 @typing.final
 class StreamConfig(google.protobuf.message.Message):
-    """What a session is to be, or which one is to be resumed."""
+    """Describes a new session, or names the one to resume."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -802,13 +799,13 @@ class StreamConfig(google.protobuf.message.Message):
     interim_results: builtins.bool
     """LIVE only: send `interim` events while an utterance is being spoken. False sends none."""
     resume_session_id: builtins.str
-    """Take up a session whose call broke: the `session_id` of its `started` event. The other
-    fields must be left out. Empty opens a new session.
+    """Resume a session whose call broke: the `session_id` of its `started` event. Leave out the
+    fields above. Empty opens a new session.
     """
     resume_after_sequence: builtins.int
-    """With `resume_session_id`: the last `sequence` that arrived. Events after it are sent again, but
-    for `interim`, `progress` and `configured` that hundreds of their kind have followed: their
-    numbers are left out. 0 where none arrived.
+    """With `resume_session_id`: the last `sequence` that arrived, 0 if none. The server sends the
+    events after it again. It may skip `interim`, `progress` and `configured` events, with their
+    numbers, if hundreds of their kind have followed.
     """
     @property
     def format(self) -> typeless_grpc.pb.v1.audio_pb2.AudioFormat:
@@ -816,12 +813,12 @@ class StreamConfig(google.protobuf.message.Message):
 
     @property
     def options(self) -> Global___TranscriptionOptions:
-        """Unset is the server's choice of all. Until an `update` replaces them."""
+        """In force until an `update`. Unset leaves every option to the server."""
 
     @property
     def interim_interval(self) -> google.protobuf.duration_pb2.Duration:
-        """LIVE only: how often at most. 0 is the server's choice; in long utterances and under load they
-        come less often.
+        """LIVE only: the shortest time between two interims. 0 is the server's choice; in long utterances
+        and under load they come less often.
         """
 
     def __init__(
@@ -842,14 +839,14 @@ Global___StreamConfig: typing_extensions.TypeAlias = StreamConfig
 
 @typing.final
 class StreamTranscribeResponse(google.protobuf.message.Message):
-    """One event of a stream. `started` comes first, `completed` last; in between each utterance is
-    SPEECH_START, its interims, and its segments, which are final. An example in LIVE mode, 16 kHz
-    raw 16-bit samples (32,000 bytes a second) with interims, where the connection breaks once; `>`
+    """One event of a stream. `started` comes first, `completed` last. In between, each utterance has
+    SPEECH_START, interims, SPEECH_END and its final segments. An example in LIVE mode, 16 kHz raw
+    16-bit samples (32,000 bytes per second) with interims, where the connection breaks once; `>`
     is sent, `<` received, and the number is `sequence`:
 
       > config { format, interim_results: true }
       < 1 started { session_id: "s1", resume_window: 60 s, effective_config, … }
-      > audio, 32,000 bytes, every second or in any other pieces
+      > audio, 32,000 bytes, every second or in messages of any other size
       < 2 speech_activity { SPEECH_START, offset: 0.4 s }
       < 3 interim { stable_text: "", unstable_text: "Good mor" }
       < 4 interim { stable_text: "Good", unstable_text: " morning" }
@@ -889,8 +886,8 @@ class StreamTranscribeResponse(google.protobuf.message.Message):
     sequence: builtins.int
     """1, 2, 3, … over the whole session, resumes included."""
     acknowledged_bytes: builtins.int
-    """Bytes of `audio` received and safe to forget: where to send from after a resume. Counted from
-    the start of the session, and never falling. Of `completed`, all audio that the transcript is of.
+    """Bytes of `audio` that the caller need not keep: where to continue after a resume. Counted from
+    the start of the session; never decreases. In `completed`, all audio of the transcript.
     """
     @property
     def started(self) -> Global___StreamStarted:
@@ -902,7 +899,7 @@ class StreamTranscribeResponse(google.protobuf.message.Message):
 
     @property
     def interim(self) -> Global___InterimResult:
-        """What the current utterance seems to be. LIVE only, and only where asked for."""
+        """The hypothesis for the current utterance. LIVE only, and only with `interim_results`."""
 
     @property
     def segment(self) -> typeless_grpc.pb.v1.transcript_pb2.Segment:
@@ -910,15 +907,15 @@ class StreamTranscribeResponse(google.protobuf.message.Message):
 
     @property
     def progress(self) -> Global___StreamProgress:
-        """How far the work has come. FILE only."""
+        """How much of the recording is done. FILE only."""
 
     @property
     def completed(self) -> Global___StreamCompleted:
-        """All is said: last in a call that ends OK."""
+        """The whole transcript: last in a call that ends OK."""
 
     @property
     def warning(self) -> typeless_grpc.pb.v1.failure_pb2.Failure:
-        """Something was lost or degraded; the stream goes on."""
+        """Something was lost or degraded; the stream continues."""
 
     @property
     def configured(self) -> Global___StreamConfigured:
@@ -926,7 +923,7 @@ class StreamTranscribeResponse(google.protobuf.message.Message):
 
     @property
     def cursors(self) -> Global___AudioCursors:
-        """How far each stage has come, on the clock of the audio."""
+        """How far each stage has come, as offsets in the audio."""
 
     def __init__(
         self,
@@ -952,7 +949,7 @@ Global___StreamTranscribeResponse: typing_extensions.TypeAlias = StreamTranscrib
 @typing.final
 class AudioCursors(google.protobuf.message.Message):
     """received >= processed >= final. `dropped` is audio that will never be transcribed; it is
-    zero unless a `warning` said otherwise.
+    zero unless a `warning` reported it.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -963,19 +960,19 @@ class AudioCursors(google.protobuf.message.Message):
     DROPPED_FIELD_NUMBER: builtins.int
     @property
     def received(self) -> google.protobuf.duration_pb2.Duration:
-        """From the start of the audio: what has arrived."""
+        """Offset from the start of the audio: how much has arrived."""
 
     @property
     def processed(self) -> google.protobuf.duration_pb2.Duration:
-        """From the start of the audio: what the engine has been over at least once."""
+        """Offset from the start of the audio: how much the engine has decoded at least once."""
 
     @property
     def final(self) -> google.protobuf.duration_pb2.Duration:
-        """From the start of the audio: up to here no text will be added or changed."""
+        """Offset from the start of the audio: no text before it will be added or changed."""
 
     @property
     def dropped(self) -> google.protobuf.duration_pb2.Duration:
-        """A length, not an offset: all of it in the session so far."""
+        """A length, not an offset: all audio that the session has dropped so far."""
 
     def __init__(
         self,
@@ -1002,10 +999,10 @@ class StreamStarted(google.protobuf.message.Message):
     EFFECTIVE_CONFIG_FIELD_NUMBER: builtins.int
     MAX_AUDIO_DURATION_FIELD_NUMBER: builtins.int
     session_id: builtins.str
-    """What `resume_session_id` takes. Only the key that opened the session can resume it."""
+    """The value for `resume_session_id`. Only the key that opened the session can resume it."""
     resumed: builtins.bool
-    """The session was taken up, and its events after `resume_after_sequence` follow. False, it is
-    new.
+    """True if the session was resumed: its events after `resume_after_sequence` follow. False if it
+    is new.
     """
     @property
     def resume_window(self) -> google.protobuf.duration_pb2.Duration:
@@ -1015,7 +1012,7 @@ class StreamStarted(google.protobuf.message.Message):
 
     @property
     def effective_config(self) -> Global___StreamConfig:
-        """What is in force, the server's choices filled in."""
+        """What is in force, with the server's choices filled in."""
 
     @property
     def max_audio_duration(self) -> google.protobuf.duration_pb2.Duration:
@@ -1037,14 +1034,14 @@ Global___StreamStarted: typing_extensions.TypeAlias = StreamStarted
 
 @typing.final
 class StreamConfigured(google.protobuf.message.Message):
-    """An `update` was taken up; it holds from the next utterance on."""
+    """An `update` was accepted; it takes effect with the next utterance."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EFFECTIVE_OPTIONS_FIELD_NUMBER: builtins.int
     @property
     def effective_options(self) -> Global___TranscriptionOptions:
-        """What is then in force, the server's choices filled in."""
+        """What is then in force, with the server's choices filled in."""
 
     def __init__(
         self,
@@ -1058,7 +1055,7 @@ Global___StreamConfigured: typing_extensions.TypeAlias = StreamConfigured
 
 @typing.final
 class SpeechActivity(google.protobuf.message.Message):
-    """Someone began or stopped speaking, as VoiceActivityOptions tell speech from silence."""
+    """Someone began or stopped speaking, by VoiceActivityOptions."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1068,9 +1065,7 @@ class SpeechActivity(google.protobuf.message.Message):
     """Which of the two: they alternate, and SPEECH_START comes first."""
     @property
     def offset(self) -> google.protobuf.duration_pb2.Duration:
-        """When it happened, from the start of the audio: earlier than the event, which follows once it
-        is certain.
-        """
+        """When it happened, from the start of the audio. The event follows later, once it is certain."""
 
     def __init__(
         self,
@@ -1094,18 +1089,18 @@ class InterimResult(google.protobuf.message.Message):
     START_OFFSET_FIELD_NUMBER: builtins.int
     END_OFFSET_FIELD_NUMBER: builtins.int
     stable_text: builtins.str
-    """What will not change any more; grows from one interim to the next. May be empty."""
+    """The stable prefix, which no longer changes and only grows. May be empty."""
     unstable_text: builtins.str
-    """What comes after it and may still change, with the space between the two where there is one.
-    May be empty.
+    """The text after it, which may still change; begins with the space between the two, if any. May
+    be empty.
     """
     @property
     def start_offset(self) -> google.protobuf.duration_pb2.Duration:
-        """Where the utterance begins, from the start of the audio."""
+        """The beginning of the utterance, from the start of the audio."""
 
     @property
     def end_offset(self) -> google.protobuf.duration_pb2.Duration:
-        """How far this text reaches, from the start of the audio."""
+        """The end of the audio that this text covers, from the start of the audio."""
 
     def __init__(
         self,
@@ -1122,7 +1117,7 @@ Global___InterimResult: typing_extensions.TypeAlias = InterimResult
 
 @typing.final
 class StreamProgress(google.protobuf.message.Message):
-    """How far a FILE stream has come; at least once a second while work goes on."""
+    """How much of a FILE stream is done; sent at least once a second while work goes on."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1133,7 +1128,7 @@ class StreamProgress(google.protobuf.message.Message):
     AUDIO_RECEIVED_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     fraction: builtins.float
-    """In [0, 1], never falling; 1 only in the last one, and not where the server ended the audio
+    """In [0, 1]; never decreases. 1 only in the last one, and not if the server ended the audio
     (STREAM_END_REASON_DRAINING).
     """
     chunks_done: builtins.int
@@ -1175,12 +1170,12 @@ class StreamCompleted(google.protobuf.message.Message):
     STATS_FIELD_NUMBER: builtins.int
     END_REASON_FIELD_NUMBER: builtins.int
     end_reason: Global___StreamEndReason.ValueType
-    """Who ended the audio. With IDLE and DRAINING audio may have been sent that the server did not
-    take: all from `acknowledged_bytes` on.
+    """Why the audio ended. After IDLE and DRAINING, the server has discarded any audio from
+    `acknowledged_bytes` on.
     """
     @property
     def transcript(self) -> typeless_grpc.pb.v1.transcript_pb2.Transcript:
-        """Of the whole session, resumes included: its segments are those that were sent, unchanged."""
+        """Of the whole session, resumes included. It has the segments that were sent, unchanged."""
 
     @property
     def stats(self) -> Global___ProcessingStats:

@@ -81,15 +81,15 @@ class TranscriptionServiceStub(typing.Generic[_TranscriptionServiceTranscribeTyp
       RESOURCE_EXHAUSTED  the caller's quota is spent (RATE_LIMITED, with RetryInfo and
                           QuotaFailure), or a message is over the limit (32 MiB unless the server
                           is configured otherwise).
-      UNAVAILABLE         the server's capacity is spent (OVERLOADED) or it is about to stop
+      UNAVAILABLE         the server has no capacity left (OVERLOADED) or is about to stop
                           (DRAINING), with RetryInfo; another replica may serve.
       UNAUTHENTICATED     no key where one is required, or a wrong, expired or revoked one.
       PERMISSION_DENIED   a key that does not allow this call.
       DEADLINE_EXCEEDED   the caller's deadline has passed.
       CANCELLED           the caller cancelled; the work stops.
-      INTERNAL            the server's fault, with the request id to ask about.
+      INTERNAL            the server's fault; the message has the request id for the operator.
 
-    Failure tells which details an error carries.
+    Failure describes the details that an error carries.
     """
 
     @typing.overload
@@ -125,45 +125,45 @@ class TranscriptionServiceStub(typing.Generic[_TranscriptionServiceTranscribeTyp
     ], channel: grpc.aio.Channel) -> None: ...
 
     Transcribe: _TranscriptionServiceTranscribeType
-    """One recording in, one transcript out. Silence is no error: its transcript is empty.
+    """Transcribes one recording. Silence is not an error: its transcript is empty.
 
     Statuses: INVALID_ARGUMENT (a bad option, with the path of the field; audio that is
     AUDIO_UNDECODABLE, AUDIO_EMPTY, AUDIO_TRUNCATED or, above 60 min unless the server is
     configured otherwise, AUDIO_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND, UPLOAD_NOT_FOUND),
     UNAVAILABLE (OVERLOADED, DRAINING, with RetryInfo), RESOURCE_EXHAUSTED (RATE_LIMITED, with
-    RetryInfo, or a message over the limit), DEADLINE_EXCEEDED (at once where the estimate says
-    that the deadline cannot be met), and the others that every call can end with.
+    RetryInfo, or a message over the limit), DEADLINE_EXCEEDED (at once if the server estimates
+    that it cannot meet the deadline), and the others that every call can end with.
     """
 
     BatchTranscribe: _TranscriptionServiceBatchTranscribeType
-    """Several recordings; one that fails does not fail the others.
+    """Transcribes several recordings. One that fails does not fail the others.
 
     Statuses: OK even if every item failed, each with its Failure, whose codes and reasons are
     those of Transcribe; INVALID_ARGUMENT (no items, or too many), DEADLINE_EXCEEDED (at once
-    where the estimate says that the deadline cannot be met). A call that is cancelled stops all
+    if the server estimates that it cannot meet the deadline). Cancelling the call stops all
     items that are not done.
     """
 
     StreamTranscribe: _TranscriptionServiceStreamTranscribeType
-    """Audio in as it is recorded or read; events out as it is understood.
+    """Transcribes audio while it is recorded or read, and sends events meanwhile.
 
     The first request is `config`; every later one is `audio`, `control` or `update`.
-    STREAM_CONTROL_END, or half-closing the call, ends the audio: what is still pending is
-    transcribed, `completed` is sent last, and the call ends OK. A call that is cancelled
-    or whose connection breaks ends nothing: its session can be resumed.
+    STREAM_CONTROL_END, or half-closing the call, ends the audio: the server transcribes what is
+    still pending, sends `completed` last, and the call ends OK. If the call is cancelled or its
+    connection breaks, the session continues and can be resumed.
 
     A server that is about to stop sends a `warning` (DRAINING) and ends the audio of every session
-    itself, where the speaker pauses next or a few seconds later. All audio that it took is
-    transcribed, and `completed` has `end_reason` DRAINING: send the audio from its
-    `acknowledged_bytes` on in a new session, which another server may take. What is sent
-    after that place is read and not taken. Until then such a server still resumes its own sessions,
-    and refuses new ones (UNAVAILABLE, DRAINING).
+    itself, at the speaker's next pause or a few seconds later. It transcribes all audio that it
+    acknowledged, and sends `completed` with `end_reason` DRAINING. Send the audio from its
+    `acknowledged_bytes` on in a new session, which another server may take. The server reads and
+    discards audio after that offset. Until then it still resumes its own sessions, and refuses
+    new ones (UNAVAILABLE, DRAINING).
 
     Statuses: INVALID_ARGUMENT (a bad option, requests out of order, audio that is
-    AUDIO_UNDECODABLE or AUDIO_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND; SESSION_NOT_FOUND: to be
-    resumed, but unknown, past its resume window or another caller's), DEADLINE_EXCEEDED
-    (STREAM_IDLE: no `config` came). RESOURCE_EXHAUSTED is also one stream too many at a time for
-    this caller, UNAUTHENTICATED also a key that was revoked while the stream was open.
+    AUDIO_UNDECODABLE or AUDIO_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND; SESSION_NOT_FOUND: the
+    session to resume is unknown, past its resume window or another caller's), DEADLINE_EXCEEDED
+    (STREAM_IDLE: no `config` came). RESOURCE_EXHAUSTED also means that the caller has too many
+    open streams; UNAUTHENTICATED also means that the key was revoked while the stream was open.
     """
 
 TranscriptionServiceAsyncStub: typing_extensions.TypeAlias = TranscriptionServiceStub[
@@ -189,15 +189,15 @@ class TranscriptionServiceServicer(metaclass=abc.ABCMeta):
       RESOURCE_EXHAUSTED  the caller's quota is spent (RATE_LIMITED, with RetryInfo and
                           QuotaFailure), or a message is over the limit (32 MiB unless the server
                           is configured otherwise).
-      UNAVAILABLE         the server's capacity is spent (OVERLOADED) or it is about to stop
+      UNAVAILABLE         the server has no capacity left (OVERLOADED) or is about to stop
                           (DRAINING), with RetryInfo; another replica may serve.
       UNAUTHENTICATED     no key where one is required, or a wrong, expired or revoked one.
       PERMISSION_DENIED   a key that does not allow this call.
       DEADLINE_EXCEEDED   the caller's deadline has passed.
       CANCELLED           the caller cancelled; the work stops.
-      INTERNAL            the server's fault, with the request id to ask about.
+      INTERNAL            the server's fault; the message has the request id for the operator.
 
-    Failure tells which details an error carries.
+    Failure describes the details that an error carries.
     """
 
     @abc.abstractmethod
@@ -206,14 +206,14 @@ class TranscriptionServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.transcription_pb2.TranscribeRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.transcription_pb2.TranscribeResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.transcription_pb2.TranscribeResponse]]:
-        """One recording in, one transcript out. Silence is no error: its transcript is empty.
+        """Transcribes one recording. Silence is not an error: its transcript is empty.
 
         Statuses: INVALID_ARGUMENT (a bad option, with the path of the field; audio that is
         AUDIO_UNDECODABLE, AUDIO_EMPTY, AUDIO_TRUNCATED or, above 60 min unless the server is
         configured otherwise, AUDIO_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND, UPLOAD_NOT_FOUND),
         UNAVAILABLE (OVERLOADED, DRAINING, with RetryInfo), RESOURCE_EXHAUSTED (RATE_LIMITED, with
-        RetryInfo, or a message over the limit), DEADLINE_EXCEEDED (at once where the estimate says
-        that the deadline cannot be met), and the others that every call can end with.
+        RetryInfo, or a message over the limit), DEADLINE_EXCEEDED (at once if the server estimates
+        that it cannot meet the deadline), and the others that every call can end with.
         """
 
     @abc.abstractmethod
@@ -222,11 +222,11 @@ class TranscriptionServiceServicer(metaclass=abc.ABCMeta):
         request: typeless_grpc.pb.v1.transcription_pb2.BatchTranscribeRequest,
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.transcription_pb2.BatchTranscribeResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.transcription_pb2.BatchTranscribeResponse]]:
-        """Several recordings; one that fails does not fail the others.
+        """Transcribes several recordings. One that fails does not fail the others.
 
         Statuses: OK even if every item failed, each with its Failure, whose codes and reasons are
         those of Transcribe; INVALID_ARGUMENT (no items, or too many), DEADLINE_EXCEEDED (at once
-        where the estimate says that the deadline cannot be met). A call that is cancelled stops all
+        if the server estimates that it cannot meet the deadline). Cancelling the call stops all
         items that are not done.
         """
 
@@ -236,25 +236,25 @@ class TranscriptionServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[typeless_grpc.pb.v1.transcription_pb2.StreamTranscribeRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[typeless_grpc.pb.v1.transcription_pb2.StreamTranscribeResponse], collections.abc.AsyncIterator[typeless_grpc.pb.v1.transcription_pb2.StreamTranscribeResponse]]:
-        """Audio in as it is recorded or read; events out as it is understood.
+        """Transcribes audio while it is recorded or read, and sends events meanwhile.
 
         The first request is `config`; every later one is `audio`, `control` or `update`.
-        STREAM_CONTROL_END, or half-closing the call, ends the audio: what is still pending is
-        transcribed, `completed` is sent last, and the call ends OK. A call that is cancelled
-        or whose connection breaks ends nothing: its session can be resumed.
+        STREAM_CONTROL_END, or half-closing the call, ends the audio: the server transcribes what is
+        still pending, sends `completed` last, and the call ends OK. If the call is cancelled or its
+        connection breaks, the session continues and can be resumed.
 
         A server that is about to stop sends a `warning` (DRAINING) and ends the audio of every session
-        itself, where the speaker pauses next or a few seconds later. All audio that it took is
-        transcribed, and `completed` has `end_reason` DRAINING: send the audio from its
-        `acknowledged_bytes` on in a new session, which another server may take. What is sent
-        after that place is read and not taken. Until then such a server still resumes its own sessions,
-        and refuses new ones (UNAVAILABLE, DRAINING).
+        itself, at the speaker's next pause or a few seconds later. It transcribes all audio that it
+        acknowledged, and sends `completed` with `end_reason` DRAINING. Send the audio from its
+        `acknowledged_bytes` on in a new session, which another server may take. The server reads and
+        discards audio after that offset. Until then it still resumes its own sessions, and refuses
+        new ones (UNAVAILABLE, DRAINING).
 
         Statuses: INVALID_ARGUMENT (a bad option, requests out of order, audio that is
-        AUDIO_UNDECODABLE or AUDIO_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND; SESSION_NOT_FOUND: to be
-        resumed, but unknown, past its resume window or another caller's), DEADLINE_EXCEEDED
-        (STREAM_IDLE: no `config` came). RESOURCE_EXHAUSTED is also one stream too many at a time for
-        this caller, UNAUTHENTICATED also a key that was revoked while the stream was open.
+        AUDIO_UNDECODABLE or AUDIO_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND; SESSION_NOT_FOUND: the
+        session to resume is unknown, past its resume window or another caller's), DEADLINE_EXCEEDED
+        (STREAM_IDLE: no `config` came). RESOURCE_EXHAUSTED also means that the caller has too many
+        open streams; UNAUTHENTICATED also means that the key was revoked while the stream was open.
         """
 
 def add_TranscriptionServiceServicer_to_server(servicer: TranscriptionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

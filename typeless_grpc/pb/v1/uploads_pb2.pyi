@@ -21,8 +21,8 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 class UploadAudioRequest(google.protobuf.message.Message):
     """One step of an upload. The legal order is `header`, any number of `chunk`, `finish`, and the
     half-close; anything else is INVALID_ARGUMENT. A half-close without `finish` leaves the upload
-    open and answers with its id and how much arrived: a caller that wants to be able to go on after
-    a broken call gets its id so, by a call with nothing but an empty `header`.
+    open, and the answer has its id and size. To be able to resume after a broken call, get an id
+    first, by a call with only an empty `header`.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -34,11 +34,11 @@ class UploadAudioRequest(google.protobuf.message.Message):
     """The next bytes of the recording: any size up to the message limit."""
     @property
     def header(self) -> Global___UploadHeader:
-        """Which upload, and where in it. First, and only once."""
+        """Names the upload and an offset in it. First, and only once."""
 
     @property
     def finish(self) -> Global___UploadFinish:
-        """The bytes end here; with their SHA-256, checked where it is not empty."""
+        """The end of the recording, with its SHA-256."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ Global___UploadAudioRequest: typing_extensions.TypeAlias = UploadAudioRequest
 
 @typing.final
 class UploadHeader(google.protobuf.message.Message):
-    """Opens a new upload, or takes one up."""
+    """Opens a new upload, or resumes one."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -63,13 +63,13 @@ class UploadHeader(google.protobuf.message.Message):
     OFFSET_FIELD_NUMBER: builtins.int
     FILENAME_FIELD_NUMBER: builtins.int
     upload_id: builtins.str
-    """Empty opens a new upload."""
+    """The upload to resume. Empty opens a new one."""
     offset: builtins.int
-    """Where the first chunk belongs; must be what GetUpload reports. In bytes from the start of the
-    recording; 0 for a new upload.
+    """The offset of the first chunk, in bytes from the start of the recording. It must equal the
+    `size_bytes` of GetUpload; 0 for a new upload.
     """
     filename: builtins.str
-    """The recording's name, for people: it chooses neither format nor place. Empty is none."""
+    """The recording's name, for people; it affects neither format nor storage. Empty is none."""
     def __init__(
         self,
         *,
@@ -83,13 +83,13 @@ Global___UploadHeader: typing_extensions.TypeAlias = UploadHeader
 
 @typing.final
 class UploadFinish(google.protobuf.message.Message):
-    """The end of the bytes."""
+    """Ends the recording."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SHA256_FIELD_NUMBER: builtins.int
     sha256: builtins.bytes
-    """Of the whole recording, not only of what this call carried: 32 bytes, or empty to go without
+    """The SHA-256 of the whole recording, not only of this call's bytes: 32 bytes, or empty to skip
     the check.
     """
     def __init__(
@@ -103,8 +103,8 @@ Global___UploadFinish: typing_extensions.TypeAlias = UploadFinish
 
 @typing.final
 class UploadAudioResponse(google.protobuf.message.Message):
-    """The answer to the half-close. A recording of 5,000,000 bytes, uploaded over a connection that
-    breaks; `>` is sent, `<` received:
+    """The answer to the half-close. An example: a recording of 5,000,000 bytes, uploaded over a
+    connection that breaks; `>` is sent, `<` received:
 
       UploadAudio
         > header {}, half-close
@@ -128,7 +128,7 @@ class UploadAudioResponse(google.protobuf.message.Message):
     UPLOAD_FIELD_NUMBER: builtins.int
     @property
     def upload(self) -> Global___Upload:
-        """As it now stands; complete only where the call sent `finish`."""
+        """The upload's state after this call; complete only if the call sent `finish`."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ Global___UploadAudioResponse: typing_extensions.TypeAlias = UploadAudioResponse
 
 @typing.final
 class GetUploadRequest(google.protobuf.message.Message):
-    """Asks for one upload."""
+    """Requests one upload."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -160,14 +160,14 @@ Global___GetUploadRequest: typing_extensions.TypeAlias = GetUploadRequest
 
 @typing.final
 class GetUploadResponse(google.protobuf.message.Message):
-    """The upload that was asked for."""
+    """The requested upload."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     UPLOAD_FIELD_NUMBER: builtins.int
     @property
     def upload(self) -> Global___Upload:
-        """As it stands at the moment of the answer."""
+        """The upload's state at the moment of the answer."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ Global___GetUploadResponse: typing_extensions.TypeAlias = GetUploadResponse
 
 @typing.final
 class Upload(google.protobuf.message.Message):
-    """A recording kept at the server, whole or in part."""
+    """A recording that the server keeps, whole or in part."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -191,16 +191,16 @@ class Upload(google.protobuf.message.Message):
     COMPLETE_FIELD_NUMBER: builtins.int
     EXPIRE_TIME_FIELD_NUMBER: builtins.int
     upload_id: builtins.str
-    """Given by the server."""
+    """Assigned by the server."""
     uri: builtins.str
-    """What AudioSource.uri takes: `upload://ID`. Usable once `complete`."""
+    """The value for AudioSource.uri: `upload://ID`. Usable once `complete`."""
     size_bytes: builtins.int
-    """How many bytes arrived and are kept: the `offset` to go on from."""
+    """How many bytes the server has: the `offset` to continue from."""
     complete: builtins.bool
-    """All bytes are there, and they match the SHA-256 where one was given."""
+    """All bytes have arrived, and they match the SHA-256, if one was given."""
     @property
     def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When it is deleted. An upload that stays unfinished goes after 24 h."""
+        """When it is deleted. An unfinished upload is deleted after 24 h."""
 
     def __init__(
         self,

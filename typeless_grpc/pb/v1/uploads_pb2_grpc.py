@@ -26,12 +26,13 @@ if _version_not_supported:
 
 
 class UploadServiceStub(object):
-    """Recordings too large for one message. An upload belongs to the caller that opened it.
+    """Takes recordings that are too large for one message. An upload belongs to the caller that opened
+    it.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo, or a message over the limit), UNAVAILABLE (OVERLOADED or DRAINING, with RetryInfo),
-    DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells which details an error carries.
+    DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes the details that an error carries.
     """
 
     def __init__(self, channel):
@@ -53,32 +54,33 @@ class UploadServiceStub(object):
 
 
 class UploadServiceServicer(object):
-    """Recordings too large for one message. An upload belongs to the caller that opened it.
+    """Takes recordings that are too large for one message. An upload belongs to the caller that opened
+    it.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo, or a message over the limit), UNAVAILABLE (OVERLOADED or DRAINING, with RetryInfo),
-    DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells which details an error carries.
+    DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes the details that an error carries.
     """
 
     def UploadAudio(self, request_iterator, context):
-        """The first request opens or takes up an upload, the rest carry its bytes in order. The
-        upload is complete when the caller half-closes after `finish`. Bytes are kept as they arrive:
-        after a call that broke, GetUpload tells where to go on from.
+        """Uploads a recording. The first request opens or resumes an upload, the rest carry its bytes in
+        order. The upload is complete when the caller half-closes after `finish`. The server keeps bytes
+        as they arrive: after a broken call, GetUpload returns the offset to continue from.
 
         Statuses: INVALID_ARGUMENT (requests out of order, a SHA-256 that does not match, more bytes
         than an upload may have: 2 GiB unless the server is configured otherwise), NOT_FOUND
         (UPLOAD_NOT_FOUND: unknown, expired or another caller's), FAILED_PRECONDITION (an `offset`
         that is not what GetUpload reports, an upload that is complete), RESOURCE_EXHAUSTED with
-        RetryInfo (TOO_MANY_UPLOADS: unfinished ones; UPLOAD_QUOTA_EXCEEDED: bytes of all together, and
-        of the audio of jobs), UNAVAILABLE with RetryInfo (STORAGE_FULL).
+        RetryInfo (TOO_MANY_UPLOADS: too many unfinished ones; UPLOAD_QUOTA_EXCEEDED: too many bytes of
+        uploads and of jobs' audio together), UNAVAILABLE with RetryInfo (STORAGE_FULL).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUpload(self, request, context):
-        """How much of a broken upload arrived: where to go on from.
+        """Returns how much of an upload has arrived: the offset to continue from.
 
         Statuses: INVALID_ARGUMENT (no id), NOT_FOUND (UPLOAD_NOT_FOUND: unknown, expired or another
         caller's).
@@ -109,12 +111,13 @@ def add_UploadServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UploadService(object):
-    """Recordings too large for one message. An upload belongs to the caller that opened it.
+    """Takes recordings that are too large for one message. An upload belongs to the caller that opened
+    it.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key where
     one is required, or a wrong, expired or revoked one), RESOURCE_EXHAUSTED (RATE_LIMITED, with
     RetryInfo, or a message over the limit), UNAVAILABLE (OVERLOADED or DRAINING, with RetryInfo),
-    DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure tells which details an error carries.
+    DEADLINE_EXCEEDED, CANCELLED and INTERNAL. Failure describes the details that an error carries.
     """
 
     @staticmethod

@@ -1,0 +1,279 @@
+"""Words that this code base does not use, because the field has a better term: docs/glossary.md.
+
+Terms are those with few false alarms. One that is the right word after all, in some package, goes into ALLOWED.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.harness import REPOSITORY
+
+# Words of identifiers, and what to write instead.
+IN_NAMES: Mapping[str, str] = {
+    "asked": "requested, request, options",
+    "away": "unavailable",
+    "beats": "heartbeats",
+    "doubt": "low confidence, quality issue",
+    "doubtful": "low confidence, quality issue",
+    "gone": "expired, deleted, closed",
+    "guess": "speculative",
+    "guessed": "speculative",
+    "hear": "decode, transcribe",
+    "heard": "hypothesis, decoded, recognized",
+    "hears": "decodes, transcribes",
+    "judgement": "hallucination filter",
+    "keeper": "maintenance loop",
+    "machinery": "dependencies",
+    "patiently": "retry until available",
+    "piece": "utterance, chunk, payload",
+    "pieces": "utterances, chunks, payloads",
+    "poisonous": "poison job",
+    "promised": "stable, committed",
+    "reconsider": "second pass",
+    "said": "emitted, released, final; text",
+    "thorough": "with fallback",
+    "told": "notified, reported",
+    "whoever": "caller, owner",
+    "whose": "owner",
+}
+# Phrases of comments, docstrings, messages and documents, and what to write instead.
+IN_PROSE: Mapping[str, tuple[str, str]] = {
+    "asked for": (r"asked for", "requested"),
+    "away": (r"(?:is|are|was|were) away", "unavailable"),
+    "doubtful": (r"doubtful", "low confidence"),
+    "elsewhere": (r"(?:go|goes|going|went) on elsewhere", "reassigned"),
+    "gone": (r"gone", "expired, deleted, closed"),
+    "guess": (r"guess(?:es|ed)?", "speculative decode"),
+    "heard": (r"hears?|heard", "decode, recognize; hypothesis"),
+    "in line": (r"in line(?! \d)|the line before", "queued, the inference queue"),
+    "judgement": (r"judge?ments?", "hallucination filter"),
+    "keeper": (r"keeper", "maintenance loop"),
+    "machinery": (r"machinery", "dependencies"),
+    "make way": (r"(?:mak|giv)(?:e|es|ing) way|(?:made|gave) way", "yield, preempt"),
+    "patiently": (r"patient(?:ly)?", "retry until available; less urgent"),
+    "piece": (r"pieces?", "utterance, chunk, payload"),
+    "poisonous": (r"poisonous", "poison job"),
+    "reconsider": (r"reconsider(?:s|ed)?", "second pass"),
+    "sign of life": (r"signs? of life", "heartbeat"),
+    "taken up": (r"(?:take|takes|taken|took) up", "resume"),
+    "thorough": (r"thorough", "with fallback"),
+    "told": (r"(?:is|are|was|were|be|being) told", "notified, reported"),
+    "took away": (r"(?:took|taken) away", "lease lost, reassigned"),
+    "what was said": (r"what (?:is|was) said", "the text, what was spoken"),
+    "whoever": (r"whoever", "the caller, the owner"),
+}
+# A sentence whose subject hides: "Who sets `beam_size` has that instead." Questions are fine.
+HIDDEN_SUBJECT = "Who …"
+_HIDDEN_SUBJECT = re.compile(r"(?:^|[.:;] )Who(?:se)? (?!and |or )[^?.|]*\.(?:\s|$)")
+# What stands in a package all the same: terms of names, as `heard=`, and of prose.
+ALLOWED: Mapping[str, str] = {
+    "CHANGELOG.md": "make way, taken up, told",
+    "README.md": "taken up, what was said",
+    "benchmarks": (
+        "asked for, asked=, hear=, heard, heard=, in line, piece, piece=, pieces=, said=, told=, "
+        "took away, what was said"
+    ),
+    "clients": "patiently=, piece=, taken up, what was said",
+    "docs": (
+        "Who …, asked for, away, elsewhere, gone, guess, heard, in line, make way, piece, "
+        "sign of life, taken up, told, what was said, whoever"
+    ),
+    "protos": "Who …, asked for, doubtful, heard, make way, piece, taken up, told, what was said",
+    "tests/clients": "asked=, away=, heard=, said=, told=, what was said",
+    "tests/conftest.py": "told",
+    "tests/contract": "asked=, away, away=, gone=, told, told=, what was said, whoever=, whose=",
+    "tests/faults": "heard, piece, poisonous=, told=",
+    "tests/harness.py": "told=",
+    "tests/model": "asked for, asked=, gone=, heard=, hears=, piece=, said=, told=, what was said",
+    "tests/recordings": "guess, heard=, said=",
+    "tests/servers.py": "gone",
+    "tests/service": (
+        "Who …, asked for, asked=, away=, gone, gone=, heard, heard=, hears=, piece, piece=, "
+        "promised=, said=, told, told=, what was said, whoever, whose="
+    ),
+    "tests/silence.py": "told",
+    "tests/speech.py": "heard, piece, said=",
+    "tests/test_architecture.py": "heard",
+    "tests/test_docs.py": "said=",
+    "tests/unit/access": "asked=, away=, guess=, hear=, heard=, hears=, told=",
+    "tests/unit/app": "away=",
+    "tests/unit/audio": "guess, guessed=, hear=, heard, heard=, piece=, pieces=, said=, told=, whoever",
+    "tests/unit/cli": "asked for, asked=, gone=, heard, said=, told, told=",
+    "tests/unit/engine": (
+        "asked=, away=, doubt=, gone=, heard, heard=, in line, piece, piece=, pieces=, said=, told, "
+        "told=, what was said, whose="
+    ),
+    "tests/unit/interceptors": "away=, said=, whose=",
+    "tests/unit/jobs": "asked=, away=, gone=, whose=",
+    "tests/unit/servicers": "asked=, doubtful=, gone, gone=",
+    "tests/unit/speech": "piece=",
+    "tests/unit/stores": "asked=, away, beats=, gone=, heard=, told=, whoever=, whose=",
+    "tests/unit/streaming": (
+        "asked for, asked=, doubtful=, guess, guess=, guessed=, hear=, heard, heard=, machinery=, "
+        "make way, piece, piece=, pieces=, said=, told, told=, what was said, whoever=, whose="
+    ),
+    "tests/unit/telemetry": "said=, what was said, whoever=",
+    "tests/unit/test_client.py": "asked=, told=",
+    "tests/unit/test_client_channel.py": "gone, told=",
+    "tests/unit/test_client_jobs.py": "gone=, whose=",
+    "tests/unit/test_client_ledger.py": "piece=",
+    "tests/unit/test_client_mic.py": "heard=, piece, piece=, pieces=, whoever=",
+    "tests/unit/test_client_stream.py": "asked=, gone, heard=, piece, piece=, pieces=, whoever",
+    "tests/unit/test_clock.py": "told=",
+    "tests/unit/test_config.py": "said=, told=",
+    "tests/unit/test_errors.py": "told=",
+    "tests/unit/test_health.py": "asked=, told=",
+    "tests/unit/text": "asked=, gone=, heard=, said=, told",
+    "typeless_grpc/access": "Who …, asked for, away, away=, guess, taken up, told, whoever",
+    "typeless_grpc/app": "Who …, guess, heard, machinery=, pieces=, what was said",
+    "typeless_grpc/audio": "asked for, gone, guess, heard, heard=, piece, piece=, promised=, said=, told, whoever",
+    "typeless_grpc/cli": (
+        "Who …, asked for, asked=, away=, elsewhere, gone, patiently, patiently=, piece, piece=, "
+        "pieces=, taken up, told, told=, what was said, whoever"
+    ),
+    "typeless_grpc/client.py": "asked=, away, piece, taken up, told",
+    "typeless_grpc/client_jobs.py": "asked=, gone, heard, patiently=, piece",
+    "typeless_grpc/client_ledger.py": "asked for, asked=, piece=, taken up, told",
+    "typeless_grpc/client_mic.py": "heard, piece, piece=, pieces=, whoever",
+    "typeless_grpc/client_stream.py": "told",
+    "typeless_grpc/config": "Who …",
+    "typeless_grpc/engine": (
+        "Who …, asked for, asked=, away=, gone, gone=, heard, in line, make way, patiently, piece, "
+        "piece=, pieces=, said=, told, what was said, whoever"
+    ),
+    "typeless_grpc/health.py": "asked=, patiently, said=, taken up, told=",
+    "typeless_grpc/interceptors": "gone, told, whoever",
+    "typeless_grpc/jobs": (
+        "Who …, asked for, asked=, elsewhere, gone, make way, patiently=, piece, poisonous, told, took away, whoever"
+    ),
+    "typeless_grpc/server.py": "asked for, sign of life, told, told=",
+    "typeless_grpc/servicers": (
+        "Who …, asked for, asked=, away=, doubtful=, gone, gone=, machinery=, piece=, taken up, told, what was said"
+    ),
+    "typeless_grpc/stores": (
+        "asked for, asked=, away, away=, beats=, gone, gone=, heard, keeper, keeper=, make way, "
+        "piece=, pieces=, sign of life, told, told=, took away, what was said, whoever"
+    ),
+    "typeless_grpc/streaming": (
+        "asked for, asked=, doubtful, doubtful=, guess, guess=, guessed=, hear=, heard, heard=, "
+        "machinery=, make way, piece, piece=, pieces=, said=, taken up, told, what was said, "
+        "whoever"
+    ),
+    "typeless_grpc/telemetry": "away, make way, piece, what was said",
+    "typeless_grpc/text": "asked for, asked=, heard, make way, piece=, pieces=, said=, what was said",
+}
+
+THIS = Path(__file__).relative_to(REPOSITORY)
+CODE = ("typeless_grpc", "tests", "benchmarks", "clients/python")
+# Decisions are dated, and never updated.
+DOCUMENTS = ("*.md", "docs/*.md", "docs/measurements/*.md", "clients/**/*.md", "tests/**/*.md", "protos/**/*.proto")
+
+
+def names_and_prose(text: str) -> tuple[set[str], list[str]]:
+    """The identifiers of a module, and its comments, docstrings and other strings of several words."""
+    names: set[str] = set()
+    prose: list[str] = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.NAME:
+            names.add(token.string)
+        elif token.type == tokenize.COMMENT:
+            prose.append(token.string.lstrip("# "))
+    strings = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
+    return names, [*prose, *(string for string in strings if isinstance(string, str) and " " in string)]
+
+
+def words_of(name: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+
+
+def dialect(text: str, suffix: str) -> set[str]:
+    """The terms of IN_NAMES and IN_PROSE that stand in a file: terms of names end with `=`."""
+    if suffix == ".py":
+        names, prose = names_and_prose(text)
+    else:
+        names, prose = set(), [re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)]
+    return {f"{word}=" for word in set().union(*map(words_of, names)) & IN_NAMES.keys()} | {
+        term for one in prose for term in in_prose(one)
+    }
+
+
+def in_prose(prose: str) -> Iterator[str]:
+    """The phrases of IN_PROSE. Code in back quotes is left out."""
+    plain = re.sub(r"`[^`\n]*`", "X", prose)
+    plain = re.sub(r"\s+(?://|#)?\s*", " ", plain)
+    yield from (term for term, (phrase, _) in IN_PROSE.items() if re.search(rf"\b(?:{phrase})\b", plain, re.I))
+    if _HIDDEN_SUBJECT.search(plain):
+        yield HIDDEN_SUBJECT
+
+
+def files() -> Iterator[Path]:
+    for place in CODE:
+        yield from (path for path in sorted((REPOSITORY / place).rglob("*.py")) if "pb" not in path.parts)
+    for pattern in DOCUMENTS:
+        yield from (path for path in sorted(REPOSITORY.glob(pattern)) if "node_modules" not in path.parts)
+
+
+def unit(path: Path) -> str:
+    """The key of a file in ALLOWED: the package, or the folder of the tests or documents."""
+    parts = path.relative_to(REPOSITORY).parts
+    return "/".join(
+        parts[: 3 if parts[:2] == ("tests", "unit") else 2 if parts[0] in ("typeless_grpc", "tests") else 1]
+    )
+
+
+FOUND = {
+    path.relative_to(REPOSITORY): dialect(path.read_text("utf-8"), path.suffix)
+    for path in files()
+    if path.relative_to(REPOSITORY) != THIS
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "term"),
+    [
+        (".py", "heard = decode(audio)", "heard="),
+        (".py", "class PieceDecoder: ...", "piece="),
+        (".py", "# the text that was heard", "heard"),
+        (".py", '"""Watchers are told of each change."""', "told"),
+        (".py", "log.warning('the job goes on elsewhere')", "elsewhere"),
+        (".md", "Who sets `beam_size` has that instead.", HIDDEN_SUBJECT),
+        (".proto", "// The options that the caller\n  // asked for.", "asked for"),
+    ],
+)
+def test_a_term_is_found(suffix: str, text: str, term: str):
+    assert dialect(text, suffix) == {term}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".py", "hearts = asking_price"),
+        (".md", "Who may call? `whoever` is code, and so is:\n```sh\nheard\n```\n"),
+    ],
+    ids=["part of a word", "questions and code"],
+)
+def test_what_is_no_such_term_is_left_alone(suffix: str, text: str):
+    assert dialect(text, suffix) == set()
+
+
+def test_every_idea_has_the_term_of_the_field():
+    unwanted = {
+        str(path): {term: instead(term) for term in sorted(rest)}
+        for path, terms in FOUND.items()
+        if (rest := terms - set(ALLOWED.get(unit(REPOSITORY / path), "").split(", ")))
+    }
+    assert unwanted == {}, "see docs/glossary.md"
+
+
+def instead(term: str) -> str:
+    if term.endswith("="):
+        return IN_NAMES[term.removesuffix("=")]
+    return "name the subject" if term == HIDDEN_SUBJECT else IN_PROSE[term][1]
