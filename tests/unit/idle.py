@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class _IdleSelector(selectors.DefaultSelector):
@@ -43,3 +46,9 @@ async def until_idle() -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, IdleEventLoop)
     await loop.until_idle()
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on such a loop, as `asyncio.run` does: for tests of properties, which cannot be coroutines."""
+    with asyncio.Runner(loop_factory=IdleEventLoop) as runner:
+        return runner.run(work)
