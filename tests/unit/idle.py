@@ -48,7 +48,7 @@ async def until_idle() -> None:
     await loop.until_idle()
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
+def run_until_complete(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on such a loop, as `asyncio.run` does: for tests of properties, which cannot be coroutines."""
     with asyncio.Runner(loop_factory=IdleEventLoop) as runner:
         return runner.run(work)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.engine.harness import ManualExecutor
-from tests.unit.idle import run, until_idle
+from tests.unit.idle import run_until_complete, until_idle
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.engine.scheduler import LIVE_LASTS_S, Completed, Scheduler, SchedulerOptions, Timing, WorkItem
@@ -423,7 +423,7 @@ def test_finals_are_never_lost(steps: list[tuple[bool, float]], takes_s: float):
             for outcome in await asyncio.gather(*interims, return_exceptions=True):
                 assert isinstance(outcome, Completed) or getattr(outcome, "reason", "") == "INTERIM_DROPPED"
 
-    run(talk())
+    run_until_complete(talk())
 
 
 # ---- gathering --------------------------------------------------------------------------------------------------

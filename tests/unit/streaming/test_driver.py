@@ -614,7 +614,7 @@ def test_any_chunking_gives_the_same_events(sizes, is_file):
         kept = [event for event in seen if isinstance(event, Final | SpeechStart | SpeechEnd)]
         return [*sorted(kept, key=str), seen[-1]]
 
-    whole, cut_up = run(run([data])), run(run(list(cut(data, [*sizes, 7001]))))
+    whole, cut_up = run_until_complete(run([data])), run_until_complete(run(list(cut(data, [*sizes, 7001]))))
     assert whole[:-1] == cut_up[:-1]
     assert whole[-1].transcript == cut_up[-1].transcript  # type: ignore[union-attr]
 
@@ -651,7 +651,7 @@ def test_finals_do_not_depend_on_how_fast_the_audio_comes_with_interims(sizes: l
             await b.rest()
         return b.finals()
 
-    paced, fast = run(run(is_fast=False)), run(run(is_fast=True))
+    paced, fast = run_until_complete(run(is_fast=False)), run_until_complete(run(is_fast=True))
     assert paced == fast
     assert not all(text.isupper() for text in paced)
 
