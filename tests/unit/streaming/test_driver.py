@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.speech import cut, said, samples_as_text, silence, tone, words_as_they_come
-from tests.unit.idle import until_idle
+from tests.unit.idle import run_until_complete, until_idle
 from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.audio.live import live_reader
 from typeless_grpc.audio.loudness import LoudnessDetector
