@@ -421,9 +421,9 @@ def test_what_a_text_leaves_out_is_found_by_time(model: WhisperModel, monkeypatc
     with_generate(model, monkeypatch, lambda *_args, **_kwargs: [Generated([tokens], [-0.1])])
     spans = (Span(0, 40_000), Span(45_000, len(whole)))
     (result,) = decoded(model, DecodeRequest(Window(whole, spans), ENGLISH, 1, SILENCE_S))
-    assert result.rest_s is not None
-    assert 1.0 < result.rest_s < 4.0
-    assert result.segments[0].segment.end_s <= result.rest_s
+    assert result.uncovered_from_s is not None
+    assert 1.0 < result.uncovered_from_s < 4.0
+    assert result.segments[0].segment.end_s <= result.uncovered_from_s
 
 
 # ---- as faster-whisper does -------------------------------------------------------------------------------------
