@@ -1,4 +1,4 @@
-"""One recording, from the bytes of a request to its transcript: the same for Transcribe and for each batch item."""
+"""Transcribes one recording, for Transcribe and for each item of a batch."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class RecordingLimits:
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording of a request, read and found good as far as that can be told without decoding it.
+    """A recording of a request, validated as far as that is possible without decoding it.
 
-    source: its bytes, or the URI they are fetched from. field: path of its audio in the request. options_field:
-    likewise of its options.
+    source: its bytes, or the URI to fetch them from. field, options_field: the paths of its audio and its options in
+    the request.
     """
 
     source: bytes | str
@@ -46,7 +46,7 @@ class Recording:
     def of(
         cls, audio: audio_pb2.AudioSource, options: transcription_pb2.TranscriptionOptions, field: str, at: str
     ) -> Recording:
-        """Read a recording's part of a request. at: path of its options. Raises InvalidInput."""
+        """Parse a recording of a request. at: path of its options. Raises InvalidInput."""
         return cls(
             options=convert.decode_options(options, at),
             source=convert.audio_source(audio, field),
@@ -57,7 +57,7 @@ class Recording:
 
 
 class RecordingTranscriber:
-    """Decodes recordings and hands them to the engine, within the server's bounds."""
+    """Decodes recordings and passes them to the engine, within the server's bounds."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class RecordingTranscriber:
         sources: AudioSources,
         fetching: Executor,
     ) -> None:
-        """decoding: the threads that turn bytes into samples; fetching: likewise, of audio on other machines."""
+        """decoding: threads that decode bytes to samples; fetching: threads for audio on other machines."""
         self._engine = engine
         self._admission = admission
         self._decoding = decoding
@@ -86,8 +86,8 @@ class RecordingTranscriber:
                     return await self._engine.transcribe(decoded.samples, recording.options, ticket)
 
     async def _decode(self, recording: Recording) -> Decoded:
-        """Samples, off the event loop; a caller that goes away stops the thread between two blocks."""
-        gone = threading.Event()
+        """Decode in a thread. If the caller cancels, the thread stops between two blocks."""
+        cancelled = threading.Event()
         source, owner = recording.source, convert_jobs.reach(principal.current())
 
         def work() -> Decoded:
@@ -102,7 +102,7 @@ class RecordingTranscriber:
                 recording.format,
                 DecodeLimits(max_duration_s=self._limits.max_audio_s),
                 field=recording.field,
-                cancelled=gone.is_set,
+                cancelled=cancelled.is_set,
                 separate_channels=recording.options.separate_channels,
             )
 
@@ -111,7 +111,7 @@ class RecordingTranscriber:
             executor = self._fetching if is_remote else self._decoding
             return await asyncio.get_running_loop().run_in_executor(executor, work)
         finally:
-            gone.set()
+            cancelled.set()
 
 
 @contextmanager
