@@ -1,4 +1,4 @@
-# Two commands on a fresh Debian-like machine with Python 3.11+: `make run` and `make test`.
+# On a fresh Debian-like machine with Python 3.11 or newer: `make run` and `make test`.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .ONESHELL:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
-# The machine's own certificates, as pip uses them, so that an organization's index works too.
+# Use the machine's certificates, as pip does, so that an organization's own index works.
 export UV_SYSTEM_CERTS ?= 1
 
 PYTHON ?= python3
@@ -17,15 +17,17 @@ PROTO_BIN := .venv-proto/bin
 RELEASE_BIN := .venv-release/bin
 FLOOR_BIN := .venv-floor/bin
 RECORDINGS ?= ../shared/audio
+# Tests run in so many processes, a file in one of them; 0 runs them in this one, with a debugger, say.
+WORKERS ?= 2
 PROTOS := $(wildcard protos/typeless/v1/*.proto)
-# `make run MODEL=small` is a flag, and flags win; unset, TYPELESS_MODEL and the settings file decide.
+# `make run MODEL=small` passes a flag, which overrides TYPELESS_MODEL and the settings file.
 MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
-.PHONY: help run demo test check ci fmt lint type proto golden verify floors bench clients packages dist lock clean
+.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages dist lock clean
 
-help: ## this list
+help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 # ---- environments -------------------------------------------------------------------------------------------
@@ -52,7 +54,7 @@ $(VENV)/server.stamp: requirements/server.lock pyproject.toml | $(UV)
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
 	touch $@
 
-# What the tests and the tools need, on top.
+# What the tests and the tools need in addition.
 $(VENV)/dev.stamp: requirements/dev.lock $(VENV)/server.stamp
 	@echo "Installing the development tools into $(VENV) …"
 	$(UV) pip install -q --python $(BIN)/python -r requirements/dev.lock
@@ -68,7 +70,7 @@ $(RELEASE_BIN)/cyclonedx-py: requirements/release.lock | $(UV)
 	$(UV) pip install -q --python $(RELEASE_BIN)/python -r requirements/release.lock
 	touch $@
 
-lock: | $(UV) ## resolve the dependencies anew into requirements/
+lock: | $(UV) ## resolve the dependencies again into requirements/
 	@compile() { $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url --upgrade "$$@"; }
 	compile pyproject.toml --all-extras --group dev -o requirements/dev.lock
 	compile pyproject.toml --extra server -c requirements/dev.lock -o requirements/server.lock
@@ -78,41 +80,41 @@ lock: | $(UV) ## resolve the dependencies anew into requirements/
 
 # ---- use ----------------------------------------------------------------------------------------------------
 
-run: $(VENV)/server.stamp ## set everything up and serve on port 50051
+run: $(VENV)/server.stamp ## install the server and serve on port 50051
 	@exec $(BIN)/typeless serve $(if $(MODEL),--model $(MODEL))
 
-demo: $(VENV)/server.stamp ## a server of its own, a sample, its text as it comes
+demo: $(VENV)/server.stamp ## stream a sample to a server of its own and print the text
 	@exec $(BIN)/typeless stream --local --realtime $(if $(MODEL),--model $(MODEL)) tests/audio/en_two_sentences.flac
 
 # ---- checks -------------------------------------------------------------------------------------------------
 
-test: $(VENV)/dev.stamp $(PROTO_BIN)/protoc-gen-mypy ## set everything up and run all tests
+test: $(VENV)/dev.stamp $(PROTO_BIN)/protoc-gen-mypy ## install everything and run all tests
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-clients: $(VENV)/dev.stamp ## build the example clients whose toolchain is here, and call a real server with them
+clients: $(VENV)/dev.stamp ## build the example clients whose toolchain is installed, and test them
 	@$(BIN)/typeless models pull tiny.en >/dev/null
 	$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
 
 packages: $(VENV)/dev.stamp ## build the packages and install them in clean environments
 	@$(BIN)/python -m pytest -m packages tests/packages $(ARGS)
 
-check: lint type test clients packages verify ## lint, types, tests, clients, generated code: all that CI runs
+check: lint type test clients packages verify ## run all that CI runs: lint, type, test, clients, packages, verify
 
-lint: $(VENV)/dev.stamp ## style, and the rules of the protos; edits nothing
+lint: $(VENV)/dev.stamp ## check the style of code and protos; edits nothing
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd protos && ../$(BIN)/buf lint
 
-fmt: $(VENV)/dev.stamp ## rewrite to style
+fmt: $(VENV)/dev.stamp ## format code and protos
 	@$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	cd protos && ../$(BIN)/buf format -w
 
-type: $(VENV)/dev.stamp ## mypy, strict
+type: $(VENV)/dev.stamp ## check types (mypy, strict)
 	@$(BIN)/mypy
 
-# One import prefix is rewritten: the wire package is typeless.v1, the Python package typeless_grpc.pb.v1.
+# Rewrites one import prefix: the wire package is typeless.v1, the Python package typeless_grpc.pb.v1.
 define generate
 	@rm -rf $(1).tmp && mkdir -p $(1).tmp/out
 	PATH=$(CURDIR)/$(PROTO_BIN):$$PATH $(PROTO_BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1).tmp/out \
@@ -124,26 +126,26 @@ endef
 proto: $(PROTO_BIN)/protoc-gen-mypy ## generate typeless_grpc/pb from protos/
 	$(call generate,typeless_grpc/pb)
 
-golden: $(VENV)/dev.stamp ## rewrite what is generated besides the protos' code; review the diff
+golden: $(VENV)/dev.stamp ## generate docs/configuration.md
 	@$(BIN)/typeless config --reference >docs/configuration.md
 
-verify: $(PROTO_BIN)/protoc-gen-mypy $(VENV)/dev.stamp ## the checked-in generated code and docs are up to date; the wire contract only grew
+verify: $(PROTO_BIN)/protoc-gen-mypy $(VENV)/dev.stamp ## check that generated code and docs are current, and that the contract only grew
 	$(call generate,.cache/pb)
 	diff -r -x __pycache__ .cache/pb typeless_grpc/pb || { echo "typeless_grpc/pb is out of date: make proto" >&2; exit 1; }
 	$(BIN)/typeless config --reference | diff - docs/configuration.md || { echo "docs/configuration.md is out of date: make golden" >&2; exit 1; }
-	if [ -z "$(BASE)" ]; then echo "not a git checkout: the contract is not compared with its past"; exit 0; fi
+	if [ -z "$(BASE)" ]; then echo "not a git checkout: skipping the comparison of the contract with its past"; exit 0; fi
 	cd protos && ../$(BIN)/buf breaking --against '../.git#ref=$(BASE),subdir=protos'
 
-floors: | $(UV) ## the tests that need no model, with the oldest dependencies we support
+floors: | $(UV) ## run the tests without models on the oldest supported dependencies
 	@$(UV) venv -q --clear --python $(BIN)/python .venv-floor
 	$(UV) pip install -q --python $(FLOOR_BIN)/python -r requirements/floor.lock
 	$(UV) pip install -q --python $(FLOOR_BIN)/python --no-deps -e .
 	$(FLOOR_BIN)/python -m pytest -q -m "not model and not recordings" tests/unit tests/service
 
-bench: $(VENV)/dev.stamp ## speed, accuracy and resources side by side with faster-whisper; takes a quiet hour
+bench: $(VENV)/dev.stamp ## measure speed, accuracy and resources beside faster-whisper (one hour)
 	@$(BIN)/python -m benchmarks $(if $(MODEL),--model $(MODEL)) --recordings $(RECORDINGS)
 
-dist: $(RELEASE_BIN)/cyclonedx-py ## the wheel and the sdist in dist/, with their SBOM (CycloneDX) and checksums
+dist: $(RELEASE_BIN)/cyclonedx-py ## build wheel, sdist, SBOM (CycloneDX) and checksums in dist/
 	@rm -rf dist && mkdir dist
 	$(RELEASE_BIN)/python -m build --outdir dist . >dist/build.log || { cat dist/build.log >&2; exit 1; }
 	rm dist/build.log

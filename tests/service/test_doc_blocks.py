@@ -20,6 +20,7 @@ import pytest
 from tests.clients.test_clients import LANGUAGES
 from tests.harness import AUDIO, REPOSITORY, ServedJobs, serving_jobs
 from typeless_grpc.client import AsyncClient, Options
+from typeless_grpc.config import load
 from typeless_grpc.engine.scripted import ScriptedEngine
 
 BIN = Path(sys.executable).parent
@@ -61,8 +62,18 @@ SHELL = [block for block in BLOCKS if block.language in ("sh", "console") and "c
 BUILDS = [block for block in BLOCKS if "cd clients/" in block.text]
 
 
+SETTINGS = [block for block in BLOCKS if block.language == "toml"]
+
+
+@pytest.mark.parametrize("block", SETTINGS, ids=str)
+def test_settings_files_are_valid(block: Block, tmp_path: Path):
+    file = tmp_path / "typeless.toml"
+    file.write_text(block.text, encoding="utf-8")
+    assert "file" in load(file=file).origins.values()
+
+
 def test_no_block_is_of_a_kind_that_nothing_runs():
-    rest = [block for block in BLOCKS if block not in [*PYTHON, *SHELL, *BUILDS]]
+    rest = [block for block in BLOCKS if block not in [*PYTHON, *SHELL, *BUILDS, *SETTINGS]]
     assert {block.language for block in rest} <= {"text"}, rest  # pictures
 
 

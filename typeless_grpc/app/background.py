@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.config import Settings
+from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.health import HealthCheck, Probe
 from typeless_grpc.interceptors.status import code_of
@@ -44,13 +45,14 @@ class Background:
     """Jobs and uploads.
 
     services: their servicers. sources: where audio may be fetched from; fetching: the threads for that. table: where
-    jobs are stored. checks: the health of what the services need.
+    jobs are stored. admission: counts the audio of running jobs. checks: the health of what the services need.
     """
 
     services: Sequence[Service]
     sources: CheckedSources
     table: JobTable
     fetching: Executor
+    admission: Admission
     checks: Sequence[HealthCheck] = ()
 
 
@@ -88,6 +90,7 @@ async def keep_jobs(
         table = JobTable(database=database, files=files, queue=queue, options=job_store_options(settings))
         upkeep = JobUpkeep(table)
         checks = [await stack.enter_async_context(_checked(database))]
+        admission = Admission(admission_options(settings))
         if settings.max_concurrent_jobs:
             worker = Worker(
                 worker_id=new_worker_id(),
@@ -96,6 +99,7 @@ async def keep_jobs(
                 loop=asyncio.get_running_loop(),
                 detector=detector,
                 options=worker_options(settings),
+                admission=admission,
             )
             runner = DbosWorker(
                 database=database, upkeep=upkeep, worker=worker, options=dbos_worker_options(settings, database)
@@ -119,6 +123,7 @@ async def keep_jobs(
             sources=sources,
             table=table,
             fetching=fetching,
+            admission=admission,
             checks=checks,
         )
 
@@ -192,6 +197,11 @@ def job_store_options(settings: Settings) -> JobStoreOptions:
         max_owner_bytes=settings.max_upload_bytes_per_caller,
         keep_audio=settings.keep_job_audio,
     )
+
+
+def admission_options(settings: Settings) -> AdmissionOptions:
+    """Return admission's part of the settings."""
+    return AdmissionOptions(max_calls=settings.max_concurrent_calls, max_audio_s=settings.max_held_audio_s)
 
 
 def worker_options(settings: Settings) -> WorkerOptions:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 
 from typeless_grpc.access.address import is_loopback
 from typeless_grpc.app.access import open_access
-from typeless_grpc.app.background import Background
+from typeless_grpc.app.background import Background, admission_options
 from typeless_grpc.app.models import BuiltEngine
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
-from typeless_grpc.engine.admission import Admission, AdmissionOptions
+from typeless_grpc.engine.admission import Admission
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.stream_audio import StreamAudio
 from typeless_grpc.health import SERVER, HealthCheck
@@ -80,7 +80,7 @@ async def listen(
         streaming = stack.enter_context(CallThreads(settings.decode_threads, "streaming"))
         metrics = Metrics()
         access = await stack.enter_async_context(open_access(settings, metrics))
-        admission = Admission(admission_options(settings))
+        admission = background.admission if background else Admission(admission_options(settings))
         drain = DrainInterceptor(decide_themselves=[STREAMS])
         recordings = RecordingTranscriber(
             engine=engine,
@@ -189,11 +189,6 @@ def arrival_options(settings: Settings, options: ServerOptions) -> ArrivalOption
         timeout_s=settings.request_arrival_timeout_s,
         max_slow=max(1, settings.max_unfinished_bytes // options.largest_received_bytes),
     )
-
-
-def admission_options(settings: Settings) -> AdmissionOptions:
-    """Return admission's part of the settings."""
-    return AdmissionOptions(max_calls=settings.max_concurrent_calls, max_audio_s=settings.max_held_audio_s)
 
 
 def _facts(settings: Settings, background: Background | None) -> ServerFacts:

@@ -18,6 +18,7 @@ from typeless_grpc.audio import completeness
 from typeless_grpc.audio.containers import Block, ContainerReader, DecodeCancelled, SourceInfo, check_size, truncated
 from typeless_grpc.audio.converter import ChannelsChanged, Converter
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
+from typeless_grpc.audio.growing import GrowingAudio, Reserve, unlimited
 from typeless_grpc.audio.pcm import PcmReader
 from typeless_grpc.audio.wav import NotForUs, WavParts
 from typeless_grpc.errors import InvalidInput
@@ -30,8 +31,7 @@ class DecodeLimits:
     """What one recording may cost.
 
     max_duration_s: seconds of decoded audio, above 0. `decode`, which holds all of it, counts those of each channel
-    that is kept apart, and takes 64 kB for each, twice as much at its end. max_channels: of a recording whose channels
-    are kept apart.
+    that is kept apart, and takes 64 kB for each. max_channels: of a recording whose channels are kept apart.
     """
 
     max_duration_s: float
@@ -244,8 +244,12 @@ def decode(
     field: str = "audio",
     cancelled: Callable[[], bool] = never,
     separate_channels: bool = False,
+    reserve: Reserve = unlimited,
 ) -> Decoded:
-    """Decode a whole recording; arguments and errors as AudioReader has them."""
+    """Decode a whole recording; arguments and errors as AudioReader has them.
+
+    reserve: called before memory is taken for decoded samples; what it raises ends the decoding.
+    """
     reader = AudioReader(
         data,
         format,
@@ -255,7 +259,13 @@ def decode(
         separate_channels=separate_channels,
     )
     max_samples = int(limits.max_duration_s * SAMPLE_RATE_HZ)
-    samples = _joined(_bounded(reader.blocks(), max_samples, reader.channels_too_long), max_samples=max_samples)
+    whole = GrowingAudio(max_samples, reserve)
+    try:
+        for block in _bounded(reader.blocks(), max_samples, reader.channels_too_long):
+            whole.append(block)
+        samples = whole.joined()
+    finally:
+        whole.clear()  # an error's traceback would keep it
     return Decoded(samples, samples.shape[-1] / SAMPLE_RATE_HZ, reader.source)
 
 
@@ -285,18 +295,3 @@ def _bounded(blocks: Iterator[Audio], max_samples: int, refusal: Callable[[], In
         if n_samples > max_samples:
             raise refusal()
         yield block
-
-
-def _joined(blocks: Iterator[Audio], *, max_samples: int) -> Audio:
-    """All blocks in one array that grows in place: joining a list at the end would need the memory twice."""
-    joined, n_samples = np.zeros(0, dtype=np.float32), 0
-    n_channels: int | None = None
-    for block in blocks:
-        frames = np.ascontiguousarray(block.T).ravel()  # time first, so that growing keeps what is there in place
-        n_channels = block.shape[0] if block.ndim == 2 else None
-        if n_samples + len(frames) > len(joined):
-            joined.resize(max(n_samples + len(frames), min(2 * len(joined), max_samples)), refcheck=False)
-        joined[n_samples : n_samples + len(frames)] = frames
-        n_samples += len(frames)
-    joined.resize(n_samples, refcheck=False)
-    return joined if n_channels is None else np.ascontiguousarray(joined.reshape(-1, n_channels).T)

@@ -1,11 +1,12 @@
-"""Who may come in at all: a bound on the calls, and on the audio they hold, before any work is done for them.
+"""Bounds the calls inside the server and the decoded audio they hold, before any work is done for them.
 
-Each caller has a share of both (`shares.py`). A refusal says whose fault it is: RateLimited where others would be let
-in, Overloaded where nobody is.
+Each caller has a share of both (`shares.py`). RateLimited says that the caller has used up its share, Overloaded that
+the server has no room for anybody.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ RETRY_AFTER_S = 1.0
 class AdmissionOptions:
     """max_calls: at once, waiting ones included.
 
-    max_audio_s: decoded audio that all of them and all streams hold together, 64 kB a second.
+    max_audio_s: decoded audio of all channels that recordings and streams hold together, 64 kB a second.
     """
 
     max_calls: int = 64
@@ -37,71 +38,118 @@ class _Held:
 
 
 class Admission:
-    """Counts what is inside. Belongs to one event loop."""
+    """Counts what is inside. Belongs to one event loop; only `Reservation.grow_to` may be called from other threads."""
 
     def __init__(self, options: AdmissionOptions) -> None:
         self._options = options
+        self._lock = threading.Lock()
         self._callers: dict[str, _Held] = {}
         self.streams_s = 0.0  # held by streams, see stream_audio.py
         self.freed: Callable[[], None] = lambda: None  # called when a recording makes room
 
     @property
     def room_s(self) -> float:
-        """How much more audio may be held; negative where one recording alone is over the limit."""
-        held_s = sum(one.audio_s for one in self._callers.values())
-        return self._options.max_audio_s - held_s - self.streams_s
+        """How much more audio may be held; negative if a single recording exceeds the limit."""
+        with self._lock:
+            return self._room_s()
+
+    @property
+    def n_callers(self) -> int:
+        """How many callers have anything inside."""
+        return len(self._callers)
 
     @contextmanager
     def call(self, caller: str) -> Iterator[None]:
-        """Be inside for the length of a call. Raises Overloaded where the server is full, RateLimited for a share."""
-        n_calls = sum(one.n_calls for one in self._callers.values())
-        if n_calls >= self._options.max_calls:
-            raise Overloaded(
-                f"This server has {n_calls} calls at once, its limit. Try again, or another replica.",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        with self._inside(caller) as held:
+        """Admit a call for its duration. Raises Overloaded if the server is full, RateLimited if the share is."""
+        with self._lock:
+            n_calls = sum(one.n_calls for one in self._callers.values())
+            if n_calls >= self._options.max_calls:
+                raise Overloaded(
+                    f"This server has {n_calls} calls at once, its limit. Try again, or another replica.",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            held = self._callers.get(caller, _Held())
             if not may_hold(held.n_calls, 1, self._options.max_calls - n_calls):
                 raise share_is_used_up(caller, f"{self._options.max_calls} calls at once", RETRY_AFTER_S)
+            self._callers[caller] = held
             held.n_calls += 1
-            try:
-                yield
-            finally:
+        try:
+            yield
+        finally:
+            with self._lock:
                 held.n_calls -= 1
+                self._forget(caller)
 
     @contextmanager
     def audio(self, audio_s: float, caller: str) -> Iterator[None]:
-        """Hold decoded audio. Raises Overloaded where others hold too much, RateLimited where the caller does.
-
-        One recording alone is always let in; it counts as a caller's share at most, so that others find a rest.
-        """
-        counted_s = min(audio_s, MOST_ALONE * self._options.max_audio_s)
-        is_alone = not any(one.n_recordings for one in self._callers.values())
-        free_s = self.room_s
-        with self._inside(caller) as held:
-            if not is_alone and not may_hold(held.audio_s, counted_s, free_s):
-                if held.n_recordings and counted_s <= free_s + held.audio_s:
-                    raise share_is_used_up(caller, "held audio", RETRY_AFTER_S)
-                raise Overloaded(
-                    "The recordings that wait here are too long together. Try again, or another replica.",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            held.n_recordings += 1
-            held.audio_s += counted_s
-            try:
-                yield
-            finally:
-                held.n_recordings -= 1
-                # Sums of fractions do not come back to nothing by themselves.
-                held.audio_s = held.audio_s - counted_s if held.n_recordings else 0.0
-                self.freed()
-
-    @contextmanager
-    def _inside(self, caller: str) -> Iterator[_Held]:
-        """What a caller has inside, which is forgotten with the last of it."""
-        held = self._callers.setdefault(caller, _Held())
+        """Hold so much decoded audio of a recording. Raises as `Reservation.grow_to`."""
+        reservation = self.reserve(caller)
         try:
-            yield held
+            reservation.grow_to(audio_s)
+            yield
         finally:
-            if not held.n_calls and not held.n_recordings:
-                self._callers.pop(caller, None)
+            reservation.close()
+
+    def reserve(self, caller: str) -> Reservation:
+        """Begin to hold a recording's audio, none so far. The caller closes it."""
+        return Reservation(self, caller)
+
+    def hold(self, caller: str, before_s: float, audio_s: float) -> float:
+        """Let a recording that is counted with before_s hold audio_s; what it is counted with then.
+
+        For `Reservation`, which says what this raises.
+        """
+        # One recording counts as a caller's share at most, so that others find room.
+        counted_s = min(audio_s, MOST_ALONE * self._options.max_audio_s)
+        with self._lock:
+            held = self._callers.get(caller, _Held())
+            if counted_s > before_s:
+                is_first = before_s == 0.0
+                n_others = sum(one.n_recordings for one in self._callers.values()) - (not is_first)
+                has_others = held.n_recordings > (not is_first)
+                others_s, free_s = (held.audio_s - before_s) * has_others, self._room_s() + before_s
+                if n_others and not may_hold(others_s, counted_s, free_s):
+                    if has_others and counted_s <= free_s + others_s:
+                        raise share_is_used_up(caller, "held audio", RETRY_AFTER_S)
+                    raise Overloaded(
+                        "The recordings in this server hold as much audio as they may. Try again, or another replica.",
+                        retry_after_s=RETRY_AFTER_S,
+                    )
+                self._callers[caller] = held
+                held.n_recordings += is_first
+            elif not counted_s and before_s:
+                held.n_recordings -= 1
+            # Sums of fractions do not come back to zero by themselves.
+            held.audio_s = held.audio_s + counted_s - before_s if held.n_recordings else 0.0
+            self._forget(caller)
+        return counted_s
+
+    def _room_s(self) -> float:
+        return self._options.max_audio_s - sum(one.audio_s for one in self._callers.values()) - self.streams_s
+
+    def _forget(self, caller: str) -> None:
+        held = self._callers.get(caller)
+        if held is not None and not held.n_calls and not held.n_recordings:
+            del self._callers[caller]
+
+
+class Reservation:
+    """The decoded audio that one recording holds, also while it is decoded."""
+
+    def __init__(self, admission: Admission, caller: str) -> None:
+        self._admission, self._caller = admission, caller
+        self._counted_s = 0.0
+
+    def grow_to(self, audio_s: float) -> None:
+        """Hold so much audio, in seconds of all channels together. May be called from any thread.
+
+        Raises Overloaded if the server holds too much, RateLimited if the caller does; what was held stays held. The
+        only recording in the server may be of any length.
+        """
+        self._counted_s = self._admission.hold(self._caller, self._counted_s, max(audio_s, 0.0))
+
+    def close(self) -> None:
+        """Release all of it. Belongs to the event loop, and to nobody who still holds audio."""
+        if self._counted_s:
+            self._counted_s = self._admission.hold(self._caller, self._counted_s, 0.0)
+            self._admission.freed()

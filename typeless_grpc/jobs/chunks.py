@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from typeless_grpc.audio.decode import DecodeLimits, iter_decode
+from typeless_grpc.audio.decode import AudioReader, DecodeLimits
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.vad import FRAME_SAMPLES, VoiceActivityDetector, recording_probabilities
 from typeless_grpc.errors import InvalidInput
@@ -25,6 +25,7 @@ _SILENCE = 0.35
 _STEP_SAMPLES = 320 * FRAME_SAMPLES
 # Where there is no pause, the cut is at the least speech over so many frames (about 0.1 s).
 _SMOOTH_FRAMES = 3
+_REGULAR_INDEX = 2  # of the first chunk of full length
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class AudioChunk:
 
 def bounds_s(index: int, shortest_s: float) -> tuple[float, float]:
     """The least and the greatest length of a chunk: shortest_s and twice that, and less for the first two chunks."""
-    at_least_s = shortest_s * min(1.0, 2.0 ** (index - 2))
+    at_least_s = shortest_s * min(1.0, 2.0 ** (index - _REGULAR_INDEX))
     return at_least_s, 2 * at_least_s
 
 
@@ -69,13 +70,19 @@ class ChunkReader:
         """
         self._file, self._detector, self._shortest_s = file, detector, shortest_s
         self._n_bytes = file.seek(0, io.SEEK_END)
-        self._blocks: Iterator[Audio] = iter_decode(
-            file, format, limits, cancelled=cancelled, separate_channels=separate_channels
-        )
+        reader = AudioReader(file, format, limits, cancelled=cancelled, separate_channels=separate_channels)
+        # A container may not say how many channels it has.
+        self._n_channels = (reader.source.n_channels or limits.max_channels) if separate_channels else 1
+        self._blocks: Iterator[Audio] = reader.blocks()
         self._waiting: list[Audio] = []
         self._n_waiting = self._n_decoded = 0
         self._start = position
         self._has_ended = False
+
+    @property
+    def most_held_s(self) -> float:
+        """The most audio that is in memory at once, of all channels: a chunk twice, as it is put together."""
+        return 2 * bounds_s(_REGULAR_INDEX, self._shortest_s)[1] * self._n_channels
 
     @property
     def n_waiting(self) -> int:

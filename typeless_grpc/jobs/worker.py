@@ -25,6 +25,7 @@ from typing import BinaryIO, TypeVar
 from typeless_grpc.audio.decode import DecodeCancelled, DecodeLimits
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import VoiceActivityDetector
+from typeless_grpc.engine.admission import Admission, Reservation
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Lane, Recognition, Ticket
 from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable, TypelessError
 from typeless_grpc.jobs.chunks import AudioChunk, ChunkReader
@@ -99,6 +100,7 @@ class _Hold:
         self.first_chunk_s: float | None = None
         self.reader: ChunkReader | None = None
         self.file: BinaryIO | None = None
+        self.reservation: Reservation | None = None
         self.stopped = threading.Event()
         self.is_lost = False
         self._inference: concurrent.futures.Future[Recognition] | None = None
@@ -150,11 +152,12 @@ class Worker:
         loop: asyncio.AbstractEventLoop,
         detector: VoiceActivityDetector,
         options: WorkerOptions,
+        admission: Admission,
     ) -> None:
-        """worker_id: of this process alone, never used before."""
+        """worker_id: of this process alone, never used before. admission: of the loop; counts the audio of runs."""
         self.worker_id = worker_id
         self._store, self._engine, self._loop = store, engine, loop
-        self._detector, self._options = detector, options
+        self._detector, self._options, self._admission = detector, options, admission
         self._holds: dict[str, _Hold] = {}
         self._stopping = threading.Event()
         self._idle = threading.Condition()
@@ -201,6 +204,9 @@ class Worker:
             yield
         finally:
             hold.close()
+            if hold.reservation is not None:
+                with suppress(RuntimeError):  # the loop is closed, and the server is gone
+                    self._loop.call_soon_threadsafe(hold.reservation.close)
             with self._idle:
                 del self._holds[hold.run.run_id]
                 self._idle.notify_all()
@@ -287,7 +293,9 @@ class Worker:
         is_last = self._patiently(lambda: self._store.kept_chunk(run, index), hold.stopped)
         if is_last is not None:
             return is_last
-        audio = self._reader(hold).chunk(index)
+        reader = self._reader(hold)
+        self._wait_for_room(hold, reader.most_held_s)
+        audio = reader.chunk(index)
         if hold.stopped.is_set():
             raise _Stopped
         began_s = time.monotonic()
@@ -313,6 +321,18 @@ class Worker:
                 cancelled=hold.stopped.is_set,
             )
         return hold.reader
+
+    def _wait_for_room(self, hold: _Hold, audio_s: float) -> None:
+        """Reserve what the run holds at most, all at once: runs that wait hold nothing for which another waits."""
+        while hold.reservation is None:
+            reservation = self._admission.reserve(hold.run.job.caller)
+            try:
+                reservation.grow_to(audio_s)
+            except (Overloaded, RateLimited) as error:
+                if hold.stopped.wait(error.retry_after_s or 1.0):
+                    raise _Stopped from error
+            else:
+                hold.reservation = reservation
 
     def _transcribed(self, hold: _Hold, index: int, audio: AudioChunk, began_s: float) -> Chunk:
         options = hold.run.job.options

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from typeless_grpc.access import principal, rate_limit
 from typeless_grpc.audio.decode import Decoded, DecodeLimits, decode
-from typeless_grpc.audio.formats import AudioFormat
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, AudioFormat
 from typeless_grpc.audio.source import AudioSources
-from typeless_grpc.engine.admission import Admission
+from typeless_grpc.engine.admission import Admission, Reservation
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Recognition, Ticket
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
@@ -25,7 +26,7 @@ from typeless_grpc.servicers import convert, convert_jobs
 class RecordingLimits:
     """max_audio_s: longest recording, in seconds."""
 
-    max_audio_s: float = 3600.0
+    max_audio_s: float
 
 
 @dataclass(frozen=True)
@@ -78,45 +79,62 @@ class RecordingTranscriber:
 
     async def transcribe(self, recording: Recording, ticket: Ticket) -> Recognition:
         """Transcribe one recording. Raises what decoding and the engine raise, Overloaded and RateLimited."""
-        with fields_at(recording.options_field):
-            decoded = await self._decode(recording)
-            audio_s = decoded.duration_s * (len(decoded.samples) if decoded.samples.ndim > 1 else 1)
-            async with rate_limit.current().recording(audio_s):
-                with self._admission.audio(audio_s, ticket.caller):
-                    return await self._engine.transcribe(decoded.samples, recording.options, ticket)
+        reservation = self._admission.reserve(ticket.caller)
+        is_over = threading.Event()
+        decoding = self._decoding_of(recording, reservation, is_over)
+        try:
+            with fields_at(recording.options_field):
+                samples = (await asyncio.wrap_future(decoding)).samples
+                async with rate_limit.current().recording(samples.size / SAMPLE_RATE_HZ):
+                    return await self._engine.transcribe(samples, recording.options, ticket)
+        finally:
+            is_over.set()
+            _close_after(decoding, reservation)
 
-    async def _decode(self, recording: Recording) -> Decoded:
-        """Decode in a thread. If the caller cancels, the thread stops between two blocks."""
-        cancelled = threading.Event()
+    def _decoding_of(
+        self, recording: Recording, reservation: Reservation, is_over: threading.Event
+    ) -> concurrent.futures.Future[Decoded]:
+        """Decode in a thread, and reserve the decoded audio. is_over: stops the thread between two blocks."""
         source, owner = recording.source, convert_jobs.reach(principal.current())
 
         def work() -> Decoded:
             if isinstance(source, bytes):
-                return samples(source)
+                return decoded(source)
             with self._sources.open(source, owner, f"{recording.field}.uri") as file:
-                return samples(file)
+                return decoded(file)
 
-        def samples(data: bytes | BinaryIO) -> Decoded:
+        def decoded(data: bytes | BinaryIO) -> Decoded:
             return decode(
                 data,
                 recording.format,
                 DecodeLimits(max_duration_s=self._limits.max_audio_s),
                 field=recording.field,
-                cancelled=cancelled.is_set,
+                cancelled=is_over.is_set,
                 separate_channels=recording.options.separate_channels,
+                reserve=reservation.grow_to,
             )
 
-        try:
-            is_remote = isinstance(source, str) and self._sources.is_remote(source)
-            executor = self._fetching if is_remote else self._decoding
-            return await asyncio.get_running_loop().run_in_executor(executor, work)
-        finally:
-            cancelled.set()
+        is_remote = isinstance(source, str) and self._sources.is_remote(source)
+        return (self._fetching if is_remote else self._decoding).submit(work)
+
+
+def _close_after(decoding: concurrent.futures.Future[Decoded], reservation: Reservation) -> None:
+    """Release the reservation when the thread has ended, which may be a moment after its call."""
+    if decoding.done():
+        reservation.close()
+        return
+    loop = asyncio.get_running_loop()
+
+    def close(_: concurrent.futures.Future[Decoded]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and the server has stopped
+            loop.call_soon_threadsafe(reservation.close)
+
+    decoding.add_done_callback(close)
 
 
 @contextmanager
 def fields_at(options_field: str) -> Iterator[None]:
-    """Name the fields that inner code objects to as the request has them: it knows them as "options.…" only."""
+    """Let errors name fields by their path in the request. Inner code knows them only as "options.…"."""
     try:
         yield
     except InvalidInput as error:

@@ -2,12 +2,12 @@
 
 LocalAgreement (Macháček, Dabre, Bojar 2023, arXiv:2307.14743): a word is certain once n hypotheses in a row, over
 growing audio, agree on it and on all before it. The paper's n is 2; here it is 3, because a word that two short
-hypotheses agree on is still wrong too often (docs/streaming.md has the numbers). The newest words are held back
+hypotheses agree on is still wrong too often (docs/measurements/interims.md). The newest words are held back
 besides: they stand where the audio was cut off, and the same cut-off can fool several hypotheses alike.
 
 What was certain stays: a later text that disagrees is written on behind the certain words, at the place where it fits
 best. So stable text is a prefix of all that follows, the final included, at the price of an error now and then that
-the final would have corrected; docs/streaming.md has the numbers.
+the final would have corrected; docs/measurements/interims.md shows both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -111,4 +112,64 @@ def test_a_caller_is_forgotten_with_the_last_of_its_calls():
             pass
         with pytest.raises(Overloaded), admission.audio(1e6, "one"), admission.audio(1e6, "two"):
             pytest.fail("let in")
-    assert not admission._callers
+    assert admission.n_callers == 0
+
+
+def test_a_recording_that_grows_step_by_step_may_hold_what_it_could_have_at_once():
+    admission = Admission(AdmissionOptions(max_audio_s=100.0))
+    with admission.audio(10.0, "others"):
+        growing = admission.reserve("one")
+        for audio_s in range(1, 76):
+            growing.grow_to(float(audio_s))
+        assert admission.room_s == pytest.approx(15.0)
+        growing.grow_to(500.0)  # counted as a share at most, as a recording that comes at once
+        assert admission.room_s == pytest.approx(15.0)
+        growing.grow_to(20.0)
+        assert admission.room_s == pytest.approx(70.0)
+        growing.close()
+        growing.close()
+        assert admission.room_s == pytest.approx(90.0)
+    assert admission.n_callers == 0
+
+
+def test_recordings_that_grow_at_once_stay_within_the_limit_and_one_of_them_goes_on():
+    admission = Admission(AdmissionOptions(max_audio_s=100.0))
+    first, second = admission.reserve("a"), admission.reserve("b")
+    first.grow_to(50.0)
+    second.grow_to(40.0)
+    with pytest.raises(Overloaded):
+        first.grow_to(61.0)
+    assert admission.room_s == pytest.approx(10.0)
+    first.close()
+    second.grow_to(61.0)
+    second.close()
+    assert (admission.room_s, admission.n_callers) == (100.0, 0)
+
+
+def test_a_callers_recordings_that_grow_leave_room_for_others():
+    admission = Admission(AdmissionOptions(max_audio_s=100.0))
+    growing = [admission.reserve("many") for _ in range(10)]
+    refusals = []
+    for audio_s in range(1, 50):
+        for one in growing:
+            try:
+                one.grow_to(float(audio_s))
+            except RateLimited as error:
+                refusals.append(error)
+    assert refusals
+    assert admission.room_s == pytest.approx(25.0, abs=1.0)
+
+
+def test_threads_that_grow_and_release_lose_nothing():
+    admission = Admission(AdmissionOptions(max_audio_s=1e9))
+
+    def grow(number: int) -> None:
+        for _ in range(50):
+            one = admission.reserve(f"caller {number % 3}")
+            for audio_s in range(1, 50):
+                one.grow_to(audio_s / 3)
+            one.close()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(grow, range(8)))
+    assert (admission.room_s, admission.n_callers) == (1e9, 0)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.contract.conftest import Stores
 from typeless_grpc.audio.loudness import LoudnessDetector
+from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import DecodeOptions, Recognition
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import EngineFailed, InvalidInput, NotFound, Overloaded, SourceUnavailable
@@ -21,8 +22,9 @@ from typeless_grpc.jobs.worker import MadeWay, Released, Worker, WorkerOptions, 
 OPTIONS = WorkerOptions(shortest_chunk_s=4.0, retries=RetryPolicy(max_attempts=3, first_delay_s=2.0))
 
 
-def worker(stores: Stores, engine: ScriptedEngine, name: str = "w1") -> Worker:
-    return Worker(name, stores.runs, engine, asyncio.get_running_loop(), LoudnessDetector(), OPTIONS)
+def worker(stores: Stores, engine: ScriptedEngine, name: str = "w1", admission: Admission | None = None) -> Worker:
+    loop, counted = asyncio.get_running_loop(), admission or Admission(AdmissionOptions())
+    return Worker(name, stores.runs, engine, loop, LoudnessDetector(), OPTIONS, counted)
 
 
 def directly(work: Callable[[], bool]) -> bool:
@@ -285,3 +287,40 @@ def test_workers_share_a_process_without_sharing_jobs(stores: Stores):
         list(pool.map(claim, "abcd"))
     # Each claim took over from the one before; after three without a word the job was given up.
     assert now(stores, job).state is State.FAILED
+
+
+async def test_what_a_run_holds_is_counted_with_the_audio_of_calls_and_released_at_its_end(stores: Stores):
+    engine, admission, released = ScriptedEngine(lambda call: "x"), Admission(AdmissionOptions()), asyncio.Event()
+    admission.freed = released.set
+    engine.gate.clear()
+    room_s = admission.room_s
+    running = asyncio.create_task(run(worker(stores, engine, admission=admission), stores.submit(content=audio(10))))
+    await engine.until(n_calls=1)
+    assert admission.room_s == room_s - 2 * 2 * OPTIONS.shortest_chunk_s
+    engine.gate.set()
+    await running
+    await asyncio.wait_for(released.wait(), 5)
+    assert (admission.room_s, admission.n_callers) == (room_s, 0)
+
+
+async def test_a_run_waits_until_calls_leave_room_for_its_audio(stores: Stores):
+    engine, admission = ScriptedEngine(lambda call: "x"), Admission(AdmissionOptions(max_audio_s=100.0))
+    job = stores.submit(content=audio(10))
+    with admission.audio(70.0, "one"), admission.audio(20.0, "another"):
+        running = asyncio.create_task(run(worker(stores, engine, admission=admission), job))
+        await asyncio.wait([running], timeout=0.5)
+        assert not engine.calls
+    await running
+    assert now(stores, job).state is State.COMPLETED
+
+
+async def test_a_run_that_waits_for_room_stops_with_its_worker(stores: Stores):
+    engine, admission = ScriptedEngine(lambda call: "x"), Admission(AdmissionOptions(max_audio_s=100.0))
+    job, working = stores.submit(content=audio(10)), worker(stores, engine, admission=admission)
+    with admission.audio(70.0, "one"), admission.audio(20.0, "another"):
+        running = asyncio.create_task(run(working, job))
+        await asyncio.wait([running], timeout=0.3)
+        await asyncio.to_thread(working.stop, 5.0)
+        with pytest.raises(Released):
+            await running
+    assert now(stores, job).state is State.PENDING
