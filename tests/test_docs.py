@@ -132,6 +132,18 @@ def test_every_reason_is_documented_and_no_other():
     assert set(documented) == {reason for reason in reasons() if reason.isupper()} - {"AUDIO_ENCODING_"}
 
 
+def test_every_test_that_the_reliability_guide_names_exists():
+    named = re.findall(r"`(tests/[\w/.]+)?(?:::(\w+))?`", (REPOSITORY / "docs" / "reliability.md").read_text("utf-8"))
+    file, missing = "", []
+    for path, name in named:
+        file = path or file
+        source = REPOSITORY / file
+        if not source.is_file() or not re.search(rf"def {name}\(" if name else "", source.read_text("utf-8")):
+            missing.append(f"{file}::{name}")
+    assert len(named) > 50
+    assert missing == []
+
+
 def commands(command: Any, words: tuple[str, ...] = ("typeless",)) -> Iterator[tuple[str, Any]]:
     """Every command by its words; a group is what has commands (typer brings a click of its own)."""
     for name, inner in getattr(command, "commands", {}).items():
