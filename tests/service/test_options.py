@@ -23,7 +23,7 @@ from typeless_grpc.engine.interface import (
     PostProcessing,
     Script,
     Task,
-    VoiceActivity,
+    VoiceActivityOptions,
 )
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, transcript_pb2, transcription_pb2
@@ -158,7 +158,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Transcript], An
                 max_utterance=Duration(seconds=9),
             )
         },
-        {"voice_activity": VoiceActivity(0.25, 1.0, 0.1, 9.0)},
+        {"voice_activity": VoiceActivityOptions(0.25, 1.0, 0.1, 9.0)},
         lambda it: it.text,
         SPOKEN,
     ),

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from tests.harness import AUDIO, fixture, request, serving
 from typeless_grpc.client import CallFailed
-from typeless_grpc.engine.interface import DecodeOptions, Lane, Task, VoiceActivity
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Task, VoiceActivityOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, NotFound, Overloaded
 from typeless_grpc.pb.v1 import audio_pb2, server_pb2, transcription_pb2
@@ -71,7 +71,7 @@ async def test_options_reach_the_engine_as_the_caller_set_them():
         word_timestamps=True,
         beam_size=5,
         temperatures=(0.0, 0.4),
-        voice_activity=VoiceActivity(threshold=0.25, end_silence_s=1.0),
+        voice_activity=VoiceActivityOptions(threshold=0.25, end_silence_s=1.0),
     )
     assert asked.ticket.lane is Lane.UNARY
     assert asked.audio.dtype == np.float32

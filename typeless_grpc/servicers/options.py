@@ -11,7 +11,15 @@ from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from typeless_grpc.engine.interface import Chunking, DecodeOptions, Mode, PostProcessing, Script, Task, VoiceActivity
+from typeless_grpc.engine.interface import (
+    Chunking,
+    DecodeOptions,
+    Mode,
+    PostProcessing,
+    Script,
+    Task,
+    VoiceActivityOptions,
+)
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import transcript_pb2, transcription_pb2
 from typeless_grpc.speech.transcript import OutputFormat
@@ -188,7 +196,7 @@ def _temperatures(values: list[float], field: str) -> tuple[float, ...]:
     return tuple(round(value, 6) for value in values)
 
 
-def _voice_activity(message: transcription_pb2.VoiceActivityOptions, field: str) -> VoiceActivity:
+def _voice_activity(message: transcription_pb2.VoiceActivityOptions, field: str) -> VoiceActivityOptions:
     if not (0.0 <= message.threshold < 1.0):
         raise InvalidInput(f"{field}.threshold", f"{message.threshold} is not between 0 and 1")
     padding_s = _seconds(message, "speech_padding", field)
@@ -198,7 +206,7 @@ def _voice_activity(message: transcription_pb2.VoiceActivityOptions, field: str)
         raise InvalidInput(f"{field}.end_silence", "must be above 0")
     if max_utterance_s is not None and not 1.0 <= max_utterance_s <= 30.0:
         raise InvalidInput(f"{field}.max_utterance", f"{max_utterance_s} s is not in 1 to 30 s")
-    return VoiceActivity(
+    return VoiceActivityOptions(
         threshold=message.threshold or None,
         end_silence_s=end_silence_s,
         speech_padding_s=padding_s,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from google.protobuf.duration_pb2 import Duration
 
 from typeless_grpc.audio.formats import AudioFormat, Encoding
-from typeless_grpc.engine.interface import Chunking, DecodeOptions, VoiceActivity
+from typeless_grpc.engine.interface import Chunking, DecodeOptions, VoiceActivityOptions
 from typeless_grpc.errors import InvalidInput, TypelessError
 from typeless_grpc.pb.v1 import audio_pb2, failure_pb2, transcription_pb2
 from typeless_grpc.servicers import convert
@@ -39,11 +39,11 @@ class StreamDefaults:
     file: PlanOptions = field(default_factory=PlanOptions)
     interim_interval_s: float = 1.0
 
-    def rules(self, asked: VoiceActivity, *, is_file: bool) -> Rules:
+    def rules(self, asked: VoiceActivityOptions, *, is_file: bool) -> Rules:
         """What a caller's wishes about voice activity come to."""
         return self._file(asked) if is_file else self._live(asked)
 
-    def _live(self, asked: VoiceActivity) -> EndpointOptions:
+    def _live(self, asked: VoiceActivityOptions) -> EndpointOptions:
         end_silence_s = max(MIN_END_SILENCE_S, _or(asked.end_silence_s, self.live.end_silence_s))
         return EndpointOptions(
             threshold=_or(asked.threshold, self.live.threshold),
@@ -54,8 +54,8 @@ class StreamDefaults:
             max_utterance_s=_or(asked.max_utterance_s, self.live.max_utterance_s),
         )
 
-    def _file(self, asked: VoiceActivity) -> PlanOptions:
-        return PlanOptions(_or(asked.threshold, self.file.threshold), self.file.policy.asked(asked))
+    def _file(self, asked: VoiceActivityOptions) -> PlanOptions:
+        return PlanOptions(_or(asked.threshold, self.file.threshold), self.file.policy.with_overrides(asked))
 
 
 @dataclass(frozen=True)

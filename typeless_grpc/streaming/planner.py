@@ -10,14 +10,20 @@ from dataclasses import dataclass, field, replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.planning import cuts
-from typeless_grpc.engine.planning.cuts import CutPolicy
+from typeless_grpc.engine.planning.cuts import CutPolicy, cut
+from typeless_grpc.engine.planning.speech import MIN_SILENCE_MS, SPEECH_THRESHOLD
 from typeless_grpc.streaming.endpoint import Began, Ended, Endpointer, EndpointOptions
 
 # Enough audio for the choice of cuts to be about as good as over the whole recording: some five pieces.
 _HORIZON_SAMPLES = 100 * SAMPLE_RATE_HZ
 # Fine enough to find every pause; which of them are cuts is decided later (as in engine/recognizer.py).
-_FINE = EndpointOptions(threshold=0.4, end_silence_s=0.16, doubtful_silence_s=0.0, padding_s=0.0, max_utterance_s=24.0)
+_FINE = EndpointOptions(
+    threshold=SPEECH_THRESHOLD,
+    end_silence_s=MIN_SILENCE_MS / 1000,
+    doubtful_silence_s=0.0,
+    padding_s=0.0,
+    max_utterance_s=CutPolicy().longest_s,
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class Planner:
         if not self._spans:
             return []
         limit = end if end is not None else max(self._endpointer.settled, self._spans[-1].end)
-        pieces = cuts.plan(self._spans, limit, self._policy)
+        pieces = cut(self._spans, limit, self._policy)
         settled = pieces[:-1] if keep_last and len(pieces) > 1 else pieces
         self._spans = [span for piece in pieces[len(settled) :] for span in piece.speech]
         planned = []

@@ -10,7 +10,7 @@ import pytest
 from typeless_grpc.app import models
 from typeless_grpc.app.cores import n_cores
 from typeless_grpc.config import Settings
-from typeless_grpc.engine.whisper import Device
+from typeless_grpc.engine.device import Device
 
 V1 = {"cpu.cfs_quota_us": "150000", "cpu.cfs_period_us": "100000"}
 V1_OFF = {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}

@@ -4,7 +4,7 @@ import pytest
 
 from typeless_grpc.app.models import parallelism
 from typeless_grpc.config import Settings
-from typeless_grpc.engine.whisper import Device
+from typeless_grpc.engine.device import Device
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typeless_grpc.engine.interface import (
     Recognition,
     Script,
     Task,
-    VoiceActivity,
+    VoiceActivityOptions,
 )
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import audio_pb2, transcript_pb2, transcription_pb2
@@ -73,12 +73,12 @@ def test_empty_options_leave_all_choices_to_the_engine():
         ({"word_timestamps": True}, DecodeOptions(word_timestamps=True)),
         (decoding(beam_size=10), DecodeOptions(beam_size=10)),
         (decoding(temperatures=[0, 0.2, 1]), DecodeOptions(temperatures=(0.0, 0.2, 1.0))),
-        (voice(threshold=0.5), DecodeOptions(voice_activity=VoiceActivity(threshold=0.5))),
+        (voice(threshold=0.5), DecodeOptions(voice_activity=VoiceActivityOptions(threshold=0.5))),
         (
             voice(
                 end_silence=Duration(nanos=250_000_000), speech_padding=Duration(), max_utterance=Duration(seconds=30)
             ),
-            DecodeOptions(voice_activity=VoiceActivity(None, 0.25, 0.0, 30.0)),
+            DecodeOptions(voice_activity=VoiceActivityOptions(None, 0.25, 0.0, 30.0)),
         ),
         ({"chunking": transcription_pb2.CHUNKING_STRATEGY_AUTO}, DecodeOptions()),
         ({"chunking": transcription_pb2.CHUNKING_STRATEGY_WHOLE}, DecodeOptions(chunking=Chunking.WHOLE)),

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.speech import cut, said, samples_as_text, silence, tone, words_as_they_come
-from tests.unit.engine.harness import settle
+from tests.unit.idle import run_until_complete, until_idle
 from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.audio.live import live_reader
 from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
-from typeless_grpc.engine.interface import DecodeOptions, Lane, VoiceActivity
+from typeless_grpc.engine.interface import DecodeOptions, Lane, VoiceActivityOptions
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.engine.stream_audio import BYTES_PER_S, StreamAudio
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, Overloaded
@@ -120,7 +120,7 @@ async def test_the_lanes_callers_and_options_of_finals_and_interims():
     [pytest.param(None, 0.3, id="little, for speed"), pytest.param(1.0, 1.0, id="as was asked")],
 )
 async def test_an_interim_is_shown_as_much_before_speech(padding_s: float | None, lead_s: float):
-    options = DecodeOptions(language="en", voice_activity=VoiceActivity(speech_padding_s=padding_s))
+    options = DecodeOptions(language="en", voice_activity=VoiceActivityOptions(speech_padding_s=padding_s))
     rules = EndpointOptions() if padding_s is None else EndpointOptions(padding_s=padding_s, context_s=padding_s)
     async with bench(rules=rules, options=options, interim_interval_s=0.5) as b:
         await b.say(silence(2.0) + tone(1.0))
@@ -214,7 +214,7 @@ async def test_a_final_waits_for_the_interims_of_its_utterance_and_keeps_what_th
         b.engine.gate.clear()
         await b.say(tone(0.2) + silence(1.0))
         await b.engine.until(n_calls=4)  # three interims, and the guess
-        await settle()
+        await until_idle()
         b.engine.gate.set()
         await b.until(Final)
     assert b.finals() == ["Good morning to everybody"]
@@ -503,7 +503,7 @@ async def test_what_follows_a_pause_waits_for_the_text_and_not_for_an_engine_tha
         b.engine.gate.clear()
         await b.say(said(1.0, EndpointOptions().end_silence_s + 0.1, 1.0, 1.0))
         await b.engine.until(n_calls=1)
-        await settle()
+        await until_idle()
         assert b.stream.cursors.received_s == pytest.approx(1.0 + EndpointOptions().end_silence_s, abs=0.15)
         b.engine.gate.set()
         await b.rest()
@@ -518,7 +518,7 @@ async def test_two_pieces_that_break_in_one_moment_end_the_stream_with_the_reaso
         await b.engine.until(n_calls=1)
         await b.say(said(1.0, 1.0))
         await b.engine.until(n_calls=2)
-        await settle()
+        await until_idle()
         b.engine.gate.set()
         with pytest.raises(RuntimeError, match="broken"):
             async with asyncio.timeout(5):
@@ -614,7 +614,7 @@ def test_any_chunking_gives_the_same_events(sizes, is_file):
         kept = [event for event in seen if isinstance(event, Final | SpeechStart | SpeechEnd)]
         return [*sorted(kept, key=str), seen[-1]]
 
-    whole, cut_up = asyncio.run(run([data])), asyncio.run(run(list(cut(data, [*sizes, 7001]))))
+    whole, cut_up = run_until_complete(run([data])), run_until_complete(run(list(cut(data, [*sizes, 7001]))))
     assert whole[:-1] == cut_up[:-1]
     assert whole[-1].transcript == cut_up[-1].transcript  # type: ignore[union-attr]
 
@@ -632,7 +632,7 @@ async def at_the_pace_of_the_engine(b: Bench, data: bytes) -> None:
         await b.stream.put(data[end - 3200 : end])
         while b.stream.cursors.received_s < min(end, len(data)) // 2 / 16_000:  # by other threads  # noqa: ASYNC110
             await asyncio.sleep(0)
-        await settle()
+        await until_idle()
 
 
 @settings(max_examples=15, deadline=None)
@@ -651,7 +651,7 @@ def test_finals_do_not_depend_on_how_fast_the_audio_comes_with_interims(sizes: l
             await b.rest()
         return b.finals()
 
-    paced, fast = asyncio.run(run(is_fast=False)), asyncio.run(run(is_fast=True))
+    paced, fast = run_until_complete(run(is_fast=False)), run_until_complete(run(is_fast=True))
     assert paced == fast
     assert not all(text.isupper() for text in paced)
 
@@ -692,7 +692,7 @@ async def test_a_drain_waits_for_a_pause(talk: bytes, is_attached: bool, waits: 
     async with bench() as b:
         await b.say(talk)
         await b.until(SpeechStart)
-        await settle()
+        await until_idle()
         if not is_attached:
             b.stream.detach()
         b.stream.drain(5.0)
@@ -732,7 +732,7 @@ async def test_after_a_while_a_drain_ends_audio_between_two_words():
         b.stream.drain(5.0)
         b.clock.advance(3.0)
         await b.say(tone(0.5))
-        await settle()
+        await until_idle()
         assert not b.stream.has_ended
         await b.say(silence(0.1))
         await b.until(Completed)
@@ -802,7 +802,7 @@ async def test_a_stream_that_failed_or_was_closed_holds_nothing():
         assert audio.n_bytes > 0
         b.stream.fail(InvalidInput("audio", "is none"))
         await b.stream.put(tone(1.0))
-        await settle()
+        await until_idle()
         assert audio.n_bytes == 0
     async with bench(audio=audio) as b:
         await b.stream.put(tone(1.0))  # and the loop has not begun when it is closed
