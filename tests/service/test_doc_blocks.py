@@ -21,6 +21,7 @@ import pytest
 from tests.clients.test_clients import LANGUAGES
 from tests.harness import AUDIO, REPOSITORY, ServedJobs, serving_jobs
 from typeless_grpc.client import AsyncClient, Options
+from typeless_grpc.config import load
 from typeless_grpc.engine.scripted import ScriptedEngine
 
 BIN = Path(sys.executable).parent
@@ -61,6 +62,16 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 SHELL = [block for block in BLOCKS if block.language in ("sh", "console") and "cd clients/" not in block.text]
 BUILDS = [block for block in BLOCKS if "cd clients/" in block.text]
 SETTINGS = [block for block in BLOCKS if block.language == "toml"]
+
+
+SETTINGS = [block for block in BLOCKS if block.language == "toml"]
+
+
+@pytest.mark.parametrize("block", SETTINGS, ids=str)
+def test_settings_files_are_valid(block: Block, tmp_path: Path):
+    file = tmp_path / "typeless.toml"
+    file.write_text(block.text, encoding="utf-8")
+    assert "file" in load(file=file).origins.values()
 
 
 def test_no_block_is_of_a_kind_that_nothing_runs():
