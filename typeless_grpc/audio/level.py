@@ -19,11 +19,11 @@ _HOP_SAMPLES = SAMPLE_RATE_HZ // 10
 _FAINT = 10 ** (-56 / 20)  # Silero finds all speech whose peaks are above it, half at -60 dB, and none at -70
 _OFFSET = 0.02  # a constant one, louder than all else, hides speech from Silero
 _TARGET = 0.1
-_MAX_GAIN = 1000.0
+_MAX_GAIN = 10_000.0
 _LOUD_HOPS = 3  # louder than faint for so long: no click
 _WINDOW_HOPS = 30
 _MIN_HOPS = 5
-_FLOOR = 1e-10  # power of what rounding to 16 bits leaves of silence
+_FLOOR = 1e-14  # power, so that it has a logarithm; the noise of rounding to 16 bits is far above
 _SPEECH_RANGE_DB = 12.0  # between loud and quiet tenths of a second; the noise of a room has less
 _MIN_TURNS = 3  # times that loud and quiet take turns
 

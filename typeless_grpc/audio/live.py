@@ -168,7 +168,7 @@ class RawLiveReader:
     def __init__(self, format: AudioFormat, *, field: str, is_live: bool, may_end_anywhere: bool = False) -> None:
         """may_end_anywhere: a part of a sample at the end is left out, and no error."""
         self._may_end_anywhere = may_end_anywhere
-        self._reader = PcmReader(format, field=field, is_live=is_live)
+        self._reader = PcmReader(format, field=field, is_live=is_live, checks_encoding=not may_end_anywhere)
         self._field = field
 
     async def feed(self, data: bytes) -> AsyncIterator[Audio]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from typeless_grpc.audio.converter import Converter
+from typeless_grpc.audio.encoding_check import EncodingCheck
 from typeless_grpc.audio.formats import Audio, AudioFormat, Encoding
+from typeless_grpc.audio.g711 import ALAW, MULAW
 from typeless_grpc.audio.level import FullScale
 from typeless_grpc.errors import InvalidInput
 
@@ -19,9 +20,15 @@ class PcmReader:
     """
 
     def __init__(
-        self, format: AudioFormat, *, field: str = "audio", separate_channels: bool = False, is_live: bool = False
+        self,
+        format: AudioFormat,
+        *,
+        field: str = "audio",
+        separate_channels: bool = False,
+        is_live: bool = False,
+        checks_encoding: bool = True,
     ) -> None:
-        """format: raw. separate_channels, is_live: see `Converter`.
+        """format: raw. separate_channels, is_live: see `Converter`. checks_encoding: a caller declared the format.
 
         Raises InvalidInput as AudioFormat.validated does.
         """
@@ -30,6 +37,7 @@ class PcmReader:
         self._field = field
         self._n_channels = self._format.n_channels or 1
         self._full_scale = FullScale()
+        self._check = EncodingCheck(self._format, field) if checks_encoding else None
         self._converter = Converter(separate_channels=separate_channels, is_live=is_live)
         self._converter.feed(np.zeros((self._n_channels, 0), np.float32), self._format.sample_rate_hz or 0)
         self._pending = b""
@@ -47,17 +55,23 @@ class PcmReader:
     def feed(self, data: bytes) -> Audio:
         """The 16 kHz audio that these bytes complete; may be empty.
 
-        Raises InvalidInput (AUDIO_UNDECODABLE) if a PCM_F32LE sample is NaN or infinite, or if they are too large.
+        Raises InvalidInput (AUDIO_UNDECODABLE) if a PCM_F32LE sample is NaN or infinite, if they are too large, or if
+        the bytes are certainly of another encoding.
         """
         data = self._pending + data
         n_whole = len(data) - len(data) % self._format.frame_bytes
         self._pending = data[n_whole:]
-        samples = self._samples(data[:n_whole])
+        whole = data[:n_whole]
+        if self._check is not None:
+            self._check.feed(whole)
+        samples = self._samples(whole)
         self._n_frames += samples.shape[1]
         return self._converter.feed(samples, self._format.sample_rate_hz or 0)
 
     def flush(self) -> Audio:
-        """What is still held; an incomplete last frame is left out. Ends the stream."""
+        """What is still held; an incomplete last frame is left out. Ends the stream. Raises as `feed` does."""
+        if self._check is not None:
+            self._check.finish()
         return self._converter.flush()
 
     def _samples(self, data: bytes) -> Audio:
@@ -65,14 +79,16 @@ class PcmReader:
         if self._format.encoding is Encoding.PCM_F32LE:
             if not np.isfinite(flat).all():
                 n_before = self._n_frames + int(np.argmin(np.isfinite(flat))) // self._n_channels
-                raise self._refusal(f"sample {n_before} is not a finite number")
+                raise self._refusal(data, f"sample {n_before} is not a finite number")
             scaled = self._full_scale.scaled(flat)
             if scaled is None:
-                raise self._refusal("its samples are larger than any format has them: they may be of another encoding")
+                raise self._refusal(data, "the samples are too large for any format: they may be of another encoding")
             flat = scaled
         return flat.reshape(-1, self._n_channels).T
 
-    def _refusal(self, why: str) -> InvalidInput:
+    def _refusal(self, data: bytes, why: str) -> InvalidInput:
+        if self._check is not None and (known := self._check.refusal(data)):
+            return known
         return InvalidInput(f"{self._field}.content", why, reason="AUDIO_UNDECODABLE")
 
 
@@ -85,26 +101,5 @@ def samples_of(data: bytes, encoding: Encoding) -> Audio:
         return np.frombuffer(data, dtype="<i2").astype(np.float32) / np.float32(32768)
     if encoding is Encoding.PCM_F32LE:
         return np.frombuffer(data, dtype="<f4").astype(np.float32)
-    table = _MULAW if encoding is Encoding.MULAW else _ALAW
+    table = MULAW if encoding is Encoding.MULAW else ALAW
     return table[np.frombuffer(data, dtype=np.uint8)]
-
-
-def _mulaw_table() -> npt.NDArray[np.float32]:
-    """What each byte of mu-law means (ITU-T G.711): bits inverted, sign, 3 bits exponent, 4 bits mantissa."""
-    code = ~np.arange(256, dtype=np.uint8)
-    exponent, mantissa = (code >> 4 & 7).astype(np.int32), (code & 15).astype(np.int32)
-    magnitude = ((mantissa << 3) + 0x84 << exponent) - 0x84
-    return (np.where(code & 0x80, -magnitude, magnitude) / 32768).astype(np.float32)
-
-
-def _alaw_table() -> npt.NDArray[np.float32]:
-    """What each byte of A-law means (ITU-T G.711): every second bit inverted, positive where the sign is set."""
-    code = np.arange(256, dtype=np.uint8) ^ 0x55
-    exponent, mantissa = (code >> 4 & 7).astype(np.int32), (code & 15).astype(np.int32)
-    linear = (mantissa << 4) + 8
-    magnitude = np.where(exponent == 0, linear, linear + 0x100 << np.maximum(exponent - 1, 0))
-    return (np.where(code & 0x80, magnitude, -magnitude) / 32768).astype(np.float32)
-
-
-_MULAW = _mulaw_table()
-_ALAW = _alaw_table()

@@ -87,8 +87,13 @@ def test_floats_larger_than_any_format_has_are_refused(kind: str):
         assert reason_of(float_wav(samples, kind)) == "AUDIO_UNDECODABLE"
 
 
-@pytest.mark.parametrize("peak_db", [-60, -66, -70])
-@pytest.mark.parametrize("bits", ["16 bits", "float"])
+@pytest.mark.parametrize(
+    ("peak_db", "bits"),
+    [
+        *((peak_db, "16 bits") for peak_db in (-60, -66, -70)),
+        *((db, "float") for db in (-60, -75, -80, -90, -100)),
+    ],
+)
 def test_speech_too_faint_for_the_detector_is_raised(peak_db: float, bits: str):
     faint = at_peak(peak_db) if bits == "float" else rounded(at_peak(peak_db))
     detector = SileroDetector()
