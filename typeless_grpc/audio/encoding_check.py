@@ -5,7 +5,7 @@ jumps. So a declaration is wrong if the bytes are noise as declared and smooth i
 that are declared as 16-bit ones are still smooth; they show in that the two bytes of a sample have the same
 distribution, which low and high bytes never have. Noise, tones and silence are smooth in no other encoding, and pass.
 
-docs/measurements/2026-11-raw-encodings.md has the measurements that chose the constants.
+docs/measurements/signals.md has the measurements that chose the constants.
 """
 
 from __future__ import annotations
@@ -151,9 +151,11 @@ def judged(data: bytes, format: AudioFormat) -> tuple[str, bool]:
     """
     declared, n_channels = _DECLARED[format.encoding], format.n_channels or 1
     samples = _channels(data, declared, n_channels)
-    if declared.is_float:  # one wild sample must not outweigh all others
-        samples = _compressed(samples) if _are_floats(samples) else samples[:, :0]
-    correlation, strongest = _correlations(samples)
+    are_floats = declared.is_float and _are_floats(samples)
+    # Only 64-bit floats look like floats of 32 bits, where every second one is 0.
+    if are_floats and declared.read(data)[::2].any():
+        return "", True
+    correlation, strongest = _correlations(samples) if are_floats or not declared.is_float else (0.0, 0.0)
     found = [
         (other, one.name)
         for one in _others(data, declared, n_channels, is_noise=strongest < _NOISE)
@@ -205,13 +207,6 @@ def _are_floats(samples: _Samples) -> bool:
     size = np.abs(samples)
     is_odd = ~(size <= _MAX_INTEGER) | ((size > 0) & (size < _TINY_FLOAT))
     return not samples.size or bool(is_odd.mean() < _MAX_ODD_SHARE)
-
-
-def _compressed(samples: _Samples) -> _Samples:
-    """The logarithms of sizes, with their signs."""
-    usual = float(np.median(np.abs(samples))) or 1.0
-    bounded = np.clip(np.nan_to_num(samples), -_MAX_INTEGER, _MAX_INTEGER)
-    return np.asarray(np.arcsinh(bounded / usual), dtype=np.float32)
 
 
 def _n_high_values(data: bytes, reading: _Reading) -> int:
