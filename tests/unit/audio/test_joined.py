@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.media import KINDS, Kind, media, onsets_s, tones
 from tests.speech import cut
 from tests.unit.audio.test_decode import CONTAINER, LIMITS, reason_of
-from typeless_grpc.audio.decode import decode, iter_decode
+from typeless_grpc.audio.decode import decode
 from typeless_grpc.audio.formats import Audio, AudioFormat
 from typeless_grpc.audio.joined import FileStarts, parts
 from typeless_grpc.audio.live import live_reader
@@ -24,10 +25,12 @@ FIRST_S, SECOND_S = (0.5, 1.5), (0.7, 1.6)
 LENGTH_S = 2.5
 
 
+@cache
 def first_of(name: str) -> bytes:
     return media(KINDS[name], tones(KINDS[name].rate_hz, seconds=LENGTH_S, at_s=FIRST_S))
 
 
+@cache
 def second_of(name: str) -> bytes:
     return media(KINDS[name], tones(KINDS[name].rate_hz, seconds=LENGTH_S, at_s=SECOND_S))
 
@@ -48,7 +51,6 @@ def check(samples: Audio) -> None:
 async def test_the_audio_of_both_files_is_there(name: str):
     data = first_of(name) + second_of(name)
     check(decode(data, CONTAINER, LIMITS).samples)
-    check(np.concatenate(list(iter_decode(io.BytesIO(data), CONTAINER, LIMITS))))
     check(await streamed(data))
     check(await streamed(data, n_bytes=len(data)))
 
@@ -102,7 +104,7 @@ def test_one_file_is_one_part(name: str):
 
 
 @pytest.mark.parametrize("name", sorted(SPLIT))
-@pytest.mark.parametrize("n_bytes", [1, 31, 997])
+@pytest.mark.parametrize("n_bytes", [7, 997])
 def test_any_cutting_finds_the_same_files(name: str, n_bytes: int):
     first = first_of(name)
     data = (first + second_of(name))[: len(first) + 2000]
