@@ -17,6 +17,8 @@ PROTO_BIN := .venv-proto/bin
 RELEASE_BIN := .venv-release/bin
 FLOOR_BIN := .venv-floor/bin
 RECORDINGS ?= ../shared/audio
+# Tests run in so many processes, a file in one of them; 0 runs them in this one, with a debugger, say.
+WORKERS ?= 2
 PROTOS := $(wildcard protos/typeless/v1/*.proto)
 # `make run MODEL=small` passes a flag, which overrides TYPELESS_MODEL and the settings file.
 MODEL ?=
@@ -88,7 +90,7 @@ demo: $(VENV)/server.stamp ## stream a sample to a server of its own and print t
 
 test: $(VENV)/dev.stamp $(PROTO_BIN)/protoc-gen-mypy ## install everything and run all tests
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clients: $(VENV)/dev.stamp ## build the example clients whose toolchain is installed, and test them
 	@$(BIN)/typeless models pull tiny.en >/dev/null

@@ -1,4 +1,4 @@
-"""Every suite's ground: an environment without settings, the shared recordings, and servers with real models."""
+"""Fixtures of all suites: an environment without settings, the shared recordings, and servers with real models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from tests.postgres import Postgres, start_or_skip
 from typeless_grpc.client import AsyncClient
 
-# Log lines go where Python's own go: to pytest, which shows them for tests that fail.
+# Log lines go through Python's logging to pytest, which shows those of failed tests.
 structlog.configure(
     processors=[
         structlog.stdlib.filter_by_level,
@@ -31,11 +31,11 @@ structlog.configure(
     wrapper_class=structlog.stdlib.BoundLogger,
 )
 
-# Properties are about what comes out, not about how fast it does on a machine that others use, too.
+# Properties test results, not how fast they come on a shared machine.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
-# What a test run may be told from outside; any other setting of the machine would change what is tested.
+# Variables that a test run may take from outside; any other would change what is tested.
 KEPT = {"TYPELESS_DATA_DIR", "TYPELESS_SHARED_AUDIO"}
 
 
@@ -48,12 +48,12 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
 
 @dataclass(frozen=True)
 class Recordings:
-    """Recordings that lie beside the repository, with a manifest."""
+    """Recordings beside the repository, with a manifest."""
 
     folder: Path
 
     def rows(self, *kinds: str) -> list[dict[str, Any]]:
-        """The manifest's rows of these kinds."""
+        """Return the manifest's rows of these kinds."""
         lines = (self.folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
         return [row for row in map(json.loads, lines) if row["kind"] in kinds]
 
@@ -73,15 +73,12 @@ def recordings() -> Recordings:
 
 @asynccontextmanager
 async def served(model: str, directory: Path) -> AsyncIterator[AsyncClient]:
-    """A client of a server with this model, warm, with jobs in a directory of its own.
-
-    Skips where the model is not on this machine.
-    """
+    """Serve a model, warm, with its own directory for jobs. Skips if the model is not on this machine."""
     from typeless_grpc.app.models import catalog
     from typeless_grpc.app.starting import build
     from typeless_grpc.config import Settings
 
-    # It runs no jobs: only one server in a process can, and these live as long as the test run.
+    # It runs no jobs: only one server in a process can, and these live for the whole test run.
     own = {"database_url": f"sqlite:///{directory}/jobs.db", "storage_url": str(directory), "max_concurrent_jobs": 0}
     settings = Settings(port=0, model=model, rate_limit_enabled=False, **own)
     if catalog(settings).find(model) is None:
@@ -94,21 +91,21 @@ async def served(model: str, directory: Path) -> AsyncIterator[AsyncClient]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def tiny_en(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncClient]:
-    """A server with the real tiny.en, for all tests that ask for it."""
+    """A server with the real tiny.en, shared by all tests."""
     async with served("tiny.en", tmp_path_factory.mktemp("tiny.en")) as client:
         yield client
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def base(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncClient]:
-    """A server with the real base, for all tests that ask for it."""
+    """A server with the real base, shared by all tests."""
     async with served("base", tmp_path_factory.mktemp("base")) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL for the whole run; skips where it is not installed."""
+    """A PostgreSQL for the whole run; skips if it is not installed."""
     server = start_or_skip()
     yield server
     server.remove()

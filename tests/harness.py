@@ -1,4 +1,4 @@
-"""What several suites need: a real server around a scripted engine, the project's own recordings, a second of sound."""
+"""Shared by several suites: a real server around a scripted engine, the project's recordings, a second of sound."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ AUDIO = REPOSITORY / "tests" / "audio"
 
 @dataclass(frozen=True)
 class Served:
-    """A server of the test's own, and a channel to it. target: "127.0.0.1:PORT"."""
+    """A server of one test, and a channel to it. target: "127.0.0.1:PORT"."""
 
     server: Server
     target: str
@@ -94,7 +94,7 @@ async def serving(
 
 @dataclass(frozen=True)
 class ServedJobs(Served):
-    """A server that keeps jobs and uploads. store, runs: what its servicers and a worker ask, for tests that do."""
+    """A server with jobs and uploads. store, runs: what its servicers and its worker use."""
 
     store: SqlJobStore
     runs: SqlRunStore
@@ -124,7 +124,7 @@ def detector() -> SileroDetector:
 
 
 def fixture(file: str) -> dict[str, Any]:
-    """The manifest's row of one of the project's recordings."""
+    """Return the manifest's row of one of the project's recordings."""
     rows = json.loads((AUDIO / "manifest.json").read_text(encoding="utf-8"))
     return next(row for row in rows if row["file"] == file)
 

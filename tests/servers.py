@@ -1,4 +1,4 @@
-"""Real Redis servers for tests: on loopback, in a folder of their own, gone afterwards."""
+"""Real Redis servers for tests, on loopback, in temporary folders."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 START_S = 30.0
 
 
-# Below those that Linux gives to connections (net.ipv4.ip_local_port_range): one of these would be taken now and then
-# between the look at a port and its use.
+# Below the ports that Linux gives to connections (net.ipv4.ip_local_port_range), one of which could be taken between
+# the check and the use of a port.
 PORTS = range(20_000, 32_000)
 
 

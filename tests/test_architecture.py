@@ -44,8 +44,8 @@ ONLY = {
         *("pb", "servicers", "cli", "server", "health", "reflection", "tls", "interceptors"),
         *("client", "client_channel", "client_jobs", "client_stream"),
     },
-    "faster_whisper": {"engine.whisper", "engine.hub"},
-    "ctranslate2": {"engine.whisper"},
+    "faster_whisper": {"engine.runtime", "engine.hub"},
+    "ctranslate2": {"engine.runtime", "engine.device"},
 }
 # The client is what the base install has: it may need nothing else of ours.
 INSIDE = {

@@ -1,4 +1,4 @@
-"""Time as a dependency, so that tests need not wait for it."""
+"""Time as a dependency, so that tests need not wait."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds that only grow; the origin means nothing."""
+    """A monotonic clock in seconds; its origin is arbitrary."""
 
     def now_s(self) -> float: ...
 
@@ -20,7 +20,7 @@ class SystemClock:
 
 
 class FakeClock:
-    """A clock that moves when told to; for tests, and kept here so that it obeys the same contract."""
+    """A clock for tests that moves only when `advance` is called. It obeys the same contract."""
 
     def __init__(self, now_s: float = 0.0) -> None:
         self._now_s = now_s
@@ -29,6 +29,6 @@ class FakeClock:
         return self._now_s
 
     def advance(self, seconds: float) -> None:
-        """Move on by seconds, not negative."""
+        """Move forward; seconds must not be negative."""
         assert seconds >= 0
         self._now_s += seconds

@@ -1,7 +1,7 @@
-"""The error family: what can go wrong, said once, without a word of gRPC.
+"""The error family. It knows nothing of gRPC.
 
-Inner code raises these; `interceptors/status.py` alone turns a class into a status code and `google.rpc` details.
-Each carries a stable `reason` for programs, a sentence for people, and whether trying again can help.
+Inner code raises these classes; only `interceptors/status.py` maps them to status codes and `google.rpc` details. Each
+error has a stable `reason` for programs, a message for people, and says whether a retry can succeed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 
 class TypelessError(Exception):
-    """Anything this package refuses or fails at, on purpose.
+    """The base class of all errors that this package raises on purpose.
 
-    reason: upper snake case and stable, "AUDIO_TOO_LONG"; message: a sentence for people, safe to send to callers;
-    retry_after_s: seconds after which the same request may succeed, None where waiting does not help.
+    reason: stable, in upper snake case, "AUDIO_TOO_LONG". message: a sentence that is safe to send to callers.
+    retry_after_s: seconds after which the same request may succeed, None if waiting does not help.
     """
 
     def __init__(self, message: str, *, reason: str, retry_after_s: float | None = None) -> None:
@@ -25,7 +25,7 @@ class TypelessError(Exception):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same request, sent again later, may succeed."""
+        """Whether the same request may succeed later."""
         return self.retry_after_s is not None
 
 
@@ -38,7 +38,7 @@ class FieldViolation:
 
 
 class InvalidInput(TypelessError):
-    """The request is wrong in itself: the same request fails again, whenever and wherever it is sent."""
+    """The request is invalid: it fails again whenever and wherever it is sent."""
 
     def __init__(self, field: str, why: str, *, reason: str = "INVALID_FIELD") -> None:
         super().__init__(f"{field}: {why}" if field else why, reason=reason)
@@ -46,7 +46,7 @@ class InvalidInput(TypelessError):
 
     @classmethod
     def of(cls, violations: list[FieldViolation], *, reason: str = "INVALID_FIELD") -> InvalidInput:
-        """All problems of one request at once; at least one."""
+        """Return one error for all problems of a request; there must be at least one."""
         first = violations[0]
         error = cls(first.field, first.why, reason=reason)
         if len(violations) > 1:
@@ -56,35 +56,35 @@ class InvalidInput(TypelessError):
         return error
 
     def moved(self, place: Callable[[str], str]) -> InvalidInput:
-        """The same of other fields: place says where in the request a field is that inner code names."""
+        """Return the same error with other field paths. place: maps a field that inner code names to its path."""
         violations = [FieldViolation(place(one.field), one.why) for one in self.violations]
         return InvalidInput.of(violations, reason=self.reason)
 
 
 class Unauthenticated(TypelessError):
-    """The caller did not say who it is, or could not prove it."""
+    """The caller gave no credentials, or invalid ones."""
 
 
 class PermissionDenied(TypelessError):
-    """The caller is known and may not do this."""
+    """The caller is known, but may not do this."""
 
 
 class NotFound(TypelessError):
-    """What the request names does not exist, or not for this caller."""
+    """The resource does not exist, or not for this caller."""
 
 
 class AlreadyExists(TypelessError):
-    """What the request would make is there already, and differs."""
+    """The resource exists already and differs from the request."""
 
 
 class WrongState(TypelessError):
-    """The thing exists, and its state does not allow this now."""
+    """The state of the resource does not allow this now."""
 
 
 class RateLimited(TypelessError):
-    """The caller's quota is used up; another caller's may not be.
+    """The caller's quota is used up; other callers are not affected.
 
-    subject: whose quota ("key:k1"); quota: which, for people ("10 calls in 60 s").
+    subject: the owner of the quota ("key:k1"). quota: its description ("10 calls in 60 s").
     """
 
     def __init__(
@@ -102,33 +102,33 @@ class RateLimited(TypelessError):
 
 
 class TooLarge(TypelessError):
-    """The request is over a limit of size; a smaller one would be taken."""
+    """The request exceeds a size limit; a smaller one would be accepted."""
 
 
 class Overloaded(TypelessError):
-    """This server's capacity is used up, or it is going away; another replica may serve."""
+    """This server's capacity is used up, or it is draining; another replica may accept the call."""
 
     def __init__(self, message: str, *, reason: str = "OVERLOADED", retry_after_s: float = 1.0) -> None:
         super().__init__(message, reason=reason, retry_after_s=retry_after_s)
 
 
 class DeadlineExceeded(TypelessError):
-    """The caller's deadline has passed, or would pass before an answer could be ready."""
+    """The caller's deadline has passed, or would pass before the result."""
 
     def __init__(self, message: str, *, reason: str = "DEADLINE_CANNOT_BE_MET") -> None:
         super().__init__(message, reason=reason)
 
 
 class EngineFailed(TypelessError):
-    """The model or what runs it failed on input that looked good."""
+    """The model or its runtime failed on valid input."""
 
     def __init__(self, message: str, *, reason: str = "ENGINE_FAILED", retry_after_s: float | None = None) -> None:
         super().__init__(message, reason=reason, retry_after_s=retry_after_s)
 
 
 class SourceUnavailable(TypelessError):
-    """Something this server depends on (a model's source, a store) cannot be reached now."""
+    """Something that this server depends on (a model's source, a store) is unavailable."""
 
 
 class NotImplementedHere(TypelessError):
-    """The contract has this call, and this server does not serve it."""
+    """The contract has this method, but this server does not implement it."""

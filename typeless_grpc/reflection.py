@@ -1,7 +1,7 @@
-"""Server reflection in both of its versions: grpcurl and most others ask for v1 first, older tools know v1alpha only.
+"""Server reflection in both versions: most tools try v1 first, and older ones know only v1alpha.
 
-grpcio-reflection has v1alpha. The messages of v1 are the same under another package name
-(https://github.com/grpc/grpc-proto/blob/master/grpc/reflection/v1/reflection.proto), so its servicer answers for both.
+grpcio-reflection implements v1alpha. The messages of v1 are the same under another package name
+(https://github.com/grpc/grpc-proto/blob/master/grpc/reflection/v1/reflection.proto), so its servicer serves both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NAMES = (f"{PACKAGE}.ServerReflection", reflection.SERVICE_NAME)
 
 
 def enable(services: Iterable[str], server: grpc.aio.Server) -> None:
-    """Have server describe services, by their full names, and reflection itself."""
+    """Let a server describe services, given by their full names, and reflection itself."""
     servicer = reflection.aio.ReflectionServicer((*services, *NAMES))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     handler = grpc.stream_stream_rpc_method_handler(
@@ -31,7 +31,7 @@ def enable(services: Iterable[str], server: grpc.aio.Server) -> None:
 
 
 def _described() -> FileDescriptor:
-    """The file of v1, beside that of v1alpha where descriptors are looked up."""
+    """Add the file of v1 to the pool in which reflection looks descriptors up."""
     file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     alpha = file.package

@@ -48,7 +48,7 @@ class Drain(Protocol):
         ...
 
 
-class Tls(Protocol):
+class Certificates(Protocol):
     """Has the certificates; `tls.TlsReloader` is the real one."""
 
     def credentials(self) -> grpc.ServerCredentials: ...
@@ -85,7 +85,7 @@ class Server:
         interceptors: Sequence[grpc.aio.ServerInterceptor],
         drain: Drain,
         options: ServerOptions,
-        tls: Tls | None = None,
+        tls: Certificates | None = None,
         checks: Sequence[HealthCheck] = (),
     ) -> None:
         """interceptors: outermost first, drain among them. tls: None for plain text."""

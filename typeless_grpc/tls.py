@@ -1,4 +1,4 @@
-"""TLS from files, read again when they change: new connections get the new certificate, running calls keep theirs."""
+"""TLS from files, which are read again when they change. New connections use the new certificate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """PEM files. client_ca: whose certificates clients must show; None, they need none."""
+    """PEM files. client_ca: authorities that must have signed clients' certificates; None if clients need none."""
 
     cert: Path
     key: Path
@@ -25,21 +25,21 @@ class TlsFiles:
 
 
 class TlsReloader:
-    """The certificates in force. grpc asks before every handshake, from a thread of its own."""
+    """Holds the certificates in force. grpc calls it before every handshake, from its own thread."""
 
     def __init__(self, files: TlsFiles) -> None:
-        """Raises SourceUnavailable if the files cannot be used."""
+        """Read the files. Raises SourceUnavailable if they cannot be used."""
         self._files = files
         self._lock = threading.Lock()
         self._seen = self._stamp()
         try:
             self._current = self._read()
         except (OSError, ValueError) as error:
-            # ssl's errors are OSErrors.
+            # Errors of the ssl module are OSErrors.
             raise SourceUnavailable(f"The TLS files cannot be used: {_reason(error)}", reason="TLS_UNUSABLE") from error
 
     def credentials(self) -> grpc.ServerCredentials:
-        """What a port needs to speak TLS."""
+        """Return the credentials of a port."""
         return grpc.dynamic_ssl_server_credentials(
             self._current,
             self.changed,  # type: ignore[arg-type] # None is "no change", which the types do not know
@@ -47,7 +47,7 @@ class TlsReloader:
         )
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The new certificates if the files have changed and fit together, else None; never raises."""
+        """Return the new certificates if the files have changed and fit together, else None. Never raises."""
         with self._lock:
             if (stamp := self._stamp()) == self._seen:
                 return None
@@ -55,14 +55,14 @@ class TlsReloader:
             try:
                 self._current = self._read()
             except (OSError, ValueError) as error:
-                # A certificate without its key yet, say: the change that completes the pair is seen too.
-                log.warning("changed TLS files cannot be used, the old ones stay", error=_reason(error))
+                # A new certificate may arrive before its key; the change of the key is noticed too.
+                log.warning("changed TLS files cannot be used; the old ones stay in force", error=_reason(error))
                 return None
-        log.info("TLS files read again")
+        log.info("TLS files reloaded")
         return self._current
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        """Read all files, and check that certificate and key are a pair: grpc would fail at each handshake instead."""
+        """Read all files and check that certificate and key are a pair; grpc would notice only at each handshake."""
         files = self._files
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(files.cert, files.key)
@@ -77,7 +77,7 @@ class TlsReloader:
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Changes with the file's content, and where a link leads elsewhere, as Kubernetes swaps its secrets."""
+    """Return a value that changes with the file's content, or with its link's target, as Kubernetes swaps secrets."""
     try:
         status = file.stat()
     except OSError:
@@ -86,5 +86,5 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, without what is in the files."""
+    """Return what is wrong, without the files' content."""
     return getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__

@@ -16,7 +16,15 @@ import pytest
 import sqlalchemy as sa
 
 from tests.contract.conftest import Stores, chunk, new_job
-from typeless_grpc.engine.interface import Chunking, DecodeOptions, Mode, PostProcessing, Script, Task, VoiceActivity
+from typeless_grpc.engine.interface import (
+    Chunking,
+    DecodeOptions,
+    Mode,
+    PostProcessing,
+    Script,
+    Task,
+    VoiceActivityOptions,
+)
 from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import MAX_CRASHES, Failure, Job, Priority, State
 from typeless_grpc.jobs.store import JobQuery, Run, RunLost
@@ -52,7 +60,7 @@ def test_a_job_comes_back_as_it_was_submitted(stores: Stores):
         word_timestamps=True,
         beam_size=3,
         temperatures=(0.0, 0.4),
-        voice_activity=VoiceActivity(threshold=0.25, end_silence_s=1.0),
+        voice_activity=VoiceActivityOptions(threshold=0.25, end_silence_s=1.0),
         allowed_languages=("de", "en"),
         script=Script.TRADITIONAL,
         chunking=Chunking.VAD,

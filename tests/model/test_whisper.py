@@ -20,9 +20,10 @@ from typeless_grpc.audio.decode import DecodeLimits, decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.config import Settings
-from typeless_grpc.engine import tail
-from typeless_grpc.engine.decoding.hallucinations import filtered
-from typeless_grpc.engine.decoding.inference import (
+from typeless_grpc.engine import tail_files
+from typeless_grpc.engine.decoding.hallucinations import filter_hallucinations
+from typeless_grpc.engine.decoding.inference import run, warm_up
+from typeless_grpc.engine.decoding.requests import (
     DecodeRequest,
     DecodeResult,
     DetectRequest,
@@ -30,14 +31,14 @@ from typeless_grpc.engine.decoding.inference import (
     Request,
     Window,
     batch_key,
-    run,
     task_of,
-    warm_up,
 )
+from typeless_grpc.engine.device import Device, choose_device
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.model import FULL_POSITIONS, TEMPERATURES, Model
-from typeless_grpc.engine.planning.cuts import Piece
-from typeless_grpc.engine.whisper import MAX_LENGTH, Device, WhisperModel, choose_device
+from typeless_grpc.engine.planning.chunk import Chunk
+from typeless_grpc.engine.runtime import MAX_LENGTH
+from typeless_grpc.engine.whisper import WhisperModel
 from typeless_grpc.speech.transcript import SuppressionReason
 
 pytestmark = pytest.mark.model
@@ -226,15 +227,15 @@ def test_silence_is_measured_when_a_model_is_first_loaded_and_kept(tmp_path: Pat
     copy = tmp_path / "model"
     copy.mkdir()
     for file in directory.iterdir():
-        if file.name != tail.FILE_NAME:
+        if file.name != tail_files.FILE_NAME:
             (copy / file.name).symlink_to(file)
     for _ in range(2):
         model = WhisperModel(MODEL, copy, DEVICE, n_threads=2)
         assert plain(decoded(model, request("en_short.flac"))[0]) == SHORT
         assert model.n_positions(1.0, SILENCE_S) < FULL_POSITIONS
-    kept = (copy / tail.FILE_NAME).stat().st_mtime_ns
+    kept = (copy / tail_files.FILE_NAME).stat().st_mtime_ns
     WhisperModel(MODEL, copy, DEVICE, n_threads=2)
-    assert (copy / tail.FILE_NAME).stat().st_mtime_ns == kept
+    assert (copy / tail_files.FILE_NAME).stat().st_mtime_ns == kept
 
 
 def test_without_calibrated_silence_all_of_30_s_is_encoded():
@@ -302,7 +303,7 @@ MANY_HOTWORDS = tuple(f"Kubrendo {number}" for number in range(256))
 )
 def test_special_tokens_of_a_caller_are_text(name: str, text: str, monkeypatch: pytest.MonkeyPatch):
     model, prompts = load(name), list[list[int]]()
-    tokenizer = model._runtime.whisper.hf_tokenizer
+    tokenizer = model.runtime.whisper.hf_tokenizer
     options = replace(ENGLISH, prompt=text, hotwords=(text, f"about {text}"))
 
     def noting(encoded: Any, asked: list[list[int]], **kwargs: Any) -> Any:
@@ -359,8 +360,8 @@ def test_half_of_the_context_is_always_the_texts(
 
 
 def test_hotwords_are_used_as_a_whole_or_not_at_all(model: WhisperModel):
-    tokens = model._runtime.prompt_of(task_of(replace(ENGLISH, hotwords=MANY_HOTWORDS), "en"))
-    hints = model._runtime.whisper.hf_tokenizer.decode(tokens)
+    tokens = model.runtime.prompt_of(task_of(replace(ENGLISH, hotwords=MANY_HOTWORDS), "en"))
+    hints = model.runtime.whisper.hf_tokenizer.decode(tokens)
     used = hints.strip().split(", ")
     assert 10 < len(used) < len(MANY_HOTWORDS)
     assert used == list(MANY_HOTWORDS[: len(used)])
@@ -389,9 +390,9 @@ class Replaced:
 
 def with_generate(model: WhisperModel, monkeypatch: pytest.MonkeyPatch, generate: Callable[..., Any]) -> None:
     """Let this be called in place of CTranslate2's own, by faster-whisper, too."""
-    replaced = Replaced(model._runtime.model, generate)
-    monkeypatch.setattr(model._runtime, "model", replaced)
-    monkeypatch.setattr(model._runtime.whisper, "model", replaced)
+    replaced = Replaced(model.runtime.model, generate)
+    monkeypatch.setattr(model.runtime, "model", replaced)
+    monkeypatch.setattr(model.runtime.whisper, "model", replaced)
 
 
 @dataclass(frozen=True)
@@ -404,7 +405,7 @@ class Generated:
 
 
 def test_a_loop_is_cut_to_what_was_said(model: WhisperModel, monkeypatch: pytest.MonkeyPatch):
-    tokens = model._runtime.whisper.hf_tokenizer.encode(" Please close the window.", add_special_tokens=False).ids
+    tokens = model.runtime.whisper.hf_tokenizer.encode(" Please close the window.", add_special_tokens=False).ids
     with_generate(model, monkeypatch, lambda *_args, **_kwargs: [Generated([tokens * 9], [-0.1])])
     (result,) = decoded(model, request("en_short.flac"))
     assert text(result) == "Please close the window."
@@ -414,15 +415,15 @@ def test_a_loop_is_cut_to_what_was_said(model: WhisperModel, monkeypatch: pytest
 
 def test_what_a_text_leaves_out_is_found_by_time(model: WhisperModel, monkeypatch: pytest.MonkeyPatch):
     whole = speech("en_two_sentences.flac")
-    tokens = model._runtime.whisper.hf_tokenizer.encode(
+    tokens = model.runtime.whisper.hf_tokenizer.encode(
         " Good morning, and thank you for coming.", add_special_tokens=False
     ).ids
     with_generate(model, monkeypatch, lambda *_args, **_kwargs: [Generated([tokens], [-0.1])])
     spans = (Span(0, 40_000), Span(45_000, len(whole)))
     (result,) = decoded(model, DecodeRequest(Window(whole, spans), ENGLISH, 1, SILENCE_S))
-    assert result.rest_s is not None
-    assert 1.0 < result.rest_s < 4.0
-    assert result.segments[0].segment.end_s <= result.rest_s
+    assert result.uncovered_from_s is not None
+    assert 1.0 < result.uncovered_from_s < 4.0
+    assert result.segments[0].segment.end_s <= result.uncovered_from_s
 
 
 # ---- as faster-whisper does -------------------------------------------------------------------------------------
@@ -431,7 +432,7 @@ def test_what_a_text_leaves_out_is_found_by_time(model: WhisperModel, monkeypatc
 def test_what_sounds_like_silence_is_tried_once_and_given_to_the_filter(
     model: WhisperModel, monkeypatch: pytest.MonkeyPatch
 ):
-    generate, n_tries = model._runtime.model.generate, 0
+    generate, n_tries = model.runtime.model.generate, 0
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         nonlocal n_tries
@@ -441,7 +442,7 @@ def test_what_sounds_like_silence_is_tried_once_and_given_to_the_filter(
     with_generate(model, monkeypatch, counting)
     (result,) = decoded(model, with_fallback(silence(5 * SAMPLE_RATE_HZ)))
     assert n_tries == 1
-    found = filtered(result, Piece(0, 5 * SAMPLE_RATE_HZ, (), most_pause=0))
+    found = filter_hallucinations(result, Chunk(0, 5 * SAMPLE_RATE_HZ, (), max_pause=0))
     assert found.segments == ()
     assert [suppressed.reason for suppressed in found.suppressed] == [SuppressionReason.NO_SPEECH]
 
@@ -450,7 +451,7 @@ def test_what_sounds_like_silence_is_tried_once_and_given_to_the_filter(
 def test_nobody_waits_for_the_next_temperature(
     model: WhisperModel, monkeypatch: pytest.MonkeyPatch, n_wanted: int, n_expected: int
 ):
-    word = model._runtime.whisper.hf_tokenizer.encode(" again", add_special_tokens=False).ids
+    word = model.runtime.whisper.hf_tokenizer.encode(" again", add_special_tokens=False).ids
     n_tries = 0
 
     def looping(*args: Any, **kwargs: Any) -> Any:
@@ -469,7 +470,7 @@ def test_nobody_waits_for_the_next_temperature(
 
 
 def test_a_text_has_no_more_tokens_than_speech_can(model: WhisperModel, monkeypatch: pytest.MonkeyPatch):
-    generate, longest = model._runtime.model.generate, list[int]()
+    generate, longest = model.runtime.model.generate, list[int]()
 
     def noting(encoded: Any, prompts: list[list[int]], **kwargs: Any) -> Any:
         longest.append(min(kwargs["max_length"] // 2, kwargs["max_length"] - len(prompts[0])))

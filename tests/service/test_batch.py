@@ -56,7 +56,7 @@ async def test_each_item_has_its_transcript_in_order_under_its_name():
     assert all(one.stats.chunk_count == 1 for one in answer.results)
 
 
-async def test_items_run_side_by_side():
+async def test_items_run_in_parallel():
     engine = ScriptedEngine(length)
     engine.gate.clear()
     async with serving(engine) as served:
@@ -66,7 +66,7 @@ async def test_items_run_side_by_side():
         assert (await call).summary.succeeded == 10
 
 
-async def test_what_is_wrong_with_an_item_fails_that_item_alone():
+async def test_an_invalid_item_fails_alone():
     errors: dict[int, Any] = {4: Overloaded("Full.", retry_after_s=2.5), 5: RuntimeError("secret path")}
     engine = ScriptedEngine(lambda call: errors.get(len(call.audio) // 16_000, "said"))
     async with serving(engine, max_audio_s=6) as served:
@@ -101,7 +101,7 @@ async def test_what_is_wrong_with_an_item_fails_that_item_alone():
     assert answer.summary.audio_duration.seconds == 3
 
 
-async def test_what_the_engine_objects_to_is_named_as_the_request_has_it():
+async def test_errors_of_the_engine_name_the_fields_of_the_request():
     error = InvalidInput("options.language", "model 'tiny.en' does not know this", reason="LANGUAGE_NOT_SUPPORTED")
     async with serving(ScriptedEngine(lambda call: error)) as served:
         answer = await served.transcription.BatchTranscribe(batch(item("ours"), item("own", language="fr")))
@@ -111,7 +111,7 @@ async def test_what_the_engine_objects_to_is_named_as_the_request_has_it():
     ]
 
 
-async def test_a_bad_option_for_all_fails_those_that_have_none_of_their_own():
+async def test_an_invalid_shared_option_fails_the_items_without_options():
     async with serving(ScriptedEngine()) as served:
         answer = await served.transcription.BatchTranscribe(
             batch(item("ours"), item("own", language="en"), language="klingon")
@@ -121,7 +121,7 @@ async def test_a_bad_option_for_all_fails_those_that_have_none_of_their_own():
 
 
 @pytest.mark.parametrize(("n_items", "reason"), [(0, "NO_ITEMS"), (4, "TOO_MANY_ITEMS")])
-async def test_no_items_or_too_many_are_refused(n_items: int, reason: str):
+async def test_an_empty_or_too_large_batch_is_refused(n_items: int, reason: str):
     engine = ScriptedEngine()
     async with serving(engine, max_batch_items=3) as served:
         failed = await refused(served.transcription.BatchTranscribe(batch(*(item("x") for _ in range(n_items)))))
@@ -136,7 +136,7 @@ async def test_a_deadline_that_cannot_be_met_ends_the_call_at_once():
     assert (failed.code.name, failed.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_CANNOT_BE_MET")
 
 
-async def test_cancelling_the_call_stops_all_items_that_are_not_done():
+async def test_cancelling_the_call_stops_all_unfinished_items():
     engine = ScriptedEngine()
     engine.gate.clear()
     async with serving(engine) as served:

@@ -52,7 +52,7 @@ async def test_the_health_of_an_unknown_service_is_not_found():
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_watcher_hears_of_the_end_and_does_not_hold_it_up():
+async def test_a_watcher_is_notified_of_the_end_and_does_not_delay_it():
     async with serving(ScriptedEngine(), drain_timeout_s=60) as served:
         watch = health_pb2_grpc.HealthStub(served.channel).Watch(health_pb2.HealthCheckRequest(service=""))
         assert (await watch.read()).status == SERVING
@@ -63,7 +63,7 @@ async def test_a_watcher_hears_of_the_end_and_does_not_hold_it_up():
         assert (await reading).status == NOT_SERVING
 
 
-async def test_an_engine_that_ends_nothing_is_not_serving_until_it_does_and_watchers_are_told():
+async def test_a_stalled_engine_is_not_serving_until_it_recovers_and_watchers_are_notified():
     engine = ScriptedEngine()
     engine.gate.clear()
     async with serving(engine, engine_stall_s=1) as served:
@@ -97,7 +97,7 @@ def locked(database: sqlite3.Connection) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("unusable", [without_tables, locked])
-async def test_jobs_without_their_database_are_not_serving_and_the_rest_is(
+async def test_without_the_database_only_jobs_are_not_serving(
     tmp_path: Path, unusable: Callable[[sqlite3.Connection], AbstractContextManager[None]]
 ):
     services = ["typeless.v1.JobsService", "typeless.v1.UploadService", "", "typeless.v1.TranscriptionService"]
@@ -126,7 +126,7 @@ async def test_jobs_whose_worker_died_are_not_serving(tmp_path: Path, monkeypatc
         assert await health(served, "") == await health(served, "typeless.v1.UploadService") == SERVING
 
 
-async def test_reflection_lists_what_is_served_and_describes_it():
+async def test_reflection_lists_and_describes_all_services():
     async with serving(ScriptedEngine()) as served:
 
         def listed() -> tuple[list[str], str]:
@@ -147,7 +147,7 @@ async def test_reflection_lists_what_is_served_and_describes_it():
     assert file == "typeless/v1/transcription.proto"
 
 
-async def test_a_service_that_is_not_served_is_unimplemented():
+async def test_an_unknown_service_is_unimplemented():
     async with serving(ScriptedEngine()) as served:
         failed = await refused(jobs_pb2_grpc.JobsServiceStub(served.channel).GetJob(jobs_pb2.GetJobRequest()))
     assert failed.code is grpc.StatusCode.UNIMPLEMENTED
@@ -172,7 +172,7 @@ async def test_draining_refuses_new_calls_and_finishes_running_ones():
     assert len(engine.calls) == 1
 
 
-async def test_a_long_answer_arrives_whole_although_the_server_goes_away():
+async def test_a_long_response_arrives_completely_while_the_server_stops():
     n_characters = 8_000_000
     engine = ScriptedEngine(lambda call: "a" * n_characters)
     engine.gate.clear()
@@ -187,7 +187,7 @@ async def test_a_long_answer_arrives_whole_although_the_server_goes_away():
             await stopping
 
 
-async def test_calls_that_outlast_the_drain_time_are_cut():
+async def test_calls_that_exceed_the_drain_timeout_are_cancelled():
     engine = ScriptedEngine()
     engine.gate.clear()
     async with serving(engine, drain_timeout_s=0.2) as served:
@@ -227,7 +227,7 @@ async def test_a_port_in_use_is_an_error_that_says_so():
     ],
 )
 @pytest.mark.parametrize("what", ["host", "metrics_host"])
-async def test_an_address_that_this_machine_lacks_is_no_other_server(what: str, host: str, why: str):
+async def test_an_address_that_this_machine_lacks_is_not_an_address_in_use(what: str, host: str, why: str):
     settings: dict[str, Any] = {"port": 0, "metrics_port": 0} | {what: host}
     with pytest.raises(SourceUnavailable, match=why) as caught:
         async with listen(Settings(**settings), engine=ScriptedEngine(), detector=LoudnessDetector()):

@@ -29,7 +29,7 @@ async def scrape(port: int) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
 
-async def test_calls_are_counted_by_how_they_ended():
+async def test_calls_are_counted_by_their_status():
     port = servers.free_port()
     engine = ScriptedEngine(lambda call: InvalidInput("audio", "is odd") if len(call.audio) > 20_000 else "text")
     limits = {"rate_limit_enabled": True, "rate_limit_transcribe": "4/hour", "rate_limit_anonymous_percent": 100}
@@ -65,7 +65,7 @@ async def test_calls_are_counted_by_how_they_ended():
     assert not [name for name in seen if "wrong" in name or USER in name]
 
 
-def test_a_port_that_is_taken_is_an_error_an_operator_understands():
+def test_a_port_in_use_is_an_error_that_names_the_setting():
     port = MetricsPort.open(Metrics(), "127.0.0.1", 0)
     with pytest.raises(SourceUnavailable, match="TYPELESS_METRICS_PORT"):
         MetricsPort.open(Metrics(), "127.0.0.1", port.port)

@@ -84,7 +84,7 @@ async def test_the_models_on_this_machine_are_listed(models):
     assert found["tiny.en"] == models_pb2.Model(name="tiny.en", languages=["en"])
 
 
-async def test_a_model_is_fetched_and_loaded_when_asked_for_and_unloaded_again(models):
+async def test_a_model_is_downloaded_loaded_and_unloaded_on_request(models):
     answer = await models.LoadModel(models_pb2.LoadModelRequest(name="small"))
     assert answer.model.loaded
     assert (await listed(models))["small"].loaded
@@ -103,7 +103,7 @@ async def test_a_model_is_fetched_and_loaded_when_asked_for_and_unloaded_again(m
         ("UnloadModel", "base", "FAILED_PRECONDITION", "MODEL_IS_DEFAULT"),
     ],
 )
-async def test_what_cannot_be_done_is_refused(models, call: str, name: str, code: str, reason: str):
+async def test_an_impossible_request_is_refused(models, call: str, name: str, code: str, reason: str):
     message = getattr(models_pb2, f"{call}Request")(name=name)
     failed = await refused(getattr(models, call)(message))
     assert (failed.code, failed.reason) == (grpc.StatusCode[code], reason)

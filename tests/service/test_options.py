@@ -23,7 +23,7 @@ from typeless_grpc.engine.interface import (
     PostProcessing,
     Script,
     Task,
-    VoiceActivity,
+    VoiceActivityOptions,
 )
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, transcript_pb2, transcription_pb2
@@ -158,7 +158,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Transcript], An
                 max_utterance=Duration(seconds=9),
             )
         },
-        {"voice_activity": VoiceActivity(0.25, 1.0, 0.1, 9.0)},
+        {"voice_activity": VoiceActivityOptions(0.25, 1.0, 0.1, 9.0)},
         lambda it: it.text,
         SPOKEN,
     ),
@@ -201,9 +201,7 @@ def options_of(asked: Sequence[EngineCall]) -> set[str]:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("field", CASES)
-async def test_a_field_changes_what_it_should_whichever_way_it_comes_in(
-    field: str, way: str, profane: str, tmp_path: Path
-):
+async def test_a_field_has_the_same_effect_in_every_call(field: str, way: str, profane: str, tmp_path: Path):
     fields, expected, look, seen = CASES[field]
     engine = ScriptedEngine(lambda call: SPOKEN)
     content = STEREO if field == "channel_mode" else MONO
@@ -236,7 +234,7 @@ async def test_channels_reach_the_engine_one_by_one(way: str, tmp_path: Path):
     assert (left.audio != right.audio).any()
 
 
-async def test_more_channels_than_can_be_kept_apart_are_refused_by_their_field():
+async def test_too_many_separate_channels_are_refused_by_their_field():
     file = io.BytesIO()
     with wave.open(file, "wb") as output:
         output.setparams((9, 2, 16_000, 0, "NONE", ""))

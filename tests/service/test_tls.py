@@ -98,7 +98,7 @@ async def test_calls_and_keys_go_over_tls(authority: Authority):
         assert not await answers(served.target, Tls(), USER)
 
 
-async def test_mutual_tls_lets_only_the_authoritys_clients_in(authority: Authority, tmp_path: Path):
+async def test_mutual_tls_admits_only_clients_of_the_authority(authority: Authority, tmp_path: Path):
     cert, key = authority.issue("server")
     mine, my_key = authority.issue("client")
     strange, strange_key = Authority(tmp_path, "stranger").issue("somebody")
@@ -109,7 +109,7 @@ async def test_mutual_tls_lets_only_the_authoritys_clients_in(authority: Authori
         assert not await answers(served.target, Tls(ca=authority.ca, cert=strange, key=strange_key))
 
 
-async def test_changed_files_are_taken_up_and_running_streams_go_on(authority: Authority, tmp_path: Path):
+async def test_changed_files_are_reloaded_and_running_streams_continue(authority: Authority, tmp_path: Path):
     cert, key = authority.issue("server")
     successor = Authority(tmp_path, "successor")
     old, new = Tls(ca=authority.ca), Tls(ca=successor.ca)
@@ -130,7 +130,9 @@ async def test_changed_files_are_taken_up_and_running_streams_go_on(authority: A
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_another_authority_of_clients_is_taken_up_and_running_streams_go_on(authority: Authority, tmp_path: Path):
+async def test_a_changed_client_authority_is_reloaded_and_running_streams_continue(
+    authority: Authority, tmp_path: Path
+):
     cert, key = authority.issue("server")
     successor = Authority(tmp_path, "successor")
     old_ca, new_ca = authority.ca.read_bytes(), successor.ca.read_bytes()
@@ -154,7 +156,7 @@ async def test_another_authority_of_clients_is_taken_up_and_running_streams_go_o
 
 
 @pytest.mark.parametrize("spoil", ["missing", "not PEM", "not its key", "no authority"])
-def test_files_that_cannot_be_used_keep_the_server_from_starting(authority: Authority, tmp_path: Path, spoil: str):
+def test_unusable_files_fail_the_start(authority: Authority, tmp_path: Path, spoil: str):
     cert, key = authority.issue("server")
     ca = None
     if spoil == "missing":
@@ -172,7 +174,7 @@ def test_files_that_cannot_be_used_keep_the_server_from_starting(authority: Auth
     assert "secret" not in str(caught.value)
 
 
-def test_a_link_that_leads_elsewhere_is_a_change(authority: Authority, tmp_path: Path):
+def test_a_changed_link_is_a_change(authority: Authority, tmp_path: Path):
     """As Kubernetes swaps a mounted secret."""
     link_cert, link_key = tmp_path / "cert", tmp_path / "key"
     for name in ("first", "second"):

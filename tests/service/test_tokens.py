@@ -51,7 +51,7 @@ def bearer(lifetime_s: float = 60, **claims: Any) -> tuple[str, str]:
     return ("authorization", "Bearer " + jwt.encode(usual | claims, PRIVATE, "RS256", headers={"kid": "one"}))
 
 
-async def test_tokens_are_taken_beside_keys(jwks_url: str):
+async def test_tokens_are_accepted_beside_keys(jwks_url: str):
     engine = ScriptedEngine()
     settings = {"jwt_issuer": "https://id.example", "jwt_audience": "typeless", "jwt_jwks_url": jwks_url}
     async with guarded(engine, require_auth=True, **settings) as served:

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from tests.harness import AUDIO, fixture, request, serving
 from typeless_grpc.client import CallFailed
-from typeless_grpc.engine.interface import DecodeOptions, Lane, Task, VoiceActivity
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Task, VoiceActivityOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, NotFound, Overloaded
 from typeless_grpc.pb.v1 import audio_pb2, server_pb2, transcription_pb2
@@ -47,7 +47,7 @@ async def test_silence_is_an_empty_transcript_and_no_error():
     assert answer.transcript.audio_duration.seconds == 1
 
 
-async def test_the_engine_is_asked_what_the_caller_asked():
+async def test_options_reach_the_engine_as_the_caller_set_them():
     engine = ScriptedEngine()
     asked_for = request(
         model="tiny.en",
@@ -71,7 +71,7 @@ async def test_the_engine_is_asked_what_the_caller_asked():
         word_timestamps=True,
         beam_size=5,
         temperatures=(0.0, 0.4),
-        voice_activity=VoiceActivity(threshold=0.25, end_silence_s=1.0),
+        voice_activity=VoiceActivityOptions(threshold=0.25, end_silence_s=1.0),
     )
     assert asked.ticket.lane is Lane.UNARY
     assert asked.audio.dtype == np.float32
@@ -134,7 +134,7 @@ RAW = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_
         ),
     ],
 )
-async def test_a_wrong_request_names_its_field(
+async def test_an_invalid_request_names_its_field(
     asked: transcription_pb2.TranscribeRequest, code: str, reason: str, field: str
 ):
     engine = ScriptedEngine()
@@ -162,7 +162,7 @@ async def test_a_wrong_request_names_its_field(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-async def test_what_the_engine_refuses_reaches_the_caller(
+async def test_a_refusal_of_the_engine_reaches_the_caller(
     error: Any, code: str, reason: str | None, retry_after_s: float | None
 ):
     async with serving(ScriptedEngine(lambda call: error)) as served:
@@ -171,7 +171,7 @@ async def test_what_the_engine_refuses_reaches_the_caller(
     assert failed.reason == (reason or error.reason)
 
 
-async def test_the_unforeseen_keeps_its_text_to_itself():
+async def test_an_unforeseen_error_does_not_reveal_its_text():
     async with serving(ScriptedEngine(lambda call: RuntimeError("secret path /data/x"))) as served:
         failed = await refused(served.transcription.Transcribe(request(), metadata=(("x-request-id", "r-1"),)))
     assert (failed.code.name, failed.reason, failed.request_id) == ("INTERNAL", "INTERNAL", "r-1")
@@ -214,7 +214,7 @@ async def test_a_deadline_ends_the_call_and_its_work():
     assert failed.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_one_slow_call_does_not_hold_up_another():
+async def test_one_slow_call_does_not_delay_another():
     engine = ScriptedEngine(lambda call: f"{len(call.audio)}")
     engine.gate.clear()
     async with serving(engine) as served:
@@ -236,7 +236,7 @@ async def test_the_request_id_comes_back():
         assert len((await unnamed.trailing_metadata())["x-request-id"]) == 32
 
 
-async def test_server_info_tells_the_limits_in_force():
+async def test_server_info_has_the_limits_in_force():
     async with serving(ScriptedEngine(), model="tiny.en", max_audio_s=90, max_message_bytes=70_000) as served:
         info = await served.info.GetServerInfo(server_pb2.GetServerInfoRequest())
     assert info.default_model == "tiny.en"

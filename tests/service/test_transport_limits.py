@@ -66,7 +66,7 @@ class RawConnection:
                 self.received += piece
 
 
-async def test_headers_beyond_the_bytes_are_refused_and_others_go_on():
+async def test_too_large_headers_are_refused_and_other_calls_continue():
     async with serving(ScriptedEngine(), max_metadata_bytes=2048) as served:
         small = await outcome(served, CHECK, ("x-note", "x" * 1000))
         large = await outcome(served, CHECK, ("x-note", "x" * 4000))
@@ -77,7 +77,7 @@ async def test_headers_beyond_the_bytes_are_refused_and_others_go_on():
     assert again is None
 
 
-async def test_a_client_that_pings_without_end_is_cut_off():
+async def test_a_client_that_floods_the_server_with_pings_is_disconnected():
     async with serving(ScriptedEngine()) as served:
         host, _, port = served.target.partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -98,7 +98,7 @@ async def test_a_client_that_pings_without_end_is_cut_off():
     assert b"too_many_pings" in received
 
 
-async def test_more_calls_than_a_connection_takes_wait_for_their_turn():
+async def test_calls_beyond_the_limit_of_a_connection_wait():
     engine = ScriptedEngine()
     engine.gate.clear()
     async with serving(engine, max_calls_per_connection=2) as served:
@@ -121,7 +121,7 @@ MIB = 1024 * 1024
 
 
 @pytest.mark.parametrize("method", [TRANSCRIBE, BATCH])
-async def test_a_call_without_a_key_is_refused_before_its_message_is_here(method: str):
+async def test_a_call_without_a_key_is_refused_before_its_message_arrives(method: str):
     async with (
         serving(ScriptedEngine(), auth_enabled=True, require_auth=True) as served,
         RawConnection.to(served.target) as connection,
@@ -131,7 +131,7 @@ async def test_a_call_without_a_key_is_refused_before_its_message_is_here(method
         await connection.until(b"This call needs a key")
 
 
-async def test_a_large_request_that_is_refused_learns_why():
+async def test_the_refusal_of_a_large_request_reaches_its_caller():
     large = transcription_pb2.TranscribeRequest(audio=audio_pb2.AudioSource(content=b"x" * (30 * MIB)))
     async with serving(ScriptedEngine(), auth_enabled=True, require_auth=True) as served:
         for _ in range(10):
@@ -140,7 +140,7 @@ async def test_a_large_request_that_is_refused_learns_why():
             assert CallFailed.of(caught.value).reason == "KEY_REQUIRED"
 
 
-async def test_a_request_that_unpacks_beyond_the_limit_is_refused():
+async def test_a_request_that_decompresses_beyond_the_limit_is_refused():
     bomb = transcription_pb2.TranscribeRequest(audio=audio_pb2.AudioSource(content=bytes(100 * MIB)))
     async with serving(ScriptedEngine()) as served:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -149,17 +149,17 @@ async def test_a_request_that_unpacks_beyond_the_limit_is_refused():
         assert (await served.transcription.Transcribe(request())).transcript.text
 
 
-async def test_a_message_that_is_never_whole_ends_its_call():
+async def test_a_message_that_is_never_complete_ends_its_call():
     async with (
         serving(ScriptedEngine(), request_arrival_timeout_s=0.2) as served,
         RawConnection.to(served.target) as connection,
     ):
         connection.begin(1, TRANSCRIBE)
         connection.part_of_message(1, promised_bytes=30 * MIB, sent_bytes=1000)
-        await connection.until(b"The request was not here in whole")
+        await connection.until(b"The request was not complete")
 
 
-async def test_unfinished_messages_are_bounded_and_short_calls_go_on():
+async def test_incomplete_messages_are_bounded_and_short_calls_continue():
     async with (
         serving(ScriptedEngine(), max_unfinished_bytes=4 * 36 * MIB) as served,
         RawConnection.to(served.target) as connection,
@@ -167,12 +167,12 @@ async def test_unfinished_messages_are_bounded_and_short_calls_go_on():
         for stream in (1, 3):
             connection.begin(stream, TRANSCRIBE)
             connection.part_of_message(stream, promised_bytes=30 * MIB, sent_bytes=1000)
-        # Four places, one of them for a caller: the other of the two is refused.
-        await connection.until(b"1 requests of this caller are on their way")
+        # Of four slots, one caller may use one: its second request is refused.
+        await connection.until(b"1 requests of this caller are already arriving slowly")
         assert (await served.transcription.Transcribe(request())).transcript.text
 
 
-async def test_more_connections_than_the_most_are_closed_as_they_come():
+async def test_connections_beyond_the_limit_are_closed():
     async with serving(ScriptedEngine(), max_connections=1) as served:
         assert await outcome(served, CHECK) is None
         async with RawConnection.to(served.target) as connection, asyncio.timeout(10):
@@ -181,7 +181,7 @@ async def test_more_connections_than_the_most_are_closed_as_they_come():
         assert await outcome(served, CHECK) is None
 
 
-async def test_a_peer_that_says_nothing_any_more_is_found_out():
+async def test_a_silent_peer_is_disconnected():
     async with serving(ScriptedEngine(), keepalive_s=1) as served, RawConnection.to(served.target) as connection:
         connection.begin(1, "/grpc.health.v1.Health/Watch")
         connection.part_of_message(1, promised_bytes=0, sent_bytes=0)
@@ -189,7 +189,7 @@ async def test_a_peer_that_says_nothing_any_more_is_found_out():
         await connection.until(ping)
 
 
-async def test_a_connection_is_to_be_made_anew_after_a_while():
+async def test_an_old_connection_must_be_replaced():
     async with (
         serving(ScriptedEngine(), max_connection_age_s=1) as served,
         RawConnection.to(served.target) as connection,

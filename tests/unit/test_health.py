@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2
 
-from tests.unit.engine.harness import settle
+from tests.unit.idle import until_idle
 from typeless_grpc import health
 from typeless_grpc.health import NOT_SERVING, SERVING, UNKNOWN, Health, HealthCheck, Probe
 
@@ -65,11 +65,11 @@ async def test_watchers_are_notified_of_each_change_and_of_no_other():
     watches = {service: served.Watch(of(service), None) for service in (JOBS, LIVE, "nobody")}
     assert [(await anext(watch)).status for watch in watches.values()] == [SERVING, SERVING, UNKNOWN]
     waiting = {service: asyncio.ensure_future(anext(watch)) for service, watch in watches.items()}
-    await settle()
+    await until_idle()
     is_healthy[0] = False
     served.update()
     assert (await waiting[JOBS]).status == NOT_SERVING
-    await settle()
+    await until_idle()
     assert not waiting[LIVE].done()
     assert not waiting["nobody"].done()
     for task in waiting.values():

@@ -1,8 +1,8 @@
-"""How many cores this process may use: those of the machine that it may run on, and no more than its quota is worth.
+"""The number of cores that this process may use: its CPU affinity, reduced to its quota.
 
-A container's quota (`docker run --cpus 1.5`, a limit of Kubernetes, systemd's CPUQuota) hides no core: who counts cores
-alone starts 64 threads that then wait for one another most of the time. Linux keeps it in control groups, of two
-versions (cgroups(7)), and the quotas of all groups around ours hold, too.
+A container's CPU quota (`docker run --cpus 1.5`, a Kubernetes limit, systemd's CPUQuota) does not hide cores: a process
+that only counts cores starts 64 threads, which then wait for one another most of the time. Linux keeps quotas in
+control groups of two versions (cgroups(7)), and the quotas of all parent groups apply too.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-# Where the groups of the version 2, and of the controller "cpu" of version 1, are mounted: alone, and side by side.
+# Mount points of version 2, and of the controller "cpu" of version 1, if one or both are in use.
 _MOUNTS_V2 = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
 _MOUNTS_V1 = ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct", "sys/fs/cgroup/cpuacct,cpu")
 
 
 def n_cores(root: Path = Path("/")) -> int:
-    """Cores to start threads for, at least 1; a part of one counts as one. root: of the file system, for tests."""
+    """Return the number of cores, at least 1, rounded up. root: the root of the file system, for tests."""
     n_usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min([n_usable, *map(math.ceil, _quotas(root))]))
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The quotas of this process's groups and of those around them, in cores."""
+    """Yield the quotas of this process's groups and of their parents, in cores."""
     try:
         lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -42,12 +42,12 @@ def _quotas(root: Path) -> Iterator[float]:
 def _of_groups(
     root: Path, mounts: tuple[str, ...], group: str, quota_of: Callable[[Path], float | None]
 ) -> Iterator[float]:
-    # In a container, the group may be named as it is outside, where only its own is mounted, as the root.
+    # In a container, the group may have its name from outside, while only its own files are mounted, as the root.
     path = PurePosixPath(group.lstrip("/"))
     for mount in mounts:
-        for around in (path, *path.parents):
+        for group_path in (path, *path.parents):
             try:
-                quota = quota_of(root / mount / around)
+                quota = quota_of(root / mount / group_path)
             except (OSError, ValueError, ZeroDivisionError):
                 continue
             if quota is not None:

@@ -1,4 +1,4 @@
-"""How this process asks the system for memory, and how much there is."""
+"""The memory of this process: how it is allocated, and how much is free."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _ARENAS = 2
 
 
 def share_heaps() -> None:
-    """Let all threads share two heaps, where the C library is glibc.
+    """Let all threads share two heaps if the C library is glibc.
 
-    Unless told, it gives threads heaps of their own, up to eight for each core, and what one of them once held stays
-    with it: of an upload, whose bytes pass through many threads, tens of megabytes stay behind.
+    By default, glibc creates up to eight heaps for each core and returns little of their memory: tens of megabytes
+    stay allocated after an upload whose bytes pass through many threads.
     """
-    with suppress(OSError, AttributeError):  # another C library has no such call
+    with suppress(OSError, AttributeError):  # other C libraries have no such function
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that this process can still get: the machine's, or what its control group leaves; None off Linux.
+    """Return the memory that this process can still allocate, in bytes; None on other systems than Linux.
 
-    root: where the system's files are.
+    It is the machine's free memory, or less if a control group limits it. root: the root of the file system, for tests.
     """
     found = []
     with suppress(OSError, ValueError):
         found.append(_fields(root / "proc/meminfo")["MemAvailable:"] * 1024)
     for version, folder in _groups(root):
-        with suppress(OSError, ValueError, KeyError):  # there is none, or it has no limit ("max")
+        with suppress(OSError, ValueError, KeyError):  # the file is missing, or there is no limit ("max")
             limit, used = (int((folder / name).read_text()) for name in (version.limit, version.used))
             found.append(limit - used + _fields(folder / "memory.stat")[version.cache])
     return max(0, min(found)) if found else None
@@ -39,7 +39,7 @@ def free_bytes(root: Path = Path("/")) -> int | None:
 
 @dataclass(frozen=True)
 class _Version:
-    """Files of control groups. cache: a field of memory.stat, what a group can give back of what it uses."""
+    """Files of control groups. cache: the field of memory.stat that counts reclaimable memory."""
 
     folder: str
     limit: str
@@ -54,7 +54,7 @@ _VERSIONS = {
 
 
 def _groups(root: Path) -> Iterator[tuple[_Version, Path]]:
-    """The groups that this process is in, from the innermost to that which is the whole container or machine."""
+    """Yield the groups of this process, from the innermost to that of the whole container or machine."""
     with suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)

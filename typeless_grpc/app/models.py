@@ -17,15 +17,16 @@ from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.catalog import Catalog, is_model_directory
 from typeless_grpc.engine.channels import ChannelEngine
-from typeless_grpc.engine.decoding.chunks import MAX_BATCH_COST_S, RecognizerOptions, WindowScheduler, run_batch
 from typeless_grpc.engine.decoding.inference import warm_up
+from typeless_grpc.engine.decoding.submission import RecognizerOptions, WindowScheduler, run_batch
+from typeless_grpc.engine.device import Device, choose_device, footprint
 from typeless_grpc.engine.hub import HuggingFaceHub
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.model import Model
 from typeless_grpc.engine.pool import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
-from typeless_grpc.engine.whisper import Device, WhisperModel, choose_device, footprint, is_calibrated
+from typeless_grpc.engine.whisper import WhisperModel, is_calibrated
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.text import profanity
@@ -110,7 +111,7 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
         n_workers, n_threads = parallelism(settings, device)
         known = catalog(settings)
         models: ModelPool[Model] = ModelPool(
-            finder=known,
+            source=known,
             load=_loader(settings, device, n_workers, n_threads),
             executor=stack.enter_context(ThreadPoolExecutor(PARALLEL_LOADS, "loading")),
             clock=SystemClock(),
@@ -124,10 +125,8 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
                 reason="MODEL_UNAVAILABLE",
             )
         scheduler: WindowScheduler = Scheduler(
-            run=run_batch,
-            options=SchedulerOptions(
-                max_batch=settings.max_batch, max_batch_cost_s=MAX_BATCH_COST_S, n_workers=n_workers
-            ),
+            run_batch=run_batch,
+            options=SchedulerOptions(max_batch=settings.max_batch, n_workers=n_workers),
             clock=SystemClock(),
             executor=stack.enter_context(ThreadPoolExecutor(n_workers, "inference")),
         )
@@ -139,8 +138,8 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
             detector=detector,
             scheduler=scheduler,
             options=recognizer_options(settings),
-            looking=stack.enter_context(CallThreads(settings.decode_threads, "detecting")),
-            looking_live=stack.enter_context(CallThreads(settings.decode_threads, "detecting-live")),
+            vad_threads=stack.enter_context(CallThreads(settings.decode_threads, "detecting")),
+            live_vad_threads=stack.enter_context(CallThreads(settings.decode_threads, "detecting-live")),
         )
         yield BuiltEngine(
             model=settings.model,

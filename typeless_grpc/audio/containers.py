@@ -7,6 +7,7 @@ DEMUXERS may be chosen, and no protocol at all; the file's name is withheld, sin
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -17,9 +18,12 @@ import numpy.typing as npt
 from av.audio.plane import AudioPlane
 from av.stream import Disposition
 
-from typeless_grpc.audio import completeness, structures
+from typeless_grpc.audio import bare_frames, completeness, structures
+from typeless_grpc.audio.bare_frames import BareFrames
 from typeless_grpc.audio.formats import Audio, AudioFormat
+from typeless_grpc.audio.input_file import InputFile
 from typeless_grpc.audio.level import FullScale
+from typeless_grpc.audio.timeline import timeline_of
 from typeless_grpc.errors import InvalidInput
 
 # What people record with, and what it is stored in; each reads nothing but the bytes it is handed.
@@ -42,11 +46,10 @@ DECODERS = (
 _MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 768_000
 _MAX_CHANNELS = 64
 _MAX_FRAME_SAMPLES = 1 << 22  # 4 million: above what any codec in use puts into one frame, and bounded memory
+# Formats whose header does not list the tracks: they are known once a packet of each was read.
+_UNLISTED_TRACKS = frozenset({"flv", "mpeg", "mpegts"})
+_PROBE_BYTES, _PROBE_US, _MAX_PROBE_BYTES = 5_000_000, 5_000_000, 1 << 24  # the first two are FFmpeg's defaults
 _MAX_IDLE_PACKETS = 20_000  # in a row, without one sample
-
-# Containers whose frames have times of their own. A recorder that sends nothing while nobody speaks leaves gaps there.
-_TIMED = frozenset({"matroska,webm", "asf", "flv"})
-_SMALLEST_GAP_S = 0.2  # above what rounding, priming and a changed frame size make of times
 
 _SCALES = {  # FFmpeg's sample formats: numpy type, zero, full scale
     "u8": ("u1", 128, 1 << 7),
@@ -98,6 +101,11 @@ def truncated(n_missing: int, field: str) -> InvalidInput:
     return InvalidInput(f"{field}.content", why, reason="AUDIO_TRUNCATED")
 
 
+def too_long(max_s: float, field: str) -> InvalidInput:
+    """The error of a recording of more than max_s."""
+    return InvalidInput(f"{field}.content", f"it is longer than {max_s:g} s", reason="AUDIO_TOO_LONG")
+
+
 class ContainerReader:
     """One file's audio: the track that it marks as its default, or else the first one."""
 
@@ -108,17 +116,19 @@ class ContainerReader:
         *,
         field: str,
         cancelled: Callable[[], bool],
+        max_pause_s: float = math.inf,
         options: Mapping[str, str] | None = None,
     ) -> None:
         """file: read from its start; may be a pipe, whose completeness is then not judged. options: FFmpeg's own.
 
+        max_pause_s: a longer pause in the file's times is refused (AUDIO_TOO_LONG) before any of it is generated.
         Raises InvalidInput: AUDIO_UNDECODABLE, AUDIO_TRUNCATED, or the rate or channels of format are not the file's.
         """
-        self._field, self._cancelled = field, cancelled
+        self._field, self._cancelled, self._max_pause_s = field, cancelled, max_pause_s
         self._options = dict(options or {})
         self._is_seekable = file.seekable()
+        self._file = InputFile(file)
         self._full_scale = FullScale()
-        self._heard_s: float | None = None  # where the last frame ended, by the container's clock
         self._container = self._opened(file)
         try:
             self._check_holes(file)
@@ -127,6 +137,11 @@ class ContainerReader:
             codec.options = {"max_samples": str(_MAX_FRAME_SAMPLES)}
             self.source = SourceInfo(self._container.format.name, codec.name, codec.sample_rate, codec.channels)
             self._check_source(format)
+            self._timeline = timeline_of(self._container, self._stream)
+            name, time_base = self.source.container, self._stream.time_base
+            self._bare_frames = BareFrames(name) if name in bare_frames.CONTAINERS else None
+            self._track = self._stream.index
+            self._avi_chunk_s = float(time_base) if name == "avi" and time_base is not None else 0.0
         except BaseException:
             self._container.close()
             raise
@@ -143,18 +158,15 @@ class ContainerReader:
                 raise DecodeCancelled
             n_idle += 1
             result.packet_bytes += packet.size
-            try:
-                frames = packet.decode()
-            except (av.FFmpegError, ValueError):  # One broken packet is no broken file: check() weighs them.
-                result.lost_bytes += packet.size
-                frames = []
-            for frame in frames:
-                if isinstance(frame, av.AudioFrame) and frame.samples:
-                    n_idle = 0
-                    block = self._block(frame)
-                    yield from self._silence_before(frame, block)
-                    result.decoded_s += frame.samples / block.rate_hz
-                    yield block
+            for frame in self._frames(packet, result):
+                n_idle = 0
+                block = self._block(frame)
+                length_s = frame.samples / block.rate_hz
+                silence_s = self._silence_before_s(packet, frame, length_s)
+                if silence_s > 0:
+                    yield from self._silence(silence_s, block)
+                result.decoded_s += length_s
+                yield block
             if n_idle > _MAX_IDLE_PACKETS:
                 raise self._refusal(f"{n_idle} packets in a row hold no audio")
         declared_s = self._declared_s() if self._is_seekable else None
@@ -168,12 +180,22 @@ class ContainerReader:
             "protocol_whitelist": "none",
             "codec_whitelist": DECODERS,
         }
-        try:
-            return av.open(_Nameless(file), mode="r", options=options, metadata_errors="replace")
-        except (av.FFmpegError, ValueError) as error:
-            if n_missing:
-                raise truncated(n_missing, self._field) from error
-            raise self._refusal("this is no audio file that can be read here") from error
+        n_probe, probe_us = int(options.get("probesize", _PROBE_BYTES)), int(options.get("analyzeduration", _PROBE_US))
+        while True:
+            try:
+                container = av.open(self._file, mode="r", options=options, metadata_errors="replace")
+            except (av.FFmpegError, ValueError) as error:
+                if n_missing:
+                    raise truncated(n_missing, self._field) from error
+                raise self._refusal("this is no audio file that can be read here") from error
+            is_complete = container.streams.audio or container.format.name not in _UNLISTED_TRACKS
+            if is_complete or n_probe >= _MAX_PROBE_BYTES:
+                self._file.settle()
+                return container
+            container.close()
+            self._file.rewind()
+            n_probe, probe_us = 2 * n_probe, 2 * probe_us
+            options |= {"probesize": str(n_probe), "analyzeduration": str(probe_us)}
 
     def _check_holes(self, file: BinaryIO) -> None:
         if not self._is_seekable or self._container.format.name != "ogg":
@@ -221,9 +243,24 @@ class ContainerReader:
             except (av.FFmpegError, ValueError) as error:
                 why = "it ends in the middle, or is damaged"
                 raise InvalidInput(f"{self._field}.content", why, reason="AUDIO_TRUNCATED") from error
+            except IndexError:  # PyAV 18.1 at the end of a file in which tracks appeared that it did not know
+                packet = None
             if packet is None:
                 return
             yield packet
+
+    def _frames(self, packet: av.Packet[av.AudioStream], result: completeness.Yield) -> Iterator[av.AudioFrame]:
+        try:
+            frames = packet.decode()
+        except (av.FFmpegError, ValueError):  # One broken packet is no broken file: completeness.check weighs them.
+            result.lost_bytes += packet.size
+            self._timeline.skip()
+            if self._bare_frames is not None:
+                self._bare_frames.skip(bytes(packet), packet.pos)
+            return
+        for frame in frames:
+            if isinstance(frame, av.AudioFrame) and frame.samples:
+                yield frame
 
     def _block(self, frame: av.AudioFrame) -> Block:
         self._check_shape(frame.sample_rate, frame.layout.nb_channels)
@@ -243,19 +280,21 @@ class ContainerReader:
             raise self._refusal("its samples are larger than any format has them")
         return scaled.reshape(samples.shape[1], samples.shape[0]).T
 
-    def _silence_before(self, frame: av.AudioFrame, block: Block) -> Iterator[Block]:
-        """What was left out before this frame, by the times in the container: silence, or what is damaged.
+    def _silence_before_s(self, packet: av.Packet[av.AudioStream], frame: av.AudioFrame, length_s: float) -> float:
+        if self._bare_frames is not None:
+            return self._bare_frames.lost_before_s(bytes(packet), packet.pos, length_s)
+        start_s = frame.time
+        if self._avi_chunk_s and start_s is not None and packet.pos is not None:
+            chunks = self._file.avi_chunks(packet.pos)
+            if chunks is not None:
+                start_s += self._avi_chunk_s * chunks.n_empty_before(packet.pos, self._track)
+        return self._timeline.silence_before_s(start_s, length_s)
 
-        Without it, all that follows would be heard too early, and words run together that were far apart.
-        """
-        if frame.time is None or self.source.container not in _TIMED:
-            return
-        gap_s = frame.time - (frame.time if self._heard_s is None else self._heard_s)
-        self._heard_s = frame.time + frame.samples / block.rate_hz
-        declared_s = self._declared_s()
-        if gap_s < _SMALLEST_GAP_S or declared_s is None or self._heard_s > declared_s + _SMALLEST_GAP_S:
-            return  # None, or a clock that jumps: no recording is longer than it says.
-        n_left = round(gap_s * block.rate_hz)
+    def _silence(self, silence_s: float, block: Block) -> Iterator[Block]:
+        """Silence of the same shape as block, in blocks of a second."""
+        if silence_s > self._max_pause_s:
+            raise too_long(self._max_pause_s, self._field)
+        n_left = round(silence_s * block.rate_hz)
         while n_left > 0:
             n_samples = min(n_left, block.rate_hz)
             yield Block(np.zeros((block.samples.shape[0], n_samples), dtype=np.float32), block.rate_hz)
@@ -292,17 +331,3 @@ def _samples(frame: av.AudioFrame) -> npt.NDArray[np.float64] | Audio | None:
         return rows if np.isfinite(rows).all() else None
     scaled: Audio = (rows.astype(np.float32) - np.float32(zero)) / np.float32(full_scale)
     return scaled
-
-
-class _Nameless:
-    """A file as PyAV wants it, and no more: without a name, and never more bytes than asked for."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
-
-    def read(self, n_bytes: int) -> bytes:
-        data = self._file.read(n_bytes)
-        if len(data) > n_bytes:  # PyAV copies what it gets into a buffer of n_bytes, unchecked.
-            raise ValueError(f"asked for {n_bytes} bytes, got {len(data)}")
-        return data

@@ -7,7 +7,7 @@ audio. Blocks are counted as they come, so a file of any promise costs at most t
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import BinaryIO, cast
@@ -15,7 +15,15 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from typeless_grpc.audio import completeness
-from typeless_grpc.audio.containers import Block, ContainerReader, DecodeCancelled, SourceInfo, check_size, truncated
+from typeless_grpc.audio.containers import (
+    Block,
+    ContainerReader,
+    DecodeCancelled,
+    SourceInfo,
+    check_size,
+    too_long,
+    truncated,
+)
 from typeless_grpc.audio.converter import ChannelsChanged, Converter
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.growing import GrowingAudio, Reserve, unlimited
@@ -136,14 +144,23 @@ class AudioReader:
         """The file; of WAV, all files that follow one another in it. Each is to be read before the next."""
         wavs = self._wavs()
         if wavs is None:
-            yield ContainerReader(self._file, self._format, field=self._field, cancelled=self._cancelled)
+            yield self._container_of(self._file)
             return
         for wav in wavs:
             # A part has what ContainerReader and PyAV use of a file.
-            file, options = cast(BinaryIO, wav), {"ignore_length": "1"}
-            yield ContainerReader(file, self._format, field=self._field, cancelled=self._cancelled, options=options)
+            yield self._container_of(cast(BinaryIO, wav), {"ignore_length": "1"})
         if completeness.is_much(wavs.n_missing, self._n_bytes or 0):
             raise truncated(wavs.n_missing, self._field)
+
+    def _container_of(self, file: BinaryIO, options: Mapping[str, str] | None = None) -> ContainerReader:
+        return ContainerReader(
+            file,
+            self._format,
+            field=self._field,
+            cancelled=self._cancelled,
+            max_pause_s=self._limits.max_duration_s,
+            options=options,
+        )
 
     def _wavs(self) -> WavParts | None:
         if self._n_bytes is None:
@@ -202,7 +219,7 @@ class AudioReader:
         return self._refusal(why, "AUDIO_TRUNCATED")
 
     def _too_long(self) -> InvalidInput:
-        return self._refusal(f"it is longer than {self._limits.max_duration_s:g} s", "AUDIO_TOO_LONG")
+        return too_long(self._limits.max_duration_s, self._field)
 
     def channels_too_long(self) -> InvalidInput:
         """The error of channels that are kept apart and are too long together."""

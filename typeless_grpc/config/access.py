@@ -14,7 +14,7 @@ JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES
 
 
 class AccessSettings(Group):
-    """Who may call: API keys and JSON Web Tokens."""
+    """API keys and JSON Web Tokens: which callers are admitted, and as users or admins."""
 
     auth_enabled: bool = Field(
         False,

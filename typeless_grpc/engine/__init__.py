@@ -1,8 +1,8 @@
 """From samples to text.
 
-Importing this says how the threads of CTranslate2 wait for one another, because OpenMP reads it when it is loaded.
-GNU's OpenMP lets threads spin while they wait, which takes the cores from the other batches that are decoded at the
-same time (measured: docs/measurements/threads.md). Whoever set a policy keeps it.
+Importing this package sets how the threads of CTranslate2 wait for one another, because OpenMP reads that when it is
+loaded. By default GNU's OpenMP spins, which takes the cores from other batches that are decoded at the same time
+(docs/measurements/threads.md). A value that is set already is kept.
 """
 
 from __future__ import annotations

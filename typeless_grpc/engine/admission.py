@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from typeless_grpc.engine.shares import MOST_ALONE, may_hold, share_is_used_up
+from typeless_grpc.engine.shares import MAX_SHARE, may_hold, share_is_used_up
 from typeless_grpc.errors import Overloaded
 
 RETRY_AFTER_S = 1.0
@@ -100,7 +100,7 @@ class Admission:
         For `Reservation`, which says what this raises.
         """
         # One recording counts as a caller's share at most, so that others find room.
-        counted_s = min(audio_s, MOST_ALONE * self._options.max_audio_s)
+        counted_s = min(audio_s, MAX_SHARE * self._options.max_audio_s)
         with self._lock:
             held = self._callers.get(caller, _Held())
             if counted_s > before_s:

@@ -17,7 +17,7 @@ from typeless_grpc.errors import SourceUnavailable
 
 
 class HuggingFaceHub:
-    """The hub; its cache lies in our data directory."""
+    """The hub, with its cache in our data directory."""
 
     _lock = threading.Lock()
 
@@ -26,7 +26,7 @@ class HuggingFaceHub:
         return list(faster_whisper.available_models())
 
     def cached(self, name: str, cache_dir: Path) -> Path | None:
-        """The directory of a model fetched before, without touching the network."""
+        """The directory of a model that was fetched before, without touching the network."""
         if not cache_dir.is_dir():
             return None
         try:
@@ -36,7 +36,7 @@ class HuggingFaceHub:
         return found if (found / "model.bin").is_file() else None
 
     def fetch(self, name: str, cache_dir: Path, progress: Progress) -> Path:
-        """Fetch a model; raises SourceUnavailable where the hub cannot be reached or refuses."""
+        """Fetch a model. Raises SourceUnavailable if the hub is unreachable or refuses."""
         cache_dir.mkdir(parents=True, exist_ok=True)
         try:
             with self._lock, _reporting(progress):
@@ -46,8 +46,8 @@ class HuggingFaceHub:
             raise SourceUnavailable(why, reason="MODEL_UNAVAILABLE") from error
 
 
-class _Nowhere:
-    """A file that keeps nothing: the bar counts, and is never drawn."""
+class _NullFile:
+    """A file that discards what is written: the progress bar counts, and is never drawn."""
 
     def write(self, _text: str) -> None: ...
 
@@ -56,11 +56,11 @@ class _Nowhere:
 
 @contextmanager
 def _reporting(progress: Progress) -> Iterator[None]:
-    """Report bytes as they come: faster-whisper passes the hub a progress bar of its own, which is switched off."""
+    """Report bytes as they arrive, by replacing the disabled progress bar that faster-whisper passes to the hub."""
 
     class Reporter(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.update(file=_Nowhere(), disable=False)
+            kwargs.update(file=_NullFile(), disable=False)
             super().__init__(*args, **kwargs)
 
         def update(self, n: float | None = 1) -> Any:

@@ -1,4 +1,8 @@
-"""What the rest of the server sees of the engine."""
+"""The engine as the rest of the server sees it: the `Engine` protocol, its options and its results.
+
+Servicers, streams and jobs call an `Engine`; `engine/recognizer.py` implements it. This module imports values only, so
+any layer above the engine may use it.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,18 @@ from typeless_grpc.speech.transcript import OutputFormat, Transcript
 
 
 class Task(Enum):
-    """What becomes of the speech: text in its own language, or in English."""
+    """Write the speech in its own language, or translate it to English."""
 
     TRANSCRIBE = "transcribe"
     TRANSLATE = "translate"
 
 
 @dataclass(frozen=True)
-class VoiceActivity:
-    """How speech is told from silence; None leaves a value to the engine.
+class VoiceActivityOptions:
+    """How speech is separated from silence; None leaves a value to the engine.
 
-    threshold: in (0, 1), a frame at or above it is speech. end_silence_s: a pause this long ends an utterance.
-    speech_padding_s: kept on both sides of speech. max_utterance_s: an utterance is cut here even without a pause.
+    threshold: in (0, 1), a frame at or above it is speech. end_silence_s: a pause of this length ends an utterance.
+    speech_padding_s: audio kept on both sides of speech. max_utterance_s: longer utterances are cut without a pause.
     """
 
     threshold: float | None = None
@@ -33,7 +37,7 @@ class VoiceActivity:
 
 
 class Chunking(Enum):
-    """How a recording longer than the model's window is cut; the contract's ChunkingStrategy says what each does."""
+    """How a recording is cut into chunks that the model can take; the contract's ChunkingStrategy describes each."""
 
     AUTO = "auto"
     WHOLE = "whole"
@@ -43,43 +47,43 @@ class Chunking(Enum):
 
 
 class Script(Enum):
-    """How Chinese is written: BCP-47's script subtags."""
+    """The script of Chinese text, as BCP-47 subtags."""
 
     SIMPLIFIED = "Hans"
     TRADITIONAL = "Hant"
 
 
 class Mode(Enum):
-    """How far the text is tidied."""
+    """How much post-processing is applied to the text."""
 
     NONE = "none"
-    BASIC = "basic"  # repeated words and stray spaces
-    STANDARD = "standard"  # and fillers, numbers, dates, units
+    BASIC = "basic"  # removes repeated words and extra spaces
+    STANDARD = "standard"  # also removes fillers, and formats numbers, dates and units
 
 
 @dataclass(frozen=True)
 class PostProcessing:
-    """What is done with the text. replacements: whole words in any case, to what is written instead; applied last."""
+    """What is done to the text. replacements: whole words in any case, to their replacements; applied last."""
 
     mode: Mode = Mode.NONE
     replacements: Mapping[str, str] = field(default_factory=dict)
     mask_profanity: bool = False
 
     @property
-    def is_asked(self) -> bool:
-        """Whether there is anything to do."""
+    def is_requested(self) -> bool:
+        """Whether any step applies."""
         return self.mode is not Mode.NONE or self.mask_profanity or bool(self.replacements)
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """What a caller asks of a transcription; None, "" and () leave a value to the engine.
+    """A caller's options for one transcription; None, "" and () leave a value to the engine.
 
-    model: a name of the catalogue. language: Whisper's code ("en", "zh"), None detects it, among allowed_languages
-    where there are any. expected_language: what speech before this was in; this is taken to be in it too unless it
-    clearly is not. script: of Chinese, None is simplified. prompt: text to condition on. temperatures: tried in
-    turn as faster-whisper tries them, until the result passes its quality checks. separate_channels: each channel on
-    its own, as `Engine` is given it. output_formats: the renditions to make of a whole recording.
+    model: a name from the catalogue. language: Whisper's code ("en", "zh"); None detects it, among allowed_languages if
+    there are any. expected_language: the language of the speech before this; a detected language replaces it only with
+    high confidence. script: of Chinese; None is simplified. prompt: text that conditions the model. temperatures: tried
+    in order, as faster-whisper does, until the text passes its quality checks. separate_channels: transcribe each
+    channel on its own. output_formats: the renditions of a whole recording.
     """
 
     model: str = ""
@@ -90,7 +94,7 @@ class DecodeOptions:
     word_timestamps: bool = False
     beam_size: int | None = None
     temperatures: Sequence[float] = ()
-    voice_activity: VoiceActivity = field(default_factory=VoiceActivity)
+    voice_activity: VoiceActivityOptions = field(default_factory=VoiceActivityOptions)
     allowed_languages: Sequence[str] = ()
     expected_language: str = ""
     script: Script | None = None
@@ -102,9 +106,10 @@ class DecodeOptions:
 
 @dataclass(frozen=True)
 class Recognition:
-    """A transcript and what it took.
+    """A transcript, and how it was made.
 
-    queue_s: spent waiting for a free engine. n_chunks: windows decoded. chunking: the strategy that was used.
+    queue_s: time in which none of the call's work ran. n_chunks: chunks decoded. chunking: the strategy used, never
+    AUTO.
     """
 
     transcript: Transcript
@@ -114,7 +119,7 @@ class Recognition:
 
 
 class Lane(IntEnum):
-    """How urgent work is; a lower lane goes first, and none starves."""
+    """The priority of work: lower lanes go first, and no lane starves."""
 
     LIVE_FINAL = 0
     LIVE_INTERIM = 1
@@ -125,10 +130,10 @@ class Lane(IntEnum):
 
 @dataclass(frozen=True)
 class Ticket:
-    """Whose work it is, and how urgent.
+    """How a call is scheduled.
 
-    caller: who shares fairly with whom within a lane, "" for nobody in particular. deadline_s: the moment on the
-    engine's clock by which the answer must be ready, None where the caller waits as long as it takes.
+    caller: work of one lane is shared fairly between callers; "" for none in particular. deadline_s: the moment on the
+    engine's clock by which the result is needed; None for no deadline.
     """
 
     lane: Lane = Lane.UNARY
@@ -139,26 +144,26 @@ class Ticket:
 class Engine(Protocol):
     """Turns samples into text. Cancelling the awaiting task stops the work.
 
-    Both calls take audio as float32, shape (n_samples,), mono 16 kHz, in [-1, 1], and raise InvalidInput (a language
-    the model lacks), NotFound (a model nobody has), Overloaded, RateLimited (the caller has its share of the engine's
-    queue), DeadlineExceeded or EngineFailed. `transcribe` also takes shape (n_channels, n_samples), and transcribes
-    each channel on its own.
+    Both calls take audio as float32, shape (n_samples,), mono 16 kHz, in [-1, 1]. They raise InvalidInput (the model
+    lacks the language), NotFound (no such model), Overloaded, RateLimited (the caller has used its share of the queue),
+    DeadlineExceeded or EngineFailed. `transcribe` also takes shape (n_channels, n_samples), and transcribes each
+    channel on its own.
     """
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
-        """Transcribe a recording of any length: its speech is found, cut into windows, and decoded side by side."""
+        """Transcribe a recording of any length: find its speech, cut it into chunks, decode them in parallel."""
         ...
 
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
-        """Transcribe one utterance of at most 30 s as it is: the caller has found the speech, nothing is cut."""
+        """Transcribe one utterance of at most 30 s without cutting it."""
         ...
 
     @property
     def backlog_s(self) -> float:
-        """How long work that came now would wait, in seconds, by the measured speed; 0 for an idle engine."""
+        """How long new work would wait now, in seconds, estimated from the measured speed; 0 for an idle engine."""
         ...
 
     @property
     def stalled_s(self) -> float:
-        """Seconds since work last ended, while there is some; 0 for an idle engine, infinite for a broken one."""
+        """Seconds since work last finished, while there is work; 0 for an idle engine, infinite for a broken one."""
         ...

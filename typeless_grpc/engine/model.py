@@ -1,8 +1,8 @@
 """What the engine needs of a speech recognition model, and the values that pass between the two.
 
 `Model` is the protocol that a runtime implements; `engine/whisper.py` implements it with CTranslate2. The engine
-decides what is decoded when, in which language, and what is decoded again; a model encodes, detects, decodes and
-aligns. All methods block for as long as the work takes, and are safe to call from several threads.
+decides what is decoded when, in which language, and what is decoded again; a model encodes, detects languages, decodes
+and aligns. All methods block while they compute, and may be called from several threads.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from typeless_grpc.audio.formats import Audio
-from typeless_grpc.engine.decoding.sentences import TimedWord
 from typeless_grpc.engine.interface import Task
 from typeless_grpc.speech.languages import Languages
 from typeless_grpc.speech.transcript import Segment
 
-# The longest audio that Whisper's encoder takes at once (arXiv:2212.04356, section 2.1), and what it makes of a second.
+# The longest audio that Whisper's encoder takes at once (arXiv:2212.04356, section 2.1), and its output positions.
 FULL_WINDOW_S = 30.0
 POSITIONS_PER_S = 50
 FULL_POSITIONS = 1500
 
-# faster_whisper.transcribe.WhisperModel.transcribe, default of `temperature`: tried in turn until the checks pass.
+# Defaults of faster_whisper.transcribe.WhisperModel.transcribe. Temperatures are tried in order until the text passes
+# the checks. A text is taken for silence above NO_SPEECH_THRESHOLD and below LOG_PROB_THRESHOLD.
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-# Likewise `no_speech_threshold`: above it, and below `log_prob_threshold`, a text is taken for silence.
 NO_SPEECH_THRESHOLD = 0.6
+LOG_PROB_THRESHOLD = -1.0
+COMPRESSION_RATIO_THRESHOLD = 2.4
 
 
 @dataclass(frozen=True)
 class DecodingTask:
-    """What the decoder is asked to write. prompt: text to condition on. hotwords: names that may occur."""
+    """What the decoder writes. prompt: text that conditions it. hotwords: names that may occur."""
 
     language: str
     task: Task = Task.TRANSCRIBE
@@ -43,10 +44,10 @@ class DecodingTask:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Encoder output for a stretch of audio.
+    """Encoder output for one window.
 
-    positions: shape (n_positions, d_model), 50 a second; after those of the audio follow positions of silence, as many
-    as the decoder needs. audio_s: length of the audio itself.
+    positions: shape (n_positions, d_model), 50 a second; positions of silence follow those of the audio, as many as the
+    decoder needs. audio_s: length of the audio itself.
     """
 
     positions: npt.NDArray[Any]
@@ -55,10 +56,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """The text that a search returned.
+    """The text that a search returned, with its scores.
 
-    tokens: of the text alone. avg_logprob: over them and the end of text. is_cut_off: the search reached its limit of
-    tokens before the end of text, which speech does not.
+    tokens: of the text alone. avg_logprob: over the tokens and the end of text. is_cut_off: the search reached its
+    limit of tokens before the end of text.
     """
 
     text: str = ""
@@ -74,8 +75,18 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
+class TimedWord:
+    """A word as the model wrote it, with its leading space; times in seconds of the window."""
+
+    text: str
+    start_s: float
+    end_s: float
+    probability: float
+
+
+@dataclass(frozen=True)
 class RawSegment:
-    """A segment as the model wrote it, before any filter. Times in seconds of the audio that was decoded."""
+    """A segment before any filter; times in seconds of the window."""
 
     segment: Segment
     avg_logprob: float
@@ -99,7 +110,7 @@ class Model(Protocol):
 
     @property
     def is_multilingual(self) -> bool:
-        """Whether it knows more than English."""
+        """Whether it knows languages other than English."""
         ...
 
     @property
@@ -108,15 +119,15 @@ class Model(Protocol):
         ...
 
     def n_positions(self, audio_s: float, silence_s: float) -> int:
-        """How many positions `encode` returns for so much audio: only equal lengths can be decoded together."""
+        """How many positions `encode` returns; only encoder outputs of one length can be decoded together."""
         ...
 
     def n_prompt_tokens(self, task: DecodingTask) -> int:
-        """How long the decoder's prompt is: only equal lengths can be decoded together."""
+        """Length of the decoder's prompt; only prompts of one length can be decoded together."""
         ...
 
     def encode(self, audio: Audio, silence_s: float) -> Encoded:
-        """Encode audio, followed by so much silence that the encoder computes."""
+        """Encode audio, followed by this much computed silence."""
         ...
 
     def detect_language(self, encoded: Encoded) -> Languages:
@@ -130,7 +141,7 @@ class Model(Protocol):
         ...
 
     def align(self, encoded: Encoded, task: DecodingTask, tokens: Sequence[int]) -> list[TimedWord]:
-        """The words of a text and their times in seconds, which lie in the audio that was encoded."""
+        """The words of a text with their times."""
         ...
 
     def decode_with_fallback(
@@ -143,8 +154,8 @@ class Model(Protocol):
         word_timestamps: bool,
         is_wanted: Callable[[], bool],
     ) -> list[RawSegment] | None:
-        """Decode as faster-whisper does: 30 s windows, timestamps, and temperatures in turn until its checks pass.
+        """Decode as faster-whisper does: 30 s windows, timestamps, and temperatures in order until its checks pass.
 
-        is_wanted: asked before each temperature; None is returned once it says no.
+        is_wanted: called before each temperature; when it returns False, decoding stops and returns None.
         """
         ...

@@ -1,10 +1,10 @@
-"""The models that are loaded, by name.
+"""The pool of loaded models, by name.
 
 A model is loaded by the first call that needs it, off the event loop; calls for loaded models do not wait for it.
-Memory is looked at before: what it will take, with what those take that are loading, must fit into what all models may
-have together, and loading it into what the machine has free. Idle models go for it, the one unused for longest first;
-one that is in use never does, and where that does not suffice the new one is refused. A model that an operator unloads
-while it is in use is only forgotten: its calls keep it until the last of them is done, and then it is freed.
+Memory is checked first: the new model must fit into what all models may use together, those that are loading included,
+and loading it must fit into the machine's free memory. Idle models are evicted for it, the least recently used first; a
+model in use never is, and if evictions do not suffice, the new model is refused. A model that is unloaded while it is
+in use is only forgotten: its calls keep it until the last of them ends.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from typing import Generic, Protocol, TypeVar
 from typeless_grpc.clock import Clock
 from typeless_grpc.errors import NotFound, Overloaded, WrongState
 
-# How soon a model that is refused for want of memory may fit: calls that hold another take seconds.
+# When a model that was refused for lack of memory may fit: calls that use another one take seconds.
 RETRY_AFTER_S = 5.0
 
 
-class Loaded(Protocol):
+class LoadedModel(Protocol):
     """What the pool needs to know of a model."""
 
     @property
     def memory_bytes(self) -> int: ...
 
 
-class Finder(Protocol):
-    """Where models lie; `Catalog` is the real one."""
+class ModelSource(Protocol):
+    """Finds and fetches models; `Catalog` implements it."""
 
     def find(self, name: str) -> Path | None: ...
 
     def get(self, name: str) -> Path: ...
 
 
-ModelT = TypeVar("ModelT", bound=Loaded)
+ModelT = TypeVar("ModelT", bound=LoadedModel)
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory that a model takes, in bytes; 0 where its files do not tell. loading: in all, until it is loaded."""
+    """Memory that a model takes, in bytes; 0 if its files do not tell. loading: at most, while it is being loaded."""
 
     loaded: int = 0
     loading: int = 0
@@ -52,9 +52,9 @@ class Footprint:
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """default_model: never unloaded, and loaded whatever it takes. max_memory_bytes: of all loaded models.
+    """default_model: never evicted, and loaded whatever memory it takes. max_memory_bytes: of all loaded models.
 
-    loadable: the models besides it that calls may have loaded, None for all; others need a `load`.
+    loadable: other models that calls may load, None for all; the rest must be loaded by `load`.
     """
 
     default_model: str
@@ -62,7 +62,7 @@ class PoolOptions:
     loadable: frozenset[str] | None = None
 
     def may_load(self, name: str) -> bool:
-        """Whether a call may have a model loaded."""
+        """Whether a call may load a model."""
         return self.loadable is None or name == self.default_model or name in self.loadable
 
 
@@ -70,7 +70,7 @@ class PoolOptions:
 class _Entry(Generic[ModelT]):
     model: asyncio.Future[ModelT]
     footprint: Footprint
-    used_s: float
+    last_used_s: float
     n_users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -84,11 +84,11 @@ class _Entry(Generic[ModelT]):
 
 
 class ModelPool(Generic[ModelT]):
-    """Belongs to one event loop."""
+    """Loads, shares and evicts models. Belongs to one event loop."""
 
     def __init__(
         self,
-        finder: Finder,
+        source: ModelSource,
         load: Callable[[str, Path], ModelT],
         executor: Executor,
         clock: Clock,
@@ -97,11 +97,11 @@ class ModelPool(Generic[ModelT]):
         footprint: Callable[[Path], Footprint] = lambda directory: Footprint(),
         free_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """executor: threads for loading; as many models are loaded side by side.
+        """executor: threads for loading; its size bounds how many models load at the same time.
 
-        footprint: of the model in a directory. free_bytes: of the machine's memory, None where that is not known.
+        footprint: of the model in a directory. free_bytes: of the machine's memory, None if unknown.
         """
-        self._finder = finder
+        self._source = source
         self._load = load
         self._executor = executor
         self._clock = clock
@@ -114,38 +114,38 @@ class ModelPool(Generic[ModelT]):
     async def use(self, name: str) -> AsyncIterator[ModelT]:
         """The model called name, which stays loaded while this is open.
 
-        Raises NotFound where it is not on this machine (calls never download) or not for calls to load, Overloaded
-        where it does not fit into memory now, WrongState where it never does, EngineFailed where it cannot be loaded.
+        Raises NotFound if it is not on this machine (calls never download) or calls may not load it, Overloaded if it
+        does not fit into memory now, WrongState if it never does, EngineFailed if it cannot be loaded.
         """
         entry = self._entries.get(name)
         if entry is None:
             may_load = self._options.may_load(name)
-            directory = await asyncio.to_thread(self._finder.find, name) if may_load else None
+            directory = await asyncio.to_thread(self._source.find, name) if may_load else None
             if directory is None:
                 raise NotFound(f"This server has no model called '{name[:128]}'.", reason="MODEL_NOT_FOUND")
-            entry = await self._entry(name, directory)
+            entry = await self._get_or_load(name, directory)
         entry.n_users += 1
         entry.idle.clear()
         try:
             yield await asyncio.shield(entry.model)
         finally:
             entry.n_users -= 1
-            entry.used_s = self._clock.now_s()
+            entry.last_used_s = self._clock.now_s()
             if not entry.n_users:
                 entry.idle.set()
-                self._make_room()
+                self._evict()
 
     async def load(self, name: str) -> ModelT:
-        """Load a model, fetched first where it is not on this machine. Raises as `Catalog.get`, and as `use`."""
+        """Load a model, and fetch it first if it is not on this machine. Raises as `Catalog.get` and `use`."""
         if name not in self._entries:
-            await self._entry(name, await self._fetched(name))
+            await self._get_or_load(name, await self._fetch(name))
         async with self.use(name) as model:
             return model
 
     async def unload(self, name: str) -> None:
-        """Forget a model, and wait until the work in progress on it is done.
+        """Forget a model, and wait until no call uses it.
 
-        Raises NotFound where no such model is loaded, WrongState for the default one.
+        Raises NotFound if no such model is loaded, WrongState for the default model.
         """
         if name == self._options.default_model:
             raise WrongState(f"'{name}' is this server's default model.", reason="MODEL_IS_DEFAULT")
@@ -157,81 +157,81 @@ class ModelPool(Generic[ModelT]):
             await entry.idle.wait()
 
     def may_load(self, name: str) -> bool:
-        """Whether calls may have a model loaded."""
+        """Whether calls may load a model."""
         return self._options.may_load(name)
 
     def loaded(self) -> dict[str, ModelT]:
-        """The models that can be used now."""
+        """The models that are loaded now."""
         return {name: entry.model.result() for name, entry in self._entries.items() if entry.is_loaded}
 
-    async def _fetched(self, name: str) -> Path:
-        """Its directory; one download for all who ask, which goes on when one of them goes away."""
+    async def _fetch(self, name: str) -> Path:
+        """The model's directory. Concurrent calls share one download, which continues if one of them is cancelled."""
         fetch = self._fetches.get(name)
         if fetch is None:
-            fetch = self._fetches[name] = asyncio.ensure_future(asyncio.to_thread(self._finder.get, name))
+            fetch = self._fetches[name] = asyncio.ensure_future(asyncio.to_thread(self._source.get, name))
             fetch.add_done_callback(lambda _: self._fetches.pop(name))
         return await asyncio.shield(fetch)
 
-    async def _entry(self, name: str, directory: Path) -> _Entry[ModelT]:
+    async def _get_or_load(self, name: str, directory: Path) -> _Entry[ModelT]:
         footprint = await asyncio.to_thread(self._footprint, directory)
-        # Another call may have begun to load it while we looked at its files.
+        # Another call may have begun to load it meanwhile.
         if name not in self._entries:
             if name != self._options.default_model and footprint.loaded:
-                self._make_room_for(name, footprint)
+                self._evict_for(name, footprint)
             future = asyncio.get_running_loop().run_in_executor(self._executor, self._load, name, directory)
             entry = self._entries[name] = _Entry(future, footprint, self._clock.now_s())
             future.add_done_callback(lambda _: self._after_load(name, entry))
         return self._entries[name]
 
     def _after_load(self, name: str, entry: _Entry[ModelT]) -> None:
-        # A load that failed is forgotten, so that the next call tries again.
+        # Forget a load that failed, so that the next call tries again.
         if not entry.is_loaded and self._entries.get(name) is entry:
             del self._entries[name]
-        self._make_room()
+        self._evict()
 
-    def _make_room_for(self, name: str, wanted: Footprint) -> None:
-        """Forget as many idle models as a new one needs. Raises Overloaded or WrongState, and forgets none then."""
+    def _evict_for(self, name: str, new: Footprint) -> None:
+        """Evict as many idle models as a new one needs. Raises Overloaded or WrongState, and evicts none then."""
         default = self._entries.get(self._options.default_model)
-        if wanted.loaded + (default.memory_bytes if default else 0) > self._options.max_memory_bytes:
-            message = f"Model '{name}' needs about {_size(wanted.loaded)}, more than this server lets its models have."
+        if new.loaded + (default.memory_bytes if default else 0) > self._options.max_memory_bytes:
+            message = f"Model '{name}' needs about {_size(new.loaded)}, more than this server allows for models."
             raise WrongState(message, reason="MODEL_TOO_LARGE")
         idle_bytes = sum(self._entries[one].memory_bytes for one in self._idle())
-        if self._lacking_bytes(wanted) > idle_bytes:
+        if self._lacking_bytes(new) > idle_bytes:
             raise Overloaded(
-                f"Model '{name}' needs about {_size(wanted.loading)} of memory to be loaded, which is in use now.",
+                f"Loading model '{name}' needs about {_size(new.loading)} of memory, which is in use now.",
                 reason="MODEL_DOES_NOT_FIT",
                 retry_after_s=RETRY_AFTER_S,
             )
-        self._make_room(wanted)
+        self._evict(new)
 
-    def _make_room(self, wanted: Footprint | None = None) -> None:
-        """Forget idle models, the one unused for longest first, until the rest fits, and a new one that is wanted."""
-        lacking = self._lacking_bytes(wanted)
+    def _evict(self, new: Footprint | None = None) -> None:
+        """Evict idle models, the least recently used first, until the rest and a new one fit."""
+        lacking = self._lacking_bytes(new)
         for name in self._idle():
             if lacking <= 0:
                 return
             lacking -= self._entries.pop(name).memory_bytes
 
     def _idle(self) -> list[str]:
-        """The models that nobody uses, that unused for longest first."""
+        """The models that no call uses, the least recently used first."""
         idle = (
-            (entry.used_s, name)
+            (entry.last_used_s, name)
             for name, entry in self._entries.items()
             if entry.is_loaded and not entry.n_users and name != self._options.default_model
         )
         return [name for _, name in sorted(idle)]
 
-    def _lacking_bytes(self, wanted: Footprint | None) -> int:
-        """How much memory there is too little, for what is loaded and loading and for a new one; 0 or less: none."""
+    def _lacking_bytes(self, new: Footprint | None) -> int:
+        """How much memory is lacking for all models and a new one; 0 or less if there is enough."""
         entries = self._entries.values()
-        new = wanted or Footprint()
-        lacking = sum(entry.memory_bytes for entry in entries) + new.loaded - self._options.max_memory_bytes
-        free_bytes = self._free_bytes() if wanted is not None else None
+        added = new or Footprint()
+        lacking = sum(entry.memory_bytes for entry in entries) + added.loaded - self._options.max_memory_bytes
+        free_bytes = self._free_bytes() if new is not None else None
         if free_bytes is None:
             return lacking
-        # Those that load may have some of theirs already: rather one too few than one too many.
+        # A model that is loading may have taken some of its memory already; counting all of it errs on the safe side.
         loading = sum(entry.footprint.loading for entry in entries if not entry.model.done())
-        return max(lacking, loading + new.loading - free_bytes)
+        return max(lacking, loading + added.loading - free_bytes)
 
 
 def _size(n_bytes: int) -> str:

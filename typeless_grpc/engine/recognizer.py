@@ -1,9 +1,11 @@
-"""A call's way through the engine: find the speech, cut it into pieces, decode them side by side, filter the result."""
+"""A call's way through the engine: detect the speech, cut it into chunks, decode them, filter and merge the result.
+
+`Recognizer` is the `Engine` over loaded models; it handles one channel, and `channels.py` wraps it for several.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -13,35 +15,24 @@ from typing import TypeVar
 import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
-from typeless_grpc.audio.vad import (
-    DetectorState,
-    Probabilities,
-    Span,
-    SpeechSpanOptions,
-    VoiceActivityDetector,
-    speech_spans,
-)
-from typeless_grpc.engine.decoding.chunks import Call, RecognizerOptions, UtteranceDecoder, WindowScheduler, language_of
-from typeless_grpc.engine.decoding.hallucinations import filtered
-from typeless_grpc.engine.decoding.merge import Stretch, merged
-from typeless_grpc.engine.interface import Chunking, DecodeOptions, Lane, Recognition, Task, Ticket, VoiceActivity
+from typeless_grpc.audio.vad import DetectorState, Probabilities, Span, VoiceActivityDetector
+from typeless_grpc.engine.decoding.hallucinations import filter_hallucinations
+from typeless_grpc.engine.decoding.merge import PartialTranscript, merge
+from typeless_grpc.engine.decoding.plan_decoder import PlanDecoder, language_of
+from typeless_grpc.engine.decoding.submission import DecodeContext, RecognizerOptions, WindowScheduler
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Task, Ticket
 from typeless_grpc.engine.model import FULL_WINDOW_S, Model
-from typeless_grpc.engine.planning.cuts import Piece
-from typeless_grpc.engine.planning.speech import unlikely_speech
-from typeless_grpc.engine.planning.strategies import Plan, planned
+from typeless_grpc.engine.planning.chunk import Chunk
+from typeless_grpc.engine.planning.speech import DetectedSpeech, detect_speech
+from typeless_grpc.engine.planning.strategies import Plan, plan_recording, plan_utterance
 from typeless_grpc.engine.pool import ModelPool
-from typeless_grpc.engine.scheduler import Turn
+from typeless_grpc.engine.scheduler import Timing
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.speech.transcript import Segment, Transcript
 
 T = TypeVar("T")
 
-# Lower than Silero's 0.5: faint speech costs a word where it is missed, noise only some time
-# (docs/measurements/speech.md).
-SPEECH_THRESHOLD = 0.4
-
-
-# Voice activity is asked for this many samples at a time: 30 s.
+# The detector gets this many samples at a time: 30 s.
 DETECTION_STEP = 30 * SAMPLE_RATE_HZ
 
 
@@ -54,16 +45,17 @@ class Recognizer:
         detector: VoiceActivityDetector,
         scheduler: WindowScheduler,
         options: RecognizerOptions,
-        looking: Executor,
-        looking_live: Executor,
+        *,
+        vad_threads: Executor,
+        live_vad_threads: Executor,
     ) -> None:
-        """looking: threads for voice activity; looking_live: likewise, of utterances, which must not wait for hours."""
+        """vad_threads: run the detector on recordings; live_vad_threads: on utterances, which must not wait."""
         self._models = models
         self._detector = detector
         self._scheduler = scheduler
-        self._decoder = UtteranceDecoder(scheduler, options)
+        self._decoder = PlanDecoder(scheduler, options)
         self._options = options
-        self._looking, self._looking_live = looking, looking_live
+        self._vad_threads, self._live_vad_threads = vad_threads, live_vad_threads
 
     @property
     def backlog_s(self) -> float:
@@ -77,29 +69,34 @@ class Recognizer:
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """Transcribe a recording of any length; see `Engine`."""
+
+        def plan(probabilities: Probabilities) -> Plan:
+            speech = detect_speech(probabilities, len(audio), options.voice_activity.threshold)
+            policy = self._options.cuts.with_overrides(options.voice_activity)
+            return plan_recording(options.chunking, speech, len(audio), policy)
+
         self._scheduler.check(0.0, ticket)
         async with self._model(options) as model:
-            with self._scheduler.coming():
-                plan = await self._looked(
-                    audio, self._looking, functools.partial(self._plan, n_samples=len(audio), options=options)
-                )
-            return await self._recognize(model, audio, plan, options, ticket)
+            with self._scheduler.expecting_work():
+                planned = await self._detect(audio, self._vad_threads, plan)
+            return await self._decode(model, audio, planned, options, ticket)
 
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
-        """Transcribe one utterance as it is; see `Engine`."""
-        if len(utterance) > FULL_WINDOW_S * SAMPLE_RATE_HZ:
+        """Transcribe one utterance without cutting it; see `Engine`."""
+        n_samples = len(utterance)
+        if n_samples > FULL_WINDOW_S * SAMPLE_RATE_HZ:
             raise InvalidInput("audio", f"an utterance has at most {FULL_WINDOW_S:.0f} s")
+
+        def plan(probabilities: Probabilities) -> Plan:
+            return plan_utterance(detect_speech(probabilities, n_samples, options.voice_activity.threshold), n_samples)
+
         async with self._model(options) as model:
-            speech: tuple[Span, ...] = (Span(0, len(utterance)),)
-            unlikely: tuple[Span, ...] = ()
-            if ticket.lane is not Lane.LIVE_INTERIM:
-                with self._scheduler.coming():
-                    find = functools.partial(_speech_in, n_samples=len(utterance), requested=options.voice_activity)
-                    speech, unlikely = await self._looked(utterance, self._looking_live, find)
-            whole = Plan(
-                Chunking.WHOLE, (Piece(0, len(utterance), speech, most_pause=len(utterance)),), speech, unlikely
-            )
-            return await self._recognize(model, utterance, whole, options, ticket)
+            if ticket.lane is Lane.LIVE_INTERIM:
+                planned = plan_utterance(DetectedSpeech((Span(0, n_samples),)), n_samples)
+            else:
+                with self._scheduler.expecting_work():
+                    planned = await self._detect(utterance, self._live_vad_threads, plan)
+            return await self._decode(model, utterance, planned, options, ticket)
 
     @asynccontextmanager
     async def _model(self, options: DecodeOptions) -> AsyncIterator[Model]:
@@ -107,97 +104,72 @@ class Recognizer:
             _check(model, options)
             yield model
 
-    async def _looked(self, audio: Audio, threads: Executor, then: Callable[[Probabilities], T]) -> T:
-        """What then makes of the probabilities of speech in audio, all of it in threads.
+    async def _detect(self, audio: Audio, threads: Executor, then: Callable[[Probabilities], T]) -> T:
+        """Run the detector over audio and return what `then` makes of the probabilities, all of it in threads.
 
-        Half a minute of audio at a time, so that no recording is long in the way of another, and no look outlives its
-        caller for long.
+        One step at a time, so that no recording delays another for long, and the work of a cancelled call ends soon.
         """
         state = DetectorState()
         parts: list[Probabilities] = []
         loop = asyncio.get_running_loop()
-        n_last = max(0, len(audio) - 1) // DETECTION_STEP * DETECTION_STEP
+        last_start = max(0, len(audio) - 1) // DETECTION_STEP * DETECTION_STEP
 
-        def look(start: int) -> None:
+        def step(start: int) -> None:
             parts.append(self._detector.probabilities(audio[start : start + DETECTION_STEP], state))
 
-        def last_look() -> T:
-            look(n_last)
+        def last_step() -> T:
+            step(last_start)
             return then(np.concatenate([*parts, self._detector.finish(state)]))
 
-        for start in range(0, n_last, DETECTION_STEP):
-            await loop.run_in_executor(threads, look, start)
-        return await loop.run_in_executor(threads, last_look)
+        for start in range(0, last_start, DETECTION_STEP):
+            await loop.run_in_executor(threads, step, start)
+        return await loop.run_in_executor(threads, last_step)
 
-    def _plan(self, probabilities: Probabilities, n_samples: int, options: DecodeOptions) -> Plan:
-        speech, unlikely = _speech_in(probabilities, n_samples, options.voice_activity)
-        plan = planned(options.chunking, speech, n_samples, self._options.cuts.asked(options.voice_activity))
-        return replace(plan, unlikely=unlikely)
-
-    async def _recognize(
+    async def _decode(
         self, model: Model, audio: Audio, plan: Plan, options: DecodeOptions, ticket: Ticket
     ) -> Recognition:
         self._scheduler.check(self._decoder.cost_s(plan), ticket)
-        turns: list[Turn] = []
-        call = Call(model, audio, options, ticket, turns, options.expected_language)
-        decoded = await self._decoder.decoded(call, plan)
-        results = [(piece, filtered(result, piece, plan.unlikely)) for piece, result in decoded]
-        segments = merged([_stretch(piece, result.segments) for piece, result in results])
-        language, probability = language_of(decoded, options)
+        timings: list[Timing] = []
+        context = DecodeContext(model, audio, options, ticket, timings, options.expected_language)
+        results = await self._decoder.decode(context, plan)
+        filtered = [(chunk, filter_hallucinations(result, chunk, plan.speech.unlikely)) for chunk, result in results]
+        segments = merge([_partial_transcript(chunk, one.segments) for chunk, one in filtered])
+        language, probability = language_of(results, options)
         transcript = Transcript(
             segments=segments if options.word_timestamps else tuple(replace(one, words=()) for one in segments),
-            suppressed=tuple(one for _, result in results for one in result.suppressed),
+            suppressed=tuple(suppressed for _, one in filtered for suppressed in one.suppressed),
             language=language,
             language_probability=probability,
             audio_s=len(audio) / SAMPLE_RATE_HZ,
-            speech_s=sum(span.end - span.start for span in plan.speech) / SAMPLE_RATE_HZ,
+            speech_s=plan.speech.seconds,
             model=model.name,
         )
-        return Recognition(transcript, queue_s=waited_s(turns), n_chunks=len(results), chunking=plan.chunking)
+        return Recognition(transcript, queue_s=queue_s(timings), n_chunks=len(filtered), chunking=plan.chunking)
+
+
+def queue_s(timings: Sequence[Timing]) -> float:
+    """How long a call only waited: from the first submission to the last end, without the time in which any ran."""
+    if not timings:
+        return 0.0
+    waited_s, reached_s = 0.0, min(timing.submitted_s for timing in timings)
+    for timing in sorted(timings, key=lambda timing: timing.started_s):
+        waited_s += max(0.0, timing.started_s - reached_s)
+        reached_s = max(reached_s, timing.ended_s)
+    return waited_s
 
 
 def _check(model: Model, options: DecodeOptions) -> None:
     """Raise InvalidInput for what the model cannot do."""
     lacks = "this language" if model.is_multilingual else "a language other than English"
-    asked = {f"options.allowed_languages[{i}]": one for i, one in enumerate(options.allowed_languages)}
-    for field, language in {"options.language": options.language, **asked}.items():
+    allowed = {f"options.allowed_languages[{i}]": one for i, one in enumerate(options.allowed_languages)}
+    for field, language in {"options.language": options.language, **allowed}.items():
         if language and language not in model.languages:
             why = f"model '{model.name}' does not know {lacks}"
             raise InvalidInput(field, why, reason="LANGUAGE_NOT_SUPPORTED")
     if options.task is Task.TRANSLATE and not model.is_multilingual:
-        why = f"model '{model.name}' knows English only, and has nothing to translate"
+        why = f"model '{model.name}' knows English only and cannot translate"
         raise InvalidInput("options.task", why, reason="TASK_NOT_SUPPORTED")
 
 
-def _stretch(piece: Piece, segments: tuple[Segment, ...]) -> Stretch:
-    return Stretch(piece.start / SAMPLE_RATE_HZ, piece.end / SAMPLE_RATE_HZ, segments)
-
-
-def waited_s(turns: Sequence[Turn]) -> float:
-    """How long a call only waited: from its first window's arrival to its last one's end, less what any of them ran."""
-    if not turns:
-        return 0.0
-    waited, reached_s = 0.0, min(turn.submitted_s for turn in turns)
-    for turn in sorted(turns, key=lambda turn: turn.started_s):
-        waited += max(0.0, turn.started_s - reached_s)
-        reached_s = max(reached_s, turn.ended_s)
-    return waited
-
-
-def _speech_in(
-    probabilities: Probabilities, n_samples: int, requested: VoiceActivity
-) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-    """Return the speech, and the part of it that is unlikely: none where the caller sets the threshold."""
-    spans = speech_spans(probabilities, _span_options(requested), n_samples)
-    unlikely = unlikely_speech(spans, probabilities) if requested.threshold is None else ()
-    return tuple(spans), tuple(unlikely)
-
-
-def _span_options(asked: VoiceActivity) -> SpeechSpanOptions:
-    """Fine enough to find every pause; which of them are cuts is decided later."""
-    return SpeechSpanOptions(
-        threshold=asked.threshold if asked.threshold is not None else SPEECH_THRESHOLD,
-        min_speech_ms=60,
-        min_silence_ms=160,
-        speech_pad_ms=0,
-    )
+def _partial_transcript(chunk: Chunk, segments: tuple[Segment, ...]) -> PartialTranscript:
+    return PartialTranscript(chunk.start / SAMPLE_RATE_HZ, chunk.end / SAMPLE_RATE_HZ, segments)

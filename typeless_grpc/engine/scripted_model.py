@@ -1,4 +1,4 @@
-"""A model without weights: writes what it is told to write. For tests of the engine around it."""
+"""A fake `Model` without weights, for tests of the engine around it: the test supplies its texts and languages."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine.decoding.quality import compression_ratio
-from typeless_grpc.engine.decoding.sentences import TimedWord
-from typeless_grpc.engine.model import DecodingTask, Encoded, Hypothesis, RawSegment
+from typeless_grpc.engine.model import (
+    DecodingTask,
+    Encoded,
+    Hypothesis,
+    RawSegment,
+    TimedWord,
+)
 from typeless_grpc.speech.languages import Languages
 from typeless_grpc.speech.transcript import Segment
 
 
 @dataclass(frozen=True, eq=False)
-class Decoding:
-    """One search, as the model saw it. temperatures: empty but in `decode_with_fallback`, which has no max_tokens."""
+class RecordedDecode:
+    """The arguments of one search. temperatures: empty but in `decode_with_fallback`, which has no max_tokens."""
 
     audio: Audio
     silence_s: float
@@ -33,7 +38,7 @@ class Decoding:
         return len(self.audio) / SAMPLE_RATE_HZ
 
 
-Script = Callable[[Decoding], str | Hypothesis | Exception]
+ModelScript = Callable[[RecordedDecode], str | Hypothesis | Exception]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +48,10 @@ class _ScriptedEncoded(Encoded):
 
 
 class ScriptedModel:
-    """A `Model` whose texts `script` says and whose languages `detects` says.
+    """Returns the text that `script` returns, and the languages that `detects` returns.
 
-    batches: every search, batch by batch. n_encoded: how often audio was encoded. aligns: the words of a text and their
-    times; each has its share of the audio unless set. on_decode: called before each batch.
+    batches: all searches, batch by batch. n_encoded: how often audio was encoded. aligns: the words of a text with
+    their times; equal shares of the audio unless set. on_decode: called before each batch.
     """
 
     name = "scripted"
@@ -54,24 +59,24 @@ class ScriptedModel:
     device_name = "cpu"
     compute_type = "int8"
 
-    def __init__(self, script: Script = lambda decoding: "hello") -> None:
+    def __init__(self, script: ModelScript = lambda decode: "hello") -> None:
         self.script = script
         self.detects: Callable[[Audio], Languages] = lambda audio: [("de", 0.8), ("nl", 0.2)]
         self.aligns: Callable[[str, float], list[TimedWord]] = evenly
         self.on_decode: Callable[[], None] = lambda: None
         self.is_multilingual = True
         self.languages: Sequence[str] = ("en", "de", "es", "zh")
-        self.batches: list[list[Decoding]] = []
+        self.batches: list[list[RecordedDecode]] = []
         self.n_encoded = 0
         self._vocabulary: dict[str, int] = {}
 
     @property
-    def decodings(self) -> list[Decoding]:
-        """Every search, in order."""
-        return [decoding for batch in self.batches for decoding in batch]
+    def decodes(self) -> list[RecordedDecode]:
+        """All searches, in order."""
+        return [decode for batch in self.batches for decode in batch]
 
     def n_positions(self, audio_s: float, silence_s: float) -> int:
-        """See `Model`; here, as many for every audio."""
+        """See `Model`; here the same for all audio."""
         return 600
 
     def n_prompt_tokens(self, task: DecodingTask) -> int:
@@ -96,10 +101,10 @@ class ScriptedModel:
         batch = []
         for one, task in zip(encoded, tasks, strict=True):
             assert isinstance(one, _ScriptedEncoded)
-            batch.append(Decoding(one.audio, one.silence_s, task, beam_size, max_tokens=max_tokens))
+            batch.append(RecordedDecode(one.audio, one.silence_s, task, beam_size, max_tokens=max_tokens))
         self.batches.append(batch)
         self.on_decode()
-        return [self._hypothesis(decoding) for decoding in batch]
+        return [self._hypothesis(decode) for decode in batch]
 
     def align(self, encoded: Encoded, task: DecodingTask, tokens: Sequence[int]) -> list[TimedWord]:
         """See `Model`."""
@@ -119,34 +124,39 @@ class ScriptedModel:
         """See `Model`."""
         if not is_wanted():
             return None
-        decoding = Decoding(audio, 0.0, task, beam_size, word_timestamps, tuple(temperatures))
-        self.batches.append([decoding])
+        decode = RecordedDecode(audio, 0.0, task, beam_size, word_timestamps, tuple(temperatures))
+        self.batches.append([decode])
         self.on_decode()
-        found = self._hypothesis(decoding)
+        hypothesis = self._hypothesis(decode)
         segment = Segment(
-            0.0, decoding.audio_s, found.text, task.language, found.confidence, found.no_speech_probability
+            start_s=0.0,
+            end_s=decode.audio_s,
+            text=hypothesis.text,
+            language=task.language,
+            confidence=hypothesis.confidence,
+            no_speech_probability=hypothesis.no_speech_probability,
         )
-        return [RawSegment(segment, found.avg_logprob, compression_ratio(found.text))]
+        return [RawSegment(segment, hypothesis.avg_logprob, compression_ratio(hypothesis.text))]
 
-    def _hypothesis(self, decoding: Decoding) -> Hypothesis:
-        answer = self.script(decoding)
+    def _hypothesis(self, decode: RecordedDecode) -> Hypothesis:
+        answer = self.script(decode)
         if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, str):
-            answer = written(answer)
+            answer = hypothesis_of(answer)
         tokens = (self._vocabulary.setdefault(word, len(self._vocabulary)) for word in answer.text.split())
         return Hypothesis(
             answer.text, tuple(tokens), answer.avg_logprob, answer.no_speech_probability, answer.is_cut_off
         )
 
 
-def written(text: str, *, avg_logprob: float = -0.2, no_speech_probability: float = 0.1) -> Hypothesis:
-    """A text that a search ended with."""
+def hypothesis_of(text: str, *, avg_logprob: float = -0.2, no_speech_probability: float = 0.1) -> Hypothesis:
+    """A hypothesis for `ModelScript`; the model fills in its tokens."""
     return Hypothesis(text, (), avg_logprob, no_speech_probability)
 
 
 def evenly(text: str, audio_s: float) -> list[TimedWord]:
-    """Words that have equal shares of the audio."""
+    """The words of a text with equal shares of the audio."""
     words = text.split()
     share_s = audio_s / max(1, len(words))
     return [TimedWord(f" {word}", i * share_s, (i + 1) * share_s, 0.9) for i, word in enumerate(words)]

@@ -1,4 +1,4 @@
-"""Finds out who calls, lets them in or not, and ends what runs under a key once the key is no longer good."""
+"""Authenticates callers, and ends the calls of a key when the key is revoked or expires."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from typeless_grpc.access import principal as caller
+from typeless_grpc.access import principal
 from typeless_grpc.access.address import Network, caller_address, is_local
 from typeless_grpc.access.gate import Credentials, Gate
 from typeless_grpc.access.keys import KeyRing
@@ -21,7 +21,7 @@ BEARER = "bearer "
 
 
 class AuthInterceptor(Interceptor):
-    """Every call passes the gate, and runs under the principal it found."""
+    """Admits each call through the gate, and runs it as the principal that the gate found."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class AuthInterceptor(Interceptor):
         metrics: Metrics,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        """ring: whose keys can end while calls run; None where there are none. wall_s: Unix time in seconds."""
+        """ring: keys that can end while calls run; None if keys are disabled. wall_s: Unix time in seconds."""
         self._gate = gate
         self._ring = ring
         self._rules = rules
@@ -46,29 +46,29 @@ class AuthInterceptor(Interceptor):
         address = caller_address(peer, forwarded_for, self._trusted_proxies)
         rule, is_from_here = self._rules[call.method], is_local(peer, forwarded_for)
         try:
-            principal = await self._gate.admit(_credentials(call), address, rule, is_local=is_from_here)
+            caller = await self._gate.admit(_credentials(call), address, rule, is_local=is_from_here)
         except TypelessError as error:
             reason = "TOO_MANY_WRONG_KEYS" if isinstance(error, RateLimited) else error.reason
             self._metrics.refused_callers.labels(reason).inc()
             raise
-        token = caller.enter(principal)
+        token = principal.enter(caller)
         try:
-            async with self._while_good(principal):
+            async with self._while_valid(caller):
                 yield
         finally:
-            caller.leave(token)
+            principal.leave(token)
 
     @asynccontextmanager
-    async def _while_good(self, principal: Principal) -> AsyncIterator[None]:
-        """Cancel what is inside when the principal's key is revoked or expires."""
-        if self._ring is None or not principal.key_id:
+    async def _while_valid(self, caller: Principal) -> AsyncIterator[None]:
+        """Cancel the body when the principal's key is revoked or expires."""
+        if self._ring is None or not caller.key_id:
             yield
             return
         now_s = asyncio.get_running_loop().time()
-        expires_s = None if principal.expires_s is None else now_s + principal.expires_s - self._wall_s()
+        expires_s = None if caller.expires_s is None else now_s + caller.expires_s - self._wall_s()
         try:
             async with asyncio.timeout_at(expires_s) as limit:
-                stop = self._ring.watch(principal.key_id, lambda: _end(limit))
+                stop = self._ring.watch(caller.key_id, lambda: _end(limit))
                 try:
                     yield
                 finally:
@@ -90,6 +90,6 @@ def _credentials(call: Call) -> Credentials:
     authorization = call.metadata("authorization")
     bearer = None
     if authorization is not None:
-        # Another scheme is a wrong key, not the lack of one.
+        # A header with another scheme is a wrong key, not a missing one.
         bearer = authorization[len(BEARER) :].strip() if authorization.lower().startswith(BEARER) else authorization
     return Credentials(call.metadata("x-api-key"), bearer)

@@ -1,4 +1,4 @@
-"""Every call ends: by its caller's deadline, or by a limit of ours where it has none or asks for more."""
+"""Ends every call: at its caller's deadline, or at the server's limit if that is earlier."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typeless_grpc.telemetry.context import deadline_s
 
 
 class DeadlineInterceptor(Interceptor):
-    """Tells the inside when the answer must be there, and cuts what takes too long.
+    """Sets the call's deadline for the code inside, and ends calls that exceed the server's limit.
 
-    gRPC itself cancels a call whose caller's deadline passes; here is only what it does not do.
+    gRPC itself cancels a call at its caller's deadline.
     """
 
     def __init__(self, rules: Rules, max_call_s: float) -> None:
-        """max_call_s: of a call that is not long-lived by nature, as a stream is."""
+        """max_call_s: limit for calls that are not long-lived, as streams are."""
         self._rules = rules
         self._max_call_s = max_call_s
 
@@ -36,7 +36,7 @@ class DeadlineInterceptor(Interceptor):
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            text = f"The call took longer than the {self._max_call_s:g} s that this server gives one."
+            text = f"The call took longer than {self._max_call_s:g} s, the most this server allows."
             raise DeadlineExceeded(text, reason="CALL_TOO_LONG") from error
         finally:
             deadline_s.reset(token)

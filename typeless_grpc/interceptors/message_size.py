@@ -1,6 +1,6 @@
-"""Refuses requests over the message limit, and bytes that are no message, with a reason of their own.
+"""Refuses request messages that are too large or malformed, with a reason.
 
-gRPC's core has the last word a little above the limit, and says only "larger than max": see `server.py`.
+gRPC itself enforces a slightly higher limit, and its error has no reason: see `server.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typeless_grpc.interceptors.seam import Call, Handler, Interceptor
 
 
 class MessageSizeInterceptor(Interceptor):
-    """Looks at every request message, also inside a stream."""
+    """Checks every request message, including those of streams."""
 
     def __init__(self, max_message_bytes: int) -> None:
         self._max_bytes = max_message_bytes
@@ -30,12 +30,14 @@ class MessageSizeInterceptor(Interceptor):
                 self._check(request)
                 yield request
         except DecodeError as error:
-            raise InvalidInput("", "The request is no message of its type.", reason="MESSAGE_MALFORMED") from error
+            raise InvalidInput(
+                "", "The request is not a valid message of its type.", reason="MESSAGE_MALFORMED"
+            ) from error
 
     def _check(self, request: Message) -> None:
         if (size_bytes := request.ByteSize()) > self._max_bytes:
             raise TooLarge(
-                f"The request has {size_bytes} bytes; at most {self._max_bytes} are taken. Larger audio goes through "
+                f"The request has {size_bytes} bytes; at most {self._max_bytes} are accepted. Send larger audio with "
                 "UploadService or StreamTranscribe.",
                 reason="MESSAGE_TOO_LARGE",
             )

@@ -1,4 +1,4 @@
-"""Bounds how many headers a call may bring; how many bytes they may have is gRPC's to see to (`server.py`)."""
+"""Bounds the number of a call's headers. gRPC bounds their size, see `server.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typeless_grpc.interceptors.seam import Call, Interceptor
 
 
 class MetadataInterceptor(Interceptor):
-    """Refuses a call with too many headers, before anyone reads them."""
+    """Refuses a call with too many headers before any other interceptor reads them."""
 
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
@@ -20,6 +20,7 @@ class MetadataInterceptor(Interceptor):
         n_entries = len(call.headers)
         if n_entries > self._max_entries:
             raise TooLarge(
-                f"The call has {n_entries} headers; at most {self._max_entries} are taken.", reason="TOO_MANY_HEADERS"
+                f"The call has {n_entries} headers; at most {self._max_entries} are accepted.",
+                reason="TOO_MANY_HEADERS",
             )
         yield

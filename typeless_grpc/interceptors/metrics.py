@@ -1,4 +1,4 @@
-"""Counts and times every call; outside of the status, so that it sees how a call ended."""
+"""Counts and times every call. It is outside the status interceptor, so that it sees the final status."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prometheus_client import Counter, Histogram
 from typeless_grpc.interceptors.seam import Call, Interceptor
 from typeless_grpc.telemetry.metrics import Metrics
 
-# By whether requests and responses are streams; the words of go-grpc-prometheus.
+# By whether requests and responses are streams; the labels of go-grpc-prometheus.
 TYPES = {
     (False, False): "unary",
     (True, False): "client_stream",
@@ -26,12 +26,12 @@ NAMES: dict[Any, str] = {key: code.name for code in grpc.StatusCode for key in (
 
 
 class MetricsInterceptor(Interceptor):
-    """One count as a call begins, one as it ends, and its time."""
+    """Counts calls at their start and at their end, and measures their time."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._types: dict[str, str] = {}
-        # Finding a metric by its labels takes longer than counting.
+        # Looking a metric up by its labels takes longer than counting.
         self._labelled = functools.cache(self._find)
 
     @asynccontextmanager
@@ -47,7 +47,7 @@ class MetricsInterceptor(Interceptor):
             code = "CANCELLED"
             raise
         except grpc.aio.BaseError:
-            # Ended by `abort`, or written to after its caller had gone.
+            # Ended by `abort`, or its caller cancelled it during a write.
             code = _name(call.context.code()) or "CANCELLED"
             raise
         finally:
@@ -61,10 +61,10 @@ class MetricsInterceptor(Interceptor):
         return metrics.started.labels(*labels), metrics.seconds.labels(*labels), metrics.handled.labels(*labels, code)
 
     def serves(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
-        """Note the shape of its calls."""
+        """Note whether the method's requests and responses are streams."""
         self._types[method_name] = TYPES[handler.request_streaming, handler.response_streaming]
 
 
 def _name(code: Any) -> str:
-    """`context.code()` is a StatusCode, its number, or nothing yet."""
+    """Return the name of what `context.code()` returned: a StatusCode, its number, or None if not set yet."""
     return NAMES.get(code, "")

@@ -1,4 +1,4 @@
-"""Bounds what is open at once on this server, whoever opened it."""
+"""Bounds the open calls of all callers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEALTH_CHECKS = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Heal
 
 
 class OpenCallsInterceptor(Interceptor):
-    """Refuses calls beyond a number, health checks excepted: a server that is busy is not a server that is dead."""
+    """Refuses calls beyond a number. Health checks are exempt, because a busy server is not a dead one."""
 
     def __init__(self, max_open_calls: int) -> None:
         self._max_open_calls = max_open_calls
@@ -21,7 +21,7 @@ class OpenCallsInterceptor(Interceptor):
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         if self._n_open >= self._max_open_calls and call.method not in HEALTH_CHECKS:
-            raise Overloaded(f"{self._max_open_calls} calls are open here, the most this server takes.")
+            raise Overloaded(f"{self._max_open_calls} calls are open, the most this server accepts.")
         self._n_open += 1
         try:
             yield

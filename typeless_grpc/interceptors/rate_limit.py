@@ -1,12 +1,11 @@
-"""Charges every call to its caller, and tells the caller how it stands."""
+"""Charges every call to its caller's quota, and sends the caller what is left of it."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from typeless_grpc.access import principal as caller
-from typeless_grpc.access import rate_limit
+from typeless_grpc.access import principal, rate_limit
 from typeless_grpc.access.methods import Group, Rules
 from typeless_grpc.access.quota import whole
 from typeless_grpc.access.rate_limit import Limiter, Taken, is_refused_for_load
@@ -16,7 +15,7 @@ from typeless_grpc.telemetry.metrics import Metrics
 
 
 class RateLimitInterceptor(Interceptor):
-    """A call is charged as it begins, and given back what it took if the server refuses it for reasons of its own."""
+    """Charges a call when it starts, and refunds it if the server refuses it because of its own load."""
 
     def __init__(self, limiter: Limiter, rules: Rules, metrics: Metrics) -> None:
         self._limiter = limiter
@@ -26,11 +25,11 @@ class RateLimitInterceptor(Interceptor):
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         rule = self._rules[call.method]
-        # A health check among a crowd of watchers must not fail: those who ask might take the server for dead.
+        # A health check must not fail because of many watches: its caller would take the server for dead.
         is_counted = rule.group is not Group.HEALTH or rule.is_long_lived
         try:
             charge = await self._limiter.admit(
-                caller.current(), rule.group, is_counted=is_counted, is_free=rule.is_free
+                principal.current(), rule.group, is_counted=is_counted, is_free=rule.is_free
             )
             if charge.state is not None:
                 call.add_trailers(*_standing(charge.state))
@@ -50,7 +49,7 @@ class RateLimitInterceptor(Interceptor):
 
 
 def _standing(state: Taken) -> tuple[tuple[str, str], ...]:
-    """As trailers: headers would be sent before the call has begun, and a client does not retry after them."""
+    """Return the trailers. Headers would be sent at once, and clients do not retry a call that has sent headers."""
     return (
         ("ratelimit-limit", str(state.limit)),
         ("ratelimit-remaining", str(state.remaining)),

@@ -1,4 +1,4 @@
-"""A name for every call: the caller's `x-request-id` or a new one, back in the trailers and in every log line."""
+"""Gives every call an id: the caller's `x-request-id` or a new one. It is in the trailers and in every log line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typeless_grpc.telemetry.context import request_id
 from typeless_grpc.telemetry.logs import get_logger
 
 HEADER = "x-request-id"
-# Printable and short, so that a caller cannot write its own lines into our logs.
+# Printable and short, so that callers cannot inject lines into the log.
 ACCEPTED = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 log = get_logger(__name__)
 
 
 class RequestIdInterceptor(Interceptor):
-    """Outermost, so that everything inside, errors included, is done under the call's id."""
+    """The outermost interceptor, so that everything inside, errors included, has the id."""
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
@@ -45,5 +45,5 @@ class RequestIdInterceptor(Interceptor):
 
 
 def _new_id() -> str:
-    """Unlike any other; it is no secret, and needs no system call."""
+    """Return a unique id. It is not a secret, so a generator without system calls is enough."""
     return f"{random.getrandbits(128):032x}"

@@ -1,12 +1,11 @@
-"""The one place where interceptors meet grpc.aio: the same few lines around a call of any of the four shapes.
+"""The one place where interceptors meet grpc.aio: gives calls of all four kinds the same form.
 
-Responses leave through `context.write`, and the shape is always a coroutine: grpc.aio leaves an async generator to the
-garbage collector when a client cancels under back-pressure, and what the handler must clean up is then cleaned up late
-and in another context.
+Responses are sent with `context.write`, and the handler is always a coroutine. grpc.aio leaves an async generator to
+the garbage collector when a client cancels under back-pressure, so its cleanup would run late and in another context.
 
-Requests always come as an iterator. grpc.aio would read the single request of a unary call before it asks anyone, so
-that a caller without a key or a quota could have its megabytes kept; read here, after all interceptors, a call that is
-refused has cost its headers.
+Requests are always an iterator. grpc.aio would read the request of a unary call before it calls any interceptor, so
+that callers without a key or a quota could make the server buffer megabytes. Here, the request is read after all
+interceptors, and a refused call costs only its headers.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ import grpc
 
 from typeless_grpc.errors import NotImplementedHere
 
-# A refusal waits for a pause of its caller's so long, and so long at most.
+# A refusal is sent when the caller has paused for PAUSE_S, at the latest after READ_ON_S.
 PAUSE_S = 0.05
 READ_ON_S = 2.0
 
 
 class Requests:
-    """The requests of a streaming call, as an iterator.
+    """Iterates over the requests of a streaming call.
 
-    A read outlives who waits for it, since gRPC cannot take one back: the next to read gets what it brings.
+    gRPC cannot cancel a read, so a read survives the cancellation of its reader, and the next reader gets its result.
     """
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -56,20 +55,20 @@ class Requests:
         return request
 
     async def read_on(self) -> None:
-        """Read, and drop, until the caller pauses or ends, two seconds at most.
+        """Read and discard requests until the caller pauses or ends, two seconds at most.
 
-        A refusal that meets a client in the middle of a write is lost on those built on grpc.aio: they take the failed
-        write for an error of their own, INTERNAL and without details.
+        Clients built on grpc.aio lose a status that arrives during a write: they report the failed write instead, as
+        INTERNAL without details.
         """
         loop = asyncio.get_running_loop()
         end_s = loop.time() + READ_ON_S
-        with contextlib.suppress(Exception):  # what else is wrong with the call is no news
+        with contextlib.suppress(Exception):  # the call is refused already
             while loop.time() < end_s:
                 async with asyncio.timeout(PAUSE_S):
                     await anext(self)
 
     def close(self) -> None:
-        """Nobody reads any more."""
+        """Stop reading."""
         if self._reading is not None:
             self._reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
             self._reading.cancel()
@@ -77,7 +76,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class Call:
-    """A call on its way in. method: "/package.Service/Method". requests: None where it takes a single one."""
+    """An incoming call. method: "/package.Service/Method". requests: None if its requests are not a stream."""
 
     method: str
     context: grpc.aio.ServicerContext[Any, Any]
@@ -85,15 +84,15 @@ class Call:
 
     @functools.cached_property
     def headers(self) -> tuple[tuple[str, str | bytes], ...]:
-        """All metadata; grpc makes it anew each time it is asked."""
+        """All metadata, read once, because grpc builds it anew at each access."""
         return tuple(self.context.invocation_metadata() or ())
 
     def metadata(self, key: str) -> str | None:
-        """The first value of a metadata key (lower case), None where the caller sent none."""
+        """Return the first value of a metadata key (lower case), None if there is none."""
         return next(iter(self.all_metadata(key)), None)
 
     def all_metadata(self, key: str) -> list[str]:
-        """Every value of a metadata key, in the order they came."""
+        """Return all values of a metadata key in their order."""
         return [
             value if isinstance(value, str) else value.decode("ascii", "replace")
             for name, value in self.headers
@@ -101,43 +100,42 @@ class Call:
         ]
 
     def add_trailers(self, *trailers: tuple[str, str]) -> None:
-        """Send these too when the call ends."""
+        """Add trailers to those that are sent when the call ends."""
         self.context.set_trailing_metadata((*(self.context.trailing_metadata() or ()), *trailers))
 
 
-# Takes an iterator of requests, one where the call is unary, and the call.
+# Takes the requests (one for a unary call) and the call.
 Handler = Callable[[AsyncIterator[Any], Call], Awaitable[Any]]
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """One concern around every call: what `around` does before its `yield`, after it, and with what is raised there."""
+    """One concern of every call. Subclasses override `around`, or `run` if they change the requests."""
 
     def around(self, call: Call) -> AbstractAsyncContextManager[None]:
-        """Enter before the handler runs, leave when it has ended; an exception of the handler passes through."""
+        """Return a context that is entered before the handler runs and left when it ends or raises."""
         return nullcontext()
 
     async def run(self, handler: Handler, requests: AsyncIterator[Any], call: Call) -> Any:
-        """What is further inside, inside `around`."""
+        """Run the handler, which includes the inner interceptors, within `around`."""
         async with self.around(call):
             return await handler(requests, call)
 
     def serves(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
-        """Told of each method before its first call, for those who want to know its shape."""
+        """Called for each method before its first call, with the method's handler."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Put `intercept` in front of the handler; None where the method is not implemented."""
+        """Return the handler with this interceptor around it; None if the method is not implemented."""
         return await Chain([self]).intercept_service(continuation, handler_call_details)
 
 
 class Chain(grpc.aio.ServerInterceptor):
-    """Interceptors as one, the first of them outermost.
+    """Combines interceptors into one; the first is the outermost.
 
-    What they would do one by one for every call, ten deep, is done once: handlers are wrapped once for each method, and
-    a call's headers are read once for all.
+    A chain wraps each method's handler once and reads a call's headers once, instead of at every interceptor.
     """
 
     def __init__(self, interceptors: Sequence[Interceptor]) -> None:
@@ -149,7 +147,7 @@ class Chain(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """The handler with all interceptors around it; None where the method is not implemented."""
+        """Return the handler with all interceptors around it; None if the method is not implemented."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
@@ -180,9 +178,9 @@ class Chain(grpc.aio.ServerInterceptor):
 
 
 def _handled(method: Callable[[Any, Any], Any], *, is_unary: bool) -> Handler:
-    """A handler of any of the four shapes as one: its single response, or None once it has written all of them.
+    """Adapt a handler of any kind: it returns its single response, or writes all responses and returns None.
 
-    is_unary: it takes a single request, not an iterator.
+    is_unary: the method takes one request instead of an iterator.
     """
 
     async def handle(requests: AsyncIterator[Any], call: Call) -> Any:
@@ -200,13 +198,13 @@ def _handled(method: Callable[[Any, Any], Any], *, is_unary: bool) -> Handler:
 async def _single(requests: AsyncIterator[Any], call: Call) -> Any:
     async for request in requests:
         return request
-    await asyncio.sleep(0)  # where the iterator ended because the caller went away, this raises CancelledError
-    # The code that gRPC has for a wrong number of requests.
-    raise NotImplementedHere(f"{call.method} takes one request; none came.", reason="REQUEST_MISSING")
+    await asyncio.sleep(0)  # raises CancelledError if the iterator ended because the caller cancelled
+    # UNIMPLEMENTED is the code that gRPC uses for a wrong number of requests.
+    raise NotImplementedHere(f"{call.method} takes one request, but none arrived.", reason="REQUEST_MISSING")
 
 
 def _shape(handler: Any) -> tuple[Callable[[Any, Any], Any], Callable[..., Any]]:
-    """The handler's method, and what makes a handler that takes an iterator and answers in the same shape."""
+    """Return a handler's method, and the factory of a handler that takes an iterator and responds in the same way."""
     match handler.request_streaming, handler.response_streaming:
         case False, False:
             return handler.unary_unary, grpc.stream_unary_rpc_method_handler

@@ -1,4 +1,4 @@
-"""The only place that knows status codes: one table from our errors to gRPC's codes and `google.rpc` details."""
+"""The only module that knows status codes: maps our errors to gRPC codes and `google.rpc` details."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = get_logger(__name__)
 
 
 class StatusInterceptor(Interceptor):
-    """Ends a call that raised with a code, a sentence and details; the unforeseen is INTERNAL, its text withheld."""
+    """Ends calls that raise with a code, a message and details. Unforeseen errors are INTERNAL, without their text."""
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
@@ -50,10 +50,12 @@ class StatusInterceptor(Interceptor):
             call.add_trailers(*_when_to_retry(error))
             await _abort(call, status_of(error))
         except (asyncio.CancelledError, grpc.aio.BaseError):
-            raise  # the caller went away, or the call is aborted already
+            raise  # the caller cancelled, or the call is aborted already
         except NotImplementedError:
-            # What the generated servicer raises for a call nobody wrote.
-            missing = errors.NotImplementedHere(f"This server does not serve {call.method}.", reason="NOT_IMPLEMENTED")
+            # Raised by the generated servicer for methods without an implementation.
+            missing = errors.NotImplementedHere(
+                f"This server does not implement {call.method}.", reason="NOT_IMPLEMENTED"
+            )
             await _abort(call, status_of(missing))
         except Exception:
             log.exception("unforeseen error", method=call.method)
@@ -61,7 +63,7 @@ class StatusInterceptor(Interceptor):
 
 
 def status_of(error: errors.TypelessError) -> status_pb2.Status:
-    """The status and its details: ErrorInfo always, BadRequest for fields, QuotaFailure for quotas, RetryInfo."""
+    """Return the status with its details: ErrorInfo; BadRequest, QuotaFailure and RetryInfo as they apply."""
     code = _code(error)
     details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
     if isinstance(error, errors.InvalidInput):
@@ -83,9 +85,9 @@ def status_of(error: errors.TypelessError) -> status_pb2.Status:
 
 
 def _when_to_retry(error: errors.TypelessError) -> tuple[tuple[str, str], ...]:
-    """RetryInfo once more, for proxies and people, and for gRPC's own retries, which wait so long before the next.
+    """Return RetryInfo as trailers, for proxies and for gRPC's built-in retries (gRFC A6).
 
-    Where waiting does not help, those are told not to try (gRFC A6).
+    If waiting does not help, the trailer stops the built-in retries.
     """
     if error.retry_after_s is None:
         return (("grpc-retry-pushback-ms", "-1"),) if isinstance(error, errors.RateLimited | errors.TooLarge) else ()
@@ -96,7 +98,7 @@ def _when_to_retry(error: errors.TypelessError) -> tuple[tuple[str, str], ...]:
 
 
 def code_of(error: errors.TypelessError) -> int:
-    """The google.rpc.Code of an error, for failures that do not end a call."""
+    """Return the google.rpc.Code of an error, for failures that do not end a call."""
     number: int = code_pb2.Code.Value(_code(error).name)
     return number
 
@@ -106,7 +108,7 @@ def _code(error: errors.TypelessError) -> grpc.StatusCode:
 
 
 def _internal(current_request_id: str) -> status_pb2.Status:
-    text = f"Something went wrong in the server; its log has the rest under request id {current_request_id}."
+    text = f"Internal error. The server's log has the details under request id {current_request_id}."
     info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN)
     return _status(grpc.StatusCode.INTERNAL, text, [info])
 

@@ -1,4 +1,4 @@
-"""BatchTranscribe: several recordings side by side, each with an outcome of its own."""
+"""BatchTranscribe: transcribes several recordings in parallel, each with its own outcome."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class _Done:
-    """What became of one item. processing_s: from the request's arrival until then."""
+    """The result of one item. processing_s: from the request's arrival to the result."""
 
     outcome: Recognition | TypelessError
     processing_s: float
@@ -40,15 +40,15 @@ class BatchTranscriber:
     async def transcribe(
         self, request: transcription_pb2.BatchTranscribeRequest, ticket: Ticket
     ) -> transcription_pb2.BatchTranscribeResponse:
-        """Every item's transcript or failure, in order. Cancelled, it stops all items that are not done.
+        """Return every item's transcript or failure, in order. Cancelling it stops all unfinished items.
 
-        Raises InvalidInput (no items, or too many) and DeadlineExceeded, which would be true of all of them.
+        Raises InvalidInput (no items, or too many), and DeadlineExceeded, because it applies to all items.
         """
         arrived_s = time.monotonic()
         if not request.items:
             raise InvalidInput("items", "there are no recordings", reason="NO_ITEMS")
         if len(request.items) > self._max_items:
-            why = f"{len(request.items)} recordings; at most {self._max_items} are taken"
+            why = f"{len(request.items)} recordings; at most {self._max_items} are accepted"
             raise InvalidInput("items", why, reason="TOO_MANY_ITEMS")
         try:
             async with asyncio.TaskGroup() as group:
@@ -79,7 +79,7 @@ class BatchTranscriber:
             outcome = error
         except Exception:
             log.exception("unforeseen error in a batch item", index=index)
-            text = f"Something went wrong in the server; its log has the rest under request id {request_id.get()}."
+            text = f"Internal error. The server's log has the details under request id {request_id.get()}."
             outcome = EngineFailed(text, reason="INTERNAL")
         return _Done(outcome, time.monotonic() - arrived_s)
 

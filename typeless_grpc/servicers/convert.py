@@ -1,7 +1,7 @@
-"""Messages to domain values and back. Parsing is validation: errors name the field's path in the message.
+"""Converts messages to domain values and back. Parsing validates: errors name the field's path in the request.
 
-Pure functions. A path prefix ("options", "items[3].options") comes with every message, because the same message stands
-in several requests.
+Pure functions. Callers pass a path prefix ("options", "items[3].options"), because several requests contain the same
+message.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENCODINGS = {
     audio_pb2.AUDIO_ENCODING_MULAW: Encoding.MULAW,
     audio_pb2.AUDIO_ENCODING_ALAW: Encoding.ALAW,
 }
-STRATEGIES = {value: number for number, value in CHUNKING.items()}  # the later number of the two that are AUTO
+STRATEGIES = {value: number for number, value in CHUNKING.items()}  # AUTO has two numbers; the later one stays
 RENDITION_FORMATS = {value: number for number, value in OUTPUT_FORMATS.items()}
 SUPPRESSION_REASONS = {
     SuppressionReason.NO_SPEECH: transcript_pb2.SUPPRESSION_REASON_NO_SPEECH,
@@ -38,7 +38,7 @@ SUPPRESSION_REASONS = {
 
 
 def audio_source(source: audio_pb2.AudioSource, field: str) -> bytes | str:
-    """The bytes of inline audio, or the URI of audio elsewhere."""
+    """Return the bytes of inline audio, or the URI of other audio."""
     if source.WhichOneof("source") == "uri":
         if not source.uri:
             raise InvalidInput(f"{field}.uri", "is empty", reason="AUDIO_MISSING")
@@ -49,9 +49,11 @@ def audio_source(source: audio_pb2.AudioSource, field: str) -> bytes | str:
 
 
 def audio_format(message: audio_pb2.AudioFormat, field: str) -> AudioFormat:
-    """How the bytes are to be read; `field` is the path of the format itself."""
+    """Return how to decode the bytes. field: the path of the format itself."""
     if message.encoding not in ENCODINGS:
-        raise InvalidInput(f"{field}.encoding", f"{message.encoding} is no known encoding", reason="UNKNOWN_ENCODING")
+        raise InvalidInput(
+            f"{field}.encoding", f"{message.encoding} is not a known encoding", reason="UNKNOWN_ENCODING"
+        )
     return AudioFormat(
         encoding=ENCODINGS[message.encoding],
         sample_rate_hz=message.sample_rate_hertz or None,
@@ -63,14 +65,14 @@ def audio_format(message: audio_pb2.AudioFormat, field: str) -> AudioFormat:
 
 
 def duration(seconds: float) -> Duration:
-    """A Duration, to the microsecond."""
+    """Return a Duration, to the microsecond."""
     message = Duration()
     message.FromTimedelta(timedelta(seconds=seconds))
     return message
 
 
 def transcript(value: Transcript) -> transcript_pb2.Transcript:
-    """The transcript with everything in it."""
+    """Convert a transcript with all its parts."""
     return transcript_pb2.Transcript(
         text=value.text,
         raw_text=value.raw_text,
@@ -89,7 +91,7 @@ def transcript(value: Transcript) -> transcript_pb2.Transcript:
 
 
 def segment(value: Segment, index: int) -> transcript_pb2.Segment:
-    """A segment; index: its place among those that are final."""
+    """Convert a segment. index: its position among the final segments."""
     return transcript_pb2.Segment(
         index=index,
         start_offset=duration(value.start_s),
@@ -119,7 +121,7 @@ def _suppressed(value: Suppressed, index: int) -> transcript_pb2.SuppressedSegme
 
 
 def stats(recognition: Recognition, *, processing_s: float) -> transcription_pb2.ProcessingStats:
-    """What the call took; processing_s: from the request's arrival until now."""
+    """Return the statistics of a call. processing_s: from the request's arrival until now."""
     audio_s = recognition.transcript.audio_s
     return transcription_pb2.ProcessingStats(
         processing_time=duration(processing_s),

@@ -1,4 +1,4 @@
-"""ModelService: which models there are, and an operator's hand on them."""
+"""ModelService: lists, loads and unloads models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typeless_grpc.pb.v1 import models_pb2, models_pb2_grpc
 
 
 class ServedModel(Protocol):
-    """What is shown of a loaded model."""
+    """The properties of a loaded model that callers see."""
 
     @property
     def memory_bytes(self) -> int: ...
@@ -39,14 +39,14 @@ class Pool(Protocol):
 
 
 class Names(Protocol):
-    """The models that can be named; `engine.catalog.Catalog` is the real one."""
+    """The names of models; `engine.catalog.Catalog` is the real one."""
 
     def names(self) -> list[str]: ...
     def find(self, name: str) -> Path | None: ...
 
 
 class ModelServicer(models_pb2_grpc.ModelServiceServicer):
-    """Lists what is on this machine, loads and unloads."""
+    """Lists the models of this machine; admins load and unload them."""
 
     NAME = "typeless.v1.ModelService"
 
@@ -56,43 +56,46 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         self._default = default_model
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Take this service's calls."""
+        """Register this service with a server."""
         models_pb2_grpc.add_ModelServiceServicer_to_server(self, server)
 
     async def ListModels(
         self, request: models_pb2.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> models_pb2.ListModelsResponse:
-        """The models that calls can use: those on this machine, and those in memory whose files are gone since.
+        """List the models that the caller can use: installed ones, and loaded ones whose files have been deleted.
 
-        An admin, who may load any, sees all of them; others those that their calls may have loaded or that are.
+        Admins may load any model and see all. Users see those that are loaded or that their calls may load.
         """
-        here = await asyncio.to_thread(lambda: {name for name in self._catalog.names() if self._catalog.find(name)})
+        installed = await asyncio.to_thread(self._installed)
         loaded = self._pool.loaded()
         if not principal.current().is_admin:
-            here = {name for name in here if self._pool.may_load(name)}
-        names = [name for name in self._catalog.names() if name in here or name in loaded]
-        # The default one may have a name that only the data directory knows.
+            installed = {name for name in installed if self._pool.may_load(name)}
+        names = [name for name in self._catalog.names() if name in installed or name in loaded]
+        # The default model may exist only in the data directory, without a name in the catalogue.
         names += sorted(({self._default} | set(loaded)) - set(names))
         return models_pb2.ListModelsResponse(models=[self._message(name, loaded.get(name)) for name in names])
 
     async def LoadModel(
         self, request: models_pb2.LoadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> models_pb2.LoadModelResponse:
-        """Fetch it where it is not here, load it, and answer when it can take requests."""
+        """Download a model if it is not installed, load it, and return when it can be used."""
         model = await self._pool.load(_name(request.name))
         return models_pb2.LoadModelResponse(model=self._message(request.name, model))
 
     async def UnloadModel(
         self, request: models_pb2.UnloadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> models_pb2.UnloadModelResponse:
-        """Answer when the work in progress on it is done and it is gone."""
+        """Return when the model's running work is done and its memory is free."""
         await self._pool.unload(_name(request.name))
         return models_pb2.UnloadModelResponse()
+
+    def _installed(self) -> set[str]:
+        return {name for name in self._catalog.names() if self._catalog.find(name)}
 
     def _message(self, name: str, model: ServedModel | None) -> models_pb2.Model:
         message = models_pb2.Model(name=name, loaded=model is not None, is_default=name == self._default)
         if model is None:
-            # Before it is loaded only the name tells: faster-whisper's English models end in ".en".
+            # Until the model is loaded, only its name tells: faster-whisper's English models end in ".en".
             message.multilingual = not name.endswith(".en")
             if not message.multilingual:
                 message.languages.append("en")

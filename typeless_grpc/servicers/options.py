@@ -1,7 +1,6 @@
-"""TranscriptionOptions to what the engine is asked. Parsing is validation: errors name the field's path.
+"""Parses TranscriptionOptions into the engine's options. Parsing validates: errors name the field's path.
 
-A path prefix ("options", "items[3].options") comes with every message, because the same message stands in several
-requests.
+Callers pass a path prefix ("options", "items[3].options"), because several requests contain the same message.
 """
 
 from __future__ import annotations
@@ -12,12 +11,20 @@ from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from typeless_grpc.engine.interface import Chunking, DecodeOptions, Mode, PostProcessing, Script, Task, VoiceActivity
+from typeless_grpc.engine.interface import (
+    Chunking,
+    DecodeOptions,
+    Mode,
+    PostProcessing,
+    Script,
+    Task,
+    VoiceActivityOptions,
+)
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import transcript_pb2, transcription_pb2
 from typeless_grpc.speech.transcript import OutputFormat
 
-# Seconds that a Duration can hold and a float can mean.
+# Of any Duration in the options.
 MAX_OPTION_S = 3600.0
 MAX_PROMPT_CHARACTERS = 4096
 MAX_HOTWORDS = 256
@@ -57,17 +64,17 @@ OUTPUT_FORMATS = {
     transcript_pb2.OUTPUT_FORMAT_JSON: OutputFormat.JSON,
     transcript_pb2.OUTPUT_FORMAT_TSV: OutputFormat.TSV,
 }
-# Where Chinese is written in traditional characters unless a tag says otherwise (Unicode CLDR, likely subtags).
+# Regions that write Chinese in traditional characters by default (Unicode CLDR, likely subtags).
 TRADITIONAL_REGIONS = frozenset({"tw", "hk", "mo"})
 CHINESE = frozenset({"zh", "yue"})
-# Tags that mean a language of Whisper's under another name (IANA language subtag registry; "jw" is Whisper's alone).
+# Tags of languages that Whisper knows under another code (IANA language subtag registry; only Whisper uses "jw").
 ALIASES = {"nb": "no", "jv": "jw", "iw": "he", "in": "id", "fil": "tl", "cmn": "zh", "ji": "yi", "mo": "ro"}
 
 Value = TypeVar("Value")
 
 
 def decode_options(message: transcription_pb2.TranscriptionOptions, field: str) -> DecodeOptions:
-    """Everything a caller may ask of a transcription, checked as far as it can be without a model."""
+    """Parse the options of a transcription, validated as far as that is possible without a model."""
     language, script = _language(message.language, f"{field}.language") if message.language else (None, None)
     allowed, allowed_script = _allowed_languages(list(message.allowed_languages), language, field)
     return DecodeOptions(
@@ -90,26 +97,26 @@ def decode_options(message: transcription_pb2.TranscriptionOptions, field: str) 
 
 
 def _known(value: int, table: Mapping[Any, Value], field: str) -> Value:
-    """What a number of an enum stands for."""
+    """Return the value of an enum's number."""
     if value not in table:
-        raise InvalidInput(field, f"{value} is no value of the contract that can be asked for here")
+        raise InvalidInput(field, f"{value} is not a value that is allowed here")
     return table[value]
 
 
 def _language(tag: str, field: str) -> tuple[str, Script | None]:
-    """Whisper's code for a BCP-47 tag, and the script it asks for.
+    """Return Whisper's code for a BCP-47 tag, and the script that the tag requests.
 
-    The code is the primary subtag; a region changes nothing about what is recognized, only how Chinese is written.
+    The code is the primary subtag. A region does not change recognition, only the script of Chinese.
     """
     primary, *rest = tag.replace("_", "-").lower().split("-")
     if not (primary.isascii() and primary.isalpha() and 2 <= len(primary) <= 3):
-        raise InvalidInput(field, f"'{tag[:40]}' is no BCP-47 language tag", reason="LANGUAGE_NOT_SUPPORTED")
+        raise InvalidInput(field, f"'{tag[:40]}' is not a BCP-47 language tag", reason="LANGUAGE_NOT_SUPPORTED")
     primary = ALIASES.get(primary, primary)
-    asked = next((subtag for subtag in rest if len(subtag) == 4 and subtag.isalpha()), None)
-    if asked is None:
+    requested = next((subtag for subtag in rest if len(subtag) == 4 and subtag.isalpha()), None)
+    if requested is None:
         traditional = primary == "zh" and not TRADITIONAL_REGIONS.isdisjoint(rest)
         return primary, Script.TRADITIONAL if traditional else None
-    script = next((one for one in Script if one.value.lower() == asked), None)
+    script = next((one for one in Script if one.value.lower() == requested), None)
     if primary not in CHINESE or script is None:
         why = "a script can be chosen for Chinese only: zh-Hans or zh-Hant"
         raise InvalidInput(field, why, reason="LANGUAGE_NOT_SUPPORTED")
@@ -117,14 +124,14 @@ def _language(tag: str, field: str) -> tuple[str, Script | None]:
 
 
 def _allowed_languages(tags: list[str], language: str | None, field: str) -> tuple[tuple[str, ...], Script | None]:
-    """Whisper's codes, each once, and the script that one of the tags asks for."""
+    """Return Whisper's codes without duplicates, and the script that one of the tags requests."""
     field = f"{field}.allowed_languages"
     if len(tags) > MAX_ALLOWED_LANGUAGES:
-        raise InvalidInput(field, f"{len(tags)} languages; at most {MAX_ALLOWED_LANGUAGES} are taken")
+        raise InvalidInput(field, f"{len(tags)} languages; at most {MAX_ALLOWED_LANGUAGES} are accepted")
     parsed = [_language(tag, f"{field}[{i}]") for i, tag in enumerate(tags)]
     codes = tuple(dict.fromkeys(code for code, _ in parsed))
     if codes and language and language not in codes:
-        raise InvalidInput(field, f"the language that is asked for, '{language}', is none of them")
+        raise InvalidInput(field, f"the requested language '{language}' is not among them")
     return codes, next((script for _, script in parsed if script), None)
 
 
@@ -136,41 +143,41 @@ def _post_processing(message: transcription_pb2.PostProcessing, field: str) -> P
     )
 
 
-def _replacements(asked: dict[str, str], field: str) -> dict[str, str]:
-    if len(asked) > MAX_REPLACEMENTS:
-        raise InvalidInput(field, f"{len(asked)} replacements; at most {MAX_REPLACEMENTS} are taken")
-    for text in (*asked, *asked.values()):
+def _replacements(replacements: dict[str, str], field: str) -> dict[str, str]:
+    if len(replacements) > MAX_REPLACEMENTS:
+        raise InvalidInput(field, f"{len(replacements)} replacements; at most {MAX_REPLACEMENTS} are accepted")
+    for text in (*replacements, *replacements.values()):
         _at_most(text, MAX_REPLACEMENT_CHARACTERS, field)
         if any(unicodedata.category(character) == "Cc" for character in text):
-            raise InvalidInput(field, "a line break or another control character stands in one of them")
-    if not all(key.strip() for key in asked):
-        raise InvalidInput(field, "one of them does not say what to replace")
-    if len({" ".join(key.casefold().split()) for key in asked}) < len(asked):
-        raise InvalidInput(field, "two of them differ in case or spaces only, which finding them does not look at")
-    return asked
+            raise InvalidInput(field, "one of them contains a line break or another control character")
+    if not all(key.strip() for key in replacements):
+        raise InvalidInput(field, "one of them has no text to replace")
+    if len({" ".join(key.casefold().split()) for key in replacements}) < len(replacements):
+        raise InvalidInput(field, "two of them differ only in case or spaces, which the search ignores")
+    return replacements
 
 
 def _output_formats(numbers: Sequence[int], field: str) -> tuple[OutputFormat, ...]:
     formats = tuple(_known(number, OUTPUT_FORMATS, f"{field}[{i}]") for i, number in enumerate(numbers))
     if len(set(formats)) < len(formats):
-        raise InvalidInput(field, "one of them is named twice")
+        raise InvalidInput(field, "a format is listed twice")
     return formats
 
 
 def _at_most(text: str, n_characters: int, field: str) -> str:
     if len(text) > n_characters:
-        raise InvalidInput(field, f"{len(text)} characters; at most {n_characters} are taken")
+        raise InvalidInput(field, f"{len(text)} characters; at most {n_characters} are accepted")
     return text
 
 
 def _hotwords(words: list[str], field: str) -> tuple[str, ...]:
     if len(words) > MAX_HOTWORDS:
-        raise InvalidInput(field, f"{len(words)} phrases; at most {MAX_HOTWORDS} are taken")
+        raise InvalidInput(field, f"{len(words)} phrases; at most {MAX_HOTWORDS} are accepted")
     for index, word in enumerate(words):
         if not word.strip():
             raise InvalidInput(f"{field}[{index}]", "is empty")
         _at_most(word, MAX_HOTWORD_CHARACTERS, f"{field}[{index}]")
-    # Each once: a prompt that repeats itself makes the model do so too, for a minute of work.
+    # Without duplicates: a prompt that repeats itself makes the model repeat itself, for a minute of work.
     return tuple(dict.fromkeys(word.strip() for word in words))
 
 
@@ -185,11 +192,11 @@ def _temperatures(values: list[float], field: str) -> tuple[float, ...]:
         if not 0.0 <= value <= 1.0:
             raise InvalidInput(f"{field}[{index}]", f"{value} is not in 0 to 1")
     if len(values) > 10:
-        raise InvalidInput(field, f"{len(values)} temperatures; at most 10 are taken")
+        raise InvalidInput(field, f"{len(values)} temperatures; at most 10 are accepted")
     return tuple(round(value, 6) for value in values)
 
 
-def _voice_activity(message: transcription_pb2.VoiceActivityOptions, field: str) -> VoiceActivity:
+def _voice_activity(message: transcription_pb2.VoiceActivityOptions, field: str) -> VoiceActivityOptions:
     if not (0.0 <= message.threshold < 1.0):
         raise InvalidInput(f"{field}.threshold", f"{message.threshold} is not between 0 and 1")
     padding_s = _seconds(message, "speech_padding", field)
@@ -199,7 +206,7 @@ def _voice_activity(message: transcription_pb2.VoiceActivityOptions, field: str)
         raise InvalidInput(f"{field}.end_silence", "must be above 0")
     if max_utterance_s is not None and not 1.0 <= max_utterance_s <= 30.0:
         raise InvalidInput(f"{field}.max_utterance", f"{max_utterance_s} s is not in 1 to 30 s")
-    return VoiceActivity(
+    return VoiceActivityOptions(
         threshold=message.threshold or None,
         end_silence_s=end_silence_s,
         speech_padding_s=padding_s,

@@ -1,4 +1,4 @@
-"""One recording, from the bytes of a request to its transcript: the same for Transcribe and for each batch item."""
+"""Transcribes one recording, for Transcribe and for each item of a batch."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from typeless_grpc.servicers import convert, convert_jobs
 class RecordingLimits:
     """max_audio_s: longest recording, in seconds."""
 
-    max_audio_s: float = 3600.0
+    max_audio_s: float
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording of a request, read and found good as far as that can be told without decoding it.
+    """A recording of a request, validated as far as that is possible without decoding it.
 
-    source: its bytes, or the URI they are fetched from. field: path of its audio in the request. options_field:
-    likewise of its options.
+    source: its bytes, or the URI to fetch them from. field, options_field: the paths of its audio and its options in
+    the request.
     """
 
     source: bytes | str
@@ -47,7 +47,7 @@ class Recording:
     def of(
         cls, audio: audio_pb2.AudioSource, options: transcription_pb2.TranscriptionOptions, field: str, at: str
     ) -> Recording:
-        """Read a recording's part of a request. at: path of its options. Raises InvalidInput."""
+        """Parse a recording of a request. at: path of its options. Raises InvalidInput."""
         return cls(
             options=convert.decode_options(options, at),
             source=convert.audio_source(audio, field),
@@ -58,7 +58,7 @@ class Recording:
 
 
 class RecordingTranscriber:
-    """Decodes recordings and hands them to the engine, within the server's bounds."""
+    """Decodes recordings and passes them to the engine, within the server's bounds."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class RecordingTranscriber:
         sources: AudioSources,
         fetching: Executor,
     ) -> None:
-        """decoding: the threads that turn bytes into samples; fetching: likewise, of audio on other machines."""
+        """decoding: threads that decode bytes to samples; fetching: threads for audio on other machines."""
         self._engine = engine
         self._admission = admission
         self._decoding = decoding
@@ -94,7 +94,7 @@ class RecordingTranscriber:
     def _decoding_of(
         self, recording: Recording, reservation: Reservation, is_over: threading.Event
     ) -> concurrent.futures.Future[Decoded]:
-        """Decode off the event loop, holding what is decoded. is_over: stops the thread between two blocks."""
+        """Decode in a thread, and reserve the decoded audio. is_over: stops the thread between two blocks."""
         source, owner = recording.source, convert_jobs.reach(principal.current())
 
         def work() -> Decoded:
@@ -119,14 +119,14 @@ class RecordingTranscriber:
 
 
 def _close_after(decoding: concurrent.futures.Future[Decoded], reservation: Reservation) -> None:
-    """Release what is held, once the thread holds nothing either: it goes on for a moment after its call."""
+    """Release the reservation when the thread has ended, which may be a moment after its call."""
     if decoding.done():
         reservation.close()
         return
     loop = asyncio.get_running_loop()
 
     def close(_: concurrent.futures.Future[Decoded]) -> None:
-        with suppress(RuntimeError):  # the loop is closed, and the server is gone
+        with suppress(RuntimeError):  # the loop is closed, and the server has stopped
             loop.call_soon_threadsafe(reservation.close)
 
     decoding.add_done_callback(close)
@@ -134,7 +134,7 @@ def _close_after(decoding: concurrent.futures.Future[Decoded], reservation: Rese
 
 @contextmanager
 def fields_at(options_field: str) -> Iterator[None]:
-    """Name the fields that inner code objects to as the request has them: it knows them as "options.…" only."""
+    """Let errors name fields by their path in the request. Inner code knows them only as "options.…"."""
     try:
         yield
     except InvalidInput as error:

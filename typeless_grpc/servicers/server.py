@@ -1,4 +1,4 @@
-"""ServerService: what a caller may want to know before it calls."""
+"""ServerService: the version and the limits in force."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typeless_grpc.servicers.convert import duration
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What is in force here: see GetServerInfoResponse in the contract.
+    """The fields of GetServerInfoResponse.
 
-    max_upload_bytes: 0 where this server takes no uploads. uri_schemes: what AudioSource.uri may be here.
+    max_upload_bytes: 0 if this server accepts no uploads. uri_schemes: the schemes that AudioSource.uri may have.
     """
 
     version: str
@@ -33,7 +33,7 @@ class ServerFacts:
 
 
 class ServerServicer(server_pb2_grpc.ServerServiceServicer):
-    """Answers the same to everyone: the facts are fixed when the server starts."""
+    """Returns facts that are fixed when the server starts, the same to every caller."""
 
     NAME = "typeless.v1.ServerService"
 
@@ -41,13 +41,13 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
         self._facts = facts
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Take this service's calls."""
+        """Register this service with a server."""
         server_pb2_grpc.add_ServerServiceServicer_to_server(self, server)
 
     async def GetServerInfo(
         self, request: server_pb2.GetServerInfoRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> server_pb2.GetServerInfoResponse:
-        """The version and the limits in force."""
+        """Return the version and the limits in force."""
         return server_pb2.GetServerInfoResponse(
             version=self._facts.version,
             default_model=self._facts.default_model,

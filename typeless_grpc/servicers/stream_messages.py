@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from google.protobuf.duration_pb2 import Duration
 
 from typeless_grpc.audio.formats import AudioFormat, Encoding
-from typeless_grpc.engine.interface import Chunking, DecodeOptions, VoiceActivity
+from typeless_grpc.engine.interface import Chunking, DecodeOptions, VoiceActivityOptions
 from typeless_grpc.errors import InvalidInput, TypelessError
 from typeless_grpc.pb.v1 import audio_pb2, failure_pb2, transcription_pb2
 from typeless_grpc.servicers import convert
@@ -38,11 +38,11 @@ class StreamDefaults:
     file: PlanOptions = field(default_factory=PlanOptions)
     interim_interval_s: float = 1.0
 
-    def segmentation(self, requested: VoiceActivity, *, is_file: bool) -> SegmentationOptions:
+    def segmentation(self, requested: VoiceActivityOptions, *, is_file: bool) -> SegmentationOptions:
         """Return the options of a stream's segmentation: the caller's, and the server's where there are none."""
         return self._file(requested) if is_file else self._live(requested)
 
-    def _live(self, requested: VoiceActivity) -> EndpointOptions:
+    def _live(self, requested: VoiceActivityOptions) -> EndpointOptions:
         end_silence_s = max(MIN_END_SILENCE_S, _or(requested.end_silence_s, self.live.end_silence_s))
         has_own_silence = requested.end_silence_s is not None
         return EndpointOptions(
@@ -54,8 +54,8 @@ class StreamDefaults:
             max_utterance_s=_or(requested.max_utterance_s, self.live.max_utterance_s),
         )
 
-    def _file(self, requested: VoiceActivity) -> PlanOptions:
-        return PlanOptions(_or(requested.threshold, self.file.threshold), self.file.policy.asked(requested))
+    def _file(self, requested: VoiceActivityOptions) -> PlanOptions:
+        return PlanOptions(_or(requested.threshold, self.file.threshold), self.file.policy.with_overrides(requested))
 
 
 @dataclass(frozen=True)

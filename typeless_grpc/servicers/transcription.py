@@ -1,4 +1,4 @@
-"""TranscriptionService: messages in, one call of the engine, messages out."""
+"""TranscriptionService: converts messages, and calls the engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _ticket(lane: Lane) -> Ticket:
 
 
 class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer):
-    """Speech to text while the caller waits."""
+    """Transcribes while the caller waits."""
 
     NAME = "typeless.v1.TranscriptionService"
 
@@ -41,7 +41,7 @@ class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer)
         self._streams = streams
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Take this service's calls."""
+        """Register this service with a server."""
         transcription_pb2_grpc.add_TranscriptionServiceServicer_to_server(self, server)
 
     async def Transcribe(
@@ -49,7 +49,7 @@ class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer)
         request: transcription_pb2.TranscribeRequest,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> transcription_pb2.TranscribeResponse:
-        """One recording in, one transcript out."""
+        """Transcribe one recording."""
         arrived_s = time.monotonic()
         recording = Recording.of(request.audio, request.options, "audio", "options")
         ticket = _ticket(Lane.UNARY)
@@ -65,7 +65,7 @@ class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer)
         request: transcription_pb2.BatchTranscribeRequest,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> transcription_pb2.BatchTranscribeResponse:
-        """Several recordings in, an outcome for each."""
+        """Transcribe several recordings, each with its own outcome."""
         ticket = _ticket(Lane.BATCH)
         with self._admission.call(ticket.caller):
             return await self._batches.transcribe(request, ticket)
@@ -75,5 +75,5 @@ class TranscriptionServicer(transcription_pb2_grpc.TranscriptionServiceServicer)
         request_iterator: AsyncIterator[transcription_pb2.StreamTranscribeRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[transcription_pb2.StreamTranscribeResponse]:
-        """Audio in as it comes, events out as it is understood."""
+        """Transcribe audio as it arrives."""
         return self._streams.responses(request_iterator)

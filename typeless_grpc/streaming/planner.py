@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.planning import cuts
-from typeless_grpc.engine.planning.cuts import CutPolicy
+from typeless_grpc.engine.planning.cuts import CutPolicy, cut
+from typeless_grpc.engine.planning.speech import MIN_SILENCE_MS, SPEECH_THRESHOLD
 from typeless_grpc.streaming.endpoint import Endpointer, EndpointOptions
 from typeless_grpc.streaming.segmentation import Boundary, Endpoint, Onset
 
@@ -19,7 +19,11 @@ from typeless_grpc.streaming.segmentation import Boundary, Endpoint, Onset
 _HORIZON_SAMPLES = 100 * SAMPLE_RATE_HZ
 # Fine enough to find every pause; which of them are cuts is decided later (as in engine/recognizer.py).
 _FINE = EndpointOptions(
-    threshold=0.4, end_silence_s=0.16, low_confidence_silence_s=0.0, padding_s=0.0, max_utterance_s=24.0
+    threshold=SPEECH_THRESHOLD,
+    end_silence_s=MIN_SILENCE_MS / 1000,
+    low_confidence_silence_s=0.0,
+    padding_s=0.0,
+    max_utterance_s=CutPolicy().longest_s,
 )
 
 
@@ -100,7 +104,7 @@ class Planner:
         if not self._spans:
             return []
         limit = end if end is not None else max(self._endpointer.settled, self._spans[-1].end)
-        planned = cuts.plan(self._spans, limit, self._policy)
+        planned = cut(self._spans, limit, self._policy)
         settled = planned[:-1] if keep_last and len(planned) > 1 else planned
         self._spans = [span for chunk in planned[len(settled) :] for span in chunk.speech]
         boundaries: list[Boundary] = []

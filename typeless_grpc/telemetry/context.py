@@ -1,4 +1,4 @@
-"""Which call a line of code is working for."""
+"""The call that code runs for, and threads that keep it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,23 @@ from typeless_grpc.access import principal
 # Set by the request-id interceptor for the length of a call, "" outside of one.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
-# The moment on the machine's monotonic clock by which the call must have its answer, None where there is none.
+# The call's deadline on the monotonic clock, None if it has none.
 deadline_s: ContextVar[float | None] = ContextVar("deadline_s", default=None)
 
 
 class CallThreads(ThreadPoolExecutor):
-    """Threads that work for calls, each piece of work in the context of the call that handed it in.
+    """Threads that run each task in the context of the call that submitted it, so that log lines name the call.
 
-    Without it a log line of such a thread would not say which call it is about.
-
-    Callers take turns: next is the one for which the fewest threads work, of those the one served longest ago. Work
-    cannot make way once it runs, so as many threads again are kept for callers for which none works: a caller may have
-    all of max_workers, and the next one need not wait until one of its recordings is done.
+    Callers take turns: the next task is of the caller with the fewest running tasks; among equals, of the one that was
+    served longest ago. A running task cannot be preempted, so another max_workers threads are reserved for callers
+    without a running task: one caller may use all of max_workers, and the next caller still starts at once.
     """
 
     def __init__(self, max_workers: int, thread_name_prefix: str = "") -> None:
         super().__init__(2 * max_workers, thread_name_prefix)
         self._n_shared = max_workers
         self._turns = threading.Lock()
-        self._lines: dict[str, deque[_Work]] = {}  # the caller that was served longest ago comes first
+        self._queues: dict[str, deque[_Work]] = {}  # the caller that was served longest ago comes first
         self._running: Counter[str] = Counter()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -42,15 +40,15 @@ class CallThreads(ThreadPoolExecutor):
         caller = principal.current().id
         work = _Work(caller, Future(), functools.partial(copy_context().run, fn, *args, **kwargs))
         with self._turns:
-            self._lines.setdefault(caller, deque()).append(work)
+            self._queues.setdefault(caller, deque()).append(work)
             self._begin()
         return work.future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See `ThreadPoolExecutor`."""
         with self._turns:
-            waiting = [work for line in self._lines.values() for work in line]
-            self._lines.clear()
+            waiting = [work for queue in self._queues.values() for work in queue]
+            self._queues.clear()
             for work in waiting:
                 self._running[work.caller] += 1
                 if not cancel_futures or not work.future.cancel():
@@ -58,16 +56,16 @@ class CallThreads(ThreadPoolExecutor):
         super().shutdown(wait, cancel_futures=cancel_futures)
 
     def _begin(self) -> None:
-        """Give work to threads as far as there are any for it."""
-        while self._lines:
-            caller = min(self._lines, key=lambda one: self._running[one])
+        """Start queued tasks while threads are free."""
+        while self._queues:
+            caller = min(self._queues, key=lambda one: self._running[one])
             n_running = self._running.total()
             if n_running >= (self._n_shared if self._running[caller] else 2 * self._n_shared):
                 return
-            line = self._lines.pop(caller)
-            work = line.popleft()
-            if line:
-                self._lines[caller] = line
+            queue = self._queues.pop(caller)
+            work = queue.popleft()
+            if queue:
+                self._queues[caller] = queue
             if work.future.cancelled():
                 continue
             self._running[caller] += 1

@@ -1,7 +1,4 @@
-"""Log lines: one event each, as text for people or JSON for machines, always with the request id.
-
-Never audio, text or keys: what was said and who may ask stays out of every log.
-"""
+"""Log lines: one event each, as text or JSON, always with the request id. They never contain audio, text or keys."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ LogFormat = Literal["auto", "text", "json"]
 
 
 def configure(level: str, log_format: LogFormat) -> None:
-    """Write log lines of this package and of its libraries to stderr, from now on.
+    """Write log lines of this package and of its libraries to stderr.
 
-    level: "debug", "info", "warning" or "error", the least severe to write; libraries say nothing below "warning".
+    level: the lowest severity to write, "debug", "info", "warning" or "error". Libraries log from "warning" on.
     """
     as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     shared: list[Processor] = [
@@ -47,13 +44,13 @@ def configure(level: str, log_format: LogFormat) -> None:
 
 
 def _for_people() -> Processor:
-    # Left to itself it prints the variables of every frame, and with them keys and what callers sent.
+    # The default formatter prints the variables of every frame, among them keys and callers' data.
     plain = structlog.dev.plain_traceback
     return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """A logger for the module `name`; its methods take an event and its facts as keywords."""
+    """Return a logger for the module `name`. Its methods take an event and its facts as keywords."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger
 

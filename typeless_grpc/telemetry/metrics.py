@@ -1,7 +1,7 @@
-"""What is counted, and where Prometheus reads it: a port of its own, off unless set.
+"""Metrics, and the port on which Prometheus reads them.
 
-The `grpc_server_*` names are those of go-grpc-prometheus, which ready-made dashboards know. Labels come from the
-contract and from our own tables, never from a caller, so that nobody can make the server remember without end.
+The `grpc_server_*` names are those of go-grpc-prometheus, which existing dashboards use. Labels come from the contract
+and from our own tables, never from callers, so that callers cannot create metrics without bound.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typeless_grpc.access.listening import why_unusable
 from typeless_grpc.errors import SourceUnavailable
 
 METHOD = ("grpc_type", "grpc_service", "grpc_method")
-# Seconds; a call of a few milliseconds and a recording of an hour both have a place.
+# Seconds, from calls of a few milliseconds to recordings of an hour.
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
 class Metrics:
-    """All metrics of one server, in a registry of their own."""
+    """All metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -37,23 +37,23 @@ class Metrics:
         self.rate_limited = Counter(
             "typeless_rate_limited_total", "Calls refused for their caller's quota.", ("group",), registry=registry
         )
-        self.rate_limit_store_up = self._reached("typeless_rate_limit_store_up", "the Redis of the rate limits")
+        self.rate_limit_store_up = self._availability("typeless_rate_limit_store_up", "the Redis of the rate limits")
         self.rate_limit_fallbacks = Counter(
             "typeless_rate_limit_fallbacks_total",
-            "Charges made without the shared rate limits, because they were away.",
+            "Charges made without the shared rate limits, because they were unavailable.",
             registry=registry,
         )
-        self.key_store_up = self._reached("typeless_key_store_up", "the store of keys")
+        self.key_store_up = self._availability("typeless_key_store_up", "the key store")
         self.keys_read = Gauge(
             "typeless_key_store_read_timestamp_seconds",
-            "Unix time at which keys were last read: those revoked since are still good here.",
+            "Unix time at which keys were last read; keys revoked since then are still accepted here.",
             registry=registry,
         )
-        self.token_keys_up = self._reached("typeless_token_keys_up", "the identity provider with its keys")
+        self.token_keys_up = self._availability("typeless_token_keys_up", "the identity provider")
 
-    def _reached(self, name: str, what: str) -> Gauge:
-        """A gauge for something that answers until it is found not to; where it is not used, nothing is wrong."""
-        gauge = Gauge(name, f"0 while {what} does not answer, else 1.", registry=self.registry)
+    def _availability(self, name: str, what: str) -> Gauge:
+        """Return a gauge that is 1 until a service fails to answer; it stays 1 if the service is not used."""
+        gauge = Gauge(name, f"0 while {what} is unavailable, else 1.", registry=self.registry)
         gauge.set(1)
         return gauge
 
@@ -72,7 +72,7 @@ class MetricsPort:
 
     @classmethod
     def open(cls, metrics: Metrics, host: str, port: int) -> MetricsPort:
-        """Listen; port 0 takes a free one. Raises SourceUnavailable where it cannot listen."""
+        """Listen; port 0 takes a free one. Raises SourceUnavailable if the address cannot be used."""
         try:
             return cls(*start_http_server(port, host, metrics.registry))
         except (OSError, UnicodeError) as error:

@@ -65,7 +65,7 @@ def needs_words(options: DecodeOptions) -> bool:
 
 def needs_work(transcript: Transcript, options: DecodeOptions) -> bool:
     """Whether finishing would change anything."""
-    asked = options.post_processing.is_asked or bool(options.output_formats)
+    asked = options.post_processing.is_requested or bool(options.output_formats)
     return asked or any(_script(segment, options) for segment in transcript.segments)
 
 

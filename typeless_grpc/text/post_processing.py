@@ -32,7 +32,7 @@ class PostProcessor:
 
         Takes about a millisecond a sentence: not for the event loop.
         """
-        if not self._asked.is_asked:
+        if not self._asked.is_requested:
             return transcript
         processed = (self.segment(segment) for segment in transcript.segments)
         kept = tuple(segment for segment in processed if segment.text)

@@ -12,7 +12,7 @@ from typeless_grpc.engine.scripted import ScriptedEngine
 
 
 @pytest.mark.parametrize("is_ready", [False, True], ids=["before the engine is ready", "just as it is"])
-async def test_a_server_that_ends_early_does_not_wait_for_jobs_that_never_began(tmp_path: Path, is_ready: bool):
+async def test_a_server_that_stops_early_does_not_wait_for_a_worker_that_never_started(tmp_path: Path, is_ready: bool):
     ready = asyncio.Event()
     async with asyncio.timeout(60):
         async with keep_jobs(

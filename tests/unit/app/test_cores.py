@@ -10,7 +10,7 @@ import pytest
 from typeless_grpc.app import models
 from typeless_grpc.app.cores import n_cores
 from typeless_grpc.config import Settings
-from typeless_grpc.engine.whisper import Device
+from typeless_grpc.engine.device import Device
 
 V1 = {"cpu.cfs_quota_us": "150000", "cpu.cfs_period_us": "100000"}
 V1_OFF = {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}
@@ -56,20 +56,18 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
         ("0::/", {}, 64),
     ],
 )
-def test_a_quota_counts_as_the_cores_that_it_is_worth(
-    groups: str, files: dict[str, str], expected: int, tmp_path: Path
-):
+def test_a_quota_limits_the_number_of_cores(groups: str, files: dict[str, str], expected: int, tmp_path: Path):
     assert n_cores(tree(tmp_path, groups, files)) == expected
 
 
-def test_without_control_groups_the_cores_count_that_may_be_run_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_control_groups_the_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert n_cores(tmp_path) == 64
     if sys.platform == "linux":
         monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {3, 5})
         assert n_cores(tmp_path) == 2
 
 
-def test_a_quota_is_no_reason_for_more_cores_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_quota_does_not_raise_the_number_of_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert n_cores(tree(tmp_path, "0::/", {"cpu.max": "400000 100000"})) == 1
@@ -93,7 +91,7 @@ except SystemExit:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
-def test_no_library_starts_threads_as_it_is_loaded():
+def test_no_library_starts_threads_when_it_is_imported():
     kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     loaded = subprocess.run([sys.executable, "-c", LOADED], env=kept, capture_output=True, text=True, check=True)
     assert loaded.stdout.splitlines()[-1] == "1"

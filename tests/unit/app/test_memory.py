@@ -44,7 +44,7 @@ GROUP_1 = {
         pytest.param(GROUP_2 | {"sys/fs/cgroup/memory.current": "900000\n"}, 0, id="over the limit"),
     ],
 )
-def test_free_memory_is_the_least_that_the_system_says(files: dict[str, str], expected: int | None, tmp_path: Path):
+def test_free_memory_is_the_smallest_of_all_limits(files: dict[str, str], expected: int | None, tmp_path: Path):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -40,7 +40,7 @@ MALFORMED = {
     "flac_faulty_10_invalid_vorbis_comment_metadata_block.flac": 4.970,
     "flac_faulty_11_incorrect_metadata_block_length.flac": "AUDIO_TRUNCATED",
     "gen_3h_silence.flac": "AUDIO_TOO_LONG",
-    "gen_bitflips.mp3": 10.911,
+    "gen_bitflips.mp3": 11.010,
     "gen_channels_65535.wav": "AUDIO_UNDECODABLE",
     "gen_channels_zero.wav": "AUDIO_UNDECODABLE",
     "gen_empty.wav": "AUDIO_MISSING",

@@ -1,4 +1,4 @@
-"""Threads that work when told to, so that a test decides what is waiting, running and done."""
+"""An executor whose work runs when the test says so, which decides what waits, what runs and what is done."""
 
 from __future__ import annotations
 
@@ -7,45 +7,41 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
+from tests.unit.idle import until_idle
+
 
 class ManualExecutor(Executor):
-    """An executor without threads: what is handed in runs when the test says so, in the order it chooses."""
+    """An executor without threads: submitted work runs when the test calls `run`, in the order it chooses."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
-        self._handed_in = asyncio.Event()
+        self._submitted = asyncio.Event()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
         self.waiting.append((future, lambda: fn(*args, **kwargs)))
-        self._handed_in.set()
+        self._submitted.set()
         return future
 
     async def until(self, n_waiting: int) -> None:
-        """Wait until as many have been handed in and not run."""
+        """Wait until this many pieces of work are submitted and did not run yet."""
         while len(self.waiting) < n_waiting:
-            self._handed_in.clear()
-            await self._handed_in.wait()
+            self._submitted.clear()
+            await self._submitted.wait()
 
-    def run(self, place: int = 0) -> None:
+    def run(self, index: int = 0) -> None:
         """Run one of those that wait."""
-        future, work = self.waiting.pop(place)
+        future, work = self.waiting.pop(index)
         if not future.set_running_or_notify_cancel():
             return
         try:
             future.set_result(work())
-        except Exception as error:
+        except BaseException as error:
             future.set_exception(error)
 
     async def run_all(self) -> None:
-        """Run whatever is handed in until nothing more comes."""
-        await settle()
+        """Run everything that is submitted until nothing more is."""
+        await until_idle()
         while self.waiting:
             self.run()
-            await settle()
-
-
-async def settle() -> None:
-    """Let every task that can go on do so; enough turns for a chain of a dozen awaits."""
-    for _ in range(30):
-        await asyncio.sleep(0)
+            await until_idle()

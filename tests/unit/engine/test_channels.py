@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from typeless_grpc.engine.channels import ChannelEngine, together
+from typeless_grpc.engine.channels import ChannelEngine, merge_channels
 from typeless_grpc.engine.interface import Chunking, DecodeOptions, Recognition, Ticket
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import EngineFailed
@@ -61,7 +61,7 @@ def part(*starts_s: float, language: str, speech_s: float) -> Recognition:
 
 
 def test_segments_are_in_order_of_time_with_their_channel():
-    whole = together([part(1.0, 5.0, language="en", speech_s=7.0), part(0.5, 3.0, language="es", speech_s=4.0)])
+    whole = merge_channels([part(1.0, 5.0, language="en", speech_s=7.0), part(0.5, 3.0, language="es", speech_s=4.0)])
     assert [(one.start_s, one.channel) for one in whole.transcript.segments] == [(0.5, 1), (1.0, 0), (3.0, 1), (5.0, 0)]
     assert [one.segment.channel for one in whole.transcript.suppressed] == [1, 0]
     assert (whole.transcript.language, whole.transcript.speech_s) == ("en", 10.0)

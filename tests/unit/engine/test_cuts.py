@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.planning.cuts import CutPolicy, Piece, plan
+from typeless_grpc.engine.planning.chunk import Chunk
+from typeless_grpc.engine.planning.cuts import CutPolicy, cut
 
 # Costs and risks of the tests' own: what is best by measurement changes, what a plan must keep does not.
 POLICY = CutPolicy(
-    cost_at_once_s=0.5,
-    cost_s_per_s2=0.002,
+    fixed_cost=0.5,
+    cost_per_s2=0.002,
     longest_s=24.0,
     shortest_s=8.0,
     short_risk=0.1,
@@ -39,8 +40,8 @@ def speech(*parts_s: float) -> tuple[list[Span], int]:
     return spans, edges[-1]
 
 
-def seconds(piece: Piece) -> tuple[float, float]:
-    return round(piece.start / SAMPLE_RATE_HZ, 2), round(piece.end / SAMPLE_RATE_HZ, 2)
+def seconds(chunk: Chunk) -> tuple[float, float]:
+    return round(chunk.start / SAMPLE_RATE_HZ, 2), round(chunk.end / SAMPLE_RATE_HZ, 2)
 
 
 @st.composite
@@ -71,17 +72,17 @@ def test_a_plan_holds_all_speech_once_in_order_and_in_pieces_that_fit(
     recording: tuple[list[Span], int], policy: CutPolicy
 ):
     spans, n_samples = recording
-    pieces = plan(spans, n_samples, policy)
-    covered = [span for piece in pieces for span in piece.speech]
-    for before, after in itertools.pairwise(pieces):
+    chunks = cut(spans, n_samples, policy)
+    covered = [span for chunk in chunks for span in chunk.speech]
+    for before, after in itertools.pairwise(chunks):
         assert before.end <= after.start
-    for piece in pieces:
-        assert 0 <= piece.start < piece.end <= n_samples
-        assert piece.audio_s <= policy.longest_s + 1e-9
-        assert piece.speech
-        assert all(piece.start <= span.start < span.end <= piece.end for span in piece.speech)
-        assert [span.end - span.start for span in piece.shown_speech()] == [
-            span.end - span.start for span in piece.speech
+    for chunk in chunks:
+        assert 0 <= chunk.start < chunk.end <= n_samples
+        assert chunk.window_s <= policy.longest_s + 1e-9
+        assert chunk.speech
+        assert all(chunk.start <= span.start < span.end <= chunk.end for span in chunk.speech)
+        assert [span.end - span.start for span in chunk.window_speech()] == [
+            span.end - span.start for span in chunk.speech
         ]
     assert sum(span.end - span.start for span in covered) == sum(span.end - span.start for span in spans)
     assert all(before.end <= after.start for before, after in itertools.pairwise(covered))
@@ -92,33 +93,33 @@ def test_a_plan_holds_all_speech_once_in_order_and_in_pieces_that_fit(
 @given(recordings(), POLICIES)
 def test_the_same_recording_is_always_cut_the_same_way(recording: tuple[list[Span], int], policy: CutPolicy):
     spans, n_samples = recording
-    assert plan(spans, n_samples, policy) == plan(tuple(spans), n_samples, policy)
+    assert cut(spans, n_samples, policy) == cut(tuple(spans), n_samples, policy)
 
 
 @given(recordings())
 def test_a_long_silence_is_in_no_piece(recording: tuple[list[Span], int]):
     spans, n_samples = recording
-    for piece in plan(spans, n_samples, POLICY):
-        for before, after in itertools.pairwise(piece.speech):
+    for chunk in cut(spans, n_samples, POLICY):
+        for before, after in itertools.pairwise(chunk.speech):
             assert after.start - before.end <= samples(POLICY.silence_s)
 
 
 def test_silence_has_no_pieces():
-    assert plan([], samples(60.0), POLICY) == []
+    assert cut([], samples(60.0), POLICY) == []
 
 
 def test_one_utterance_is_one_piece_with_its_padding():
     spans, n_samples = speech(2.0, 5.0, 2.0)
-    (piece,) = plan(spans, n_samples, POLICY)
-    assert seconds(piece) == (1.7, 7.3)
-    assert piece.speech == tuple(spans)
-    assert piece.audio_s == pytest.approx(5.6)
+    (chunk,) = cut(spans, n_samples, POLICY)
+    assert seconds(chunk) == (1.7, 7.3)
+    assert chunk.speech == tuple(spans)
+    assert chunk.window_s == pytest.approx(5.6)
 
 
 def test_padding_ends_where_the_recording_does():
     spans, n_samples = speech(0.1, 5.0, 0.1)
-    (piece,) = plan(spans, n_samples, POLICY)
-    assert (piece.start, piece.end) == (0, n_samples)
+    (chunk,) = cut(spans, n_samples, POLICY)
+    assert (chunk.start, chunk.end) == (0, n_samples)
 
 
 @pytest.mark.parametrize(
@@ -132,48 +133,48 @@ def test_more_silence_than_the_padding_is_shown_where_there_is_some(
     before_s: float, after_s: float, expected: tuple[float, float]
 ):
     spans, n_samples = speech(before_s, 5.0, after_s)
-    (piece,) = plan(spans, n_samples, replace(POLICY, context_s=1.2))
-    assert seconds(piece) == expected
+    (chunk,) = cut(spans, n_samples, replace(POLICY, context_s=1.2))
+    assert seconds(chunk) == expected
 
 
 def test_context_takes_only_the_room_that_a_piece_has():
     spans, n_samples = speech(3.0, 22.6, 3.0)
-    (piece,) = plan(spans, n_samples, replace(POLICY, context_s=1.2))
-    assert piece.audio_s == pytest.approx(POLICY.longest_s, abs=0.001)
+    (chunk,) = cut(spans, n_samples, replace(POLICY, context_s=1.2))
+    assert chunk.window_s == pytest.approx(POLICY.longest_s, abs=0.001)
 
 
 def test_context_is_shared_with_the_neighbour():
     spans, n_samples = speech(0.0, 15.0, 1.0, 15.0)
-    first, second = plan(spans, n_samples, replace(POLICY, context_s=1.2))
+    first, second = cut(spans, n_samples, replace(POLICY, context_s=1.2))
     assert first.end == second.start == samples(15.5)
 
 
 def test_what_fits_into_one_window_is_not_cut():
     spans, n_samples = speech(0.5, 3.0, 1.0, 3.0, 1.0, 3.0, 0.5)
-    assert len(plan(spans, n_samples, POLICY)) == 1
+    assert len(cut(spans, n_samples, POLICY)) == 1
 
 
 def test_of_two_pauses_the_longer_one_is_cut():
     spans, n_samples = speech(0.0, 10.0, 0.2, 6.0, 1.2, 10.0)
-    first, second = plan(spans, n_samples, POLICY)
+    first, second = cut(spans, n_samples, POLICY)
     assert (len(first.speech), len(second.speech)) == (2, 1)
     spans, n_samples = speech(0.0, 10.0, 1.2, 6.0, 0.2, 10.0)
-    first, second = plan(spans, n_samples, POLICY)
+    first, second = cut(spans, n_samples, POLICY)
     assert (len(first.speech), len(second.speech)) == (1, 2)
 
 
 def test_pieces_that_meet_in_a_short_pause_meet_in_its_middle():
     spans, n_samples = speech(0.0, 20.0, 0.2, 20.0)
-    first, second = plan(spans, n_samples, POLICY)
+    first, second = cut(spans, n_samples, POLICY)
     assert first.end == second.start == samples(20.1)
 
 
 def test_speech_without_a_pause_is_cut_evenly():
     spans, n_samples = speech(0.0, 60.0)
-    pieces = plan(spans, n_samples, POLICY)
-    assert len(pieces) == 3
-    assert max(piece.audio_s for piece in pieces) - min(piece.audio_s for piece in pieces) <= 2 * POLICY.padding_s
-    for before, after in itertools.pairwise(pieces):
+    chunks = cut(spans, n_samples, POLICY)
+    assert len(chunks) == 3
+    assert max(chunk.window_s for chunk in chunks) - min(chunk.window_s for chunk in chunks) <= 2 * POLICY.padding_s
+    for before, after in itertools.pairwise(chunks):
         assert before.end == after.start  # nothing between them is lost
 
 
@@ -181,44 +182,44 @@ def test_speech_without_a_pause_is_cut_evenly():
 def test_padding_never_takes_the_room_of_speech(padding_s: float):
     spans, n_samples = speech(20.0, 60.0, 20.0)
     policy = replace(POLICY, padding_s=padding_s)
-    pieces = plan(spans, n_samples, policy)
-    assert max(piece.audio_s for piece in pieces) <= policy.longest_s
-    assert sum(span.end - span.start for piece in pieces for span in piece.speech) == samples(60.0)
+    chunks = cut(spans, n_samples, policy)
+    assert max(chunk.window_s for chunk in chunks) <= policy.longest_s
+    assert sum(span.end - span.start for chunk in chunks for span in chunk.speech) == samples(60.0)
 
 
 def test_a_short_leftover_is_avoided_where_a_better_cut_exists():
     spans, n_samples = speech(0.0, 11.0, 0.5, 11.0, 0.5, 2.0)
-    pieces = plan(spans, n_samples, POLICY)
-    assert [len(piece.speech) for piece in pieces] == [1, 2]
+    chunks = cut(spans, n_samples, POLICY)
+    assert [len(chunk.speech) for chunk in chunks] == [1, 2]
 
 
 def test_ten_hours_of_speech_are_planned_in_seconds():
     parts_s = [0.3, 1.7] * 18_000
     spans, n_samples = speech(*parts_s)
     began_s = time.process_time()
-    pieces = plan(spans, n_samples, POLICY)
+    chunks = cut(spans, n_samples, POLICY)
     assert time.process_time() - began_s < 10.0
-    assert sum(len(piece.speech) for piece in pieces) == len(spans)
+    assert sum(len(chunk.speech) for chunk in chunks) == len(spans)
 
 
 def test_a_long_pause_inside_a_piece_is_shown_shortened():
     spans, n_samples = speech(1.0, 4.0, 2.5, 4.0, 1.0)
-    (piece,) = plan(spans, n_samples, POLICY)
+    (chunk,) = cut(spans, n_samples, POLICY)
     recording = np.arange(n_samples, dtype=np.float32)
-    shown = piece.shown(recording)
-    assert len(shown) / SAMPLE_RATE_HZ == piece.audio_s == pytest.approx(0.3 + 4.0 + 1.5 + 4.0 + 0.3)
-    for original, moved in zip(piece.speech, piece.shown_speech(), strict=True):
+    shown = chunk.window_audio(recording)
+    assert len(shown) / SAMPLE_RATE_HZ == chunk.window_s == pytest.approx(0.3 + 4.0 + 1.5 + 4.0 + 0.3)
+    for original, moved in zip(chunk.speech, chunk.window_speech(), strict=True):
         assert np.array_equal(shown[moved.start : moved.end], recording[original.start : original.end])
 
 
 @given(recordings(), POLICIES)
 def test_times_in_what_is_shown_lead_back_to_the_recording(recording: tuple[list[Span], int], policy: CutPolicy):
     spans, n_samples = recording
-    for piece in plan(spans, n_samples, policy):
-        for original, moved in zip(piece.speech, piece.shown_speech(), strict=True):
+    for chunk in cut(spans, n_samples, policy):
+        for original, moved in zip(chunk.speech, chunk.window_speech(), strict=True):
             middle_s = (moved.start + moved.end) / 2 / SAMPLE_RATE_HZ
-            assert piece.original_s(middle_s) == pytest.approx((original.start + original.end) / 2 / SAMPLE_RATE_HZ)
-        times_s = [piece.original_s(piece.audio_s * part / 20) for part in range(-1, 23)]
+            assert chunk.recording_s(middle_s) == pytest.approx((original.start + original.end) / 2 / SAMPLE_RATE_HZ)
+        times_s = [chunk.recording_s(chunk.window_s * part / 20) for part in range(-1, 23)]
         assert times_s == sorted(times_s)
-        assert piece.start / SAMPLE_RATE_HZ <= times_s[0]
-        assert times_s[-1] <= piece.end / SAMPLE_RATE_HZ
+        assert chunk.start / SAMPLE_RATE_HZ <= times_s[0]
+        assert times_s[-1] <= chunk.end / SAMPLE_RATE_HZ

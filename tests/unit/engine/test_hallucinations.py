@@ -6,11 +6,11 @@ import pytest
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.decoding.hallucinations import filtered
-from typeless_grpc.engine.decoding.inference import DecodeResult
+from typeless_grpc.engine.decoding.hallucinations import filter_hallucinations
 from typeless_grpc.engine.decoding.quality import Issue
+from typeless_grpc.engine.decoding.requests import DecodeResult
 from typeless_grpc.engine.model import RawSegment
-from typeless_grpc.engine.planning.cuts import Piece
+from typeless_grpc.engine.planning.chunk import Chunk
 from typeless_grpc.speech.transcript import Segment, SuppressionReason, Word
 
 SPOKEN = RawSegment(
@@ -31,9 +31,9 @@ SPOKEN = RawSegment(
 LOOP = "thank you " * 8  # in 1.5 s
 
 
-def piece(start_s: float, end_s: float) -> Piece:
+def chunk(start_s: float, end_s: float) -> Chunk:
     span = Span(round(start_s * SAMPLE_RATE_HZ), round(end_s * SAMPLE_RATE_HZ))
-    return Piece(span.start, span.end, (span,), most_pause=span.end)
+    return Chunk(span.start, span.end, (span,), max_pause=span.end)
 
 
 def raw(
@@ -44,7 +44,7 @@ def raw(
 
 
 def test_times_are_moved_to_the_recordings_clock():
-    (segment,) = filtered(DecodeResult((SPOKEN,), "en", 1.0), piece(60.0, 70.0)).segments
+    (segment,) = filter_hallucinations(DecodeResult((SPOKEN,), "en", 1.0), chunk(60.0, 70.0)).segments
     assert (segment.start_s, segment.end_s) == (60.5, 62.0)
     assert [(word.text, word.start_s, word.end_s) for word in segment.words] == [
         ("hello", 60.5, 61.0),
@@ -53,7 +53,7 @@ def test_times_are_moved_to_the_recordings_clock():
 
 
 def test_segments_keep_their_order():
-    result = filtered(DecodeResult((raw(text="one"), raw(text="two")), "en", 1.0), piece(0.0, 5.0))
+    result = filter_hallucinations(DecodeResult((raw(text="one"), raw(text="two")), "en", 1.0), chunk(0.0, 5.0))
     assert [segment.text for segment in result.segments] == ["one", "two"]
 
 
@@ -65,7 +65,7 @@ def test_segments_keep_their_order():
     ],
 )
 def test_what_was_made_up_is_kept_apart_with_its_reason_and_its_time(made_up: RawSegment, reason: SuppressionReason):
-    result = filtered(DecodeResult((raw(text="said"), made_up), "en", 1.0), piece(10.0, 20.0))
+    result = filter_hallucinations(DecodeResult((raw(text="said"), made_up), "en", 1.0), chunk(10.0, 20.0))
     assert [segment.text for segment in result.segments] == ["said"]
     (suppressed,) = result.suppressed
     assert suppressed.reason is reason
@@ -82,14 +82,14 @@ def test_what_was_made_up_is_kept_apart_with_its_reason_and_its_time(made_up: Ra
     ],
 )
 def test_one_sign_alone_is_not_enough(said: RawSegment):
-    result = filtered(DecodeResult((said,), "en", 1.0), piece(0.0, 5.0))
+    result = filter_hallucinations(DecodeResult((said,), "en", 1.0), chunk(0.0, 5.0))
     assert result.suppressed == ()
     assert len(result.segments) == 1
 
 
 def test_repetitions_that_nobody_spoke_are_reported():
-    (suppressed,) = filtered(
-        DecodeResult((raw(),), "en", 1.0, looped=(raw(text="there there"),)), piece(10.0, 20.0)
+    (suppressed,) = filter_hallucinations(
+        DecodeResult((raw(),), "en", 1.0, looped=(raw(text="there there"),)), chunk(10.0, 20.0)
     ).suppressed
     assert (suppressed.segment.text, suppressed.reason) == ("there there", SuppressionReason.REPETITION)
 
@@ -99,7 +99,7 @@ def test_repetitions_that_nobody_spoke_are_reported():
     [(Issue.CUT_OFF, False), (Issue.TOO_FAST, True), (Issue.LOW_CONFIDENCE, True)],
 )
 def test_text_without_an_end_is_kept_out(issue: Issue, is_kept: bool):
-    result = filtered(DecodeResult((raw(),), "en", 1.0, issues=frozenset({issue})), piece(0.0, 5.0))
+    result = filter_hallucinations(DecodeResult((raw(),), "en", 1.0, issues=frozenset({issue})), chunk(0.0, 5.0))
     assert bool(result.segments) is is_kept
     assert [one.reason for one in result.suppressed] == ([] if is_kept else [SuppressionReason.LOW_CONFIDENCE])
 
@@ -115,6 +115,6 @@ def test_text_without_an_end_is_kept_out(issue: Issue, is_kept: bool):
 )
 def test_text_over_unlikely_speech_needs_confidence(confidence: float, unlikely: tuple[Span, ...], is_kept: bool):
     one = replace(SPOKEN, segment=replace(SPOKEN.segment, confidence=confidence))
-    result = filtered(DecodeResult((one,), "en", 1.0), piece(0.0, 5.0), unlikely)
+    result = filter_hallucinations(DecodeResult((one,), "en", 1.0), chunk(0.0, 5.0), unlikely)
     assert bool(result.segments) == is_kept
     assert [suppressed.reason for suppressed in result.suppressed] == [SuppressionReason.NO_SPEECH] * (not is_kept)

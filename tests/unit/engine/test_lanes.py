@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from typeless_grpc.engine import lanes as lanes_module
 from typeless_grpc.engine.interface import Lane
-from typeless_grpc.engine.lanes import Lanes, Waiting
+from typeless_grpc.engine.lanes import Entry, LaneQueue
 
 STARVE_AFTER_S = 5.0
 
@@ -20,21 +20,21 @@ def entry(
     *,
     key: object = "k",
     cost_s: float = 1.0,
-    since_s: float = 0.0,
-) -> Waiting[str]:
-    return Waiting(work, key, cost_s, lane, caller, since_s)
+    queued_s: float = 0.0,
+) -> Entry[str]:
+    return Entry(work, key, cost_s, lane, caller, queued_s)
 
 
-def line(*entries: Waiting[str], starve_after_s: float = STARVE_AFTER_S) -> Lanes[str]:
-    lanes: Lanes[str] = Lanes(starve_after_s=starve_after_s)
+def line(*entries: Entry[str], starve_after_s: float = STARVE_AFTER_S) -> LaneQueue[str]:
+    lanes: LaneQueue[str] = LaneQueue(starve_after_s=starve_after_s)
     for one in entries:
         lanes.push(one)
     return lanes
 
 
-def drain(lanes: Lanes[str], now_s: float = 0.0, max_batch: int = 1) -> list[Waiting[str]]:
+def drain(lanes: LaneQueue[str], now_s: float = 0.0, max_batch: int = 1) -> list[Entry[str]]:
     """Everything, in the order in which it is served at one moment."""
-    served: list[Waiting[str]] = []
+    served: list[Entry[str]] = []
     while batch := lanes.pop(now_s, max_batch=max_batch):
         served += batch
     return served
@@ -57,7 +57,7 @@ def test_one_caller_is_served_in_the_order_of_its_asking():
 def test_nothing_waiting_is_an_empty_batch():
     lanes = line()
     assert lanes.pop(0.0, max_batch=8) == []
-    assert lanes.n_alike(0.0) == 0
+    assert lanes.next_batch_size(0.0) == 0
 
 
 def test_a_lane_that_waited_long_enough_has_one_batch_before_all_others():
@@ -70,16 +70,16 @@ def test_a_lane_that_waited_long_enough_has_one_batch_before_all_others():
 
 
 def test_of_two_starving_lanes_the_one_that_waited_longer_goes_first():
-    lanes = line(entry(lane=Lane.BATCH, since_s=1.0), entry(lane=Lane.JOBS, since_s=0.0))
-    lanes.push(entry(lane=Lane.LIVE_FINAL, since_s=100.0))
+    lanes = line(entry(lane=Lane.BATCH, queued_s=1.0), entry(lane=Lane.JOBS, queued_s=0.0))
+    lanes.push(entry(lane=Lane.LIVE_FINAL, queued_s=100.0))
     assert [one.lane for one in drain(lanes, now_s=100.0)] == [Lane.JOBS, Lane.BATCH, Lane.LIVE_FINAL]
 
 
 def test_a_lane_does_not_starve_while_it_has_nothing_to_do():
     lanes = line(entry("old", Lane.JOBS))
     assert lanes.pop(0.0, max_batch=1)
-    lanes.push(entry("new", Lane.JOBS, since_s=1000.0))
-    lanes.push(entry("final", Lane.LIVE_FINAL, since_s=1000.0))
+    lanes.push(entry("new", Lane.JOBS, queued_s=1000.0))
+    lanes.push(entry("final", Lane.LIVE_FINAL, queued_s=1000.0))
     assert [one.work for one in lanes.pop(1000.0, max_batch=1)] == ["final"]
 
 
@@ -87,7 +87,7 @@ def test_a_lane_does_not_starve_while_it_has_nothing_to_do():
 def test_no_lane_starves_under_a_flood_of_what_is_more_urgent(starved: Lane):
     lanes = line(entry("patient", starved))
     for now_s in range(100):
-        lanes.push(entry("urgent", Lane.LIVE_FINAL, since_s=now_s))
+        lanes.push(entry("urgent", Lane.LIVE_FINAL, queued_s=now_s))
         if any(one.work == "patient" for one in lanes.pop(now_s, max_batch=1)):
             assert now_s == STARVE_AFTER_S
             return
@@ -116,8 +116,8 @@ def test_nobody_urgent_pays_for_the_company_of_the_patient():
 
 def test_a_starving_lane_shares_its_batch_with_what_is_more_urgent():
     lanes = line(entry("job", Lane.JOBS), entry("job 2", Lane.JOBS))
-    lanes.push(entry("final", Lane.LIVE_FINAL, since_s=STARVE_AFTER_S))
-    lanes.push(entry("batch", Lane.BATCH, since_s=STARVE_AFTER_S, key="other"))
+    lanes.push(entry("final", Lane.LIVE_FINAL, queued_s=STARVE_AFTER_S))
+    lanes.push(entry("batch", Lane.BATCH, queued_s=STARVE_AFTER_S, key="other"))
     assert [one.work for one in lanes.pop(STARVE_AFTER_S, max_batch=2)] == ["job", "final"]
 
 
@@ -130,7 +130,7 @@ def test_how_large_the_next_batch_could_be_is_what_pop_then_gives():
     lanes = line(
         entry(lane=Lane.UNARY), entry(lane=Lane.UNARY, key="other"), entry(lane=Lane.UNARY), entry(lane=Lane.JOBS)
     )
-    assert lanes.n_alike(0.0) == 2
+    assert lanes.next_batch_size(0.0) == 2
     assert len(lanes.pop(0.0, max_batch=8)) == 2
 
 
@@ -188,7 +188,7 @@ def test_who_took_seats_that_nobody_wanted_does_not_set_the_time_for_those_who_c
 
 
 def test_seats_that_nobody_wanted_are_held_against_a_caller_only_so_far(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lanes_module, "MOST_AHEAD_S", 10.0)
+    monkeypatch.setattr(lanes_module, "MAX_LEAD_S", 10.0)
     lanes = line(*(entry(caller="flood") for _ in range(1000)), *(entry(caller="slow") for _ in range(20)))
     for _ in range(10):  # the flood fills each batch that the slow one begins
         lanes.pop(0.0, max_batch=50)
@@ -214,11 +214,11 @@ def test_callers_in_line_are_never_further_apart_than_their_largest_pieces(files
 
 def test_the_expected_wait_is_what_would_be_served_before():
     lanes = line(*(entry(caller="many", lane=Lane.UNARY) for _ in range(100)), entry(lane=Lane.LIVE_FINAL, cost_s=3.0))
-    assert lanes.cost_s(Lane.LIVE_FINAL) == 3.0
-    assert lanes.cost_s(Lane.UNARY) == 103.0
-    assert lanes.cost_s(Lane.JOBS) == 103.0
-    assert lanes.cost_s(Lane.UNARY, "many") == 103.0
-    assert lanes.cost_s(Lane.UNARY, "another") <= 4.0  # its own turn comes after one of the hundred
+    assert lanes.cost_ahead_s(Lane.LIVE_FINAL) == 3.0
+    assert lanes.cost_ahead_s(Lane.UNARY) == 103.0
+    assert lanes.cost_ahead_s(Lane.JOBS) == 103.0
+    assert lanes.cost_ahead_s(Lane.UNARY, "many") == 103.0
+    assert lanes.cost_ahead_s(Lane.UNARY, "another") <= 4.0  # its own turn comes after one of the hundred
 
 
 # ---- bookkeeping ------------------------------------------------------------------------------------------------
@@ -242,9 +242,9 @@ def test_two_alike_are_told_apart():
 
 
 def test_what_has_waited_since_before_a_moment_is_told_by_lane():
-    early, late = entry("early", Lane.LIVE_INTERIM, since_s=1.0), entry("late", Lane.LIVE_INTERIM, since_s=3.0)
-    lanes = line(early, late, entry("other", Lane.UNARY, since_s=0.0))
-    assert lanes.older_than(Lane.LIVE_INTERIM, 2.0) == [early]
+    early, late = entry("early", Lane.LIVE_INTERIM, queued_s=1.0), entry("late", Lane.LIVE_INTERIM, queued_s=3.0)
+    lanes = line(early, late, entry("other", Lane.UNARY, queued_s=0.0))
+    assert lanes.queued_before(Lane.LIVE_INTERIM, 2.0) == [early]
 
 
 STEPS = st.one_of(
@@ -263,15 +263,15 @@ STEPS = st.one_of(
 @given(st.lists(STEPS, max_size=80))
 def test_any_sequence_serves_each_entry_exactly_once(steps: list[tuple]):
     lanes = line()
-    pushed: list[Waiting[str]] = []
-    waiting: list[Waiting[str]] = []
-    served: list[Waiting[str]] = []
-    removed: list[Waiting[str]] = []
+    pushed: list[Entry[str]] = []
+    waiting: list[Entry[str]] = []
+    served: list[Entry[str]] = []
+    removed: list[Entry[str]] = []
     now_s = 0.0
     for what, *how in steps:
         if what == "push":
             lane, caller, key, cost_s = how
-            one = entry(str(len(pushed)), lane, caller, key=key, cost_s=cost_s, since_s=now_s)
+            one = entry(str(len(pushed)), lane, caller, key=key, cost_s=cost_s, queued_s=now_s)
             lanes.push(one)
             pushed.append(one)
             waiting.append(one)
@@ -285,7 +285,7 @@ def test_any_sequence_serves_each_entry_exactly_once(steps: list[tuple]):
         elif what == "pop":
             max_batch, passed_s = how
             now_s += passed_s
-            could_be = lanes.n_alike(now_s)
+            could_be = lanes.next_batch_size(now_s)
             batch = lanes.pop(now_s, max_batch=max_batch)
             assert len(batch) == min(could_be, max_batch)
             assert bool(batch) == bool(waiting)
@@ -294,16 +294,16 @@ def test_any_sequence_serves_each_entry_exactly_once(steps: list[tuple]):
             for one in batch:
                 waiting.remove(one)
             served += batch
-        assert lanes.n_waiting() == len(waiting)
-        assert lanes.cost_s(Lane.JOBS) == pytest.approx(sum(one.cost_s for one in waiting))
+        assert lanes.n_queued() == len(waiting)
+        assert lanes.cost_ahead_s(Lane.JOBS) == pytest.approx(sum(one.cost_s for one in waiting))
     served += drain(lanes, now_s)
     assert sorted(one.work for one in served + removed) == sorted(one.work for one in pushed)
-    assert lanes.n_waiting() == 0
-    assert not any(state.callers for state in lanes._lanes.values())
+    assert lanes.n_queued() == 0
+    assert [lanes.n_callers(lane) for lane in Lane] == [0] * len(Lane)
 
 
 def test_callers_that_went_away_are_forgotten(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lanes_module, "MAX_REMEMBERED", 10)
+    monkeypatch.setattr(lanes_module, "MAX_IDLE_CALLERS", 10)
     lanes = line(*(entry(caller="steady", key="never alike", cost_s=1e-6) for _ in range(3)))
     most = 0
     for number in range(1000):
@@ -315,15 +315,15 @@ def test_callers_that_went_away_are_forgotten(monkeypatch: pytest.MonkeyPatch):
         else:
             lanes.remove(one)
         lanes.push(entry(caller="steady", key="never alike", cost_s=1e-6))
-        most = max(most, len(lanes._lanes[Lane.UNARY].callers) - lanes.n_waiting())
+        most = max(most, lanes.n_callers(Lane.UNARY) - lanes.n_queued())
     assert most <= 10
-    assert lanes.n_waiting() > 0
+    assert lanes.n_queued() > 0
 
 
 def test_a_batch_is_bounded_by_what_it_costs_together():
-    lanes: Lanes[str] = Lanes(starve_after_s=100.0)
+    lanes: LaneQueue[str] = LaneQueue(starve_after_s=100.0)
     for name in "abcd":
-        lanes.push(Waiting(name, "key", 1.0, Lane.UNARY, "caller", 0.0))
+        lanes.push(Entry(name, "key", 1.0, Lane.UNARY, "caller", 0.0))
     assert [entry.work for entry in lanes.pop(0.0, max_batch=8, max_cost_s=2.5)] == ["a", "b"]
     assert [entry.work for entry in lanes.pop(0.0, max_batch=8, max_cost_s=0.5)] == ["c"]
     assert [entry.work for entry in lanes.pop(0.0, max_batch=8)] == ["d"]

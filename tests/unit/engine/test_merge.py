@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from typeless_grpc.engine.decoding.merge import Stretch, join, merged
+from typeless_grpc.engine.decoding.merge import PartialTranscript, join, merge
 from typeless_grpc.speech.transcript import Segment, Word
 
 # A recording in which no word is like its neighbours.
@@ -19,11 +19,13 @@ def segment(words: tuple[Word, ...]) -> Segment:
     return Segment(words[0].start_s, words[-1].end_s, " ".join(w.text for w in words), "en", 0.9, 0.1, words)
 
 
-def window(start_s: float, end_s: float, words: tuple[Word, ...] = SPOKEN, *, per_segment: int = 7) -> Stretch:
+def window(
+    start_s: float, end_s: float, words: tuple[Word, ...] = SPOKEN, *, per_segment: int = 7
+) -> PartialTranscript:
     """What a perfect listener hears in a window: the words that lie in it whole."""
     heard = [word for word in words if start_s <= word.start_s and word.end_s <= end_s]
     rows = [tuple(heard[i : i + per_segment]) for i in range(0, len(heard), per_segment)]
-    return Stretch(start_s, end_s, tuple(segment(row) for row in rows))
+    return PartialTranscript(start_s, end_s, tuple(segment(row) for row in rows))
 
 
 def texts(segments: tuple[Segment, ...]) -> list[str]:
@@ -31,7 +33,7 @@ def texts(segments: tuple[Segment, ...]) -> list[str]:
 
 
 def test_what_both_windows_heard_is_kept_once():
-    whole = merged([window(0.0, 10.0), window(8.0, 18.0)])
+    whole = merge([window(0.0, 10.0), window(8.0, 18.0)])
     assert texts(whole) == texts(window(0.0, 18.0).segments)
     assert " ".join(one.text for one in whole) == " ".join(texts(whole))
 
@@ -39,73 +41,73 @@ def test_what_both_windows_heard_is_kept_once():
 def test_a_word_cut_off_at_the_edge_is_taken_from_the_window_that_heard_it_whole():
     left = window(0.0, 4.1)
     cut = Word("w1", 4.0, 4.1, 0.2)  # "w10", cut off
-    left = Stretch(0.0, 4.1, (*left.segments, segment((cut,))))
-    assert texts(merged([left, window(2.0, 8.0)])) == texts(window(0.0, 8.0).segments)
+    left = PartialTranscript(0.0, 4.1, (*left.segments, segment((cut,))))
+    assert texts(merge([left, window(2.0, 8.0)])) == texts(window(0.0, 8.0).segments)
 
 
 def test_a_made_up_word_at_the_start_of_a_window_is_dropped():
     made_up = segment((Word("Thanks", 6.0, 6.2, 0.2),))
     right = window(6.2, 14.0)
-    right = Stretch(6.0, 14.0, (made_up, *right.segments))
-    assert texts(merged([window(0.0, 9.0), right])) == texts(window(0.0, 14.0).segments)
+    right = PartialTranscript(6.0, 14.0, (made_up, *right.segments))
+    assert texts(merge([window(0.0, 9.0), right])) == texts(window(0.0, 14.0).segments)
 
 
 def test_words_are_the_same_whatever_their_case_and_marks():
-    left = Stretch(0.0, 3.0, (segment((Word("Hello,", 0.5, 1.0, 0.9), Word("world", 2.0, 2.5, 0.9))),))
-    right = Stretch(1.5, 5.0, (segment((Word("World.", 2.1, 2.6, 0.9), Word("Bye", 3.5, 4.0, 0.9))),))
-    assert texts(merged([left, right])) == ["Hello,", "world", "Bye"]
+    left = PartialTranscript(0.0, 3.0, (segment((Word("Hello,", 0.5, 1.0, 0.9), Word("world", 2.0, 2.5, 0.9))),))
+    right = PartialTranscript(1.5, 5.0, (segment((Word("World.", 2.1, 2.6, 0.9), Word("Bye", 3.5, 4.0, 0.9))),))
+    assert texts(merge([left, right])) == ["Hello,", "world", "Bye"]
 
 
 def test_the_same_word_said_again_later_is_not_the_same_word():
-    left = Stretch(0.0, 4.0, (segment((Word("no", 1.0, 1.2, 0.9), Word("no", 2.2, 2.4, 0.9))),))
-    right = Stretch(2.0, 6.0, (segment((Word("no", 2.2, 2.4, 0.9), Word("no", 3.6, 3.8, 0.9))),))
-    assert texts(merged([left, right])) == ["no", "no", "no"]
+    left = PartialTranscript(0.0, 4.0, (segment((Word("no", 1.0, 1.2, 0.9), Word("no", 2.2, 2.4, 0.9))),))
+    right = PartialTranscript(2.0, 6.0, (segment((Word("no", 2.2, 2.4, 0.9), Word("no", 3.6, 3.8, 0.9))),))
+    assert texts(merge([left, right])) == ["no", "no", "no"]
 
 
 def test_where_nothing_is_alike_the_cut_lies_in_a_pause():
-    left = Stretch(0.0, 4.0, (segment((Word("one", 0.5, 1.0, 0.9), Word("two", 2.0, 2.9, 0.9))),))
-    right = Stretch(1.8, 6.0, (segment((Word("too", 2.1, 2.9, 0.9), Word("three", 4.5, 5.0, 0.9))),))
-    assert texts(merged([left, right])) in (["one", "two", "three"], ["one", "too", "three"])
+    left = PartialTranscript(0.0, 4.0, (segment((Word("one", 0.5, 1.0, 0.9), Word("two", 2.0, 2.9, 0.9))),))
+    right = PartialTranscript(1.8, 6.0, (segment((Word("too", 2.1, 2.9, 0.9), Word("three", 4.5, 5.0, 0.9))),))
+    assert texts(merge([left, right])) in (["one", "two", "three"], ["one", "too", "three"])
 
 
 def test_windows_that_do_not_overlap_are_put_side_by_side():
-    assert texts(merged([window(0.0, 5.0), window(5.0, 9.0)])) == texts(
+    assert texts(merge([window(0.0, 5.0), window(5.0, 9.0)])) == texts(
         (*window(0.0, 5.0).segments, *window(5.0, 9.0).segments)
     )
 
 
 def test_what_only_one_of_two_windows_heard_is_kept():
     alone = texts(window(0.0, 5.0).segments)
-    assert texts(merged([window(0.0, 5.0), Stretch(4.0, 9.0, ())])) == alone
-    assert texts(merged([Stretch(0.0, 3.0, ()), Stretch(2.0, 5.0, window(2.0, 5.0).segments)])) == texts(
-        window(2.0, 5.0).segments
-    )
+    assert texts(merge([window(0.0, 5.0), PartialTranscript(4.0, 9.0, ())])) == alone
+    assert texts(
+        merge([PartialTranscript(0.0, 3.0, ()), PartialTranscript(2.0, 5.0, window(2.0, 5.0).segments)])
+    ) == texts(window(2.0, 5.0).segments)
 
 
 def test_a_few_words_left_over_at_a_seam_go_with_their_sentence():
-    left = Stretch(0.0, 5.0, (segment(SPOKEN[:9]), segment(SPOKEN[9:12])))
-    right = Stretch(3.0, 9.0, (segment(SPOKEN[8:20]),))
-    whole = merged([left, right])
+    left = PartialTranscript(0.0, 5.0, (segment(SPOKEN[:9]), segment(SPOKEN[9:12])))
+    right = PartialTranscript(3.0, 9.0, (segment(SPOKEN[8:20]),))
+    whole = merge([left, right])
     assert texts(whole) == [word.text for word in SPOKEN[:20]]
     assert all(len(one.words) > 3 for one in whole)
     assert all(one.text == " ".join(word.text for word in one.words) for one in whole)
 
 
 def test_nothing_heard_is_nothing():
-    assert merged([]) == ()
+    assert merge([]) == ()
 
 
 @pytest.mark.parametrize("shift_s", [-0.2, 0.0, 0.2])
 def test_times_never_go_back_even_where_windows_disagree_on_them(shift_s: float):
     moved = tuple(Word(w.text, max(0.0, w.start_s + shift_s), w.end_s + shift_s, 0.9) for w in SPOKEN[1:])
-    whole = merged([window(0.0, 10.0), window(8.0, 18.0, moved)])
+    whole = merge([window(0.0, 10.0), window(8.0, 18.0, moved)])
     times = [moment for one in whole for word in one.words for moment in (word.start_s, word.end_s)]
     assert times == sorted(times)
     assert texts(whole) == texts(window(0.0, 18.2).segments)[: len(texts(whole))]
 
 
 @st.composite
-def windows(draw: st.DrawFn) -> list[Stretch]:
+def windows(draw: st.DrawFn) -> list[PartialTranscript]:
     """Windows of any length over one recording, no moment in more than two, each heard a little differently."""
     noise = random.Random(draw(st.integers(0, 10_000)))
     n_mistakes = draw(st.integers(0, 4))
@@ -125,12 +127,12 @@ def windows(draw: st.DrawFn) -> list[Stretch]:
             i = noise.randrange(len(heard))
             heard[i] = Word(f"x{noise.random()}", heard[i].start_s, heard[i].end_s, 0.4)
         rows = [tuple(heard[i : i + 5]) for i in range(0, len(heard), 5)]
-        found.append(Stretch(early_s, end_s, tuple(segment(row) for row in rows)))
+        found.append(PartialTranscript(early_s, end_s, tuple(segment(row) for row in rows)))
     return found
 
 
 @given(windows())
-def test_joining_is_associative(parts: list[Stretch]):
+def test_joining_is_associative(parts: list[PartialTranscript]):
     from_left = functools.reduce(join, parts)
     from_right = functools.reduce(lambda right, left: join(left, right), reversed(parts))
     middle = len(parts) // 2
@@ -140,8 +142,8 @@ def test_joining_is_associative(parts: list[Stretch]):
 
 
 @given(windows())
-def test_no_word_is_lost_or_said_twice(parts: list[Stretch]):
-    said = [text for text in texts(merged(parts)) if text.startswith("w")]
+def test_no_word_is_lost_or_said_twice(parts: list[PartialTranscript]):
+    said = [text for text in texts(merge(parts)) if text.startswith("w")]
     numbers = [int(text[1:]) for text in said]
     assert numbers == sorted(set(numbers)) == numbers
     everything = {text for part in parts for text in texts(part.segments) if text.startswith("w")}

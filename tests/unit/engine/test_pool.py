@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.engine.harness import settle
+from tests.unit.idle import until_idle
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.pool import Footprint, ModelPool, PoolOptions
 from typeless_grpc.errors import EngineFailed, NotFound, Overloaded, SourceUnavailable, WrongState
@@ -168,7 +168,7 @@ async def test_a_caller_that_goes_away_does_not_take_the_model_from_the_others(b
     impatient, patient = asyncio.create_task(bench.used("a")), asyncio.create_task(bench.used("a"))
     await until(bench.loader.began["a"])
     impatient.cancel()
-    await settle()
+    await until_idle()
     gate.set()
     await patient
     assert impatient.cancelled()
@@ -192,7 +192,7 @@ async def test_asked_to_load_it_is_fetched_once_for_all_who_ask(bench: Bench):
     loads = [asyncio.create_task(bench.pool.load("far")) for _ in range(3)]
     await until(bench.shelf.asked)
     loads[0].cancel()
-    await settle()
+    await until_idle()
     await asyncio.wait_for(bench.used("a"), 5)  # a download holds up nobody
     bench.shelf.gate.set()
     assert (await loads[1]).name == (await loads[2]).name == "far"
@@ -262,7 +262,7 @@ async def test_a_model_that_went_is_freed(bench: Bench):
     gone = weakref.ref(model)
     del model
     await bench.pool.unload("a")
-    await settle()
+    await until_idle()
     gc.collect()
     assert gone() is None
 
@@ -273,7 +273,7 @@ async def test_a_model_that_went_is_freed(bench: Bench):
 async def test_unloading_waits_for_work_in_progress(bench: Bench, users: Users):
     using, done = await users("a")
     unloading = asyncio.create_task(bench.pool.unload("a"))
-    await settle()
+    await until_idle()
     assert not unloading.done()
     assert bench.pool.loaded() == {}
     done.set()
@@ -284,7 +284,7 @@ async def test_unloading_waits_for_work_in_progress(bench: Bench, users: Users):
 async def test_a_call_that_comes_while_it_is_unloaded_loads_it_again(bench: Bench, users: Users):
     old, done = await users("a")
     unloading = asyncio.create_task(bench.pool.unload("a"))
-    await settle()
+    await until_idle()
     await bench.used("a")
     assert not unloading.done()
     done.set()
@@ -298,7 +298,7 @@ async def test_unloading_what_is_still_loading_waits_for_those_who_want_it(bench
     using = asyncio.create_task(bench.used("a"))
     await until(bench.loader.began["a"])
     unloading = asyncio.create_task(bench.pool.unload("a"))
-    await settle()
+    await until_idle()
     assert not unloading.done()
     gate.set()
     await asyncio.gather(using, unloading)

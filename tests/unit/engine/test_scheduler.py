@@ -9,20 +9,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.engine.harness import ManualExecutor, settle
+from tests.unit.engine.harness import ManualExecutor
+from tests.unit.idle import run_until_complete, until_idle
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.interface import Lane, Ticket
-from typeless_grpc.engine.scheduler import LIVE_LASTS_S, Done, Scheduler, SchedulerOptions, Task, Turn
+from typeless_grpc.engine.scheduler import LIVE_LASTS_S, Completed, Scheduler, SchedulerOptions, Timing, WorkItem
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, Overloaded, RateLimited
 
 Answer = str | Exception | None
 
+# Batches are bounded by their size unless a test says otherwise.
+DEFAULTS: dict[str, object] = {"gather_ms": 0.0, "max_batch": 4, "max_batch_cost_s": 100.0, "live_batch_cost_s": 1.0}
+
+
+class WorkerCrash(BaseException):
+    """An error that no worker survives."""
+
 
 @dataclass
 class Bench:
-    """A scheduler, its clock, its threads, and what they were given.
+    """A scheduler with a fake clock and manual threads.
 
-    takes_s: for each piece of work. answer: what becomes of one. breaks: the batches that fail as a whole.
+    takes_s: for each item. answer: the result of an item. breaks: whether a batch fails as a whole. crashes: whether
+    running a batch ends its worker. n_extra: results beyond those of the items. unwanted: items that were not wanted
+    any more when their batch ran.
     """
 
     options: SchedulerOptions
@@ -30,6 +40,8 @@ class Bench:
     takes_s: float = 0.0
     answer: Callable[[str], Answer] = str.upper
     breaks: Callable[[list[str]], bool] = lambda batch: False
+    crashes: bool = False
+    n_extra: int = 0
     batches: list[list[str]] = field(default_factory=list)
     unwanted: list[str] = field(default_factory=list)
 
@@ -37,13 +49,15 @@ class Bench:
         self.threads = ManualExecutor()
         self.scheduler: Scheduler[str, str] = Scheduler(self.run, self.options, self.clock, self.threads)
 
-    def run(self, tasks: Sequence[Task[str, str]]) -> Sequence[Answer]:
-        self.batches.append([task.work for task in tasks])
-        self.clock.advance(self.takes_s * len(tasks))
-        self.unwanted += [task.work for task in tasks if not task.is_wanted()]
+    def run(self, items: Sequence[WorkItem[str, str]]) -> Sequence[Answer]:
+        self.batches.append([item.work for item in items])
+        self.clock.advance(self.takes_s * len(items))
+        self.unwanted += [item.work for item in items if not item.is_wanted()]
+        if self.crashes:
+            raise WorkerCrash
         if self.breaks(self.batches[-1]):
             raise RuntimeError("broken")
-        return [self.answer(task.work) if task.is_wanted() else None for task in tasks]
+        return ["extra"] * self.n_extra + [self.answer(item.work) if item.is_wanted() else None for item in items]
 
     def submit(
         self,
@@ -54,18 +68,18 @@ class Bench:
         key: str = "k",
         cost_s: float = 1.0,
         deadline_s: float | None = None,
-    ) -> asyncio.Task[Done[str]]:
+    ) -> asyncio.Task[Completed[str]]:
         ticket = Ticket(lane, caller, deadline_s)
         return asyncio.create_task(self.scheduler.submit(work, key=key, cost_s=cost_s, ticket=ticket))
 
-    async def busy(self) -> asyncio.Task[Done[str]]:
-        """One piece of work that runs, so that whatever comes now waits."""
+    async def busy(self) -> asyncio.Task[Completed[str]]:
+        """Submit one item that runs, so that all later ones wait."""
         running = self.submit("running", key="running")
         await self.threads.until(n_waiting=1)
         return running
 
     async def measured(self, pace: float) -> None:
-        """Let it find out how long a second of expected cost takes."""
+        """Let the scheduler measure its pace: seconds for each second of expected cost."""
         self.takes_s = pace
         first = self.submit("measured")
         await self.threads.run_all()
@@ -75,7 +89,7 @@ class Bench:
 
 @asynccontextmanager
 async def serving(**options: object) -> AsyncIterator[Bench]:
-    bench = Bench(SchedulerOptions(**{"gather_ms": 0.0, "max_batch": 4} | options))  # type: ignore[arg-type]
+    bench = Bench(SchedulerOptions(**DEFAULTS | options))  # type: ignore[arg-type]
     await bench.scheduler.start()
     try:
         yield bench
@@ -90,7 +104,7 @@ async def test_an_engine_that_has_work_and_ends_none_is_stalled():
         running = await bench.busy()
         bench.clock.advance(5.0)
         waiting = bench.submit("waiting")
-        await settle()
+        await until_idle()
         assert bench.scheduler.stalled_s == 5.0
         bench.threads.run()
         await running
@@ -105,9 +119,11 @@ async def test_an_engine_that_has_work_and_ends_none_is_stalled():
 
 async def test_an_engine_whose_worker_died_cannot_work():
     async with serving() as bench:
-        bench.scheduler._workers[0].cancel()
-        await settle()
+        bench.crashes = True
+        waiting = bench.submit("work")
+        await bench.threads.run_all()
         assert bench.scheduler.stalled_s == float("inf")
+        waiting.cancel()
 
 
 # ---- what becomes of work ---------------------------------------------------------------------------------------
@@ -119,11 +135,11 @@ async def test_work_gets_its_result_and_tells_truly_how_long_it_waited():
         running = await bench.busy()
         bench.clock.advance(1.0)
         waiting = bench.submit("hello")
-        await settle()
+        await until_idle()
         bench.clock.advance(4.0)
         await bench.threads.run_all()
-        assert await running == Done("RUNNING", Turn(submitted_s=0.0, started_s=0.0, ended_s=7.0))
-        assert await waiting == Done("HELLO", Turn(submitted_s=1.0, started_s=7.0, ended_s=9.0))
+        assert await running == Completed("RUNNING", Timing(submitted_s=0.0, started_s=0.0, ended_s=7.0))
+        assert await waiting == Completed("HELLO", Timing(submitted_s=1.0, started_s=7.0, ended_s=9.0))
 
 
 async def test_alike_work_of_several_callers_is_one_batch():
@@ -172,16 +188,16 @@ async def test_one_that_makes_a_whole_batch_fail_fails_alone():
 
 async def test_answers_that_do_not_fit_the_questions_fail_and_do_not_hang():
     async with serving() as bench:
-        bench.scheduler._run = lambda tasks: ["one too many", *(task.work for task in tasks)]
+        bench.n_extra = 1
         call = bench.submit("asked")
         await bench.threads.run_all()
         with pytest.raises(EngineFailed):
             await call
-        bench.scheduler._run = bench.run
+        bench.n_extra = 0
         assert (await one_more(bench)).result == "MORE"
 
 
-async def one_more(bench: Bench) -> Done[str]:
+async def one_more(bench: Bench) -> Completed[str]:
     """The scheduler still serves."""
     call = bench.submit("more")
     await bench.threads.run_all()
@@ -192,11 +208,11 @@ async def one_more(bench: Bench) -> Done[str]:
 
 
 async def test_a_full_line_refuses_and_says_when_to_come_again():
-    async with serving(max_waiting=3) as bench:
+    async with serving(max_queued=3) as bench:
         await bench.measured(pace=2.0)
         await bench.busy()
         calls = [bench.submit(str(number)) for number in range(3)]
-        await settle()
+        await until_idle()
         with pytest.raises(Overloaded) as caught:
             await bench.submit("one too many")
         assert caught.value.reason == "OVERLOADED"
@@ -207,10 +223,10 @@ async def test_a_full_line_refuses_and_says_when_to_come_again():
 
 
 async def test_a_line_full_of_patient_work_refuses_nobody_more_urgent():
-    async with serving(max_waiting=2) as bench:
+    async with serving(max_queued=2) as bench:
         await bench.busy()
         calls = [bench.submit("job", Lane.JOBS) for _ in range(2)]
-        await settle()
+        await until_idle()
         final = bench.submit("final", Lane.LIVE_FINAL)
         with pytest.raises(Overloaded):
             await bench.submit("third job", Lane.JOBS)
@@ -220,12 +236,12 @@ async def test_a_line_full_of_patient_work_refuses_nobody_more_urgent():
 
 
 async def test_what_has_begun_is_not_refused_by_a_line_that_filled_up_since():
-    async with serving(max_waiting=1) as bench:
+    async with serving(max_queued=1) as bench:
         await bench.busy()
         waiting = bench.submit("waiting")
-        await settle()
+        await until_idle()
         begun = asyncio.create_task(
-            bench.scheduler.submit("begun", key="k", cost_s=1.0, ticket=Ticket(), is_begun=True)
+            bench.scheduler.submit("begun", key="k", cost_s=1.0, ticket=Ticket(), is_continuation=True)
         )
         await bench.threads.run_all()
         assert [(await waiting).result, (await begun).result] == ["WAITING", "BEGUN"]
@@ -238,7 +254,7 @@ async def test_a_cancelled_calls_work_never_runs():
     async with serving() as bench:
         await bench.busy()
         stays, goes = bench.submit("stays"), bench.submit("goes")
-        await settle()
+        await until_idle()
         goes.cancel()
         await bench.threads.run_all()
         assert (await stays).result == "STAYS"
@@ -251,7 +267,7 @@ async def test_a_call_cancelled_while_it_runs_is_known_to_the_model_and_breaks_n
     async with serving() as bench:
         await bench.busy()
         stays, goes = bench.submit("stays"), bench.submit("goes")
-        await settle()
+        await until_idle()
         bench.threads.run()
         await bench.threads.until(n_waiting=1)  # both are in the batch now
         goes.cancel()
@@ -267,7 +283,7 @@ async def test_after_a_batch_failed_the_cancelled_are_not_tried_again():
         bench.breaks = lambda batch: len(batch) > 1
         await bench.busy()
         stays, goes = bench.submit("stays"), bench.submit("goes")
-        await settle()
+        await until_idle()
         bench.threads.run()
         await bench.threads.until(n_waiting=1)
         goes.cancel()
@@ -287,7 +303,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once():
         with pytest.raises(DeadlineExceeded):  # 2 s for what runs, 2 s for itself
             await bench.submit("too late", deadline_s=now_s + 3.9)
         in_time = bench.submit("in time", deadline_s=now_s + 4.1)
-        await settle()
+        await until_idle()
         assert not in_time.done()
         await bench.threads.run_all()
         await asyncio.gather(running, in_time)
@@ -306,7 +322,7 @@ async def test_a_deadline_that_passes_in_the_line_is_refused_at_its_turn_and_nev
     async with serving() as bench:
         await bench.busy()
         late, other = bench.submit("late", deadline_s=5.0), bench.submit("other")
-        await settle()
+        await until_idle()
         bench.takes_s = 6.0
         await bench.threads.run_all()
         with pytest.raises(DeadlineExceeded):
@@ -319,7 +335,7 @@ async def test_one_callers_hundred_files_do_not_make_anothers_deadline_impossibl
     async with serving(max_batch=1) as bench:
         await bench.measured(pace=1.0)
         many = [bench.submit(str(number), caller="many") for number in range(100)]
-        await settle()
+        await until_idle()
         one = bench.submit("one", caller="one", deadline_s=bench.clock.now_s() + 5.0)
         await bench.threads.run_all()
         assert (await one).result == "ONE"
@@ -347,7 +363,7 @@ async def test_the_backlog_is_what_stands_before_new_work():
         await bench.busy()
         bench.clock.advance(0.5)
         calls = [bench.submit("unary", Lane.UNARY), bench.submit("job", Lane.JOBS)]
-        await settle()
+        await until_idle()
         assert bench.scheduler.backlog_s(Lane.LIVE_FINAL) == pytest.approx(1.5)
         assert bench.scheduler.backlog_s(Lane.UNARY) == pytest.approx(3.5)
         assert bench.scheduler.backlog_s(Lane.JOBS) == pytest.approx(5.5)
@@ -363,7 +379,7 @@ async def test_under_backlog_interims_are_dropped_before_finals_wait():
         await bench.measured(pace=1.0)
         await bench.busy()
         first = bench.submit("first", Lane.LIVE_FINAL)
-        await settle()
+        await until_idle()
         with pytest.raises(Overloaded) as caught:
             await bench.submit("interim", Lane.LIVE_INTERIM)
         assert caught.value.reason == "INTERIM_DROPPED"
@@ -376,10 +392,10 @@ async def test_an_interim_that_waited_too_long_is_dropped_at_the_next_turn():
     async with serving(max_batch=1, interim_max_wait_s=1.0) as bench:
         await bench.busy()
         stale, final = bench.submit("stale", Lane.LIVE_INTERIM), bench.submit("final", Lane.LIVE_FINAL)
-        await settle()
+        await until_idle()
         bench.clock.advance(1.1)
         fresh = bench.submit("fresh", Lane.LIVE_INTERIM)
-        await settle()
+        await until_idle()
         await bench.threads.run_all()
         with pytest.raises(Overloaded) as caught:
             await stale
@@ -398,16 +414,16 @@ def test_finals_are_never_lost(steps: list[tuple[bool, float]], takes_s: float):
             for number, (is_final, passed_s) in enumerate(steps):
                 lane = Lane.LIVE_FINAL if is_final else Lane.LIVE_INTERIM
                 (finals if is_final else interims).append(bench.submit(str(number), lane))
-                await settle()
+                await until_idle()
                 bench.clock.advance(passed_s)
                 if bench.threads.waiting and number % 2:
                     bench.threads.run()
             await bench.threads.run_all()
             assert len(await asyncio.gather(*finals)) == len(finals)
             for outcome in await asyncio.gather(*interims, return_exceptions=True):
-                assert isinstance(outcome, Done) or getattr(outcome, "reason", "") == "INTERIM_DROPPED"
+                assert isinstance(outcome, Completed) or getattr(outcome, "reason", "") == "INTERIM_DROPPED"
 
-    asyncio.run(talk())
+    run_until_complete(talk())
 
 
 # ---- gathering --------------------------------------------------------------------------------------------------
@@ -422,9 +438,9 @@ async def test_a_batch_does_not_wait_where_nothing_is_coming():
 
 async def test_a_batch_waits_for_work_that_is_on_its_way():
     async with serving(gather_ms=3_600_000.0) as bench:
-        with bench.scheduler.coming():
+        with bench.scheduler.expecting_work():
             first = bench.submit("first")
-            await settle()
+            await until_idle()
             assert bench.threads.waiting == []
         # As a call does it: on its way until now, and handed in by a task of its own.
         second = bench.submit("second")
@@ -435,7 +451,7 @@ async def test_a_batch_waits_for_work_that_is_on_its_way():
 
 async def test_a_full_batch_does_not_wait():
     async with serving(gather_ms=3_600_000.0, max_batch=2) as bench:
-        with bench.scheduler.coming():
+        with bench.scheduler.expecting_work():
             calls = [bench.submit("first"), bench.submit("second")]
             await bench.threads.run_all()
             await asyncio.gather(*calls)
@@ -444,9 +460,9 @@ async def test_a_full_batch_does_not_wait():
 
 async def test_a_batch_waits_no_longer_than_allowed():
     async with serving(gather_ms=5.0) as bench:
-        with bench.scheduler.coming():
+        with bench.scheduler.expecting_work():
             first = bench.submit("first")
-            await settle()
+            await until_idle()
             assert bench.threads.waiting == []
             bench.clock.advance(0.006)
             await bench.threads.until(n_waiting=1)
@@ -472,7 +488,7 @@ async def test_several_workers_run_batches_side_by_side():
 async def test_one_worker_has_one_batch_at_a_time():
     async with serving(n_workers=1, max_batch=1) as bench:
         calls = [bench.submit(work) for work in ("one", "two")]
-        await settle()
+        await until_idle()
         assert len(bench.threads.waiting) == 1
         await bench.threads.run_all()
         await asyncio.gather(*calls)
@@ -492,7 +508,7 @@ async def test_while_someone_speaks_the_last_free_worker_is_kept_from_what_can_w
         spoken = bench.submit("spoken", Lane.LIVE_FINAL)
         await bench.threads.run_all()
         patient = [bench.submit(work, lane) for work in ("one", "two")]
-        await settle()
+        await until_idle()
         assert len(bench.threads.waiting) == 1
         final = bench.submit("final", Lane.LIVE_FINAL)
         await bench.threads.until(n_waiting=2)
@@ -542,7 +558,7 @@ async def test_stopping_tells_all_who_wait_and_all_who_come():
     await bench.scheduler.start()
     running = await bench.busy()
     waiting = bench.submit("waiting")
-    await settle()
+    await until_idle()
     await bench.scheduler.stop()
     late = bench.submit("late")
     for call in (running, waiting, late):
@@ -555,30 +571,30 @@ async def test_stopping_tells_all_who_wait_and_all_who_come():
 
 @pytest.mark.parametrize("lane", [Lane.UNARY, Lane.BATCH, Lane.JOBS])
 async def test_a_caller_of_a_thousand_windows_leaves_room_in_line_and_the_next_turn_to_one_of_one(lane: Lane):
-    async with serving(max_waiting=64) as bench:
+    async with serving(max_queued=64) as bench:
         many = [bench.submit(f"window {n}", lane, caller="many") for n in range(1000)]
-        await settle()
+        await until_idle()
         refused = [task.exception() for task in many if task.done()]
         assert {type(error) for error in refused} == {RateLimited}
         assert len(many) - len(refused) >= 48
         one = bench.submit("one", lane, caller="one")
         for _ in range(3):  # at most that which ran, and the next
-            await settle()
+            await until_idle()
             if not one.done():
                 bench.threads.run()
-        await settle()
+        await until_idle()
         assert (await one).result == "ONE"
         await bench.threads.run_all()
         assert all(task.done() for task in many)
 
 
 async def test_windows_of_a_call_that_is_begun_and_live_speech_are_not_refused_for_a_share():
-    async with serving(max_waiting=4) as bench:
+    async with serving(max_queued=4) as bench:
         await bench.busy()
         waiting = [bench.submit(f"window {n}", caller="a") for n in range(2)]
-        await settle()
+        await until_idle()
         begun = asyncio.create_task(
-            bench.scheduler.submit("more", key="k", cost_s=1.0, ticket=Ticket(Lane.UNARY, "a"), is_begun=True)
+            bench.scheduler.submit("more", key="k", cost_s=1.0, ticket=Ticket(Lane.UNARY, "a"), is_continuation=True)
         )
         live = [bench.submit(f"live {n}", Lane.LIVE_FINAL, caller="a") for n in range(4)]
         await bench.threads.run_all()

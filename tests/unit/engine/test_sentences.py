@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from typeless_grpc.engine.decoding.sentences import SentencePolicy, TimedWord, sentences
+from typeless_grpc.engine.decoding.sentences import SentencePolicy, sentences
+from typeless_grpc.engine.model import TimedWord
 
 POLICY = SentencePolicy(pause_s=1.0, end_pause_s=0.2, longest_s=5.0)
 

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.decoding.merge import Stretch, merged
+from typeless_grpc.engine.decoding.merge import PartialTranscript, merge
 from typeless_grpc.engine.interface import Chunking
 from typeless_grpc.engine.planning.cuts import CutPolicy
-from typeless_grpc.engine.planning.strategies import FIXED_WINDOW_S, Plan, planned
+from typeless_grpc.engine.planning.speech import DetectedSpeech
+from typeless_grpc.engine.planning.strategies import FIXED_WINDOW_S, Plan, plan_recording
 from typeless_grpc.speech.transcript import Segment, Word
 
 RATE = 16_000
@@ -23,7 +24,7 @@ def spans(*seconds: tuple[float, float]) -> list[Span]:
 
 
 def plan_of(chunking: Chunking, *seconds: tuple[float, float], audio_s: float, policy: CutPolicy = POLICY) -> Plan:
-    return planned(chunking, spans(*seconds), round(audio_s * RATE), policy)
+    return plan_recording(chunking, DetectedSpeech(tuple(spans(*seconds))), round(audio_s * RATE), policy)
 
 
 @pytest.mark.parametrize(
@@ -37,38 +38,38 @@ def test_auto_chooses_by_length_and_says_what(audio_s: float, used: Chunking):
 @pytest.mark.parametrize("chunking", Chunking)
 @pytest.mark.parametrize("audio_s", [0.1, 10.0, 100.0])
 def test_silence_has_no_pieces(chunking: Chunking, audio_s: float):
-    assert plan_of(chunking, audio_s=audio_s).pieces == ()
+    assert plan_of(chunking, audio_s=audio_s).chunks == ()
 
 
 def test_whole_conditions_each_piece_on_the_last_and_others_do_not():
     long = [(i * 10.0, i * 10.0 + 8.0) for i in range(6)]
-    assert plan_of(Chunking.WHOLE, *long, audio_s=60.0).is_conditioned
-    assert not plan_of(Chunking.WHOLE, (0.0, 5.0), audio_s=5.0).is_conditioned
+    assert plan_of(Chunking.WHOLE, *long, audio_s=60.0).is_sequential
+    assert not plan_of(Chunking.WHOLE, (0.0, 5.0), audio_s=5.0).is_sequential
     for chunking in (Chunking.FIXED, Chunking.VAD, Chunking.HYBRID):
-        assert not plan_of(chunking, *long, audio_s=60.0).is_conditioned
+        assert not plan_of(chunking, *long, audio_s=60.0).is_sequential
 
 
 def test_fixed_windows_are_of_one_length_and_overlap():
-    pieces = plan_of(Chunking.FIXED, (0.0, 100.0), audio_s=100.0).pieces
-    assert [piece.audio_s for piece in pieces[:-1]] == [FIXED_WINDOW_S] * (len(pieces) - 1)
-    assert [a.end - b.start for a, b in itertools.pairwise(pieces)] == [4 * RATE] * (len(pieces) - 1)
-    assert pieces[-1].end == 100 * RATE
+    chunks = plan_of(Chunking.FIXED, (0.0, 100.0), audio_s=100.0).chunks
+    assert [chunk.window_s for chunk in chunks[:-1]] == [FIXED_WINDOW_S] * (len(chunks) - 1)
+    assert [a.end - b.start for a, b in itertools.pairwise(chunks)] == [4 * RATE] * (len(chunks) - 1)
+    assert chunks[-1].end == 100 * RATE
 
 
 def test_fixed_windows_without_speech_are_left_out():
-    pieces = plan_of(Chunking.FIXED, (1.0, 2.0), (81.0, 82.0), audio_s=100.0).pieces
-    assert [round(piece.start / RATE) for piece in pieces] == [0, 60, 80]
+    chunks = plan_of(Chunking.FIXED, (1.0, 2.0), (81.0, 82.0), audio_s=100.0).chunks
+    assert [round(chunk.start / RATE) for chunk in chunks] == [0, 60, 80]
 
 
 @pytest.mark.parametrize("chunking", [Chunking.WHOLE, Chunking.VAD, Chunking.HYBRID])
 def test_pauses_are_where_it_is_cut(chunking: Chunking):
-    pieces = plan_of(chunking, (0.0, 20.0), (22.0, 40.0), (42.0, 60.0), audio_s=60.0).pieces
-    assert [(round(piece.start / RATE), round(piece.end / RATE)) for piece in pieces] == [(0, 20), (22, 40), (42, 60)]
+    chunks = plan_of(chunking, (0.0, 20.0), (22.0, 40.0), (42.0, 60.0), audio_s=60.0).chunks
+    assert [(round(chunk.start / RATE), round(chunk.end / RATE)) for chunk in chunks] == [(0, 20), (22, 40), (42, 60)]
 
 
 def test_pieces_decoded_one_after_the_other_may_fill_the_whole_window():
     lengths = {
-        chunking: len(plan_of(chunking, (0.0, 13.0), (14.0, 27.0), audio_s=27.0).pieces) for chunking in Chunking
+        chunking: len(plan_of(chunking, (0.0, 13.0), (14.0, 27.0), audio_s=27.0).chunks) for chunking in Chunking
     }
     assert lengths[Chunking.WHOLE] == lengths[Chunking.AUTO] == 1
     assert lengths[Chunking.VAD] == lengths[Chunking.HYBRID] == 2
@@ -77,17 +78,17 @@ def test_pieces_decoded_one_after_the_other_may_fill_the_whole_window():
 def test_hybrid_overlaps_where_there_is_no_pause_and_vad_does_not():
     talk = (0.0, 60.0)
     hybrid = plan_of(Chunking.HYBRID, talk, audio_s=60.0)
-    assert [hybrid.overlaps(i) for i in range(len(hybrid.pieces))] == [True] * len(hybrid.pieces)
-    assert {a.end - b.start for a, b in itertools.pairwise(hybrid.pieces)} == {round(1.5 * RATE)}
+    assert [hybrid.overlaps(i) for i in range(len(hybrid.chunks))] == [True] * len(hybrid.chunks)
+    assert {a.end - b.start for a, b in itertools.pairwise(hybrid.chunks)} == {round(1.5 * RATE)}
     vad = plan_of(Chunking.VAD, talk, audio_s=60.0)
-    assert not any(vad.overlaps(i) for i in range(len(vad.pieces)))
-    assert all(a.end <= b.start for a, b in itertools.pairwise(vad.pieces))
+    assert not any(vad.overlaps(i) for i in range(len(vad.chunks)))
+    assert all(a.end <= b.start for a, b in itertools.pairwise(vad.chunks))
 
 
 def test_pieces_fit_what_the_encoder_takes_at_once():
     for chunking in Chunking:
-        for piece in plan_of(chunking, (0.0, 300.0), audio_s=300.0).pieces:
-            assert piece.audio_s <= 30.0
+        for chunk in plan_of(chunking, (0.0, 300.0), audio_s=300.0).chunks:
+            assert chunk.window_s <= 30.0
 
 
 # Someone speaks for so long, at so many words a second, and then is silent for so long.
@@ -106,17 +107,17 @@ def recording(talk: list[tuple[float, float, float]]) -> tuple[list[Span], int, 
 
 
 def heard(plan: Plan, words: list[Word]) -> tuple[Segment, ...]:
-    """What a listener hears in each piece who knows only words that lie whole in it, merged."""
+    """What a listener hears in each chunk who knows only words that lie whole in it, merged."""
     stretches = []
-    for piece in plan.pieces:
-        start_s, end_s = piece.start / RATE, piece.end / RATE
+    for chunk in plan.chunks:
+        start_s, end_s = chunk.start / RATE, chunk.end / RATE
         inside = tuple(word for word in words if start_s <= word.start_s and word.end_s <= end_s)
         rows = [inside[i : i + 6] for i in range(0, len(inside), 6)]
         segments = tuple(
             Segment(row[0].start_s, row[-1].end_s, " ".join(w.text for w in row), "en", 0.9, 0.1, row) for row in rows
         )
-        stretches.append(Stretch(start_s, end_s, segments))
-    return merged(stretches)
+        stretches.append(PartialTranscript(start_s, end_s, segments))
+    return merge(stretches)
 
 
 @pytest.mark.parametrize("chunking", Chunking)
@@ -126,13 +127,13 @@ def test_no_strategy_loses_or_doubles_words(
     chunking: Chunking, talk: list[tuple[float, float, float]], longest_s: float
 ):
     speech, n_samples, words = recording(talk)
-    plan = planned(chunking, speech, n_samples, replace(POLICY, longest_s=longest_s))
+    plan = plan_recording(chunking, DetectedSpeech(tuple(speech)), n_samples, replace(POLICY, longest_s=longest_s))
     said = [word.text for segment in heard(plan, words) for word in segment.words]
     everything = [word.text for word in words]
     assert len(said) == len(set(said))
     assert [text for text in everything if text in set(said)] == said
     # Only a cut in the middle of a word, without overlap, can cost it.
-    n_hard_cuts = sum(a.end >= b.start for a, b in itertools.pairwise(plan.pieces))
+    n_hard_cuts = sum(a.end >= b.start for a, b in itertools.pairwise(plan.chunks))
     is_merged = plan.chunking in (Chunking.FIXED, Chunking.HYBRID) and longest_s >= 6.0
     assert len(everything) - len(said) <= (0 if is_merged else n_hard_cuts)
-    assert all(0 <= piece.start < piece.end <= n_samples for piece in plan.pieces)
+    assert all(0 <= chunk.start < chunk.end <= n_samples for chunk in plan.chunks)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.engine.harness import settle
+from tests.unit.idle import until_idle
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.stream_audio import BYTES_PER_S, Holding, StreamAudio
 from typeless_grpc.errors import Overloaded
@@ -45,12 +45,12 @@ async def test_a_stream_waits_for_room_and_goes_on_once_there_is(holder: str):
     if holder == "a recording":
         with admission.audio(8.0, "one"):
             passing, waiting = growing(second, 1.0), growing(third, 2.0)
-            await settle()
+            await until_idle()
             assert third.is_waiting
     else:
         await first.grow(8 * BYTES_PER_S)
         passing, waiting = growing(second, 1.0), growing(third, 2.0)
-        await settle()
+        await until_idle()
         assert third.is_waiting
         first.shrink(3 * BYTES_PER_S)
     await asyncio.wait_for(asyncio.gather(passing, waiting), 5)
@@ -83,10 +83,10 @@ async def test_a_stream_that_is_closed_while_it_waits_leaves_its_turn_and_its_pa
     await first.grow(BYTES_PER_S)
     await with_pass.grow(BYTES_PER_S)
     gone, waiting = growing(closed, 1.0), growing(last, 1.0)
-    await settle()
+    await until_idle()
     gone.cancel()
     closed.close()
-    await settle()
+    await until_idle()
     assert last.is_waiting
     with_pass.close()
     await asyncio.wait_for(waiting, 5)

@@ -12,20 +12,17 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine import tail
 from typeless_grpc.engine.model import FULL_POSITIONS, POSITIONS_PER_S
 from typeless_grpc.engine.tail import (
-    FILE_NAME,
-    LEAST_POSITIONS,
     LENGTHS,
+    MIN_TAIL_POSITIONS,
     Positions,
     Sample,
     Tail,
-    calibrated,
-    fingerprint_of,
-    is_kept,
-    kept_or_calibrated,
+    calibrate,
+    calibration_samples,
     n_encoded,
-    samples,
-    whole_length,
+    padded_length,
 )
+from typeless_grpc.engine.tail_files import FILE_NAME, fingerprint_of, is_stored, load_or_calibrate
 
 SPEECH = 5.0  # what the encoder below makes of speech; of silence it makes the position's number, in thousandths
 N_TOKENS = 10
@@ -45,7 +42,7 @@ class FakeEncoder:
         silence = np.arange(n_positions, dtype=np.float32)[:, None] / 1000 + float(audio[0]) * self.is_wrong
         return np.where(np.arange(n_positions)[:, None] < n_speech, np.float32(SPEECH), silence).astype(np.float32)
 
-    def write(self, positions: Positions, language: str) -> list[int]:
+    def decode_greedily(self, positions: Positions, language: str) -> list[int]:
         return list(range(N_TOKENS if self.has_silence(positions) else 100))
 
     def log_probability(self, positions: Positions, language: str, tokens: Sequence[int]) -> float:
@@ -53,7 +50,7 @@ class FakeEncoder:
 
     def has_silence(self, positions: Positions) -> bool:
         n_silent = int((np.abs(positions[:, 0] - np.arange(len(positions)) / 1000) < 0.01).sum())
-        return not self.needs_silence or n_silent > LEAST_POSITIONS // 2
+        return not self.needs_silence or n_silent > MIN_TAIL_POSITIONS // 2
 
 
 def speech(*lengths_s: float) -> list[Sample]:
@@ -67,7 +64,7 @@ def speech(*lengths_s: float) -> list[Sample]:
 
 
 def test_the_silence_of_each_position_is_the_mean_over_speech_that_has_ended_there():
-    tail = calibrated(FakeEncoder(), speech(1.0, 2.0, 6.0))
+    tail = calibrate(FakeEncoder(), speech(1.0, 2.0, 6.0))
     assert tail is not None
     assert tail.silence.shape == (FULL_POSITIONS, 1)
     assert tail.silence[75:, 0] == pytest.approx(np.arange(75, FULL_POSITIONS) / 1000)  # 1.0 s and half a second
@@ -75,16 +72,16 @@ def test_the_silence_of_each_position_is_the_mean_over_speech_that_has_ended_the
 
 
 def test_silence_that_the_decoder_does_not_gain_from_is_not_used(caplog: pytest.LogCaptureFixture):
-    assert calibrated(FakeEncoder(needs_silence=False), speech(1.0, 2.0)) is None
+    assert calibrate(FakeEncoder(needs_silence=False), speech(1.0, 2.0)) is None
     assert "windows of 30 s are used" in caplog.text
 
 
 def test_silence_that_lets_texts_run_away_is_not_used():
-    assert calibrated(FakeEncoder(is_wrong=True), speech(1.0, 2.0)) is None
+    assert calibrate(FakeEncoder(is_wrong=True), speech(1.0, 2.0)) is None
 
 
 def test_the_calibration_speech_is_shipped_and_of_several_languages_and_lengths():
-    found = samples()
+    found = calibration_samples()
     assert len({one.language for one in found}) >= 4
     lengths_s = sorted(len(one.audio) / SAMPLE_RATE_HZ for one in found)
     assert lengths_s[0] <= 1.0
@@ -95,7 +92,7 @@ def test_the_calibration_speech_is_shipped_and_of_several_languages_and_lengths(
 def test_the_calibration_speech_is_that_of_the_fixtures():
     directory = Path(tail.__file__).parent / "calibration"
     files = sorted(directory.glob("*.ogg"))
-    assert len(files) == len(samples())
+    assert len(files) == len(calibration_samples())
     for file in files:
         language, _, name = file.stem.split("_")
         assert file.read_bytes() == (AUDIO / f"{language}_{name}.ogg").read_bytes()
@@ -116,10 +113,10 @@ def test_so_many_positions_are_encoded(audio_s: float, silence_s: float, expecte
 def test_silence_follows_the_speech_up_to_one_of_a_few_lengths(n_positions: int):
     tail = Tail(np.arange(FULL_POSITIONS, dtype=np.float32)[:, None])
     encoded = np.full((n_positions, 1), -1.0, np.float16)
-    whole = tail.behind(encoded)
-    assert len(whole) == whole_length(n_positions)
+    whole = tail.append_to(encoded)
+    assert len(whole) == padded_length(n_positions)
     assert len(whole) in LENGTHS
-    assert len(whole) >= min(FULL_POSITIONS, n_positions + LEAST_POSITIONS)
+    assert len(whole) >= min(FULL_POSITIONS, n_positions + MIN_TAIL_POSITIONS)
     assert (whole[:n_positions] == -1).all()
     assert whole[n_positions:, 0].tolist() == np.arange(n_positions, len(whole)).astype(np.float16).tolist()
     assert whole.dtype == encoded.dtype
@@ -143,8 +140,8 @@ class Calibration:
 
 def test_a_tail_is_measured_once_and_kept(tmp_path: Path):
     calibration = Calibration()
-    first = kept_or_calibrated([tmp_path], "model", calibration)
-    second = kept_or_calibrated([tmp_path], "model", calibration)
+    first = load_or_calibrate([tmp_path], "model", calibration)
+    second = load_or_calibrate([tmp_path], "model", calibration)
     assert calibration.n_calls == 1
     assert first is TAIL
     assert second is not None
@@ -154,38 +151,38 @@ def test_a_tail_is_measured_once_and_kept(tmp_path: Path):
 
 
 def test_a_kept_silence_of_this_model_is_known_without_loading_it(tmp_path: Path):
-    assert not is_kept([tmp_path], "model")
-    kept_or_calibrated([tmp_path], "model", lambda: Tail(np.ones((1500, 4), np.float32)))
-    assert is_kept([tmp_path / "absent", tmp_path], "model")
-    assert not is_kept([tmp_path], "another model")
+    assert not is_stored([tmp_path], "model")
+    load_or_calibrate([tmp_path], "model", lambda: Tail(np.ones((1500, 4), np.float32)))
+    assert is_stored([tmp_path / "absent", tmp_path], "model")
+    assert not is_stored([tmp_path], "another model")
 
 
 def test_that_a_tail_does_not_help_is_kept_too(tmp_path: Path):
     calibration = Calibration(None)
-    assert kept_or_calibrated([tmp_path], "model", calibration) is None
-    assert kept_or_calibrated([tmp_path], "model", calibration) is None
+    assert load_or_calibrate([tmp_path], "model", calibration) is None
+    assert load_or_calibrate([tmp_path], "model", calibration) is None
     assert calibration.n_calls == 1
 
 
 def test_the_tail_of_other_weights_is_measured_again(tmp_path: Path):
     calibration = Calibration()
     for fingerprint in ("model", "another", "another"):
-        kept_or_calibrated([tmp_path], fingerprint, calibration)
+        load_or_calibrate([tmp_path], fingerprint, calibration)
     assert calibration.n_calls == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "text"])
 def test_a_damaged_file_is_measured_again_and_replaced(tmp_path: Path, damage: str):
     calibration = Calibration()
-    kept_or_calibrated([tmp_path], "model", calibration)
+    load_or_calibrate([tmp_path], "model", calibration)
     path = tmp_path / FILE_NAME
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes({"cut": content[:1000], "changed": content, "empty": b"", "text": b"hello"}[damage])
-    found = kept_or_calibrated([tmp_path], "model", calibration)
+    found = load_or_calibrate([tmp_path], "model", calibration)
     assert found is TAIL
     assert calibration.n_calls == 2
-    kept_or_calibrated([tmp_path], "model", calibration)
+    load_or_calibrate([tmp_path], "model", calibration)
     assert calibration.n_calls == 2
 
 
@@ -194,7 +191,7 @@ def test_where_a_models_directory_cannot_be_written_to_another_one_is(tmp_path: 
     blocked.write_text("a directory cannot be made here")
     calibration = Calibration()
     for _ in range(2):
-        assert kept_or_calibrated([blocked, tmp_path / "cache" / "model"], "model", calibration) is not None
+        assert load_or_calibrate([blocked, tmp_path / "cache" / "model"], "model", calibration) is not None
     assert calibration.n_calls == 1
     assert (tmp_path / "cache" / "model" / FILE_NAME).is_file()
 
@@ -202,8 +199,8 @@ def test_where_a_models_directory_cannot_be_written_to_another_one_is(tmp_path: 
 def test_where_nothing_can_be_written_it_is_measured_at_every_start(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert kept_or_calibrated([blocked], "model", Calibration()) is TAIL
-    assert "measured at every start" in caplog.text
+    assert load_or_calibrate([blocked], "model", Calibration()) is TAIL
+    assert "every start calibrates again" in caplog.text
 
 
 def test_a_fingerprint_tells_weights_and_how_they_are_computed_apart(tmp_path: Path):

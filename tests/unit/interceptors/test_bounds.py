@@ -1,4 +1,4 @@
-"""What bounds a call: its time, its headers, and how many there are."""
+"""Bounds of calls: their time, their headers, and their number."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_a_call_that_takes_too_long_is_ended():
     assert (error.code, error.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "CALL_TOO_LONG")
 
 
-async def test_a_call_that_is_long_by_nature_is_not():
+async def test_a_long_lived_call_is_not_ended():
     async def a_while(request: StringValue, context: Any) -> StringValue:
         await asyncio.sleep(0.1)
         return request
@@ -53,7 +53,7 @@ async def test_a_call_that_is_long_by_nature_is_not():
         assert await served.answers("unary_unary") == ["hello"]
 
 
-async def test_a_timeout_of_the_handlers_own_is_not_taken_for_ours():
+async def test_a_timeout_error_of_the_handler_is_not_a_call_timeout():
     async def times_out(request: StringValue, context: Any) -> StringValue:
         raise TimeoutError
 
@@ -65,17 +65,15 @@ async def test_a_timeout_of_the_handlers_own_is_not_taken_for_ours():
     ("timeout_s", "is_long_lived", "left_s"),
     [(10, False, 10), (10, True, 10), (90, False, 60), (None, False, 60), (None, True, None)],
 )
-async def test_the_inside_knows_when_the_answer_must_be_there(
-    timeout_s: float | None, is_long_lived: bool, left_s: float | None
-):
+async def test_the_handler_knows_the_calls_deadline(timeout_s: float | None, is_long_lived: bool, left_s: float | None):
     seen: list[float | None] = []
 
-    async def look(request: StringValue, context: Any) -> StringValue:
+    async def note_deadline(request: StringValue, context: Any) -> StringValue:
         moment = deadline_s.get()
         seen.append(None if moment is None else moment - time.monotonic())
         return request
 
-    async with echo([deadline(60, is_long_lived=is_long_lived)], unary_unary=look) as served:
+    async with echo([deadline(60, is_long_lived=is_long_lived)], unary_unary=note_deadline) as served:
         await served.answers("unary_unary", timeout=timeout_s)
     assert seen == [left_s if left_s is None else pytest.approx(left_s, abs=1)]
     assert deadline_s.get() is None
@@ -89,7 +87,7 @@ async def test_a_call_with_too_many_headers_is_refused(shape: str):
     assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_HEADERS")
 
 
-async def test_a_call_beyond_the_most_is_refused_until_another_ends():
+async def test_a_call_beyond_the_limit_is_refused_until_another_ends():
     running, gate = asyncio.Event(), asyncio.Event()
 
     async def held(request: StringValue, context: Any) -> StringValue:
@@ -107,7 +105,7 @@ async def test_a_call_beyond_the_most_is_refused_until_another_ends():
     assert (error.code, error.reason, error.retry_after_s) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED", 1.0)
 
 
-async def test_a_call_that_is_cancelled_is_open_no_longer():
+async def test_a_cancelled_call_is_no_longer_open():
     async with echo([StatusInterceptor(), OpenCallsInterceptor(1)], unary_unary=never) as served:
         with pytest.raises(grpc.aio.AioRpcError):
             await served.answers("unary_unary", timeout=0.05)

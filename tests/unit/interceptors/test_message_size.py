@@ -23,7 +23,7 @@ async def test_a_message_over_the_limit_is_refused_in_every_shape(shape: str):
     assert "103 bytes" in failed.message
 
 
-async def test_each_message_of_a_stream_is_looked_at_by_itself():
+async def test_each_message_of_a_stream_is_checked_separately():
     async with echo([StatusInterceptor(), MessageSizeInterceptor(LIMIT_BYTES)]) as served:
         assert await served.answers("stream_stream", *["x" * 100] * 3) == ["x" * 100] * 3
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -32,7 +32,7 @@ async def test_each_message_of_a_stream_is_looked_at_by_itself():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_bytes_that_are_no_message_are_the_callers_fault_in_every_shape(shape: str):
+async def test_malformed_messages_are_invalid_arguments_in_every_shape(shape: str):
     async with echo([StatusInterceptor(), MessageSizeInterceptor(LIMIT_BYTES)]) as served:
         call = getattr(served.channel, shape)(f"/{SERVICE}/{shape}")
         sent = call(iter([b"\xff\xff"]) if shape.startswith("stream") else b"\xff\xff")

@@ -27,13 +27,13 @@ async def test_a_callers_id_is_kept():
 
 
 @pytest.mark.parametrize("given", ["with space", "x" * 129, 'quote"', "{}"])
-async def test_an_id_that_could_write_into_logs_is_replaced(given: str):
+async def test_an_id_that_could_inject_log_lines_is_replaced(given: str):
     inside, outside = await id_inside_and_outside(("x-request-id", given))
     assert inside == outside != given
     assert len(inside) == 32
 
 
-async def test_a_call_without_an_id_gets_one_of_its_own():
+async def test_a_call_without_an_id_gets_a_new_one():
     first, second = await id_inside_and_outside(), await id_inside_and_outside()
     assert first[0] == first[1]
     assert first != second

@@ -124,7 +124,7 @@ async def test_metadata_is_read_by_its_first_value():
     assert seen == ["1", "raw", None]
 
 
-async def test_a_method_nobody_serves_stays_unimplemented():
+async def test_an_unknown_method_is_unimplemented():
     recorder = Recorder()
     async with echo([recorder]) as served:
         with pytest.raises(grpc.aio.AioRpcError) as caught:

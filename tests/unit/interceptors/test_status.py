@@ -44,7 +44,7 @@ async def test_an_error_of_the_family_becomes_its_code_and_reason(family: type[e
     assert (failed.code, failed.reason, failed.message) == (CODES[family], "SOME_REASON", example(family).message)
 
 
-def test_every_status_says_whose_reason_it_is():
+def test_every_status_has_the_domain_of_its_reason():
     for family in CODES:
         info = error_details_pb2.ErrorInfo()
         assert status_of(example(family)).details[0].Unpack(info)
@@ -57,12 +57,12 @@ async def test_each_wrong_field_is_a_field_violation():
     assert failed.fields == (("options.language", "is odd"), ("audio", "is missing"))
 
 
-@pytest.mark.parametrize(("quota", "said"), [("10 calls in 60 s", "10 calls in 60 s"), ("", "You have 3.")])
-def test_a_quota_that_is_used_up_is_described(quota: str, said: str):
+@pytest.mark.parametrize(("quota", "description"), [("10 calls in 60 s", "10 calls in 60 s"), ("", "You have 3.")])
+def test_a_quota_that_is_used_up_is_described(quota: str, description: str):
     failure = error_details_pb2.QuotaFailure()
     error = errors.RateLimited("You have 3.", reason="TOO_MANY_STREAMS", subject="key:k1", quota=quota)
     assert status_of(error).details[1].Unpack(failure)
-    assert [(one.subject, one.description) for one in failure.violations] == [("key:k1", said)]
+    assert [(one.subject, one.description) for one in failure.violations] == [("key:k1", description)]
 
 
 @pytest.mark.parametrize("retry_after_s", [0.0, 0.25, 90.0])
@@ -72,7 +72,7 @@ async def test_retry_info_says_when_waiting_helps(retry_after_s: float):
     assert (await ended_with(errors.NotFound("Gone.", reason="GONE"))).retry_after_s is None
 
 
-async def test_the_unforeseen_is_internal_and_keeps_its_text(caplog: pytest.LogCaptureFixture):
+async def test_an_unforeseen_error_is_internal_and_does_not_reveal_its_text(caplog: pytest.LogCaptureFixture):
     failed = await ended_with(ZeroDivisionError("password=hunter2"), RequestIdInterceptor())
     assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "hunter2" not in str(failed)
@@ -82,7 +82,7 @@ async def test_the_unforeseen_is_internal_and_keeps_its_text(caplog: pytest.LogC
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_what_nobody_wrote_is_unimplemented():
+async def test_a_method_without_implementation_is_unimplemented():
     failed = await ended_with(NotImplementedError("Method not implemented!"))
     assert (failed.code, failed.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
 
@@ -91,7 +91,7 @@ async def test_other_trailers_survive_an_error():
     assert (await ended_with(ValueError("x"), RequestIdInterceptor())).request_id == "call-1"
 
 
-async def test_an_error_in_the_middle_of_a_stream_comes_after_what_was_said():
+async def test_an_error_in_the_middle_of_a_stream_follows_the_responses():
     async def fails_later(request: StringValue, context: Any) -> AsyncIterator[StringValue]:
         yield StringValue(value="first")
         raise errors.EngineFailed("It broke.")
@@ -115,7 +115,7 @@ async def test_a_call_that_is_aborted_keeps_its_own_status():
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.DATA_LOSS, "as it is")
 
 
-async def test_a_caller_that_goes_away_is_no_error_of_ours():
+async def test_a_cancellation_by_the_caller_is_not_an_error():
     began, ended = asyncio.Event(), asyncio.Event()
 
     async def waits(request: StringValue, context: Any) -> StringValue:

@@ -17,7 +17,7 @@ from typeless_grpc.engine.interface import (
     Recognition,
     Script,
     Task,
-    VoiceActivity,
+    VoiceActivityOptions,
 )
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import audio_pb2, transcript_pb2, transcription_pb2
@@ -50,7 +50,7 @@ def post(**fields: Any) -> dict[str, Any]:
     return {"post_processing": transcription_pb2.PostProcessing(**fields)}
 
 
-def test_nothing_asked_leaves_everything_to_the_engine():
+def test_empty_options_leave_all_choices_to_the_engine():
     assert options() == DecodeOptions()
 
 
@@ -73,12 +73,12 @@ def test_nothing_asked_leaves_everything_to_the_engine():
         ({"word_timestamps": True}, DecodeOptions(word_timestamps=True)),
         (decoding(beam_size=10), DecodeOptions(beam_size=10)),
         (decoding(temperatures=[0, 0.2, 1]), DecodeOptions(temperatures=(0.0, 0.2, 1.0))),
-        (voice(threshold=0.5), DecodeOptions(voice_activity=VoiceActivity(threshold=0.5))),
+        (voice(threshold=0.5), DecodeOptions(voice_activity=VoiceActivityOptions(threshold=0.5))),
         (
             voice(
                 end_silence=Duration(nanos=250_000_000), speech_padding=Duration(), max_utterance=Duration(seconds=30)
             ),
-            DecodeOptions(voice_activity=VoiceActivity(None, 0.25, 0.0, 30.0)),
+            DecodeOptions(voice_activity=VoiceActivityOptions(None, 0.25, 0.0, 30.0)),
         ),
         ({"chunking": transcription_pb2.CHUNKING_STRATEGY_AUTO}, DecodeOptions()),
         ({"chunking": transcription_pb2.CHUNKING_STRATEGY_WHOLE}, DecodeOptions(chunking=Chunking.WHOLE)),
@@ -113,7 +113,7 @@ def test_nothing_asked_leaves_everything_to_the_engine():
     ],
     ids=str,
 )
-def test_options_are_read(fields: dict[str, Any], expected: DecodeOptions):
+def test_options_are_parsed(fields: dict[str, Any], expected: DecodeOptions):
     assert options(**fields) == expected
 
 
@@ -173,7 +173,7 @@ def test_options_are_read(fields: dict[str, Any], expected: DecodeOptions):
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_a_bad_option_is_refused_by_the_path_of_its_field(fields: dict[str, Any], path: str, reason: str):
+def test_an_invalid_option_is_refused_with_its_path(fields: dict[str, Any], path: str, reason: str):
     with pytest.raises(InvalidInput) as caught:
         options(**fields)
     assert [violation.field for violation in caught.value.violations] == [path]
@@ -213,7 +213,7 @@ def test_no_option_is_accepted_and_ignored():
     ],
     ids=["unset", "raw"],
 )
-def test_a_format_is_read(message: audio_pb2.AudioFormat, expected: AudioFormat):
+def test_a_format_is_parsed(message: audio_pb2.AudioFormat, expected: AudioFormat):
     assert convert.audio_format(message, "audio.format") == expected
 
 
@@ -221,7 +221,7 @@ def test_every_encoding_of_the_contract_is_known():
     assert set(convert.ENCODINGS) == set(audio_pb2.AudioEncoding.values())
 
 
-def test_an_encoding_from_the_future_is_refused():
+def test_an_unknown_encoding_is_refused():
     with pytest.raises(InvalidInput) as caught:
         convert.audio_format(audio_pb2.AudioFormat(encoding=99), "items[2].audio.format")  # type: ignore[arg-type]
     assert caught.value.violations[0].field == "items[2].audio.format.encoding"
@@ -236,7 +236,7 @@ def test_an_encoding_from_the_future_is_refused():
     ],
     ids=["unset", "empty", "empty uri"],
 )
-def test_audio_that_is_not_there_is_refused(source: audio_pb2.AudioSource, path: str, reason: str):
+def test_missing_audio_is_refused(source: audio_pb2.AudioSource, path: str, reason: str):
     with pytest.raises(InvalidInput) as caught:
         convert.audio_source(source, "audio")
     assert (caught.value.violations[0].field, caught.value.reason) == (path, reason)
@@ -323,7 +323,7 @@ def test_every_reason_to_suppress_has_a_name_on_the_wire():
     assert set(convert.SUPPRESSION_REASONS) == set(SuppressionReason)
 
 
-def test_stats_tell_how_fast_it_was():
+def test_stats_have_the_speed():
     nothing = Transcript((), (), "en", 1.0, audio_s=30.0, speech_s=0.0, model="base")
     stats = convert.stats(Recognition(nothing, queue_s=0.5, n_chunks=4), processing_s=10.0)
     assert stats.realtime_factor == 3.0

@@ -65,7 +65,7 @@ def servicer(
     return ModelServicer(FakePool(in_memory), Names(known, frozenset(here)), "base")
 
 
-async def test_models_on_this_machine_are_listed_and_those_that_would_be_downloaded_are_not():
+async def test_only_installed_models_are_listed():
     assert [model.name for model in await listed(servicer("base", "tiny.en"))] == ["base", "tiny.en"]
 
 
@@ -74,8 +74,8 @@ async def test_models_on_this_machine_are_listed_and_those_that_would_be_downloa
     [
         pytest.param(servicer("base", "small"), id="of the catalogue"),
         pytest.param(servicer("base", known=("small",)), id="known only to the data directory"),
-        pytest.param(servicer(), id="its files are gone"),
-        pytest.param(servicer(base=FakeModel()), id="its files are gone, and it is in memory"),
+        pytest.param(servicer(), id="its files deleted"),
+        pytest.param(servicer(base=FakeModel()), id="in memory, its files deleted"),
     ],
 )
 async def test_exactly_one_model_is_the_default_and_it_is_always_listed(served: ModelServicer):
@@ -84,12 +84,12 @@ async def test_exactly_one_model_is_the_default_and_it_is_always_listed(served: 
     assert len({model.name for model in models}) == len(models)
 
 
-async def test_a_model_in_memory_is_listed_though_its_files_are_gone():
+async def test_a_model_in_memory_is_listed_even_if_its_files_are_deleted():
     models = {model.name: model for model in await listed(servicer("base", small=FakeModel(), mine=FakeModel()))}
     assert {name for name, model in models.items() if model.loaded} == {"small", "mine"}
 
 
-async def test_of_a_model_that_is_not_loaded_only_its_name_speaks():
+async def test_until_a_model_is_loaded_its_name_tells_its_languages():
     base, tiny = await listed(servicer("base", "tiny.en"))
     assert base == models_pb2.Model(name="base", is_default=True, multilingual=True)
     assert tiny == models_pb2.Model(name="tiny.en", languages=["en"])
@@ -126,7 +126,7 @@ async def test_a_model_must_be_named(call: str):
 @pytest.mark.parametrize(
     ("role", "shown"), [(Role.USER, ["base", "tiny.en"]), (Role.ADMIN, ["base", "tiny.en", "small"])]
 )
-async def test_users_are_shown_the_models_that_they_may_use(role: Role, shown: list[str]):
+async def test_users_see_the_models_that_they_may_use(role: Role, shown: list[str]):
     pool = FakePool({"tiny.en": FakeModel()}, frozenset({"base"}))  # an admin had it loaded
     names = Names(("base", "tiny.en", "small"), frozenset({"base", "tiny.en", "small"}))
     token = principal.enter(Principal("key:1", "key:1", role))

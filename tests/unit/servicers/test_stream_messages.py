@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from typeless_grpc.engine.interface import VoiceActivity
+from typeless_grpc.engine.interface import VoiceActivityOptions
 from typeless_grpc.servicers.stream_messages import StreamDefaults
 from typeless_grpc.streaming.endpoint import EndpointOptions
 
@@ -18,6 +18,6 @@ from typeless_grpc.streaming.endpoint import EndpointOptions
 def test_who_says_how_long_a_pause_ends_an_utterance_has_no_other(
     asked_s: float | None, expected_s: tuple[float, float]
 ):
-    segmentation = StreamDefaults("base").segmentation(VoiceActivity(end_silence_s=asked_s), is_file=False)
+    segmentation = StreamDefaults("base").segmentation(VoiceActivityOptions(end_silence_s=asked_s), is_file=False)
     assert isinstance(segmentation, EndpointOptions)
     assert (segmentation.end_silence_s, segmentation.low_confidence_silence_s) == expected_s

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.speech import cut, said, samples_as_text, silence, tone, words_as_they_come
-from tests.unit.engine.harness import settle
+from tests.unit.idle import run_until_complete, until_idle
 from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.audio.live import LiveReader, live_reader
 from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
-from typeless_grpc.engine.interface import DecodeOptions, Lane, VoiceActivity
+from typeless_grpc.engine.interface import DecodeOptions, Lane, VoiceActivityOptions
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.engine.stream_audio import BYTES_PER_S, StreamAudio
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, Overloaded
@@ -125,7 +125,7 @@ async def test_the_lanes_callers_and_options_of_finals_and_interims():
     [pytest.param(None, 0.3, id="little, for speed"), pytest.param(1.0, 1.0, id="as was asked")],
 )
 async def test_an_interim_is_shown_as_much_before_speech(padding_s: float | None, lead_s: float):
-    options = DecodeOptions(language="en", voice_activity=VoiceActivity(speech_padding_s=padding_s))
+    options = DecodeOptions(language="en", voice_activity=VoiceActivityOptions(speech_padding_s=padding_s))
     segmentation = EndpointOptions() if padding_s is None else EndpointOptions(padding_s=padding_s, context_s=padding_s)
     async with bench(segmentation=segmentation, options=options, interim_interval_s=0.5) as b:
         await b.say(silence(2.0) + tone(1.0))
@@ -219,7 +219,7 @@ async def test_a_final_waits_for_the_interims_of_its_utterance_and_keeps_what_th
         b.engine.gate.clear()
         await b.say(tone(0.2) + silence(1.0))
         await b.engine.until(n_calls=4)  # three interims, and the guess
-        await settle()
+        await until_idle()
         b.engine.gate.set()
         await b.until(Final)
     assert b.finals() == ["Good morning to everybody"]
@@ -268,7 +268,7 @@ async def test_interims_come_less_often_under_load(backlog_s, at_least, at_most)
         b.engine.backlog_s = backlog_s
         for _ in range(50):
             await b.say(tone(0.1))
-            await settle()  # let a running interim finish
+            await until_idle()  # let a running interim finish
         await b.rest()
         assert at_least <= len(b.asked(Lane.LIVE_INTERIM)) <= at_most
     assert len(b.finals()) == 1
@@ -315,7 +315,7 @@ async def test_what_is_lost_does_not_count_as_said_what_comes_after_it():
         b.engine.backlog_s = 9.0  # no guesses
         await b.say(said(1.0, 0.8, 3.0, 0.8))
         await b.engine.until(n_calls=2)  # the second piece is done while the first one waits for another try
-        await settle()
+        await until_idle()
         lost_first.set()
         await b.rest()
     warned = next(entry for entry in b.got if isinstance(entry.event, Warned))
@@ -368,7 +368,7 @@ async def test_controls_wait_for_room_like_audio():
 
         waiting = asyncio.create_task(put_often())
         await b.engine.until(n_calls=1)
-        await settle()
+        await until_idle()
         assert 0 < n_put < 20
         b.engine.gate.set()
         await waiting
@@ -383,7 +383,7 @@ async def test_a_reader_that_reads_nothing_stops_what_is_taken():
 
         putting = asyncio.create_task(say_all())
         await b.engine.until(n_calls=2)
-        await settle()
+        await until_idle()
         assert not putting.done()
         assert b.stream.journal.last_sequence < 20
         await b.until(Completed)
@@ -504,7 +504,7 @@ async def test_what_follows_a_pause_waits_for_the_text_and_not_for_an_engine_tha
         b.engine.gate.clear()
         await b.say(said(1.0, EndpointOptions().end_silence_s + 0.1, 1.0, 1.0))
         await b.engine.until(n_calls=1)
-        await settle()
+        await until_idle()
         assert b.stream.cursors.received_s == pytest.approx(1.0 + EndpointOptions().end_silence_s, abs=0.15)
         b.engine.gate.set()
         await b.rest()
@@ -519,7 +519,7 @@ async def test_two_pieces_that_break_in_one_moment_end_the_stream_with_the_reaso
         await b.engine.until(n_calls=1)
         await b.say(said(1.0, 1.0))
         await b.engine.until(n_calls=2)
-        await settle()
+        await until_idle()
         b.engine.gate.set()
         with pytest.raises(RuntimeError, match="broken"):
             async with asyncio.timeout(5):
@@ -615,7 +615,7 @@ def test_any_chunking_gives_the_same_events(sizes, is_file):
         kept = [event for event in seen if isinstance(event, Final | SpeechStart | SpeechEnd)]
         return [*sorted(kept, key=str), seen[-1]]
 
-    whole, cut_up = asyncio.run(run([data])), asyncio.run(run(list(cut(data, [*sizes, 7001]))))
+    whole, cut_up = run_until_complete(run([data])), run_until_complete(run(list(cut(data, [*sizes, 7001]))))
     assert whole[:-1] == cut_up[:-1]
     assert whole[-1].transcript == cut_up[-1].transcript  # type: ignore[union-attr]
 
@@ -633,7 +633,7 @@ async def at_the_pace_of_the_engine(b: Bench, data: bytes) -> None:
         await b.stream.put(data[end - 3200 : end])
         while b.stream.cursors.received_s < min(end, len(data)) // 2 / 16_000:  # by other threads  # noqa: ASYNC110
             await asyncio.sleep(0)
-        await settle()
+        await until_idle()
 
 
 @settings(max_examples=15, deadline=None)
@@ -652,7 +652,7 @@ def test_finals_do_not_depend_on_how_fast_the_audio_comes_with_interims(sizes: l
             await b.rest()
         return b.finals()
 
-    paced, fast = asyncio.run(run(is_fast=False)), asyncio.run(run(is_fast=True))
+    paced, fast = run_until_complete(run(is_fast=False)), run_until_complete(run(is_fast=True))
     assert paced == fast
     assert not all(text.isupper() for text in paced)
 
@@ -694,7 +694,7 @@ async def test_a_drain_waits_for_a_pause(talk: bytes, is_attached: bool, waits: 
     async with bench() as b:
         await b.say(talk)
         await b.until(SpeechStart)
-        await settle()
+        await until_idle()
         if not is_attached:
             b.stream.detach()
         b.stream.drain(5.0)
@@ -717,7 +717,7 @@ async def test_no_more_of_a_recording_is_taken_than_the_engine_would_finish_in_a
         b.engine.backlog_s = 11.0
         talking = asyncio.create_task(b.say(talk, 32_000))
         await b.engine.until(n_calls=1)
-        await settle()
+        await until_idle()
         taken = b.stream.acknowledged_bytes
         await asyncio.sleep(0.1)
         assert b.stream.acknowledged_bytes <= taken + 64_000 < len(talk)
@@ -733,7 +733,7 @@ async def test_after_a_while_a_drain_ends_audio_between_two_words():
         b.stream.drain(5.0)
         b.clock.advance(3.0)
         await b.say(tone(0.5))
-        await settle()
+        await until_idle()
         assert not b.stream.has_ended
         await b.say(silence(0.1))
         await b.until(Completed)
@@ -783,7 +783,7 @@ async def test_all_streams_together_hold_so_much_and_every_one_is_finished(segme
         for b in benches:
             b.engine.gate.clear()
         talking = [asyncio.create_task(b.say(talk, 32_000)) for b in benches]
-        await settle()
+        await until_idle()
         await asyncio.sleep(0.2)  # for the threads that look for speech
         held = audio.n_bytes / BYTES_PER_S
         taken_s = sum(b.stream.acknowledged_bytes for b in benches) / 32_000
@@ -804,7 +804,7 @@ async def test_a_stream_that_failed_or_was_closed_holds_nothing():
         assert audio.n_bytes > 0
         b.stream.fail(InvalidInput("audio", "is none"))
         await b.stream.put(tone(1.0))
-        await settle()
+        await until_idle()
         assert audio.n_bytes == 0
     async with bench(audio=audio) as b:
         await b.stream.put(tone(1.0))  # and the loop has not begun when it is closed

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.engine.harness import settle
+from tests.unit.idle import until_idle
 from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.audio.live import live_reader
 from typeless_grpc.audio.loudness import LoudnessDetector
@@ -112,7 +112,7 @@ async def test_a_call_whose_caller_does_not_read_is_cut_and_its_session_kept():
                 await asyncio.Event().wait()  # as a write does whose window is full
 
         task = asyncio.create_task(handler())
-        await settle()
+        await until_idle()
         d.clock.advance(59)
         d.sessions.tick()
         d.clock.advance(2)
@@ -128,7 +128,7 @@ async def test_what_an_older_call_waits_to_put_is_not_taken():
         old = d.open()
         await old.put(bytes(2 << 20))
         waiting = asyncio.create_task(old.put(b"more"))
-        await settle()
+        await until_idle()
         new = d.resume(old)
         await waiting
         assert new.acknowledged_bytes == new.stream.acknowledged_bytes == 2 << 20
@@ -240,7 +240,7 @@ async def test_a_drain_waits_for_sessions_whose_call_broke_until_they_are_delive
         d.sessions.drain(Overloaded("The server stops.", reason="DRAINING"), 5.0)
         waiting = asyncio.create_task(d.sessions.drained())
         d.sessions.tick()
-        await settle()
+        await until_idle()
         assert not waiting.done()
         again = d.resume(broken)
         said = [entry.event async for entry in again.events_after(0)]
@@ -258,7 +258,7 @@ async def test_a_drain_does_not_wait_for_a_session_past_its_window():
         d.sessions.drain(Overloaded("The server stops.", reason="DRAINING"), 5.0)
         waiting = asyncio.create_task(d.sessions.drained())
         d.clock.advance(61)
-        await settle()
+        await until_idle()
         d.sessions.tick()
         await asyncio.wait_for(waiting, 5)
 
@@ -267,7 +267,7 @@ async def test_sessions_say_whether_they_are_looked_after():
     async with desk() as d:
         assert not d.sessions.is_kept
         running = asyncio.create_task(d.sessions.run())
-        await settle()
+        await until_idle()
         assert d.sessions.is_kept
         running.cancel()
         await asyncio.wait([running])

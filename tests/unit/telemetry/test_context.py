@@ -1,4 +1,4 @@
-"""Threads of calls: whose work is next."""
+"""Threads of calls: which caller's task runs next."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def submit(threads: CallThreads, caller: str, work: Callable[[], Any]) -> Future
 
 
 class Blocked:
-    """Work that goes on until it is let go. began: whose did, in order."""
+    """Tasks that run until the gate opens. began: the callers whose tasks began, in order."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -45,7 +45,7 @@ class Blocked:
             return list(self.began)
 
 
-def test_a_caller_has_all_threads_and_another_need_not_wait_for_it():
+def test_a_caller_may_use_all_threads_and_another_does_not_wait_for_it():
     blocked = Blocked()
     with CallThreads(2) as threads:
         many = [submit(threads, "many", blocked.by("many")) for _ in range(1000)]
@@ -74,7 +74,7 @@ def test_callers_take_turns_and_each_keeps_its_order():
     assert done.index("b0") < done.index("a2")
 
 
-def test_work_that_was_cancelled_is_not_done_and_errors_reach_whoever_waits():
+def test_a_cancelled_task_does_not_run_and_errors_reach_the_waiting_caller():
     blocked = Blocked()
 
     def fails() -> None:
@@ -92,7 +92,7 @@ def test_work_that_was_cancelled_is_not_done_and_errors_reach_whoever_waits():
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
-def test_what_waits_at_the_end_is_done_or_cancelled(is_cancelled: bool):
+def test_queued_tasks_run_or_are_cancelled_at_shutdown(is_cancelled: bool):
     blocked = Blocked()
     threads = CallThreads(1)
     submit(threads, "a", blocked.by("a"))

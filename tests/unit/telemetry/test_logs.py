@@ -24,7 +24,7 @@ def handler(key, audio):
 
 token = request_id.set("web-7")
 try:
-    handler("tl_" + "s" * 43, b"what was " + b"said")
+    handler("tl_" + "s" * 43, b"spoken " + b"text")
 except ZeroDivisionError:
     log.exception("unforeseen error")
 """
@@ -44,15 +44,15 @@ def test_an_error_is_logged_with_its_traceback_and_its_call(lines: str):
 
 def test_what_the_variables_of_a_traceback_hold_is_not_logged(lines: str):
     assert "ssss" not in lines
-    assert "what was said" not in lines
+    assert "spoken text" not in lines
 
 
 def test_json_is_one_line_for_each_event():
     command = [sys.executable, "-c", FAILING_CALL, "json"]
     stderr = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stderr
     (line,) = stderr.splitlines()
-    said = json.loads(line)
-    assert (said["event"], said["level"], said["request_id"]) == ("unforeseen error", "error", "web-7")
+    written = json.loads(line)
+    assert (written["event"], written["level"], written["request_id"]) == ("unforeseen error", "error", "web-7")
 
 
 def test_threads_that_work_for_a_call_know_which():

@@ -1,4 +1,7 @@
-"""The hallucination filter: which of the model's text was spoken, and which it made up."""
+"""The hallucination filter: suppresses text that the model wrote and nobody spoke.
+
+`recognizer.py` filters the result of every chunk; suppressed text is reported with its reason.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,41 @@ from dataclasses import dataclass
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
-from typeless_grpc.engine.decoding.inference import DecodeResult
-from typeless_grpc.engine.decoding.quality import COMPRESSION_RATIO_THRESHOLD, Issue, is_too_fast, repeats_itself
-from typeless_grpc.engine.model import NO_SPEECH_THRESHOLD, RawSegment
-from typeless_grpc.engine.planning.cuts import Piece
+from typeless_grpc.engine.decoding.loops import repeats_itself
+from typeless_grpc.engine.decoding.quality import Issue, is_too_fast
+from typeless_grpc.engine.decoding.requests import DecodeResult
+from typeless_grpc.engine.model import (
+    COMPRESSION_RATIO_THRESHOLD,
+    LOG_PROB_THRESHOLD,
+    NO_SPEECH_THRESHOLD,
+    RawSegment,
+)
+from typeless_grpc.engine.planning.chunk import Chunk
 from typeless_grpc.speech.transcript import Segment, Suppressed, SuppressionReason
 
-# faster_whisper.transcribe.WhisperModel.transcribe, default of the threshold of this name.
-LOG_PROB_THRESHOLD = -1.0
-# Least confidence of a text where the detector doubts that anyone speaks: docs/measurements/speech.md.
+# Least confidence of a text where the detector doubts that there is speech: docs/measurements/speech.md.
 UNLIKELY_SPEECH_CONFIDENCE = 0.85
 
 
 @dataclass(frozen=True)
 class Filtered:
-    """The segments of a piece, and the text that was kept out; times are the recording's."""
+    """The segments of a chunk, and the text that was suppressed; times are those of the recording."""
 
     segments: tuple[Segment, ...]
     suppressed: tuple[Suppressed, ...]
 
 
-def filtered(result: DecodeResult, piece: Piece, unlikely: Sequence[Span] = ()) -> Filtered:
-    """Keep out what was not spoken in a piece. unlikely: see `Plan`."""
+def filter_hallucinations(result: DecodeResult, chunk: Chunk, unlikely: Sequence[Span] = ()) -> Filtered:
+    """Suppress the segments of a chunk that nobody spoke. unlikely: see `DetectedSpeech`."""
     segments = []
     suppressed = [
-        Suppressed(one.segment.retimed(piece.original_s), SuppressionReason.REPETITION) for one in result.looped
+        Suppressed(one.segment.retimed(chunk.recording_s), SuppressionReason.REPETITION) for one in result.looped
     ]
     for one in result.segments:
-        segment = one.segment.retimed(piece.original_s)
+        segment = one.segment.retimed(chunk.recording_s)
         reason = _reason(one, result)
-        if not reason and segment.confidence < UNLIKELY_SPEECH_CONFIDENCE and _is_mostly(segment, unlikely, piece):
+        is_unconfident = segment.confidence < UNLIKELY_SPEECH_CONFIDENCE
+        if not reason and is_unconfident and _is_mostly_unlikely(segment, unlikely, chunk):
             reason = SuppressionReason.NO_SPEECH
         if reason:
             suppressed.append(Suppressed(segment, reason))
@@ -51,21 +59,21 @@ def _reason(one: RawSegment, result: DecodeResult) -> SuppressionReason | None:
         return SuppressionReason.NO_SPEECH
     if one.compression_ratio > COMPRESSION_RATIO_THRESHOLD and _is_loop(segment):
         return SuppressionReason.REPETITION
-    if Issue.CUT_OFF in result.issues:  # it is no text of this audio, and decoding it again did not help
+    if Issue.CUT_OFF in result.issues:  # it is no text of this audio, and the second pass did not help
         return SuppressionReason.LOW_CONFIDENCE
     return None
 
 
-def _is_mostly(segment: Segment, unlikely: Sequence[Span], piece: Piece) -> bool:
-    """Whether the segment has more unlikely than likely speech in it."""
+def _is_mostly_unlikely(segment: Segment, unlikely: Sequence[Span], chunk: Chunk) -> bool:
+    """Whether more than half of the segment's speech is unlikely."""
     if not unlikely:
         return False
     start, end = segment.start_s * SAMPLE_RATE_HZ, segment.end_s * SAMPLE_RATE_HZ
-    of_it, of_all = (
+    n_unlikely, n_all = (
         sum(max(0.0, min(span.end, end) - max(span.start, start)) for span in spans)
-        for spans in (unlikely, piece.speech)
+        for spans in (unlikely, chunk.speech)
     )
-    return 2 * of_it > of_all
+    return 2 * n_unlikely > n_all
 
 
 def _is_loop(segment: Segment) -> bool:

@@ -1,29 +1,21 @@
-"""Segments from words: a sentence each, as far as punctuation and pauses tell."""
+"""Groups words into sentences, by punctuation and pauses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from typeless_grpc.engine.model import TimedWord
+
 SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
-
-
-@dataclass(frozen=True)
-class TimedWord:
-    """A word as the model wrote it, its leading space included; times in seconds."""
-
-    text: str
-    start_s: float
-    end_s: float
-    probability: float
 
 
 @dataclass(frozen=True)
 class SentencePolicy:
     """Where a sentence ends.
 
-    pause_s: at a pause this long, whatever stands before it. end_pause_s: at one this long after a full stop, so that
-    "Mr. Brown" stays together. longest_s: at the first pause at all after that many seconds.
+    pause_s: at a pause this long, whatever the text before it. end_pause_s: at a pause this long after a full stop, so
+    that "Mr. Brown" stays together. longest_s: after this many seconds, at the first pause.
     """
 
     pause_s: float = 1.0
@@ -32,17 +24,17 @@ class SentencePolicy:
 
 
 def sentences(words: Sequence[TimedWord], policy: SentencePolicy) -> list[list[TimedWord]]:
-    """Group words, in order; joined again they are the words."""
+    """Group words into sentences, in order; every word is in exactly one."""
     groups: list[list[TimedWord]] = []
     for word in words:
-        if groups and not _ends(groups[-1], word, policy):
+        if groups and not _is_boundary(groups[-1], word, policy):
             groups[-1].append(word)
         else:
             groups.append([word])
     return groups
 
 
-def _ends(group: Sequence[TimedWord], following: TimedWord, policy: SentencePolicy) -> bool:
+def _is_boundary(group: Sequence[TimedWord], following: TimedWord, policy: SentencePolicy) -> bool:
     pause_s = following.start_s - group[-1].end_s
     if pause_s >= policy.pause_s:
         return True

@@ -1,4 +1,4 @@
-"""Which of the detected speech may be something else.
+"""Which parts of a recording are speech, and which of those may be something else.
 
 Music and animals reach the threshold of the voice activity detector for a moment, and Whisper then writes words for
 them. In most speech the detector is nearly certain at least once: over 190 recordings, the 90th percentile of frames
@@ -9,18 +9,57 @@ unlikely speech is decoded too, and the hallucination filter keeps its text only
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
-from typeless_grpc.audio.vad import FRAME_SAMPLES, Probabilities, Span
+from typeless_grpc.audio.vad import FRAME_SAMPLES, Probabilities, Span, SpeechSpanOptions, speech_spans
 
-# Either of them is enough.
-CERTAIN = 0.9  # of the upper tenth of the frames
-LIKELY = 0.66  # of all of them in the mean
+# Lower than Silero's 0.5: missing faint speech loses a word, and decoding noise only takes time
+# (docs/measurements/speech.md).
+SPEECH_THRESHOLD = 0.4
+# Fine enough to find every pause; the planner decides which of them become cuts.
+MIN_SPEECH_MS = 60
+MIN_SILENCE_MS = 160
 
-# Spans closer than this are judged together: a faint word stands beside clear ones.
-TOGETHER = 3 * SAMPLE_RATE_HZ
+# A group of spans that reaches either is likely speech.
+LIKELY_PERCENTILE_90 = 0.9
+LIKELY_MEAN = 0.66
+# Spans closer than this, in samples, are judged as one group, because a faint word stands beside clear ones.
+MAX_GROUP_GAP = 3 * SAMPLE_RATE_HZ
+
+
+@dataclass(frozen=True)
+class DetectedSpeech:
+    """The speech of a recording, in samples, in order and without overlap.
+
+    unlikely: those of the spans whose text is kept only if the model is confident of it.
+    """
+
+    spans: tuple[Span, ...]
+    unlikely: tuple[Span, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """How much speech there is."""
+        return sum(span.end - span.start for span in self.spans) / SAMPLE_RATE_HZ
+
+
+def detect_speech(probabilities: Probabilities, n_samples: int, threshold: float | None = None) -> DetectedSpeech:
+    """Find the speech of a recording of n_samples.
+
+    probabilities: one for each frame. threshold: see `VoiceActivityOptions`; a caller that sets it decides what speech
+    is, so no span is unlikely then.
+    """
+    options = SpeechSpanOptions(
+        threshold=SPEECH_THRESHOLD if threshold is None else threshold,
+        min_speech_ms=MIN_SPEECH_MS,
+        min_silence_ms=MIN_SILENCE_MS,
+        speech_pad_ms=0,
+    )
+    spans = speech_spans(probabilities, options, n_samples)
+    return DetectedSpeech(tuple(spans), tuple(unlikely_speech(spans, probabilities)) if threshold is None else ())
 
 
 def unlikely_speech(spans: Sequence[Span], probabilities: Probabilities) -> list[Span]:
@@ -30,7 +69,7 @@ def unlikely_speech(spans: Sequence[Span], probabilities: Probabilities) -> list
     """
     groups: list[list[Span]] = []
     for span in spans:
-        if groups and span.start - groups[-1][-1].end < TOGETHER:
+        if groups and span.start - groups[-1][-1].end < MAX_GROUP_GAP:
             groups[-1].append(span)
         else:
             groups.append([span])
@@ -38,8 +77,9 @@ def unlikely_speech(spans: Sequence[Span], probabilities: Probabilities) -> list
 
 
 def _is_likely(group: Sequence[Span], probabilities: Probabilities) -> bool:
-    frames = [probabilities[span.start // FRAME_SAMPLES : -(-span.end // FRAME_SAMPLES)] for span in group]
-    together = np.concatenate(frames)
-    if not len(together):
+    frames = np.concatenate(
+        [probabilities[span.start // FRAME_SAMPLES : -(-span.end // FRAME_SAMPLES)] for span in group]
+    )
+    if not len(frames):
         return False
-    return bool(np.quantile(together, 0.9) >= CERTAIN or together.mean() >= LIKELY)
+    return bool(np.quantile(frames, 0.9) >= LIKELY_PERCENTILE_90 or frames.mean() >= LIKELY_MEAN)
