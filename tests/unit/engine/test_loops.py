@@ -64,9 +64,9 @@ def text(words: list[TimedWord]) -> str:
 @pytest.mark.parametrize(
     ("phrase", "times", "spoken_times"),
     [
-        pytest.param("no", 64, 14, id="a word that was said fourteen times"),
-        pytest.param("no", 40, 1, id="a word that was said once"),
-        pytest.param("what has happened to me", 10, 1, id="a sentence that was said once"),
+        pytest.param("no", 64, 14, id="a word that is spoken fourteen times"),
+        pytest.param("no", 40, 1, id="a word that is spoken once"),
+        pytest.param("what has happened to me", 10, 1, id="a sentence that is spoken once"),
         pytest.param("we will rock you", 9, 3, id="a chorus"),
         pytest.param("let me see how can I begin", 2, 1, id="a sentence that is written twice"),
     ],

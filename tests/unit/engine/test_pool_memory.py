@@ -59,12 +59,12 @@ async def test_an_evicted_model_is_loaded_again(bench: Bench):
 
 async def test_an_unloaded_model_is_freed(bench: Bench):
     model = await bench.pool.load("a")
-    gone = weakref.ref(model)
+    reference = weakref.ref(model)
     del model
     await bench.pool.unload("a")
     await until_idle()
     gc.collect()
-    assert gone() is None
+    assert reference() is None
 
 
 # ---- memory is checked before a model is loaded -----------------------------------------------------------------

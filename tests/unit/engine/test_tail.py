@@ -128,7 +128,7 @@ TAIL = Tail(np.linspace(-1, 1, FULL_POSITIONS * 2, dtype=np.float32).reshape(FUL
 
 
 class Calibration:
-    """Counts how often it is asked."""
+    """Counts its calls."""
 
     def __init__(self, tail: Tail | None = TAIL) -> None:
         self.n_calls, self._tail = 0, tail
