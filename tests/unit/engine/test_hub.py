@@ -1,4 +1,4 @@
-"""The Hugging Face path with the real client, against a hub of a few lines on loopback."""
+"""The real client of the Hugging Face hub against a minimal hub on loopback."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def queue(*entries: Entry[str], starve_after_s: float = STARVE_AFTER_S) -> LaneQ
 
 
 def drain(lanes: LaneQueue[str], now_s: float = 0.0, max_batch: int = 1) -> list[Entry[str]]:
-    """Everything, in the order in which it is served at one moment."""
+    """Serve all entries at one moment, and return them in order."""
     served: list[Entry[str]] = []
     while batch := lanes.pop(now_s, max_batch=max_batch):
         served += batch

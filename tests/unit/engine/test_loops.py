@@ -48,7 +48,7 @@ def test_a_phrase_that_returns_later_or_rarely_does_not_repeat(text: str):
 
 
 def timed(*words: str, spoken: int | None = None, word_s: float = 0.3) -> list[TimedWord]:
-    """Words one after the other; those after the first `spoken` are squeezed into no time."""
+    """Words one after the other; all but the first `spoken` have no time."""
     n_spoken = len(words) if spoken is None else spoken
     starts_s = [min(index, n_spoken) * word_s for index in range(len(words))]
     return [

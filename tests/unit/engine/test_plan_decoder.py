@@ -88,7 +88,7 @@ async def test_the_text_that_a_chunk_is_conditioned_on_is_bounded():
 
 
 def counting(decode: RecordedDecode) -> str:
-    """A word for each second of the recording, which the loudness of the audio tells."""
+    """A word for each second of the recording; the loudness of the audio encodes the second."""
     seconds = range(int(decode.audio_s))
     return " ".join(f"w{round(float(decode.audio[round((n + 0.5) * SAMPLE_RATE_HZ)]) * 1000)}" for n in seconds)
 

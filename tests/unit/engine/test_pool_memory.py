@@ -18,7 +18,7 @@ from typeless_grpc.errors import NotFound, Overloaded, WrongState
 FOOTPRINTS = pytest.mark.parametrize("bench", [{"has_footprints": True}], indirect=True, ids=["footprints"])
 
 
-# ---- the memory bound -------------------------------------------------------------------------------------------
+# ---- the memory limit -------------------------------------------------------------------------------------------
 
 
 async def test_the_least_recently_used_model_is_evicted(bench: Bench):

@@ -290,7 +290,7 @@ async def test_a_call_is_told_that_the_server_shuts_down():
         assert caught.value.reason == "DRAINING"
 
 
-# ---- what it tells of time --------------------------------------------------------------------------------------
+# ---- queue time -------------------------------------------------------------------------------------------------
 
 
 async def test_the_queue_time_excludes_the_time_of_work():
@@ -325,7 +325,7 @@ def test_the_queue_time_is_that_in_which_no_window_ran(turns: list[Timing], wait
     assert queue_s(turns) == waited
 
 
-# ---- what the model cannot do -----------------------------------------------------------------------------------
+# ---- unsupported options ----------------------------------------------------------------------------------------
 
 
 async def test_an_unsupported_language_is_refused_before_any_work():
