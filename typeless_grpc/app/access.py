@@ -43,7 +43,7 @@ JWKS_TIMEOUT_S = 5.0  # for the identity provider to send its keys, a few kiloby
 
 @dataclass(frozen=True)
 class Access:
-    """Admission of callers and their quotas. interceptors: enforce them, in order. checks: the health of the key store."""
+    """Admission of callers, and their quotas. interceptors: enforce both, in order. checks: of the key store."""
 
     registry: Registry
     rules: Rules
