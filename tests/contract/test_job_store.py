@@ -398,7 +398,7 @@ def test_a_job_that_was_handed_back_did_not_crash(stores: Stores):
     job = stores.submit()
     for _ in range(MAX_CRASHES + 1):
         stores.runs.hand_back(claimed(stores, job))
-        assert not stores.runs.is_suspect(job.job_id)
+        assert not stores.runs.is_quarantined(job.job_id)
     assert stores.jobs.get(job.job_id, None).state is State.PENDING
 
 
@@ -406,7 +406,7 @@ def test_a_job_that_crashes_its_runs_is_given_up(stores: Stores):
     job = stores.submit()
     for attempt in range(1, MAX_CRASHES + 1):
         assert claimed(stores, job).job.attempt == attempt
-        assert stores.runs.is_suspect(job.job_id)
+        assert stores.runs.is_quarantined(job.job_id)
     assert stores.runs.claim(job.job_id, "w1") is None
     failed = stores.jobs.get(job.job_id, None)
     assert failed.state is State.FAILED
@@ -455,7 +455,7 @@ def test_a_deletion_is_forgotten_after_a_while(stores: Stores, monkeypatch: pyte
     monkeypatch.setattr("typeless_grpc.stores.jobs.DELETION_S", -1.0)
     job = stores.submit(owner="ann")
     stores.jobs.delete(job.job_id, "ann")
-    stores.upkeep.delete_expired()
+    stores.maintenance.delete_expired()
     with pytest.raises(NotFound):
         stores.jobs.delete(job.job_id, "ann")
 
@@ -479,8 +479,8 @@ def test_jobs_expire_after_their_end(database: Database, files: Files):
     with pytest.raises(NotFound):
         stores.jobs.get(ended.job_id, None)
     assert [job.job_id for job in stores.jobs.page(JobQuery(None)).jobs] == [pending.job_id]
-    assert stores.upkeep.delete_expired() == 1
-    assert stores.upkeep.delete_expired() == 0
+    assert stores.maintenance.delete_expired() == 1
+    assert stores.maintenance.delete_expired() == 0
     assert [name for name, _ in files.names("jobs")] == [pending.job_id]
     assert stores.jobs.get(pending.job_id, None).state is State.PENDING
 
@@ -491,22 +491,22 @@ def test_stats_count_every_job_once(stores: Stores):
     stores.submit(owner="bob")
     done(stores, stores.submit())
     claimed(stores, stores.submit())
-    stores.upkeep.beat("w1", 3)
-    stores.upkeep.beat("w1", 3)
-    stores.upkeep.beat("w2", 5)
+    stores.maintenance.heartbeat("w1", 3)
+    stores.maintenance.heartbeat("w1", 3)
+    stores.maintenance.heartbeat("w2", 5)
     stats = stores.jobs.stats()
     assert stats.counts == {State.PENDING: 2, State.COMPLETED: 1, State.PROCESSING: 1}
     assert (stats.n_workers, stats.max_concurrent_jobs) == (2, 8)
     assert stats.oldest_pending_age_s is not None
     assert 0 <= stats.oldest_pending_age_s < 60
-    stores.upkeep.sign_off(["w2"])
+    stores.maintenance.sign_off(["w2"])
     assert stores.jobs.stats().n_workers == 1
 
 
 def test_stats_are_of_one_owner_or_of_all(stores: Stores):
     stores.submit(owner="ann")
     done(stores, stores.submit(owner="bob"))
-    stores.upkeep.beat("w1", 3)
+    stores.maintenance.heartbeat("w1", 3)
     assert stores.jobs.stats("ann").counts == {State.PENDING: 1}
     bob, nobody, everyone = (stores.jobs.stats(owner) for owner in ("bob", "nobody", None))
     assert (bob.counts, bob.oldest_pending_age_s) == ({State.COMPLETED: 1}, None)
@@ -516,15 +516,15 @@ def test_stats_are_of_one_owner_or_of_all(stores: Stores):
 
 def test_a_silent_worker_is_not_counted(database: Database, files: Files):
     stores = Stores.over(database, files, worker_timeout_s=0.0)
-    stores.upkeep.beat("w1", 3)
+    stores.maintenance.heartbeat("w1", 3)
     assert stores.jobs.stats().n_workers == 0
 
 
 def test_every_heartbeat_is_another_one(stores: Stores):
     seen = []
     for _ in range(3):
-        stores.upkeep.beat("w1", 3)
-        seen.append(stores.upkeep.workers()["w1"])
+        stores.maintenance.heartbeat("w1", 3)
+        seen.append(stores.maintenance.workers()["w1"])
         time.sleep(0.01)  # SQLite's clock counts milliseconds; heartbeats are seconds apart
     assert len(set(seen)) == 3
 
@@ -539,7 +539,7 @@ def test_a_database_whose_clock_leaps_ahead_ends_nothing_early(
     monkeypatch.setattr(stores.database, "now_s", lambda: now_s() + leap_s)
     monkeypatch.setattr(steady, "LOOK_S", 0.0)
     for _ in range(5):
-        assert (stores.upkeep.delete_expired(), stores.uploads.delete_expired()) == (0, 0)
+        assert (stores.maintenance.delete_expired(), stores.uploads.delete_expired()) == (0, 0)
         assert stores.jobs.get(job.job_id, "ann") == job
         assert stores.uploads.get(upload.upload_id, "ann") == upload
     later = done(stores, stores.submit())
@@ -614,14 +614,14 @@ def test_the_audio_of_a_job_that_is_tried_again_stays(stores: Stores):
     job = stores.submit()
     stores.runs.retry(claimed(stores, job), FAULT, 0)
     stores.runs.hand_back(claimed(stores, job))
-    stores.upkeep.drop_audio()
+    stores.maintenance.drop_audio()
     stores.runs.open_audio(job).close()
 
 
 def test_an_operator_may_keep_the_audio_of_jobs(database: Database, files: Files):
     stores = Stores.over(database, files, max_owner_bytes=10, keep_audio=True)
     job = done(stores, stores.submit(content=b"12345"))
-    assert stores.upkeep.drop_audio() == 0
+    assert stores.maintenance.drop_audio() == 0
     stores.runs.open_audio(job).close()
     with pytest.raises(RateLimited):
         stores.submit(content=b"123456")
@@ -639,7 +639,7 @@ def test_audio_that_was_left_behind_at_the_end_of_its_job_is_found(
         done(stores, job)
     with pytest.raises(RateLimited):
         stores.submit(content=b"123456")
-    assert [stores.upkeep.drop_audio() for _ in range(2)] == [1, 0]
+    assert [stores.maintenance.drop_audio() for _ in range(2)] == [1, 0]
     stores.submit(content=b"123456")
 
 
@@ -667,8 +667,8 @@ def test_new_audio_is_refused_before_the_disk_is_full_and_jobs_go_on(database: D
 def test_files_of_a_submission_that_was_cut_short_are_put_aside(stores: Stores):
     job = stores.submit()
     stores.files.write(f"jobs/{'0' * 32}/audio", b"x")
-    assert stores.upkeep.delete_orphans(before_s=0.0) == 0
-    assert stores.upkeep.delete_orphans(before_s=4e9) == 1
+    assert stores.maintenance.delete_orphans(before_s=0.0) == 0
+    assert stores.maintenance.delete_orphans(before_s=4e9) == 1
     assert [name for name, _ in stores.files.names("jobs")] == [job.job_id]
 
 

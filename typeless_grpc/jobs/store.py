@@ -122,8 +122,8 @@ class JobStore(Protocol):
 class RunStore(Protocol):
     """What a worker asks of jobs. All writes of a run raise RunLost once the job is no longer its own."""
 
-    def is_suspect(self, job_id: str) -> bool:
-        """Whether the job's last run ended without a word, so that the next may take its worker down."""
+    def is_quarantined(self, job_id: str) -> bool:
+        """Whether the job's last run ended without an outcome, so that the next may crash its worker."""
         ...
 
     def claim(self, job_id: str, worker_id: str) -> Run | None:

@@ -93,7 +93,7 @@ workers = sa.Table(
     "workers",
     metadata,
     sa.Column("worker_id", sa.Text, primary_key=True),
-    sa.Column("beat_s", sa.Double, nullable=False),
+    sa.Column("beat_s", sa.Double, nullable=False, key="heartbeat_s"),
     sa.Column("max_jobs", sa.Integer, nullable=False),
 )
 

@@ -53,7 +53,7 @@ class SqlJobStore:
             except IntegrityError:  # the same request id at the same instant: the other one was first
                 self._table.delete_files(job_id)
             except SourceUnavailable as error:
-                # The answer to a commit may be lost, and the job filed: what has no row is for the upkeep to delete. A
+                # The answer to a commit may be lost, and the job filed: maintenance deletes files without a row. A
                 # database that is full has filed nothing.
                 if error.reason == "STORAGE_FULL":
                     self._table.delete_files(job_id)
@@ -151,7 +151,7 @@ class SqlJobStore:
     def stats(self, owner: str | None = None) -> QueueStats:
         """See `JobStore`."""
         now_s = self._table.db.now_s()
-        alive = workers.c.beat_s > now_s - self._table.options.worker_timeout_s
+        alive = workers.c.heartbeat_s > now_s - self._table.options.worker_timeout_s
         with self._table.db.reading() as connection:
             counted = connection.execute(
                 sa.select(jobs.c.state, sa.func.count(), (now_s - sa.func.min(jobs.c.create_s)))

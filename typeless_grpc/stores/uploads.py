@@ -23,7 +23,7 @@ from typeless_grpc.jobs.store import Upload
 from typeless_grpc.stores.database import ID_BYTES, Database, jobs, upload_digests, upload_parts, uploads
 from typeless_grpc.stores.files import Files, PartsFile
 from typeless_grpc.stores.orphans import Orphans
-from typeless_grpc.stores.room import OwnerRoom
+from typeless_grpc.stores.storage_quota import StorageQuota
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -49,7 +49,7 @@ class SqlUploadStore:
 
     def __init__(self, database: Database, files: Files, options: UploadOptions) -> None:
         self._db, self._files, self._options = database, files, options
-        self._room = OwnerRoom(database, options.max_owner_bytes)
+        self._room = StorageQuota(database, options.max_owner_bytes)
         self._orphans = Orphans(database, files, "uploads", uploads.c.upload_id)
 
     def create(self, owner: str, filename: str) -> Upload:

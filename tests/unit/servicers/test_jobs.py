@@ -13,8 +13,8 @@ from typeless_grpc.interceptors.status import code_of
 from typeless_grpc.pb.v1 import jobs_pb2
 from typeless_grpc.servicers import convert
 from typeless_grpc.servicers.jobs import JobsServicer
+from typeless_grpc.sources.checked import NoSources
 from typeless_grpc.speech.transcript import Transcript
-from typeless_grpc.stores.sources import NoSources
 
 
 async def test_a_transcript_is_put_into_its_message_beside_the_event_loop(

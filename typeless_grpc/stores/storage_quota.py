@@ -1,17 +1,14 @@
-"""Whether there is room for more audio: in what one owner may have here, and on the disk."""
+"""How much audio one owner may store."""
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import sqlalchemy as sa
 
-from typeless_grpc.errors import RateLimited, SourceUnavailable
+from typeless_grpc.errors import RateLimited
 from typeless_grpc.stores.database import Database, job_audio, uploads
 
 
-class OwnerRoom:
+class StorageQuota:
     """The bytes of one owner: its uploads, and the audio of its jobs, sent along or fetched."""
 
     def __init__(self, database: Database, max_bytes: int) -> None:
@@ -40,16 +37,3 @@ class OwnerRoom:
         if n_held + n_bytes > self._max_bytes:
             message = f"Your audio here has {n_held} bytes, of {self._max_bytes} that are kept for you; these are more."
             raise RateLimited(message, reason="UPLOAD_QUOTA_EXCEEDED", retry_after_s=60.0, subject=owner)
-
-
-def check_disk(directory: Path, n_bytes: int, min_free_percent: float) -> None:
-    """Raise SourceUnavailable where so many more bytes would leave less of the disk free than that share of it."""
-    while not directory.exists():
-        directory = directory.parent
-    try:
-        disk = shutil.disk_usage(directory)
-    except OSError:  # what is wrong with it, the write says
-        return
-    if disk.free - n_bytes < disk.total * min_free_percent / 100:
-        message = "The storage of this server is almost full: it takes no new audio now."
-        raise SourceUnavailable(message, reason="STORAGE_FULL", retry_after_s=30.0)
