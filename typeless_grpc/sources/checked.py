@@ -111,8 +111,8 @@ class CheckedSources:
 
     def _open_object(self, parts: SplitResult, field: str) -> BinaryIO:
         try:
-            # fsspec gets the scheme alone: of a whole URI it makes a chain of filesystems ("zip://a::s3://b"), which can
-            # reach anything.
+            # fsspec gets the scheme alone: of a whole URI it makes a chain of filesystems ("zip://a::s3://b"), which
+            # can reach anything.
             filesystem, path = fsspec.filesystem(parts.scheme), f"{parts.netloc}{_object_path(parts)}"
             check_size(int(filesystem.size(path) or 0), self._options.max_bytes, field)
             return cast(BinaryIO, filesystem.open(path, "rb"))
@@ -177,7 +177,7 @@ def _object_path(parts: SplitResult) -> str:
 
 
 def _real_path(descriptor: int, path: str) -> Path:
-    """Return where an open file is, all links followed: from the kernel, else from the path if it still is this file."""
+    """Return where an open file is, all links followed: from the kernel, else from its path if that still is it."""
     if os.path.exists("/proc/self/fd"):
         return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
     real = Path(path).resolve()
