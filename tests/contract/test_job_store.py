@@ -30,7 +30,7 @@ from typeless_grpc.jobs.job import MAX_CRASHES, Failure, Job, Priority, State
 from typeless_grpc.jobs.store import JobQuery, Run, RunLost
 from typeless_grpc.speech.transcript import OutputFormat
 from typeless_grpc.stores import steady
-from typeless_grpc.stores.database import Database, uploads
+from typeless_grpc.stores.database import Database, audio_reservations, uploads
 from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.jobs import _filters
 
@@ -559,13 +559,81 @@ def test_audio_of_jobs_counts_with_the_uploads_of_its_owner(database: Database, 
         with pytest.raises(RateLimited) as caught:
             more()
         assert (caught.value.reason, caught.value.retryable) == ("UPLOAD_QUOTA_EXCEEDED", True)
-    with pytest.raises(RateLimited):
-        stores.jobs.check_room("ann", 3)
-    stores.jobs.check_room("ann", 2)
+    with stores.jobs.reserve("ann") as reserved, pytest.raises(RateLimited):
+        reserved.grow_to(3)
+    with stores.jobs.reserve("ann") as reserved:
+        reserved.grow_to(2)
     assert [name for name, _ in files.names("jobs")] == [job.job_id]
     submit(b"1234567890", owner="bob")
     done(stores, job)
     submit(b"1234567")
+
+
+def reserve(stores: Stores, n_bytes: int) -> None:
+    with stores.jobs.reserve("ann") as reserved:
+        reserved.grow_to(n_bytes)
+
+
+def test_audio_that_is_being_fetched_counts_until_its_fetch_ends(database: Database, files: Files):
+    stores = Stores.over(database, files, uploads={"max_owner_bytes": 10}, max_owner_bytes=10)
+    upload = stores.uploads.create("ann", "")
+    with stores.jobs.reserve("ann") as reserved:
+        for n_bytes in (4, 8, 6):
+            reserved.grow_to(n_bytes)
+        for more in (
+            lambda: stores.submit(content=b"123"),
+            lambda: stores.uploads.append(upload, [b"123"]),
+            lambda: reserve(stores, 3),
+            lambda: reserved.grow_to(11),
+        ):
+            with pytest.raises(RateLimited):
+                more()
+        stores.submit(content=b"123", owner="bob")
+    stores.submit(content=b"1234567890")
+
+
+def test_audio_that_was_fetched_counts_once_as_that_of_its_job(database: Database, files: Files):
+    stores = Stores.over(database, files, max_owner_bytes=10)
+    with stores.jobs.reserve("ann") as reserved:
+        reserved.grow_to(10)
+        job = stores.jobs.submit(new_job(), io.BytesIO(b"12345"), reserved)
+        with pytest.raises(RateLimited):
+            reserve(stores, 6)
+        reserve(stores, 5)
+    with pytest.raises(RateLimited):
+        reserve(stores, 6)
+    done(stores, job)
+    reserve(stores, 10)
+
+
+def test_a_reservation_whose_server_crashed_expires(database: Database, files: Files):
+    stores = Stores.over(database, files, max_owner_bytes=10, fetch_timeout_s=-1e6)
+    with stores.jobs.reserve("ann") as reserved:
+        reserved.grow_to(10)
+        reserve(stores, 10)
+        stores.maintenance.delete_expired()
+        with database.reading() as connection:
+            assert not connection.execute(sa.select(audio_reservations)).all()
+
+
+def test_fetches_at_the_same_instant_do_not_take_the_same_room(database: Database, files: Files):
+    stores = Stores.over(database, files, max_owner_bytes=10)
+    n_at_once = 6
+    together, afterwards = threading.Barrier(n_at_once), threading.Barrier(n_at_once)
+
+    def fetch(_: int) -> bool:
+        with stores.jobs.reserve("ann") as reserved:
+            together.wait()
+            try:
+                reserved.grow_to(4)
+            except RateLimited:
+                return False
+            finally:
+                afterwards.wait()
+            return True
+
+    with ThreadPoolExecutor(n_at_once) as pool:
+        assert sum(pool.map(fetch, range(n_at_once))) == 2
 
 
 def test_submissions_at_the_same_instant_do_not_take_the_same_room(database: Database, files: Files):
@@ -656,7 +724,7 @@ def test_new_audio_is_refused_before_the_disk_is_full_and_jobs_go_on(database: D
     for more in (
         stores.submit,
         lambda: stores.uploads.append(upload, [b"abc"]),
-        lambda: stores.jobs.check_room("ann", 1),
+        lambda: reserve(stores, 1),
     ):
         with pytest.raises(SourceUnavailable) as caught:
             more()

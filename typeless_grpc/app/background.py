@@ -197,6 +197,7 @@ def job_store_options(settings: Settings) -> JobStoreOptions:
         worker_timeout_s=settings.worker_timeout_s,
         max_owner_bytes=settings.max_upload_bytes_per_caller,
         keep_audio=settings.keep_job_audio,
+        fetch_timeout_s=settings.audio_uri_timeout_s,
     )
 
 

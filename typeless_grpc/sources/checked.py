@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 import fsspec
 
+from typeless_grpc.audio.source import no_bound
 from typeless_grpc.errors import InvalidInput, NotFound
 from typeless_grpc.jobs.store import UPLOAD_SCHEME, UploadStore
 from typeless_grpc.sources.web import WebOptions, check_size, download, missing, unreachable
@@ -50,7 +51,7 @@ class NoSources:
         """See `AudioSources`."""
         return False
 
-    def open(self, uri: str, owner: str | None, field: str) -> BinaryIO:
+    def open(self, uri: str, owner: str | None, field: str, reserve: Callable[[int], None] = no_bound) -> BinaryIO:
         """See `AudioSources`."""
         raise InvalidInput(field, "this server takes audio by its bytes only", reason="URI_SCHEME_NOT_ALLOWED")
 
@@ -72,7 +73,7 @@ class CheckedSources:
         """See `AudioSources`."""
         return uri.partition(":")[0].lower() not in ("upload", "file")
 
-    def open(self, uri: str, owner: str | None, field: str) -> BinaryIO:
+    def open(self, uri: str, owner: str | None, field: str, reserve: Callable[[int], None] = no_bound) -> BinaryIO:
         """See `AudioSources`."""
         parts = _split(uri, field)
         if parts.scheme == "upload":
@@ -86,7 +87,7 @@ class CheckedSources:
         if parts.scheme == "file":
             return self._open_file(parts, field)
         if parts.scheme == "https":
-            return download(parts, field, self._web)
+            return download(parts, field, self._web, reserve)
         return self._open_object(parts, field)
 
     def _open_file(self, parts: SplitResult, field: str) -> BinaryIO:

@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import SplitResult
 
+from typeless_grpc.audio.source import no_bound
 from typeless_grpc.disk import check_disk
 from typeless_grpc.errors import InvalidInput, NotFound, SourceUnavailable
 
 _COPY_BYTES = 1 << 20
+# A download of unknown length reserves its bytes in steps, as an upload does.
+_RESERVE_BYTES = 4 << 20
 # For a connection, and for each answer of the other side within the time of the whole download.
 _SILENCE_S = 30.0
 
@@ -42,8 +45,12 @@ class WebOptions:
     min_free_percent: float = 0.0
 
 
-def download(parts: SplitResult, field: str, options: WebOptions) -> BinaryIO:
+def download(
+    parts: SplitResult, field: str, options: WebOptions, reserve: Callable[[int], None] = no_bound
+) -> BinaryIO:
     """Download the recording at an https:// address into an unnamed temporary file, because decoding has to seek.
+
+    reserve: see `AudioSources.open`.
 
     Raises InvalidInput for a host that is not public, a redirect or too many bytes, NotFound if there is no recording,
     and SourceUnavailable if a later attempt may succeed.
@@ -53,7 +60,7 @@ def download(parts: SplitResult, field: str, options: WebOptions) -> BinaryIO:
     file = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         with _time_limit(options.timeout_s, connection.give_up):
-            _fetch(connection, parts, cast(BinaryIO, file), field, options)
+            _fetch(connection, parts, cast(BinaryIO, file), field, options, reserve)
         file.seek(0)
         return cast(BinaryIO, file)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -110,7 +117,14 @@ def _addresses(parts: SplitResult, field: str, options: WebOptions) -> Sequence[
     return addresses
 
 
-def _fetch(connection: _PinnedConnection, parts: SplitResult, file: BinaryIO, field: str, options: WebOptions) -> None:
+def _fetch(
+    connection: _PinnedConnection,
+    parts: SplitResult,
+    file: BinaryIO,
+    field: str,
+    options: WebOptions,
+    reserve: Callable[[int], None],
+) -> None:
     target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
     connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "typeless"})
     with connection.getresponse() as response:
@@ -118,14 +132,20 @@ def _fetch(connection: _PinnedConnection, parts: SplitResult, file: BinaryIO, fi
         if response.length is not None:
             check_size(response.length, options.max_bytes, field)
             _check_disk(response.length, options)
+            reserve(response.length)
+        n_reserved = response.length or 0
         while data := response.read1(_COPY_BYTES):
             connection.check_time()
             _check_disk(len(data), options)
             file.write(data)
             check_size(file.tell(), options.max_bytes, field)
+            if file.tell() >= n_reserved + _RESERVE_BYTES:
+                n_reserved = file.tell()
+                reserve(n_reserved)
         connection.check_time()
         if response.length:  # the connection broke before the end
             raise unreachable()
+        reserve(file.tell())
 
 
 def _check_disk(n_bytes: int, options: WebOptions) -> None:

@@ -141,6 +141,18 @@ job_audio = sa.Table(
 )
 
 
+# Room for audio that is being fetched, until its job is submitted. One that outlives its server expires.
+audio_reservations = sa.Table(
+    "audio_reservations",
+    metadata,
+    sa.Column("reservation_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("expire_s", sa.Double, nullable=False),
+    sa.Index("typeless_audio_reservations_owner", "owner"),
+)
+
+
 # Jobs that were deleted a while ago: a deletion whose answer was lost is sent again.
 job_deletions = sa.Table(
     "job_deletions",

@@ -64,6 +64,7 @@ class JobMaintenance:
             self._table.delete_dependents(connection, expired)
             connection.execute(sa.delete(job_deletions).where(job_deletions.c.expire_s <= self._table.db.steady_s()))
         self._table.delete_traces(expired)
+        self._table.quota.delete_expired()
         return len(expired)
 
     def drop_audio(self, limit: int = 500) -> int:

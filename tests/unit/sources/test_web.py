@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.unit.sources.test_checked import allowing, refusal
-from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.errors import RateLimited, SourceUnavailable
 from typeless_grpc.sources.web import is_public
 
 
@@ -193,6 +193,24 @@ def test_answers_without_a_recording_are_distinguished(web: str, path: str, reas
 @pytest.mark.parametrize("path", ["a.wav", "body-without-end"], ids=["with its length", "without its length"])
 def test_a_download_leaves_room_on_the_disk(web: str, path: str):
     assert refusal(allowing(f"{web}/", private_hosts=True, min_free_percent=100.0), f"{web}/{path}") == "STORAGE_FULL"
+
+
+def test_a_download_reserves_its_bytes(web: str):
+    reserved: list[int] = []
+    allowed = allowing(f"{web}/", private_hosts=True)
+    allowed.open(f"{web}/a.wav", "ann", "audio.uri", reserved.append).close()
+    assert reserved == [12, 12]
+
+
+@pytest.mark.parametrize("path", ["a.wav", "body-without-end"], ids=["with its length", "without its length"])
+def test_a_download_ends_when_its_bytes_cannot_be_reserved(web: str, path: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("typeless_grpc.sources.web._RESERVE_BYTES", 10)
+
+    def refuse(n_bytes: int) -> None:
+        raise RateLimited("full", reason="UPLOAD_QUOTA_EXCEEDED")
+
+    with pytest.raises(RateLimited):
+        allowing(f"{web}/", private_hosts=True).open(f"{web}/{path}", "ann", "audio.uri", refuse)
 
 
 def test_a_host_is_reached_by_whichever_of_its_addresses_answers(web: str, monkeypatch: pytest.MonkeyPatch):
