@@ -1,7 +1,7 @@
 """Every block of code in `docs/` runs as it stands, against a server whose engine is scripted.
 
-Recordings that a reader would have of his own are those of the project; what a block leaves to the reader (`show`,
-`keep`, his microphone) is given here. `typeless serve` itself is run by tests/test_docs.py: here its settings are read.
+The project's recordings replace the reader's, and this module defines what a block leaves to the reader (`show`,
+`keep`, a microphone). tests/test_docs.py runs `typeless serve` itself; this module only reads its settings.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from typeless_grpc.engine.scripted import ScriptedEngine
 
 BIN = Path(sys.executable).parent
 STAND_INS = {"lecture.mp3": "en_short.mp3", "call.wav": "en_short.wav", "meeting.flac": "en_short.flac"}
-# What has no device here: the microphone has tests of its own (test_microphone.py).
+# There is no device here: test_microphone.py tests the microphone.
 NO_DEVICE = r"stream mic|^arecord"
 PRELUDE = """
 import typeless_grpc.client_mic
@@ -60,6 +61,7 @@ BLOCKS = [
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 SHELL = [block for block in BLOCKS if block.language in ("sh", "console") and "cd clients/" not in block.text]
 BUILDS = [block for block in BLOCKS if "cd clients/" in block.text]
+SETTINGS = [block for block in BLOCKS if block.language == "toml"]
 
 
 SETTINGS = [block for block in BLOCKS if block.language == "toml"]
@@ -79,7 +81,7 @@ def test_no_block_is_of_a_kind_that_nothing_runs():
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a reader would be: among his recordings, with the project's own at hand."""
+    """A reader's folder, with recordings and the project's `tests`."""
     (tmp_path / "tests").symlink_to(REPOSITORY / "tests")
     for name, file in STAND_INS.items():
         shutil.copy(AUDIO / file, tmp_path / name)
@@ -93,8 +95,8 @@ async def ran(command: list[str], folder: Path, **env: str) -> tuple[int | None,
     process = await asyncio.create_subprocess_exec(
         *command, cwd=folder, env=kept | env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    out, complaints = await asyncio.wait_for(process.communicate(), 120)
-    return process.returncode, out.decode(), complaints.decode()
+    out, errors = await asyncio.wait_for(process.communicate(), 120)
+    return process.returncode, out.decode(), errors.decode()
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
@@ -105,8 +107,8 @@ async def test_python_runs(block: Block, folder: Path):
             text = "async def main():\n" + "".join(f"    {line}\n" for line in text.splitlines())
             text += "import asyncio\nasyncio.run(main())\n"
         (folder / "block.py").write_text(PRELUDE + text, "utf-8")
-        code, out, complaints = await ran([sys.executable, "block.py"], folder)
-    assert (code, complaints) == (0, "")
+        code, out, errors = await ran([sys.executable, "block.py"], folder)
+    assert (code, errors) == (0, "")
     assert "what was said" in out
 
 
@@ -123,8 +125,8 @@ async def test_commands_run(block: Block, folder: Path):
 async def runs(command: str, served: ServedJobs, folder: Path) -> None:
     if "JOB_ID" in command:
         command = command.replace("JOB_ID", await finished_job(served.target))
-    code, _, complaints = await ran(["bash", "-c", command], folder, TYPELESS_SERVER=served.target)
-    assert code == 0, f"{command}\n{complaints}"
+    code, _, errors = await ran(["bash", "-c", command], folder, TYPELESS_SERVER=served.target)
+    assert code == 0, f"{command}\n{errors}"
 
 
 async def finished_job(target: str) -> str:
@@ -140,8 +142,8 @@ async def test_a_server_can_be_made_safe_as_the_security_guide_says(folder: Path
     assert (await ran(made.split(), folder))[0] == 0
     assert block.text.rstrip().endswith("\ntypeless serve")
     script = "set -e\n" + block.text.replace("typeless serve", "typeless config --json")
-    code, out, complaints = await ran(["bash", "-c", script], folder, TYPELESS_DATA_DIR=str(folder / "data"))
-    assert code == 0, complaints
+    code, out, errors = await ran(["bash", "-c", script], folder, TYPELESS_DATA_DIR=str(folder / "data"))
+    assert code == 0, errors
     secret, _, settings = out.partition("\n")
     assert len(secret) > 30
     in_force = {name: row["value"] for name, row in json.loads(settings).items()}
@@ -149,14 +151,24 @@ async def test_a_server_can_be_made_safe_as_the_security_guide_says(folder: Path
     assert in_force["tls_cert_file"] == "cert.pem"
 
 
+@pytest.mark.parametrize("block", SETTINGS, ids=str)
+async def test_settings_are_those_of_a_settings_file(block: Block, folder: Path):
+    (folder / "typeless.toml").write_text(block.text, "utf-8")
+    code, out, errors = await ran(["typeless", "config", "--config", "typeless.toml", "--json"], folder)
+    assert code == 0, errors
+    in_force = {name: row["value"] for name, row in json.loads(out).items()}
+    written = {name: value for table in tomllib.loads(block.text).values() for name, value in table.items()}
+    assert written.items() <= in_force.items()
+
+
 @pytest.mark.parametrize("block", BUILDS, ids=str)
 def test_a_client_is_built_and_called_as_its_tests_do(block: Block):
-    """tests/clients builds them, which takes minutes: here it is held that those are the same commands."""
+    """tests/clients builds the clients, which takes minutes. This test checks that the guide has the same commands."""
     first, *commands = block.text.strip().split(" && ")
     (language,) = (one for one in LANGUAGES if first == f"cd clients/{one.name}")
     *builds, call = [command.replace("'", "") for command in commands]
-    told = [" ".join(word for word in build.split() if word not in QUIET) for build in builds]
-    assert told == [" ".join(word for word in build if word not in QUIET) for build in language.builds]
+    documented = [" ".join(word for word in build.split() if word not in QUIET) for build in builds]
+    assert documented == [" ".join(word for word in build if word not in QUIET) for build in language.builds]
     assert call == f"{' '.join(language.command)} transcribe ../../tests/audio/en_short.flac"
 
 

@@ -1,4 +1,4 @@
-"""The Python client's own examples run: one for each thing that it can do."""
+"""The examples in the docstrings of the Python client run, and every public method has one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_everything_public_has_an_example(kind: type):
 
 
 @pytest.mark.parametrize(("sync", "other"), [(Client, AsyncClient), (Jobs, AsyncJobs)], ids=["client", "jobs"])
-def test_what_one_client_can_do_the_other_can(sync: type, other: type):
+def test_both_clients_have_the_same_methods(sync: type, other: type):
     assert public(sync) == public(other)
 
 
@@ -43,7 +43,7 @@ async def test_the_examples_print_what_they_say(module: ModuleType, tmp_path: Pa
 
 
 def examples(module: ModuleType, target: str) -> tuple[list[str], int]:
-    """What the examples of a module that failed say, and how many examples there are."""
+    """The output of the failed examples of a module, and the number of its examples."""
     complaints: list[str] = []
     n_examples = 0
     with Client(target) as open_client:

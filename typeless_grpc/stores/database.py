@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+
+# DBOS imports this in a background thread. A statement of another thread would fail during that import, because
+# SQLAlchemy already uses what is only half imported.
+import sqlalchemy.orm
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
