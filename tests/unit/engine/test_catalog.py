@@ -178,7 +178,7 @@ def test_the_error_names_everything_that_was_tried_and_what_to_do(index: Path, d
         Catalog(data_dir, FakeHub("small", reachable=False)).get("small")
     message = caught.value.message
     for said in (
-        f"data directory {data_dir / 'models'}: not there",
+        f"data directory {data_dir / 'models'}: no such model",
         "Python packages tiny-model-one==1.0, tiny-model-two==1.0: No matching distribution found for tiny-model-one",
         "Hugging Face hub: the hub does not answer",
         "typeless models pull",
@@ -227,13 +227,13 @@ def test_an_installed_package_with_a_whole_model_is_used_in_place(
 def test_the_error_names_a_path_that_something_else_occupies(index: Path, data_dir: Path):
     (data_dir / "models" / "small").mkdir(parents=True)
     (data_dir / "models" / "small" / "notes.txt").touch()
-    with pytest.raises(SourceUnavailable, match="small is in the way"):
+    with pytest.raises(SourceUnavailable, match="small exists and is no model"):
         Catalog(data_dir, FakeHub()).get("small")
 
 
 def test_the_error_names_a_data_directory_that_is_not_writable(index: Path, tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(SourceUnavailable, match=r"cannot be kept.*TYPELESS_DATA_DIR"):
+    with pytest.raises(SourceUnavailable, match=r"cannot be stored.*TYPELESS_DATA_DIR"):
         Catalog(tmp_path / "file", FakeHub()).get("small")
 
 
