@@ -18,6 +18,7 @@ LAYERS = (
         "tls",
         "interceptors",
         "servicers",
+        "sources",
         "stores",
         "client",
         "client_channel",
@@ -32,7 +33,7 @@ LAYERS = (
     {"jobs", "streaming"},
     {"text"},  # works on what the engine heard
     {"engine", "access"},
-    {"audio", "speech"},
+    {"audio", "disk", "speech"},
     {"errors", "clock", "version", "pb"},
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}

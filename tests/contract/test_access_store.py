@@ -47,7 +47,7 @@ async def connect(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> 
         return
     url = sqlite_url(tmp_path / "access.sqlite3")
     if kind == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
+        url = request.getfixturevalue("postgres").empty_database()
         engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
         name = f"access_{time.monotonic_ns()}"
         with engine.connect() as connection:
