@@ -31,7 +31,7 @@ LAYERS = (
     {"health"},
     {"telemetry", "reflection"},
     {"jobs", "streaming"},
-    {"text"},  # works on what the engine heard
+    {"text"},  # works on the results of the engine
     {"engine", "access"},
     {"audio", "disk", "speech"},
     {"errors", "clock", "version", "pb"},

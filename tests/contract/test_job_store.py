@@ -703,7 +703,7 @@ def test_audio_that_was_left_behind_at_the_end_of_its_job_is_found(
     stores = Stores.over(database, files, max_owner_bytes=10)
     job = stores.submit(content=b"12345")
     with monkeypatch.context() as patched:
-        patched.setattr(files, "delete_tree", _away)
+        patched.setattr(files, "delete_tree", _unavailable)
         done(stores, job)
     with pytest.raises(RateLimited):
         stores.submit(content=b"123456")
@@ -711,7 +711,7 @@ def test_audio_that_was_left_behind_at_the_end_of_its_job_is_found(
     stores.submit(content=b"123456")
 
 
-def _away(path: str) -> None:
+def _unavailable(path: str) -> None:
     raise SourceUnavailable("away", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
 
 
