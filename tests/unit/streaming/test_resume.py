@@ -265,13 +265,13 @@ async def test_a_drain_does_not_wait_for_a_session_past_its_window():
 
 async def test_sessions_say_whether_they_are_looked_after():
     async with desk() as d:
-        assert not d.sessions.is_kept
+        assert not d.sessions.is_ticking
         running = asyncio.create_task(d.sessions.run())
         await until_idle()
-        assert d.sessions.is_kept
+        assert d.sessions.is_ticking
         running.cancel()
         await asyncio.wait([running])
-        assert not d.sessions.is_kept
+        assert not d.sessions.is_ticking
 
 
 async def test_a_dropped_session_stops_its_work():

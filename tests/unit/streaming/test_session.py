@@ -17,28 +17,14 @@ from typeless_grpc.errors import EngineFailed, WrongState
 from typeless_grpc.speech.transcript import Segment, Transcript, Word
 from typeless_grpc.streaming import events
 from typeless_grpc.streaming.cadence import Cadence
+from typeless_grpc.streaming.effects import CancelSpeculation, Decode, Effect, Emit, InterimDue, Speculate
 from typeless_grpc.streaming.endpoint import EndpointOptions
+from typeless_grpc.streaming.inputs import End, EndpointDecision, Finalize, Frames, Input, InterimDecoded
 from typeless_grpc.streaming.modes import mode_of
 from typeless_grpc.streaming.planner import PlanOptions
 from typeless_grpc.streaming.release import FinalDecoded, FinalFailed
 from typeless_grpc.streaming.requests import SegmentationOptions, Update
-from typeless_grpc.streaming.session import (
-    TRANSITIONS,
-    CancelSpeculation,
-    Decode,
-    Effect,
-    Emit,
-    End,
-    EndpointDecision,
-    Finalize,
-    Frames,
-    Input,
-    InterimDecoded,
-    InterimDue,
-    Session,
-    Speculate,
-    State,
-)
+from typeless_grpc.streaming.session import TRANSITIONS, Session, State
 from typeless_grpc.streaming.stability import Stability
 
 FRAME_S = FRAME_SAMPLES / 16_000
