@@ -1,4 +1,4 @@
-"""Why a server cannot listen, where what it listens with does not say."""
+"""Explains why a server cannot listen, because gRPC does not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 
 
 def why_unusable(host: str, port: int) -> str:
-    """Why this machine cannot listen on an address, whoever else does; "" where it could. Blocks on names."""
+    """Return why this machine cannot listen on an address at all; "" if it can. Blocks to resolve names."""
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):

@@ -1,9 +1,8 @@
-"""Keys and limits as this server knows them, kept in step with a store that others may write to.
+"""A server's copy of keys and limits, which follows a store that other servers may change.
 
-Calls are judged by what is in memory, so they neither wait for the store nor fail with it. The store counts its
-changes: asking for those after the last one seen is cheap enough to do every second, and a key that nobody knows is
-looked up at once, for it may be new. Thus a key made on one server works on all, and one revoked ends on all within
-seconds.
+Calls use the copy in memory, so they neither wait for the store nor fail with it. The store numbers its changes.
+Reading the changes after the last one seen is cheap enough for every second, and an unknown key is looked up at once,
+because it may be new. So a key that one server creates works on all, and a revoked one ends on all within seconds.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RegistryOptions:
-    """max_keys: how many may exist that are neither revoked nor expired. refresh_s: between looks at the store.
+    """Bounds and intervals.
 
-    flush_s: between notes in the store of when keys were last used.
+    max_keys: keys that are neither revoked nor expired. refresh_s: between reads of the store. flush_s: between writes
+    of the last uses of keys.
     """
 
     max_keys: int = 10_000
@@ -36,7 +36,7 @@ class RegistryOptions:
 
 
 class Registry:
-    """Keys and limits: read from memory, written through to the store."""
+    """Keys and limits, read from memory and written through to the store."""
 
     def __init__(
         self,
@@ -53,19 +53,19 @@ class Registry:
         self._options = options
         self._wall_s = wall_s
         self._revision = 0
-        self._n_begun = self._n_answered = 0  # looks at the store
+        self._n_begun = self._n_answered = 0  # reads of the store
         self._failure: SourceUnavailable | None = None
         self._refreshing = asyncio.Lock()
 
     async def load(self, settings_keys: Sequence[ApiKey]) -> None:
-        """Read the store, and make the keys of the settings known to it, so that they can be listed and revoked."""
+        """Read the store, and add the keys of the settings to it, so that they can be listed and revoked."""
         for key in settings_keys:
             await self._store.add_key(key, max_keys=self._options.max_keys)
         await self.refresh()
 
     async def refresh(self) -> None:
-        """Take up what changed in the store; callers that come while another asks share the next answer."""
-        wanted = self._n_begun + 1  # one that begins from now on: the one under way may have asked too early
+        """Read the changes of the store; callers that come during a read share the next one."""
+        wanted = self._n_begun + 1  # a read that begins now: the current one may have been too early
         async with self._refreshing:
             if self._n_answered < wanted:
                 await self._refresh()
@@ -83,25 +83,28 @@ class Registry:
             self.quotas.apply(changes.limits)
             self._revision = changes.revision
             self._failure = None
-        # Not where it was cancelled, or failed otherwise: then there is no answer to share.
+        # If it was cancelled or failed otherwise, there is no result to share.
         self._n_answered = self._n_begun
 
     async def find(self, secret: str) -> ApiKey | None:
-        """The key with this secret, ended ones too. Raises SourceUnavailable if it is unknown and the store is away."""
+        """Return the key with this secret, also an ended one.
+
+        Raises SourceUnavailable if it is unknown and the store is unavailable.
+        """
         if (key := self.ring.find(secret)) is not None:
             return key
         await self.refresh()
         return self.ring.find(secret)
 
     async def create_key(self, display_name: str, role: Role, expires_s: float | None) -> tuple[ApiKey, str]:
-        """Make a key, good from now on; returns it with its secret. Raises TooLarge, SourceUnavailable."""
+        """Create a key, which is valid at once; return it with its secret. Raises TooLarge, SourceUnavailable."""
         key, secret = new_key(display_name, role, self._wall_s(), expires_s)
         kept = await self._store.add_key(key, max_keys=self._options.max_keys)
         self.ring.apply([kept])
         return kept, secret
 
     async def revoke_key(self, key_id: str) -> ApiKey:
-        """End a key and the calls made with it. Raises NotFound, SourceUnavailable."""
+        """Revoke a key, and end the calls made with it. Raises NotFound, SourceUnavailable."""
         key = await self._store.revoke_key(key_id)
         if key is None:
             raise _no_key(key_id)
@@ -109,12 +112,12 @@ class Registry:
         return key
 
     async def keys_after(self, position: int, n_most: int) -> Sequence[ApiKey]:
-        """A page of keys, their last uses on this server included. Raises SourceUnavailable."""
+        """Return a page of keys, with their last uses on this server. Raises SourceUnavailable."""
         await self.flush()
         return await self._store.keys_after(position, n_most)
 
     async def set_limit(self, limit: Limit) -> None:
-        """Put a limit in force, for one key or for all. Raises NotFound (an unknown key), SourceUnavailable."""
+        """Set a limit for one key or for all. Raises NotFound (an unknown key), SourceUnavailable."""
         if limit.key_id and limit.key_id not in self.ring:
             await self.refresh()
             if limit.key_id not in self.ring:
@@ -123,14 +126,14 @@ class Registry:
         self.quotas.apply([limit])
 
     async def flush(self) -> None:
-        """Write down when keys were last used. Raises SourceUnavailable."""
+        """Write the last uses of keys to the store. Raises SourceUnavailable."""
         if uses := self.ring.take_uses():
             await self._store.record_uses(uses)
 
     async def follow(self, report: Callable[[bool], None]) -> None:
-        """Look at the store again and again, until cancelled; report is told each time whether it answered.
+        """Read the store repeatedly until cancelled. report: called each time with whether the store answered.
 
-        Whatever a look fails with, the next one is made: a task that ended would leave revoked keys good.
+        Every error is retried: if the task ended, revoked keys would stay valid.
         """
         flushed_s = time.monotonic()
         is_logged = False
@@ -145,7 +148,7 @@ class Registry:
                 report(False)
             except Exception:
                 if not is_logged:  # the first of a row
-                    log.exception("keys and limits could not be taken up from the store; asking on")
+                    log.exception("keys and limits could not be read from the store; retrying")
                 is_logged = True
                 report(False)
             else:

@@ -1,4 +1,4 @@
-"""What is kept of keys and limits, as a `Protocol`: one store may be shared by many servers."""
+"""The store of keys and limits, as a `Protocol`. Many servers may share one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typeless_grpc.access.quota import Limit
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed since an earlier revision, and the revision to ask with the next time."""
+    """The changes since an earlier revision, and the revision for the next call."""
 
     revision: int
     keys: Sequence[ApiKey]
@@ -20,31 +20,31 @@ class Changes:
 
 
 class AccessStore(Protocol):
-    """Keys and limits, durable. Every call raises SourceUnavailable where the store cannot be reached."""
+    """Keys and limits, stored durably. Every call raises SourceUnavailable if the store cannot be reached."""
 
     async def add_key(self, key: ApiKey, *, max_keys: int) -> ApiKey:
-        """Keep a new key, and return it with its position; one with the same id is left as it is and returned.
+        """Store a new key, and return it with its position; a key with the same id is returned unchanged.
 
-        Raises TooLarge if there are max_keys that can still be used.
+        Raises TooLarge if there are max_keys valid keys.
         """
         ...
 
     async def revoke_key(self, key_id: str) -> ApiKey | None:
-        """End a key for good; None where there is none with this id."""
+        """Revoke a key for good; None if none has this id."""
         ...
 
     async def keys_after(self, position: int, n_most: int) -> Sequence[ApiKey]:
-        """At most n_most keys after this position, in the order of creation; 0 is the start."""
+        """Return at most n_most keys after a position, in the order of creation; 0 is the start."""
         ...
 
     async def record_uses(self, uses: Mapping[str, float]) -> None:
-        """Note the last use of keys, by id; an earlier moment than is known changes nothing."""
+        """Store the last uses of keys, by id; a time before the stored one changes nothing."""
         ...
 
     async def set_limit(self, limit: Limit) -> None:
-        """Keep a limit in place of the one with the same key, group and unit."""
+        """Replace the limit with the same key, group and unit."""
         ...
 
     async def changes(self, since: int) -> Changes:
-        """Keys added or revoked and limits set after revision `since`; 0 is everything."""
+        """Return keys added or revoked and limits set after revision `since`; 0 for all."""
         ...

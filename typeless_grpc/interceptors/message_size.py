@@ -26,7 +26,9 @@ class MessageSizeInterceptor(Interceptor):
 
     def deserializer(self, inner: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         """Count a message's fields before it is parsed."""
-        descriptor = inner.__self__.DESCRIPTOR  # type: ignore[attr-defined]  # `FromString` of a message class
+        descriptor = getattr(getattr(inner, "__self__", None), "DESCRIPTOR", None)  # of `FromString` of a message
+        if descriptor is None:  # a method of raw bytes
+            return inner
 
         def deserialize(data: bytes) -> Any:
             if has_more_fields(data, descriptor, MAX_FIELDS):
