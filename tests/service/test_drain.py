@@ -269,7 +269,7 @@ def test_threads_go_on_with_another_server_too():
         pytest.param(StreamOptions(Options(output_formats=["srt"]), RAW), id="a file of both parts"),
     ],
 )
-async def test_a_stream_that_cannot_go_on_says_so_after_all_that_was_said(options: StreamOptions):
+async def test_a_stream_that_cannot_continue_fails_after_its_last_event(options: StreamOptions):
     data = TALK if options.raw_format else (AUDIO / "en_short.wav").read_bytes()[:44] + silence(1.0)
     async with serving(ScriptedEngine(recognized)) as served, AsyncClient(served.target) as client:
 

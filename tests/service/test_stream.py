@@ -286,7 +286,7 @@ async def test_voice_activity_options_are_honoured(requested, n_utterances):
 # ---- FILE -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_file_comes_piece_by_piece_with_progress():
+async def test_a_file_comes_segment_by_segment_with_progress():
     data = speech(*(seconds for _ in range(20) for seconds in (6.0, 0.6)))
     async with serving(ScriptedEngine(lambda call: "words")) as served:
         got = await events(served, [config(mode=transcription_pb2.STREAM_MODE_FILE), *audio(data, 65_536)])
@@ -477,7 +477,7 @@ async def test_a_stream_that_is_too_long_says_what_fits_and_is_refused_then():
     assert got[-1].segment.text.startswith("32000 ")
 
 
-async def test_a_piece_that_the_engine_cannot_decode_is_a_warning_and_the_stream_goes_on():
+async def test_an_utterance_that_cannot_be_decoded_is_a_warning_and_the_stream_continues():
     def script(call: EngineCall) -> str | BaseException:
         is_first = len(call.audio) < 1.5 * 16_000 and call.ticket.lane is Lane.LIVE_FINAL
         return EngineFailed("The model failed.") if is_first else "second"

@@ -1,4 +1,4 @@
-"""Who may have a stream, and what it costs."""
+"""Access to streams, and what they are charged."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ async def test_the_newest_call_has_the_session():
         assert len(texts(await reads(new, is_kind("completed")))) == 1
 
 
-async def test_a_session_is_gone_after_its_window():
+async def test_a_session_is_dropped_after_its_resume_window():
     async with serving(ScriptedEngine(recognized), stream_resume_window_s=0) as served:
         call = served.transcription.StreamTranscribe()
         await call.write(config())
@@ -296,7 +296,7 @@ async def test_no_server_is_said_soon():
 async def test_what_goes_wrong_in_the_audio_is_the_callers():
     async def source() -> AsyncIterator[bytes]:
         yield tone(0.5)
-        raise OSError("the microphone is gone")
+        raise OSError("the microphone was unplugged")
 
     async with serving(ScriptedEngine()) as served, AsyncClient(served.target) as client:
         with pytest.raises(OSError, match="microphone"):
