@@ -57,7 +57,13 @@ class Shelf:
 async def models() -> AsyncIterator[models_pb2_grpc.ModelServiceStub]:
     shelf = Shelf()
     with ThreadPoolExecutor(2) as threads:
-        pool = ModelPool(shelf, lambda name, directory: Model(name), threads, FakeClock(), PoolOptions("base"))
+        pool = ModelPool(
+            shelf,
+            lambda name, directory: Model(name),
+            threads,
+            FakeClock(),
+            PoolOptions("base", max_memory_bytes=2**30),
+        )
         await pool.load("base")
         async with serving(ScriptedEngine(), more=[ModelServicer(pool, shelf, "base")]) as served:
             yield models_pb2_grpc.ModelServiceStub(served.channel)
