@@ -22,7 +22,7 @@ from google.rpc import error_details_pb2, status_pb2
 from tests.clients.serving import BIN, KEY, run, tool, without_settings
 from tests.harness import AUDIO, REPOSITORY, pcm, request, serving, serving_jobs
 from tests.servers import free_port
-from tests.speech import said
+from tests.speech import talk
 from typeless_grpc.client import AsyncClient, CallFailed, RawFormat
 from typeless_grpc.client_stream import StreamOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
@@ -150,9 +150,9 @@ async def test_a_live_stream_passes_both_ways_while_it_runs(tmp_path: Path):
         received = asyncio.Event()
 
         async def speech() -> AsyncIterator[bytes]:
-            yield said(1.0, 1.5)
+            yield talk(1.0, 1.5)
             await received.wait()  # no more audio until the first sentence has come back
-            yield said(1.0)
+            yield talk(1.0)
 
         texts = []
         async for event in client.stream(speech(), StreamOptions(raw_format=RAW)):

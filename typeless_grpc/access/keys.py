@@ -1,8 +1,8 @@
-"""API keys: created once, stored as a hash, found in constant time.
+"""API keys: made once, kept as a hash, found in constant time.
 
-The secret of a key is 256 random bits, so a plain SHA-256 is enough: it cannot be found by trial, and a slow hash would
-only slow down every call. Keys of the settings may be weaker, and are hashed in the same way; only that hash leaves the
-process.
+A key's secret is 256 random bits, so a plain SHA-256 is enough: nobody can find it by trial, and a slow hash would only
+slow down every call. Keys of the settings may be weaker. They are hashed the same way, and leave the process only as
+that hash.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from dataclasses import dataclass, replace
 
 from typeless_grpc.access.principal import Principal, Role
 
-SECRET_PREFIX = "tl_"  # so that a leaked key can be recognized
+SECRET_PREFIX = "tl_"  # so that a leaked key is recognized for what it is
 SECRET_BYTES = 32
 SHOWN_CHARACTERS = 9  # of a secret, as ApiKey.prefix
 
-# Compared if no key has the digest, so that a wrong key takes as long as a right one.
+# Compared with if no key has the digest, so that a wrong key takes as long as a right one.
 _NO_DIGEST = bytes(32)
 _INDEX_BYTES = 8
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """An API key without its secret; times are Unix seconds.
+    """A key without its secret. Times are Unix seconds.
 
-    position: in the order of creation, given by the store. from_settings: it is in the settings of a server, and valid
-    only on servers that have it there.
+    position: in the order of creation, assigned by the store. from_settings: it is in the settings of a server, and
+    holds only on servers with that setting.
     """
 
     key_id: str
@@ -46,18 +46,18 @@ class ApiKey:
 
     @property
     def principal(self) -> Principal:
-        """The principal of calls with this key."""
+        """The caller of a call with this key."""
         name = f"key:{self.key_id}"
         return Principal(name, name, self.role, self.key_id, self.expires_s)
 
 
 def digest_of(secret: str) -> bytes:
-    """Return the stored hash of a secret: SHA-256, 32 bytes."""
+    """The hash of a secret: SHA-256, 32 bytes."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 def new_key(display_name: str, role: Role, created_s: float, expires_s: float | None) -> tuple[ApiKey, str]:
-    """Create a key; return it with its secret, which is stored nowhere."""
+    """A key and its secret, which exists nowhere else."""
     secret = SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
     key_id = f"k{secrets.token_hex(8)}"
     prefix = secret[:SHOWN_CHARACTERS]
@@ -65,17 +65,17 @@ def new_key(display_name: str, role: Role, created_s: float, expires_s: float | 
 
 
 def settings_key(secret: str, role: Role, created_s: float) -> ApiKey:
-    """Return the key of a secret in the settings; its id is the same after restarts and on every server."""
+    """The key for a secret of the settings. Its id is the same after restarts and on every server."""
     digest = digest_of(secret)
     key_id = "s" + hashlib.sha256(b"typeless key id" + digest).hexdigest()[:16]
     name = "TYPELESS_ADMIN_KEYS" if role is Role.ADMIN else "TYPELESS_API_KEYS"
-    # A key that a person chose may be short: its first characters would reveal too much.
+    # A key that people chose may be short: its first characters would reveal too much.
     shown = secret[:SHOWN_CHARACTERS] if len(secret) >= 4 * SHOWN_CHARACTERS else ""
     return ApiKey(key_id, name, shown, role, digest, created_s, from_settings=True)
 
 
 class KeyRing:
-    """The keys in memory: found by their secret, and watched by the calls made with them."""
+    """The keys in memory, found by secret. Calls can watch a key for its end."""
 
     def __init__(self, settings_roles: Mapping[bytes, Role] | None = None) -> None:
         """settings_roles: digest to role, of the secrets in this server's settings."""
@@ -89,7 +89,7 @@ class KeyRing:
         return key_id in self._keys
 
     def find(self, secret: str) -> ApiKey | None:
-        """Return the key with this secret, also an expired or revoked one; None if no key has it."""
+        """The key with this secret, ended ones too; None if there is none."""
         digest = digest_of(secret)
         found = None
         for key_id in self._index.get(digest[:_INDEX_BYTES], ()):
@@ -101,11 +101,11 @@ class KeyRing:
         return found
 
     def used(self, key_id: str, now_s: float) -> None:
-        """Note that a call was made with a key."""
+        """Note that a call used the key."""
         self._last_uses_s[key_id] = now_s
 
     def take_uses(self) -> Mapping[str, float]:
-        """Return the time of the last use of each key that was used since the last call."""
+        """From key to the time of its last use, for keys used since the last call of this."""
         uses, self._last_uses_s = self._last_uses_s, {}
         return uses
 
@@ -122,7 +122,7 @@ class KeyRing:
                     tell()
 
     def watch(self, key_id: str, on_end: Callable[[], None]) -> Callable[[], None]:
-        """Call on_end when the key is revoked; return a function that ends the watch."""
+        """Call on_end when the key is revoked. Returns a function that ends the watch."""
         watchers = self._watchers.setdefault(key_id, set())
         watchers.add(on_end)
 

@@ -1,4 +1,4 @@
-"""Explains why a server cannot listen, because gRPC does not."""
+"""Finds out why a server cannot listen, because grpc does not report it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 
 
 def why_unusable(host: str, port: int) -> str:
-    """Return why this machine cannot listen on an address at all; "" if it can. Blocks to resolve names."""
+    """Why this machine cannot listen on an address, apart from other listeners; "" if it can. Blocks on names."""
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):

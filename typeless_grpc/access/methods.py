@@ -1,7 +1,7 @@
-"""Every call of the contract, the role that it needs, and the quota to which it is charged.
+"""Every call of the contract, with the access it needs and the quota it is charged to.
 
-A method that is not in this table needs an admin key, so that a new one is never open by mistake; the tests fail until
-it is classified.
+A method that is not in this table needs an admin key, so that a new one is never open by mistake. Tests fail until it
+is in the table.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from enum import Enum
 
 
 class Access(Enum):
-    """The role that a call needs.
+    """The access that a call needs.
 
-    OPEN: none, unless the operator closed it. USER: any caller. ADMIN: an admin; any caller if keys are off. ADMIN_KEY:
-    a caller with an admin key, and so none if keys are off.
+    OPEN: none, unless the operator closed it. USER: any caller. ADMIN: an admin, or anyone if keys are off.
+    ADMIN_KEY: an admin key, so nobody has it if keys are off.
     """
 
     OPEN = "open"
@@ -25,7 +25,7 @@ class Access(Enum):
 
 
 class Group(Enum):
-    """Calls that share a quota. Long recordings are charged to LONG as well as to their own group."""
+    """Calls that share a quota. LONG is charged in addition to another group, for long recordings."""
 
     TRANSCRIBE = "transcribe"
     LONG = "long"
@@ -38,9 +38,9 @@ class Group(Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule of a method. is_long_lived: it lasts as long as its caller likes, without a time limit of ours.
+    """The rule for a method. is_long_lived: it lasts as long as its caller likes, without a time limit.
 
-    is_free: it is charged to no quota, so that a probe never fails because of a quota or of the store of quotas.
+    is_free: it is charged to no quota, so that a probe fails neither for a quota nor without the store of quotas.
     """
 
     access: Access
@@ -49,7 +49,7 @@ class Rule:
     is_free: bool = False
 
 
-# The services that an operator can close, by their names in the setting.
+# The services that an operator can close, by their name in the setting.
 OPEN_SERVICES: Mapping[str, tuple[str, ...]] = {
     "health": ("grpc.health.v1.Health",),
     "reflection": ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"),
@@ -89,14 +89,14 @@ RULES: Mapping[str, Rule] = {
 
 
 class Rules(dict[str, Rule]):
-    """The rules by method, and the strictest one for a method without a rule."""
+    """From method to rule; the strictest for a method without one."""
 
     def __missing__(self, method: str) -> Rule:
         return Rule(Access.ADMIN_KEY, Group.CONFIG)
 
 
 def rules(open_services: Iterable[str] = OPEN_SERVICES) -> Rules:
-    """Return the table with only these services open (keys of `OPEN_SERVICES`); the others need a user."""
+    """The table with only these services open (names in `OPEN_SERVICES`); the others need a user."""
     still_open = {service for word in open_services for service in OPEN_SERVICES[word]}
     return Rules({method: rule if _service(method) in still_open else _closed(rule) for method, rule in RULES.items()})
 

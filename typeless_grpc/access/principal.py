@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Role(Enum):
-    """The role of a caller: a user may make all calls except those that need an admin."""
+    """What a caller may do. A user may make every call that does not need an admin."""
 
     USER = "user"
     ADMIN = "admin"
@@ -18,10 +18,10 @@ class Role(Enum):
 class Principal:
     """A caller, as far as it is known.
 
-    id: the caller of quotas and turns: "key:ID", "token:SUBJECT", or "address:ADDRESS" without a key. owner: of jobs,
-    uploads and sessions; the same as id, but "" for all callers if keys are off. key_id: set for callers with an API
-    key. expires_s: Unix time at which the key expires. is_local: the call comes from this machine to a server without
-    keys, and no proxy sent it for another.
+    id: for quotas and fairness: "key:ID", "token:SUBJECT", or "address:ADDRESS" for a caller without a
+    key. owner: the owner of its jobs, uploads and sessions; the same as id, but "" for everyone if keys are off.
+    key_id: set for the callers of an API key. expires_s: when the key expires (Unix time).
+    is_local: it calls from this machine a server without keys, and no proxy forwards it for another address.
     """
 
     id: str
@@ -34,31 +34,31 @@ class Principal:
 
     @property
     def is_admin(self) -> bool:
-        """Whether it may make the calls of an admin, and see the jobs of all callers."""
+        """Whether it may make an admin's calls, and see every caller's jobs."""
         return self.role is Role.ADMIN
 
     @property
     def is_shared(self) -> bool:
         """Whether other callers, which cannot be distinguished from this one, have the same owner.
 
-        Such a caller may use only what it can name, by an unguessable id.
+        Such a caller reaches only data whose id it knows; ids are random.
         """
         return self.is_anonymous and not self.is_local
 
 
-# Outside of a call, and on servers without access control.
+# Outside of a call, and if callers are not identified.
 NOBODY = Principal(id="", owner="", is_anonymous=True)
 
 _current: ContextVar[Principal] = ContextVar("principal", default=NOBODY)
 
 
 def current() -> Principal:
-    """Return the caller of the current call."""
+    """The caller of the current call."""
     return _current.get()
 
 
 def enter(principal: Principal) -> object:
-    """Make principal the current one; pass the result to `leave`."""
+    """Make principal the current one. Pass the returned token to `leave`."""
     return _current.set(principal)
 
 

@@ -1,8 +1,8 @@
 """Charges calls to the quotas of their callers.
 
-A call is charged when it begins. The code that finds out more about it (a long recording, minutes of audio) charges the
-rest through `current()`, the charge of the current call. If the server refuses a call, or a recording of a batch, for
-its own reasons, the caller gets everything back; a caller's mistake is not refunded.
+A call is charged when it begins. The rest (a long recording, minutes of audio) is charged once it is known, through
+`current()`, the charge of the current call. If the server refuses a call, or a recording of a batch, for its own
+reasons, the charge is given back in full; a call with a mistake is not.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typeless_grpc.access.principal import Principal
 from typeless_grpc.access.quota import Limit, Quota, Quotas, Unit, whole
 from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable, TypelessError
 
-# The retry delay for a caller with too many open calls: it is not known when one of them ends.
+# The time to wait for a caller with too many open calls: nobody knows when one of them ends.
 CONCURRENT_RETRY_S = 1.0
 
 
 @dataclass(frozen=True)
 class Taken:
-    """The state of a bucket after a call. limit: its burst; remaining: its content; reset_after_s: until it is full.
+    """The result of taking from a bucket. limit: its burst; remaining: its content; reset_after_s: until it is full.
 
-    retry_after_s: until the cost could be taken; 0 if it was, None if the bucket never holds so much.
+    retry_after_s: until the same can be taken; 0 if it was taken, None if the bucket never holds that much.
     """
 
     is_allowed: bool
@@ -41,39 +41,39 @@ class BucketStore(Protocol):
     """Token buckets by name. Both calls may raise SourceUnavailable."""
 
     async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
-        """Take the whole cost, or nothing."""
+        """Take cost at once, or nothing."""
         ...
 
     async def give_back(self, bucket: str, quota: Quota, cost: int) -> None:
-        """Undo an allowed `take`; the bucket never holds more than its burst."""
+        """Undo an allowed `take`; the bucket never exceeds its burst."""
         ...
 
 
 class Charge(Protocol):
-    """The charge of one call, for code that finds out its cost while it runs."""
+    """The charge of one running call, for servicers that learn its cost."""
 
     def recording(self, audio_s: float) -> AbstractAsyncContextManager[None]:
-        """Charge a whole recording of this length; a call may have several. Raises RateLimited.
+        """Charge a whole recording, perhaps one of several in a call, while it is transcribed. Raises RateLimited.
 
-        The cost is given back if the server refuses the recording for its own reasons.
+        The charge is given back if the server refuses the recording for its own reasons.
         """
         ...
 
     @property
     def most_audio_s(self) -> float:
-        """The largest cost that can be charged at once."""
+        """The longest audio that can be charged at once."""
         ...
 
     async def audio(self, audio_s: float) -> None:
-        """Charge audio that has arrived on a stream, also fractions of a second. Raises RateLimited.
+        """Charge more audio of a stream, any fraction of a second. Raises RateLimited.
 
-        It is not given back, because the audio is processed whatever becomes of the call.
+        It is never given back, because the audio was processed.
         """
         ...
 
 
 class NoCharge:
-    """The charge if limits are off: everything is free."""
+    """No charge: limits are off."""
 
     most_audio_s = float("inf")
 
@@ -90,12 +90,12 @@ _current: ContextVar[Charge] = ContextVar("charge", default=NoCharge())  # noqa:
 
 
 def current() -> Charge:
-    """Return the charge of the current call."""
+    """The charge of the current call."""
     return _current.get()
 
 
 def enter(charge: Charge) -> object:
-    """Make charge the current one; pass the result to `leave`."""
+    """Make charge the current one. Pass the returned token to `leave`."""
     return _current.set(charge)
 
 
@@ -107,7 +107,8 @@ def leave(token: object) -> None:
 class CallCharge:
     """What one call has taken so far.
 
-    state: of the bucket of its group's calls, if there is one. is_counted: whether it is an open call of its caller.
+    state: of the bucket for the calls of its group, if there is one. is_counted: it counts as one of its caller's open
+    calls.
     """
 
     def __init__(self, limiter: Limiter, principal: Principal, group: Group) -> None:
@@ -128,7 +129,7 @@ class CallCharge:
                 await own.take(Group.LONG, Unit.CALLS, 1)
             await own.take(self.group, Unit.AUDIO_SECONDS, whole(audio_s))
         except BaseException:
-            # All or nothing: otherwise a retry after the refusal would find the other bucket empty.
+            # All or nothing; otherwise a caller that waited for the one would find the other used up.
             await own.give_back()
             raise
         try:
@@ -154,7 +155,7 @@ class CallCharge:
     async def take(self, group: Group, unit: Unit, cost: int, *, is_final: bool = False) -> Taken | None:
         """Take cost from a bucket of this caller; None if it has no such limit. Raises RateLimited.
 
-        is_final: whether the cost is never given back.
+        is_final: it is never given back.
         """
         limit = self._limiter.quotas.of(self.principal, group, unit)
         if limit is None or not cost:
@@ -167,28 +168,28 @@ class CallCharge:
         return taken
 
     async def give_back(self) -> None:
-        """Give back what was taken, except by recordings, which give back their own part."""
+        """Undo what was taken, except by recordings, which undo their own part."""
         taken, self._taken = self._taken, []
         for limit, cost in taken:
             await self._limiter.buckets.give_back(_bucket(self.principal, limit), limit.quota, cost)
 
 
 def is_refused_for_load(error: TypelessError) -> bool:
-    """Whether an error is the server's own, so that the call costs nothing.
+    """Whether an error is the server's own, so that the refused call costs nothing.
 
-    A deadline that cannot be met and audio that cannot be fetched depend on the request: if they cost nothing, a caller
+    A deadline that cannot be met and audio that cannot be fetched depend on the request. If they were free, a caller
     could repeat them without end.
     """
-    is_share = error.reason == "SHARE_USED_UP"  # so that a retry does not find the bucket empty
+    is_share = error.reason == "SHARE_USED_UP"  # the caller retries soon, and must not find the bucket empty
     is_load = isinstance(error, Overloaded | SourceUnavailable) and error.reason != "AUDIO_UNREACHABLE"
     return is_share or is_load
 
 
 class Limiter:
-    """Admits calls within their callers' quotas. Concurrent calls are counted on this server alone."""
+    """Admits calls within the quotas of their callers. Each server counts open calls by itself."""
 
     def __init__(self, quotas: Quotas, buckets: BucketStore, *, long_audio_s: float) -> None:
-        """long_audio_s: a recording longer than this is charged to the group LONG too."""
+        """long_audio_s: a longer recording is also charged to the group LONG."""
         self.quotas = quotas
         self.buckets = buckets
         self.long_audio_s = long_audio_s
@@ -197,10 +198,10 @@ class Limiter:
     async def admit(
         self, principal: Principal, group: Group, *, is_counted: bool = True, is_free: bool = False
     ) -> CallCharge:
-        """Charge a call as it begins; `done` must follow. Raises RateLimited, SourceUnavailable.
+        """Charge a call when it begins; `done` must follow. Raises RateLimited, SourceUnavailable.
 
-        is_counted: whether it counts as an open call. Open calls are checked after the rate, and a refusal gives it
-        back, so that a retry does not find the bucket empty. is_free: nothing is taken from a bucket.
+        is_counted: it counts as one of its caller's open calls. Open calls are checked after the rate, because a caller
+        with too many retries soon, and must not find the bucket empty. is_free: nothing is taken from a bucket.
         """
         charge = CallCharge(self, principal, group)
         if not is_free:
@@ -215,7 +216,7 @@ class Limiter:
         return charge
 
     def done(self, charge: CallCharge) -> None:
-        """Note that an admitted call has ended."""
+        """Note the end of an admitted call."""
         if not charge.is_counted:
             return
         key = charge.principal.id, charge.group

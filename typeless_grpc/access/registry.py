@@ -1,8 +1,8 @@
-"""A server's copy of keys and limits, which follows a store that other servers may change.
+"""Keys and limits in memory, synchronized with a store that other servers also write to.
 
-Calls use the copy in memory, so they neither wait for the store nor fail with it. The store numbers its changes.
-Reading the changes after the last one seen is cheap enough for every second, and an unknown key is looked up at once,
-because it may be new. So a key that one server creates works on all, and a revoked one ends on all within seconds.
+Calls are checked against memory, so they neither wait for the store nor fail with it. The store numbers its changes,
+so reading those after the last one seen is cheap enough to do every second. An unknown key may be new, so it causes a
+read at once. So a key that is made on one server works on all, and a revoked one ends on all within seconds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RegistryOptions:
-    """Bounds and intervals.
+    """max_keys: how many usable keys may exist. refresh_s: between reads of the store.
 
-    max_keys: keys that are neither revoked nor expired. refresh_s: between reads of the store. flush_s: between writes
-    of the last uses of keys.
+    flush_s: between writes of the last uses of keys.
     """
 
     max_keys: int = 10_000
@@ -36,7 +35,7 @@ class RegistryOptions:
 
 
 class Registry:
-    """Keys and limits, read from memory and written through to the store."""
+    """Keys and limits: read from memory, written through to the store."""
 
     def __init__(
         self,
@@ -64,8 +63,8 @@ class Registry:
         await self.refresh()
 
     async def refresh(self) -> None:
-        """Read the changes of the store; callers that come during a read share the next one."""
-        wanted = self._n_begun + 1  # a read that begins now: the current one may have been too early
+        """Read what changed in the store. Callers that arrive during a read share the next one."""
+        wanted = self._n_begun + 1  # a read that begins from now on; the running one may have begun too early
         async with self._refreshing:
             if self._n_answered < wanted:
                 await self._refresh()
@@ -83,28 +82,25 @@ class Registry:
             self.quotas.apply(changes.limits)
             self._revision = changes.revision
             self._failure = None
-        # If it was cancelled or failed otherwise, there is no result to share.
+        # Not if it was cancelled or failed otherwise: then there is no result to share.
         self._n_answered = self._n_begun
 
     async def find(self, secret: str) -> ApiKey | None:
-        """Return the key with this secret, also an ended one.
-
-        Raises SourceUnavailable if it is unknown and the store is unavailable.
-        """
+        """The key with this secret, ended ones too. Unknown ones may raise SourceUnavailable."""
         if (key := self.ring.find(secret)) is not None:
             return key
         await self.refresh()
         return self.ring.find(secret)
 
     async def create_key(self, display_name: str, role: Role, expires_s: float | None) -> tuple[ApiKey, str]:
-        """Create a key, which is valid at once; return it with its secret. Raises TooLarge, SourceUnavailable."""
+        """Make a key, good from now on; returns it with its secret. Raises TooLarge, SourceUnavailable."""
         key, secret = new_key(display_name, role, self._wall_s(), expires_s)
         kept = await self._store.add_key(key, max_keys=self._options.max_keys)
         self.ring.apply([kept])
         return kept, secret
 
     async def revoke_key(self, key_id: str) -> ApiKey:
-        """Revoke a key, and end the calls made with it. Raises NotFound, SourceUnavailable."""
+        """End a key and the calls made with it. Raises NotFound, SourceUnavailable."""
         key = await self._store.revoke_key(key_id)
         if key is None:
             raise _no_key(key_id)
@@ -112,12 +108,12 @@ class Registry:
         return key
 
     async def keys_after(self, position: int, n_most: int) -> Sequence[ApiKey]:
-        """Return a page of keys, with their last uses on this server. Raises SourceUnavailable."""
+        """A page of keys, their last uses on this server included. Raises SourceUnavailable."""
         await self.flush()
         return await self._store.keys_after(position, n_most)
 
     async def set_limit(self, limit: Limit) -> None:
-        """Set a limit for one key or for all. Raises NotFound (an unknown key), SourceUnavailable."""
+        """Put a limit in force, for one key or for all. Raises NotFound (an unknown key), SourceUnavailable."""
         if limit.key_id and limit.key_id not in self.ring:
             await self.refresh()
             if limit.key_id not in self.ring:
@@ -131,9 +127,9 @@ class Registry:
             await self._store.record_uses(uses)
 
     async def follow(self, report: Callable[[bool], None]) -> None:
-        """Read the store repeatedly until cancelled. report: called each time with whether the store answered.
+        """Read the store periodically, until cancelled. Calls report each time with whether it answered.
 
-        Every error is retried: if the task ended, revoked keys would stay valid.
+        The loop survives every error of a read, because without it revoked keys would stay good.
         """
         flushed_s = time.monotonic()
         is_logged = False
@@ -148,7 +144,7 @@ class Registry:
                 report(False)
             except Exception:
                 if not is_logged:  # the first of a row
-                    log.exception("keys and limits could not be read from the store; retrying")
+                    log.exception("keys and limits cannot be read from the store; retrying")
                 is_logged = True
                 report(False)
             else:

@@ -12,7 +12,7 @@ from typeless_grpc.access.quota import Limit
 
 @dataclass(frozen=True)
 class Changes:
-    """The changes since an earlier revision, and the revision for the next call."""
+    """The changes since an earlier revision, and the revision to pass the next time."""
 
     revision: int
     keys: Sequence[ApiKey]
@@ -20,25 +20,25 @@ class Changes:
 
 
 class AccessStore(Protocol):
-    """Keys and limits, stored durably. Every call raises SourceUnavailable if the store cannot be reached."""
+    """Durable keys and limits. Every call raises SourceUnavailable if the store is unavailable."""
 
     async def add_key(self, key: ApiKey, *, max_keys: int) -> ApiKey:
-        """Store a new key, and return it with its position; a key with the same id is returned unchanged.
+        """Store a new key, and return it with its position. An existing key with this id is returned unchanged.
 
-        Raises TooLarge if there are max_keys valid keys.
+        Raises TooLarge if there are max_keys usable keys.
         """
         ...
 
     async def revoke_key(self, key_id: str) -> ApiKey | None:
-        """Revoke a key for good; None if none has this id."""
+        """Revoke a key for good; None if there is none with this id."""
         ...
 
     async def keys_after(self, position: int, n_most: int) -> Sequence[ApiKey]:
-        """Return at most n_most keys after a position, in the order of creation; 0 is the start."""
+        """At most n_most keys after this position, in the order of creation; 0 is the start."""
         ...
 
     async def record_uses(self, uses: Mapping[str, float]) -> None:
-        """Store the last uses of keys, by id; a time before the stored one changes nothing."""
+        """Store the last uses of keys, by id. An earlier time than the stored one changes nothing."""
         ...
 
     async def set_limit(self, limit: Limit) -> None:
@@ -46,5 +46,5 @@ class AccessStore(Protocol):
         ...
 
     async def changes(self, since: int) -> Changes:
-        """Return keys added or revoked and limits set after revision `since`; 0 for all."""
+        """Keys added or revoked and limits set after revision `since`; 0 is everything."""
         ...
