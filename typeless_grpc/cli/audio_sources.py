@@ -16,7 +16,8 @@ from typing import cast
 from typeless_grpc.cli.files import STANDARD_INPUT, is_pipe
 from typeless_grpc.cli.output import fail
 from typeless_grpc.client import RawFormat
-from typeless_grpc.client_mic import NoMicrophone, async_microphone, from_thread
+from typeless_grpc.client.microphone import NoMicrophone, async_microphone
+from typeless_grpc.client.threads import from_thread
 
 _PIECE_S = 0.1
 _FILE_PIECE_BYTES = 65_536

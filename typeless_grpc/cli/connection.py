@@ -11,7 +11,8 @@ import typer
 
 from typeless_grpc.cli.output import fail
 from typeless_grpc.client import DEFAULT_TARGET, Tls
-from typeless_grpc.client_channel import key_to_send, target_to_call
+from typeless_grpc.client.channels import key_to_send
+from typeless_grpc.client.target import target_to_call
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typeless_grpc.cli.files import name_of
 from typeless_grpc.cli.options import expanded, sign
 from typeless_grpc.cli.output import EXIT_FAILED, drop_stdout, errors, fail, failures_as_lines
 from typeless_grpc.client import CallFailed
-from typeless_grpc.client_channel import host_of, proxy_variable
+from typeless_grpc.client.target import host_of, proxy_variable
 
 # What the caller can do about it, where the server's message does not say so already.
 HINTS = {

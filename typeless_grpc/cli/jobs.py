@@ -29,7 +29,7 @@ from typeless_grpc.cli.job_output import (
 )
 from typeless_grpc.cli.output import download_bar, errors, print_table
 from typeless_grpc.client import Client
-from typeless_grpc.client_jobs import is_uri
+from typeless_grpc.client.requests import is_uri
 from typeless_grpc.pb.v1 import jobs_pb2
 
 app = typer.Typer(help="Transcribe in the background.", no_args_is_help=True)

@@ -33,9 +33,8 @@ from typeless_grpc.cli.failures import calls_as_lines
 from typeless_grpc.cli.files import is_pipe, name_of, recording
 from typeless_grpc.cli.output import errors, fail, need
 from typeless_grpc.cli.target import Place, client_of
-from typeless_grpc.client import RawFormat
-from typeless_grpc.client_mic import MICROPHONE, NoMicrophone
-from typeless_grpc.client_stream import StreamOptions
+from typeless_grpc.client import RawFormat, StreamOptions
+from typeless_grpc.client.microphone import MICROPHONE, NoMicrophone
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
 
 Show = Callable[[StreamTranscribeResponse], None]
