@@ -1,4 +1,4 @@
-"""What the documents say is so: their commands run, their links lead somewhere, their tables are those of the code."""
+"""The documents are true: their commands run, their links lead somewhere, and their tables match the code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
 
 
-# ---- what needs no server ---------------------------------------------------------------------------------------
+# ---- tests without a server ---------------------------------------------------------------------------------------
 
 
 def test_the_readme_can_be_read_in_one_sitting():
@@ -55,7 +55,7 @@ def test_every_make_target_that_is_named_exists():
     assert named <= targets
 
 
-def test_the_reference_of_settings_is_that_of_the_code():
+def test_the_reference_of_settings_is_current():
     assert (REPOSITORY / "docs" / "configuration.md").read_text("utf-8") == reference(), "make golden"
 
 
@@ -66,7 +66,19 @@ def test_settings_in_the_readme_have_their_true_defaults():
     assert rows == {name: true[name] for name in rows}
 
 
-# Limits that are no caller's business, or that are said with another one.
+def test_defaults_that_the_guides_name_are_those_of_the_settings():
+    unit = {"": 1, "s": 1, "h": 3600, "%": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    named = {
+        (match[1].removeprefix("TYPELESS_").lower(), float(match[2].replace(",", "")) * unit[match[3] or ""])
+        for path in DOCUMENTS
+        for match in re.finditer(r"`([A-Za-z_]+)` \(([\d.,]+)(?: (s|h|%|KiB|MiB|GiB))?[,;)]", path.read_text("utf-8"))
+    }
+    settings = {(name, value) for name, value in named if name in Settings.model_fields}
+    assert len(settings) > 10
+    assert settings == {(name, float(Settings.model_fields[name].default)) for name, _ in settings}
+
+
+# Limits that do not concern callers, or that another row includes.
 NOT_OF_THE_TABLE = {
     *("max_batch", "max_model_memory_bytes", "max_concurrent_jobs", "rate_limit_enabled"),
     "rate_limit_anonymous_percent",
@@ -74,7 +86,7 @@ NOT_OF_THE_TABLE = {
 
 
 def limits_table() -> list[tuple[str, str, str]]:
-    """The default, what comes beyond it, and the setting of each row of the one table of limits."""
+    """The default, the status beyond it, and the setting of each row of the table of limits."""
     text = (REPOSITORY / "docs" / "limits.md").read_text("utf-8")
     return re.findall(r"^\| [^|*]+ \| ([^|]+) \| ([^|]+) \| `(\w+)` \|$", text, re.M)
 
@@ -90,29 +102,29 @@ def test_every_limit_is_in_the_table():
     }
 
 
-def test_limits_are_said_as_the_settings_have_them():
+def test_limits_are_documented_with_the_defaults_of_the_settings():
     units = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    for said, _, name in limits_table():
+    for documented, _, name in limits_table():
         default = Settings.model_fields[name].default
         if isinstance(default, str):
             rate, _, burst = default.partition(":")
-            assert said == (f"{rate}, {burst} at once" if burst else rate), name
+            assert documented == (f"{rate}, {burst} at once" if burst else rate), name
             continue
-        number, unit = re.search(r"([\d,]+)(?: (KiB|MiB|GiB|s)\b)?", said).groups()  # type: ignore[union-attr]
+        number, unit = re.search(r"([\d,]+)(?: (KiB|MiB|GiB|s)\b)?", documented).groups()  # type: ignore[union-attr]
         assert int(number.replace(",", "")) * units.get(unit, 1) == default, name
 
 
-def test_what_comes_beyond_a_limit_is_what_the_reasons_say():
+def test_the_status_beyond_a_limit_is_that_of_its_reason():
     rows = re.findall(r"^\| `([A-Z0-9_]+)` \| (.*?) \|", (REPOSITORY / "docs" / "errors.md").read_text("utf-8"), re.M)
     statuses = dict(rows)
     for _, beyond, name in limits_table():
-        said = re.findall(r"`([A-Z0-9_]+)`", beyond)
-        named = [reason for reason in said if reason in statuses and reason != "STREAM_IDLE"]
-        assert all(statuses[reason].startswith(f"`{said[0]}`") for reason in named), name
+        codes = re.findall(r"`([A-Z0-9_]+)`", beyond)
+        named = [reason for reason in codes if reason in statuses and reason != "STREAM_IDLE"]
+        assert all(statuses[reason].startswith(f"`{codes[0]}`") for reason in named), name
 
 
 def reasons() -> Iterator[str]:
-    """Every reason that an error of ours can carry: upper case with an underscore, or given by that name."""
+    """Every reason that one of our errors can have: the argument `reason`, its defaults, and the AUDIO_ constants."""
     for path in (REPOSITORY / "typeless_grpc").rglob("*.py"):
         if "pb" in path.parts:
             continue
@@ -126,7 +138,7 @@ def reasons() -> Iterator[str]:
                 yield str(node.value)
 
 
-def test_every_reason_is_documented_and_no_other():
+def test_exactly_the_reasons_of_the_code_are_documented():
     documented = re.findall(r"^\| `([A-Z0-9_]+)` \|", (REPOSITORY / "docs" / "errors.md").read_text("utf-8"), re.M)
     assert documented == sorted(documented)
     assert set(documented) == {reason for reason in reasons() if reason.isupper()} - {"AUDIO_ENCODING_"}
@@ -145,7 +157,7 @@ def test_every_test_that_the_reliability_guide_names_exists():
 
 
 def commands(command: Any, words: tuple[str, ...] = ("typeless",)) -> Iterator[tuple[str, Any]]:
-    """Every command by its words; a group is what has commands (typer brings a click of its own)."""
+    """Every command by its words. A group is an object with commands: typer has a click of its own."""
     for name, inner in getattr(command, "commands", {}).items():
         yield from commands(inner, (*words, name))
     if not hasattr(command, "commands"):
@@ -162,7 +174,7 @@ def example(command: Any) -> str:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_example_in_a_commands_help_is_one_that_it_takes(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_example_in_a_commands_help_is_a_valid_command_line(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(REPOSITORY)
     words = shlex.split(re.split(r"[|>&]", example(COMMANDS[name]))[0])
     prefix = name.split()
@@ -170,12 +182,12 @@ def test_the_example_in_a_commands_help_is_one_that_it_takes(name: str, monkeypa
     COMMANDS[name].make_context(name, words[len(prefix) :])
 
 
-# ---- what needs one ---------------------------------------------------------------------------------------------
+# ---- tests with a server ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Running:
-    """`typeless serve` as users start it. ready: what it printed."""
+    """`typeless serve` as users start it. ready: its output until it was ready."""
 
     port: int
     ready: str
@@ -223,7 +235,7 @@ def skip_without_grpcurl(script: str) -> None:
 
 
 def shape(text: str) -> str:
-    """Text without its numbers: times and confidences differ from machine to machine."""
+    """Text without its numbers, because times and confidences differ between machines."""
     return re.sub(r"\d+(\.\d+)*", "#", text.strip())
 
 
@@ -233,7 +245,7 @@ CALLS = [block for block in blocks(README, "console") if "make " not in block]
 @pytest.mark.model
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("block", CALLS, ids=lambda block: block.split()[1].rpartition("/")[2])
-async def test_calls_of_the_readme_print_what_it_says(block: str, running: Running):
+async def test_calls_of_the_readme_print_its_output(block: str, running: Running):
     command, _, expected = block.removeprefix("$ ").partition("\n")
     skip_without_grpcurl(command)
     here = command.replace("localhost:50051", f"localhost:{running.port}").replace(".venv/bin/", f"{BIN}/")
@@ -251,14 +263,14 @@ async def test_the_python_of_the_readme_runs(running: Running, tmp_path: Path):
 
 @pytest.mark.model
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_server_that_is_ready_says_what_the_readme_says(running: Running):
+async def test_the_readme_shows_the_line_of_a_ready_server(running: Running):
     block = next(block for block in blocks(README, "console") if "make run" in block)
     assert shape(running.ready.splitlines()[0]) == shape(block.splitlines()[1])
 
 
 @pytest.mark.model
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_commands_a_server_suggests_work_as_they_stand(running: Running):
+async def test_the_commands_that_a_server_suggests_work(running: Running):
     suggested = [line.strip() for line in running.ready.partition("Try next:")[2].strip().splitlines()]
     assert len(suggested) == 3
     skip_without_grpcurl(running.ready)
@@ -269,6 +281,6 @@ async def test_the_commands_a_server_suggests_work_as_they_stand(running: Runnin
 
 
 @pytest.mark.model
-async def test_the_example_that_needs_no_server_brings_its_own():
+async def test_the_example_without_a_server_starts_its_own():
     assert "--local" in example(COMMANDS["typeless transcribe"])
     assert "The train to the coast leaves" in await shell(example(COMMANDS["typeless transcribe"]))

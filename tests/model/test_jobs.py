@@ -20,7 +20,7 @@ pytestmark = pytest.mark.model
 normalized = EnglishTextNormalizer()
 
 
-async def test_a_job_hears_what_was_said(tmp_path: Path):
+async def test_a_job_transcribes_a_recording(tmp_path: Path):
     own = {"database_url": f"sqlite:///{tmp_path}/jobs.db", "storage_url": str(tmp_path), "job_chunk_s": 20.0}
     settings = Settings(port=0, model="tiny.en", rate_limit_enabled=False, **own)
     if catalog(settings).find("tiny.en") is None:

@@ -40,7 +40,7 @@ async def test_each_segment_of_a_recording_that_switches_has_its_language(base: 
 
 
 @pytest.mark.parametrize(("first", "second"), [("zh", "en"), ("en", "zh"), ("en", "es")])
-async def test_languages_are_told_apart_whichever_comes_first(first: str, second: str, base: AsyncClient):
+async def test_both_languages_are_recognized_in_either_order(first: str, second: str, base: AsyncClient):
     files = {"zh": "zh_sentence.ogg", "es": "es_sentence.ogg", "en": "en_two_sentences.flac"}
     pause = np.zeros(16_000 * 7 // 10, np.float32)
     audio = np.concatenate([samples(files[first]), pause, samples(files[second])])
@@ -63,7 +63,7 @@ async def test_a_recording_in_one_language_stays_in_it(base: AsyncClient):
         assert transcript.language_probability > 0.5
 
 
-async def test_only_an_allowed_language_is_found(base: AsyncClient):
+async def test_only_allowed_languages_are_detected(base: AsyncClient):
     transcript = await heard(base, "es_sentence.ogg", allowed_languages=["fr", "en"])
     assert transcript.language in {"fr", "en"}
     assert (await heard(base, "es_sentence.ogg", allowed_languages=["es", "en"])).language == "es"
@@ -75,7 +75,7 @@ async def test_speech_is_translated_into_english(base: AsyncClient):
     assert "beach" in transcript.text.lower()
 
 
-async def test_chinese_comes_in_the_script_that_was_asked_for(base: AsyncClient):
+async def test_chinese_is_written_in_the_requested_script(base: AsyncClient):
     simplified = await heard(base, "zh_sentence.ogg", language="zh", word_timestamps=True)
     traditional = await heard(base, "zh_sentence.ogg", language="zh-Hant", word_timestamps=True)
     assert opencc.OpenCC("t2s").convert(simplified.text) == simplified.text
@@ -84,7 +84,7 @@ async def test_chinese_comes_in_the_script_that_was_asked_for(base: AsyncClient)
 
 
 @pytest.mark.parametrize("strategy", ["whole", "fixed", "vad", "hybrid", "auto"])
-async def test_every_strategy_hears_all_of_a_long_recording_once(strategy: str, tiny_en: AsyncClient):
+async def test_every_strategy_transcribes_all_of_a_long_recording_once(strategy: str, tiny_en: AsyncClient):
     answer = await tiny_en.transcribe(
         AUDIO / "en_minute.ogg", Options(chunking=strategy, word_timestamps=True), timeout_s=150
     )
@@ -119,7 +119,7 @@ async def test_no_prompt_and_no_hotwords_cost_text(
     assert rate <= 0.1, transcript.text
 
 
-async def test_a_prompt_is_not_taken_for_what_was_spoken(base: AsyncClient):
+async def test_the_text_of_a_prompt_is_not_in_the_transcript(base: AsyncClient):
     """Five beams go on with such a prompt to the end of a window."""
     fox = (
         "The quick brown fox jumps over the lazy dog while the harbour master writes his long report about the weather"
@@ -129,7 +129,7 @@ async def test_a_prompt_is_not_taken_for_what_was_spoken(base: AsyncClient):
     assert jiwer.wer(normalized(fixture("en_minute.ogg")["text"]), normalized(transcript.text)) <= 0.1, transcript.text
 
 
-async def test_channels_are_told_apart(tiny_en: AsyncClient):
+async def test_channels_are_transcribed_apart(tiny_en: AsyncClient):
     transcript = await heard(tiny_en, "two_speakers_stereo.flac", channels="separate")
     left, right = (" ".join(one.text for one in transcript.segments if one.channel == channel) for channel in (0, 1))
     assert "leave" in left.lower()

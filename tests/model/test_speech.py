@@ -37,7 +37,7 @@ def wer(said: str, heard: str) -> float:
     [row for row in ROWS if row["language"] == "en" and row["kind"] in {"speech", "variant", "long"}],
     ids=lambda row: row["file"],
 )
-async def test_english_is_understood(row: dict[str, Any], tiny_en: AsyncClient):
+async def test_english_is_transcribed(row: dict[str, Any], tiny_en: AsyncClient):
     transcript = await heard(tiny_en, row["file"])
     assert wer(row["text"], transcript.text) <= 0.05
     assert transcript.audio_duration.ToTimedelta().total_seconds() == pytest.approx(row["duration_s"], abs=0.1)
@@ -64,7 +64,7 @@ async def test_words_have_times_in_order_and_inside_the_audio(file: str, tiny_en
         assert seconds(segment.words[-1].end_offset) <= seconds(segment.end_offset) + 0.5
 
 
-async def test_words_stand_where_they_are_said(tiny_en: AsyncClient):
+async def test_words_have_the_times_at_which_they_are_spoken(tiny_en: AsyncClient):
     # The pause between the two sentences is digital silence: no word may lie across it.
     transcript = await heard(tiny_en, "en_two_sentences.flac", Options(word_timestamps=True, language="en"))
     words = {word.text.strip(".,").lower(): word for segment in transcript.segments for word in segment.words}
@@ -102,7 +102,7 @@ async def test_a_language_is_recognized(language: str, base: AsyncClient):
         assert float(jiwer.wer(row["text"].lower(), transcript.text.lower())) <= 0.2
 
 
-async def test_a_language_that_is_named_is_not_doubted(base: AsyncClient):
+async def test_a_given_language_is_not_detected(base: AsyncClient):
     transcript = await heard(base, "es_sentence.ogg", Options(language="es-MX"))
     assert (transcript.language, transcript.language_probability) == ("es", 1.0)
 
@@ -118,7 +118,7 @@ async def test_speech_is_translated_into_english(base: AsyncClient):
     [Options(hotwords=["Kubrendo", "Typlexa"]), Options(prompt="Kubrendo, Typlexa.")],
     ids=["hotwords", "prompt"],
 )
-async def test_names_that_are_given_are_heard(options: Options, tiny_en: AsyncClient):
+async def test_hotwords_bring_unusual_names(options: Options, tiny_en: AsyncClient):
     without = await heard(tiny_en, "en_names.ogg")
     assert "Kubrendo" not in without.text
     transcript = await heard(tiny_en, "en_names.ogg", options)
@@ -140,7 +140,7 @@ def samples(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["silence", "quiet noise", "white noise", "hum", "clicks"])
-async def test_what_is_not_speech_gives_no_text(kind: str, base: AsyncClient):
+async def test_audio_without_speech_gives_no_text(kind: str, base: AsyncClient):
     transcript = (await base.transcribe(samples(kind), raw_format=RAW, timeout_s=120)).transcript
     assert transcript.text == ""
     assert not transcript.segments
@@ -164,7 +164,7 @@ async def test_a_recording_that_was_cut_off_is_refused(suffix: str, tiny_en: Asy
     ],
     ids=["not english", "no language", "no model"],
 )
-async def test_what_the_model_cannot_do_is_refused(options: Options, code: str, reason: str, tiny_en: AsyncClient):
+async def test_unsupported_options_are_refused(options: Options, code: str, reason: str, tiny_en: AsyncClient):
     with pytest.raises(CallFailed) as caught:
         await heard(tiny_en, "en_short.flac", options)
     assert (caught.value.code.name, caught.value.reason) == (code, reason)
@@ -176,7 +176,7 @@ async def test_an_english_model_does_not_translate(tiny_en: AsyncClient):
     assert caught.value.fields[0][0] == "options.task"
 
 
-async def test_a_call_that_is_cancelled_leaves_the_engine_to_others(tiny_en: AsyncClient):
+async def test_a_cancelled_call_frees_the_engine(tiny_en: AsyncClient):
     long = asyncio.create_task(heard(tiny_en, "en_minute.ogg", Options(beam_size=5)))
     await asyncio.wait([long], timeout=0.3)
     long.cancel()
@@ -185,7 +185,7 @@ async def test_a_call_that_is_cancelled_leaves_the_engine_to_others(tiny_en: Asy
     assert normalized((await heard(tiny_en, "en_short.flac")).text) == "please close the window"
 
 
-async def test_calls_side_by_side_get_their_own_answers(tiny_en: AsyncClient):
+async def test_concurrent_calls_get_their_own_results(tiny_en: AsyncClient):
     files = ["en_short.flac", "en_two_sentences.flac", "en_numbers.ogg"] * 2
     answers = await asyncio.gather(*(heard(tiny_en, file) for file in files))
     for file, answer in zip(files, answers, strict=True):

@@ -149,6 +149,25 @@ async def test_a_request_that_decompresses_beyond_the_limit_is_refused():
         assert (await served.transcription.Transcribe(request())).transcript.text
 
 
+@pytest.mark.parametrize(
+    ("method", "element"),
+    [
+        ("/typeless.v1.TranscriptionService/BatchTranscribe", b"\x0a\x00"),
+        ("/typeless.v1.TranscriptionService/Transcribe", b"\x12\x02\x2a\x00"),
+        ("/typeless.v1.TranscriptionService/StreamTranscribe", b"\x0a\x02\x12\x00"),
+        (CHECK, b"\x98\x06\x01"),
+    ],
+    ids=lambda value: value.rpartition("/")[2] if isinstance(value, str) else "",
+)
+async def test_a_message_of_millions_of_fields_is_refused_before_it_is_parsed(method: str, element: bytes):
+    async with serving(ScriptedEngine()) as served:
+        call = served.channel.stream_stream(method)(iter([element * (20 * MIB // len(element))]))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            [_ async for _ in call]
+        assert CallFailed.of(caught.value).reason == "TOO_MANY_FIELDS"
+        assert (await served.transcription.Transcribe(request())).transcript.text
+
+
 async def test_a_message_that_is_never_complete_ends_its_call():
     async with (
         serving(ScriptedEngine(), request_arrival_timeout_s=0.2) as served,

@@ -1,17 +1,21 @@
-"""Refuses request messages that are too large or malformed, with a reason.
+"""Refuses request messages that are too large, have too many fields or are malformed, with a reason.
 
 gRPC itself enforces a slightly higher limit, and its error has no reason: see `server.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
 from typeless_grpc.errors import InvalidInput, TooLarge
 from typeless_grpc.interceptors.seam import Call, Handler, Interceptor
+from typeless_grpc.interceptors.wire_format import has_more_fields
+
+# Bounds the memory of a parsed message; the largest useful request, a batch with all its options, has fewer.
+MAX_FIELDS = 100_000
 
 
 class MessageSizeInterceptor(Interceptor):
@@ -19,6 +23,18 @@ class MessageSizeInterceptor(Interceptor):
 
     def __init__(self, max_message_bytes: int) -> None:
         self._max_bytes = max_message_bytes
+
+    def deserializer(self, inner: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        """Count a message's fields before it is parsed."""
+        descriptor = inner.__self__.DESCRIPTOR  # type: ignore[attr-defined]  # `FromString` of a message class
+
+        def deserialize(data: bytes) -> Any:
+            if has_more_fields(data, descriptor, MAX_FIELDS):
+                text = f"The request has more than {MAX_FIELDS} fields, the most that are accepted."
+                raise TooLarge(text, reason="TOO_MANY_FIELDS")
+            return inner(data)
+
+        return deserialize
 
     async def run(self, handler: Handler, requests: AsyncIterator[Any], call: Call) -> Any:
         """Check requests as they are read."""

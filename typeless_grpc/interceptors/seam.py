@@ -120,6 +120,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         async with self.around(call):
             return await handler(requests, call)
 
+    def deserializer(self, inner: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        """Return a method's deserializer of requests: `inner`, unless this interceptor checks the encoded bytes."""
+        return inner
+
     def serves(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
         """Called for each method before its first call, with the method's handler."""
 
@@ -161,8 +165,10 @@ class Chain(grpc.aio.ServerInterceptor):
     def _wrap(self, handler: Any, method_name: str) -> Any:
         method, factory = _shape(handler)
         inside = _handled(method, is_unary=not handler.request_streaming)
+        deserializer = handler.request_deserializer
         for interceptor in reversed(self._interceptors):
             interceptor.serves(method_name, handler)
+            deserializer = interceptor.deserializer(deserializer)
             inside = functools.partial(interceptor.run, inside)
 
         async def single(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
@@ -174,7 +180,7 @@ class Chain(grpc.aio.ServerInterceptor):
 
         invoke = streaming if handler.request_streaming else single
 
-        return factory(invoke, handler.request_deserializer, handler.response_serializer)
+        return factory(invoke, deserializer, handler.response_serializer)
 
 
 def _handled(method: Callable[[Any, Any], Any], *, is_unary: bool) -> Handler:

@@ -31,6 +31,8 @@ MAX_HOTWORDS = 256
 MAX_HOTWORD_CHARACTERS = 128
 MAX_ALLOWED_LANGUAGES = 128
 MAX_REPLACEMENTS = 256
+MAX_TEMPERATURES = 10
+MAX_OUTPUT_FORMATS = 16
 MAX_REPLACEMENT_CHARACTERS = 256
 
 TASKS = {
@@ -158,6 +160,8 @@ def _replacements(replacements: dict[str, str], field: str) -> dict[str, str]:
 
 
 def _output_formats(numbers: Sequence[int], field: str) -> tuple[OutputFormat, ...]:
+    if len(numbers) > MAX_OUTPUT_FORMATS:
+        raise InvalidInput(field, f"{len(numbers)} formats; at most {MAX_OUTPUT_FORMATS} are accepted")
     formats = tuple(_known(number, OUTPUT_FORMATS, f"{field}[{i}]") for i, number in enumerate(numbers))
     if len(set(formats)) < len(formats):
         raise InvalidInput(field, "a format is listed twice")
@@ -188,11 +192,11 @@ def _beam_size(value: int, field: str) -> int | None:
 
 
 def _temperatures(values: list[float], field: str) -> tuple[float, ...]:
+    if len(values) > MAX_TEMPERATURES:
+        raise InvalidInput(field, f"{len(values)} temperatures; at most {MAX_TEMPERATURES} are accepted")
     for index, value in enumerate(values):
         if not 0.0 <= value <= 1.0:
             raise InvalidInput(f"{field}[{index}]", f"{value} is not in 0 to 1")
-    if len(values) > 10:
-        raise InvalidInput(field, f"{len(values)} temperatures; at most 10 are accepted")
     return tuple(round(value, 6) for value in values)
 
 

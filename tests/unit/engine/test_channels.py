@@ -20,13 +20,13 @@ def loudness(call: EngineCall) -> str:
     return f"channel {round(float(call.audio[0]) * 10)}"
 
 
-async def test_one_channel_goes_through_as_it_is():
+async def test_a_recording_with_one_channel_is_passed_on_unchanged():
     inner = ScriptedEngine()
     await ChannelEngine(inner).transcribe(channels(1)[0], DecodeOptions(), Ticket())
     assert inner.calls[0].audio.shape == (16_000,)
 
 
-async def test_each_channel_is_its_own_recording():
+async def test_each_channel_is_transcribed_as_a_recording_of_its_own():
     inner = ScriptedEngine(loudness)
     recognition = await ChannelEngine(inner).transcribe(channels(3), DecodeOptions(), Ticket())
     assert [(one.channel, one.text) for one in recognition.transcript.segments] == [
@@ -38,7 +38,7 @@ async def test_each_channel_is_its_own_recording():
     assert recognition.transcript.audio_s == 1.0
 
 
-async def test_one_channel_that_fails_ends_the_others():
+async def test_a_failure_in_one_channel_cancels_the_others():
     inner = ScriptedEngine(lambda call: EngineFailed("broken") if call.audio[0] else "fine")
     with pytest.raises(EngineFailed):
         await ChannelEngine(inner).transcribe(channels(2), DecodeOptions(), Ticket())
@@ -60,7 +60,7 @@ def part(*starts_s: float, language: str, speech_s: float) -> Recognition:
     return Recognition(transcript, queue_s=speech_s, n_chunks=2, chunking=Chunking.VAD)
 
 
-def test_segments_are_in_order_of_time_with_their_channel():
+def test_segments_are_ordered_by_time_and_have_their_channel():
     whole = merge_channels([part(1.0, 5.0, language="en", speech_s=7.0), part(0.5, 3.0, language="es", speech_s=4.0)])
     assert [(one.start_s, one.channel) for one in whole.transcript.segments] == [(0.5, 1), (1.0, 0), (3.0, 1), (5.0, 0)]
     assert [one.segment.channel for one in whole.transcript.suppressed] == [1, 0]

@@ -32,7 +32,7 @@ from typeless_grpc.speech.transcript import SuppressionReason
         pytest.param(99.0, [SILENCE_S, SECOND_PASS_SILENCE_S], id="never confident"),
     ],
 )
-async def test_a_text_of_low_confidence_is_decoded_once_more_and_not_again(clear_from_s: float, expected: list[float]):
+async def test_a_text_of_low_confidence_has_exactly_one_second_pass(clear_from_s: float, expected: list[float]):
     async with serving() as bench:
         bench.model.script = unclear_below(clear_from_s)
         recognition = await bench.transcribe(utterances(1))
@@ -40,7 +40,7 @@ async def test_a_text_of_low_confidence_is_decoded_once_more_and_not_again(clear
     assert recognition.n_chunks == 1
 
 
-async def test_a_long_piece_has_no_second_pass_for_a_low_confidence_alone():
+async def test_a_long_chunk_has_no_second_pass_for_low_confidence_alone():
     async with serving() as bench:
         bench.model.script = unclear_below(99.0)
         await bench.transcribe(audio(1.0, 16.0, 1.0))
@@ -57,7 +57,7 @@ async def test_a_long_piece_has_no_second_pass_for_a_low_confidence_alone():
         pytest.param("no no no no no no", 1, "no", id="a loop"),
     ],
 )
-async def test_only_a_text_that_is_no_loop_is_searched_for_with_more_tokens(text: str, n_searches: int, expected: str):
+async def test_a_text_is_searched_for_with_more_tokens_unless_it_loops(text: str, n_searches: int, expected: str):
     async with serving() as bench:
         bench.model.script = lambda decode: Hypothesis(text, is_cut_off=decode.max_tokens < 60)
         bench.model.aligns = lambda text, audio_s: [
@@ -89,7 +89,7 @@ FIRST, SECOND = "the first text", "the second text"
         ),
     ],
 )
-async def test_the_better_text_of_the_two_is_kept(first: Hypothesis, second: Hypothesis, expected: str):
+async def test_the_better_text_of_the_two_passes_is_kept(first: Hypothesis, second: Hypothesis, expected: str):
     async with serving() as bench:
         texts = iter([first, second])
         bench.model.script = lambda decode: next(texts)
@@ -97,7 +97,7 @@ async def test_the_better_text_of_the_two_is_kept(first: Hypothesis, second: Hyp
     assert recognition.transcript.text == expected
 
 
-async def test_text_that_cannot_be_used_twice_is_kept_out_with_its_reason():
+async def test_text_that_neither_pass_can_use_is_suppressed_with_its_reason():
     async with serving() as bench:
         bench.model.script = lambda decode: Hypothesis("1.1.1.1", is_cut_off=True)
         recognition = await bench.transcribe(utterances(1))
@@ -118,7 +118,7 @@ async def test_the_second_pass_has_at_least_five_beams(requested: int | None, ex
     assert [decode.beam_size for decode in bench.model.decodes] == expected
 
 
-async def test_only_the_piece_in_doubt_is_decoded_once_more():
+async def test_only_the_chunk_with_low_confidence_has_a_second_pass():
     async with serving() as bench:
         bench.model.script = lambda decode: unclear_below(2.0)(decode) if decode.audio_s > 5.0 else "short"
         recognition = await bench.transcribe(audio(2.0, 4.0, 2.0, 6.0))
@@ -126,7 +126,7 @@ async def test_only_the_piece_in_doubt_is_decoded_once_more():
     assert recognition.transcript.text == "short long silence"
 
 
-async def test_the_second_pass_does_not_delay_others_of_its_batch():
+async def test_a_second_pass_does_not_delay_the_rest_of_its_batch():
     async with serving() as bench:
         bench.model.script = lambda decode: unclear_below(2.0)(decode) if decode.audio_s > 5.0 else "short"
         slow, quick = bench.start(audio(2.0, 6.0)), bench.start(utterances(1))
@@ -143,7 +143,7 @@ async def test_the_second_pass_does_not_delay_others_of_its_batch():
         await slow
 
 
-async def test_a_loop_is_removed_and_reported_and_what_was_said_twice_is_kept():
+async def test_a_loop_is_removed_and_reported_and_repeated_speech_is_kept():
     async with serving() as bench:
         bench.model.script = lambda decode: "no no no no no no no no"
 
@@ -177,7 +177,7 @@ async def test_speech_that_a_text_leaves_out_is_decoded_on_its_own():
     assert recognition.n_chunks == 2
 
 
-async def test_a_translation_is_as_long_as_it_is():
+async def test_a_short_translation_is_not_taken_for_an_early_stop():
     async with serving() as bench:
         bench.model.script = lambda decode: "short, short, short, short"
         bench.model.aligns = lambda text, audio_s: evenly(text, 1.5)
@@ -186,7 +186,7 @@ async def test_a_translation_is_as_long_as_it_is():
     assert len(bench.model.decodes) == 1
 
 
-async def test_full_decodes_once_and_as_faster_whisper_does():
+async def test_full_windows_are_decoded_once_as_faster_whisper_does():
     async with serving(is_full_window=True) as bench:
         await bench.transcribe(utterances(2))
     assert [decode.temperatures for decode in bench.model.decodes] == [TEMPERATURES] * 2
@@ -202,7 +202,7 @@ async def test_an_interim_is_decoded_once_even_with_temperatures():
 
 
 @pytest.mark.parametrize("temperatures", [(0.0, 0.5), (0.5,)])
-async def test_who_sets_temperatures_has_faster_whispers_ladder(temperatures: tuple[float, ...]):
+async def test_temperatures_select_the_fallback_of_faster_whisper(temperatures: tuple[float, ...]):
     async with serving() as bench:
         await bench.transcribe(utterances(1), replace(ENGLISH, temperatures=temperatures))
     assert [decode.temperatures for decode in bench.model.decodes] == [temperatures]
@@ -227,7 +227,7 @@ ECHOED = "this is a talk about a town that has eight names"
         pytest.param(f"and {ECHOED}", id="the prompt's own text"),
     ],
 )
-async def test_audio_whose_text_is_lost_to_a_prompt_is_decoded_without_it(
+async def test_a_chunk_whose_text_is_lost_to_a_prompt_is_decoded_without_it(
     misled: str, hints: dict[str, Any], temperatures: tuple[float, ...]
 ):
     async with serving() as bench:
@@ -238,14 +238,14 @@ async def test_audio_whose_text_is_lost_to_a_prompt_is_decoded_without_it(
 
 
 @pytest.mark.parametrize("temperatures", [(), (0.0,)], ids=["at once", "with fallback"])
-async def test_a_text_that_a_prompt_did_not_harm_is_decoded_once(temperatures: tuple[float, ...]):
+async def test_a_chunk_that_a_prompt_did_not_harm_is_decoded_once(temperatures: tuple[float, ...]):
     async with serving() as bench:
         bench.model.script = lambda decode: SPOKEN
         await bench.transcribe(utterances(1), replace(ENGLISH, prompt="A talk.", temperatures=temperatures))
     assert [decode.task.prompt for decode in bench.model.decodes] == ["A talk."]
 
 
-async def test_a_prompt_that_is_what_was_spoken_keeps_its_names():
+async def test_names_of_a_prompt_that_was_spoken_are_kept():
     spoken = ECHOED.replace("town", "Kubrendo")
     async with serving() as bench:
         bench.model.script = lambda decode: spoken if decode.task.prompt else spoken.replace("Kubrendo", "cue")
@@ -253,7 +253,7 @@ async def test_a_prompt_that_is_what_was_spoken_keeps_its_names():
     assert recognition.transcript.text == spoken
 
 
-async def test_where_no_text_is_any_good_that_with_the_prompt_is_kept():
+async def test_the_text_with_the_prompt_is_kept_if_the_other_is_no_better():
     async with serving() as bench:
         bench.model.script = lambda decode: "Kubrendo" if decode.task.prompt else "the"
         recognition = await bench.transcribe(utterances(1), replace(ENGLISH, prompt="Kubrendo is a town."))

@@ -95,7 +95,7 @@ def switching(*, pause_s: float = 0.8) -> Audio:
     return np.concatenate([spanish, english])
 
 
-async def test_a_piece_is_cut_where_its_language_changes():
+async def test_a_chunk_is_decoded_in_the_languages_of_its_parts():
     async with serving() as bench:
         with_two_languages(bench)
         recognition = await bench.transcribe(switching(), DecodeOptions())
@@ -106,7 +106,7 @@ async def test_a_piece_is_cut_where_its_language_changes():
     assert transcript.language_probability == pytest.approx(0.95)
 
 
-async def test_a_language_that_makes_no_likelier_text_was_not_spoken():
+async def test_a_language_that_makes_no_likelier_text_is_rejected():
     def spanish_with_a_cough(decode: RecordedDecode) -> Hypothesis:
         found = spanish_then_english(decode)
         return replace(found, avg_logprob=-0.45) if decode.task.language == "en" else found
@@ -118,7 +118,7 @@ async def test_a_language_that_makes_no_likelier_text_was_not_spoken():
     assert recognition.n_chunks == 1
 
 
-async def test_what_was_spoken_before_is_expected():
+async def test_the_language_of_earlier_speech_is_expected():
     async with serving() as bench:
         bench.model.detects = lambda audio: [("es", 0.5), ("de", 0.4)]
         await bench.transcribe(utterances(3), DecodeOptions(expected_language="de", chunking=Chunking.VAD))
@@ -126,7 +126,7 @@ async def test_what_was_spoken_before_is_expected():
     assert len(bench.model.batches) == 1
 
 
-async def test_a_language_that_is_given_is_not_doubted():
+async def test_a_given_language_is_not_detected_in_utterances():
     async with serving() as bench:
         with_two_languages(bench)
         await bench.transcribe(switching(), ENGLISH)
@@ -150,7 +150,9 @@ async def test_the_language_of_an_interim_is_detected_once():
         (DecodeOptions(language="fr"), "options.language", "LANGUAGE_NOT_SUPPORTED"),
     ],
 )
-async def test_an_allowed_language_the_model_lacks_is_refused(options: DecodeOptions, field: str, reason: str):
+async def test_a_language_that_the_model_lacks_is_refused_in_every_field(
+    options: DecodeOptions, field: str, reason: str
+):
     async with serving() as bench:
         with pytest.raises(InvalidInput) as caught:
             await bench.transcribe(utterances(1), options)

@@ -68,9 +68,7 @@ POLICIES = st.builds(
 
 
 @given(recordings(), POLICIES)
-def test_a_plan_holds_all_speech_once_in_order_and_in_pieces_that_fit(
-    recording: tuple[list[Span], int], policy: CutPolicy
-):
+def test_chunks_hold_all_speech_once_in_order_and_fit_the_encoder(recording: tuple[list[Span], int], policy: CutPolicy):
     spans, n_samples = recording
     chunks = cut(spans, n_samples, policy)
     covered = [span for chunk in chunks for span in chunk.speech]
@@ -97,18 +95,18 @@ def test_the_same_recording_is_always_cut_the_same_way(recording: tuple[list[Spa
 
 
 @given(recordings())
-def test_a_long_silence_is_in_no_piece(recording: tuple[list[Span], int]):
+def test_no_chunk_holds_a_long_silence(recording: tuple[list[Span], int]):
     spans, n_samples = recording
     for chunk in cut(spans, n_samples, POLICY):
         for before, after in itertools.pairwise(chunk.speech):
             assert after.start - before.end <= samples(POLICY.silence_s)
 
 
-def test_silence_has_no_pieces():
+def test_silence_has_no_chunks():
     assert cut([], samples(60.0), POLICY) == []
 
 
-def test_one_utterance_is_one_piece_with_its_padding():
+def test_one_utterance_is_one_chunk_with_its_padding():
     spans, n_samples = speech(2.0, 5.0, 2.0)
     (chunk,) = cut(spans, n_samples, POLICY)
     assert seconds(chunk) == (1.7, 7.3)
@@ -116,7 +114,7 @@ def test_one_utterance_is_one_piece_with_its_padding():
     assert chunk.window_s == pytest.approx(5.6)
 
 
-def test_padding_ends_where_the_recording_does():
+def test_padding_ends_with_the_recording():
     spans, n_samples = speech(0.1, 5.0, 0.1)
     (chunk,) = cut(spans, n_samples, POLICY)
     assert (chunk.start, chunk.end) == (0, n_samples)
@@ -129,15 +127,13 @@ def test_padding_ends_where_the_recording_does():
         pytest.param(0.5, 0.2, (0.0, 5.7), id="as much as the recording has"),
     ],
 )
-def test_more_silence_than_the_padding_is_shown_where_there_is_some(
-    before_s: float, after_s: float, expected: tuple[float, float]
-):
+def test_context_is_kept_where_the_recording_has_it(before_s: float, after_s: float, expected: tuple[float, float]):
     spans, n_samples = speech(before_s, 5.0, after_s)
     (chunk,) = cut(spans, n_samples, replace(POLICY, context_s=1.2))
     assert seconds(chunk) == expected
 
 
-def test_context_takes_only_the_room_that_a_piece_has():
+def test_context_takes_only_the_room_that_a_window_has():
     spans, n_samples = speech(3.0, 22.6, 3.0)
     (chunk,) = cut(spans, n_samples, replace(POLICY, context_s=1.2))
     assert chunk.window_s == pytest.approx(POLICY.longest_s, abs=0.001)
@@ -149,12 +145,12 @@ def test_context_is_shared_with_the_neighbour():
     assert first.end == second.start == samples(15.5)
 
 
-def test_what_fits_into_one_window_is_not_cut():
+def test_speech_that_fits_into_one_window_is_not_cut():
     spans, n_samples = speech(0.5, 3.0, 1.0, 3.0, 1.0, 3.0, 0.5)
     assert len(cut(spans, n_samples, POLICY)) == 1
 
 
-def test_of_two_pauses_the_longer_one_is_cut():
+def test_the_longer_of_two_pauses_is_cut():
     spans, n_samples = speech(0.0, 10.0, 0.2, 6.0, 1.2, 10.0)
     first, second = cut(spans, n_samples, POLICY)
     assert (len(first.speech), len(second.speech)) == (2, 1)
@@ -163,7 +159,7 @@ def test_of_two_pauses_the_longer_one_is_cut():
     assert (len(first.speech), len(second.speech)) == (1, 2)
 
 
-def test_pieces_that_meet_in_a_short_pause_meet_in_its_middle():
+def test_chunks_meet_in_the_middle_of_a_short_pause():
     spans, n_samples = speech(0.0, 20.0, 0.2, 20.0)
     first, second = cut(spans, n_samples, POLICY)
     assert first.end == second.start == samples(20.1)
@@ -202,7 +198,7 @@ def test_ten_hours_of_speech_are_planned_in_seconds():
     assert sum(len(chunk.speech) for chunk in chunks) == len(spans)
 
 
-def test_a_long_pause_inside_a_piece_is_shown_shortened():
+def test_a_long_pause_inside_a_chunk_is_shortened():
     spans, n_samples = speech(1.0, 4.0, 2.5, 4.0, 1.0)
     (chunk,) = cut(spans, n_samples, POLICY)
     recording = np.arange(n_samples, dtype=np.float32)
@@ -213,7 +209,7 @@ def test_a_long_pause_inside_a_piece_is_shown_shortened():
 
 
 @given(recordings(), POLICIES)
-def test_times_in_what_is_shown_lead_back_to_the_recording(recording: tuple[list[Span], int], policy: CutPolicy):
+def test_times_in_the_window_convert_to_times_in_the_recording(recording: tuple[list[Span], int], policy: CutPolicy):
     spans, n_samples = recording
     for chunk in cut(spans, n_samples, policy):
         for original, moved in zip(chunk.speech, chunk.window_speech(), strict=True):

@@ -43,7 +43,7 @@ def raw(
     return replace(SPOKEN, segment=segment, avg_logprob=avg_logprob, compression_ratio=compression_ratio)
 
 
-def test_times_are_moved_to_the_recordings_clock():
+def test_times_are_converted_to_those_of_the_recording():
     (segment,) = filter_hallucinations(DecodeResult((SPOKEN,), "en", 1.0), chunk(60.0, 70.0)).segments
     assert (segment.start_s, segment.end_s) == (60.5, 62.0)
     assert [(word.text, word.start_s, word.end_s) for word in segment.words] == [
@@ -64,7 +64,7 @@ def test_segments_keep_their_order():
         pytest.param(raw(compression_ratio=9.0, text=LOOP), SuppressionReason.REPETITION, id="repetition"),
     ],
 )
-def test_what_was_made_up_is_kept_apart_with_its_reason_and_its_time(made_up: RawSegment, reason: SuppressionReason):
+def test_suppressed_text_has_its_reason_and_its_time(made_up: RawSegment, reason: SuppressionReason):
     result = filter_hallucinations(DecodeResult((raw(text="said"), made_up), "en", 1.0), chunk(10.0, 20.0))
     assert [segment.text for segment in result.segments] == ["said"]
     (suppressed,) = result.suppressed
@@ -81,13 +81,13 @@ def test_what_was_made_up_is_kept_apart_with_its_reason_and_its_time(made_up: Ra
         pytest.param(raw(compression_ratio=9.0, text="thank you " * 3), id="said three times, in the time it takes"),
     ],
 )
-def test_one_sign_alone_is_not_enough(said: RawSegment):
+def test_one_sign_alone_does_not_suppress_a_text(said: RawSegment):
     result = filter_hallucinations(DecodeResult((said,), "en", 1.0), chunk(0.0, 5.0))
     assert result.suppressed == ()
     assert len(result.segments) == 1
 
 
-def test_repetitions_that_nobody_spoke_are_reported():
+def test_removed_repetitions_are_reported():
     (suppressed,) = filter_hallucinations(
         DecodeResult((raw(),), "en", 1.0, looped=(raw(text="there there"),)), chunk(10.0, 20.0)
     ).suppressed
@@ -98,7 +98,7 @@ def test_repetitions_that_nobody_spoke_are_reported():
     ("issue", "is_kept"),
     [(Issue.CUT_OFF, False), (Issue.TOO_FAST, True), (Issue.LOW_CONFIDENCE, True)],
 )
-def test_text_without_an_end_is_kept_out(issue: Issue, is_kept: bool):
+def test_text_that_is_cut_off_is_suppressed(issue: Issue, is_kept: bool):
     result = filter_hallucinations(DecodeResult((raw(),), "en", 1.0, issues=frozenset({issue})), chunk(0.0, 5.0))
     assert bool(result.segments) is is_kept
     assert [one.reason for one in result.suppressed] == ([] if is_kept else [SuppressionReason.LOW_CONFIDENCE])

@@ -49,18 +49,18 @@ def test_the_more_urgent_lane_is_served_first(order: list[Lane]):
     assert [one.lane for one in drain(lanes)] == list(Lane)
 
 
-def test_one_caller_is_served_in_the_order_of_its_asking():
+def test_work_of_one_caller_is_served_in_its_order():
     lanes = line(*(entry(str(number)) for number in range(5)))
     assert [one.work for one in drain(lanes)] == ["0", "1", "2", "3", "4"]
 
 
-def test_nothing_waiting_is_an_empty_batch():
+def test_an_empty_queue_gives_an_empty_batch():
     lanes = line()
     assert lanes.pop(0.0, max_batch=8) == []
     assert lanes.next_batch_size(0.0) == 0
 
 
-def test_a_lane_that_waited_long_enough_has_one_batch_before_all_others():
+def test_a_starving_lane_gets_one_batch_before_all_others():
     lanes = line(entry("job", Lane.JOBS), entry("job", Lane.JOBS))
     for number in range(4):
         lanes.push(entry(f"final {number}", Lane.LIVE_FINAL))
@@ -69,13 +69,13 @@ def test_a_lane_that_waited_long_enough_has_one_batch_before_all_others():
     assert served == ["final 0", "final 1", "job", "final 2", "job", "final 3"]
 
 
-def test_of_two_starving_lanes_the_one_that_waited_longer_goes_first():
+def test_the_lane_that_starves_longer_goes_first():
     lanes = line(entry(lane=Lane.BATCH, queued_s=1.0), entry(lane=Lane.JOBS, queued_s=0.0))
     lanes.push(entry(lane=Lane.LIVE_FINAL, queued_s=100.0))
     assert [one.lane for one in drain(lanes, now_s=100.0)] == [Lane.JOBS, Lane.BATCH, Lane.LIVE_FINAL]
 
 
-def test_a_lane_does_not_starve_while_it_has_nothing_to_do():
+def test_an_empty_lane_does_not_starve():
     lanes = line(entry("old", Lane.JOBS))
     assert lanes.pop(0.0, max_batch=1)
     lanes.push(entry("new", Lane.JOBS, queued_s=1000.0))
@@ -84,7 +84,7 @@ def test_a_lane_does_not_starve_while_it_has_nothing_to_do():
 
 
 @pytest.mark.parametrize("starved", [lane for lane in Lane if lane is not Lane.LIVE_FINAL], ids=lambda lane: lane.name)
-def test_no_lane_starves_under_a_flood_of_what_is_more_urgent(starved: Lane):
+def test_no_lane_starves_under_a_flood_of_more_urgent_work(starved: Lane):
     lanes = line(entry("patient", starved))
     for now_s in range(100):
         lanes.push(entry("urgent", Lane.LIVE_FINAL, queued_s=now_s))
@@ -108,25 +108,25 @@ def test_a_batch_is_never_larger_than_allowed():
     assert [len(lanes.pop(0.0, max_batch=4)) for _ in range(4)] == [4, 4, 2, 0]
 
 
-def test_nobody_urgent_pays_for_the_company_of_the_patient():
+def test_less_urgent_work_does_not_join_a_batch():
     lanes = line(entry("job", Lane.JOBS), entry("unary", Lane.UNARY), entry("final", Lane.LIVE_FINAL))
     assert [one.work for one in lanes.pop(0.0, max_batch=8)] == ["final"]
     assert [one.work for one in lanes.pop(0.0, max_batch=8)] == ["unary"]
 
 
-def test_a_starving_lane_shares_its_batch_with_what_is_more_urgent():
+def test_more_urgent_work_joins_the_batch_of_a_starving_lane():
     lanes = line(entry("job", Lane.JOBS), entry("job 2", Lane.JOBS))
     lanes.push(entry("final", Lane.LIVE_FINAL, queued_s=STARVE_AFTER_S))
     lanes.push(entry("batch", Lane.BATCH, queued_s=STARVE_AFTER_S, key="other"))
     assert [one.work for one in lanes.pop(STARVE_AFTER_S, max_batch=2)] == ["job", "final"]
 
 
-def test_company_is_taken_from_callers_in_turn():
+def test_callers_take_turns_within_a_batch():
     lanes = line(*(entry(f"a{number}", caller="a") for number in range(6)), entry("b", caller="b"))
     assert {one.work for one in lanes.pop(0.0, max_batch=2)} == {"a0", "b"}
 
 
-def test_how_large_the_next_batch_could_be_is_what_pop_then_gives():
+def test_the_next_batch_size_is_that_of_the_next_pop():
     lanes = line(
         entry(lane=Lane.UNARY), entry(lane=Lane.UNARY, key="other"), entry(lane=Lane.UNARY), entry(lane=Lane.JOBS)
     )
@@ -155,7 +155,7 @@ def test_callers_share_by_cost_and_not_by_count():
     assert abs(seconds["long"] - seconds["short"]) <= 4
 
 
-def test_being_away_earns_nothing():
+def test_an_idle_caller_gains_nothing():
     lanes = line(*(entry(caller="steady") for _ in range(200)), entry(caller="away"))
     for _ in range(100):
         lanes.pop(0.0, max_batch=1)
@@ -165,7 +165,7 @@ def test_being_away_earns_nothing():
     assert abs(served["steady"] - served["away"]) <= 1
 
 
-def test_asking_one_at_a_time_is_no_way_past_the_others():
+def test_submitting_one_at_a_time_is_no_way_past_the_others():
     lanes = line(*(entry(caller="many") for _ in range(50)))
     lanes.push(entry(caller="polite"))
     served = Counter[str]()
@@ -177,7 +177,7 @@ def test_asking_one_at_a_time_is_no_way_past_the_others():
     assert abs(served["many"] - served["polite"]) <= 2
 
 
-def test_who_took_seats_that_nobody_wanted_does_not_set_the_time_for_those_who_come():
+def test_a_caller_that_fills_batches_does_not_set_the_time_of_new_callers():
     lanes = line(entry(caller="slow"), *(entry(caller="flood") for _ in range(200)))
     for _ in range(30):
         lanes.push(entry(caller="slow", key="other"))
@@ -187,7 +187,7 @@ def test_who_took_seats_that_nobody_wanted_does_not_set_the_time_for_those_who_c
     assert "new" in [one.work for one in next_two]
 
 
-def test_seats_that_nobody_wanted_are_held_against_a_caller_only_so_far(monkeypatch: pytest.MonkeyPatch):
+def test_filling_batches_counts_against_a_caller_up_to_a_limit(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lanes_module, "MAX_LEAD_S", 10.0)
     lanes = line(*(entry(caller="flood") for _ in range(1000)), *(entry(caller="slow") for _ in range(20)))
     for _ in range(10):  # the flood fills each batch that the slow one begins
@@ -199,7 +199,7 @@ def test_seats_that_nobody_wanted_are_held_against_a_caller_only_so_far(monkeypa
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.1, 5.0)), min_size=1, max_size=60))
-def test_callers_in_line_are_never_further_apart_than_their_largest_pieces(files: list[tuple[str, float]]):
+def test_waiting_callers_are_never_further_apart_than_their_largest_work(files: list[tuple[str, float]]):
     lanes = line(*(entry(caller=caller, cost_s=cost_s) for caller, cost_s in files))
     left = Counter(caller for caller, _ in files)
     given_s = dict.fromkeys(left, 0.0)
@@ -212,7 +212,7 @@ def test_callers_in_line_are_never_further_apart_than_their_largest_pieces(files
             assert max(in_line) - min(in_line) <= largest_s + 1e-6
 
 
-def test_the_expected_wait_is_what_would_be_served_before():
+def test_the_cost_ahead_is_that_of_what_is_served_before():
     lanes = line(*(entry(caller="many", lane=Lane.UNARY) for _ in range(100)), entry(lane=Lane.LIVE_FINAL, cost_s=3.0))
     assert lanes.cost_ahead_s(Lane.LIVE_FINAL) == 3.0
     assert lanes.cost_ahead_s(Lane.UNARY) == 103.0
@@ -224,7 +224,7 @@ def test_the_expected_wait_is_what_would_be_served_before():
 # ---- bookkeeping ------------------------------------------------------------------------------------------------
 
 
-def test_what_left_the_line_is_not_served():
+def test_removed_work_is_not_served():
     gone, stays = entry("gone"), entry("stays")
     lanes = line(gone, stays)
     assert lanes.remove(gone)
@@ -233,7 +233,7 @@ def test_what_left_the_line_is_not_served():
     assert not lanes.remove(stays)
 
 
-def test_two_alike_are_told_apart():
+def test_equal_entries_are_told_apart():
     first, second = entry("same"), entry("same")
     lanes = line(first, second)
     assert lanes.remove(second)
@@ -241,7 +241,7 @@ def test_two_alike_are_told_apart():
     assert served is first
 
 
-def test_what_has_waited_since_before_a_moment_is_told_by_lane():
+def test_entries_queued_before_a_moment_are_listed_by_lane():
     early, late = entry("early", Lane.LIVE_INTERIM, queued_s=1.0), entry("late", Lane.LIVE_INTERIM, queued_s=3.0)
     lanes = line(early, late, entry("other", Lane.UNARY, queued_s=0.0))
     assert lanes.queued_before(Lane.LIVE_INTERIM, 2.0) == [early]
@@ -302,7 +302,7 @@ def test_any_sequence_serves_each_entry_exactly_once(steps: list[tuple]):
     assert [lanes.n_callers(lane) for lane in Lane] == [0] * len(Lane)
 
 
-def test_callers_that_went_away_are_forgotten(monkeypatch: pytest.MonkeyPatch):
+def test_idle_callers_are_forgotten(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lanes_module, "MAX_IDLE_CALLERS", 10)
     lanes = line(*(entry(caller="steady", key="never alike", cost_s=1e-6) for _ in range(3)))
     most = 0
@@ -320,7 +320,7 @@ def test_callers_that_went_away_are_forgotten(monkeypatch: pytest.MonkeyPatch):
     assert lanes.n_queued() > 0
 
 
-def test_a_batch_is_bounded_by_what_it_costs_together():
+def test_a_batch_is_bounded_by_its_cost():
     lanes: LaneQueue[str] = LaneQueue(starve_after_s=100.0)
     for name in "abcd":
         lanes.push(Entry(name, "key", 1.0, Lane.UNARY, "caller", 0.0))

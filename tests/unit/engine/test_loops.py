@@ -27,7 +27,7 @@ GOOD = Hypothesis(SENTENCE, avg_logprob=-0.3)
         pytest.param("我们去爬山我们去爬山", id="a phrase twice, without spaces"),
     ],
 )
-def test_a_phrase_that_follows_itself_is_repetition(text: str):
+def test_a_phrase_that_follows_itself_repeats(text: str):
     assert repeats_itself(text)
 
 
@@ -43,7 +43,7 @@ def test_a_phrase_that_follows_itself_is_repetition(text: str):
         pytest.param("我们去爬山,你们去爬山吗", id="much the same, without spaces"),
     ],
 )
-def test_a_phrase_that_comes_again_later_or_seldom_is_not(text: str):
+def test_a_phrase_that_returns_later_or_rarely_does_not_repeat(text: str):
     assert not repeats_itself(text)
 
 
@@ -71,7 +71,7 @@ def text(words: list[TimedWord]) -> str:
         pytest.param("let me see how can I begin", 2, 1, id="a sentence that is written twice"),
     ],
 )
-def test_of_a_loop_that_is_kept_which_has_time(phrase: str, times: int, spoken_times: int):
+def test_repetitions_with_time_are_kept_and_the_rest_of_a_loop_is_removed(phrase: str, times: int, spoken_times: int):
     unit = phrase.split()
     found = remove_loops(timed("well", *unit * times, spoken=1 + len(unit) * spoken_times))
     assert text(found.words) == " ".join(["well", *unit * spoken_times])
@@ -79,7 +79,7 @@ def test_of_a_loop_that_is_kept_which_has_time(phrase: str, times: int, spoken_t
     assert all(word.end_s > word.start_s for word in found.words)
 
 
-def test_it_does_not_matter_which_repetitions_the_alignment_gave_time_to():
+def test_any_repetitions_may_have_the_time():
     words = timed(*["no"] * 9, spoken=9)
     squeezed = [
         replace(word, end_s=word.start_s) if index not in (0, 4, 8) else word for index, word in enumerate(words)
@@ -100,18 +100,18 @@ def test_it_does_not_matter_which_repetitions_the_alignment_gave_time_to():
         pytest.param([], id="no words"),
     ],
 )
-def test_what_was_said_is_kept_however_often(words: list[str]):
+def test_spoken_repetitions_are_kept(words: list[str]):
     found = remove_loops(timed(*words))
     assert [word.text.strip() for word in found.words] == words
     assert found.looped == []
 
 
-def test_what_follows_a_loop_is_kept():
+def test_words_after_a_loop_are_kept():
     words = [*timed("a", "a", "a", "a", spoken=1), TimedWord(" dog", 1.0, 1.4, 0.9)]
     assert text(remove_loops(words).words) == "a dog"
 
 
-def test_a_word_of_no_time_that_repeats_nothing_is_kept():
+def test_a_word_without_time_is_kept_unless_it_repeats():
     words = timed("I", "am", "here", spoken=1)
     assert remove_loops(words).words == words
 
@@ -137,5 +137,5 @@ def test_loops_are_removed_from_any_words_and_no_other_word_is_lost(marks: list[
     ],
     ids=["neither", "cut off", "repeats itself"],
 )
-def test_what_may_be_a_loop_is_worth_an_alignment(hypothesis: Hypothesis, expected: bool):
+def test_a_text_is_aligned_if_it_may_loop(hypothesis: Hypothesis, expected: bool):
     assert may_loop(hypothesis) is expected

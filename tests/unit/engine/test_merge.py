@@ -32,13 +32,13 @@ def texts(segments: tuple[Segment, ...]) -> list[str]:
     return [word.text for one in segments for word in one.words]
 
 
-def test_what_both_windows_heard_is_kept_once():
+def test_words_of_both_windows_are_kept_once():
     whole = merge([window(0.0, 10.0), window(8.0, 18.0)])
     assert texts(whole) == texts(window(0.0, 18.0).segments)
     assert " ".join(one.text for one in whole) == " ".join(texts(whole))
 
 
-def test_a_word_cut_off_at_the_edge_is_taken_from_the_window_that_heard_it_whole():
+def test_a_word_cut_off_at_the_edge_is_taken_from_the_window_that_has_it_whole():
     left = window(0.0, 4.1)
     cut = Word("w1", 4.0, 4.1, 0.2)  # "w10", cut off
     left = PartialTranscript(0.0, 4.1, (*left.segments, segment((cut,))))
@@ -52,31 +52,31 @@ def test_a_made_up_word_at_the_start_of_a_window_is_dropped():
     assert texts(merge([window(0.0, 9.0), right])) == texts(window(0.0, 14.0).segments)
 
 
-def test_words_are_the_same_whatever_their_case_and_marks():
+def test_words_are_compared_without_case_and_punctuation():
     left = PartialTranscript(0.0, 3.0, (segment((Word("Hello,", 0.5, 1.0, 0.9), Word("world", 2.0, 2.5, 0.9))),))
     right = PartialTranscript(1.5, 5.0, (segment((Word("World.", 2.1, 2.6, 0.9), Word("Bye", 3.5, 4.0, 0.9))),))
     assert texts(merge([left, right])) == ["Hello,", "world", "Bye"]
 
 
-def test_the_same_word_said_again_later_is_not_the_same_word():
+def test_the_same_word_at_another_time_is_another_word():
     left = PartialTranscript(0.0, 4.0, (segment((Word("no", 1.0, 1.2, 0.9), Word("no", 2.2, 2.4, 0.9))),))
     right = PartialTranscript(2.0, 6.0, (segment((Word("no", 2.2, 2.4, 0.9), Word("no", 3.6, 3.8, 0.9))),))
     assert texts(merge([left, right])) == ["no", "no", "no"]
 
 
-def test_where_nothing_is_alike_the_cut_lies_in_a_pause():
+def test_windows_without_a_common_word_are_cut_in_a_pause():
     left = PartialTranscript(0.0, 4.0, (segment((Word("one", 0.5, 1.0, 0.9), Word("two", 2.0, 2.9, 0.9))),))
     right = PartialTranscript(1.8, 6.0, (segment((Word("too", 2.1, 2.9, 0.9), Word("three", 4.5, 5.0, 0.9))),))
     assert texts(merge([left, right])) in (["one", "two", "three"], ["one", "too", "three"])
 
 
-def test_windows_that_do_not_overlap_are_put_side_by_side():
+def test_windows_that_do_not_overlap_are_kept_whole():
     assert texts(merge([window(0.0, 5.0), window(5.0, 9.0)])) == texts(
         (*window(0.0, 5.0).segments, *window(5.0, 9.0).segments)
     )
 
 
-def test_what_only_one_of_two_windows_heard_is_kept():
+def test_words_of_only_one_window_are_kept():
     alone = texts(window(0.0, 5.0).segments)
     assert texts(merge([window(0.0, 5.0), PartialTranscript(4.0, 9.0, ())])) == alone
     assert texts(
@@ -84,7 +84,7 @@ def test_what_only_one_of_two_windows_heard_is_kept():
     ) == texts(window(2.0, 5.0).segments)
 
 
-def test_a_few_words_left_over_at_a_seam_go_with_their_sentence():
+def test_fragments_at_a_seam_join_their_sentence():
     left = PartialTranscript(0.0, 5.0, (segment(SPOKEN[:9]), segment(SPOKEN[9:12])))
     right = PartialTranscript(3.0, 9.0, (segment(SPOKEN[8:20]),))
     whole = merge([left, right])
@@ -93,12 +93,12 @@ def test_a_few_words_left_over_at_a_seam_go_with_their_sentence():
     assert all(one.text == " ".join(word.text for word in one.words) for one in whole)
 
 
-def test_nothing_heard_is_nothing():
+def test_no_windows_give_no_segments():
     assert merge([]) == ()
 
 
 @pytest.mark.parametrize("shift_s", [-0.2, 0.0, 0.2])
-def test_times_never_go_back_even_where_windows_disagree_on_them(shift_s: float):
+def test_times_never_go_back_even_if_windows_disagree(shift_s: float):
     moved = tuple(Word(w.text, max(0.0, w.start_s + shift_s), w.end_s + shift_s, 0.9) for w in SPOKEN[1:])
     whole = merge([window(0.0, 10.0), window(8.0, 18.0, moved)])
     times = [moment for one in whole for word in one.words for moment in (word.start_s, word.end_s)]
@@ -142,7 +142,7 @@ def test_joining_is_associative(parts: list[PartialTranscript]):
 
 
 @given(windows())
-def test_no_word_is_lost_or_said_twice(parts: list[PartialTranscript]):
+def test_no_word_is_lost_or_doubled(parts: list[PartialTranscript]):
     said = [text for text in texts(merge(parts)) if text.startswith("w")]
     numbers = [int(text[1:]) for text in said]
     assert numbers == sorted(set(numbers)) == numbers

@@ -19,7 +19,7 @@ from typeless_grpc.engine.scripted_model import RecordedDecode, hypothesis_of
 # ---- language ---------------------------------------------------------------------------------------------------
 
 
-async def test_the_language_is_found_on_the_longest_of_the_first_pieces_and_then_kept():
+async def test_the_longest_of_the_first_chunks_decides_which_language_to_expect():
     async with serving() as bench:
         bench.model.script = lambda decode: f"{decode.audio_s:.1f}"
         # Only the longest of the first three is clearly in German; the rest is taken to be in it as well.
@@ -35,7 +35,7 @@ async def test_the_language_is_found_on_the_longest_of_the_first_pieces_and_then
     assert recognition.transcript.language_probability == pytest.approx((5 * 0.8 + 15 * 0.4) / 20)
 
 
-async def test_a_language_that_is_given_is_not_searched():
+async def test_a_given_language_is_not_detected():
     async with serving() as bench:
         recognition = await bench.transcribe(utterances(3), DecodeOptions(language="zh", chunking=Chunking.VAD))
     assert [decode.task.language for decode in bench.model.decodes] == ["zh"] * 3
@@ -54,14 +54,14 @@ async def test_a_language_that_is_given_is_not_searched():
         *((one, 40.0, one) for one in (Chunking.WHOLE, Chunking.FIXED, Chunking.VAD, Chunking.HYBRID)),
     ],
 )
-async def test_the_strategy_that_was_used_is_told(asked: Chunking, audio_s: float, used: Chunking):
+async def test_the_strategy_that_was_used_is_reported(asked: Chunking, audio_s: float, used: Chunking):
     async with serving() as bench:
         recognition = await bench.transcribe(audio(1.0, audio_s - 1.0), replace(ENGLISH, chunking=asked))
     assert recognition.chunking is used
     assert recognition.n_chunks == len(bench.model.decodes)
 
 
-async def test_whole_tells_each_piece_what_was_said_before_it():
+async def test_whole_conditions_each_chunk_on_the_text_before_it():
     async with serving() as bench:
         texts = iter(["what was said first,", "what was said second,", "what was said third"])
         bench.model.script = lambda decode: next(texts)
@@ -72,7 +72,7 @@ async def test_whole_tells_each_piece_what_was_said_before_it():
     assert recognition.transcript.text == "what was said first, what was said second, what was said third"
 
 
-async def test_whole_does_not_go_on_from_what_the_model_made_up():
+async def test_whole_does_not_condition_on_suppressed_text():
     async with serving() as bench:
         made_up = hypothesis_of("thanks for watching", no_speech_probability=0.9, avg_logprob=-2.0)
         bench.model.script = lambda decode: made_up
@@ -80,7 +80,7 @@ async def test_whole_does_not_go_on_from_what_the_model_made_up():
     assert {decode.task.prompt for decode in bench.model.decodes} == {""}
 
 
-async def test_what_a_piece_is_conditioned_on_is_bounded():
+async def test_the_text_that_a_chunk_is_conditioned_on_is_bounded():
     async with serving() as bench:
         bench.model.script = lambda decode: "long " * 300
         await bench.transcribe(utterances(3), replace(ENGLISH, chunking=Chunking.WHOLE))
@@ -99,9 +99,7 @@ def a_word_a_second(text: str, audio_s: float) -> list[TimedWord]:
 
 @pytest.mark.parametrize("words", [False, True], ids=["without words", "with words"])
 @pytest.mark.parametrize("chunking", [Chunking.FIXED, Chunking.HYBRID])
-async def test_overlaps_are_merged_on_words_that_are_told_only_where_they_were_asked_for(
-    chunking: Chunking, words: bool
-):
+async def test_overlaps_are_merged_by_words_that_are_returned_only_on_request(chunking: Chunking, words: bool):
     # Speech without a pause, whose loudness says at which second it is: cuts in it must overlap.
     talk = np.repeat(np.arange(900, 970, dtype=np.float32) / 1000, SAMPLE_RATE_HZ)
     async with serving() as bench:

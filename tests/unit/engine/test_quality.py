@@ -43,10 +43,10 @@ def test_each_issue_is_found(changes: dict[str, object], speech_s: float, issue:
         pytest.param("No, no, no, no, no, no, no, no.", 4.0, id="a word that was said eight times"),
     ],
 )
-def test_what_is_only_unusual_has_no_issues(text: str, speech_s: float):
+def test_an_unusual_text_has_no_issues(text: str, speech_s: float):
     assert issues_of(replace(GOOD, text=text), speech_s, low_logprob=LOW) == frozenset()
 
 
-def test_compression_is_that_of_whisper():
+def test_the_compression_ratio_is_whispers():
     assert compression_ratio("") == 0.0
     assert compression_ratio("again and again " * 20) > 2.4 > compression_ratio(SENTENCE)

@@ -31,7 +31,7 @@ from typeless_grpc.speech.transcript import SuppressionReason
 # ---- from audio to a transcript ---------------------------------------------------------------------------------
 
 
-async def test_a_recording_becomes_a_transcript_on_its_own_clock():
+async def test_a_recording_becomes_a_transcript_with_its_own_times():
     async with serving() as bench:
         bench.model.script = lambda decode: f"{decode.audio_s:.1f} s"
         recognition = await bench.transcribe(audio(2.0, 4.0, 2.0, 6.0, 2.0))
@@ -53,7 +53,7 @@ async def test_only_speech_and_a_little_silence_is_encoded():
     assert (short.silence_s, long.silence_s) == pytest.approx((SILENCE_S - 0.2, SILENCE_S), abs=0.05)  # 0.2 s is there
 
 
-async def test_nothing_said_is_an_empty_transcript_and_no_work():
+async def test_silence_gives_an_empty_transcript_without_work():
     async with serving() as bench:
         recognition = await bench.transcribe(np.zeros(5 * SAMPLE_RATE_HZ, np.float32), DecodeOptions())
     assert recognition.transcript.segments == ()
@@ -62,7 +62,7 @@ async def test_nothing_said_is_an_empty_transcript_and_no_work():
     assert bench.model.batches == []
 
 
-async def test_what_the_model_made_up_is_reported_with_its_reason():
+async def test_a_hallucination_is_reported_with_its_reason():
     async with serving() as bench:
         made_up = hypothesis_of("Thanks for watching!", no_speech_probability=0.9, avg_logprob=-2.0)
         bench.model.script = lambda decode: made_up
@@ -81,21 +81,23 @@ async def test_what_the_model_made_up_is_reported_with_its_reason():
         pytest.param(VoiceActivityOptions(speech_padding_s=30.0), 1, id="more padding than there is room"),
     ],
 )
-async def test_the_caller_says_where_utterances_end(asked: VoiceActivityOptions, n_chunks: int):
+async def test_the_callers_voice_activity_options_decide_where_utterances_end(
+    asked: VoiceActivityOptions, n_chunks: int
+):
     async with serving() as bench:
         recognition = await bench.transcribe(audio(1.0, 4.0, 0.6, 4.0, 1.0), replace(ENGLISH, voice_activity=asked))
     assert recognition.n_chunks == n_chunks
     assert max(decode.audio_s for decode in bench.model.decodes) <= (asked.max_utterance_s or CUTS.longest_s)
 
 
-async def test_the_caller_says_how_sure_to_be_of_speech():
+async def test_the_callers_threshold_decides_what_is_speech():
     faint = audio(1.0, 4.0, 1.0) * 0.3
     async with serving() as bench:
         assert (await bench.transcribe(faint, replace(ENGLISH, voice_activity=VoiceActivityOptions(0.2)))).n_chunks == 1
         assert (await bench.transcribe(faint, replace(ENGLISH, voice_activity=VoiceActivityOptions(0.8)))).n_chunks == 0
 
 
-async def test_an_utterance_is_decoded_as_it_is():
+async def test_an_utterance_is_decoded_uncut():
     utterance = audio(1.0, 2.0, 3.0)  # with a pause that would be no part of a recording's chunk
     async with serving() as bench:
         recognition = await bench.recognize(utterance, Lane.LIVE_FINAL)
@@ -115,7 +117,7 @@ async def test_an_interim_is_decoded_once_whatever_its_text():
     assert bench.detector.n_calls == 0
 
 
-async def test_an_utterance_is_no_longer_than_the_encoder_takes():
+async def test_an_utterance_longer_than_30_s_is_refused():
     async with serving() as bench:
         await bench.recognize(np.zeros(30 * SAMPLE_RATE_HZ, np.float32), Lane.LIVE_FINAL)
         with pytest.raises(InvalidInput, match="30 s"):
@@ -144,7 +146,7 @@ async def test_every_call_keeps_its_options_inside_a_mixed_batch():
 
 
 @pytest.mark.parametrize(("asked", "beam_size"), [(None, 3), (1, 1), (5, 5)])
-async def test_the_beam_is_the_callers_or_the_servers(asked: int | None, beam_size: int):
+async def test_the_beam_size_is_the_callers_or_the_servers(asked: int | None, beam_size: int):
     async with serving(beam_size=3) as bench:
         await bench.transcribe(utterances(1), replace(ENGLISH, beam_size=asked))
     assert [decode.beam_size for decode in bench.model.decodes] == [beam_size]
@@ -172,7 +174,7 @@ async def test_a_long_recording_does_not_fill_the_queue(monkeypatch: pytest.Monk
     assert most == 3
 
 
-async def test_a_long_recording_that_has_begun_is_not_lost_to_a_line_that_fills_up(monkeypatch: pytest.MonkeyPatch):
+async def test_a_recording_in_progress_is_not_refused_by_a_queue_that_fills_up(monkeypatch: pytest.MonkeyPatch):
     begun: list[bool] = []
     async with serving(max_batch=2, max_parallel_chunks=2) as bench:
         submit = bench.scheduler.submit
@@ -186,7 +188,7 @@ async def test_a_long_recording_that_has_begun_is_not_lost_to_a_line_that_fills_
     assert begun == [False, False, True, True, True, True]
 
 
-async def test_an_error_in_one_window_ends_the_call_with_that_error_and_the_rest_of_its_work():
+async def test_an_error_in_one_window_fails_the_call_and_cancels_its_other_work():
     async with serving(max_batch=1) as bench:
         failed = EngineFailed("out of memory")
         bench.model.script = lambda decode: failed if len(bench.model.decodes) == 2 else "fine"
@@ -217,7 +219,7 @@ async def test_a_cancelled_call_leaves_nothing_behind():
         assert bench.pool.n_users == 0
 
 
-async def test_a_cancelled_call_stops_looking_for_speech():
+async def test_a_cancelled_call_stops_its_detector():
     with ThreadPoolExecutor(1) as looking:
         async with serving(vad_threads=looking) as bench:
             bench.detector.gate = threading.Event()
@@ -232,7 +234,7 @@ async def test_a_cancelled_call_stops_looking_for_speech():
             assert bench.model.batches == []
 
 
-async def test_a_recording_is_looked_at_in_turn_with_another():
+async def test_the_detector_alternates_between_recordings():
     async with serving() as bench:
         long, short = bench.start(utterances(20)), bench.start(utterances(1))
         await bench.threads.until(n_waiting=2)
@@ -245,7 +247,7 @@ async def test_a_recording_is_looked_at_in_turn_with_another():
         assert (await long).transcript.segments
 
 
-async def test_an_utterance_does_not_wait_for_recordings_that_are_looked_at():
+async def test_an_utterance_does_not_wait_for_the_detector_of_recordings():
     looking = ManualExecutor()
     async with serving(vad_threads=looking) as bench:
         recording = bench.start(utterances(20))
@@ -256,7 +258,7 @@ async def test_an_utterance_does_not_wait_for_recordings_that_are_looked_at():
         recording.cancel()
 
 
-async def test_what_cannot_be_in_time_is_refused_before_speech_is_searched():
+async def test_a_call_past_its_deadline_is_refused_before_the_detector_runs():
     async with serving() as bench:
         bench.clock.advance(100.0)
         with pytest.raises(DeadlineExceeded):
@@ -276,7 +278,7 @@ async def test_a_recording_too_long_for_its_deadline_is_refused_once_its_windows
         assert len(bench.model.decodes) == n_before
 
 
-async def test_a_server_that_goes_away_says_so():
+async def test_a_call_is_told_that_the_server_shuts_down():
     async with serving() as bench:
         call = bench.start(utterances(3))
         await bench.threads.until(n_waiting=1)
@@ -291,7 +293,7 @@ async def test_a_server_that_goes_away_says_so():
 # ---- what it tells of time --------------------------------------------------------------------------------------
 
 
-async def test_the_time_in_the_line_is_told_and_not_the_time_of_work():
+async def test_the_queue_time_excludes_the_time_of_work():
     async with serving() as bench:
         bench.model.on_decode = lambda: bench.clock.advance(3.0)
         other = bench.start(utterances(1), replace(ENGLISH, beam_size=5))
@@ -319,14 +321,14 @@ async def test_the_time_in_the_line_is_told_and_not_the_time_of_work():
         pytest.param([Timing(5, 9, 10), Timing(0, 1, 3)], 7.0, id="in any order"),
     ],
 )
-def test_waiting_is_the_time_in_which_nothing_of_the_call_ran(turns: list[Timing], waited: float):
+def test_the_queue_time_is_that_in_which_no_window_ran(turns: list[Timing], waited: float):
     assert queue_s(turns) == waited
 
 
 # ---- what the model cannot do -----------------------------------------------------------------------------------
 
 
-async def test_a_language_the_model_lacks_is_refused_before_any_work():
+async def test_an_unsupported_language_is_refused_before_any_work():
     async with serving() as bench:
         with pytest.raises(InvalidInput) as caught:
             await bench.transcribe(utterances(1), DecodeOptions(language="fr"))
@@ -336,7 +338,7 @@ async def test_a_language_the_model_lacks_is_refused_before_any_work():
         assert bench.pool.n_users == 0
 
 
-async def test_a_task_the_model_cannot_do_is_refused_before_any_work():
+async def test_an_unsupported_task_is_refused_before_any_work():
     async with serving() as bench:
         bench.model.is_multilingual = False
         with pytest.raises(InvalidInput) as caught:
@@ -345,7 +347,7 @@ async def test_a_task_the_model_cannot_do_is_refused_before_any_work():
         assert bench.detector.n_calls == 0
 
 
-async def test_a_model_that_is_not_here_is_not_found():
+async def test_an_unknown_model_is_not_found():
     async with serving() as bench:
         with pytest.raises(NotFound):
             await bench.transcribe(utterances(1), DecodeOptions(model="large"))

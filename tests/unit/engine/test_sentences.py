@@ -38,7 +38,7 @@ def test_sentences_end_at_full_stops_and_pauses(said: list[tuple[str, float]], e
 
 
 @given(st.lists(st.tuples(st.sampled_from(["so", "well.", "why?"]), st.sampled_from([0.0, 0.1, 0.5, 2.0]))))
-def test_sentences_are_the_words_again(said: list[tuple[str, float]]):
+def test_every_word_is_in_one_sentence(said: list[tuple[str, float]]):
     groups = sentences(words(*said), POLICY)
     assert [word for group in groups for word in group] == words(*said)
     assert all(groups)

@@ -31,17 +31,17 @@ def plan_of(chunking: Chunking, *seconds: tuple[float, float], audio_s: float, p
     ("audio_s", "used"),
     [(1.0, Chunking.WHOLE), (30.0, Chunking.WHOLE), (30.1, Chunking.HYBRID), (3600.0, Chunking.HYBRID)],
 )
-def test_auto_chooses_by_length_and_says_what(audio_s: float, used: Chunking):
+def test_auto_chooses_by_length_and_reports_its_choice(audio_s: float, used: Chunking):
     assert plan_of(Chunking.AUTO, (0.2, audio_s - 0.2), audio_s=audio_s).chunking is used
 
 
 @pytest.mark.parametrize("chunking", Chunking)
 @pytest.mark.parametrize("audio_s", [0.1, 10.0, 100.0])
-def test_silence_has_no_pieces(chunking: Chunking, audio_s: float):
+def test_silence_has_no_chunks(chunking: Chunking, audio_s: float):
     assert plan_of(chunking, audio_s=audio_s).chunks == ()
 
 
-def test_whole_conditions_each_piece_on_the_last_and_others_do_not():
+def test_only_whole_decodes_chunks_sequentially():
     long = [(i * 10.0, i * 10.0 + 8.0) for i in range(6)]
     assert plan_of(Chunking.WHOLE, *long, audio_s=60.0).is_sequential
     assert not plan_of(Chunking.WHOLE, (0.0, 5.0), audio_s=5.0).is_sequential
@@ -62,12 +62,12 @@ def test_fixed_windows_without_speech_are_left_out():
 
 
 @pytest.mark.parametrize("chunking", [Chunking.WHOLE, Chunking.VAD, Chunking.HYBRID])
-def test_pauses_are_where_it_is_cut(chunking: Chunking):
+def test_recordings_are_cut_at_pauses(chunking: Chunking):
     chunks = plan_of(chunking, (0.0, 20.0), (22.0, 40.0), (42.0, 60.0), audio_s=60.0).chunks
     assert [(round(chunk.start / RATE), round(chunk.end / RATE)) for chunk in chunks] == [(0, 20), (22, 40), (42, 60)]
 
 
-def test_pieces_decoded_one_after_the_other_may_fill_the_whole_window():
+def test_chunks_decoded_sequentially_may_fill_the_whole_window():
     lengths = {
         chunking: len(plan_of(chunking, (0.0, 13.0), (14.0, 27.0), audio_s=27.0).chunks) for chunking in Chunking
     }
@@ -75,7 +75,7 @@ def test_pieces_decoded_one_after_the_other_may_fill_the_whole_window():
     assert lengths[Chunking.VAD] == lengths[Chunking.HYBRID] == 2
 
 
-def test_hybrid_overlaps_where_there_is_no_pause_and_vad_does_not():
+def test_hybrid_overlaps_at_cuts_without_a_pause_and_vad_does_not():
     talk = (0.0, 60.0)
     hybrid = plan_of(Chunking.HYBRID, talk, audio_s=60.0)
     assert [hybrid.overlaps(i) for i in range(len(hybrid.chunks))] == [True] * len(hybrid.chunks)
@@ -85,7 +85,7 @@ def test_hybrid_overlaps_where_there_is_no_pause_and_vad_does_not():
     assert all(a.end <= b.start for a, b in itertools.pairwise(vad.chunks))
 
 
-def test_pieces_fit_what_the_encoder_takes_at_once():
+def test_chunks_fit_the_encoder():
     for chunking in Chunking:
         for chunk in plan_of(chunking, (0.0, 300.0), audio_s=300.0).chunks:
             assert chunk.window_s <= 30.0

@@ -71,16 +71,16 @@ def test_the_silence_of_each_position_is_the_mean_over_speech_that_has_ended_the
     assert tail.silence[:75, 0] == pytest.approx(75 / 1000)  # no speech ends so early
 
 
-def test_silence_that_the_decoder_does_not_gain_from_is_not_used(caplog: pytest.LogCaptureFixture):
+def test_silence_that_does_not_help_the_decoder_is_not_used(caplog: pytest.LogCaptureFixture):
     assert calibrate(FakeEncoder(needs_silence=False), speech(1.0, 2.0)) is None
     assert "windows of 30 s are used" in caplog.text
 
 
-def test_silence_that_lets_texts_run_away_is_not_used():
+def test_silence_that_causes_runaway_texts_is_not_used():
     assert calibrate(FakeEncoder(is_wrong=True), speech(1.0, 2.0)) is None
 
 
-def test_the_calibration_speech_is_shipped_and_of_several_languages_and_lengths():
+def test_the_calibration_speech_has_several_languages_and_lengths():
     found = calibration_samples()
     assert len({one.language for one in found}) >= 4
     lengths_s = sorted(len(one.audio) / SAMPLE_RATE_HZ for one in found)
@@ -105,12 +105,12 @@ def test_the_calibration_speech_is_that_of_the_fixtures():
     ("audio_s", "silence_s", "expected"),
     [(0.0, 0.5, 25), (1.0, 0.5, 75), (1.001, 0.5, 76), (29.9, 0.5, 1500), (30.0, 0.5, 1500), (2.0, 40.0, 1500)],
 )
-def test_so_many_positions_are_encoded(audio_s: float, silence_s: float, expected: int):
+def test_the_encoded_positions_cover_audio_and_silence(audio_s: float, silence_s: float, expected: int):
     assert n_encoded(audio_s, silence_s) == expected
 
 
 @pytest.mark.parametrize("n_positions", [0, 25, 300, 301, 700, 701, 1200, 1500])
-def test_silence_follows_the_speech_up_to_one_of_a_few_lengths(n_positions: int):
+def test_silence_pads_the_speech_to_one_of_a_few_lengths(n_positions: int):
     tail = Tail(np.arange(FULL_POSITIONS, dtype=np.float32)[:, None])
     encoded = np.full((n_positions, 1), -1.0, np.float16)
     whole = tail.append_to(encoded)
@@ -138,7 +138,7 @@ class Calibration:
         return self._tail
 
 
-def test_a_tail_is_measured_once_and_kept(tmp_path: Path):
+def test_a_tail_is_calibrated_once_and_stored(tmp_path: Path):
     calibration = Calibration()
     first = load_or_calibrate([tmp_path], "model", calibration)
     second = load_or_calibrate([tmp_path], "model", calibration)
@@ -150,21 +150,21 @@ def test_a_tail_is_measured_once_and_kept(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
 
-def test_a_kept_silence_of_this_model_is_known_without_loading_it(tmp_path: Path):
+def test_a_stored_tail_is_known_without_loading_the_model(tmp_path: Path):
     assert not is_stored([tmp_path], "model")
     load_or_calibrate([tmp_path], "model", lambda: Tail(np.ones((1500, 4), np.float32)))
     assert is_stored([tmp_path / "absent", tmp_path], "model")
     assert not is_stored([tmp_path], "another model")
 
 
-def test_that_a_tail_does_not_help_is_kept_too(tmp_path: Path):
+def test_a_failed_calibration_is_stored_too(tmp_path: Path):
     calibration = Calibration(None)
     assert load_or_calibrate([tmp_path], "model", calibration) is None
     assert load_or_calibrate([tmp_path], "model", calibration) is None
     assert calibration.n_calls == 1
 
 
-def test_the_tail_of_other_weights_is_measured_again(tmp_path: Path):
+def test_the_tail_of_other_weights_is_calibrated_again(tmp_path: Path):
     calibration = Calibration()
     for fingerprint in ("model", "another", "another"):
         load_or_calibrate([tmp_path], fingerprint, calibration)
@@ -172,7 +172,7 @@ def test_the_tail_of_other_weights_is_measured_again(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "text"])
-def test_a_damaged_file_is_measured_again_and_replaced(tmp_path: Path, damage: str):
+def test_a_damaged_file_is_replaced(tmp_path: Path, damage: str):
     calibration = Calibration()
     load_or_calibrate([tmp_path], "model", calibration)
     path = tmp_path / FILE_NAME
@@ -186,7 +186,7 @@ def test_a_damaged_file_is_measured_again_and_replaced(tmp_path: Path, damage: s
     assert calibration.n_calls == 2
 
 
-def test_where_a_models_directory_cannot_be_written_to_another_one_is(tmp_path: Path):
+def test_the_tail_is_stored_elsewhere_if_the_models_directory_is_not_writable(tmp_path: Path):
     blocked = tmp_path / "file"
     blocked.write_text("a directory cannot be made here")
     calibration = Calibration()
@@ -196,7 +196,7 @@ def test_where_a_models_directory_cannot_be_written_to_another_one_is(tmp_path: 
     assert (tmp_path / "cache" / "model" / FILE_NAME).is_file()
 
 
-def test_where_nothing_can_be_written_it_is_measured_at_every_start(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_every_start_calibrates_if_nothing_is_writable(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert load_or_calibrate([blocked], "model", Calibration()) is TAIL

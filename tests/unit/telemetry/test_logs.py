@@ -62,3 +62,19 @@ def test_threads_that_work_for_a_call_know_which():
         request_id.reset(token)
         second = threads.submit(request_id.get)
         assert (first.result(), second.result()) == ("web-7", "")
+
+
+DISCONNECTION = """
+import logging
+from typeless_grpc.telemetry import logs
+
+logs.configure("info", "json")
+grpc_core = logging.getLogger("grpc._cython.cygrpc")
+grpc_core.error("ExecuteBatchError raised in core by servicer method [%s]", "/a.Service/Method")
+grpc_core.error("another error")
+"""
+
+
+def test_disconnections_of_clients_do_not_fill_the_log():
+    ran = subprocess.run([sys.executable, "-c", DISCONNECTION], capture_output=True, text=True, check=True, timeout=60)
+    assert [json.loads(line)["event"] for line in ran.stderr.splitlines()] == ["another error"]
