@@ -126,8 +126,8 @@ class StreamOptions:
     """The options of a stream. The server chooses what is left out; see StreamConfig in the protos.
 
     mode: "live" or "file". interim_interval_s: the shortest time between interims, 0 for the server's choice.
-    max_kept_bytes: how much audio to keep that the server has not acknowledged; the stream reads no more then. reconnect:
-    resume after a broken connection, and continue in a new session if the server stops; False raises CallFailed.
+    max_kept_bytes: how much audio to keep that the server has not acknowledged; the stream then reads no more.
+    reconnect: resume after a broken connection, and continue elsewhere if the server stops; False raises CallFailed.
     """
 
     options: Options = field(default_factory=Options)
