@@ -272,7 +272,7 @@ async def test_files_are_written_though_standard_output_is_not(tmp_path: Path):
                 "transcribe", "--json", "-s", served.target, "-o", str(tmp_path), *named, stdout=full
             )
     assert code == 1
-    assert b"standard output cannot be written: No space left on device; files are\n" in complaints
+    assert b"standard output cannot be written: No space left on device; the files are written\n" in complaints
     assert sorted(stems_in(tmp_path)) == ["en_short.flac", "en_short.wav"]
 
 

@@ -1,4 +1,4 @@
-"""`typeless`: one file per group of commands, put together here."""
+"""The entry point of `typeless`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 
 
 def main() -> None:
-    """The console script; says what to install where the base install lacks the command line."""
+    """Run the command line. Without its libraries, print what to install."""
     # OpenBLAS reads this when NumPy is imported. Nothing here multiplies large matrices with NumPy.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # What goes wrong is a line of ours; gRPC would put one in C++ above it.
+    # gRPC would print its own line above our error message.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # What the terminal's encoding lacks is written as `\\u4f60`, and ends nothing.
+    # Characters that the terminal's encoding lacks are written as `\\u4f60`.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
