@@ -72,9 +72,11 @@ class Connection:
         """End the command with exit code 1 if the server or the key is invalid. given: see `options`."""
         try:
             target_to_call(self.server)
-            key_to_send(self.api_key if "api_key" in given else None)
+            key = key_to_send(self.api_key if "api_key" in given else None)
         except ValueError as error:
             fail(str(error))
+        # The client must not read the key again: the file may be a pipe.
+        object.__setattr__(self, "api_key", key)
 
     def refuse(self, given: Mapping[str, str], why: str) -> None:
         """Refuse connection options that the command would ignore. Raises typer.BadParameter."""

@@ -40,7 +40,8 @@ def recordings(patterns: Sequence[str]) -> list[Path]:
         else:
             files = [recording(pattern, "FILES")]
         if not files:
-            raise typer.BadParameter(f"there is no recording '{name_of(pattern)}'", param_hint="FILES")
+            where = "in" if os.path.isdir(path) else "that matches"
+            raise typer.BadParameter(f"there is no recording {where} '{name_of(pattern)}'", param_hint="FILES")
         found.update(dict.fromkeys(files))
     return list(found)
 

@@ -12,6 +12,8 @@ import typer
 
 from typeless_grpc.client import Options
 
+MAX_TIMEOUT_S = 1_000_000  # 11 days; gRPC takes a far greater number for none left
+
 
 class Format(StrEnum):
     """A file format, by its common name."""
@@ -65,6 +67,12 @@ class Tidy(StrEnum):
     STANDARD = "standard"
 
 
+def _positive(seconds: float | None) -> float | None:
+    if seconds is not None and not 0 < seconds <= MAX_TIMEOUT_S:
+        raise typer.BadParameter(f"must be more than 0 and at most {MAX_TIMEOUT_S}")
+    return seconds
+
+
 Files = Annotated[
     list[str],
     typer.Argument(
@@ -80,7 +88,10 @@ Formats = Annotated[list[Format] | None, typer.Option("--format", "-f", help="Fi
 OutputDirectory = Annotated[
     str, typer.Option("--output", "-o", help="Write files to this directory, one for each recording and format.")
 ]
-Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds per call; no limit by default.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout", callback=_positive, metavar="SECONDS", help="Time limit of a call; none by default."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print whole responses as JSON, one line for each file.")]
 
 

@@ -15,13 +15,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import grpc
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from typeless_grpc.cli.connection import Connection
 from typeless_grpc.cli.failures import calls_as_lines, command
-from typeless_grpc.cli.output import print_table
+from typeless_grpc.cli.output import complain, print_table
 from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.client import CallFailed, async_channel
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
@@ -75,12 +74,17 @@ def create(
         expire_time=_expiry(expires),
     )
     answer = _run(store, lambda admin: admin.CreateApiKey(request))
-    if as_json:
-        typer.echo(json.dumps(_row(answer.api_key) | {"secret": answer.secret}))
-        return
-    # Only the secret goes to stdout, for scripts.
-    Console(stderr=True).print(f"key {answer.api_key.key_id}, role {role}; keep its secret, which is shown only once:")
-    typer.echo(answer.secret)
+    key_id = answer.api_key.key_id
+    try:
+        if as_json:
+            typer.echo(json.dumps(_row(answer.api_key) | {"secret": answer.secret}))
+            return
+        # Only the secret goes to stdout, for scripts.
+        complain(f"key {key_id}, role {role}; keep its secret, which is shown only once:")
+        typer.echo(answer.secret)
+    except OSError:
+        complain(f"typeless: the secret of key {key_id} is lost: `typeless keys revoke {key_id}` revokes the key")
+        raise
 
 
 @command(app, "list")

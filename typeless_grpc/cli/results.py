@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import sys
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,14 +69,15 @@ class Results:
             self._print(outcome)
 
     def _save(self, stem: str, transcript: Transcript) -> None:
-        """Write the files of a transcript, each atomically. Raises OSError."""
+        """Write the files of a transcript, each atomically. Raises OSError, also rather than overwrite a recording."""
         for format, rendition in zip(self.formats, transcript.renditions, strict=True):
-            write_whole(Path(self.directory or "") / f"{stem}.{format.suffix}", rendition.content)
+            file = Path(self.directory or "") / f"{stem}.{format.suffix}"
+            if any(_is_same(file, recording) for recording in self.files):
+                raise OSError(errno.EEXIST, "it is one of the recordings", str(file))
+            write_whole(file, rendition.content)
 
     def _print(self, outcome: Outcome) -> None:
         try:
-            if sys.stdout is None:  # typer would ignore it
-                raise OSError(errno.EBADF, "it is closed")
             if self.as_json and outcome.answer is not None:
                 typer.echo(MessageToJson(outcome.answer, indent=None))
             elif self.directory is None and outcome.transcript is not None:
@@ -116,6 +117,13 @@ def text_of(transcript: Transcript, *, words: bool) -> str:
     if transcript.renditions:
         return transcript.renditions[0].content
     return (_words(transcript) if words else "\n".join(segment.text for segment in transcript.segments)) + "\n"
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them does not exist
+        return False
 
 
 def _row(outcome: Outcome) -> tuple[str, ...]:
