@@ -1,4 +1,4 @@
-"""All benchmarks of the engine, one table each.
+"""Runs the benchmarks of the engine, one table each.
 
 python -m benchmarks --model base --recordings ../shared/audio
 """

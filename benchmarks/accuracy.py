@@ -1,9 +1,9 @@
-"""How right the text is: beside faster-whisper, by strategy, with hotwords, and as far as its confidences say.
+"""Accuracy of the text: against faster-whisper, by strategy, with hotwords, and the calibration of confidences.
 
     python -m benchmarks.accuracy --parts beside --recordings ../shared/audio
     python -m benchmarks.accuracy --parts beside --recordings ../shared/speech --split dev
 
-Constants are chosen on the split "dev"; "report" is run once, when a change is done.
+Constants are chosen on the split "dev". Run "report" once, when a change is done.
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recordings", type=Path, default=Path("../shared/audio"), help="with manifest.jsonl")
     parser.add_argument("--utterances", type=int, default=40, help="short English recordings (default: 40)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--split", choices=SPLITS, help="of a manifest that is split; both unless given")
-    parser.add_argument("--languages", nargs="+", help="these only")
-    parser.add_argument("--full", action="store_true", help="compare with windows of 30 s (encoder_window = full), too")
-    asked = parser.parse_args(argv)
+    parser.add_argument("--split", choices=SPLITS, help="of a manifest with splits (default: both)")
+    parser.add_argument("--languages", nargs="+", help="only these")
+    parser.add_argument("--full", action="store_true", help="also compare with windows of 30 s (encoder_window = full)")
+    settings = parser.parse_args(argv)
     recordings = load(
-        asked.recordings,
+        settings.recordings,
         lambda one: (
             one.kind in {"speech", "long"}
-            and asked.split in (None, one.split)
-            and one.language in (asked.languages or [one.language])
+            and settings.split in (None, one.split)
+            and one.language in (settings.languages or [one.language])
         ),
     )
     print("# Accuracy\n")
-    print(f"`python -m benchmarks.accuracy` on the shared recordings: model {asked.model}, int8, beam 1,")
+    print(f"`python -m benchmarks.accuracy` on the shared recordings: model {settings.model}, int8, beam 1,")
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("faster-whisper", "ctranslate2"))
     print(
         f"{', '.join(versions)}. Errors are counted in words after Whisper's normalization, in characters for Chinese"
     )
-    print("and Japanese. Few recordings a language: the tables compare strategies, not languages.")
-    with server(asked.model) as ours, Client(ours.target) as client:
-        for part in asked.parts:
-            for line in _part(part, ours, client, recordings, asked):
+    print("and Japanese. There are few recordings for each language: the tables compare strategies, not languages.")
+    with server(settings.model) as ours, Client(ours.target) as client:
+        for part in settings.parts:
+            for line in _part(part, ours, client, recordings, settings):
                 print(line, flush=True)
 
 
 def _part(
-    part: str, ours: Server, client: Client, recordings: list[Recording], asked: argparse.Namespace
+    part: str, ours: Server, client: Client, recordings: list[Recording], settings: argparse.Namespace
 ) -> Iterator[str]:
-    short = sample([one for one in recordings if is_short_english(one)], asked.utterances)
+    short = sample([one for one in recordings if is_short_english(one)], settings.utterances)
     if part == "beside":
-        yield from _beside(ours, recordings, asked)
+        yield from _beside(ours, recordings, settings)
     elif part == "strategies":
         yield from _strategies(client, [one for one in recordings if one.language != "en" or one.kind == "long"], short)
     elif part == "hotwords":
@@ -70,11 +70,11 @@ def _part(
     elif part == "confidence":
         yield from calibration.table(client, short)
     else:
-        yield from _times(client, short, FasterWhisper(asked.model))
+        yield from _times(client, short, FasterWhisper(settings.model))
 
 
 def _by_language(recordings: list[Recording]) -> dict[str, list[Recording]]:
-    """Short recordings of each language, and each long one by itself."""
+    """Short recordings by language, and each long one on its own."""
     short = [one for one in recordings if one.kind == "speech"]
     groups = {
         language: [one for one in short if one.language == language]
@@ -83,21 +83,21 @@ def _by_language(recordings: list[Recording]) -> dict[str, list[Recording]]:
     return groups | {one.path.stem: [one] for one in recordings if one.kind == "long"}
 
 
-def _beside(ours: Server, recordings: list[Recording], asked: argparse.Namespace) -> Iterator[str]:
-    """Every recording through us, and through faster-whisper as users call it."""
-    of = f"{asked.recordings.name}, {asked.split}" if asked.split else asked.recordings.name
+def _beside(ours: Server, recordings: list[Recording], settings: argparse.Namespace) -> Iterator[str]:
+    """Every recording through our server, and through faster-whisper with its defaults."""
+    of = f"{settings.recordings.name}, {settings.split}" if settings.split else settings.recordings.name
     yield "\n## Beside faster-whisper\n"
-    outcomes = beside.compare(ours, FasterWhisper(asked.model), recordings)
+    outcomes = beside.compare(ours, FasterWhisper(settings.model), recordings)
     yield from beside.table(f"Recordings: {of}", "faster-whisper", outcomes)
-    if asked.full:
-        with server(asked.model, name="30 s", encoder_window="full") as full:
+    if settings.full:
+        with server(settings.model, name="30 s", encoder_window="full") as full:
             yield from beside.table(
                 f"Recordings: {of}, our own 30 s", full.name, beside.compare(ours, full, recordings)
             )
 
 
-def heard(client: Client, recording: Recording, options: Options) -> str:
-    """The text of a recording."""
+def text_of(client: Client, recording: Recording, options: Options) -> str:
+    """The text that the server returns for a recording."""
     return client.transcribe(recording.pcm, options, raw_format=RAW, timeout_s=1800).transcript.text
 
 
@@ -105,11 +105,11 @@ def _strategies(client: Client, recordings: list[Recording], short: list[Recordi
     groups = _by_language(recordings)
     groups["en, short"] = short
     yield "\n## Word error rate by language and strategy\n"
-    yield "Language given. `detected` is AUTO with the language left to the server.\n"
+    yield "With the language given. `detected` is AUTO with the language detected.\n"
     yield "| recordings | seconds | " + " | ".join(STRATEGIES) + " | detected |"
     yield "| --- " * (len(STRATEGIES) + 3) + "|"
     for name, group in groups.items():
-        _say(f"strategies: {name}")
+        _report(f"strategies: {name}")
         rates = [_rate(client, group, strategy) for strategy in STRATEGIES]
         rates.append(_rate(client, group, "auto", given=False))
         seconds = sum(one.audio_s for one in group)
@@ -118,14 +118,14 @@ def _strategies(client: Client, recordings: list[Recording], short: list[Recordi
 
 def _rate(client: Client, group: list[Recording], strategy: str, *, given: bool = True) -> float:
     return wer(
-        (one, heard(client, one, Options(language=one.language if given else "", beam_size=1, chunking=strategy)))
+        (one, text_of(client, one, Options(language=one.language if given else "", beam_size=1, chunking=strategy)))
         for one in group
     )
 
 
 def _times(client: Client, short: list[Recording], other: FasterWhisper) -> Iterator[str]:
-    """How far our words' starts and faster-whisper's are apart, where both heard the same word in the same place."""
-    _say("times")
+    """The difference of word starts from faster-whisper's, on recordings with equal texts."""
+    _report("times")
     apart = []
     for one in short:
         options = Options(language=one.language, beam_size=1, word_timestamps=True)
@@ -135,7 +135,7 @@ def _times(client: Client, short: list[Recording], other: FasterWhisper) -> Iter
             for segment in transcript.segments
             for word in segment.words
         ]
-        theirs = list(other.hear(one, words=True).words)
+        theirs = list(other.transcribe(one, words=True).words)
         if [word for word, _ in ours] == [word for word, _ in theirs]:
             apart += [abs(a - b) for (_, a), (_, b) in zip(ours, theirs, strict=True)]
     quantiles = statistics.quantiles(apart, n=20)
@@ -144,7 +144,7 @@ def _times(client: Client, short: list[Recording], other: FasterWhisper) -> Iter
     yield f"{statistics.median(apart) * 1000:.0f} ms apart, 95 % within {quantiles[-1] * 1000:.0f} ms."
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

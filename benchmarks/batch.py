@@ -1,4 +1,4 @@
-"""A batch of ten against the same ten as calls at the same time.
+"""A batch of ten recordings against ten concurrent calls.
 
 python -m benchmarks.batch --model base --recordings ../shared/audio
 """
@@ -20,11 +20,11 @@ OPTIONS = Options(language="en", beam_size=1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run both in turns and print the medians."""
-    asked = arguments(__doc__).parse_args(argv)
-    recordings = sample([one for one in load(asked.recordings) if is_short_english(one)], N_ITEMS)
-    with server(asked.model) as ours:
-        asyncio.run(_compare(ours.target, recordings, asked.rounds))
+    """Run both alternately and print the medians."""
+    settings = arguments(__doc__).parse_args(argv)
+    recordings = sample([one for one in load(settings.recordings) if is_short_english(one)], N_ITEMS)
+    with server(settings.model) as ours:
+        asyncio.run(_compare(ours.target, recordings, settings.rounds))
 
 
 async def _compare(target: str, recordings: Sequence[Recording], n_rounds: int) -> None:
@@ -41,7 +41,7 @@ async def _compare(target: str, recordings: Sequence[Recording], n_rounds: int) 
                 await run()
                 took[name].append(time.perf_counter() - began_s)
     batch_s, calls_s = statistics.median(took["batch"]), statistics.median(took["calls"])
-    print(f"{N_ITEMS} recordings, {audio_s:.0f} s of speech: one batch {batch_s:.2f} s, as many calls at the same time")
+    print(f"{N_ITEMS} recordings, {audio_s:.0f} s of speech: one batch {batch_s:.2f} s, concurrent calls")
     print(f"{calls_s:.2f} s: {batch_s / calls_s:.2f} times. Medians of {n_rounds} interleaved rounds.")
 
 

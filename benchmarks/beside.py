@@ -1,6 +1,6 @@
-"""Our server beside faster-whisper on the same recordings, one at a time and in turns: words wrong, and seconds.
+"""Our server against faster-whisper on the same recordings, one at a time and alternately: word errors and seconds.
 
-Sums over all recordings, and the worst recording, not medians of either: a few bad recordings are what users notice.
+It reports sums over all recordings and the worst recording, not medians, because users notice a few bad recordings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.contestants import Contestant
 from benchmarks.recordings import Recording, word_errors
 
-# Languages with fewer recordings are counted together: a table of three recordings says nothing of a language.
+# Languages with fewer recordings are counted together, because three recordings tell nothing about a language.
 LEAST_RECORDINGS = 10
 N_RESAMPLES = 4000
 COLUMNS = (
@@ -34,7 +34,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """One recording through both. n_words: of the reference. errors and seconds: ours, and the peer's."""
+    """One recording through both. n_words: of the reference. errors, seconds: ours and the peer's."""
 
     recording: Recording
     n_words: int
@@ -43,15 +43,15 @@ class Outcome:
 
     @property
     def slowness(self) -> float:
-        """Our time over the peer's."""
+        """Our time divided by the peer's."""
         return self.seconds[0] / self.seconds[1]
 
 
 def compare(ours: Contestant, peer: Contestant, recordings: Sequence[Recording]) -> list[Outcome]:
-    """Let both transcribe each recording, the first one alternating; two recordings before that warm up."""
+    """Let both transcribe each recording, alternating who is first, after two recordings to warm up."""
     for recording in recordings[:2]:
-        ours.hear(recording)
-        peer.hear(recording)
+        ours.transcribe(recording)
+        peer.transcribe(recording)
     outcomes = []
     for index, recording in enumerate(recordings):
         print(f"\r{index + 1} of {len(recordings)}", end="", file=sys.stderr, flush=True)
@@ -59,7 +59,7 @@ def compare(ours: Contestant, peer: Contestant, recordings: Sequence[Recording])
         seconds: dict[str, float] = {}
         for contestant in (ours, peer) if index % 2 else (peer, ours):
             began_s = time.perf_counter()
-            text = contestant.hear(recording).text
+            text = contestant.transcribe(recording).text
             seconds[contestant.name] = time.perf_counter() - began_s
             errors[contestant.name], n_words = word_errors(recording, text)
         pairs = [(counts[ours.name], counts[peer.name]) for counts in (errors, seconds)]
@@ -69,7 +69,7 @@ def compare(ours: Contestant, peer: Contestant, recordings: Sequence[Recording])
 
 
 def table(title: str, peer: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """A row for each language of ten recordings or more, for the others together, for each long one, and for all."""
+    """A row for each language with ten recordings or more, for the other languages, each long recording, and all."""
     yield f"\n### {title}\n"
     yield "| " + " | ".join(column.format(peer=peer) for column in COLUMNS) + " |"
     yield "| --- " * len(COLUMNS) + "|"
@@ -114,7 +114,7 @@ def _row(name: str, group: Sequence[Outcome]) -> str:
 
 
 def interval(group: Sequence[Outcome]) -> tuple[float, float]:
-    """The 95 % interval of the difference in words wrong, in points: recordings drawn again, both texts of each."""
+    """The 95 % interval of the difference in word errors, in points, by a paired bootstrap over recordings."""
     n_words = np.array([one.n_words for one in group])
     difference = np.array([one.errors[0] - one.errors[1] for one in group])
     drawn = np.random.default_rng(0).integers(0, len(group), (N_RESAMPLES, len(group)))

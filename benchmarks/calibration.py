@@ -1,4 +1,4 @@
-"""Whether confidences are true: of the words that are said to be right with 0.9, nine in ten should be."""
+"""Calibration of word confidences: of the words with confidence 0.9, nine in ten should be right."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def table(client: Client, recordings: list[Recording]) -> Iterator[str]:
     print("confidence", file=sys.stderr, flush=True)
     judged = [pair for one in recordings for pair in _judged(client, one)]
     yield "\n## Confidence of words\n"
-    yield f"{len(judged)} words of {len(recordings)} English utterances, aligned with what was said.\n"
+    yield f"{len(judged)} words of {len(recordings)} English utterances, aligned with the reference.\n"
     yield "| confidence | words | mean confidence | right |"
     yield "| --- | --- | --- | --- |"
     gap = 0.0
@@ -36,15 +36,15 @@ def table(client: Client, recordings: list[Recording]) -> Iterator[str]:
 
 
 def _judged(client: Client, recording: Recording) -> Iterator[tuple[float, bool]]:
-    """Each word's confidence, and whether it is what was said in its place."""
+    """Each word's confidence, and whether the reference has the same word there."""
     options = Options(language=recording.language, beam_size=1, word_timestamps=True)
     transcript = client.transcribe(recording.pcm, options, raw_format=RAW, timeout_s=600).transcript
     words = [(_plain(word.text), word.confidence) for segment in transcript.segments for word in segment.words]
     words = [(text, sure) for text, sure in words if text]
-    said = [plain for word in recording.reference.split() if (plain := _plain(word))]
-    if not words or not said:
+    expected = [plain for word in recording.reference.split() if (plain := _plain(word))]
+    if not words or not expected:
         return
-    found = jiwer.process_words([" ".join(said)], [" ".join(text for text, _ in words)])
+    found = jiwer.process_words([" ".join(expected)], [" ".join(text for text, _ in words)])
     right = {
         index
         for chunk in found.alignments[0]

@@ -1,10 +1,10 @@
-"""What the interceptors cost a call: the same calls with them and without, in turns, on one server process each.
+"""The cost of the interceptors: the same calls with and without them, alternately, in one process.
 
     python -m benchmarks.chain [--calls 2000] [--redis redis://…]
 
-Without is a bare grpc.aio server with the same servicer; with is the product's own wiring, keys and limits on. Both
-answer `GetServerInfo` over one connection, one call after another. The difference of the medians is what the chain
-costs; the time of the processor, client included, stands beside it: other work on the machine changes it less.
+`without` is a bare grpc.aio server with the same servicer; `with` is the real server, with keys and limits on. Both
+answer `GetServerInfo` over one connection, one call after another. The chain costs the difference of the medians. CPU
+time, which includes the client, is reported too, because other work on the machine changes it less.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from typeless_grpc.telemetry import logs
 
 KEY = "a-key-for-the-benchmark"
 FACTS = ServerFacts("0", "base", 2**25, 3600.0, 3600.0, 60.0, 60.0, 10)
-ROUND = 100  # calls, before it is the other server's turn
+ROUND = 100  # calls to one server, before as many to the other
 
 
 async def seconds(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> tuple[list[float], float]:
-    """How long each call of a round took, and how long the processor worked on one."""
+    """The seconds of each call of a round, and the mean CPU seconds of a call."""
     stub = server_pb2_grpc.ServerServiceStub(channel)
     took = []
     worked = time.process_time()
@@ -44,7 +44,7 @@ async def seconds(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ..
 
 
 async def bare(stack: AsyncExitStack) -> int:
-    """A server with nothing around its servicer; returns its port."""
+    """Start a server without interceptors and return its port."""
     server = grpc.aio.server()
     ServerServicer(FACTS).register(server)
     port: int = server.add_insecure_port("127.0.0.1:0")
@@ -84,14 +84,14 @@ async def main(n_calls: int, redis_url: str) -> None:
     medians = {name: statistics.median(times) * 1000 for name, times in took.items()}
     work_ms = {name: statistics.median(times) * 1000 for name, times in worked.items()}
     for name in channels:
-        print(f"{name:8} {medians[name]:.3f} ms a call, {work_ms[name]:.3f} ms of the processor")
+        print(f"{name:8} {medians[name]:.3f} ms a call, {work_ms[name]:.3f} ms of CPU")
     chain, work = (of["with"] - of["without"] for of in (medians, work_ms))
-    print(f"chain    {chain:.3f} ms a call, {work:.3f} ms of the processor (medians of {len(took['with'])} calls)")
+    print(f"chain    {chain:.3f} ms a call, {work:.3f} ms of CPU (medians of {len(took['with'])} calls)")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=2000)
-    parser.add_argument("--redis", default="", help="URL of a Redis for the limits; in memory unless given")
-    asked = parser.parse_args()
-    asyncio.run(main(asked.calls, asked.redis))
+    parser.add_argument("--redis", default="", help="URL of a Redis for the limits (default: in memory)")
+    settings = parser.parse_args()
+    asyncio.run(main(settings.calls, settings.redis))

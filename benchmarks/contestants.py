@@ -1,4 +1,4 @@
-"""What is compared: faster-whisper as users call it, and our server as a client sees it. One line of contract each."""
+"""The programs that are compared: faster-whisper as users call it, and our server as a client calls it."""
 
 from __future__ import annotations
 
@@ -24,55 +24,55 @@ RAW = RawFormat("pcm_s16le", 16_000)
 
 
 @dataclass(frozen=True)
-class Heard:
-    """A recording's text, and its words with their starts in seconds where they were asked for."""
+class Output:
+    """The text of a recording, and its words with their starts in seconds if they were requested."""
 
     text: str
     words: tuple[tuple[str, float], ...] = ()
 
 
 class Contestant(Protocol):
-    """Turns a recording into text; threads may share it."""
+    """Transcribes recordings; threads may share it."""
 
     name: str
 
-    def hear(self, recording: Recording, *, words: bool = False) -> Heard: ...
+    def transcribe(self, recording: Recording, *, words: bool = False) -> Output: ...
 
 
 class FasterWhisper:
-    """`WhisperModel.transcribe`, greedy, language given; everything else as it comes."""
+    """`WhisperModel.transcribe`, greedy, with the language given and all other defaults."""
 
     name = "faster-whisper"
 
     def __init__(self, model: str) -> None:
         self._model = whisper_model(model)
 
-    def hear(self, recording: Recording, *, words: bool = False) -> Heard:
+    def transcribe(self, recording: Recording, *, words: bool = False) -> Output:
         """Transcribe decoded audio."""
         segments, _ = self._model.transcribe(
             recording.audio, beam_size=1, language=recording.language, word_timestamps=words
         )
-        return _heard(list(segments))
+        return _output(list(segments))
 
 
 class FasterWhisperBatched:
-    """`BatchedInferencePipeline`, greedy, language given, batches of eight."""
+    """`BatchedInferencePipeline`, greedy, with the language given, in batches of eight."""
 
     name = "faster-whisper batched"
 
     def __init__(self, model: str) -> None:
         self._pipeline = faster_whisper.BatchedInferencePipeline(whisper_model(model))
 
-    def hear(self, recording: Recording, *, words: bool = False) -> Heard:
+    def transcribe(self, recording: Recording, *, words: bool = False) -> Output:
         """Transcribe decoded audio."""
         segments, _ = self._pipeline.transcribe(
             recording.audio, beam_size=1, language=recording.language, batch_size=8, word_timestamps=words
         )
-        return _heard(list(segments))
+        return _output(list(segments))
 
 
 class Server:
-    """Our server in its own process, through gRPC."""
+    """Our server in a process of its own, called over gRPC."""
 
     def __init__(self, target: str, process: psutil.Process, name: str = "typeless") -> None:
         self.name = name
@@ -80,7 +80,7 @@ class Server:
         self.process = process
         self._client = Client(target)
 
-    def hear(self, recording: Recording, *, words: bool = False) -> Heard:
+    def transcribe(self, recording: Recording, *, words: bool = False) -> Output:
         """Transcribe decoded audio, sent as raw samples."""
         options = Options(language=recording.language, beam_size=1, word_timestamps=words)
         transcript = self._client.transcribe(recording.pcm, options, raw_format=RAW, timeout_s=600).transcript
@@ -89,16 +89,17 @@ class Server:
             for segment in transcript.segments
             for word in segment.words
         ]
-        return Heard(transcript.text, tuple(starts))
+        return Output(transcript.text, tuple(starts))
 
 
 @contextmanager
 def server(
     model: str, *, module: str = "typeless_grpc.cli", name: str = "typeless", **settings: str
 ) -> Iterator[Server]:
-    """Start a server on a free port and stop it in the end. settings: TYPELESS_* names in lower case.
+    """Run a server on a free port while this is open.
 
-    module: what to run; quotas are off unless set. name: in tables.
+    module: the Python module to run. name: in tables. settings: TYPELESS_* names in lower case; quotas are off unless
+    set.
     """
     settings = {"rate_limit_enabled": "false", **settings}
     environment = {f"TYPELESS_{name.upper()}": value for name, value in settings.items()}
@@ -122,18 +123,18 @@ def server(
 
 
 def model_directory(model: str) -> Path:
-    """Where the catalogue has a model."""
+    """The directory of a model of the catalogue."""
     return catalog(Settings(model=model)).get(model)
 
 
 def whisper_model(model: str) -> faster_whisper.WhisperModel:
-    """faster-whisper's own model object, int8 on all cores."""
+    """faster-whisper's model object, int8 on all cores."""
     n_threads = os.cpu_count() or 1
     return faster_whisper.WhisperModel(
         str(model_directory(model)), device="cpu", compute_type="int8", cpu_threads=n_threads
     )
 
 
-def _heard(segments: list[faster_whisper.transcribe.Segment]) -> Heard:
+def _output(segments: list[faster_whisper.transcribe.Segment]) -> Output:
     words = [(word.word.strip(), float(word.start)) for segment in segments for word in segment.words or ()]
-    return Heard("".join(segment.text for segment in segments).strip(), tuple(words))
+    return Output("".join(segment.text for segment in segments).strip(), tuple(words))

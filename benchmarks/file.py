@@ -1,9 +1,9 @@
-"""A long recording through StreamTranscribe in FILE mode, against the same through Transcribe, in turns.
+"""Long recordings through StreamTranscribe in FILE mode and through Transcribe, alternately.
 
     python -m benchmarks.file
 
-Reported: seconds of each, words wrong, and of the progress events how many there were, the longest time without one
-while the server worked, and whether the fraction ever fell.
+It reports the seconds and the word errors of each, the number of progress events, the longest time between two of
+them, and whether the fraction ever fell.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from benchmarks.recordings import Recording, load, wer
 from benchmarks.report import arguments, print_table
 from typeless_grpc.client import AsyncClient, Options, StreamOptions
 
-PIECE_BYTES = 1 << 16
+MESSAGE_BYTES = 1 << 16
 COLUMNS = ["recording", "Transcribe s", "FILE s", "times as fast", "WER %", "FILE WER %", "progress events"]
 ENGLISH = Options(language="en")
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """What came of one recording in FILE mode. fractions: (seconds since the start, fraction) of each event."""
+    """One recording in FILE mode. fractions: (seconds since the start, fraction) of each progress event."""
 
     took_s: float
     text: str
@@ -43,15 +43,15 @@ class Streamed:
 
 
 async def streamed(client: AsyncClient, recording: Recording) -> Streamed:
-    """Send a recording as fast as the server takes it."""
+    """Stream a recording as fast as the server takes it."""
     began_s = time.perf_counter()
     fractions, text = [], ""
 
-    async def pieces() -> AsyncIterator[bytes]:
-        for start in range(0, len(recording.pcm), PIECE_BYTES):
-            yield recording.pcm[start : start + PIECE_BYTES]
+    async def messages() -> AsyncIterator[bytes]:
+        for start in range(0, len(recording.pcm), MESSAGE_BYTES):
+            yield recording.pcm[start : start + MESSAGE_BYTES]
 
-    async for event in client.stream(pieces(), StreamOptions(ENGLISH, RAW, mode="file")):
+    async for event in client.stream(messages(), StreamOptions(ENGLISH, RAW, mode="file")):
         if event.HasField("progress"):
             fractions.append((time.perf_counter() - began_s, event.progress.fraction))
         elif event.HasField("completed"):
@@ -82,15 +82,15 @@ async def compared(client: AsyncClient, recording: Recording, n_rounds: int) -> 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print one table."""
-    asked = arguments(__doc__).parse_args(argv)
-    longs = load(asked.recordings, lambda one: one.kind == "long")
+    settings = arguments(__doc__).parse_args(argv)
+    longs = load(settings.recordings, lambda one: one.kind == "long")
 
     async def rows(target: str) -> list[list[str]]:
         async with AsyncClient(target) as client:
-            return [await compared(client, one, asked.rounds) for one in longs]
+            return [await compared(client, one, settings.rounds) for one in longs]
 
-    with server(asked.model) as ours:
-        print_table("Recordings as streams", COLUMNS, asyncio.run(rows(ours.target)), asked.model)
+    with server(settings.model) as ours:
+        print_table("Recordings as streams", COLUMNS, asyncio.run(rows(ours.target)), settings.model)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Whether hotwords help: how many rare words are heard without them, with them, and with as many wrong ones besides.
+"""The effect of hotwords: how many rare words are recognized without them, with them, and with wrong ones added.
 
-A word is rare if Whisper's own vocabulary needs three tokens or more for it, and it is said in one recording only.
+A word is rare if it has three or more of Whisper's tokens and occurs in one recording only.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ def table(client: Client, recordings: list[Recording]) -> Iterator[str]:
     others = [word for one in recordings for word in rare[one.path]]
     ways = {
         "none": lambda one: [],
-        "those that are said": lambda one: rare[one.path],
-        f"and {N_DISTRACTORS} that are not": lambda one: (
+        "the spoken ones": lambda one: rare[one.path],
+        f"the spoken ones and {N_DISTRACTORS} others": lambda one: (
             rare[one.path] + [word for word in others if word not in rare[one.path]][:N_DISTRACTORS]
         ),
-        f"only {N_DISTRACTORS} that are not": lambda one: [word for word in others if word not in rare[one.path]][
+        f"{N_DISTRACTORS} others only": lambda one: [word for word in others if word not in rare[one.path]][
             :N_DISTRACTORS
         ],
     }
     n_words = sum(len(rare[one.path]) for one in with_rare)
     yield "\n## Hotwords\n"
-    yield f"{n_words} rare words (three or more of Whisper's tokens, said in one recording only) in {len(with_rare)}"
+    yield f"{n_words} rare words (three or more of Whisper's tokens, in one recording only) in {len(with_rare)}"
     yield "English utterances.\n"
-    yield "| hotwords | rare words heard | word error rate |"
+    yield "| hotwords | rare words recognized | word error rate |"
     yield "| --- | --- | --- |"
     for name, choose in ways.items():
         print(f"hotwords: {name}", file=sys.stderr, flush=True)
-        texts = [(one, _heard(client, one, choose(one))) for one in with_rare]
-        n_heard = sum(word in normalized(text, "en").split() for one, text in texts for word in rare[one.path])
-        yield f"| {name} | {n_heard} of {n_words} ({n_heard / n_words:.0%}) | {wer(texts):.1%} |"
+        texts = [(one, _output(client, one, choose(one))) for one in with_rare]
+        n_recognized = sum(word in normalized(text, "en").split() for one, text in texts for word in rare[one.path])
+        yield f"| {name} | {n_recognized} of {n_words} ({n_recognized / n_words:.0%}) | {wer(texts):.1%} |"
 
 
-def _heard(client: Client, recording: Recording, words: list[str]) -> str:
+def _output(client: Client, recording: Recording, words: list[str]) -> str:
     options = Options(language="en", beam_size=1, hotwords=words)
     return client.transcribe(recording.pcm, options, raw_format=RAW, timeout_s=600).transcript.text
 
 
 def _rare_words(recordings: list[Recording]) -> dict[object, list[str]]:
     tokenizer = Tokenizer.from_file(str(model_directory("base") / "tokenizer.json"))
-    said = {one.path: list(dict.fromkeys(normalized(one.reference, "en").split())) for one in recordings}
-    times = Counter(word for words in said.values() for word in words)
+    words_of = {one.path: list(dict.fromkeys(normalized(one.reference, "en").split())) for one in recordings}
+    times = Counter(word for words in words_of.values() for word in words)
     return {
         path: [
             word
@@ -65,5 +65,5 @@ def _rare_words(recordings: list[Recording]) -> dict[object, list[str]]:
             and word.isalpha()
             and len(tokenizer.encode(" " + word, add_special_tokens=False).ids) >= RARE_TOKENS
         ]
-        for path, words in said.items()
+        for path, words in words_of.items()
     }

@@ -1,7 +1,7 @@
-"""What jobs and uploads cost: `python -m benchmarks.jobs`, with a line for each number and the bar it is held to.
+"""The cost of jobs and uploads: `python -m benchmarks.jobs` prints a line for each number, with its limit.
 
-Everything runs against the product's own wiring in a process of its own, with an engine that answers at once, so that
-what is measured is the jobs and not the model. `--database-url` measures PostgreSQL instead of SQLite.
+The server runs in a process of its own, with an engine that returns at once, so that the jobs are measured and not the
+model. `--database-url` measures PostgreSQL instead of SQLite.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from typeless_grpc.pb.v1 import jobs_pb2, uploads_pb2, uploads_pb2_grpc
 PCM = RawFormat("pcm_s16le", 16_000)
 MB = 1024 * 1024
 SETTLE_S = 3.0
-HELD = "held"  # a prompt that the engine of this benchmark never answers
-ENDED = "ended"  # a file it makes when it stops waiting
+HELD = "held"  # calls with this prompt never return
+ENDED = "ended"  # a file that the engine creates when such a call is cancelled
 N_CANCELLED = 10
 
 
 @contextmanager
 def server(directory: Path, **settings: object) -> Iterator[tuple[Client, str, psutil.Process]]:
-    """A server with a scripted engine; the process is its own, so that its memory and time are its alone."""
+    """Run a server with a scripted engine in a process of its own, whose memory and time are measured."""
     command = [sys.executable, "-m", "benchmarks.jobs", "--serve", str(directory), json.dumps(settings)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     port = int(process.stdout.readline())
     try:
         with Client(f"127.0.0.1:{port}") as client:
-            warm = client.jobs.submit(bytes(32_000), raw_format=PCM)  # DBOS is imported and its tables are made
+            warm = client.jobs.submit(bytes(32_000), raw_format=PCM)  # imports DBOS and creates its tables
             client.jobs.wait(warm.job_id)
             yield client, f"127.0.0.1:{port}", psutil.Process(process.pid)
     finally:
@@ -53,7 +53,7 @@ def server(directory: Path, **settings: object) -> Iterator[tuple[Client, str, p
 
 
 async def serve(directory: Path, settings: dict[str, object]) -> None:
-    """What runs in the process of its own."""
+    """Run the server in this process."""
     from typeless_grpc.app.background import keep_jobs
     from typeless_grpc.app.memory import share_heaps
     from typeless_grpc.app.root import listen
@@ -69,7 +69,7 @@ async def serve(directory: Path, settings: dict[str, object]) -> None:
 
     class Forgetful(ScriptedEngine):
         async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
-            self.calls.clear()  # or it would keep all audio it ever saw
+            self.calls.clear()  # else it keeps all audio
             if options.prompt == HELD:
                 try:
                     await asyncio.Event().wait()
@@ -77,28 +77,28 @@ async def serve(directory: Path, settings: dict[str, object]) -> None:
                     (directory / ENDED).touch()
             return await super().transcribe(audio, options, ticket)
 
-    told = Settings(**{"port": 0, "data_dir": directory, "rate_limit_enabled": False} | settings)  # type: ignore[arg-type]
+    chosen = Settings(**{"port": 0, "data_dir": directory, "rate_limit_enabled": False} | settings)  # type: ignore[arg-type]
     engine = Forgetful(lambda call: "text")
     parts: dict[str, Any] = {"engine": engine, "detector": SileroDetector()}
-    async with keep_jobs(told, **parts) as background, listen(told, **parts, background=background) as listening:
+    async with keep_jobs(chosen, **parts) as background, listen(chosen, **parts, background=background) as listening:
         await listening.server.serving()
         print(listening.port, flush=True)
         await asyncio.Event().wait()
 
 
 class Peak:
-    """The most memory a process was seen with (resident, unshared file pages included)."""
+    """The peak of a process's resident memory, as far as it was sampled."""
 
     def __init__(self, process: psutil.Process) -> None:
         self._process = process
         self.bytes = 0
 
-    def look(self) -> None:
+    def sample(self) -> None:
         self.bytes = max(self.bytes, self._process.memory_info().rss)
 
 
 def submit_to_start(client: Client, n_jobs: int) -> list[float]:
-    """Milliseconds from acceptance to the beginning of the work, by the server's own times."""
+    """Milliseconds from the acceptance of a job to its start, by the server's times."""
     waits_ms = []
     for _ in range(n_jobs):
         job = client.jobs.wait(client.jobs.submit(bytes(32_000), raw_format=PCM).job_id)
@@ -107,7 +107,7 @@ def submit_to_start(client: Client, n_jobs: int) -> list[float]:
 
 
 def cancel_running(client: Client, directory: Path, n_jobs: int) -> list[float]:
-    """Seconds from asking for the end of a job that runs until the engine has stopped working for it."""
+    """Seconds from cancelling a running job until the engine stops working on it."""
     took_s = []
     for _ in range(n_jobs):
         job = client.jobs.submit(bytes(320_000), Options(prompt=HELD), raw_format=PCM)
@@ -124,7 +124,7 @@ def cancel_running(client: Client, directory: Path, n_jobs: int) -> list[float]:
 
 
 def idle_cpu(process: psutil.Process, seconds: float) -> float:
-    """Share of a core while nothing is to be done."""
+    """The share of a core that an idle server uses."""
     time.sleep(SETTLE_S)
     before = process.cpu_times()
     time.sleep(seconds)
@@ -133,12 +133,12 @@ def idle_cpu(process: psutil.Process, seconds: float) -> float:
 
 
 def job_memory(client: Client, process: psutil.Process, recording: Path) -> tuple[int, float]:
-    """Peak bytes while a recording is uploaded and transcribed, and the seconds it took."""
+    """The peak memory while a recording is uploaded and transcribed, in bytes, and the seconds it took."""
     upload = client.jobs.upload(recording)
     peak, began_s = Peak(process), time.monotonic()
     job = client.jobs.submit(upload.uri)
     while client.jobs.get(job.job_id).state not in (jobs_pb2.JOB_STATE_COMPLETED, jobs_pb2.JOB_STATE_FAILED):
-        peak.look()
+        peak.sample()
         time.sleep(0.05)
     done = client.jobs.get(job.job_id)
     assert done.state == jobs_pb2.JOB_STATE_COMPLETED, done.failure
@@ -146,27 +146,27 @@ def job_memory(client: Client, process: psutil.Process, recording: Path) -> tupl
 
 
 def upload_memory(target: str, process: psutil.Process, n_bytes: int) -> tuple[int, float]:
-    """Bytes by which the process grew at most while an upload of this size went through, and the seconds it took."""
+    """How much the process grows during an upload of this size, in bytes, and the seconds it took."""
     peak, before, began_s = Peak(process), process.memory_info().rss, time.monotonic()
     block = bytes(2 * MB)
 
     def requests() -> Iterator[uploads_pb2.UploadAudioRequest]:
         yield uploads_pb2.UploadAudioRequest(header=uploads_pb2.UploadHeader())
         for _ in range(n_bytes // len(block)):
-            peak.look()
+            peak.sample()
             yield uploads_pb2.UploadAudioRequest(chunk=block)
         yield uploads_pb2.UploadAudioRequest(finish=uploads_pb2.UploadFinish())
 
     with grpc.insecure_channel(target) as channel:
         done = uploads_pb2_grpc.UploadServiceStub(channel).UploadAudio(requests())
-    peak.look()
+    peak.sample()
     assert done.upload.complete
     assert done.upload.size_bytes == n_bytes
     return peak.bytes - before, time.monotonic() - began_s
 
 
 def write_recording(path: Path, minutes: float) -> None:
-    """A synthetic recording: bursts of noise with pauses, as Opus would be too slow to make, in FLAC."""
+    """Write a synthetic recording, bursts of noise with pauses, as FLAC, because encoding Opus is too slow."""
     import av
 
     rng = np.random.default_rng(1)

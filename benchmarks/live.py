@@ -1,12 +1,12 @@
-"""Live streams at the pace of speech: how long callers wait for text, and what it is worth.
+"""Live streams at the pace of speech: the latency of the text, and its accuracy.
 
     python -m benchmarks.live --streams 1 4 8 --interims
 
-The server runs in its own process and all callers in this one. Each stream is utterances of a known corpus with pauses
-between them, sent in pieces of 100 ms when they would have been spoken. Reported: finals, from the last spoken sample
-(the last frame that the voice activity model calls speech) to the event, and how much later they come towards the end;
-interims, from the first spoken sample to the first interim of the utterance; utterances without a final; word errors;
-and the server's CPU and memory.
+The server runs in a process of its own, and all callers in this one. Each stream is made of utterances of a known
+corpus with pauses between them, sent in messages of 100 ms at the pace of speech. It reports the latency of finals,
+from the last spoken sample (the last frame that the detector takes for speech) to the event, and its drift towards the
+end; the latency of interims, from the first spoken sample to the first interim of the utterance; utterances without a
+final; word errors; and the server's CPU and memory.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from typeless_grpc.client import AsyncClient, Options, StreamOptions
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
 
 PAUSE_S = 1.2
-PIECE_S = 0.1
+MESSAGE_S = 0.1
 LEAD_S = 0.5
 BYTES_PER_S = 2 * SAMPLE_RATE_HZ
-# Whisper's normalizer leaves out what stands in parentheses, as an annotation. Where a reference has some, a text of
-# the same words without them has errors, and one with them has none.
+# Whisper's normalizer removes text in parentheses as an annotation, so the same words without parentheses would count
+# as errors. Recordings with parentheses in the reference are not used.
 _PARENTHESIS = set("()[]")
 
 
 @dataclass
 class Utterance:
-    """One recording's place in a stream, in seconds, and when its texts came."""
+    """The times of one recording in a stream, and when its interim and final arrived; in seconds."""
 
     recording: Recording
     start_s: float
@@ -55,13 +55,13 @@ class Utterance:
 
 @dataclass
 class Stream:
-    """What one caller sends, and what it got."""
+    """The audio that one caller sends, and the results it received."""
 
     utterances: list[Utterance]
     data: bytes
     texts: list[str] = field(default_factory=list)
     n_interims: int = 0
-    n_broken_promises: int = 0
+    n_unstable: int = 0
 
 
 def streams_of(recordings: Sequence[Recording], n: int, audio_s: float, seed: int) -> list[Stream]:
@@ -96,18 +96,18 @@ def _spoken(recording: Recording, detector: SileroDetector) -> tuple[float, floa
 
 
 async def talk(target: str, stream: Stream, options: StreamOptions, delay_s: float) -> None:
-    """Be one caller, from the first piece to the last event."""
+    """Run one caller, from its first message to the last event."""
     await asyncio.sleep(delay_s)
     began_s = time.perf_counter()
     stable = ""
 
     async def speech() -> AsyncIterator[bytes]:
-        step = int(PIECE_S * BYTES_PER_S)
+        step = int(MESSAGE_S * BYTES_PER_S)
         for start in range(0, len(stream.data), step):
-            piece = stream.data[start : start + step]
-            spoken_s = began_s + (start + len(piece)) / BYTES_PER_S
+            message = stream.data[start : start + step]
+            spoken_s = began_s + (start + len(message)) / BYTES_PER_S
             await asyncio.sleep(max(0.0, spoken_s - time.perf_counter()))
-            yield piece
+            yield message
 
     async with AsyncClient(target) as client:
         async for event in client.stream(speech(), options):
@@ -115,11 +115,11 @@ async def talk(target: str, stream: Stream, options: StreamOptions, delay_s: flo
             if event.HasField("interim"):
                 stream.n_interims += 1
                 text = event.interim.stable_text + event.interim.unstable_text
-                stream.n_broken_promises += not text.startswith(stable)
+                stream.n_unstable += not text.startswith(stable)
                 stable = event.interim.stable_text
                 _note_interim(stream, event, at_s)
             elif event.HasField("segment"):
-                stream.n_broken_promises += not event.segment.text.startswith(stable)
+                stream.n_unstable += not event.segment.text.startswith(stable)
                 stable = ""
                 stream.texts.append(event.segment.text)
                 _note_final(stream, event, at_s)
@@ -147,7 +147,7 @@ def _seconds(duration: object) -> float:
 
 
 async def measure(ours: Server, streams: list[Stream], options: StreamOptions) -> dict[str, float | int]:
-    """Let all streams talk at once, and count."""
+    """Run all streams at the same time, and summarize them."""
     before, began_s = ours.process.cpu_times(), time.perf_counter()
     peak = asyncio.create_task(_peak_memory(ours.process))
     await asyncio.gather(*(talk(ours.target, stream, options, index * 1.7) for index, stream in enumerate(streams)))
@@ -169,7 +169,7 @@ async def measure(ours: Server, streams: list[Stream], options: StreamOptions) -
         "first interim p95 s": _quantile(interims, 0.95),
         "with interims %": round(100 * len(interims) / len(utterances)),
         "interims": sum(stream.n_interims for stream in streams),
-        "broken promises": sum(stream.n_broken_promises for stream in streams),
+        "unstable prefixes": sum(stream.n_unstable for stream in streams),
         "WER %": round(100 * _wer(streams), 1),
         "CPU %": round(100 * cpu_s / took_s),
         "memory MB": round(ours.process.memory_info().rss / 1e6),
@@ -177,7 +177,7 @@ async def measure(ours: Server, streams: list[Stream], options: StreamOptions) -
 
 
 def _drift(streams: Sequence[Stream]) -> float:
-    """How much later finals come in the last quarter of a stream than in its first, in the median."""
+    """How much the median latency of finals grows from the first quarter of the streams to the last."""
     first, last = [], []
     for stream in streams:
         waits = [u.final_s - u.last_spoken_s for u in stream.utterances if u.final_s is not None]
@@ -197,25 +197,27 @@ def _wer(streams: Sequence[Stream]) -> float:
 
 
 async def _peak_memory(process: psutil.Process) -> None:
-    """Print memory each minute, so that a long run shows its growth."""
+    """Print the memory every minute, so that a long run shows its growth."""
     while True:
         await asyncio.sleep(60)
         print(f"  memory {process.memory_info().rss / 1e6:.0f} MB", flush=True)
 
 
-def rows(asked: argparse.Namespace) -> Iterator[dict[str, float | int]]:
+def rows(settings: argparse.Namespace) -> Iterator[dict[str, float | int]]:
     """One measurement for each number of streams."""
-    known = [one for one in load(asked.recordings) if is_short_english(one) and not _PARENTHESIS & set(one.reference)]
-    recordings = sample(known, asked.utterances)
-    options = StreamOptions(Options(language=asked.language), RAW, interim_results=asked.interims)
-    with server(asked.model, max_streams_per_caller=str(max(asked.streams))) as ours:
-        heard = {recording.path: ours.hear(recording).text for recording in recordings}  # warms up, too
-        streams = streams_of(recordings, max(asked.streams), asked.seconds, asked.seed)
-        for n in asked.streams:
+    known = [
+        one for one in load(settings.recordings) if is_short_english(one) and not _PARENTHESIS & set(one.reference)
+    ]
+    recordings = sample(known, settings.utterances)
+    options = StreamOptions(Options(language=settings.language), RAW, interim_results=settings.interims)
+    with server(settings.model, max_streams_per_caller=str(max(settings.streams))) as ours:
+        texts = {recording.path: ours.transcribe(recording).text for recording in recordings}  # this also warms up
+        streams = streams_of(recordings, max(settings.streams), settings.seconds, settings.seed)
+        for n in settings.streams:
             some = [Stream([*_fresh(stream.utterances)], stream.data) for stream in streams[:n]]
             row = asyncio.run(measure(ours, some, options))
-            said = [utterance.recording for stream in some for utterance in stream.utterances]
-            row["WER % of Transcribe"] = round(100 * wer((recording, heard[recording.path]) for recording in said), 1)
+            spoken = [utterance.recording for stream in some for utterance in stream.utterances]
+            row["WER % of Transcribe"] = round(100 * wer((recording, texts[recording.path]) for recording in spoken), 1)
             yield row
 
 
@@ -225,12 +227,12 @@ def _fresh(utterances: Sequence[Utterance]) -> Iterator[Utterance]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a table, and each row as JSON while it is made."""
+    """Print each row as JSON when it is measured, then a table."""
     parser = arguments(__doc__)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8], help="streams at once (default: 1 4 8)")
     parser.add_argument("--seconds", type=float, default=90.0, help="length of each stream (default: 90)")
-    parser.add_argument("--interims", action="store_true", help="ask for interim results")
-    parser.add_argument("--language", default="en", help="as told to the server; empty has it detected (default: en)")
+    parser.add_argument("--interims", action="store_true", help="request interim results")
+    parser.add_argument("--language", default="en", help="sent to the server; empty to detect it (default: en)")
     parser.add_argument("--seed", type=int, default=1, help="of the order of utterances (default: 1)")
     table = []
     for row in rows(parser.parse_args(argv)):

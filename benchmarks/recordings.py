@@ -1,4 +1,4 @@
-"""The recordings that benchmarks run on: a directory with a manifest.jsonl of files, languages and reference texts."""
+"""The recordings of the benchmarks: a directory whose manifest.jsonl lists files, languages and reference texts."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Recording:
 
     @property
     def audio_s(self) -> float:
-        """Its length in seconds."""
+        """Length in seconds."""
         return len(self.audio) / SAMPLE_RATE_HZ
 
     @functools.cached_property
     def pcm(self) -> bytes:
-        """The same as raw signed 16-bit samples."""
+        """The audio as raw signed 16-bit samples."""
         return (np.clip(self.audio, -1.0, 1.0) * 32767).astype("<i2").tobytes()
 
 
@@ -76,20 +76,20 @@ def is_short_english(recording: Recording) -> bool:
 
 
 def sample(recordings: Sequence[Recording], n: int) -> list[Recording]:
-    """n of them, evenly spread, so that every source has its share."""
+    """Choose n recordings, evenly spread, so that every source is represented."""
     step = max(1.0, len(recordings) / n)
     return [recordings[int(index * step)] for index in range(min(n, len(recordings)))]
 
 
 def normalized(text: str, language: str) -> str:
-    """Whisper's own normalization; characters apart where a script has no spaces."""
+    """Whisper's normalization; characters are separated if the script has no spaces."""
     if language == "en":
         return str(_english()(text))
     return str(_basic(language in UNSPACED)(text))
 
 
 def word_errors(recording: Recording, text: str) -> tuple[int, int]:
-    """How many words of a text are wrong, missing or too many, and how many the reference has; as `wer` counts them."""
+    """The word errors of a text (substitutions, deletions and insertions), and the words of the reference."""
     reference, found = normalized(recording.reference, recording.language), normalized(text, recording.language)
     if not reference.strip() or not found.strip():
         return len(reference.split()), len(reference.split())

@@ -1,4 +1,4 @@
-"""Arguments that all benchmarks share, and the table they print."""
+"""The arguments that benchmarks share, and the tables they print."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--recordings", type=Path, default=Path("../shared/audio"), help="directory with manifest.jsonl"
     )
-    parser.add_argument("--utterances", type=int, default=40, help="short recordings to use (default: 40)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each takes its turn (default: 3)")
+    parser.add_argument("--utterances", type=int, default=40, help="number of short recordings (default: 40)")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default: 3)")
     return parser
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], model: str) -> None:
-    """Markdown, ready for docs/."""
+    """Print a table in Markdown, ready for docs/."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
     print(f"\n## {title}\n")
     print(f"Model {model}, int8, beam 1, language given; {os.cpu_count()} cores ({platform.machine()}), Python")

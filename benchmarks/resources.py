@@ -1,4 +1,4 @@
-"""What a server takes besides the model's work: CPU of gRPC and scheduling, CPU when idle, memory with many callers.
+"""Resources besides the model's work: CPU of gRPC and scheduling, CPU of an idle server, memory with many callers.
 
 python -m benchmarks.resources --model base --recordings ../shared/audio --calls 2000
 """
@@ -20,7 +20,7 @@ from benchmarks.recordings import Recording, is_short_english, load, sample
 from benchmarks.report import arguments, print_table
 
 WHAT = ("overhead", "idle", "memory")
-COLUMNS = ["what", "measured", "wanted"]
+COLUMNS = ["what", "measured", "limit"]
 IDLE_S = 10.0
 N_CALLERS = 8
 
@@ -29,38 +29,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print one table."""
     parser = arguments(__doc__)
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
-    parser.add_argument("--calls", type=int, default=2000, help="calls that memory must be flat over")
-    asked = parser.parse_args(argv)
-    print_table("Resources", COLUMNS, list(run(asked)), asked.model)
+    parser.add_argument("--calls", type=int, default=2000, help="calls during which memory must not grow")
+    settings = parser.parse_args(argv)
+    print_table("Resources", COLUMNS, list(run(settings)), settings.model)
 
 
-def run(asked: argparse.Namespace) -> list[list[str]]:
+def run(settings: argparse.Namespace) -> list[list[str]]:
     """A row for each thing measured."""
-    short = sample([one for one in load(asked.recordings) if is_short_english(one)], asked.utterances)
+    short = sample([one for one in load(settings.recordings) if is_short_english(one)], settings.utterances)
     rows = []
-    if "overhead" in asked.what:
-        rows.append(_overhead(asked.model, short))
-    if "idle" in asked.what:
-        rows.append(_idle(asked.model))
-    if "memory" in asked.what:
-        rows += _memory(asked.model, short, asked.calls)
+    if "overhead" in settings.what:
+        rows.append(_overhead(settings.model, short))
+    if "idle" in settings.what:
+        rows.append(_idle(settings.model))
+    if "memory" in settings.what:
+        rows += _memory(settings.model, short, settings.calls)
     return rows
 
 
 def _overhead(model: str, recordings: Sequence[Recording]) -> list[str]:
-    """The same calls to a server whose engine answers at once: what is left is gRPC, decoding and waiting in line."""
+    """Compare with a server whose engine returns at once: gRPC, audio decoding and queueing are left."""
     with server(model) as real:
         real_s = _cpu_s(real, recordings)
     with server(model, module="benchmarks.scripted_server") as scripted:
         scripted_s = _cpu_s(scripted, recordings)
-    return ["gRPC and all around the engine, of a call's CPU", f"{100 * scripted_s / real_s:.1f} %", "under 5 %"]
+    return ["CPU of a call outside of the engine", f"{100 * scripted_s / real_s:.1f} %", "under 5 %"]
 
 
 def _cpu_s(contestant: Server, recordings: Sequence[Recording]) -> float:
-    contestant.hear(recordings[0])
+    contestant.transcribe(recordings[0])
     before_s = _used_s(contestant.process)
     for recording in recordings:
-        contestant.hear(recording)
+        contestant.transcribe(recording)
     return _used_s(contestant.process) - before_s
 
 
@@ -70,18 +70,18 @@ def _idle(model: str) -> list[str]:
         before_s = _used_s(idle.process)
         time.sleep(IDLE_S)
         part = (_used_s(idle.process) - before_s) / IDLE_S
-    return ["an idle server, jobs off, of a core", f"{100 * part:.2f} %", "under 2 %"]
+    return ["an idle server with jobs off, of a core", f"{100 * part:.2f} %", "under 2 %"]
 
 
 def _memory(model: str, recordings: Sequence[Recording], n_calls: int) -> list[list[str]]:
     with server(model) as busy, ThreadPoolExecutor(N_CALLERS) as callers:
-        list(callers.map(busy.hear, recordings))
+        list(callers.map(busy.transcribe, recordings))
         peak_mib = _peak_mib(busy.process)
         shortest = sorted(recordings, key=lambda recording: recording.audio_s)[:4]
         calls = itertools.islice(itertools.cycle(shortest), n_calls)
-        list(callers.map(busy.hear, itertools.islice(calls, n_calls // 10)))
+        list(callers.map(busy.transcribe, itertools.islice(calls, n_calls // 10)))
         early_mib = busy.process.memory_info().rss / 2**20
-        list(callers.map(busy.hear, calls))
+        list(callers.map(busy.transcribe, calls))
         late_mib = busy.process.memory_info().rss / 2**20
     return [
         [f"peak memory, {N_CALLERS} callers", f"{peak_mib:.0f} MiB", "under 700 MB"],

@@ -1,4 +1,4 @@
-"""Side by side in one run: contestants take turns at the same work, and only ratios are reported."""
+"""Compares two contestants that alternate on the same work in one run; only their ratio is meaningful."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from benchmarks.contestants import Contestant, Heard
+from benchmarks.contestants import Contestant, Output
 from benchmarks.recordings import Recording, wer
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What rounds of one comparison gave. ratios: of each round, the peer's time over ours; above 1 we are faster."""
+    """The rounds of one comparison. ratios: the peer's time divided by ours; above 1, ours is faster."""
 
     ours_s: tuple[float, ...]
     peer_s: tuple[float, ...]
@@ -51,12 +51,12 @@ COLUMNS = ["what", "peer s", "typeless s", "times as fast", "rounds", "peer WER 
 def compare(
     ours: Contestant, peer: Contestant, recordings: Sequence[Recording], *, n_rounds: int, n_callers: int = 1
 ) -> Outcome:
-    """Let both transcribe all recordings in every round, the first one alternating; a first round warms up."""
+    """Let both transcribe all recordings in every round, alternating who is first, after a round to warm up."""
     warm = list(recordings)[:2]
     for contestant in (ours, peer):
         _all(contestant, warm, n_callers)
     times: dict[str, list[float]] = {ours.name: [], peer.name: []}
-    texts: dict[str, list[Heard]] = {}
+    texts: dict[str, list[Output]] = {}
     for index in range(n_rounds):
         pair = (ours, peer) if index % 2 else (peer, ours)
         for contestant in pair:
@@ -65,20 +65,20 @@ def compare(
     return Outcome(
         tuple(times[ours.name]),
         tuple(times[peer.name]),
-        wer(zip(recordings, (heard.text for heard in texts[ours.name]), strict=True)),
-        wer(zip(recordings, (heard.text for heard in texts[peer.name]), strict=True)),
+        wer(zip(recordings, (output.text for output in texts[ours.name]), strict=True)),
+        wer(zip(recordings, (output.text for output in texts[peer.name]), strict=True)),
     )
 
 
-def timed(work: Callable[[], list[Heard]]) -> tuple[float, list[Heard]]:
+def timed(work: Callable[[], list[Output]]) -> tuple[float, list[Output]]:
     """Seconds and result."""
     started_s = time.perf_counter()
     result = work()
     return time.perf_counter() - started_s, result
 
 
-def _all(contestant: Contestant, recordings: Sequence[Recording], n_callers: int) -> list[Heard]:
+def _all(contestant: Contestant, recordings: Sequence[Recording], n_callers: int) -> list[Output]:
     if n_callers == 1:
-        return [contestant.hear(recording) for recording in recordings]
+        return [contestant.transcribe(recording) for recording in recordings]
     with ThreadPoolExecutor(n_callers) as callers:
-        return list(callers.map(contestant.hear, recordings))
+        return list(callers.map(contestant.transcribe, recordings))

@@ -1,4 +1,4 @@
-"""The whole server around an engine that answers at once: what is left when the model's work is taken away."""
+"""The real server around an engine that returns at once, to measure everything but the model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ async def main() -> None:
     parser.add_argument("command")
     parser.add_argument("--port", type=int)
     parser.add_argument("--model")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    settings = load({"port": asked.port, "model": asked.model}).settings
+    settings = load({"port": arguments.port, "model": arguments.model}).settings
     logs.configure(settings.log_level, settings.log_format)
     engine = ScriptedEngine(lambda _: "text")
     async with listen(settings, engine=engine, detector=SileroDetector()) as listening:

@@ -1,4 +1,4 @@
-"""Short utterances alone and from eight callers, and a long recording: our server against faster-whisper.
+"""Speed against faster-whisper: short utterances from one and from eight callers, and long recordings.
 
 python -m benchmarks.speed --model base --recordings ../shared/audio
 """
@@ -17,29 +17,29 @@ WHAT = ("short", "callers", "long")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the comparisons and print one table."""
+    """Run the comparisons and print a table."""
     parser = arguments(__doc__)
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
-    asked = parser.parse_args(argv)
-    rows = list(run(asked))
-    print_table("Speed", COLUMNS, rows, asked.model)
+    settings = parser.parse_args(argv)
+    rows = list(run(settings))
+    print_table("Speed", COLUMNS, rows, settings.model)
 
 
-def run(asked: argparse.Namespace) -> list[list[str]]:
+def run(settings: argparse.Namespace) -> list[list[str]]:
     """A row for each comparison."""
-    recordings = load(asked.recordings)
-    short = sample([recording for recording in recordings if is_short_english(recording)], asked.utterances)
+    recordings = load(settings.recordings)
+    short = sample([recording for recording in recordings if is_short_english(recording)], settings.utterances)
     rows = []
-    with server(asked.model) as ours:
-        if "short" in asked.what:
-            outcome = compare(ours, FasterWhisper(asked.model), short, n_rounds=asked.rounds)
+    with server(settings.model) as ours:
+        if "short" in settings.what:
+            outcome = compare(ours, FasterWhisper(settings.model), short, n_rounds=settings.rounds)
             rows.append(outcome.row(f"{len(short)} utterances, {_seconds(short):.0f} s, one at a time"))
-        if "callers" in asked.what:
-            outcome = compare(ours, FasterWhisper(asked.model), short, n_rounds=asked.rounds, n_callers=8)
+        if "callers" in settings.what:
+            outcome = compare(ours, FasterWhisper(settings.model), short, n_rounds=settings.rounds, n_callers=8)
             rows.append(outcome.row("the same from 8 callers"))
-        if "long" in asked.what:
+        if "long" in settings.what:
             for recording in [one for one in recordings if one.kind == "long"]:
-                outcome = compare(ours, FasterWhisperBatched(asked.model), [recording], n_rounds=asked.rounds)
+                outcome = compare(ours, FasterWhisperBatched(settings.model), [recording], n_rounds=settings.rounds)
                 rows.append(outcome.row(f"{recording.path.stem}, {recording.audio_s:.0f} s"))
     return rows
 

@@ -1,4 +1,4 @@
-"""Speech without speakers: tones that a `LoudnessDetector` hears as speech, and an engine that counts them."""
+"""Synthetic speech: tones that a `LoudnessDetector` takes for speech, and scripts for an engine that show its audio."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def said(*seconds: float) -> bytes:
 
 
 def cut(data: bytes, sizes: Iterable[int]) -> Iterator[bytes]:
-    """Data in pieces of these sizes, the last one repeated as long as there is any."""
+    """Cut data into parts of these sizes; the last size is repeated to the end."""
     at, size = 0, 1
     for size in sizes:
         if at >= len(data):
@@ -47,11 +47,11 @@ def fingerprint(audio: Audio) -> str:
 
 
 def samples_as_text(call: EngineCall) -> str:
-    """What an engine says that should show whether it heard the same audio."""
+    """A text that shows whether the engine got the same audio."""
     return fingerprint(call.audio)
 
 
 def words_as_they_come(call: EngineCall) -> str:
-    """One word more for each half second: "one two three"."""
+    """One word for each half second: "one two three"."""
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
     return " ".join(words[: max(1, 2 * len(call.audio) // SAMPLE_RATE_HZ)])

@@ -1,4 +1,4 @@
-"""The server's life as others see it: health, reflection, and how it goes away."""
+"""The server's life as clients see it: health, reflection, and how it stops."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_a_watcher_is_notified_of_the_end_and_does_not_delay_it():
     async with serving(ScriptedEngine(), drain_timeout_s=60) as served:
         watch = health_pb2_grpc.HealthStub(served.channel).Watch(health_pb2.HealthCheckRequest(service=""))
         assert (await watch.read()).status == SERVING
-        # As a client that watches: what is not being read when a call is cut, its gRPC throws away.
+        # A watching client must be reading: gRPC discards what is unread when a call is cancelled.
         reading = asyncio.ensure_future(watch.read())
         async with asyncio.timeout(10):
             await served.server.stop()

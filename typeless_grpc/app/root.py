@@ -37,7 +37,7 @@ from typeless_grpc.servicers.recordings import RecordingLimits, RecordingTranscr
 from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionServicer
 from typeless_grpc.stores.sources import NoSources
-from typeless_grpc.streaming.machinery import InterimPlaces, Machinery
+from typeless_grpc.streaming.dependencies import Dependencies, InterimSlots
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
@@ -90,15 +90,15 @@ async def listen(
             sources=background.sources if background else NoSources(),
             fetching=background.fetching if background else decoding,
         )
-        machinery = Machinery(
+        dependencies = Dependencies(
             engine=engine,
             detector=detector,
-            off_loop=streaming,
+            threads=streaming,
             clock=clock or SystemClock(),
-            interim_places=InterimPlaces(settings.stream_interims_at_once),
+            interim_slots=InterimSlots(settings.stream_interims_at_once),
             audio=StreamAudio(admission),
         )
-        streams = await stack.enter_async_context(open_streams(settings, machinery))
+        streams = await stack.enter_async_context(open_streams(settings, dependencies))
         drain.when_closing(streams.draining, streams.drained)
         services: list[Service] = [
             TranscriptionServicer(

@@ -12,17 +12,17 @@ from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.interceptors.status import code_of
 from typeless_grpc.servicers.stream_messages import StreamConfig, StreamDefaults
 from typeless_grpc.servicers.streaming import StreamLimits, StreamService
+from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
 from typeless_grpc.streaming.endpoint import EndpointOptions
-from typeless_grpc.streaming.machinery import Machinery, StreamOptions
 from typeless_grpc.streaming.resume import SessionLimits, Sessions
 
 DRAIN_PAUSE_S = 5.0  # within which nearly all speakers pause for the half second that ends an utterance
 
 
 @asynccontextmanager
-async def open_streams(settings: Settings, machinery: Machinery) -> AsyncIterator[StreamService]:
+async def open_streams(settings: Settings, dependencies: Dependencies) -> AsyncIterator[StreamService]:
     """Open the service of streams. All sessions end with it."""
-    sessions: Sessions[StreamConfig] = Sessions(session_limits(settings), machinery.clock)
+    sessions: Sessions[StreamConfig] = Sessions(session_limits(settings), dependencies.clock)
     ticking = asyncio.create_task(sessions.run())
     limits = StreamLimits(
         options=stream_options(settings),
@@ -31,7 +31,7 @@ async def open_streams(settings: Settings, machinery: Machinery) -> AsyncIterato
     )
     try:
         yield StreamService(
-            machinery=machinery,
+            dependencies=dependencies,
             sessions=sessions,
             defaults=stream_defaults(settings),
             limits=limits,
@@ -68,7 +68,7 @@ def stream_options(settings: Settings) -> StreamOptions:
         # A drain must finish all acknowledged audio, of which as much again has not reached the engine yet.
         max_backlog_s=settings.drain_timeout_s / 4,
         max_unread_events=settings.stream_unread_events,
-        max_pieces_at_once=settings.stream_file_chunks,
+        max_chunks_at_once=settings.stream_file_chunks,
         idle_timeout_s=settings.stream_idle_timeout_s,
     )
 

@@ -32,9 +32,14 @@ class BareFrames:
         self._end: int | None = None  # of the last packet, in the file
         self._tag_end = 0
 
-    def skip(self, data: bytes, position: int | None) -> None:
-        """Note a packet that cannot be decoded. position: of its first byte in the file, None if unknown."""
-        self._n_lost += self._n_new(data, position)
+    def skip(self, data: bytes, position: int | None) -> int:
+        """Note a packet that cannot be decoded; return how many of its bytes are not of a tag.
+
+        position: of its first byte in the file, None if unknown.
+        """
+        n_new = self._n_new(data, position)
+        self._n_lost += n_new
+        return n_new
 
     def lost_before_s(self, data: bytes, position: int | None, length_s: float) -> float:
         """Return the seconds that are lost before a frame of length_s, which is all that is decoded from a packet."""

@@ -253,10 +253,9 @@ class ContainerReader:
         try:
             frames = packet.decode()
         except (av.FFmpegError, ValueError):  # One broken packet is no broken file: completeness.check weighs them.
-            result.lost_bytes += packet.size
             self._timeline.skip()
-            if self._bare_frames is not None:
-                self._bare_frames.skip(bytes(packet), packet.pos)
+            bare = self._bare_frames
+            result.lost_bytes += packet.size if bare is None else bare.skip(bytes(packet), packet.pos)
             return
         for frame in frames:
             if isinstance(frame, av.AudioFrame) and frame.samples:

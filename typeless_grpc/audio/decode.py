@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from typeless_grpc.audio import completeness
+from typeless_grpc.audio import completeness, joined
 from typeless_grpc.audio.containers import (
     Block,
     ContainerReader,
@@ -141,16 +141,17 @@ class AudioReader:
             raise self._odd_bytes(reader.n_pending_bytes)
 
     def _opened(self) -> Iterator[ContainerReader]:
-        """The file; of WAV, all files that follow one another in it. Each is to be read before the next."""
-        wavs = self._wavs()
-        if wavs is None:
-            yield self._container_of(self._file)
-            return
-        for wav in wavs:
-            # A part has what ContainerReader and PyAV use of a file.
-            yield self._container_of(cast(BinaryIO, wav), {"ignore_length": "1"})
-        if completeness.is_much(wavs.n_missing, self._n_bytes or 0):
-            raise truncated(wavs.n_missing, self._field)
+        """All files that follow one another in the file. Each is to be read before the next."""
+        for part in joined.parts(self._file) if self._file.seekable() else [self._file]:
+            wavs = self._wavs(part)
+            if wavs is None:
+                yield self._container_of(part)
+                continue
+            for wav in wavs:
+                # A part has what ContainerReader and PyAV use of a file.
+                yield self._container_of(cast(BinaryIO, wav), {"ignore_length": "1"})
+            if completeness.is_much(wavs.n_missing, self._n_bytes or 0):
+                raise truncated(wavs.n_missing, self._field)
 
     def _container_of(self, file: BinaryIO, options: Mapping[str, str] | None = None) -> ContainerReader:
         return ContainerReader(
@@ -162,17 +163,17 @@ class AudioReader:
             options=options,
         )
 
-    def _wavs(self) -> WavParts | None:
-        if self._n_bytes is None:
+    def _wavs(self, file: BinaryIO) -> WavParts | None:
+        if not file.seekable():
             return None
         try:
-            wavs = WavParts(self._file)
+            wavs = WavParts(file)
         except NotForUs:
-            self._file.seek(0)
+            file.seek(0)
             return None
-        position = self._file.tell()
-        check_size(self._file, field=self._field)
-        self._file.seek(position)
+        position = file.tell()
+        check_size(file, field=self._field)
+        file.seek(position)
         return wavs
 
     def _source_blocks(self, first: ContainerReader) -> Iterator[Block]:

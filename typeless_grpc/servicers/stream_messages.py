@@ -14,9 +14,8 @@ from typeless_grpc.pb.v1 import audio_pb2, failure_pb2, transcription_pb2
 from typeless_grpc.servicers import convert
 from typeless_grpc.streaming import events
 from typeless_grpc.streaming.endpoint import EndpointOptions
-from typeless_grpc.streaming.machinery import Control, Request, Update
 from typeless_grpc.streaming.planner import PlanOptions
-from typeless_grpc.streaming.session import Rules
+from typeless_grpc.streaming.requests import Control, Request, SegmentationOptions, Update
 
 CONTROLS = {
     transcription_pb2.STREAM_CONTROL_FINALIZE: Control.FINALIZE,
@@ -39,32 +38,33 @@ class StreamDefaults:
     file: PlanOptions = field(default_factory=PlanOptions)
     interim_interval_s: float = 1.0
 
-    def rules(self, asked: VoiceActivityOptions, *, is_file: bool) -> Rules:
-        """What a caller's wishes about voice activity come to."""
-        return self._file(asked) if is_file else self._live(asked)
+    def segmentation(self, requested: VoiceActivityOptions, *, is_file: bool) -> SegmentationOptions:
+        """Return the options of a stream's segmentation: the caller's, and the server's where there are none."""
+        return self._file(requested) if is_file else self._live(requested)
 
-    def _live(self, asked: VoiceActivityOptions) -> EndpointOptions:
-        end_silence_s = max(MIN_END_SILENCE_S, _or(asked.end_silence_s, self.live.end_silence_s))
+    def _live(self, requested: VoiceActivityOptions) -> EndpointOptions:
+        end_silence_s = max(MIN_END_SILENCE_S, _or(requested.end_silence_s, self.live.end_silence_s))
+        has_own_silence = requested.end_silence_s is not None
         return EndpointOptions(
-            threshold=_or(asked.threshold, self.live.threshold),
+            threshold=_or(requested.threshold, self.live.threshold),
             end_silence_s=end_silence_s,
-            doubtful_silence_s=self.live.doubtful_silence_s if asked.end_silence_s is None else end_silence_s,
-            padding_s=_or(asked.speech_padding_s, self.live.padding_s),
-            context_s=_or(asked.speech_padding_s, self.live.context_s),
-            max_utterance_s=_or(asked.max_utterance_s, self.live.max_utterance_s),
+            low_confidence_silence_s=end_silence_s if has_own_silence else self.live.low_confidence_silence_s,
+            padding_s=_or(requested.speech_padding_s, self.live.padding_s),
+            context_s=_or(requested.speech_padding_s, self.live.context_s),
+            max_utterance_s=_or(requested.max_utterance_s, self.live.max_utterance_s),
         )
 
-    def _file(self, asked: VoiceActivityOptions) -> PlanOptions:
-        return PlanOptions(_or(asked.threshold, self.file.threshold), self.file.policy.with_overrides(asked))
+    def _file(self, requested: VoiceActivityOptions) -> PlanOptions:
+        return PlanOptions(_or(requested.threshold, self.file.threshold), self.file.policy.with_overrides(requested))
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """What a session is to be. asked: the options in the caller's words. interim_interval_s: None for no interims."""
+    """The configuration of a session. requested: its options as sent. interim_interval_s: None for no interims."""
 
     format: AudioFormat
     options: DecodeOptions
-    asked: transcription_pb2.TranscriptionOptions
+    requested: transcription_pb2.TranscriptionOptions
     is_file: bool
     interim_interval_s: float | None
 
@@ -140,7 +140,7 @@ def stream_request(
             raise InvalidInput("control", f"{message.control} asks for nothing that is known")
         case "update":
             options = stream_options(message.update, "update")
-            return Update(options, defaults.rules(options.voice_activity, is_file=is_file), message.update)
+            return Update(options, defaults.segmentation(options.voice_activity, is_file=is_file), message.update)
         case "config":
             raise InvalidInput("config", "comes first and only once", reason="STREAM_ORDER")
         case _:
@@ -154,7 +154,7 @@ def effective_config(config: StreamConfig, defaults: StreamDefaults) -> transcri
     """What is in force, the server's choices filled in."""
     message = transcription_pb2.StreamConfig(
         format=_format(config.format),
-        options=effective_options(config.asked, config.options, defaults, is_file=config.is_file),
+        options=effective_options(config.requested, config.options, defaults, is_file=config.is_file),
         mode=transcription_pb2.STREAM_MODE_FILE if config.is_file else transcription_pb2.STREAM_MODE_LIVE,
         interim_results=config.interim_interval_s is not None,
     )
@@ -172,34 +172,34 @@ def _format(format: AudioFormat) -> audio_pb2.AudioFormat:
 
 
 def effective_options(
-    asked: transcription_pb2.TranscriptionOptions,
+    requested: transcription_pb2.TranscriptionOptions,
     options: DecodeOptions,
     defaults: StreamDefaults,
     *,
     is_file: bool,
 ) -> transcription_pb2.TranscriptionOptions:
-    """Options as they are in force: as asked, with our choices filled in. A language that is detected stays empty."""
+    """Return the options in force: the requested ones and our defaults. A language to be detected stays empty."""
     message = transcription_pb2.TranscriptionOptions()
-    message.CopyFrom(asked)
+    message.CopyFrom(requested)
     message.model = options.model or defaults.model
-    message.task = asked.task or transcription_pb2.TASK_TRANSCRIBE
-    message.chunking = asked.chunking or transcription_pb2.CHUNKING_STRATEGY_AUTO
+    message.task = requested.task or transcription_pb2.TASK_TRANSCRIBE
+    message.chunking = requested.chunking or transcription_pb2.CHUNKING_STRATEGY_AUTO
     message.channel_mode = transcription_pb2.CHANNEL_MODE_MIX
     message.decoding.beam_size = options.beam_size or defaults.beam_size
-    if not asked.decoding.temperatures:
+    if not requested.decoding.temperatures:
         message.decoding.temperatures.extend(defaults.temperatures)
-    message.voice_activity.CopyFrom(_voice_activity(defaults.rules(options.voice_activity, is_file=is_file)))
+    message.voice_activity.CopyFrom(_voice_activity(defaults.segmentation(options.voice_activity, is_file=is_file)))
     return message
 
 
-def _voice_activity(rules: Rules) -> transcription_pb2.VoiceActivityOptions:
-    if isinstance(rules, EndpointOptions):
-        seconds = (rules.end_silence_s, rules.padding_s, rules.max_utterance_s)
+def _voice_activity(segmentation: SegmentationOptions) -> transcription_pb2.VoiceActivityOptions:
+    if isinstance(segmentation, EndpointOptions):
+        seconds = (segmentation.end_silence_s, segmentation.padding_s, segmentation.max_utterance_s)
     else:
-        seconds = (rules.policy.silence_s, rules.policy.padding_s, rules.policy.longest_s)
+        seconds = (segmentation.policy.silence_s, segmentation.policy.padding_s, segmentation.policy.longest_s)
     end_silence, padding, max_utterance = map(convert.duration, seconds)
     return transcription_pb2.VoiceActivityOptions(
-        threshold=rules.threshold, end_silence=end_silence, speech_padding=padding, max_utterance=max_utterance
+        threshold=segmentation.threshold, end_silence=end_silence, speech_padding=padding, max_utterance=max_utterance
     )
 
 
@@ -235,9 +235,9 @@ class EventMessages:
                 response.completed.CopyFrom(self._completed(entry.event))
             case events.Warned(error):
                 response.warning.CopyFrom(self._warning(error))
-            case events.Configured(options, asked):
-                assert isinstance(asked, transcription_pb2.TranscriptionOptions)
-                effective = effective_options(asked, options, self._defaults, is_file=self._config.is_file)
+            case events.Configured(options, requested):
+                assert isinstance(requested, transcription_pb2.TranscriptionOptions)
+                effective = effective_options(requested, options, self._defaults, is_file=self._config.is_file)
                 response.configured.effective_options.CopyFrom(effective)
         return response
 

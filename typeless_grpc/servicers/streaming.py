@@ -27,9 +27,10 @@ from typeless_grpc.servicers.stream_messages import (
     stream_config,
     stream_request,
 )
+from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
 from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.events import Completed, EndReason, Entry, Started
-from typeless_grpc.streaming.machinery import Control, Machinery, StreamOptions, Update
+from typeless_grpc.streaming.requests import Control, Update
 from typeless_grpc.streaming.resume import Call, Sessions
 
 # When a call is cancelled, its requests end as if half-closed, and the handler learns the truth a moment later. An end
@@ -62,14 +63,14 @@ class StreamService:
 
     def __init__(
         self,
-        machinery: Machinery,
+        dependencies: Dependencies,
         sessions: Sessions[StreamConfig],
         defaults: StreamDefaults,
         limits: StreamLimits,
         code_of: Callable[[TypelessError], int],
     ) -> None:
         """code_of: the google.rpc.Code of an error."""
-        self._machinery, self._sessions = machinery, sessions
+        self._dependencies, self._sessions = dependencies, sessions
         self._defaults, self._limits, self._code_of = defaults, limits, code_of
         self._openings: set[asyncio.Timeout] = set()
 
@@ -147,14 +148,14 @@ class StreamService:
         if self._sessions.is_draining:
             raise _going_away()
         config = stream_config(message, self._defaults)
-        self._machinery.audio.check()
+        self._dependencies.audio.check()
         await self._check(config.options, "config.options")
         if self._sessions.is_draining:
             raise _going_away()
         options = replace(
             self._limits.options,
             options=config.options,
-            rules=self._defaults.rules(config.options.voice_activity, is_file=config.is_file),
+            segmentation=self._defaults.segmentation(config.options.voice_activity, is_file=config.is_file),
             interim_interval_s=config.interim_interval_s,
             caller=who.id,
         )
@@ -163,7 +164,7 @@ class StreamService:
             who.owner,
             config,
             lambda: Stream(
-                self._machinery, live_reader(config.format, field="config", is_live=not config.is_file), options
+                self._dependencies, live_reader(config.format, field="config", is_live=not config.is_file), options
             ),
             is_shared=who.is_shared,
         )
@@ -175,7 +176,7 @@ class StreamService:
         """
         silence = np.zeros(FRAME_SAMPLES, dtype=np.float32)
         with fields_at(field):
-            await self._machinery.engine.transcribe(silence, options, Ticket(Lane.UNARY, principal.current().id))
+            await self._dependencies.engine.transcribe(silence, options, Ticket(Lane.UNARY, principal.current().id))
 
     @asynccontextmanager
     async def _fed(self, call: Call[StreamConfig], requests: Requests) -> AsyncIterator[asyncio.Task[None]]:

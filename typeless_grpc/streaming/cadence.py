@@ -1,7 +1,7 @@
-"""When the text so far of an utterance is wanted, on the clock of the audio.
+"""When the interims of an utterance are due, by the clock of the audio.
 
-Not on that of the machine: which words are certain follows from the interims, and the final keeps what was certain. So
-the same audio must have the same interims, however it was cut and however fast it came.
+The clock of the machine must not decide: interims commit words, and the final keeps them. So the same audio must have
+the same interims, whatever the size of its packets and the speed of their arrival.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from dataclasses import dataclass
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 
-# Each interim is the utterance from its beginning, so later ones take longer: they come no more often than at this
-# part of its length, and take about the same share of the engine.
-LEAST_PART = 1 / 6
+# Each interim decodes the utterance from its beginning, so later ones take longer. With an interval of at least this
+# part of the utterance's length, they take about the same share of the engine.
+MIN_PART = 1 / 6
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """interval_s: from one interim of an utterance to the next, at least. first_s: from its beginning to the first."""
+    """interval_s: minimum from one interim to the next. first_s: from the beginning of speech to the first one."""
 
     interval_s: float
     first_s: float
 
     @property
     def first_samples(self) -> int:
-        """From the beginning of speech to the first."""
+        """Samples from the beginning of speech to the first interim."""
         return round(min(self.first_s, self.interval_s) * SAMPLE_RATE_HZ)
 
     def samples_after(self, length: int) -> int:
-        """From one that is this many samples long to the next."""
-        return max(round(self.interval_s * SAMPLE_RATE_HZ), round(LEAST_PART * length))
+        """Return the samples from an interim of this length to the next one."""
+        return max(round(self.interval_s * SAMPLE_RATE_HZ), round(MIN_PART * length))

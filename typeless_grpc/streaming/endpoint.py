@@ -1,12 +1,12 @@
-"""Where utterances begin and end, decided frame by frame on the clock of the audio.
+"""Endpointing: finds where the utterances of a LIVE stream begin and end, frame by frame.
 
-The rules are Silero's (see `audio/vad.py`) made to work without a look ahead: a frame at or above the threshold begins
-speech, a pause of `end_silence` ends it, and speech that reaches its maximum is cut at its longest pause. Counts of
-samples decide, so the same audio gives the same utterances however it was cut on its way here.
+The rules are Silero's (see `audio/vad.py`) without look-ahead: a frame at or above the threshold begins speech, a pause
+of `end_silence_s` ends it, and an utterance that reaches its maximum length is cut at its longest pause. Only counts of
+samples decide, so the same audio gives the same utterances, whatever the size of its packets.
 
-One thing more decides: whether the text so far can be trusted. Speakers pause within sentences, and words on both
-sides of such a pause are heard worse when it is taken for the end; the model's own confidence tells many of these
-pauses from an end. So at the end of a pause the endpointer is `undecided`, and hears nothing more until it is told.
+The confidence of the text decides as well. Speakers pause within sentences, and the words on both sides of such a pause
+are recognized worse if an utterance ends there; the model's confidence tells many of these pauses from an end. So after
+`end_silence_s` the endpointer reports a `PossibleEndpoint`, and takes no frame until `decide` is called.
 """
 
 from __future__ import annotations
@@ -15,35 +15,37 @@ from dataclasses import dataclass, field
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import FRAME_SAMPLES, Span
+from typeless_grpc.streaming.segmentation import Boundary, Endpoint, Onset, Pause, PossibleEndpoint, SpeechResumed
 
-# Shorter sounds are clicks. Silero's own default is 250 ms; 4 frames still let a short "no" through.
+# Shorter sounds are clicks. Silero's default is 250 ms; 4 frames are short enough for a "no".
 MIN_SPEECH_SAMPLES = 4 * FRAME_SAMPLES
 # A pause worth cutting at: Silero's min_silence_samples_at_max_speech.
 _MIN_PAUSE_SAMPLES = int(0.098 * SAMPLE_RATE_HZ)
 
-# So long before it is certain, the end of an utterance is likely: work on its text can begin.
+# The end of an utterance is likely this long before the end-of-utterance silence is complete.
 LIKELY_BEFORE_S = 0.2
 
 
 @dataclass(frozen=True)
 class EndpointOptions:
-    """threshold: in (0, 1), a frame at or above it is speech. The rest in seconds, as VoiceActivityOptions has them.
+    """How a LIVE stream is segmented; durations in seconds, named as in the message VoiceActivityOptions.
 
-    doubtful_silence_s: end_silence_s where the text so far is doubtful; nobody asks about it where it is no longer.
-    context_s: kept before speech where it is more than the padding: it is there already, and words are heard better.
-    How the numbers were settled: docs/measurements/live.md.
+    threshold: in (0, 1), a frame at or above it is speech. low_confidence_silence_s: the end-of-utterance silence if
+    the text has low confidence; the confidence is ignored unless this is more than end_silence_s. context_s: audio
+    before the speech that is decoded with it, if it is more than padding_s; it improves the first words.
+    docs/measurements/live.md has the measurements behind the defaults.
     """
 
     threshold: float = 0.5
     end_silence_s: float = 0.5
-    doubtful_silence_s: float = 0.8
+    low_confidence_silence_s: float = 0.8
     padding_s: float = 0.3
     context_s: float = 1.2
     max_utterance_s: float = 30.0
 
     @property
     def lead_s(self) -> float:
-        """What is kept before speech; more than the padding only as far as it leaves the utterance to the speech."""
+        """Audio that is kept before speech: context_s, unless it would fill more than a quarter of an utterance."""
         return max(self.padding_s, min(self.context_s, self.max_utterance_s / 4))
 
     @property
@@ -57,53 +59,9 @@ class EndpointOptions:
         return max(self.threshold - 0.15, 0.01)
 
 
-@dataclass(frozen=True)
-class Began:
-    """Speech is certain. onset: its first sample; audio_start: that of the utterance, with its padding."""
-
-    onset: int
-    audio_start: int
-
-
-@dataclass(frozen=True)
-class Paused:
-    """If the pause lasts, the utterance is this; else `Resumed` follows.
-
-    Said twice where there is time: once there is padding, and again once the end is likely (is_likely).
-    """
-
-    speech_end: int
-    audio_end: int
-    is_likely: bool
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """The pause did not last."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The utterance is over. speech_end, audio_end: exclusive, without and with padding."""
-
-    speech_end: int
-    audio_end: int
-
-
-@dataclass(frozen=True)
-class Undecided:
-    """If its text can be trusted, the utterance is over and is this; `decide` must follow."""
-
-    speech_end: int
-    audio_end: int
-
-
-Turn = Began | Paused | Resumed | Undecided | Ended
-
-
 @dataclass
 class _Speech:
-    """Speech that goes on. probabilities: one for each frame from first_frame on."""
+    """The open utterance. probabilities: one for each frame from first_frame on. pause: where the current one began."""
 
     onset: int
     audio_start: int
@@ -115,38 +73,43 @@ class _Speech:
     is_certain: bool = False
     is_paused: bool = False
     is_likely_over: bool = False
-    is_doubtful: bool = False
+    has_low_confidence: bool = False
 
 
 class Endpointer:
-    """One stream's utterances."""
+    """The segmenter of one LIVE stream; see `segmentation.Segmenter`."""
 
     def __init__(self, options: EndpointOptions) -> None:
         self._options = self._next_options = options
         self._position = 0
-        self._floor = 0  # where the last utterance's audio ended: no other begins before
+        self._floor = 0  # where the audio of the last utterance ended; the next begins no earlier
         self._speech: _Speech | None = None
         self.is_undecided = False
 
     @property
     def settled(self) -> int:
-        """Everything before this sample belongs to utterances that are over, or to none."""
+        """See `Segmenter`."""
         if self._speech is not None:
             return self._speech.audio_start
         return max(self._floor, self._position - _samples(self._next_options.lead_s))
 
     @property
     def is_quiet(self) -> bool:
-        """Whether speech, if there is any, may be over: the last frame was below the threshold."""
+        """See `Segmenter`. Quiet is whatever follows a frame below the threshold."""
         return self._speech is None or self._speech.pause is not None
 
+    @property
+    def is_speaking(self) -> bool:
+        """See `Segmenter`."""
+        return self._speech is not None and self._speech.is_certain
+
     def reconfigure(self, options: EndpointOptions) -> None:
-        """Let options hold from the next utterance on; with more padding than before, it still has no settled audio."""
+        """See `Segmenter`. With more padding than before, the next utterance still has no audio that is settled."""
         self._floor = max(self._floor, self.settled)
         self._next_options = options
 
-    def hear(self, probability: float) -> list[Turn]:
-        """Take the next frame of 512 samples; not while it is undecided. probability: of speech, in [0, 1]."""
+    def take(self, probability: float) -> list[Boundary]:
+        """See `Segmenter`."""
         assert not self.is_undecided
         start = self._position
         self._position += FRAME_SAMPLES
@@ -157,55 +120,60 @@ class Endpointer:
             onset = max(start, self._floor)
             audio_start = max(self._floor, onset - _samples(self._options.lead_s))
             self._speech = _Speech(onset, audio_start, first_frame=start)
-        return self._go_on(self._speech, probability, start)
+        return self._extend(self._speech, probability, start)
 
-    def decide(self, *, is_over: bool) -> list[Turn]:
-        """Answer to `Undecided`: whether the utterance is over. If not, only a pause for doubtful text ends it."""
+    def decide(self, *, is_endpoint: bool) -> list[Boundary]:
+        """See `Segmenter`. If it is no endpoint, the pause must last for low_confidence_silence_s to become one."""
         assert self.is_undecided
         assert self._speech is not None
         self.is_undecided = False
-        if is_over:
-            return [self._ended(self._speech)]
-        self._speech.is_doubtful = True
+        if is_endpoint:
+            return [self._endpoint(self._speech)]
+        self._speech.has_low_confidence = True
         return []
 
-    def finalize(self, at: int) -> list[Turn]:
-        """End the current utterance at this sample, which lies in or after the last frame; without one do nothing."""
+    def settle(self) -> list[Boundary]:
+        """See `Segmenter`: nothing is held back."""
+        return []
+
+    def finalize(self, at: int) -> list[Boundary]:
+        """See `Segmenter`."""
         speech = self._speech
         if speech is None or not speech.is_certain:
             return []
         self._speech, self._floor = None, max(self._floor, at)
         speech_end = min(at, speech.pause if speech.pause is not None else at)
-        return [Ended(speech_end, min(at, speech_end + _samples(self._options.padding_s)))]
+        return [Endpoint(speech_end, min(at, speech_end + _samples(self._options.padding_s)))]
 
-    def _go_on(self, speech: _Speech, probability: float, start: int) -> list[Turn]:
-        turns: list[Turn] = []
+    def _extend(self, speech: _Speech, probability: float, start: int) -> list[Boundary]:
+        boundaries: list[Boundary] = []
         speech.probabilities.append(probability)
         if probability >= self._options.threshold:
             speech.n_speech += FRAME_SAMPLES
-            turns += self._resumed(speech, start)
+            boundaries += self._resumed(speech, start)
         elif probability < self._options.end_threshold and speech.pause is None:
             speech.pause = start
         if not speech.is_certain and speech.n_speech >= MIN_SPEECH_SAMPLES:
             speech.is_certain = True
-            turns.append(Began(speech.onset, speech.audio_start))
-        turns += self._paused(speech)
+            boundaries.append(Onset(speech.onset, speech.audio_start))
+        boundaries += self._paused(speech)
         if self._speech is not None and self._is_full(speech):
-            turns += self._cut(speech)
-        return turns
+            boundaries += self._cut(speech)
+        return boundaries
 
     @property
     def _max_samples(self) -> int:
         return max(_samples(self._options.max_utterance_s), 2 * MIN_SPEECH_SAMPLES)
 
-    def _resumed(self, speech: _Speech, start: int) -> list[Turn]:
-        was_paused, speech.is_paused, speech.is_likely_over, speech.is_doubtful = speech.is_paused, False, False, False
+    def _resumed(self, speech: _Speech, start: int) -> list[Boundary]:
+        was_paused = speech.is_paused
+        speech.is_paused = speech.is_likely_over = speech.has_low_confidence = False
         if speech.pause is not None and start - speech.pause >= _MIN_PAUSE_SAMPLES:
             speech.pauses.append(Span(speech.pause, start))
         speech.pause = None
-        return [Resumed()] if was_paused else []
+        return [SpeechResumed()] if was_paused else []
 
-    def _paused(self, speech: _Speech) -> list[Turn]:
+    def _paused(self, speech: _Speech) -> list[Boundary]:
         if speech.pause is None:
             return []
         silence, padding = self._position - speech.pause, _samples(self._options.padding_s)
@@ -217,34 +185,34 @@ class Endpointer:
         if speech.is_paused and not speech.is_likely_over:
             return []
         speech.is_paused = True
-        return [Paused(speech.pause, speech.pause + padding, speech.is_likely_over)]
+        return [Pause(speech.pause, speech.pause + padding, speech.is_likely_over)]
 
-    def _pause_over(self, speech: _Speech, silence: int) -> list[Turn]:
+    def _pause_over(self, speech: _Speech, silence: int) -> list[Boundary]:
         if not speech.is_certain:
             self._speech = None
             return []
-        if silence >= _samples(self._options.doubtful_silence_s) or self._is_full(speech):
-            return [self._ended(speech)]
-        if speech.is_doubtful:
+        if silence >= _samples(self._options.low_confidence_silence_s) or self._is_full(speech):
+            return [self._endpoint(speech)]
+        if speech.has_low_confidence:
             return []
         self.is_undecided = True
-        return [Undecided(*self._span(speech))]
+        return [PossibleEndpoint(*self._span(speech))]
 
-    def _ended(self, speech: _Speech) -> Ended:
+    def _endpoint(self, speech: _Speech) -> Endpoint:
         speech_end, self._floor = self._span(speech)
         self._speech = None
-        return Ended(speech_end, self._floor)
+        return Endpoint(speech_end, self._floor)
 
     def _span(self, speech: _Speech) -> tuple[int, int]:
-        """Where the speech ends that a pause ends, and its audio."""
+        """Return the ends of the speech before the pause, and of its audio."""
         assert speech.pause is not None
         return speech.pause, min(self._position, speech.pause + _samples(self._options.padding_s))
 
     def _is_full(self, speech: _Speech) -> bool:
         return self._position + FRAME_SAMPLES - speech.audio_start > self._max_samples
 
-    def _cut(self, speech: _Speech) -> list[Turn]:
-        """End an utterance that is as long as it may be; what follows the cut begins the next."""
+    def _cut(self, speech: _Speech) -> list[Boundary]:
+        """End an utterance that has reached its maximum length; what follows the cut begins the next one."""
         self._speech = None
         if not speech.is_certain:
             self._floor = speech.onset
@@ -252,19 +220,19 @@ class Endpointer:
         cut = self._cut_at(speech)
         padding = min(_samples(self._options.padding_s), (cut.end - cut.start) // 2)
         self._floor = cut.start + padding
-        ended = Ended(cut.start, cut.start + padding)
+        endpoint = Endpoint(cut.start, cut.start + padding)
         if cut.end >= self._position:
-            return [ended]
+            return [endpoint]
         self._options = self._next_options
         rest = _Speech(cut.end, max(self._floor, cut.end - padding), first_frame=cut.end - cut.end % FRAME_SAMPLES)
         rest.probabilities = speech.probabilities[(rest.first_frame - speech.first_frame) // FRAME_SAMPLES :]
         rest.pauses = [pause for pause in speech.pauses if pause.start >= cut.end]
         rest.pause, rest.is_certain = speech.pause, True
         self._speech = rest
-        return [ended, Began(rest.onset, rest.audio_start)]
+        return [endpoint, Onset(rest.onset, rest.audio_start)]
 
     def _cut_at(self, speech: _Speech) -> Span:
-        """The longest pause of the later three quarters, else the quietest frame of the last third."""
+        """Return the longest pause in the last three quarters, or else the quietest frame of the last third."""
         earliest = speech.audio_start + self._max_samples // 4
         pauses = [pause for pause in speech.pauses if pause.start >= earliest]
         if speech.pause is not None and speech.pause >= earliest:

@@ -1,4 +1,4 @@
-"""What a stream tells its caller. Offsets are seconds from the start of the audio."""
+"""The events of a stream. Offsets are seconds from the start of the audio."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class SpeechStart:
 
 @dataclass(frozen=True)
 class SpeechEnd:
-    """Speech ended here; the utterance's segment follows."""
+    """Speech ended here. The utterance's segment follows."""
 
     offset_s: float
 
 
 @dataclass(frozen=True)
 class Interim:
-    """An utterance so far: stable_text is a prefix of its later interims and of its segment."""
+    """The hypothesis for an open utterance. stable_text begins its later interims and its segment."""
 
     stable_text: str
     unstable_text: str
@@ -41,7 +41,7 @@ class Interim:
 
 @dataclass(frozen=True)
 class Final:
-    """A segment, which never changes. index: its place in the session."""
+    """A segment, which no longer changes. index: its position in the session."""
 
     index: int
     segment: Segment
@@ -49,7 +49,7 @@ class Final:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a FILE stream is. fraction: in [0, 1], never falling, 1 only in the last one."""
+    """The progress of a FILE stream. fraction: in [0, 1], never falls, and is 1 only in the last event."""
 
     fraction: float
     chunks_done: int
@@ -61,21 +61,21 @@ class Progress:
 
 @dataclass(frozen=True)
 class Configured:
-    """These options hold from the next utterance on. asked: how the caller said it, for whoever answers."""
+    """These options are in force from the next utterance on. requested: as the caller sent them."""
 
     options: DecodeOptions
-    asked: object = None
+    requested: object = None
 
 
 @dataclass(frozen=True)
 class Warned:
-    """Something was lost, or soon will be; the stream goes on."""
+    """Something was lost, or soon will be. The stream continues."""
 
     error: TypelessError
 
 
 class EndReason(Enum):
-    """Why no more audio is taken: the caller ended it, sent nothing for too long, or the server is about to stop."""
+    """Why no more audio is taken: the caller ended it, the caller sent nothing for too long, or the server stops."""
 
     CALLER = "caller"
     IDLE = "idle"
@@ -84,7 +84,7 @@ class EndReason(Enum):
 
 @dataclass(frozen=True)
 class Completed:
-    """All is said. queue_s: spent waiting for a free engine. processing_s: since the session was opened."""
+    """All finals are released. queue_s: spent in the inference queue. processing_s: since the session was opened."""
 
     transcript: Transcript
     n_chunks: int
@@ -95,7 +95,7 @@ class Completed:
 
 Event = Started | SpeechStart | SpeechEnd | Interim | Final | Progress | Configured | Warned | Completed
 
-# Events that the next of their kind makes worthless: not kept for ever.
+# Events that the next one of their kind replaces; they are not kept.
 PASSING = (Interim, Progress, Configured)
 
 
@@ -111,7 +111,7 @@ class Cursors:
 
 @dataclass(frozen=True)
 class Entry:
-    """An event in its place. sequence: 1, 2, 3, … over the session. acknowledged_bytes: taken, safe to forget."""
+    """An event of the journal. sequence: 1, 2, 3, …. acknowledged_bytes: of audio that will be decoded."""
 
     sequence: int
     event: Event

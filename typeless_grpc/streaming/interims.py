@@ -1,105 +1,119 @@
-"""When an utterance's text so far is asked for, and with how much effort.
+"""Decodes the interims of a stream, with the capacity that finals leave.
 
-Interims live on what finals leave over. One of a stream is out at a time, and few of all streams are at the engine at
-once, since what runs there cannot be stopped for a final.
+One interim of a stream is in the engine at a time, and few of all streams are, because a running decode cannot be
+stopped when a final arrives.
 
-While the engine keeps up, each is heard that the session finds due, in order and up to its very sample, the final
-waits for those of its utterance, and audio that comes faster than that waits, too: then the same audio gives the same
-certain words, and so the same final. Once the engine has a backlog, or others have all places, only the newest is
-heard, up to where the audio is by then; they come less often, or not at all. Where a final would have to wait for a
-free worker, they are taken back.
+While the engine keeps up, every interim that the session finds due is decoded, in order and up to its exact sample. The
+final waits for the interims of its utterance, and audio that arrives faster waits as well. So the same audio commits
+the same words and gives the same final. Once the engine has a backlog, or other streams hold all slots, only the newest
+interim is decoded, up to the end of the audio; interims come less often, or not at all. If a final would have to wait
+for a free worker, the interims are cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Protocol
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
-from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
+from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.errors import TypelessError
+from typeless_grpc.streaming.decoding import Decoder
+from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
 from typeless_grpc.streaming.finals import text_of
-from typeless_grpc.streaming.machinery import Machinery, StreamOptions
 from typeless_grpc.streaming.samples import SampleBuffer
-from typeless_grpc.streaming.session import InterimDue, InterimHeard, Session
+from typeless_grpc.streaming.session import InterimDecoded, InterimDue, Session
 
-_BUSY_BACKLOG_S = 0.4  # an engine with more to do does not keep up
-_NO_INTERIM_BACKLOG_S = 1.0  # with more to do than this, none is asked for
-_BACKLOG_WAIT = 2.0  # for each second of backlog, so much more audio before the next interim
-_REST = 2.0  # after an interim, of the time it took, where the engine is busy
-_LEAD_SAMPLES = round(0.3 * SAMPLE_RATE_HZ)  # before speech; more of it would take time
-_LEAST_DEADLINE_S = 2.0  # later than that, and than two intervals, an interim is no use
-_MAX_WAITING = 2  # with more of them due, no more audio is taken on an engine that keeps up
-_MOST_WAITING = 8  # with as many, the stream is behind
-_AUDIO_WAITS_S = 2.0  # at most, for one of them
-_FINAL_WAITS_S = 2.0  # at most, for the interims of its utterance, on an engine that keeps up
+_BUSY_BACKLOG_S = 0.4  # an engine with a longer backlog does not keep up
+_NO_INTERIM_BACKLOG_S = 1.0  # with a longer backlog, no interim is decoded
+_BACKLOG_WAIT = 2.0  # seconds of audio between interims for each second of backlog
+_REST = 2.0  # pause after an interim on a busy engine, as a multiple of its decode time
+_LEAD_SAMPLES = round(0.3 * SAMPLE_RATE_HZ)  # audio before the speech; more would take time
+_MIN_DEADLINE_S = 2.0  # an interim is useless after this, and after two intervals
+_MAX_WAITING = 2  # with more interims due, an engine that keeps up gets no more audio
+_MAX_QUEUED = 8  # with so many, the stream is behind
+_AUDIO_WAITS_S = 2.0  # longest wait of audio for one interim
+_FINAL_WAITS_S = 2.0  # longest wait of a final for its interims, on an engine that keeps up
+
+
+class InterimHost(Protocol):
+    """The stream that interims belong to."""
+
+    def accepts_interims_of(self, utterance_id: int) -> bool:
+        """Whether an interim of this utterance is of use now: no earlier utterance is pending."""
+        ...
+
+    def take_interim(self, interim: InterimDecoded) -> None:
+        """Take an interim that was decoded."""
+        ...
+
+    def task_ended(self, task: asyncio.Task[None]) -> None:
+        """Look at a finished task for an unexpected error."""
+        ...
 
 
 class Interims:
-    """One stream's interims. heard: told of each; done: told of each task that ends."""
+    """The interims of one stream."""
 
     def __init__(
         self,
-        machinery: Machinery,
+        dependencies: Dependencies,
         options: StreamOptions,
         session: Session,
         samples: SampleBuffer,
-        *,
-        expecting: Callable[[DecodeOptions], DecodeOptions],
-        is_welcome: Callable[[int], bool],
-        heard: Callable[[InterimHeard], object],
-        done: Callable[[asyncio.Task[None]], None],
+        decoder: Decoder,
+        host: InterimHost,
     ) -> None:
-        """expecting: options with the language spoken so far. is_welcome: whether one of this piece is of use now."""
-        self._machinery, self._options, self._session, self._samples = machinery, options, session, samples
-        self._expecting, self._is_welcome, self._heard, self._done = expecting, is_welcome, heard, done
-        self._waiting: deque[InterimDue] = deque(maxlen=_MOST_WAITING)
+        self._dependencies, self._options, self._session, self._samples = dependencies, options, session, samples
+        self._decoder, self._host = decoder, host
+        self._due: deque[InterimDue] = deque(maxlen=_MAX_QUEUED)
         self._task: asyncio.Task[None] | None = None
-        self._task_piece = -1
-        self._is_crowded = False  # all places were taken when one was due
-        self._up_to = 0  # of the last one that was begun
-        self._next_s = 0.0
+        self._task_utterance_id = -1
+        self._lacked_slot = False  # all slots were taken when one was due
+        self._up_to = 0  # of the last one that began
+        self._next_s = 0.0  # on a busy engine, the earliest time of the next one
 
-    def due(self, one: InterimDue) -> None:
-        """One is wanted as soon as the engine has time for it."""
-        self._waiting.append(one)
+    def add(self, due: InterimDue) -> None:
+        """Decode this interim as soon as the engine has time for it."""
+        self._due.append(due)
         self.begin()
 
     def begin(self) -> None:
-        """Ask for the next that is due, if it would cost nobody a final."""
-        if self._task is not None or not self._waiting:
+        """Begin to decode the next one that is due, if no final has to wait for it."""
+        if self._task is not None or not self._due:
             return
         is_behind = self._is_behind()
-        one = self._newest() if is_behind else self._waiting[0]
-        if not self._is_welcome(one.utterance.piece_id) or (is_behind and not self._is_time_for(one)):
+        one = self._newest() if is_behind else self._due[0]
+        if not self._host.accepts_interims_of(one.utterance.id) or (is_behind and not self._is_time_for(one)):
             return
-        if not self._machinery.interim_places.take(self.begin):
-            self._is_crowded = True
+        if not self._dependencies.interim_slots.acquire(self.begin):
+            self._lacked_slot = True
             return
-        self._is_crowded = False
+        self._lacked_slot = False
         if is_behind:
-            self._waiting.clear()
+            self._due.clear()
         else:
-            self._waiting.popleft()
-        self._up_to, self._task_piece = one.up_to, one.utterance.piece_id
-        self._task = asyncio.create_task(self._hear(one, self._audio_of(one)))
+            self._due.popleft()
+        self._up_to, self._task_utterance_id = one.up_to, one.utterance.id
+        self._task = asyncio.create_task(self._decode(one, self._audio_of(one)))
         self._task.add_done_callback(self._ended)
 
-    def give_way(self) -> None:
-        """Somebody's final would have to wait: what is out and what is due is taken back."""
-        if self._machinery.engine.backlog_s > 0:
-            self._waiting.clear()
+    def yield_to_finals(self) -> None:
+        """Cancel all interims if a final would have to wait for the engine."""
+        if self._dependencies.engine.backlog_s > 0:
+            self._due.clear()
             if self._task is not None:
                 self._task.cancel()
 
     async def caught_up(self, finals: Collection[asyncio.Task[None]]) -> None:
-        """Wait while several are due that came faster than the engine hears them, if it keeps up with all else.
+        """Wait while more interims are due than an engine that keeps up may lag behind.
 
-        finals: at work now, which go first.
+        finals: the running decodes of finals, which go first.
         """
-        while len(self._waiting) > _MAX_WAITING and not self._is_behind():
+        while len(self._due) > _MAX_WAITING and not self._is_behind():
             working = [*finals, *([self._task] if self._task is not None else [])]
             if not working:
                 return
@@ -107,73 +121,77 @@ class Interims:
             if not done:
                 return
 
-    async def settled(self, piece_id: int) -> None:
-        """Wait for those of an utterance whose final is there, if the engine keeps up; then there are none of it."""
-        self.give_way()
+    async def settled(self, utterance_id: int) -> None:
+        """Finish the interims of an utterance whose final is decoded; drop them if the engine does not keep up."""
+        self.yield_to_finals()
         try:
             async with asyncio.timeout(_FINAL_WAITS_S):
-                while (task := self._of(piece_id)) is not None:
+                while (task := self._of(utterance_id)) is not None:
                     await asyncio.wait([task])
         except TimeoutError:
-            if self._task is not None and self._task_piece == piece_id:
+            if self._task is not None and self._task_utterance_id == utterance_id:
                 self._task.cancel()
-        for one in [one for one in self._waiting if one.utterance.piece_id == piece_id]:
-            self._waiting.remove(one)
+        for one in [one for one in self._due if one.utterance.id == utterance_id]:
+            self._due.remove(one)
 
     async def close(self) -> None:
-        """Take all back, and wait until nothing is out."""
-        self._waiting.clear()
+        """Cancel all, and wait until none runs."""
+        self._due.clear()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _of(self, piece_id: int) -> asyncio.Task[None] | None:
-        """The one of this utterance that is out, begun now if it is due."""
+    def _of(self, utterance_id: int) -> asyncio.Task[None] | None:
+        """Return the running interim of this utterance; begin it if it is due."""
         self.begin()
-        return self._task if self._task_piece == piece_id else None
+        return self._task if self._task_utterance_id == utterance_id else None
 
     def _is_behind(self) -> bool:
-        is_busy = self._machinery.engine.backlog_s > _BUSY_BACKLOG_S
-        return is_busy or self._is_crowded or len(self._waiting) == self._waiting.maxlen
+        is_busy = self._dependencies.engine.backlog_s > _BUSY_BACKLOG_S
+        return is_busy or self._lacked_slot or len(self._due) == self._due.maxlen
 
     def _newest(self) -> InterimDue:
-        """The last that is due, and up to where its utterance is by now if it goes on."""
-        newest = self._waiting[-1]
+        """Return the newest one that is due, up to the end of the audio if its utterance is open."""
+        newest = self._due[-1]
         if self._session.current == newest.utterance:
-            newest = replace(newest, up_to=self._session.heard)
+            newest = replace(newest, up_to=self._session.segmented)
         return newest
 
     def _audio_of(self, one: InterimDue) -> Audio:
         audio_start = one.utterance.audio_start
-        if one.utterance.options.voice_activity.speech_padding_s is None:  # who says how much is kept has all of it
+        if one.utterance.options.voice_activity.speech_padding_s is None:  # a requested padding is kept whole
             audio_start = max(audio_start, one.utterance.speech_start - _LEAD_SAMPLES)
         return self._samples.cut(audio_start, one.up_to)
 
     def _is_time_for(self, one: InterimDue) -> bool:
-        backlog_s, interval_s = self._machinery.engine.backlog_s, self._options.interim_interval_s
-        if self._session.is_quiet or backlog_s > _NO_INTERIM_BACKLOG_S or self._machinery.clock.now_s() < self._next_s:
+        backlog_s, interval_s = self._dependencies.engine.backlog_s, self._options.interim_interval_s
+        if (
+            self._session.is_quiet
+            or backlog_s > _NO_INTERIM_BACKLOG_S
+            or self._dependencies.clock.now_s() < self._next_s
+        ):
             return False
         since = max(self._up_to, one.utterance.speech_start)
         wait_s = _BACKLOG_WAIT * backlog_s + (interval_s or 0.0) * (self._up_to > one.utterance.speech_start)
         return one.up_to - since >= wait_s * SAMPLE_RATE_HZ
 
-    async def _hear(self, one: InterimDue, audio: Audio) -> None:
+    async def _decode(self, one: InterimDue, audio: Audio) -> None:
         now = one.utterance
-        clock, interval_s = self._machinery.clock, self._options.interim_interval_s or 0.0
+        clock, interval_s = self._dependencies.clock, self._options.interim_interval_s or 0.0
         began_s = clock.now_s()
-        deadline_s = began_s + max(_LEAST_DEADLINE_S, 2 * interval_s)
+        deadline_s = began_s + max(_MIN_DEADLINE_S, 2 * interval_s)
         ticket = Ticket(Lane.LIVE_INTERIM, self._options.caller, deadline_s)
-        options = replace(self._expecting(now.options), word_timestamps=False, output_formats=())
+        options = replace(self._decoder.expecting(now.options), word_timestamps=False, output_formats=())
         try:
-            recognition = await self._machinery.engine.recognize(audio, options, ticket)
+            recognition = await self._dependencies.engine.recognize(audio, options, ticket)
         except TypelessError:
-            self._next_s = clock.now_s() + interval_s  # an interim is no promise
+            self._next_s = clock.now_s() + interval_s  # nobody depends on an interim
             return
         self._next_s = clock.now_s() + _REST * (clock.now_s() - began_s)
-        self._heard(InterimHeard(now.piece_id, text_of(recognition), one.up_to))
+        self._host.take_interim(InterimDecoded(now.id, text_of(recognition), one.up_to))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task = None
-        self._machinery.interim_places.give_back()
-        self._done(task)
+        self._dependencies.interim_slots.release()
+        self._host.task_ended(task)
         self.begin()

@@ -1,4 +1,4 @@
-"""Every event of a session, in order, for as long as a caller may ask for it again."""
+"""Every event of a session, in order, for as long as a caller may request it again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typeless_grpc.streaming.events import PASSING, Cursors, Entry, Event
 
 
 class Journal:
-    """What was said. Finals and all that must not be lost stay; what the next of its kind replaces, while it is new.
+    """The events of one session. Finals stay; events that the next one of their kind replaces are pruned.
 
-    keep_passing: so many of the latter are kept, at least; the memory of the rest grows with the text.
+    keep_passing: how many of the latter are kept at least. The memory of the rest grows with the text.
     """
 
     def __init__(self, keep_passing: int = 256) -> None:
@@ -27,21 +27,21 @@ class Journal:
 
     @property
     def last_sequence(self) -> int:
-        """Of the newest event; 0 where there is none."""
+        """The sequence of the newest event; 0 if there is none."""
         return self._last
 
     @property
     def n_unsent(self) -> int:
-        """Events that the call has not taken yet."""
+        """Events that no call has read yet."""
         return self._last - self._sent
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing will be added."""
+        """Whether no event will be added."""
         return self._is_closed
 
     def add(self, event: Event, cursors: Cursors, acknowledged_bytes: int) -> Entry:
-        """Write an event down."""
+        """Append an event."""
         assert not self._is_closed
         self._last += 1
         entry = Entry(self._last, event, cursors, acknowledged_bytes)
@@ -53,20 +53,20 @@ class Journal:
         return entry
 
     def close(self, failure: BaseException | None = None) -> None:
-        """Nothing is added any more; `after` ends, with failure if there is one."""
+        """End the journal: `after` ends once all is read, and raises failure if there is one."""
         if not self._is_closed:
             self._is_closed, self._failure = True, failure
             self._news.set()
 
     def wake(self) -> None:
-        """Let readers ask what breaks them."""
+        """Let readers call their `broken` at once."""
         self._news.set()
 
     async def after(self, sequence: int, broken: Callable[[], BaseException | None]) -> AsyncGenerator[Entry, None]:
-        """Every event later than sequence, those to come too, until the journal is closed. One reader at a time.
+        """Yield every event later than sequence until the journal is closed. For one reader at a time.
 
-        broken: what stops this reader, asked before each event; `wake` has it asked at once.
-        Raises what the journal was closed with, once all is read, and at once what `broken` says.
+        broken: returns the error that stops this reader, if there is one; called before each event and after `wake`.
+        Raises that error at once, and the failure that the journal was closed with once all is read.
         """
         self._sent = min(max(self._sent, sequence), self._last)
         while True:
@@ -88,7 +88,7 @@ class Journal:
             raise self._failure
 
     def _prune(self) -> None:
-        """Forget the oldest passing events: all but the newest that the call has taken."""
+        """Drop the oldest passing events that were read."""
         excess = self._n_passing - self._keep_passing
         kept = []
         for entry in self._entries:

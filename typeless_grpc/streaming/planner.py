@@ -1,7 +1,7 @@
-"""How a FILE stream is cut: as the engine cuts a whole recording, with as much of it as is here.
+"""Segments a FILE stream into chunks, by the same plan as a recording that is transcribed in one call.
 
-Speech is gathered until there is enough to choose cuts well; then all pieces but the last are settled, and the last
-waits for what follows it. Only the audio decides when, so the pieces do not depend on how fast it came.
+The planner collects speech until there is enough to choose good cuts. Then it reports all planned chunks but the last,
+which waits for what follows it. Only the audio decides when, so chunks do not depend on the speed of the upload.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.planning.cuts import CutPolicy, cut
 from typeless_grpc.engine.planning.speech import MIN_SILENCE_MS, SPEECH_THRESHOLD
-from typeless_grpc.streaming.endpoint import Began, Ended, Endpointer, EndpointOptions
+from typeless_grpc.streaming.endpoint import Endpointer, EndpointOptions
+from typeless_grpc.streaming.segmentation import Boundary, Endpoint, Onset
 
-# Enough audio for the choice of cuts to be about as good as over the whole recording: some five pieces.
+# Some five chunks: enough audio to choose cuts about as well as over the whole recording.
 _HORIZON_SAMPLES = 100 * SAMPLE_RATE_HZ
 # Fine enough to find every pause; which of them are cuts is decided later (as in engine/recognizer.py).
 _FINE = EndpointOptions(
     threshold=SPEECH_THRESHOLD,
     end_silence_s=MIN_SILENCE_MS / 1000,
-    doubtful_silence_s=0.0,
+    low_confidence_silence_s=0.0,
     padding_s=0.0,
     max_utterance_s=CutPolicy().longest_s,
 )
@@ -28,35 +29,25 @@ _FINE = EndpointOptions(
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """threshold: in (0, 1), a frame at or above it is speech. policy: what makes a good cut."""
+    """How a FILE stream is segmented. threshold: in (0, 1), a frame at or above it is speech. policy: of the cuts."""
 
     threshold: float = _FINE.threshold
     policy: CutPolicy = field(default_factory=CutPolicy)
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A piece that is settled. In samples: its speech, and its audio, which has room around the speech."""
-
-    speech_start: int
-    speech_end: int
-    audio_start: int
-    audio_end: int
-
-
 class Planner:
-    """One FILE stream's pieces; takes frames as `Endpointer` does."""
+    """The segmenter of one FILE stream; see `segmentation.Segmenter`. An `Endpoint` follows each `Onset` at once."""
 
     def __init__(self, options: PlanOptions) -> None:
         self._policy = options.policy
         self._endpointer = Endpointer(replace(_FINE, threshold=options.threshold))
         self._onset: int | None = None
-        self._spans: list[Span] = []  # not settled yet
-        self._floor = 0  # where the last settled piece ends
+        self._spans: list[Span] = []  # of speech, not in a chunk yet
+        self._floor = 0  # where the last chunk ends
 
     @property
     def settled(self) -> int:
-        """Everything before this sample is in settled pieces, or in none."""
+        """See `Segmenter`."""
         starts = [self._spans[0].start] if self._spans else []
         if self._onset is not None:
             starts.append(self._onset)
@@ -65,51 +56,60 @@ class Planner:
 
     @property
     def is_speaking(self) -> bool:
-        """Whether someone speaks at the end of what was heard."""
+        """See `Segmenter`."""
         return self._onset is not None
 
+    @property
+    def is_quiet(self) -> bool:
+        """See `Segmenter`. Never: the shortest pause ends speech here."""
+        return False
+
     def reconfigure(self, options: PlanOptions) -> None:
-        """Cut by other rules from here on; with more padding than before, no piece reaches into settled audio."""
+        """See `Segmenter`. With more padding than before, no chunk has audio that is settled."""
         self._floor = self.settled
         self._policy = options.policy
         self._endpointer.reconfigure(replace(_FINE, threshold=options.threshold))
 
-    def hear(self, probability: float) -> list[Planned]:
-        """Take the next frame."""
-        for turn in self._endpointer.hear(probability):
-            self._take(turn)
+    def take(self, probability: float) -> list[Boundary]:
+        """See `Segmenter`."""
+        for boundary in self._endpointer.take(probability):
+            self._collect(boundary)
         if self._spans and self._endpointer.settled - self._spans[0].start > _HORIZON_SAMPLES:
             return self._plan(keep_last=True)
         return []
 
-    def finalize(self, at: int) -> list[Planned]:
-        """Settle everything before this sample."""
-        for turn in self._endpointer.finalize(at):
-            self._take(turn)
+    def decide(self, *, is_endpoint: bool) -> list[Boundary]:
+        """See `Segmenter`. Nothing is to be decided: the confidence of the text does not matter here."""
+        raise AssertionError("a FILE stream has no possible endpoints")
+
+    def finalize(self, at: int) -> list[Boundary]:
+        """See `Segmenter`: everything before this sample is planned."""
+        for boundary in self._endpointer.finalize(at):
+            self._collect(boundary)
         return self._plan(keep_last=False, end=at)
 
-    def settle(self) -> list[Planned]:
-        """Settle all speech that is over."""
+    def settle(self) -> list[Boundary]:
+        """See `Segmenter`: all speech that is over is planned."""
         return self._plan(keep_last=False)
 
-    def _take(self, turn: object) -> None:
-        match turn:
-            case Began(onset):
+    def _collect(self, boundary: Boundary) -> None:
+        match boundary:
+            case Onset(onset):
                 self._onset = onset
-            case Ended(speech_end) if self._onset is not None:
+            case Endpoint(speech_end) if self._onset is not None:
                 self._spans.append(Span(max(self._onset, self._floor), max(speech_end, self._floor)))
                 self._onset = None
 
-    def _plan(self, *, keep_last: bool, end: int | None = None) -> list[Planned]:
+    def _plan(self, *, keep_last: bool, end: int | None = None) -> list[Boundary]:
         if not self._spans:
             return []
         limit = end if end is not None else max(self._endpointer.settled, self._spans[-1].end)
-        pieces = cut(self._spans, limit, self._policy)
-        settled = pieces[:-1] if keep_last and len(pieces) > 1 else pieces
-        self._spans = [span for piece in pieces[len(settled) :] for span in piece.speech]
-        planned = []
-        for piece in settled:
-            start = max(piece.start, self._floor)
-            planned.append(Planned(piece.speech[0].start, piece.speech[-1].end, start, max(start, piece.end)))
-            self._floor = max(start, piece.end)
-        return planned
+        planned = cut(self._spans, limit, self._policy)
+        settled = planned[:-1] if keep_last and len(planned) > 1 else planned
+        self._spans = [span for chunk in planned[len(settled) :] for span in chunk.speech]
+        boundaries: list[Boundary] = []
+        for chunk in settled:
+            start = max(chunk.start, self._floor)
+            self._floor = max(start, chunk.end)
+            boundaries += [Onset(chunk.speech[0].start, start), Endpoint(chunk.speech[-1].end, self._floor)]
+        return boundaries

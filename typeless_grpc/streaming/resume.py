@@ -16,7 +16,7 @@ from typeless_grpc.clock import Clock
 from typeless_grpc.errors import InvalidInput, NotFound, Overloaded, RateLimited, TypelessError, WrongState
 from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.events import EndReason, Entry
-from typeless_grpc.streaming.machinery import Request
+from typeless_grpc.streaming.requests import Request
 
 _TICKS_PER_S = 4
 

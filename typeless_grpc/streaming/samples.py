@@ -1,4 +1,4 @@
-"""The audio of a stream that may still be needed, and no more."""
+"""The audio of a stream that is still needed, counted against what all streams may hold."""
 
 from __future__ import annotations
 
@@ -7,37 +7,50 @@ from collections import deque
 import numpy as np
 
 from typeless_grpc.audio.formats import Audio
+from typeless_grpc.engine.stream_audio import Holding
+
+_SAMPLE_BYTES = 8  # what a sample counts: a float here, and one more in what the engine is given
 
 
 class SampleBuffer:
-    """A window over the stream that is appended to at one end and forgotten at the other."""
+    """A window over the stream: samples are appended at its end and forgotten at its start.
 
-    def __init__(self) -> None:
+    held: the stream's part of what all streams hold.
+    """
+
+    def __init__(self, held: Holding) -> None:
+        self._held = held
         self._blocks: deque[Audio] = deque()
         self._start = 0
+        self._n_counted = 0
         self.end = 0
 
     @property
     def n_held(self) -> int:
-        """Samples that are here."""
+        """Samples in the window."""
         return self.end - self._start
 
-    def append(self, block: Audio) -> None:
-        """Add what follows."""
+    async def append(self, block: Audio) -> None:
+        """Append a block, once there is room for it."""
+        await self._held.grow(len(block) * _SAMPLE_BYTES)
+        self._n_counted += len(block)
         self._blocks.append(block)
         self.end += len(block)
 
     def forget(self, before: int) -> None:
-        """Let go of whole blocks before a sample."""
+        """Drop whole blocks before a sample."""
         while self._blocks and self._start + len(self._blocks[0]) <= before:
             self._start += len(self._blocks.popleft())
+        if self.n_held < self._n_counted:
+            self._held.shrink((self._n_counted - self.n_held) * _SAMPLE_BYTES)
+            self._n_counted = self.n_held
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop everything."""
         self.forget(self.end)
 
     def cut(self, start: int, end: int) -> Audio:
-        """The samples from start to end, exclusive; all of them must be here."""
+        """Return the samples from start to end, exclusive. All of them must be in the window."""
         assert self._start <= start <= end <= self.end, f"{start} to {end} of {self._start} to {self.end}"
         parts, at = [], self._start
         for block in self._blocks:

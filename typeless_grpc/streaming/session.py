@@ -1,52 +1,49 @@
-"""A stream's session as a state table: inputs in, effects out; no I/O, no clock, no engine.
+"""A stream's session as a state machine: inputs in, effects out; no I/O, no clock, no engine.
 
-Audio is counted, not held: frames come as probabilities of speech, text comes as what the engine heard. The session
-decides what is an utterance, what is to be decoded, which words are certain and in which order finals are said.
+The session counts audio and does not hold it: frames come as probabilities of speech, text comes as what the engine
+decoded. It decides where utterances are, which of them to decode and when, and in which order finals are released.
 
     LISTENING  nobody speaks
-    SPEAKING   an utterance is under way
-    ENDING     no more audio comes; finals are still out
-    DONE       `Completed` was said
+    SPEAKING   an utterance is open
+    UNDECIDED  the open utterance may be over; `EndpointDecision` says whether it is, and further frames wait for it
+    ENDING     no more audio comes; finals are still pending
+    DONE       `Completed` was emitted
 
-Inputs that a state does not list in TABLE are refused with WrongState: the driver never sends them, and the tests try
-them all. Text of an utterance that is over may still arrive as an interim: it is shown to nobody.
-
-LIVE: each utterance is a piece, decoded on its own (`endpoint.py`). FILE: the audio is cut into pieces as a recording
-is that is transcribed whole (`planner.py`), and a piece counts as an utterance.
+TRANSITIONS lists what can happen in each state and the state that follows: inputs, boundaries that the segmenter finds,
+and the release of the last final. An input that a state does not list raises WrongState. The driver never sends one,
+and the tests try them all.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import FRAME_SAMPLES
 from typeless_grpc.engine.interface import DecodeOptions, Recognition
-from typeless_grpc.errors import TypelessError, WrongState
-from typeless_grpc.speech.languages import LanguageTally
-from typeless_grpc.speech.transcript import Segment, Suppressed, joined
-from typeless_grpc.streaming import events, finals
+from typeless_grpc.errors import WrongState
+from typeless_grpc.speech.transcript import Segment
+from typeless_grpc.streaming import events
 from typeless_grpc.streaming.cadence import Cadence
-from typeless_grpc.streaming.endpoint import (
-    Began,
-    Ended,
-    Endpointer,
-    EndpointOptions,
-    Paused,
-    Resumed,
-    Turn,
-    Undecided,
+from typeless_grpc.streaming.release import FinalDecoded, FinalFailed, FinalResult, PendingFinal, ReleaseQueue
+from typeless_grpc.streaming.requests import Update
+from typeless_grpc.streaming.segmentation import (
+    Boundary,
+    Endpoint,
+    Onset,
+    Pause,
+    PossibleEndpoint,
+    Segmenter,
+    SpeechResumed,
 )
-from typeless_grpc.streaming.finals import Piece
-from typeless_grpc.streaming.planner import Planned, Planner, PlanOptions
 from typeless_grpc.streaming.stability import Stability
-
-# How audio is cut: LIVE or FILE.
-Rules = EndpointOptions | PlanOptions
+from typeless_grpc.streaming.transcript_builder import TranscriptBuilder
+from typeless_grpc.streaming.utterances import OpenUtterance, Utterance
 
 
 class State(Enum):
@@ -54,123 +51,123 @@ class State(Enum):
 
     LISTENING = "listening"
     SPEAKING = "speaking"
+    UNDECIDED = "undecided"
     ENDING = "ending"
     DONE = "done"
 
 
-# ---- inputs ---------------------------------------------------------------------------------------------------
+# ---- inputs, besides Update, FinalDecoded and FinalFailed ------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Audio came: received samples in all, and the probabilities of the frames that are complete now."""
+    """Audio has come. received: samples in all; probabilities: of speech, one for each frame that is complete now."""
 
     received: int
     probabilities: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The text of the piece that is `undecided` was heard. is_sure: it can be trusted, so the utterance is over."""
+class EndpointDecision:
+    """Whether the utterance that may be over is over. It is if its text has high confidence."""
 
-    piece_id: int
-    is_sure: bool
+    utterance_id: int
+    is_endpoint: bool
 
 
 @dataclass(frozen=True)
 class Finalize:
-    """The caller ends the utterance here."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """The caller replaces the options. rules: what they come to for cutting, the server's choices filled in.
-
-    asked: how the caller said it; comes back with `Configured`.
-    """
-
-    options: DecodeOptions
-    rules: Rules
-    asked: object = None
+    """The caller ends the open utterance here."""
 
 
 @dataclass(frozen=True)
 class End:
-    """No audio follows."""
+    """No more audio follows."""
 
 
 @dataclass(frozen=True)
-class InterimHeard:
-    """What the engine heard in the utterance from its start up to this sample."""
+class InterimDecoded:
+    """An utterance was decoded from its start to the sample up_to."""
 
-    piece_id: int
+    utterance_id: int
     text: str
     up_to: int
 
 
-@dataclass(frozen=True)
-class FinalHeard:
-    """What the engine heard in a whole piece."""
-
-    piece_id: int
-    recognition: Recognition
+Input = Frames | EndpointDecision | Finalize | Update | End | InterimDecoded | FinalResult
 
 
 @dataclass(frozen=True)
-class FinalLost:
-    """The engine cannot decode a piece, and will not be asked again."""
-
-    piece_id: int
-    error: TypelessError
-
-
-Input = Frames | Judged | Finalize | Update | End | InterimHeard | FinalHeard | FinalLost
+class LastReleased:
+    """No more audio comes, and no final is pending."""
 
 
 # ---- effects --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Decode:
-    """Decode this piece; its final is wanted."""
+class Emit:
+    """Send an event to the caller. cursors: as they are with this event, and no later one."""
 
-    piece: Piece
+    event: events.Event
+    cursors: events.Cursors
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Decode this utterance for its final."""
+
+    utterance: Utterance
 
 
 @dataclass(frozen=True)
 class Speculate:
-    """This piece will be decoded unless speech goes on: beginning now saves time. is_likely: it will not go on."""
+    """This utterance is decoded unless speech resumes: a decode that begins now saves time. is_likely: it will be."""
 
-    piece: Piece
+    utterance: Utterance
     is_likely: bool
 
 
 @dataclass(frozen=True)
-class Withdraw:
-    """What was speculated on is no longer what it was."""
+class CancelSpeculation:
+    """Speech resumed: a speculative decode of this utterance is worthless."""
 
-    piece_id: int
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """The utterance under way, for whoever wants an interim. Samples."""
-
-    piece_id: int
-    audio_start: int
-    speech_start: int
-    options: DecodeOptions
+    utterance_id: int
 
 
 @dataclass(frozen=True)
 class InterimDue:
-    """The text so far of this utterance is wanted, up to this sample: `InterimHeard` may follow, before the final."""
+    """Decode the open utterance up to this sample. `InterimDecoded` may follow, before its final."""
 
-    utterance: Utterance
+    utterance: OpenUtterance
     up_to: int
 
 
-Effect = events.Event | Decode | Speculate | Withdraw | InterimDue
+Effect = Emit | Decode | Speculate | CancelSpeculation | InterimDue
+
+
+# ---- the session ----------------------------------------------------------------------------------------------
+
+
+class Mode(Protocol):
+    """What differs between LIVE and FILE for a session; see `modes.py`."""
+
+    def segmenter(self) -> Segmenter:
+        """Return the segmenter of a new stream."""
+        ...
+
+    def segments(self, utterance: Utterance, recognition: Recognition | None, committed: str) -> list[Segment]:
+        """Return the segments of an utterance. recognition: None if it could not be decoded."""
+        ...
+
+
+@dataclass
+class _Open:
+    """The open utterance and its interims. next_due: the sample from which the next interim is due."""
+
+    utterance: OpenUtterance
+    stability: Stability
+    next_due: int
 
 
 class Session:
@@ -179,44 +176,35 @@ class Session:
     def __init__(
         self,
         options: DecodeOptions,
-        rules: Rules,
+        mode: Mode,
         *,
         cadence: Cadence | None = None,
         stability: Callable[[], Stability] = Stability,
     ) -> None:
-        """rules: for cutting; of which kind they are says whether this is LIVE or FILE.
-
-        cadence: of interims, None for none. stability: of an utterance.
-        """
+        """cadence: of interims; None for none. stability: makes the one of a new utterance."""
         self.state = State.LISTENING
         self.options = options
-        self.segments: list[Segment] = []
-        self.suppressed: list[Suppressed] = []
-        self.n_pieces = self.n_pieces_done = 0
-        self.current: Utterance | None = None
-        self.undecided: Piece | None = None  # the utterance may be over: `Judged` is to say so before anything else
-        self._cadence = cadence
-        self._next_due = 0
-        self._n_frames = 0  # heard so far
-        self._new_stability = stability
-        self._cutter: Endpointer | Planner
-        if isinstance(rules, EndpointOptions):
-            self._cutter = Endpointer(rules)
-        else:
-            self._cutter = Planner(rules)
-        self._is_file = isinstance(self._cutter, Planner)
+        self.undecided: Utterance | None = None  # in UNDECIDED: the utterance, if this is its end
+        self.n_utterances = 0  # that are over
+        self._mode, self._cadence, self._new_stability = mode, cadence, stability
+        self._segmenter = mode.segmenter()
+        self._open: _Open | None = None
+        self._pending = ReleaseQueue()
+        self._transcript = TranscriptBuilder(options.model)
+        self._waiting_frames: deque[float] = deque()
+        self._n_frames = 0  # segmented
         self._received = self._processed = self._final = self._dropped = 0
-        self._frames_left: deque[float] = deque()  # not looked at while it is undecided
-        self._pending: dict[int, Piece] = {}  # decoded or to be, in the order of time
-        self._heard: dict[int, FinalHeard | FinalLost] = {}  # waiting for those before them
-        self._stabilities: dict[int, Stability] = {}  # of utterances that are not said, by piece
-        self._languages = LanguageTally()
-        self._speech = 0
-        self._queue_s = 0.0
-        self._n_decoded = 0
-        self._model = options.model
-        self._raw_texts: list[str] = []
         self._effects: list[Effect] = []
+
+    @property
+    def current(self) -> OpenUtterance | None:
+        """The open utterance."""
+        return self._open.utterance if self._open is not None else None
+
+    @property
+    def n_released(self) -> int:
+        """Utterances whose finals are released."""
+        return self._pending.n_released
 
     @property
     def cursors(self) -> events.Cursors:
@@ -230,252 +218,231 @@ class Session:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether the utterance under way, if there is one, may be over."""
-        return isinstance(self._cutter, Endpointer) and self._cutter.is_quiet
+        """See `Segmenter`."""
+        return self._segmenter.is_quiet
 
     @property
     def is_speaking(self) -> bool:
-        """Whether someone speaks at the end of what was heard: to end the audio there could cut a word."""
-        return self._cutter.is_speaking if isinstance(self._cutter, Planner) else self.current is not None
+        """See `Segmenter`."""
+        return self._segmenter.is_speaking
 
     @property
-    def heard(self) -> int:
-        """The sample up to which it is decided who speaks."""
+    def segmented(self) -> int:
+        """The sample up to which the audio is segmented."""
         return min(self._n_frames * FRAME_SAMPLES, self._received)
 
     @property
-    def final(self) -> int:
-        """The sample before which nothing is needed any more."""
+    def needed_from(self) -> int:
+        """The sample before which no audio is needed any more."""
         return self._final
 
     def apply(self, input: Input) -> list[Effect]:
-        """Take one input; what is to be done about it. Raises WrongState for one that the state does not take."""
-        handler = TABLE[self.state].get(type(input))
-        if handler is None:
+        """Take an input, and return what must be done. Raises WrongState for one that the state does not take."""
+        if type(input) not in TRANSITIONS[self.state]:
             message = f"A stream that is {self.state.value} takes no {type(input).__name__}."
             raise WrongState(message, reason="STREAM_STATE")
         self._effects = []
-        handler(self, input)
-        self._settle()
+        _HANDLERS[type(input)](self, input)
+        if self.state is State.ENDING and self._pending.first is None:
+            self._move(LastReleased())
+            self._final = self._processed = self._received
+            self._emit(self._transcript.completed(self._received))
+        elif self.state is not State.DONE:
+            self._advance()
         return self._effects
 
-    # ---- audio and what the caller asks for ------------------------------------------------------------------
+    def _move(self, happened: Input | Boundary | LastReleased) -> None:
+        self.state = TRANSITIONS[self.state][type(happened)]
 
-    def _frames(self, frames: Frames) -> None:
+    def _emit(self, event: events.Event, *, final: int | None = None) -> None:
+        """Emit an event with the cursors of this moment. final: where the final cursor stops; see `_advance`."""
+        if self.state is not State.DONE:
+            self._advance(final)
+        self._effects.append(Emit(event, self.cursors))
+
+    def _advance(self, final: int | None = None) -> None:
+        """Move the cursors on, never back. final: the sample before which all is final, as the state has it if None."""
+        if final is None:
+            final = self._settled()
+        self._final = max(self._final, min(final, self._received))
+        self._processed = max(self._processed, self._final)
+
+    def _settled(self) -> int:
+        if (first := self._pending.first) is not None:
+            return first.audio_start
+        if self._open is not None:
+            return self._open.utterance.audio_start
+        return self._received if self.state is State.ENDING else self._segmenter.settled
+
+    # ---- audio and requests ----------------------------------------------------------------------------------
+
+    def _take_frames(self, frames: Frames) -> None:
         assert frames.received >= self._received
         self._received = frames.received
-        self._frames_left.extend(frames.probabilities)
-        self._go_on()
+        self._waiting_frames.extend(frames.probabilities)
+        self._segment()
 
-    def _go_on(self) -> None:
-        while self._frames_left and self.undecided is None:
-            for turn in self._cutter.hear(self._frames_left.popleft()):
-                self._turn(turn)
+    def _segment(self) -> None:
+        while self._waiting_frames and self.state is not State.UNDECIDED:
+            self._take_boundaries(self._segmenter.take(self._waiting_frames.popleft()))
             self._n_frames += 1
-            self._interim_due(self._n_frames * FRAME_SAMPLES)
+            self._request_interim(self._n_frames * FRAME_SAMPLES)
 
-    def _interim_due(self, heard: int) -> None:
-        """Ask for an interim now and then; not while the speaker pauses, the final may be near."""
-        if self._cadence is None or self.current is None or heard < self._next_due or self.is_quiet:
+    def _request_interim(self, up_to: int) -> None:
+        """Request an interim if one is due, but not in a pause: the final may be near."""
+        if self._cadence is None or self._open is None or up_to < self._open.next_due or self.is_quiet:
             return
-        self._next_due = heard + self._cadence.samples_after(heard - self.current.speech_start)
-        self._effects.append(InterimDue(self.current, min(heard, self._received)))
+        utterance = self._open.utterance
+        self._open.next_due = up_to + self._cadence.samples_after(up_to - utterance.speech_start)
+        self._effects.append(InterimDue(utterance, min(up_to, self._received)))
 
-    def _judged(self, judged: Judged) -> None:
-        if self.undecided is None or judged.piece_id != self.undecided.id:
-            raise WrongState(f"Piece {judged.piece_id} is not undecided.", reason="STREAM_STATE")
-        self._decide(is_over=judged.is_sure)
-
-    def _decide(self, *, is_over: bool) -> None:
-        assert isinstance(self._cutter, Endpointer)
+    def _take_decision(self, decision: EndpointDecision) -> None:
+        assert self.undecided is not None
+        if decision.utterance_id != self.undecided.id:
+            raise WrongState(f"Utterance {decision.utterance_id} is not undecided.", reason="STREAM_STATE")
+        self._move(decision)
         self.undecided = None
-        for turn in self._cutter.decide(is_over=is_over):
-            self._turn(turn)
-        self._go_on()
+        self._take_boundaries(self._segmenter.decide(is_endpoint=decision.is_endpoint))
+        self._segment()
 
-    def _decide_at_once(self) -> None:
-        """Whoever does not wait to be asked has the utterance end."""
+    def _end_undecided(self) -> None:
+        """End the undecided utterance, and each that becomes undecided by it, whatever the confidence of its text."""
         while self.undecided is not None:
-            self._decide(is_over=True)
+            self._take_decision(EndpointDecision(self.undecided.id, is_endpoint=True))
 
-    def _finalize(self, _: Finalize) -> None:
-        self._end_utterance()
+    def _finalize(self, _: Finalize | End) -> None:
+        self._end_undecided()
+        self._take_boundaries(self._segmenter.finalize(self._received))
 
     def _update(self, update: Update) -> None:
-        self._decide_at_once()
-        if isinstance(self._cutter, Planner):
-            for planned in self._cutter.settle():  # what is over was said under the old options
-                self._planned(planned)
+        self._end_undecided()
+        self._take_boundaries(self._segmenter.settle())  # what is over belongs to the old options
         self.options = update.options
-        self._reconfigure(update.rules)
-        self._effects.append(events.Configured(update.options, update.asked))
+        self._segmenter.reconfigure(update.segmentation)
+        self._emit(events.Configured(update.options, update.requested))
 
-    def _reconfigure(self, rules: Rules) -> None:
-        match self._cutter, rules:
-            case Endpointer(), EndpointOptions():
-                self._cutter.reconfigure(rules)
-            case Planner(), PlanOptions():
-                self._cutter.reconfigure(rules)
-            case _:
-                raise AssertionError("a stream does not change its mode")
+    def _end(self, end: End) -> None:
+        self._finalize(end)
+        self._move(end)
 
-    def _end(self, _: End) -> None:
-        self._end_utterance()
-        self.state = State.ENDING
+    # ---- boundaries of utterances ----------------------------------------------------------------------------
 
-    def _end_utterance(self) -> None:
-        self._decide_at_once()
-        for turn in self._cutter.finalize(self._received):
-            self._turn(turn)
+    def _take_boundaries(self, boundaries: Sequence[Boundary]) -> None:
+        for boundary in boundaries:
+            self._move(boundary)
+            match boundary:
+                case Onset():
+                    self._begin_utterance(boundary)
+                case Pause():
+                    self._effects.append(Speculate(self._utterance_until(boundary), boundary.is_likely_end))
+                case SpeechResumed():
+                    assert self._open is not None
+                    self._effects.append(CancelSpeculation(self._open.utterance.id))
+                case PossibleEndpoint():
+                    self.undecided = self._utterance_until(boundary)
+                case Endpoint():
+                    self._end_utterance(boundary)
 
-    def _turn(self, turn: Turn | Planned) -> None:
-        match turn:
-            case Began():
-                self._began(turn)
-            case Paused():
-                self._effects.append(Speculate(self._piece(turn.speech_end, turn.audio_end), turn.is_likely))
-            case Resumed():
-                assert self.current is not None
-                self._effects.append(Withdraw(self.current.piece_id))
-            case Undecided():
-                self.undecided = self._piece(turn.speech_end, turn.audio_end)
-            case Ended():
-                self._ended(turn)
-            case Planned():
-                self._planned(turn)
+    def _begin_utterance(self, onset: Onset) -> None:
+        utterance = OpenUtterance(self.n_utterances, onset.audio_start, onset.speech_start, self.options)
+        first_samples = self._cadence.first_samples if self._cadence is not None else 0
+        self._open = _Open(utterance, self._new_stability(), onset.speech_start + first_samples)
+        self._emit(events.SpeechStart(onset.speech_start / SAMPLE_RATE_HZ))
 
-    def _began(self, began: Began) -> None:
-        self.state = State.SPEAKING
-        self.current = Utterance(self.n_pieces, began.audio_start, began.onset, options=self.options)
-        self._stabilities[self.current.piece_id] = self._new_stability()
-        self._next_due = began.onset + (self._cadence.first_samples if self._cadence is not None else 0)
-        self._effects.append(events.SpeechStart(began.onset / SAMPLE_RATE_HZ))
+    def _end_utterance(self, endpoint: Endpoint) -> None:
+        assert self._open is not None
+        utterance = self._utterance_until(endpoint)
+        speech_end = min(endpoint.speech_end, self._received)
+        self._pending.add(utterance, self._open.stability)
+        self._open = None
+        self.n_utterances += 1
+        self._transcript.count_speech(speech_end - utterance.speech_start)
+        self._emit(events.SpeechEnd(speech_end / SAMPLE_RATE_HZ))
+        self._effects.append(Decode(utterance))
 
-    def _ended(self, ended: Ended) -> None:
-        speech_end = min(ended.speech_end, self._received)
-        piece = self._piece(speech_end, ended.audio_end)
-        self._effects.append(events.SpeechEnd(speech_end / SAMPLE_RATE_HZ))
-        self._speech += speech_end - piece.speech_start
-        self.state, self.current = State.LISTENING, None
-        self._decode(piece)
-
-    def _planned(self, planned: Planned) -> None:
-        self._effects.append(events.SpeechStart(planned.speech_start / SAMPLE_RATE_HZ))
-        self._effects.append(events.SpeechEnd(planned.speech_end / SAMPLE_RATE_HZ))
-        self._speech += planned.speech_end - planned.speech_start
-        span = (planned.speech_start, planned.speech_end, planned.audio_start, min(planned.audio_end, self._received))
-        self._decode(Piece(self.n_pieces, *span, self.options))
-
-    def _piece(self, speech_end: int, audio_end: int) -> Piece:
-        assert self.current is not None
-        now = self.current
-        # The last frame of all is filled up with silence: a turn in it may lie beyond the audio.
-        end = min(audio_end, self._received)
-        return Piece(now.piece_id, now.speech_start, min(speech_end, end), now.audio_start, end, now.options)
-
-    def _decode(self, piece: Piece) -> None:
-        self.n_pieces = piece.id + 1
-        self._pending[piece.id] = piece
-        self._effects.append(Decode(piece))
+    def _utterance_until(self, boundary: Pause | PossibleEndpoint | Endpoint) -> Utterance:
+        assert self._open is not None
+        # The last frame of all is filled up with silence: a boundary in it may lie beyond the audio.
+        return self._open.utterance.until(boundary.speech_end, min(boundary.audio_end, self._received))
 
     # ---- text ------------------------------------------------------------------------------------------------
 
-    def _interim(self, heard: InterimHeard) -> None:
-        """Of an utterance that is over, too: what it makes certain must not depend on when it comes."""
-        stability = self._stabilities.get(heard.piece_id)
-        if stability is None or not heard.text:
+    def _take_interim(self, interim: InterimDecoded) -> None:
+        """Take the interim of an utterance that is over, too: what it commits must not depend on when it comes."""
+        open_ = self._open if self._open is not None and self._open.utterance.id == interim.utterance_id else None
+        stability = open_.stability if open_ is not None else self._pending.stability_of(interim.utterance_id)
+        if stability is None or not interim.text:
             return
-        stable, unstable = stability.hear(heard.text)
-        if self.current is not None and heard.piece_id == self.current.piece_id:
-            self._processed = max(self._processed, heard.up_to)
-            start_s, end_s = self.current.speech_start / SAMPLE_RATE_HZ, heard.up_to / SAMPLE_RATE_HZ
-            self._effects.append(events.Interim(stable, unstable, start_s, max(start_s, end_s)))
+        stable, unstable = stability.add(interim.text)
+        if open_ is not None:
+            self._processed = max(self._processed, interim.up_to)
+            start_s, end_s = open_.utterance.speech_start / SAMPLE_RATE_HZ, interim.up_to / SAMPLE_RATE_HZ
+            self._emit(events.Interim(stable, unstable, start_s, max(start_s, end_s)))
 
-    def _final_heard(self, heard: FinalHeard | FinalLost) -> None:
-        if heard.piece_id not in self._pending or heard.piece_id in self._heard:
-            raise WrongState(f"Piece {heard.piece_id} is not being decoded.", reason="STREAM_STATE")
-        self._heard[heard.piece_id] = heard
-        if isinstance(heard, FinalHeard):
-            self._processed = max(self._processed, self._pending[heard.piece_id].audio_end)
-        while self._pending and (first := next(iter(self._pending))) in self._heard:
-            self._say(self._pending.pop(first), self._heard.pop(first))
+    def _take_final(self, result: FinalResult) -> None:
+        utterance = self._pending.put(result)
+        if isinstance(result, FinalDecoded):
+            self._processed = max(self._processed, utterance.audio_end)
+        for pending, its_result in self._pending.release():
+            self._release(pending, its_result)
 
-    def _say(self, piece: Piece, heard: FinalHeard | FinalLost) -> None:
-        stability = self._stabilities.pop(piece.id, None)
-        committed = stability.committed if stability is not None else ""
-        self.n_pieces_done += 1
-        recognition = heard.recognition if isinstance(heard, FinalHeard) else None
-        if isinstance(heard, FinalLost):
-            self._dropped += piece.audio_end - piece.audio_start
-            self._effects.append(events.Warned(heard.error))
-        segments: list[Segment]
-        if self._is_file:
-            segments = finals.file_segments(piece, recognition) if recognition else []
-        else:
-            one = finals.utterance_segment(piece, recognition, committed)
-            segments = [one] if one is not None else []
+    def _release(self, pending: PendingFinal, result: FinalResult) -> None:
+        utterance = pending.utterance
+        recognition = result.recognition if isinstance(result, FinalDecoded) else None
+        segments = self._mode.segments(utterance, recognition, pending.stability.committed)
+        starts = [_sample(segment.start_s) for segment in segments]
+        if isinstance(result, FinalFailed):
+            self._dropped += utterance.audio_end - utterance.audio_start
+            self._emit(events.Warned(result.error), final=starts[0] if starts else None)
         if recognition is not None:
-            self._count(piece, recognition)
-        for segment in segments:
-            shown = segment if piece.options.word_timestamps else replace(segment, words=())
-            self._effects.append(events.Final(len(self.segments), shown))
-            self.segments.append(segment)
-
-    def _count(self, piece: Piece, recognition: Recognition) -> None:
-        heard = recognition.transcript
-        self.suppressed += finals.suppressed_in(piece, recognition)
-        if heard.segments:
-            seconds = (piece.speech_end - piece.speech_start) / SAMPLE_RATE_HZ
-            self._languages.add(heard.language, heard.language_probability, seconds)
-        self._queue_s += recognition.queue_s
-        self._model = heard.model
-        self._raw_texts.append(heard.raw_text)
-        self._n_decoded += max(1, recognition.n_chunks)
-
-    # ---- after every input ----------------------------------------------------------------------------------
-
-    def _settle(self) -> None:
-        """Move the cursors on, and complete what is complete. Finals of this input are already counted."""
-        if self.state is State.ENDING and not self._pending:
-            self._final = self._processed = self._received
-            self.state = State.DONE
-            self._effects.append(self._completed())
-        if self.state is State.DONE:
-            return
-        waiting = next(iter(self._pending.values()), None)
-        settled = waiting.audio_start if waiting is not None else self._cutter.settled
-        if self.state is State.ENDING and waiting is None:
-            settled = self._received
-        self._final = max(self._final, min(settled, self._received))
-        self._processed = max(self._processed, self._final)
-
-    def _completed(self) -> events.Completed:
-        transcript = finals.transcript_of(
-            self.segments,
-            self.suppressed,
-            self._languages,
-            audio_s=self._received / SAMPLE_RATE_HZ,
-            speech_s=self._speech / SAMPLE_RATE_HZ,
-            model=self._model,
-            raw_text=joined(self._raw_texts),
-        )
-        return events.Completed(transcript, self._n_decoded, self._queue_s)
+            self._transcript.add_recognition(utterance, recognition)
+        for segment, next_start in itertools.zip_longest(segments, starts[1:]):
+            index = self._transcript.add_segment(segment)
+            shown = segment if utterance.options.word_timestamps else replace(segment, words=())
+            self._emit(events.Final(index, shown), final=next_start)
 
 
-_AUDIO: Mapping[type, Callable[[Session, Any], None]] = {
-    Frames: Session._frames,
+def _sample(seconds: float) -> int:
+    return int(seconds * SAMPLE_RATE_HZ)
+
+
+_HANDLERS: Mapping[type, Callable[[Session, Any], None]] = {
+    Frames: Session._take_frames,
+    EndpointDecision: Session._take_decision,
     Finalize: Session._finalize,
     Update: Session._update,
     End: Session._end,
-}
-_TEXT: Mapping[type, Callable[[Session, Any], None]] = {
-    FinalHeard: Session._final_heard,
-    FinalLost: Session._final_heard,
+    InterimDecoded: Session._take_interim,
+    FinalDecoded: Session._take_final,
+    FinalFailed: Session._take_final,
 }
 
-TABLE: Mapping[State, Mapping[type, Callable[[Session, Any], None]]] = {
-    State.LISTENING: {**_AUDIO, **_TEXT, InterimHeard: Session._interim},
-    State.SPEAKING: {**_AUDIO, **_TEXT, InterimHeard: Session._interim, Judged: Session._judged},
-    State.ENDING: {**_TEXT, InterimHeard: Session._interim},
-    State.DONE: {InterimHeard: Session._interim},
+
+def _staying(state: State, *kinds: type) -> Mapping[type, State]:
+    return dict.fromkeys(kinds, state)
+
+
+_REQUESTS = (Frames, Finalize, Update)
+_RESULTS = (InterimDecoded, FinalDecoded, FinalFailed)
+
+# End, Finalize and Update close the open utterance first, so their boundaries come before their own transition.
+TRANSITIONS: Mapping[State, Mapping[type, State]] = {
+    State.LISTENING: {
+        **_staying(State.LISTENING, *_REQUESTS, *_RESULTS),
+        Onset: State.SPEAKING,
+        End: State.ENDING,
+    },
+    State.SPEAKING: {
+        **_staying(State.SPEAKING, *_REQUESTS, *_RESULTS, Pause, SpeechResumed),
+        PossibleEndpoint: State.UNDECIDED,
+        Endpoint: State.LISTENING,
+        End: State.ENDING,
+    },
+    State.UNDECIDED: {
+        **_staying(State.UNDECIDED, *_REQUESTS, *_RESULTS),
+        EndpointDecision: State.SPEAKING,
+        End: State.ENDING,
+    },
+    State.ENDING: {**_staying(State.ENDING, *_RESULTS), LastReleased: State.DONE},
+    State.DONE: {InterimDecoded: State.DONE},
 }

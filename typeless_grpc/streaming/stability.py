@@ -1,13 +1,13 @@
-"""Which words of an utterance will not change any more.
+"""The stable prefix of an utterance's interims: the words that no longer change.
 
-LocalAgreement (Macháček, Dabre, Bojar 2023, arXiv:2307.14743): a word is certain once n hypotheses in a row, over
-growing audio, agree on it and on all before it. The paper's n is 2; here it is 3, because a word that two short
-hypotheses agree on is still wrong too often (docs/measurements/interims.md). The newest words are held back
-besides: they stand where the audio was cut off, and the same cut-off can fool several hypotheses alike.
+LocalAgreement (Macháček, Dabre, Bojar 2023, arXiv:2307.14743): a word is committed once n hypotheses in a row, over
+growing audio, agree on it and on all words before it. The paper's n is 2; here it is 3, because a word that two short
+hypotheses agree on is still wrong too often (docs/measurements/interims.md). The newest words are also held back: they
+stand where the audio was cut off, and the same cut-off can mislead several hypotheses alike.
 
-What was certain stays: a later text that disagrees is written on behind the certain words, at the place where it fits
-best. So stable text is a prefix of all that follows, the final included, at the price of an error now and then that
-the final would have corrected; docs/measurements/interims.md shows both.
+Committed words stay. A later hypothesis that disagrees continues behind them, at the place where it fits best. So the
+stable prefix begins all that follows, the final included. The price is an occasional error that the final would have
+corrected; docs/measurements/interims.md has figures for both.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _TOKEN = re.compile(rf"\s*(?:[{UNSPACED}]|[^\s{UNSPACED}]+)")
 
 
 class Stability:
-    """One utterance's certain words.
+    """The stable prefix of one utterance.
 
-    n_agreeing: hypotheses in a row, at least 2. hold_back: so many of the newest words are not certain yet.
+    n_agreeing: hypotheses in a row, at least 2. hold_back: how many of the newest words are never committed.
     """
 
     def __init__(self, n_agreeing: int = 3, hold_back: int = 2) -> None:
@@ -33,8 +33,8 @@ class Stability:
         self._last: list[list[str]] = []
         self.committed = ""
 
-    def hear(self, hypothesis: str) -> tuple[str, str]:
-        """Take the next hypothesis over the utterance so far; what is certain now, and what is not."""
+    def add(self, hypothesis: str) -> tuple[str, str]:
+        """Take the next hypothesis for the utterance so far, and return the stable prefix and the rest."""
         text = merged(self.committed, hypothesis)
         tokens = tokens_of(text)
         self._last = [*self._last, tokens][-self._n_agreeing :]
@@ -47,12 +47,12 @@ class Stability:
 
 
 def tokens_of(text: str) -> list[str]:
-    """Words with the space before each: joined, they are the text again, without space at its end."""
+    """Split a text into words, each with the space before it: joined, they are the text without its trailing space."""
     return _TOKEN.findall(text)
 
 
 def merged(committed: str, text: str) -> str:
-    """Text, with committed as its beginning: in place of the words of text that fit committed best."""
+    """Return text with committed in place of those of its first words that fit committed best."""
     if text.startswith(committed):
         return text
     words = tokens_of(text)
@@ -71,7 +71,7 @@ def _n_common(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def _best_split(committed: Sequence[str], words: Sequence[str]) -> int:
-    """How many of words say what committed says: the prefix with the least edit distance, of such the likeliest."""
+    """Return how many of words correspond to committed: the prefix with the least edit distance."""
     previous = list(range(len(words) + 1))
     for i, word in enumerate(committed, start=1):
         current = [i]
@@ -82,14 +82,14 @@ def _best_split(committed: Sequence[str], words: Sequence[str]) -> int:
 
 
 def _whole(tokens: Sequence[str], n: int) -> str:
-    """The first n words, but none whose last character goes on in the next, as with a vowel sign."""
+    """Return the first n words, without a last one that the next word's vowel sign continues."""
     while 0 < n < len(tokens) and _kind(tokens[n][0]) == "M":
         n -= 1
     return "".join(tokens[:n])
 
 
 def _without_marks(text: str) -> str:
-    """A comma or a full stop may still come or go, however certain the word before it."""
+    """Strip trailing punctuation: it may still change after a committed word."""
     return text.rstrip("".join({character for character in text if _kind(character) in "PS"}))
 
 
@@ -98,5 +98,5 @@ def _bare(word: str) -> str:
 
 
 def _kind(character: str) -> str:
-    """Unicode's main category: L letters, M marks that belong to one, N numbers, P punctuation, S symbols."""
+    """Return Unicode's main category: L letters, M marks that belong to one, N numbers, P punctuation, S symbols."""
     return unicodedata.category(character)[0]

@@ -103,7 +103,7 @@ async def test_an_item_that_breaks_its_batch_fails_alone():
 async def test_a_wrong_number_of_results_fails_and_does_not_hang():
     async with serving() as bench:
         bench.n_extra = 1
-        call = bench.submit("asked")
+        call = bench.submit("work")
         await bench.threads.run_all()
         with pytest.raises(EngineFailed):
             await call

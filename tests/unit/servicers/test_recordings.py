@@ -145,7 +145,7 @@ async def test_what_is_held_is_all_channels_and_no_more():
         assert bench.admission.room_s == 4000.0
 
 
-async def test_a_caller_that_goes_away_holds_its_audio_until_its_decoding_has_stopped():
+async def test_the_audio_of_a_cancelled_call_is_reserved_until_its_decoding_stops():
     async with serving(4000.0) as bench:
         released = asyncio.Event()
         bench.admission.freed = released.set

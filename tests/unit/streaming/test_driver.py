@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.speech import cut, said, samples_as_text, silence, tone, words_as_they_come
 from tests.unit.idle import run_until_complete, until_idle
 from typeless_grpc.audio.formats import AudioFormat, Encoding
-from typeless_grpc.audio.live import live_reader
+from typeless_grpc.audio.live import LiveReader, live_reader
 from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
@@ -29,11 +29,12 @@ from typeless_grpc.engine.stream_audio import BYTES_PER_S, StreamAudio
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, Overloaded
 from typeless_grpc.speech.transcript import OutputFormat, Transcript
 from typeless_grpc.streaming import driver, events, interims
+from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
 from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.endpoint import EndpointOptions
 from typeless_grpc.streaming.events import Completed, Entry, Final, Interim, Progress, SpeechEnd, SpeechStart, Warned
-from typeless_grpc.streaming.machinery import Control, Machinery, StreamOptions, Update
 from typeless_grpc.streaming.planner import PlanOptions
+from typeless_grpc.streaming.requests import Control, Update
 from typeless_grpc.text.finishing import with_renditions
 
 RAW = AudioFormat(Encoding.PCM_S16LE, 16_000)
@@ -78,20 +79,24 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    script: Any = words_as_they_come, audio: StreamAudio | None = None, **options: Any
+    script: Any = words_as_they_come,
+    audio: StreamAudio | None = None,
+    reader: LiveReader | None = None,
+    sleep: Callable[[float], Awaitable[Any]] | None = None,
+    **options: Any,
 ) -> AsyncIterator[Bench]:
     engine, clock, slept = ScriptedEngine(script), FakeClock(100.0), []
 
-    async def sleep(seconds: float) -> None:
+    async def advance(seconds: float) -> None:
         slept.append(seconds)
         clock.advance(seconds)
 
     with ThreadPoolExecutor(1) as threads:
-        machinery = Machinery(engine, LoudnessDetector(), threads, clock, sleep=sleep)
+        dependencies = Dependencies(engine, LoudnessDetector(), threads, clock, sleep=sleep or advance)
         if audio is not None:
-            machinery = replace(machinery, audio=audio)
-        wanted = StreamOptions(**{"options": DecodeOptions(language="en"), "rules": EndpointOptions()} | options)
-        stream = Stream(machinery, live_reader(RAW, field="config"), wanted)
+            dependencies = replace(dependencies, audio=audio)
+        wanted = StreamOptions(**{"options": DecodeOptions(language="en"), "segmentation": EndpointOptions()} | options)
+        stream = Stream(dependencies, reader or live_reader(RAW, field="config"), wanted)
         stream.attach()
         try:
             yield Bench(engine, clock, stream, slept)
@@ -121,8 +126,8 @@ async def test_the_lanes_callers_and_options_of_finals_and_interims():
 )
 async def test_an_interim_is_shown_as_much_before_speech(padding_s: float | None, lead_s: float):
     options = DecodeOptions(language="en", voice_activity=VoiceActivityOptions(speech_padding_s=padding_s))
-    rules = EndpointOptions() if padding_s is None else EndpointOptions(padding_s=padding_s, context_s=padding_s)
-    async with bench(rules=rules, options=options, interim_interval_s=0.5) as b:
+    segmentation = EndpointOptions() if padding_s is None else EndpointOptions(padding_s=padding_s, context_s=padding_s)
+    async with bench(segmentation=segmentation, options=options, interim_interval_s=0.5) as b:
         await b.say(silence(2.0) + tone(1.0))
         await b.until(Interim)
     audio = b.asked(Lane.LIVE_INTERIM)[0].audio
@@ -263,8 +268,7 @@ async def test_interims_come_less_often_under_load(backlog_s, at_least, at_most)
         b.engine.backlog_s = backlog_s
         for _ in range(50):
             await b.say(tone(0.1))
-            await asyncio.sleep(0)  # let an interim that is out come in
-            await asyncio.sleep(0)
+            await until_idle()  # let a running interim finish
         await b.rest()
         assert at_least <= len(b.asked(Lane.LIVE_INTERIM)) <= at_most
     assert len(b.finals()) == 1
@@ -307,13 +311,11 @@ async def test_what_is_lost_does_not_count_as_said_what_comes_after_it():
     def script(call: EngineCall) -> str | BaseException:
         return EngineFailed("no") if len(call.audio) < 2 * 16_000 else "second"
 
-    async with bench(script, interim_interval_s=None) as b:
-        b.stream._decoder._machinery = replace(b.stream._machinery, sleep=lambda _: lost_first.wait())
+    async with bench(script, interim_interval_s=None, sleep=lambda _: lost_first.wait()) as b:
         b.engine.backlog_s = 9.0  # no guesses
         await b.say(said(1.0, 0.8, 3.0, 0.8))
         await b.engine.until(n_calls=2)  # the second piece is done while the first one waits for another try
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await until_idle()
         lost_first.set()
         await b.rest()
     warned = next(entry for entry in b.got if isinstance(entry.event, Warned))
@@ -331,8 +333,7 @@ async def test_a_bug_around_the_engine_ends_the_stream_and_is_not_waited_for():
 
 async def test_audio_that_breaks_still_says_what_came_before():
     float_format = AudioFormat(Encoding.PCM_F32LE, 16_000)
-    async with bench(samples_as_text) as b:
-        b.stream._reader = live_reader(float_format, field="config")
+    async with bench(samples_as_text, reader=live_reader(float_format, field="config")) as b:
         loud = np.full(16_000, 0.5, dtype="<f4")
         await b.stream.put(loud.tobytes())
         await b.stream.put(np.full(10, np.nan, dtype="<f4").tobytes())
@@ -352,24 +353,25 @@ async def test_requests_wait_for_room_and_acknowledgement_follows():
 
 
 async def test_controls_wait_for_room_like_audio():
-    async with bench(samples_as_text, rules=PlanOptions(), max_held_s=1.0, max_waiting_bytes=16_384) as b:
+    async with bench(samples_as_text, segmentation=PlanOptions(), max_held_s=1.0, max_waiting_bytes=16_384) as b:
         b.engine.gate.clear()
         await b.stream.put(said(2.0, 0.5))
         await b.stream.put(Control.FINALIZE)
         await b.stream.put(tone(0.1))  # waits for the engine, and all that follows with it
-        waiting = asyncio.create_task(put_often(b.stream, Control.FINALIZE))
+        n_put = 0
+
+        async def put_often() -> None:
+            nonlocal n_put
+            for _ in range(100):
+                await b.stream.put(Control.FINALIZE)
+                n_put += 1
+
+        waiting = asyncio.create_task(put_often())
         await b.engine.until(n_calls=1)
-        for _ in range(200):
-            await asyncio.sleep(0)
-        assert not waiting.done()
-        assert b.stream._requests.qsize() < 20
+        await until_idle()
+        assert 0 < n_put < 20
         b.engine.gate.set()
         await waiting
-
-
-async def put_often(stream: Stream, control: Control) -> None:
-    for _ in range(100):
-        await stream.put(control)
 
 
 async def test_a_reader_that_reads_nothing_stops_what_is_taken():
@@ -381,8 +383,7 @@ async def test_a_reader_that_reads_nothing_stops_what_is_taken():
 
         putting = asyncio.create_task(say_all())
         await b.engine.until(n_calls=2)
-        for _ in range(200):
-            await asyncio.sleep(0)
+        await until_idle()
         assert not putting.done()
         assert b.stream.journal.last_sequence < 20
         await b.until(Completed)
@@ -436,7 +437,7 @@ async def test_closing_stops_all_work():
 
 
 async def test_progress_of_a_file_comes_while_the_engine_works_and_never_falls():
-    async with bench(lambda call: "words", rules=PlanOptions()) as b:
+    async with bench(lambda call: "words", segmentation=PlanOptions()) as b:
         b.engine.gate.clear()
         await b.say(said(*[6.0, 0.6] * 20), 64_000)
         await b.engine.until(n_calls=1)
@@ -454,7 +455,7 @@ async def test_progress_of_a_file_comes_while_the_engine_works_and_never_falls()
 
 
 async def test_progress_comes_at_least_once_a_second_while_audio_comes_or_is_decoded():
-    async with bench(lambda call: "words", rules=PlanOptions()) as b:
+    async with bench(lambda call: "words", segmentation=PlanOptions()) as b:
         b.engine.gate.clear()
         told_s = [b.clock.now_s()]
         for step in range(80):  # in 20 s, ten of them without audio and with a piece at the engine
@@ -476,7 +477,7 @@ async def test_progress_comes_at_least_once_a_second_while_audio_comes_or_is_dec
 
 
 async def test_the_language_of_a_file_is_expected_to_be_that_of_its_first_piece():
-    async with bench(lambda call: "words", rules=PlanOptions(), options=DecodeOptions()) as b:
+    async with bench(lambda call: "words", segmentation=PlanOptions(), options=DecodeOptions()) as b:
         await b.say(said(*[6.0, 0.6] * 20), 64_000)
         await b.rest()
     expected = [asked.options.expected_language for asked in b.engine.calls]
@@ -487,11 +488,11 @@ async def test_the_language_of_a_file_is_expected_to_be_that_of_its_first_piece(
 
 @pytest.mark.parametrize(("confidence", "n_utterances"), [(0.9, 2), (0.5, 1)])
 async def test_a_short_pause_ends_an_utterance_whose_text_can_be_trusted(confidence, n_utterances):
-    rules = EndpointOptions()
-    pause_s = (rules.end_silence_s + rules.doubtful_silence_s) / 2
+    segmentation = EndpointOptions()
+    pause_s = (segmentation.end_silence_s + segmentation.low_confidence_silence_s) / 2
     async with bench(lambda call: "words") as b:
         b.engine.confidence = confidence
-        await b.say(said(1.0, pause_s, 1.0, rules.doubtful_silence_s + 0.1))
+        await b.say(said(1.0, pause_s, 1.0, segmentation.low_confidence_silence_s + 0.1))
         await b.rest()
     assert len(b.finals()) == n_utterances
 
@@ -578,11 +579,11 @@ async def test_an_update_changes_what_the_engine_is_asked_from_the_next_utteranc
 
 @pytest.mark.parametrize("is_file", [False, True], ids=["live", "file"])
 async def test_an_update_with_more_padding_asks_for_no_audio_that_is_forgotten(is_file):
-    rules = PlanOptions() if is_file else EndpointOptions()
+    segmentation = PlanOptions() if is_file else EndpointOptions()
     wider = (
         PlanOptions(policy=replace(PlanOptions().policy, padding_s=10.0)) if is_file else EndpointOptions(padding_s=10)
     )
-    async with bench(samples_as_text, rules=rules) as b:
+    async with bench(samples_as_text, segmentation=segmentation) as b:
         await b.say(silence(12.0))
         await b.stream.put(Update(DecodeOptions(language="en"), wider))
         await b.say(said(1.0, 0.8))
@@ -604,10 +605,10 @@ async def test_interims_expect_the_language_that_was_clear_before():
 @given(st.lists(st.integers(1, 30_000), max_size=12), st.booleans())
 def test_any_chunking_gives_the_same_events(sizes, is_file):
     data = said(0.9, 0.7, 0.4, 0.3, 1.1, 1.0, 0.2, 0.5, 0.7)
-    rules = PlanOptions() if is_file else EndpointOptions()
+    segmentation = PlanOptions() if is_file else EndpointOptions()
 
     async def run(pieces: list[bytes]) -> list[events.Event]:
-        async with bench(samples_as_text, rules=rules) as b:
+        async with bench(samples_as_text, segmentation=segmentation) as b:
             for piece in pieces:
                 await b.stream.put(piece)
             seen = await b.rest()
@@ -673,11 +674,12 @@ async def test_interims_of_an_utterance_that_was_said_are_not_asked_for():
 
 
 async def test_the_memory_of_a_long_stream_is_bounded():
-    async with bench(lambda call: "x") as b:
+    audio = StreamAudio(Admission(AdmissionOptions()))
+    async with bench(lambda call: "x", audio=audio) as b:
         for _ in range(60):
             await b.say(said(5.0, 1.0), 32_000)
             await b.until(Final)
-            assert b.stream._samples.end - b.stream._samples._start < 16_000 * 20
+            assert audio.n_bytes < 20 * 2 * BYTES_PER_S
 
 
 @pytest.mark.parametrize(
@@ -710,13 +712,12 @@ async def test_a_drain_waits_for_a_pause(talk: bytes, is_attached: bool, waits: 
 
 async def test_no_more_of_a_recording_is_taken_than_the_engine_would_finish_in_a_drain():
     talk = said(*[4.0, 1.0] * 60)
-    async with bench(samples_as_text, rules=PlanOptions(), max_waiting_bytes=32_000, max_backlog_s=10.0) as b:
+    async with bench(samples_as_text, segmentation=PlanOptions(), max_waiting_bytes=32_000, max_backlog_s=10.0) as b:
         b.engine.gate.clear()
         b.engine.backlog_s = 11.0
         talking = asyncio.create_task(b.say(talk, 32_000))
         await b.engine.until(n_calls=1)
-        while not b.stream._finals or b.stream._requests.empty():  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        await until_idle()
         taken = b.stream.acknowledged_bytes
         await asyncio.sleep(0.1)
         assert b.stream.acknowledged_bytes <= taken + 64_000 < len(talk)
@@ -758,7 +759,7 @@ async def test_half_a_sample_at_the_end_of_a_drain_is_no_warning():
 
 
 async def test_progress_of_a_recording_that_the_server_ended_is_never_whole():
-    async with bench(rules=PlanOptions()) as b:
+    async with bench(segmentation=PlanOptions()) as b:
         await b.say(said(1.0, 1.0))
         b.stream.drain(0.0)
         await b.until(Completed)
@@ -766,22 +767,23 @@ async def test_progress_of_a_recording_that_the_server_ended_is_never_whole():
 
 
 @pytest.mark.parametrize(
-    "rules", [pytest.param(EndpointOptions(), id="live"), pytest.param(PlanOptions(), id="recordings")]
+    "segmentation", [pytest.param(EndpointOptions(), id="live"), pytest.param(PlanOptions(), id="recordings")]
 )
-async def test_all_streams_together_hold_so_much_and_every_one_is_finished(rules: Any):
+async def test_all_streams_together_hold_so_much_and_every_one_is_finished(segmentation: Any):
     """Eight callers, and an engine that does not move for a while: what is not taken stays with them."""
     max_s, talk = 20.0, said(*[1.0, 1.0] * 20)
     audio = StreamAudio(Admission(AdmissionOptions(max_audio_s=max_s)))
     async with AsyncExitStack() as stack:
         benches = [
-            await stack.enter_async_context(bench(samples_as_text, audio=audio, rules=rules, max_waiting_bytes=32_000))
+            await stack.enter_async_context(
+                bench(samples_as_text, audio=audio, segmentation=segmentation, max_waiting_bytes=32_000)
+            )
             for _ in range(8)
         ]
         for b in benches:
             b.engine.gate.clear()
         talking = [asyncio.create_task(b.say(talk, 32_000)) for b in benches]
-        for _ in range(400):
-            await asyncio.sleep(0)
+        await until_idle()
         await asyncio.sleep(0.2)  # for the threads that look for speech
         held = audio.n_bytes / BYTES_PER_S
         taken_s = sum(b.stream.acknowledged_bytes for b in benches) / 32_000

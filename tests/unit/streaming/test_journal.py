@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
+from tests.unit.idle import until_idle
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.streaming.events import Configured, Cursors, Entry, Event, Interim, SpeechStart
 from typeless_grpc.streaming.journal import Journal
@@ -41,7 +42,7 @@ async def test_entries_are_numbered_and_read_from_anywhere():
 async def test_a_reader_waits_for_what_comes():
     journal = written()
     reading = asyncio.create_task(read(journal, 1))
-    await asyncio.sleep(0)
+    await until_idle()
     journal.add(SpeechStart(1), Cursors(), 7)
     assert (await reading)[0].acknowledged_bytes == 7
 
@@ -94,7 +95,7 @@ async def test_what_breaks_a_reader_ends_it_at_once():
     entries = journal.after(0, lambda: broken[0] if broken else None)
     await anext(entries)
     waiting = asyncio.ensure_future(anext(entries))
-    await asyncio.sleep(0)
+    await until_idle()
     broken.append(OSError("taken"))
     journal.wake()
     with pytest.raises(OSError, match="taken"):

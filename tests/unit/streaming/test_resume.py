@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.idle import until_idle
 from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.audio.live import live_reader
 from typeless_grpc.audio.loudness import LoudnessDetector
@@ -17,10 +18,11 @@ from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import InvalidInput, NotFound, Overloaded, RateLimited, WrongState
+from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
 from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.endpoint import EndpointOptions
 from typeless_grpc.streaming.events import Completed, Started, Warned
-from typeless_grpc.streaming.machinery import Control, Machinery, StreamOptions
+from typeless_grpc.streaming.requests import Control
 from typeless_grpc.streaming.resume import Call, SessionLimits, Sessions
 
 
@@ -43,10 +45,10 @@ async def desk(**limits: Any) -> AsyncIterator[Desk]:
     clock = FakeClock()
     sessions: Sessions[str] = Sessions(SessionLimits(**limits), clock)
     with ThreadPoolExecutor(1) as threads:
-        machinery = Machinery(ScriptedEngine(), LoudnessDetector(), threads, clock)
+        dependencies = Dependencies(ScriptedEngine(), LoudnessDetector(), threads, clock)
         options = StreamOptions(DecodeOptions(), EndpointOptions())
         raw = AudioFormat(Encoding.PCM_S16LE, 16_000)
-        yield Desk(sessions, clock, lambda: Stream(machinery, live_reader(raw, field="config"), options))
+        yield Desk(sessions, clock, lambda: Stream(dependencies, live_reader(raw, field="config"), options))
         await sessions.close()
 
 
@@ -110,8 +112,7 @@ async def test_a_call_whose_caller_does_not_read_is_cut_and_its_session_kept():
                 await asyncio.Event().wait()  # as a write does whose window is full
 
         task = asyncio.create_task(handler())
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await until_idle()
         d.clock.advance(59)
         d.sessions.tick()
         d.clock.advance(2)
@@ -127,7 +128,7 @@ async def test_what_an_older_call_waits_to_put_is_not_taken():
         old = d.open()
         await old.put(bytes(2 << 20))
         waiting = asyncio.create_task(old.put(b"more"))
-        await asyncio.sleep(0)
+        await until_idle()
         new = d.resume(old)
         await waiting
         assert new.acknowledged_bytes == new.stream.acknowledged_bytes == 2 << 20
@@ -239,7 +240,7 @@ async def test_a_drain_waits_for_sessions_whose_call_broke_until_they_are_delive
         d.sessions.drain(Overloaded("The server stops.", reason="DRAINING"), 5.0)
         waiting = asyncio.create_task(d.sessions.drained())
         d.sessions.tick()
-        await asyncio.sleep(0)
+        await until_idle()
         assert not waiting.done()
         again = d.resume(broken)
         said = [entry.event async for entry in again.events_after(0)]
@@ -257,7 +258,7 @@ async def test_a_drain_does_not_wait_for_a_session_past_its_window():
         d.sessions.drain(Overloaded("The server stops.", reason="DRAINING"), 5.0)
         waiting = asyncio.create_task(d.sessions.drained())
         d.clock.advance(61)
-        await asyncio.sleep(0)
+        await until_idle()
         d.sessions.tick()
         await asyncio.wait_for(waiting, 5)
 
@@ -266,7 +267,7 @@ async def test_sessions_say_whether_they_are_looked_after():
     async with desk() as d:
         assert not d.sessions.is_kept
         running = asyncio.create_task(d.sessions.run())
-        await asyncio.sleep(0)
+        await until_idle()
         assert d.sessions.is_kept
         running.cancel()
         await asyncio.wait([running])

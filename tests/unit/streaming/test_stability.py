@@ -11,32 +11,32 @@ from typeless_grpc.streaming.stability import Stability, merged, tokens_of
 
 def test_a_word_is_certain_once_three_in_a_row_agree_on_it():
     stability = Stability(hold_back=0)
-    stability.hear("Good mor")
-    stability.hear("Good morning")
-    assert stability.hear("God morning") == ("", "God morning")
-    stability.hear("Good morning and")
-    stability.hear("Good morning and thanks")
-    assert stability.hear("Good morning and thank you") == ("Good morning and", " thank you")
+    stability.add("Good mor")
+    stability.add("Good morning")
+    assert stability.add("God morning") == ("", "God morning")
+    stability.add("Good morning and")
+    stability.add("Good morning and thanks")
+    assert stability.add("Good morning and thank you") == ("Good morning and", " thank you")
 
 
 def test_two_in_a_row_are_enough_where_that_is_asked_for():
     stability = Stability(n_agreeing=2, hold_back=0)
-    assert stability.hear("Good mor") == ("", "Good mor")
-    assert stability.hear("Good morning and") == ("Good", " morning and")
-    assert stability.hear("Good morning and thanks") == ("Good morning and", " thanks")
+    assert stability.add("Good mor") == ("", "Good mor")
+    assert stability.add("Good morning and") == ("Good", " morning and")
+    assert stability.add("Good morning and thanks") == ("Good morning and", " thanks")
 
 
 def test_the_newest_words_are_held_back():
     stability = Stability(n_agreeing=2, hold_back=2)
-    stability.hear("one two three four")
-    assert stability.hear("one two three four") == ("one two", " three four")
+    stability.add("one two three four")
+    assert stability.add("one two three four") == ("one two", " three four")
 
 
 def test_a_mark_at_the_end_of_what_is_certain_may_still_change():
     stability = Stability(n_agreeing=2, hold_back=0)
-    stability.hear("Good morning.")
-    assert stability.hear("Good morning.") == ("Good morning", ".")
-    assert stability.hear("Good morning, all") == ("Good morning", ", all")
+    stability.add("Good morning.")
+    assert stability.add("Good morning.") == ("Good morning", ".")
+    assert stability.add("Good morning, all") == ("Good morning", ", all")
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_a_mark_at_the_end_of_what_is_certain_may_still_change():
 )
 def test_no_word_is_cut_within_its_signs(text, stable):
     stability = Stability(n_agreeing=2, hold_back=2)
-    stability.hear(text)
-    assert stability.hear(text)[0] == stable
+    stability.add(text)
+    assert stability.add(text)[0] == stable
 
 
 def test_characters_are_words_where_none_are_written():
     stability = Stability(n_agreeing=2, hold_back=0)
-    stability.hear("明天早")
-    assert stability.hear("明天早上我") == ("明天早", "上我")
+    stability.add("明天早")
+    assert stability.add("明天早上我") == ("明天早", "上我")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_certain_text_only_grows_and_begins_all_that_follows(texts, hold_back, f
     stability = Stability(2, hold_back)
     certain = ""
     for text in texts:
-        stable, unstable = stability.hear(text)
+        stable, unstable = stability.add(text)
         assert stable.startswith(certain)
         assert (stable + unstable).startswith(stable)
         certain = stable

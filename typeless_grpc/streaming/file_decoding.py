@@ -1,0 +1,76 @@
+"""Decodes the chunks of a FILE stream, as those of a recording that is transcribed in one call."""
+
+from __future__ import annotations
+
+import asyncio
+
+from typeless_grpc.audio.formats import Audio
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
+from typeless_grpc.streaming.decoding import StreamLanguage, final_options, retried
+from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
+from typeless_grpc.streaming.samples import SampleBuffer
+from typeless_grpc.streaming.utterances import Utterance
+
+
+class FileDecoder:
+    """The decoder of one FILE stream; see `decoding.Decoder`.
+
+    Several chunks are in the engine at once. The first one with text decides the language that the others expect.
+    """
+
+    def __init__(self, dependencies: Dependencies, options: StreamOptions, samples: SampleBuffer) -> None:
+        self._dependencies, self._options, self._samples = dependencies, options, samples
+        self._slots = asyncio.Semaphore(options.max_chunks_at_once)
+        self._language = StreamLanguage(options.options)
+        self._detection = asyncio.Lock()
+
+    async def final(self, utterance: Utterance) -> Recognition:
+        """See `Decoder`."""
+        audio = self._samples.cut(utterance.audio_start, utterance.audio_end)
+        options = final_options(utterance.options)
+        async with self._slots:
+            if not options.language and not self._language.code:
+                async with self._detection:
+                    if not self._language.code:
+                        return await self._detect(utterance, audio, options)
+            return await self._decode(audio, options)
+
+    async def _detect(self, utterance: Utterance, audio: Audio, options: DecodeOptions) -> Recognition:
+        recognition = await self._decode(audio, options)
+        if recognition.transcript.segments:
+            self._language.set(recognition.transcript.language, utterance)
+        return recognition
+
+    async def _decode(self, audio: Audio, options: DecodeOptions) -> Recognition:
+        expecting = self.expecting(options)
+        ticket = Ticket(Lane.UNARY, self._options.caller)
+        return await retried(self._dependencies, lambda: self._dependencies.engine.transcribe(audio, expecting, ticket))
+
+    def expecting(self, options: DecodeOptions) -> DecodeOptions:
+        """See `Decoder`."""
+        return self._language.expected_in(options)
+
+    def reconfigure(self, options: DecodeOptions) -> None:
+        """See `Decoder`."""
+        self._language.reset(options)
+
+    def is_speculated(self, utterance: Utterance) -> bool:
+        """See `Decoder`. Never: a chunk is known only when it is over."""
+        return False
+
+    def speculate(self, utterance: Utterance, *, is_likely: bool) -> None:
+        """See `Decoder`."""
+
+    def cancel_speculation(self) -> None:
+        """See `Decoder`: there is none."""
+
+    def adopt(self, utterance: Utterance) -> bool:
+        """See `Decoder`: there is none."""
+        return False
+
+    async def has_high_confidence(self, utterance: Utterance) -> bool:
+        """See `Decoder`. Confidence does not matter here."""
+        return True
+
+    def close(self) -> None:
+        """See `Decoder`: there are none."""

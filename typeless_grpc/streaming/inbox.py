@@ -1,0 +1,106 @@
+"""The requests of one stream that wait to be worked on, bounded in bytes, and how long none has come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+
+from typeless_grpc.clock import Clock
+from typeless_grpc.engine.stream_audio import Holding
+from typeless_grpc.streaming.requests import Control, Request
+
+_REQUEST_BYTES = 1024  # what a request counts besides its audio, so that empty ones cannot fill the queue
+
+
+class Inbox:
+    """First in, first out. held: the stream's part of what all streams hold; it counts the waiting bytes."""
+
+    def __init__(self, held: Holding, max_bytes: int) -> None:
+        self._held, self._max_bytes = held, max_bytes
+        self._requests: asyncio.Queue[Request] = asyncio.Queue()
+        self._n_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next request must wait."""
+        return self._n_bytes >= self._max_bytes
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all requests are worked on."""
+        return not self._n_bytes and self._requests.empty()
+
+    def put(self, request: Request) -> None:
+        """Append a request."""
+        self._count(_weight(request))
+        self._requests.put_nowait(request)
+
+    def end(self) -> None:
+        """Append the end of the audio, which takes no room."""
+        self._requests.put_nowait(Control.END)
+
+    async def get(self) -> Request:
+        """Remove the oldest request, once there is one. `done` must follow."""
+        return await self._requests.get()
+
+    def done(self, request: Request) -> None:
+        """Free the room of a request that is worked on."""
+        self._count(-_weight(request))
+
+    def _count(self, n_bytes: int) -> None:
+        self._n_bytes += n_bytes
+        self._held.count(n_bytes)
+
+
+def _weight(request: Request) -> int:
+    return _REQUEST_BYTES + (len(request) if isinstance(request, bytes) else 0)
+
+
+class Idleness(Enum):
+    """Of a caller that sends nothing."""
+
+    NONE = "none"
+    NEARLY = "nearly"  # the stream ends soon; reported once
+    OVER = "over"
+
+
+class IdleTimer:
+    """Measures how long the caller has sent nothing. The time in which a request is being taken does not count."""
+
+    def __init__(self, clock: Clock, timeout_s: float) -> None:
+        self._clock, self.timeout_s = clock, timeout_s
+        self._since_s = clock.now_s()
+        self._n_busy = 0
+        self._is_warned = False
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last request."""
+        return self._clock.now_s() - self._since_s
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._since_s, self._is_warned = self._clock.now_s(), False
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Take a request, which may take a while."""
+        self._n_busy += 1
+        try:
+            yield
+        finally:
+            self._n_busy -= 1
+            self.restart()
+
+    def check(self) -> Idleness:
+        """Return how idle the caller is."""
+        if self._n_busy:
+            return Idleness.NONE
+        if self.idle_s >= self.timeout_s:
+            return Idleness.OVER
+        if self.idle_s >= self.timeout_s - min(10.0, self.timeout_s / 2) and not self._is_warned:
+            self._is_warned = True
+            return Idleness.NEARLY
+        return Idleness.NONE
