@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
@@ -77,7 +77,9 @@ def print_table(table: Table, *, min_width: int = MIN_TABLE_WIDTH, to_stderr: bo
     """Print a table without cutting it: a pipe has no width, and a narrow terminal wraps lines itself."""
     console = Console(stderr=to_stderr, highlight=False, emoji=False)
     width = max(console.width, min_width) if console.is_terminal else MAX_TABLE_WIDTH
-    Console(stderr=to_stderr, highlight=False, emoji=False, width=width).print(table, soft_wrap=False)
+    # A table on stderr only repeats what is known.
+    with suppress(OSError) if to_stderr else nullcontext():
+        Console(stderr=to_stderr, highlight=False, emoji=False, width=width).print(table, soft_wrap=False)
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def test_a_microphone_that_does_not_start_is_let_go_of(recorder: Unplugged, monk
 
 
 class Source:
-    """Pieces without end, and whether their generator was closed, by the thread that read it."""
+    """An endless generator of blocks, which checks that the thread that reads it closes it."""
 
     def __init__(self) -> None:
         self.n_read = 0
