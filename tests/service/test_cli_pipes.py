@@ -123,7 +123,7 @@ async def test_a_pipe_without_end_is_read_no_further_than_a_call_reaches(command
     async with serving(ScriptedEngine(), max_message_bytes=128 * 1024) as served:
         result = await typeless(command, "-s", served.target, "/dev/zero")
     assert result.exit_code == 1
-    assert "/dev/zero: has more than the 65,536 bytes that a call may have: `typeless jobs submit`" in result.stderr
+    assert "/dev/zero: has more than 65,536 bytes, the most for one call: `typeless jobs submit`" in result.stderr
 
 
 async def test_an_upload_from_a_pipe_without_end_is_no_larger_than_the_server_takes(tmp_path: Path):
