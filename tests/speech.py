@@ -24,8 +24,8 @@ def silence(seconds: float) -> bytes:
     return bytes(2 * round(seconds * SAMPLE_RATE_HZ))
 
 
-def said(*seconds: float) -> bytes:
-    """Speech and pauses in turn, beginning with speech: said(1.0, 0.8, 2.0)."""
+def speech(*seconds: float) -> bytes:
+    """Speech and pauses in turn, beginning with speech: speech(1.0, 0.8, 2.0)."""
     return b"".join(silence(s) if i % 2 else tone(s, hz=300 + 40 * i) for i, s in enumerate(seconds))
 
 

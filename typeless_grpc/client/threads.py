@@ -13,6 +13,8 @@ T = TypeVar("T")
 MAX_WAITING = 600
 """Items that wait for the event loop: a minute of microphone."""
 
+_CHECK_S = 0.5  # how often a thread that waits for room checks whether its loop is closed
+
 
 class _Raised(Generic[T]):
     """An exception of the iterator, or None for its end."""
@@ -44,7 +46,9 @@ async def from_thread(
         try:
             with contextlib.closing(items):
                 for item in items:
-                    room.acquire()
+                    while not room.acquire(timeout=_CHECK_S):
+                        if loop.is_closed():
+                            return
                     if stopped.is_set():
                         return
                     put((item,))

@@ -162,9 +162,10 @@ async def test_a_source_that_waits_for_room_is_closed_too():
     assert source.n_read == 4
 
 
-def test_a_source_is_closed_after_its_loop():
+@pytest.mark.parametrize("max_waiting", [1, 1_000_000], ids=["waits for room", "has room"])
+def test_a_source_is_closed_after_its_loop(max_waiting: int):
     source = Source()
-    recorded = from_thread(source.blocks())
+    recorded = from_thread(source.blocks(), max_waiting=max_waiting)
     loop = asyncio.new_event_loop()
     assert loop.run_until_complete(anext(recorded)) == b"block"
     loop.close()

@@ -233,7 +233,7 @@ def test_removed_work_is_not_served():
     assert not lanes.remove(stays)
 
 
-def test_equal_entries_are_told_apart():
+def test_equal_entries_are_distinct():
     first, second = entry("same"), entry("same")
     lanes = queue(first, second)
     assert lanes.remove(second)

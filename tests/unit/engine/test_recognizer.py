@@ -278,7 +278,7 @@ async def test_a_recording_too_long_for_its_deadline_is_refused_once_its_windows
         assert len(bench.model.decodes) == n_before
 
 
-async def test_a_call_is_told_that_the_server_shuts_down():
+async def test_a_call_fails_with_the_reason_that_the_server_shuts_down():
     async with serving() as bench:
         call = bench.start(utterances(3))
         await bench.threads.until(n_waiting=1)

@@ -197,7 +197,7 @@ async def test_batches_are_small_during_live_speech():
 
 
 async def test_stopping_refuses_queued_and_new_work():
-    bench = Bench(SchedulerOptions(gather_ms=0.0))
+    bench = Bench(SchedulerOptions(max_batch=8, gather_ms=0.0))
     await bench.scheduler.start()
     running = await bench.busy()
     waiting = bench.submit("waiting")
