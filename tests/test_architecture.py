@@ -18,6 +18,7 @@ LAYERS = (
         "tls",
         "interceptors",
         "servicers",
+        "sources",
         "stores",
         "client",
         "client_channel",
@@ -30,9 +31,9 @@ LAYERS = (
     {"health"},
     {"telemetry", "reflection"},
     {"jobs", "streaming"},
-    {"text"},  # works on what the engine heard
+    {"text"},  # works on the results of the engine
     {"engine", "access"},
-    {"audio", "speech"},
+    {"audio", "disk", "speech"},
     {"errors", "clock", "version", "pb"},
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}

@@ -47,7 +47,7 @@ async def connect(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> 
         return
     url = sqlite_url(tmp_path / "access.sqlite3")
     if kind == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
+        url = request.getfixturevalue("postgres").empty_database()
         engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
         name = f"access_{time.monotonic_ns()}"
         with engine.connect() as connection:
@@ -190,7 +190,7 @@ async def test_servers_that_start_at_once_all_find_their_tables(connect: Connect
         assert [k.key_id for k in await store.keys_after(0, 10)] == [made.key_id]
 
 
-async def test_a_store_that_cannot_be_reached_says_so_and_may_be_asked_again(tmp_path: Path):
+async def test_an_unreachable_store_raises_and_works_again_later(tmp_path: Path):
     store = SqlAccessStore(f"postgresql://nobody@127.0.0.1:1/nothing?user={tmp_path.name[:8]}", lambda: NOW_S)
     with pytest.raises(SourceUnavailable) as caught:
         await store.open()
@@ -223,7 +223,7 @@ def change(file: Path, *statements: str) -> None:
             connection.execute(statement)
 
 
-async def test_while_a_database_is_restored_the_store_is_away(tmp_path: Path):
+async def test_while_a_database_is_restored_the_store_is_unavailable(tmp_path: Path):
     store = await sqlite(tmp_path / "access.sqlite3")
     change(tmp_path / "access.sqlite3", "DELETE FROM access_revision")
     with pytest.raises(SourceUnavailable):

@@ -55,7 +55,7 @@ async def test_a_hundred_at_once_get_exactly_the_burst(buckets: BucketStore, nam
     assert sum(t.is_allowed for t in taken) == 10
 
 
-async def test_whoever_waits_as_long_as_told_gets_it(buckets: BucketStore, name: str):
+async def test_a_caller_that_waits_for_the_requested_time_succeeds(buckets: BucketStore, name: str):
     while (taken := await buckets.take(name, FAST, 1)).is_allowed:
         pass
     assert taken.retry_after_s is not None
@@ -122,15 +122,15 @@ async def test_two_servers_share_the_buckets_of_one_redis(redis_url: str, name: 
 
 
 class Hanging:
-    """Shared buckets that answer when told to, and then that they are away."""
+    """Shared buckets that answer on demand, and then report that they are unavailable."""
 
     def __init__(self) -> None:
-        self.n_asked = 0
+        self.n_calls = 0
         self.answers = asyncio.Event()
         self.answers.set()
 
     async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
-        self.n_asked += 1
+        self.n_calls += 1
         await self.answers.wait()
         raise SourceUnavailable("Away.", reason="RATE_LIMITS_UNAVAILABLE")
 
@@ -143,14 +143,14 @@ async def test_while_shared_buckets_do_not_answer_one_caller_at_a_time_finds_out
     either = FallbackBuckets(shared, MemoryBuckets(100), clock, Metrics())
     await either.take(name, SLOW, 1)
     shared.answers.clear()
-    for n_asked in (2, 3):
+    for n_calls in (2, 3):
         clock.advance(1.1)
         waits = asyncio.create_task(either.take(name, SLOW, 1))
         await asyncio.sleep(0)
         clock.advance(5)
         for _ in range(3):
             assert (await either.take(name, SLOW, 1)).is_allowed
-        assert shared.n_asked == n_asked
+        assert shared.n_calls == n_calls
         shared.answers.set()
         await waits
         shared.answers.clear()

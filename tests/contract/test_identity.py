@@ -1,4 +1,4 @@
-"""A database and a storage that belong together have one id; others are told apart before anything is lost."""
+"""A database and a storage that belong together have one id; others are detected before anything is lost."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from typeless_grpc.jobs.job import MAX_CRASHES, Failure, Job, Priority, State
 from typeless_grpc.jobs.store import JobQuery, Run, RunLost
 from typeless_grpc.speech.transcript import OutputFormat
 from typeless_grpc.stores import steady
-from typeless_grpc.stores.database import Database, uploads
+from typeless_grpc.stores.database import Database, audio_reservations, uploads
 from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.jobs import _filters
 
@@ -398,7 +398,7 @@ def test_a_job_that_was_handed_back_did_not_crash(stores: Stores):
     job = stores.submit()
     for _ in range(MAX_CRASHES + 1):
         stores.runs.hand_back(claimed(stores, job))
-        assert not stores.runs.is_suspect(job.job_id)
+        assert not stores.runs.is_quarantined(job.job_id)
     assert stores.jobs.get(job.job_id, None).state is State.PENDING
 
 
@@ -406,7 +406,7 @@ def test_a_job_that_crashes_its_runs_is_given_up(stores: Stores):
     job = stores.submit()
     for attempt in range(1, MAX_CRASHES + 1):
         assert claimed(stores, job).job.attempt == attempt
-        assert stores.runs.is_suspect(job.job_id)
+        assert stores.runs.is_quarantined(job.job_id)
     assert stores.runs.claim(job.job_id, "w1") is None
     failed = stores.jobs.get(job.job_id, None)
     assert failed.state is State.FAILED
@@ -455,7 +455,7 @@ def test_a_deletion_is_forgotten_after_a_while(stores: Stores, monkeypatch: pyte
     monkeypatch.setattr("typeless_grpc.stores.jobs.DELETION_S", -1.0)
     job = stores.submit(owner="ann")
     stores.jobs.delete(job.job_id, "ann")
-    stores.upkeep.delete_expired()
+    stores.maintenance.delete_expired()
     with pytest.raises(NotFound):
         stores.jobs.delete(job.job_id, "ann")
 
@@ -479,8 +479,8 @@ def test_jobs_expire_after_their_end(database: Database, files: Files):
     with pytest.raises(NotFound):
         stores.jobs.get(ended.job_id, None)
     assert [job.job_id for job in stores.jobs.page(JobQuery(None)).jobs] == [pending.job_id]
-    assert stores.upkeep.delete_expired() == 1
-    assert stores.upkeep.delete_expired() == 0
+    assert stores.maintenance.delete_expired() == 1
+    assert stores.maintenance.delete_expired() == 0
     assert [name for name, _ in files.names("jobs")] == [pending.job_id]
     assert stores.jobs.get(pending.job_id, None).state is State.PENDING
 
@@ -491,22 +491,22 @@ def test_stats_count_every_job_once(stores: Stores):
     stores.submit(owner="bob")
     done(stores, stores.submit())
     claimed(stores, stores.submit())
-    stores.upkeep.beat("w1", 3)
-    stores.upkeep.beat("w1", 3)
-    stores.upkeep.beat("w2", 5)
+    stores.maintenance.heartbeat("w1", 3)
+    stores.maintenance.heartbeat("w1", 3)
+    stores.maintenance.heartbeat("w2", 5)
     stats = stores.jobs.stats()
     assert stats.counts == {State.PENDING: 2, State.COMPLETED: 1, State.PROCESSING: 1}
     assert (stats.n_workers, stats.max_concurrent_jobs) == (2, 8)
     assert stats.oldest_pending_age_s is not None
     assert 0 <= stats.oldest_pending_age_s < 60
-    stores.upkeep.sign_off(["w2"])
+    stores.maintenance.sign_off(["w2"])
     assert stores.jobs.stats().n_workers == 1
 
 
 def test_stats_are_of_one_owner_or_of_all(stores: Stores):
     stores.submit(owner="ann")
     done(stores, stores.submit(owner="bob"))
-    stores.upkeep.beat("w1", 3)
+    stores.maintenance.heartbeat("w1", 3)
     assert stores.jobs.stats("ann").counts == {State.PENDING: 1}
     bob, nobody, everyone = (stores.jobs.stats(owner) for owner in ("bob", "nobody", None))
     assert (bob.counts, bob.oldest_pending_age_s) == ({State.COMPLETED: 1}, None)
@@ -516,15 +516,15 @@ def test_stats_are_of_one_owner_or_of_all(stores: Stores):
 
 def test_a_silent_worker_is_not_counted(database: Database, files: Files):
     stores = Stores.over(database, files, worker_timeout_s=0.0)
-    stores.upkeep.beat("w1", 3)
+    stores.maintenance.heartbeat("w1", 3)
     assert stores.jobs.stats().n_workers == 0
 
 
 def test_every_heartbeat_is_another_one(stores: Stores):
     seen = []
     for _ in range(3):
-        stores.upkeep.beat("w1", 3)
-        seen.append(stores.upkeep.workers()["w1"])
+        stores.maintenance.heartbeat("w1", 3)
+        seen.append(stores.maintenance.workers()["w1"])
         time.sleep(0.01)  # SQLite's clock counts milliseconds; heartbeats are seconds apart
     assert len(set(seen)) == 3
 
@@ -539,7 +539,7 @@ def test_a_database_whose_clock_leaps_ahead_ends_nothing_early(
     monkeypatch.setattr(stores.database, "now_s", lambda: now_s() + leap_s)
     monkeypatch.setattr(steady, "LOOK_S", 0.0)
     for _ in range(5):
-        assert (stores.upkeep.delete_expired(), stores.uploads.delete_expired()) == (0, 0)
+        assert (stores.maintenance.delete_expired(), stores.uploads.delete_expired()) == (0, 0)
         assert stores.jobs.get(job.job_id, "ann") == job
         assert stores.uploads.get(upload.upload_id, "ann") == upload
     later = done(stores, stores.submit())
@@ -559,13 +559,81 @@ def test_audio_of_jobs_counts_with_the_uploads_of_its_owner(database: Database, 
         with pytest.raises(RateLimited) as caught:
             more()
         assert (caught.value.reason, caught.value.retryable) == ("UPLOAD_QUOTA_EXCEEDED", True)
-    with pytest.raises(RateLimited):
-        stores.jobs.check_room("ann", 3)
-    stores.jobs.check_room("ann", 2)
+    with stores.jobs.reserve("ann") as reserved, pytest.raises(RateLimited):
+        reserved.grow_to(3)
+    with stores.jobs.reserve("ann") as reserved:
+        reserved.grow_to(2)
     assert [name for name, _ in files.names("jobs")] == [job.job_id]
     submit(b"1234567890", owner="bob")
     done(stores, job)
     submit(b"1234567")
+
+
+def reserve(stores: Stores, n_bytes: int) -> None:
+    with stores.jobs.reserve("ann") as reserved:
+        reserved.grow_to(n_bytes)
+
+
+def test_audio_that_is_being_fetched_counts_until_its_fetch_ends(database: Database, files: Files):
+    stores = Stores.over(database, files, uploads={"max_owner_bytes": 10}, max_owner_bytes=10)
+    upload = stores.uploads.create("ann", "")
+    with stores.jobs.reserve("ann") as reserved:
+        for n_bytes in (4, 8, 6):
+            reserved.grow_to(n_bytes)
+        for more in (
+            lambda: stores.submit(content=b"123"),
+            lambda: stores.uploads.append(upload, [b"123"]),
+            lambda: reserve(stores, 3),
+            lambda: reserved.grow_to(11),
+        ):
+            with pytest.raises(RateLimited):
+                more()
+        stores.submit(content=b"123", owner="bob")
+    stores.submit(content=b"1234567890")
+
+
+def test_audio_that_was_fetched_counts_once_as_that_of_its_job(database: Database, files: Files):
+    stores = Stores.over(database, files, max_owner_bytes=10)
+    with stores.jobs.reserve("ann") as reserved:
+        reserved.grow_to(10)
+        job = stores.jobs.submit(new_job(), io.BytesIO(b"12345"), reserved)
+        with pytest.raises(RateLimited):
+            reserve(stores, 6)
+        reserve(stores, 5)
+    with pytest.raises(RateLimited):
+        reserve(stores, 6)
+    done(stores, job)
+    reserve(stores, 10)
+
+
+def test_a_reservation_whose_server_crashed_expires(database: Database, files: Files):
+    stores = Stores.over(database, files, max_owner_bytes=10, fetch_timeout_s=-1e6)
+    with stores.jobs.reserve("ann") as reserved:
+        reserved.grow_to(10)
+        reserve(stores, 10)
+        stores.maintenance.delete_expired()
+        with database.reading() as connection:
+            assert not connection.execute(sa.select(audio_reservations)).all()
+
+
+def test_fetches_at_the_same_instant_do_not_take_the_same_room(database: Database, files: Files):
+    stores = Stores.over(database, files, max_owner_bytes=10)
+    n_at_once = 6
+    together, afterwards = threading.Barrier(n_at_once), threading.Barrier(n_at_once)
+
+    def fetch(_: int) -> bool:
+        with stores.jobs.reserve("ann") as reserved:
+            together.wait()
+            try:
+                reserved.grow_to(4)
+            except RateLimited:
+                return False
+            finally:
+                afterwards.wait()
+            return True
+
+    with ThreadPoolExecutor(n_at_once) as pool:
+        assert sum(pool.map(fetch, range(n_at_once))) == 2
 
 
 def test_submissions_at_the_same_instant_do_not_take_the_same_room(database: Database, files: Files):
@@ -614,14 +682,14 @@ def test_the_audio_of_a_job_that_is_tried_again_stays(stores: Stores):
     job = stores.submit()
     stores.runs.retry(claimed(stores, job), FAULT, 0)
     stores.runs.hand_back(claimed(stores, job))
-    stores.upkeep.drop_audio()
+    stores.maintenance.drop_audio()
     stores.runs.open_audio(job).close()
 
 
 def test_an_operator_may_keep_the_audio_of_jobs(database: Database, files: Files):
     stores = Stores.over(database, files, max_owner_bytes=10, keep_audio=True)
     job = done(stores, stores.submit(content=b"12345"))
-    assert stores.upkeep.drop_audio() == 0
+    assert stores.maintenance.drop_audio() == 0
     stores.runs.open_audio(job).close()
     with pytest.raises(RateLimited):
         stores.submit(content=b"123456")
@@ -635,15 +703,15 @@ def test_audio_that_was_left_behind_at_the_end_of_its_job_is_found(
     stores = Stores.over(database, files, max_owner_bytes=10)
     job = stores.submit(content=b"12345")
     with monkeypatch.context() as patched:
-        patched.setattr(files, "delete_tree", _away)
+        patched.setattr(files, "delete_tree", _unavailable)
         done(stores, job)
     with pytest.raises(RateLimited):
         stores.submit(content=b"123456")
-    assert [stores.upkeep.drop_audio() for _ in range(2)] == [1, 0]
+    assert [stores.maintenance.drop_audio() for _ in range(2)] == [1, 0]
     stores.submit(content=b"123456")
 
 
-def _away(path: str) -> None:
+def _unavailable(path: str) -> None:
     raise SourceUnavailable("away", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
 
 
@@ -656,7 +724,7 @@ def test_new_audio_is_refused_before_the_disk_is_full_and_jobs_go_on(database: D
     for more in (
         stores.submit,
         lambda: stores.uploads.append(upload, [b"abc"]),
-        lambda: stores.jobs.check_room("ann", 1),
+        lambda: reserve(stores, 1),
     ):
         with pytest.raises(SourceUnavailable) as caught:
             more()
@@ -667,8 +735,8 @@ def test_new_audio_is_refused_before_the_disk_is_full_and_jobs_go_on(database: D
 def test_files_of_a_submission_that_was_cut_short_are_put_aside(stores: Stores):
     job = stores.submit()
     stores.files.write(f"jobs/{'0' * 32}/audio", b"x")
-    assert stores.upkeep.delete_orphans(before_s=0.0) == 0
-    assert stores.upkeep.delete_orphans(before_s=4e9) == 1
+    assert stores.maintenance.delete_orphans(before_s=0.0) == 0
+    assert stores.maintenance.delete_orphans(before_s=4e9) == 1
     assert [name for name, _ in stores.files.names("jobs")] == [job.job_id]
 
 

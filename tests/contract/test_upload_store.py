@@ -62,7 +62,7 @@ def test_another_owners_upload_is_not_found(stores: Stores):
     assert stores.uploads.get(upload.upload_id, None) == upload
 
 
-def test_of_two_calls_that_append_at_once_one_is_told(stores: Stores):
+def test_of_two_calls_that_append_at_once_one_fails(stores: Stores):
     upload = stores.uploads.create("ann", "")
     together = threading.Barrier(2)
 
@@ -181,7 +181,7 @@ def test_a_database_of_an_earlier_version_gets_what_it_lacks(stores: Stores):
     assert stores.uploads.sha256(upload.upload_id, "ann") == bytes(32)
 
 
-def test_files_of_uploads_that_are_gone_are_put_aside(stores: Stores):
+def test_files_of_deleted_uploads_are_put_into_quarantine(stores: Stores):
     upload = stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"])
     stores.files.write(f"uploads/{'0' * 32}/000000000000000-x", b"x")  # its row was deleted, and the process killed
     assert stores.uploads.delete_orphans(before_s=0.0) == 0

@@ -25,7 +25,7 @@ from typeless_grpc.pb.v1 import jobs_pb2
 PCM = RawFormat("pcm_s16le", 16_000)
 TIMEOUT_S = 150.0
 SECONDS = 8  # of each job's audio: three chunks
-# Long enough that a worker which lives is heard of in time on a machine that has much else to do.
+# Long enough for the heartbeat of a live worker on a busy machine.
 WORKER_TIMEOUT_S = 4.0
 
 
@@ -100,12 +100,12 @@ class Cluster:
     # ---- what happened ----
 
     def began(self) -> Counter[tuple[int, int]]:
-        """How often the engines began each piece: by job and second."""
+        """How often the engines began each chunk, by job and second."""
         lines = self.journal.read_text().splitlines() if self.journal.exists() else []
         return Counter((int(line.split()[0]), int(line.split()[1])) for line in lines if not line.endswith("done"))
 
     def n_done(self) -> int:
-        """Pieces that an engine is done with."""
+        """Chunks that an engine has finished."""
         lines = self.journal.read_text().splitlines() if self.journal.exists() else []
         return sum(line.endswith("done") for line in lines)
 
@@ -175,7 +175,7 @@ def check_whole(job: jobs_pb2.Job, number: int, seconds: int = SECONDS) -> None:
 
 
 def check_once(cluster: Cluster, ids: dict[int, str], *, n_crashes: int) -> None:
-    """No job was finished twice, and each crash repeated at most one piece of each job."""
+    """No job was finished twice, and each crash repeated at most one chunk of each job."""
     completions = cluster.completions()
     assert max(completions.values()) == 1
     repeated = Counter(job for (job, _), n in cluster.began().items() for _ in range(n - 1))

@@ -3,7 +3,7 @@
     python -m tests.faults.node DIRECTORY JOURNAL '{"max_concurrent_jobs": 3, …}'
 
 Each sample of a test's audio says whose it is: even samples hold the number of the job, odd ones the second they lie
-in. The engine notes "job second length" as it begins a piece, and "job second length done" once it is done with it.
+in. The engine notes "job second length" as it begins a chunk, and "job second length done" once it is done with it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DELAY_S = 0.05
 
 
 class JournalEngine(ScriptedEngine):
-    """Says "job:second" of each piece, after a little while."""
+    """Returns "job:second" for each chunk, after a short time."""
 
     def __init__(self, journal: Path) -> None:
         super().__init__(lambda call: ":".join(map(str, identity(call.audio))))
@@ -50,7 +50,7 @@ class JournalEngine(ScriptedEngine):
 
 
 def identity(audio: Audio) -> tuple[int, int]:
-    """The job's number and the second that a piece begins in."""
+    """The job's number, and the second in which a chunk begins."""
     return round(float(audio[0]) * 32768), round(float(audio[1]) * 32768)
 
 

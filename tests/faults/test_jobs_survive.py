@@ -37,7 +37,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 def test_fifty_jobs_survive_the_death_of_the_only_process(cluster: Cluster):
-    # It is known to be dead by its lock: nobody waits until it has not been heard of for long.
+    # Its lock shows that it is dead: nobody waits for missing heartbeats.
     node = cluster.start(worker_timeout_s=3600.0)
     ids = submit(node, range(1, 51))
     wait_until(lambda: cluster.n_done() > 40)
@@ -83,7 +83,7 @@ def test_a_worker_that_was_frozen_does_not_overwrite_its_successor(cluster: Clus
     check_once(cluster, ids, n_crashes=1)
 
 
-def test_a_poisonous_job_is_given_up_and_hurts_no_other(cluster: Cluster):
+def test_a_poison_job_fails_and_harms_no_other(cluster: Cluster):
     node = cluster.start()
     ids = submit(node, range(POISON - 3, POISON + 4))
     for _ in range(10):

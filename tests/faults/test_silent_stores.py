@@ -113,7 +113,7 @@ def test_a_database_that_is_busy_is_given_up(postgres: Postgres, statement: str,
         one.close()
 
 
-def test_more_callers_than_connections_are_all_told_in_time(url: str, proxy: SilentProxy):
+def test_more_callers_than_connections_all_get_an_error_in_time(url: str, proxy: SilentProxy):
     database = Database(url)
     n_callers = 60
     with ThreadPoolExecutor(n_callers) as pool:

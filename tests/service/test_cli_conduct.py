@@ -13,7 +13,7 @@ import pytest
 
 from tests.harness import AUDIO, serving, serving_jobs
 from tests.servers import free_port
-from tests.speech import said
+from tests.speech import talk
 from typeless_grpc.engine.scripted import ScriptedEngine
 
 SPEECH = str(AUDIO / "en_short.flac")
@@ -58,7 +58,7 @@ async def test_ctrl_c_ends_what_is_spoken_and_its_last_words_are_printed():
         process = await started(served.target, "stream", "--json", "--encoding", "pcm_s16le", "-")
         assert process.stdin
         assert process.stdout
-        process.stdin.write(said(1.0))
+        process.stdin.write(talk(1.0))
         await process.stdin.drain()
         async with asyncio.timeout(60):
             seen: list[bytes] = []

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.harness import AUDIO, serving
-from tests.speech import said, words_as_they_come
+from tests.speech import speech, words_as_they_come
 from typeless_grpc.cli.commands import app
 from typeless_grpc.engine.scripted import ScriptedEngine
 
@@ -29,7 +29,7 @@ async def typeless(*arguments: str, stdin: bytes | None = None) -> Result:
 
 async def test_a_pipe_gets_final_lines_and_nothing_else(tmp_path: Path):
     raw = tmp_path / "two.raw"
-    raw.write_bytes(said(1.0, 0.8, 1.0))
+    raw.write_bytes(speech(1.0, 0.8, 1.0))
     async with serving(ScriptedEngine(lambda call: "hello there")) as served:
         result = await typeless("--server", served.target, "--encoding", "pcm_s16le", str(raw))
     assert (result.exit_code, result.stdout, result.stderr) == (0, "hello there\nhello there\n", "")
@@ -96,7 +96,7 @@ async def test_a_terminal_sees_text_before_it_is_final():
 @pytest.mark.parametrize("is_piped", [False, True], ids=["terminal", "pipe"])
 async def test_a_file_has_a_bar_on_a_terminal_and_its_lines_where_they_belong(is_piped, tmp_path: Path):
     raw = tmp_path / "file.raw"
-    raw.write_bytes(said(*[6.0, 0.6] * 10))
+    raw.write_bytes(speech(*[6.0, 0.6] * 10))
     async with serving(ScriptedEngine(lambda call: "hello there")) as served:
         screen, terminal = pty.openpty()
         process = await asyncio.create_subprocess_exec(

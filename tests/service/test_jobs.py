@@ -22,7 +22,7 @@ from typeless_grpc.client import AsyncClient
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import EngineFailed
-from typeless_grpc.jobs import turns, worker
+from typeless_grpc.jobs import active_run, turns
 from typeless_grpc.jobs.job import Failure, Job, State
 from typeless_grpc.jobs.store import Run
 from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, jobs_pb2_grpc, transcript_pb2, transcription_pb2
@@ -193,31 +193,29 @@ async def test_a_caller_with_many_jobs_does_not_delay_anothers(tmp_path: Path):
     assert n_before <= 4  # they take turns
 
 
-@pytest.mark.parametrize("n_places", [1, 3])
-async def test_long_jobs_of_one_caller_make_way_for_another(
-    n_places: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize("n_slots", [1, 3])
+async def test_long_jobs_of_one_caller_yield_to_another(n_slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(turns, "LEAST_TURN_S", 0.0)
-    monkeypatch.setattr(worker, "TIMES_THE_START", 0.0)
+    monkeypatch.setattr(active_run, "TIMES_THE_START", 0.0)
     quiet_is_done = asyncio.Event()
 
     class Engine(ScriptedEngine):
         """Jobs of "busy" get no further than their first chunks before that of "quiet" is done."""
 
         async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
-            if ticket.caller == "busy" and sum(one.ticket.caller == "busy" for one in self.calls) >= n_places:
+            if ticket.caller == "busy" and sum(one.ticket.caller == "busy" for one in self.calls) >= n_slots:
                 await quiet_is_done.wait()
             return await super().transcribe(audio, options, ticket)
 
     engine = Engine(lambda call: "x")
     engine.gate.clear()
-    async with serving_jobs(engine, tmp_path, max_concurrent_jobs=n_places) as served:
+    async with serving_jobs(engine, tmp_path, max_concurrent_jobs=n_slots) as served:
 
         def submit(caller: str, seconds: float) -> str:
             return served.store.submit(new_job(owner=caller, caller=caller), pcm(seconds)).job_id
 
-        long = [await asyncio.to_thread(submit, "busy", 100.0) for _ in range(n_places + 2)]
-        await engine.until(n_calls=n_places)
+        long = [await asyncio.to_thread(submit, "busy", 100.0) for _ in range(n_slots + 2)]
+        await engine.until(n_calls=n_slots)
         short = await asyncio.to_thread(submit, "quiet", 1.0)
         engine.gate.set()
         assert (await asyncio.to_thread(ended, served, short)).state is State.COMPLETED

@@ -24,7 +24,7 @@ from typeless_grpc.config import Settings
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.pb.v1 import jobs_pb2, jobs_pb2_grpc, server_pb2
-from typeless_grpc.stores.dbos_worker import DbosWorker
+from typeless_grpc.stores.dbos.recovery import MaintenanceLoop
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -115,7 +115,7 @@ async def test_without_the_database_only_jobs_are_not_serving(
 
 async def test_jobs_whose_worker_died_are_not_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     dies = threading.Event()
-    monkeypatch.setattr(DbosWorker, "_keep", lambda self: dies.wait())
+    monkeypatch.setattr(MaintenanceLoop, "run", lambda self, stopping: dies.wait())
     async with serving_jobs(ScriptedEngine(), tmp_path) as served:
         stub = health_pb2_grpc.HealthStub(served.channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(service="typeless.v1.JobsService"))

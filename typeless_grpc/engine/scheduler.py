@@ -56,7 +56,7 @@ class SchedulerOptions:
     longer are dropped, 0.1 to 10.
     """
 
-    max_batch: int = 8
+    max_batch: int
     max_batch_cost_s: float = MAX_BATCH_COST
     live_batch_cost_s: float = MAX_LIVE_BATCH_COST
     gather_ms: float = 4.0

@@ -8,6 +8,7 @@ call may touch, None for an admin, who may touch all; what belongs to another ow
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -57,23 +58,42 @@ class RunLost(Exception):
     """The job is no longer this run's: it was cancelled or deleted, or another run has taken it over."""
 
 
-class JobStore(Protocol):
-    """What callers ask of jobs."""
+class AudioReservation(Protocol):
+    """Room in an owner's storage quota for audio that is being fetched."""
 
-    def submit(self, new: NewJob, content: bytes | BinaryIO | None) -> Job:
-        """File a job and its audio (content, or what new.uri names); returns once both are on disk.
+    @property
+    def reservation_id(self) -> str:
+        """What the store knows it by."""
+        ...
 
-        A request_id that was sent before returns the job it made. Raises AlreadyExists if that was for something
-        else, NotFound if the upload does not exist, WrongState if it is not complete, RateLimited if the caller has
-        too many pending jobs or its owner too much audio here.
+    @property
+    def n_bytes(self) -> int:
+        """How much is reserved."""
+        ...
+
+    def grow_to(self, n_bytes: int) -> None:
+        """Reserve so many bytes in all, before they are written.
+
+        Raises RateLimited at the owner's quota, and SourceUnavailable if the disk is almost full.
         """
         ...
 
-    def check_room(self, owner: str, n_bytes: int) -> None:
-        """Raise what `submit` would for so many bytes of audio, before they are fetched.
 
-        That is RateLimited at the owner's quota, and SourceUnavailable where the disk is almost full.
+class JobStore(Protocol):
+    """The jobs, as their callers use them."""
+
+    def submit(self, new: NewJob, content: bytes | BinaryIO | None, reserved: AudioReservation | None = None) -> Job:
+        """Store a job and its audio (content, or what new.uri names); returns once both are on disk.
+
+        A request_id that was used before returns the job of that request. reserved: from `reserve`; the content counts
+        in its place. Raises AlreadyExists if the earlier request was a different one, NotFound if the upload does not
+        exist, WrongState if it is not complete, RateLimited if the caller has too many pending jobs or its owner too
+        much audio here.
         """
+        ...
+
+    def reserve(self, owner: str) -> AbstractContextManager[AudioReservation]:
+        """Begin to reserve room for the audio of one job. What `submit` has not used is released at the end."""
         ...
 
     def made_by(self, new: NewJob) -> Job | None:
@@ -122,8 +142,8 @@ class JobStore(Protocol):
 class RunStore(Protocol):
     """What a worker asks of jobs. All writes of a run raise RunLost once the job is no longer its own."""
 
-    def is_suspect(self, job_id: str) -> bool:
-        """Whether the job's last run ended without a word, so that the next may take its worker down."""
+    def is_quarantined(self, job_id: str) -> bool:
+        """Whether the job's last run ended without an outcome, so that the next may crash its worker."""
         ...
 
     def claim(self, job_id: str, worker_id: str) -> Run | None:

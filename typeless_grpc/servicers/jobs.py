@@ -7,7 +7,7 @@ import functools
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -138,14 +138,13 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
             return self._store.submit(new, request.audio.content)
         if new.uri.startswith(UPLOAD_SCHEME):
             return self._store.submit(new, None)
-        is_fetched = new.uri.partition(":")[0].lower() == FETCHED_AT_ONCE
-        if is_fetched:
-            self._store.check_room(new.owner, 1)
-        file: BinaryIO = self._sources.open(new.uri, new.uploads_of, "audio.uri")
-        with file:
-            if is_fetched:
-                return self._store.submit(replace(new, uri=""), file)
-            return self._store.submit(new, None)
+        if new.uri.partition(":")[0].lower() != FETCHED_AT_ONCE:
+            with self._sources.open(new.uri, new.uploads_of, "audio.uri"):
+                return self._store.submit(new, None)
+        with self._store.reserve(new.owner) as reserved:
+            reserved.grow_to(1)
+            with self._sources.open(new.uri, new.uploads_of, "audio.uri", reserved.grow_to) as file:
+                return self._store.submit(replace(new, uri=""), file, reserved)
 
     def _uploaded_sha256(self, new: NewJob) -> bytes:
         if not new.request_id or not new.uri.startswith(UPLOAD_SCHEME):

@@ -97,7 +97,7 @@ workers = sa.Table(
     "workers",
     metadata,
     sa.Column("worker_id", sa.Text, primary_key=True),
-    sa.Column("beat_s", sa.Double, nullable=False),
+    sa.Column("beat_s", sa.Double, nullable=False, key="heartbeat_s"),
     sa.Column("max_jobs", sa.Integer, nullable=False),
 )
 
@@ -142,6 +142,18 @@ job_audio = sa.Table(
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Index("typeless_job_audio_owner", "owner"),
+)
+
+
+# Room for audio that is being fetched, until its job is submitted. One that outlives its server expires.
+audio_reservations = sa.Table(
+    "audio_reservations",
+    metadata,
+    sa.Column("reservation_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("expire_s", sa.Double, nullable=False),
+    sa.Index("typeless_audio_reservations_owner", "owner"),
 )
 
 

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from typeless_grpc.disk import check_disk
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.stores.database import unavailable
-from typeless_grpc.stores.room import check_disk
 
 _COPY_BYTES = 1 << 20
 

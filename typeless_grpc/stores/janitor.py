@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from typeless_grpc.errors import SourceUnavailable
-from typeless_grpc.stores.upkeep import JobUpkeep
+from typeless_grpc.stores.maintenance import JobMaintenance
 from typeless_grpc.stores.uploads import SqlUploadStore
 from typeless_grpc.telemetry.logs import get_logger
 
@@ -23,7 +23,7 @@ class Janitor:
 
     def __init__(
         self,
-        jobs: JobUpkeep,
+        jobs: JobMaintenance,
         uploads: SqlUploadStore,
         *,
         interval_s: float = 5.0,

@@ -23,7 +23,7 @@ from typeless_grpc.jobs.store import Run, RunLost
 from typeless_grpc.speech.transcript import Transcript
 from typeless_grpc.stores.database import Database, job_audio, job_chunks, jobs, upload_digests, uploads
 from typeless_grpc.stores.files import Files
-from typeless_grpc.stores.room import OwnerRoom
+from typeless_grpc.stores.storage_quota import StorageQuota
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -35,7 +35,7 @@ FAILURE = TypeAdapter(Failure)
 
 
 class Queue(Protocol):
-    """What hands jobs to workers, in the same database; `stores.dbos_queue` has the real one."""
+    """What hands jobs to workers, in the same database; `stores.dbos.queue` has the real one."""
 
     def prepare(self) -> None:
         """Be able to enqueue from now on: not to be done within a transaction. Raises SourceUnavailable."""
@@ -58,15 +58,19 @@ class Queue(Protocol):
 
 @dataclass(frozen=True)
 class JobStoreOptions:
-    """ttl_s: how long a job is kept after its end. max_pending: of one caller. worker_timeout_s: a worker that has not
-    been heard of for so long is dead. max_owner_bytes: of one owner's uploads and the audio of its jobs together.
-    keep_audio: the audio of a job stays as long as the job, and not only until it has ended."""
+    """How jobs are stored.
+
+    ttl_s: how long a job is kept after its end. max_pending: of one caller. worker_timeout_s: after so long without a
+    heartbeat a worker is dead. max_owner_bytes: of one owner's uploads and the audio of its jobs together. keep_audio:
+    keep a job's audio as long as the job, and not only until the job ends. fetch_timeout_s: for the audio of a job.
+    """
 
     ttl_s: float = 86_400.0
     max_pending: int = 10_000
     worker_timeout_s: float = 20.0
     max_owner_bytes: int = 20 * 1024**3
     keep_audio: bool = False
+    fetch_timeout_s: float = 300.0
 
 
 class JobTable:
@@ -74,7 +78,7 @@ class JobTable:
 
     def __init__(self, database: Database, files: Files, queue: Queue, options: JobStoreOptions) -> None:
         self.db, self.files, self.queue, self.options = database, files, queue, options
-        self.room = OwnerRoom(database, options.max_owner_bytes)
+        self.quota = StorageQuota(database, options.max_owner_bytes)
 
     def visible(self, owner: str | None) -> list[sa.ColumnElement[bool]]:
         """What a caller may see: its own jobs, until they expire."""
@@ -161,7 +165,7 @@ class JobTable:
     def drop_audio(self, job_id: str) -> None:
         """Let go of the audio of a job that has ended: nothing reads it any more.
 
-        It counts for its owner until it is deleted. What is left behind here, the upkeep finds.
+        It counts for its owner until it is deleted. Maintenance finds what is left behind here.
         """
         if self.options.keep_audio or not self.delete_files(job_id, "audio"):
             return

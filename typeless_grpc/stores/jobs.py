@@ -9,7 +9,8 @@ import io
 import json
 import math
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -19,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 
 from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import Job, NewJob, State, joined, shown
-from typeless_grpc.jobs.store import UPLOAD_SCHEME, JobPage, JobQuery, QueueStats
+from typeless_grpc.jobs.store import UPLOAD_SCHEME, AudioReservation, JobPage, JobQuery, QueueStats
 from typeless_grpc.speech.transcript import Segment, Transcript
 from typeless_grpc.stores.database import ID_BYTES, job_audio, job_chunks, job_deletions, jobs, uploads, workers
 from typeless_grpc.stores.job_table import FORMAT, OPTIONS, TRANSCRIPT, JobTable, audio_path, job_of, larger, not_found
@@ -36,7 +37,7 @@ class SqlJobStore:
     def __init__(self, table: JobTable) -> None:
         self._table = table
 
-    def submit(self, new: NewJob, content: bytes | BinaryIO | None) -> Job:
+    def submit(self, new: NewJob, content: bytes | BinaryIO | None, reserved: AudioReservation | None = None) -> Job:
         """See `JobStore`."""
         self._table.queue.prepare()
         while True:
@@ -46,14 +47,16 @@ class SqlJobStore:
             n_bytes = 0
             if content is not None:
                 n_bytes = _size(content)
-                self.check_room(new.owner, n_bytes)
+                n_reserved = reserved.n_bytes if reserved else 0
+                self._table.quota.check(new.owner, max(0, n_bytes - n_reserved))
+                self._table.files.check_room(n_bytes)
                 self._write_audio(job_id, content)
             try:
-                return self._file(job_id, new, n_bytes)
+                return self._file(job_id, new, n_bytes, reserved)
             except IntegrityError:  # the same request id at the same instant: the other one was first
                 self._table.delete_files(job_id)
             except SourceUnavailable as error:
-                # The answer to a commit may be lost, and the job filed: what has no row is for the upkeep to delete. A
+                # The answer to a commit may be lost, and the job filed: maintenance deletes files without a row. A
                 # database that is full has filed nothing.
                 if error.reason == "STORAGE_FULL":
                     self._table.delete_files(job_id)
@@ -62,10 +65,12 @@ class SqlJobStore:
                 self._table.delete_files(job_id)
                 raise
 
-    def check_room(self, owner: str, n_bytes: int) -> None:
+    @contextmanager
+    def reserve(self, owner: str) -> Iterator[AudioReservation]:
         """See `JobStore`."""
-        self._table.room.check(owner, n_bytes)
-        self._table.files.check_room(n_bytes)
+        lasts_s, check_disk = self._table.options.fetch_timeout_s, self._table.files.check_room
+        with self._table.quota.reserve(owner, lasts_s, check_disk) as reservation:
+            yield reservation
 
     def made_by(self, new: NewJob) -> Job | None:
         """See `JobStore`."""
@@ -151,7 +156,7 @@ class SqlJobStore:
     def stats(self, owner: str | None = None) -> QueueStats:
         """See `JobStore`."""
         now_s = self._table.db.now_s()
-        alive = workers.c.beat_s > now_s - self._table.options.worker_timeout_s
+        alive = workers.c.heartbeat_s > now_s - self._table.options.worker_timeout_s
         with self._table.db.reading() as connection:
             counted = connection.execute(
                 sa.select(jobs.c.state, sa.func.count(), (now_s - sa.func.min(jobs.c.create_s)))
@@ -206,11 +211,13 @@ class SqlJobStore:
             self._table.delete_files(job_id)
             raise
 
-    def _file(self, job_id: str, new: NewJob, n_bytes: int) -> Job:
+    def _file(self, job_id: str, new: NewJob, n_bytes: int, reserved: AudioReservation | None) -> Job:
         with self._table.db.writing() as connection:
             self._check_pending(connection, new)
+            if reserved is not None:
+                self._table.quota.release_within(connection, reserved.reservation_id)
             if n_bytes:
-                self._table.room.check_within(connection, new.owner, n_bytes)
+                self._table.quota.check_within(connection, new.owner, n_bytes)
                 connection.execute(sa.insert(job_audio).values(job_id=job_id, owner=new.owner, size_bytes=n_bytes))
             upload_id = self._checked_upload(connection, new)
             if new.request_id:  # one that has expired, and is about to be deleted, holds its id no longer

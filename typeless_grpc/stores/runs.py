@@ -26,7 +26,7 @@ class SqlRunStore:
     def __init__(self, table: JobTable, sources: AudioSources) -> None:
         self._table, self._sources = table, sources
 
-    def is_suspect(self, job_id: str) -> bool:
+    def is_quarantined(self, job_id: str) -> bool:
         """See `RunStore`."""
         with self._table.db.reading() as connection:
             state = connection.execute(sa.select(jobs.c.state).where(jobs.c.job_id == job_id)).scalar_one_or_none()

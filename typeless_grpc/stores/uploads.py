@@ -23,7 +23,7 @@ from typeless_grpc.jobs.store import Upload
 from typeless_grpc.stores.database import ID_BYTES, Database, jobs, upload_digests, upload_parts, uploads
 from typeless_grpc.stores.files import Files, PartsFile
 from typeless_grpc.stores.orphans import Orphans
-from typeless_grpc.stores.room import OwnerRoom
+from typeless_grpc.stores.storage_quota import StorageQuota
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -49,7 +49,7 @@ class SqlUploadStore:
 
     def __init__(self, database: Database, files: Files, options: UploadOptions) -> None:
         self._db, self._files, self._options = database, files, options
-        self._room = OwnerRoom(database, options.max_owner_bytes)
+        self._quota = StorageQuota(database, options.max_owner_bytes)
         self._orphans = Orphans(database, files, "uploads", uploads.c.upload_id)
 
     def create(self, owner: str, filename: str) -> Upload:
@@ -94,7 +94,7 @@ class SqlUploadStore:
         if upload.size_bytes + n_bytes > self._options.max_bytes:
             why = f"an upload has at most {self._options.max_bytes} bytes"
             raise InvalidInput("chunk", why, reason="UPLOAD_TOO_LARGE")
-        self._room.check(upload.owner, n_bytes)
+        self._quota.check(upload.owner, n_bytes)
         self._files.check_room(n_bytes)
         path = f"uploads/{upload.upload_id}/{upload.size_bytes:015d}-{uuid.uuid4().hex[:8]}"
         self._files.write(path, data)
@@ -163,7 +163,7 @@ class SqlUploadStore:
 
     def _counted(self, upload: Upload, n_bytes: int, path: str) -> Upload:
         with self._db.writing() as connection:
-            self._room.check_within(connection, upload.owner, n_bytes)
+            self._quota.check_within(connection, upload.owner, n_bytes)
             grown = self._changed(connection, upload, size_bytes=upload.size_bytes + n_bytes)
             connection.execute(
                 sa.insert(upload_parts).values(

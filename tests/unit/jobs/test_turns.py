@@ -7,8 +7,8 @@ import pytest
 from typeless_grpc.jobs.turns import LEAST_TURN_S, Turns
 
 
-def turns(n_places: int, running: dict[str, int]) -> Turns:
-    return Turns(n_places, Counter(running).__getitem__)
+def turns(n_slots: int, running: dict[str, int]) -> Turns:
+    return Turns(n_slots, Counter(running).__getitem__)
 
 
 def test_a_caller_alone_may_have_all_places():
@@ -51,11 +51,11 @@ def test_who_waits_no_more_has_no_turn_to_wait_for():
     ],
 )
 def test_a_job_makes_way_where_another_caller_has_fewer_places(running: dict[str, int], ran_s: float, is_over: bool):
-    assert turns(3, running).must_make_way("a", ["a", "b"], n_making_way=0, ran_s=ran_s) is is_over
+    assert turns(3, running).must_yield("a", ["a", "b"], n_yielding=0, ran_s=ran_s) is is_over
 
 
 def test_no_job_makes_way_for_its_own_caller_or_where_enough_do():
     sharing = turns(3, {"a": 3})
-    assert not sharing.must_make_way("a", ["a"], n_making_way=0, ran_s=1e6)
-    assert not sharing.must_make_way("a", ["a", "b"], n_making_way=1, ran_s=1e6)
-    assert sharing.must_make_way("a", ["a", "b", "c"], n_making_way=1, ran_s=1e6)
+    assert not sharing.must_yield("a", ["a"], n_yielding=0, ran_s=1e6)
+    assert not sharing.must_yield("a", ["a", "b"], n_yielding=1, ran_s=1e6)
+    assert sharing.must_yield("a", ["a", "b", "c"], n_yielding=1, ran_s=1e6)

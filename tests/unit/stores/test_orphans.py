@@ -33,12 +33,12 @@ def test_the_audio_of_a_submission_under_way_stays(stores: Stores, monkeypatch: 
     enqueue = stores.queue.enqueue
 
     def swept(*told: Any) -> None:  # between the write of the audio and the commit of its row
-        assert stores.upkeep.delete_orphans(LATER_S) == 0
+        assert stores.maintenance.delete_orphans(LATER_S) == 0
         enqueue(*told)
 
     monkeypatch.setattr(stores.queue, "enqueue", swept)
     job = stores.submit(content=b"RIFF....")
-    assert stores.upkeep.delete_orphans(LATER_S) == 0
+    assert stores.maintenance.delete_orphans(LATER_S) == 0
     with stores.runs.open_audio(job) as file:
         assert file.read() == b"RIFF...."
 
@@ -46,7 +46,7 @@ def test_the_audio_of_a_submission_under_way_stays(stores: Stores, monkeypatch: 
 def test_what_two_sweeps_in_a_row_found_without_a_row_is_put_aside(stores: Stores):
     job = stores.submit()
     stores.files.write(f"jobs/{GONE}/audio", b"x")
-    assert [stores.upkeep.delete_orphans(LATER_S) for _ in range(3)] == [0, 1, 0]
+    assert [stores.maintenance.delete_orphans(LATER_S) for _ in range(3)] == [0, 1, 0]
     assert names(stores, "jobs") == [job.job_id]
 
 
@@ -62,9 +62,9 @@ def test_one_round_of_the_janitor_sweeps_jobs_and_uploads(database: Database, tm
     for directory in ("jobs", "uploads"):
         stores.files.write(f"{directory}/{GONE}/x", b"x")
         os.utime(tmp_path / "files" / directory / GONE, (0.0, 0.0))
-    Janitor(stores.upkeep, stores.uploads, may_sweep=lambda: False).tidy_once()
+    Janitor(stores.maintenance, stores.uploads, may_sweep=lambda: False).tidy_once()
     assert names(stores, "jobs") + names(stores, "uploads") == [GONE, GONE]
-    Janitor(stores.upkeep, stores.uploads).tidy_once()
+    Janitor(stores.maintenance, stores.uploads).tidy_once()
     assert names(stores, "jobs") + names(stores, "uploads") == []
 
 
@@ -115,5 +115,5 @@ def test_what_has_no_name_of_ours_is_left_alone(database: Database, storage: Fil
     stores = Stores.over(database, storage)
     storage.write(f"jobs/{name}/x", b"x")
     storage.write(f"quarantine/jobs/{name}/x", b"x")
-    assert sum(stores.upkeep.delete_orphans(LATER_S) for _ in range(3)) == 0
+    assert sum(stores.maintenance.delete_orphans(LATER_S) for _ in range(3)) == 0
     assert storage.read([f"jobs/{name}/x", f"quarantine/jobs/{name}/x"]) == [b"x", b"x"]

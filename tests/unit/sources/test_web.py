@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.stores.test_sources import allowing, refusal
-from typeless_grpc.errors import SourceUnavailable
-from typeless_grpc.stores.web import is_public
+from tests.unit.sources.test_checked import allowing, refusal
+from typeless_grpc.errors import RateLimited, SourceUnavailable
+from typeless_grpc.sources.web import is_public
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ from typeless_grpc.stores.web import is_public
         ("::7f00:1", False),
     ],
 )
-def test_public_addresses_are_told_from_private_ones(address: str, expected: bool):
+def test_public_and_private_addresses_are_distinguished(address: str, expected: bool):
     assert is_public(address) == expected
 
 
@@ -186,20 +186,38 @@ def test_a_recording_of_the_web_is_fetched_and_can_be_sought_in(web: str):
         ("endless", "AUDIO_TOO_LARGE"),
     ],
 )
-def test_answers_that_hold_no_recording_are_told_apart(web: str, path: str, reason: str):
+def test_answers_without_a_recording_are_distinguished(web: str, path: str, reason: str):
     assert refusal(allowing(f"{web}/", private_hosts=True, max_bytes=100_000), f"{web}/{path}") == reason
 
 
-@pytest.mark.parametrize("path", ["a.wav", "body-without-end"], ids=["length told", "length not told"])
+@pytest.mark.parametrize("path", ["a.wav", "body-without-end"], ids=["with its length", "without its length"])
 def test_a_download_leaves_room_on_the_disk(web: str, path: str):
     assert refusal(allowing(f"{web}/", private_hosts=True, min_free_percent=100.0), f"{web}/{path}") == "STORAGE_FULL"
+
+
+def test_a_download_reserves_its_bytes(web: str):
+    reserved: list[int] = []
+    allowed = allowing(f"{web}/", private_hosts=True)
+    allowed.open(f"{web}/a.wav", "ann", "audio.uri", reserved.append).close()
+    assert reserved == [12, 12]
+
+
+@pytest.mark.parametrize("path", ["a.wav", "body-without-end"], ids=["with its length", "without its length"])
+def test_a_download_ends_when_its_bytes_cannot_be_reserved(web: str, path: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("typeless_grpc.sources.web._RESERVE_BYTES", 10)
+
+    def refuse(n_bytes: int) -> None:
+        raise RateLimited("full", reason="UPLOAD_QUOTA_EXCEEDED")
+
+    with pytest.raises(RateLimited):
+        allowing(f"{web}/", private_hosts=True).open(f"{web}/{path}", "ann", "audio.uri", refuse)
 
 
 def test_a_host_is_reached_by_whichever_of_its_addresses_answers(web: str, monkeypatch: pytest.MonkeyPatch):
     resolve = socket.getaddrinfo
 
-    def with_a_dead_one(host: str, port: int, *more: Any, **asked: Any) -> list[Any]:
-        found = resolve("127.0.0.1" if host == "localhost" else host, port, *more, **asked)
+    def with_a_dead_one(host: str, port: int, *more: Any, **options: Any) -> list[Any]:
+        found = resolve("127.0.0.1" if host == "localhost" else host, port, *more, **options)
         # Nothing listens on this port of that address of the loopback.
         return [(2, 1, 6, "", ("127.9.9.9", port)), *found] if host == "localhost" else found
 
@@ -230,9 +248,9 @@ def test_a_host_that_never_greets_is_given_up():
 def test_a_host_that_is_reached_when_the_time_is_over_is_given_up(web: str, monkeypatch: pytest.MonkeyPatch):
     connect = socket.create_connection
 
-    def late(*asked: Any) -> socket.socket:
+    def late(*arguments: Any) -> socket.socket:
         time.sleep(1.0)
-        return connect(*asked)
+        return connect(*arguments)
 
     monkeypatch.setattr(socket, "create_connection", late)
     given_up(web, "body-without-end")

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from typeless_grpc.errors import InvalidInput, NotFound, TypelessError
-from typeless_grpc.stores.sources import CheckedSources, SourceOptions
+from typeless_grpc.sources.checked import CheckedSources, SourceOptions
 
 
 class OneUpload:

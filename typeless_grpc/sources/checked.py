@@ -1,15 +1,15 @@
-"""What a URI in a request names: an upload, or audio elsewhere as far as the operator allowed it.
+"""Opens what a URI in a request names: an upload, or other audio that the operator allowed.
 
-A caller must not reach what the server can reach and the caller cannot. So each address is checked twice: as it is
-written, against the prefixes of the settings; and as what it turns out to be: a path after its links are followed, a
-host after its name is resolved, by connecting to nothing but the addresses that were checked.
+A caller must not reach through the server what it cannot reach itself. So each address is checked twice: as it is
+written, against the prefixes of the settings; and as what it resolves to, a path after its links, a host after its
+name. The server connects only to addresses that were checked.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -17,21 +17,24 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 import fsspec
 
+from typeless_grpc.audio.source import no_bound
 from typeless_grpc.errors import InvalidInput, NotFound
 from typeless_grpc.jobs.store import UPLOAD_SCHEME, UploadStore
-from typeless_grpc.stores.web import WebOptions, check_size, download, missing, unreachable
+from typeless_grpc.sources.web import WebOptions, check_size, download, missing, unreachable
 
 _OBJECT_SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "memory")
-# What joins the filesystems of a chain.
+# Joins the filesystems of a chain.
 _CHAIN = "::"
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """prefixes: what is allowed besides uploads ("file:///srv/audio/"), none unless set. max_bytes: of one recording.
+    """Which audio may be opened.
+
+    prefixes: what is allowed besides uploads ("file:///srv/audio/"), none unless set. max_bytes: of one recording.
 
     timeout_s: for a whole download. private_hosts: also reach private addresses; only for tests of this package.
-    min_free_percent: of the disk of temporary files, what a download must leave free.
+    min_free_percent: the share of the disk of temporary files that a download must leave free.
     """
 
     prefixes: Sequence[str] = ()
@@ -42,19 +45,19 @@ class SourceOptions:
 
 
 class NoSources:
-    """`AudioSources` of a server that keeps no uploads: nothing can be named."""
+    """`AudioSources` of a server without uploads: every URI is refused."""
 
     def is_remote(self, uri: str) -> bool:
         """See `AudioSources`."""
         return False
 
-    def open(self, uri: str, owner: str | None, field: str) -> BinaryIO:
+    def open(self, uri: str, owner: str | None, field: str, reserve: Callable[[int], None] = no_bound) -> BinaryIO:
         """See `AudioSources`."""
         raise InvalidInput(field, "this server takes audio by its bytes only", reason="URI_SCHEME_NOT_ALLOWED")
 
 
 class CheckedSources:
-    """`AudioSources` over the uploads, this machine's files, object stores and the web."""
+    """`AudioSources` over uploads, files of this machine, object stores and the web."""
 
     def __init__(self, uploads: UploadStore, options: SourceOptions) -> None:
         self._uploads, self._options = uploads, options
@@ -63,14 +66,14 @@ class CheckedSources:
 
     @property
     def schemes(self) -> list[str]:
-        """What is taken here, "upload" first."""
+        """The schemes that are accepted here, "upload" first."""
         return ["upload", *sorted({prefix.scheme for prefix in self._prefixes})]
 
     def is_remote(self, uri: str) -> bool:
         """See `AudioSources`."""
         return uri.partition(":")[0].lower() not in ("upload", "file")
 
-    def open(self, uri: str, owner: str | None, field: str) -> BinaryIO:
+    def open(self, uri: str, owner: str | None, field: str, reserve: Callable[[int], None] = no_bound) -> BinaryIO:
         """See `AudioSources`."""
         parts = _split(uri, field)
         if parts.scheme == "upload":
@@ -84,11 +87,11 @@ class CheckedSources:
         if parts.scheme == "file":
             return self._open_file(parts, field)
         if parts.scheme == "https":
-            return download(parts, field, self._web)
+            return download(parts, field, self._web, reserve)
         return self._open_object(parts, field)
 
     def _open_file(self, parts: SplitResult, field: str) -> BinaryIO:
-        """Open first and ask where it lies afterwards, so that no link can be changed in between."""
+        """Open the file before its place is checked, so that no link can be changed in between."""
         try:
             descriptor = os.open(unquote(parts.path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
@@ -109,8 +112,8 @@ class CheckedSources:
 
     def _open_object(self, parts: SplitResult, field: str) -> BinaryIO:
         try:
-            # By its scheme alone: of a whole URI, fsspec makes chains of filesystems ("zip://a::s3://b"), which reach
-            # anything.
+            # fsspec gets the scheme alone: of a whole URI it makes a chain of filesystems ("zip://a::s3://b"), which
+            # can reach anything.
             filesystem, path = fsspec.filesystem(parts.scheme), f"{parts.netloc}{_object_path(parts)}"
             check_size(int(filesystem.size(path) or 0), self._options.max_bytes, field)
             return cast(BinaryIO, filesystem.open(path, "rb"))
@@ -134,7 +137,7 @@ def _split(uri: str, field: str) -> SplitResult:
 
 
 def _split_prefix(prefix: str) -> SplitResult:
-    """A prefix of the settings. Raises InvalidInput where it would allow nothing, or more than it seems to."""
+    """Parse a prefix of the settings. Raises InvalidInput if it would allow nothing, or more than it seems to."""
     parts = urlsplit(prefix)
     name = "audio_uri_prefixes"
     if parts.scheme not in ("file", "https", *_OBJECT_SCHEMES):
@@ -149,11 +152,11 @@ def _split_prefix(prefix: str) -> SplitResult:
 
 
 def _is_within(parts: SplitResult, prefix: SplitResult) -> bool:
-    """Whether an address lies under a prefix, whole path segments compared, and climbs nowhere."""
+    """Whether an address is under a prefix, by whole path segments, and has no ".."."""
     if parts.username or parts.password or parts.scheme != prefix.scheme:
         return False
     if parts.scheme in _OBJECT_SCHEMES:
-        # A storage takes the path as it is written: what "%2F" stands for is no end of a segment to it.
+        # A storage uses the path as it is written: to it, "%2F" does not end a segment.
         paths = [_object_path(parts), unquote(_object_path(parts))]
         is_same_host, allowed = parts.netloc == prefix.netloc, prefix.path.rstrip("/")
         if any(_CHAIN in path for path in paths):
@@ -170,12 +173,12 @@ def _lies_under(path: str, allowed: str) -> bool:
 
 
 def _object_path(parts: SplitResult) -> str:
-    """The path of an object: a name has no query and no fragment."""
+    """Return the path of an object: its name may hold "?" and "#"."""
     return urlunsplit(("", "", parts.path, parts.query, parts.fragment))
 
 
 def _real_path(descriptor: int, path: str) -> Path:
-    """Where an open file lies, all links followed: the kernel's word, else the path's if it still is this file."""
+    """Return where an open file is, all links followed: from the kernel, else from its path if that still is it."""
     if os.path.exists("/proc/self/fd"):
         return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
     real = Path(path).resolve()

@@ -1,4 +1,4 @@
-"""The upkeep of jobs: who works, what has left the queue by mistake, and what is past its time."""
+"""Maintenance of jobs: heartbeats of workers, jobs that have left the queue by mistake, and what has expired."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from typeless_grpc.stores.job_table import JobTable
 from typeless_grpc.stores.orphans import Orphans
 
 
-class JobUpkeep:
-    """Done by every worker and every server, each on its own: what two do at once happens once."""
+class JobMaintenance:
+    """What every worker and server does from time to time. If two do the same at once, it happens once."""
 
     def __init__(self, table: JobTable) -> None:
         self._table = table
         self._orphans = Orphans(table.db, table.files, "jobs", jobs.c.job_id)
 
-    def beat(self, worker_id: str, max_jobs: int) -> None:
-        """Say that a worker is alive."""
+    def heartbeat(self, worker_id: str, max_jobs: int) -> None:
+        """Record that a worker is alive."""
         with self._table.db.writing() as connection:
-            values = {"beat_s": self._table.db.now_s(), "max_jobs": max_jobs}
+            values = {"heartbeat_s": self._table.db.now_s(), "max_jobs": max_jobs}
             mine = workers.c.worker_id == worker_id
             if not connection.execute(sa.update(workers).where(mine).values(**values)).rowcount:
                 connection.execute(sa.insert(workers).values(worker_id=worker_id, **values))
 
     def sign_off(self, worker_ids: Collection[str]) -> None:
-        """Say that workers are gone."""
+        """Record that workers have ended."""
         with self._table.db.writing() as connection:
             connection.execute(sa.delete(workers).where(workers.c.worker_id.in_(worker_ids)))
 
     def workers(self) -> Mapping[str, float]:
-        """Every worker that did not sign off, and its last heartbeat: another number each time."""
+        """Return the last heartbeat of every worker that did not sign off; each heartbeat is another number."""
         with self._table.db.reading() as connection:
-            return {row.worker_id: row.beat_s for row in connection.execute(sa.select(workers))}
+            return {row.worker_id: row.heartbeat_s for row in connection.execute(sa.select(workers))}
 
     def queue_again(self, is_queued: sa.ColumnElement[bool], idle_s: float, limit: int = 1000) -> int:
-        """Put jobs back whose place in the queue is gone; how many.
+        """Queue jobs again that are not in the queue; return how many.
 
         is_queued: a condition on jobs.c.workflow_id. idle_s: only jobs that have not changed for so long.
         """
@@ -53,21 +53,22 @@ class JobUpkeep:
         return len(rows)
 
     def delete_expired(self, limit: int = 500) -> int:
-        """Delete jobs that are past their time, with all they hold; how many."""
+        """Delete expired jobs and all that belongs to them; return how many."""
         with self._table.db.writing() as connection:
             due = sa.select(jobs.c.job_id).where(jobs.c.expire_s <= self._table.db.steady_s()).limit(limit)
-            gone = connection.execute(
+            expired = connection.execute(
                 sa.delete(jobs)
                 .where(jobs.c.job_id.in_(due))
                 .returning(jobs.c.job_id, jobs.c.n_workflows, jobs.c.upload_id)
             ).all()
-            self._table.delete_dependents(connection, gone)
+            self._table.delete_dependents(connection, expired)
             connection.execute(sa.delete(job_deletions).where(job_deletions.c.expire_s <= self._table.db.steady_s()))
-        self._table.delete_traces(gone)
-        return len(gone)
+        self._table.delete_traces(expired)
+        self._table.quota.delete_expired()
+        return len(expired)
 
     def drop_audio(self, limit: int = 500) -> int:
-        """Delete the audio of jobs that have ended, where it was left behind; of how many."""
+        """Delete audio that was left behind at the end of its job; return of how many jobs."""
         if self._table.options.keep_audio:
             return 0
         ended = jobs.c.state.in_([state.value for state in State if state.is_final])
@@ -79,5 +80,5 @@ class JobUpkeep:
         return len(ids)
 
     def delete_orphans(self, before_s: float) -> int:
-        """Put files of jobs that were never filed into quarantine: of how many. before_s: Unix time."""
+        """Quarantine files of jobs that have no row; return of how many jobs. before_s: Unix time."""
         return self._orphans.delete(before_s)

@@ -1,7 +1,7 @@
-"""Recordings fetched over https://, from the public internet only, by nothing but addresses that were checked.
+"""Fetches recordings over https://, only from the public internet, and only from addresses that were checked.
 
-A name is resolved once and the connection made to what was found: a name that leads elsewhere a moment later is of no
-use. Redirects are not followed, since where they lead is not what the operator allowed.
+A host name is resolved once, and the connection goes to the addresses found, so that a name that soon resolves to
+another address is of no use. Redirects are not followed, because the operator did not allow their target.
 """
 
 from __future__ import annotations
@@ -19,19 +19,24 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import SplitResult
 
+from typeless_grpc.audio.source import no_bound
+from typeless_grpc.disk import check_disk
 from typeless_grpc.errors import InvalidInput, NotFound, SourceUnavailable
-from typeless_grpc.stores.room import check_disk
 
 _COPY_BYTES = 1 << 20
-# For a connection, and for each answer of the other side within the time of the whole.
+# A download of unknown length reserves its bytes in steps, as an upload does.
+_RESERVE_BYTES = 4 << 20
+# For a connection, and for each answer of the other side within the time of the whole download.
 _SILENCE_S = 30.0
 
 
 @dataclass(frozen=True)
 class WebOptions:
-    """max_bytes: of one recording. timeout_s: for a whole download. private_hosts: only for tests of this package.
+    """Bounds of downloads.
 
-    min_free_percent: of the disk of temporary files, what a download must leave free.
+    max_bytes: of one recording. timeout_s: for a whole download. private_hosts: only for tests of this package.
+
+    min_free_percent: the share of the disk of temporary files that a download must leave free.
     """
 
     max_bytes: int
@@ -40,18 +45,22 @@ class WebOptions:
     min_free_percent: float = 0.0
 
 
-def download(parts: SplitResult, field: str, options: WebOptions) -> BinaryIO:
-    """The recording at an https:// address, in a nameless temporary file, since decoding has to seek.
+def download(
+    parts: SplitResult, field: str, options: WebOptions, reserve: Callable[[int], None] = no_bound
+) -> BinaryIO:
+    """Download the recording at an https:// address into an unnamed temporary file, because decoding has to seek.
 
-    Raises InvalidInput for a host that is not public, a redirect or too many bytes, NotFound where there is nothing,
-    and SourceUnavailable where it may be there another time.
+    reserve: see `AudioSources.open`.
+
+    Raises InvalidInput for a host that is not public, a redirect or too many bytes, NotFound if there is no recording,
+    and SourceUnavailable if a later attempt may succeed.
     """
     addresses = _addresses(parts, field, options)
     connection = _PinnedConnection(parts.hostname or "", parts.port or 443, addresses)
     file = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         with _time_limit(options.timeout_s, connection.give_up):
-            _fetch(connection, parts, cast(BinaryIO, file), field, options)
+            _fetch(connection, parts, cast(BinaryIO, file), field, options, reserve)
         file.seek(0)
         return cast(BinaryIO, file)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -65,7 +74,7 @@ def download(parts: SplitResult, field: str, options: WebOptions) -> BinaryIO:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, also where it wraps an IPv4 address."""
+    """Whether an IP address, or the IPv4 address that it wraps, is one of the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -80,24 +89,24 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def missing(field: str) -> NotFound:
-    """There is nothing, or nothing that we may read: which of them is not told."""
+    """Return the error for audio that does not exist or that the server may not read; it does not say which."""
     return NotFound(f"{field}: there is no audio that could be read.", reason="AUDIO_NOT_FOUND")
 
 
 def unreachable() -> SourceUnavailable:
-    """It may be there another time."""
+    """Return the error for audio that a later attempt may reach."""
     return SourceUnavailable("The audio cannot be fetched now.", reason="AUDIO_UNREACHABLE", retry_after_s=5.0)
 
 
 def check_size(n_bytes: int, max_bytes: int, field: str) -> None:
-    """Raise InvalidInput for a recording that is larger than what is taken."""
+    """Raise InvalidInput for a recording of more than max_bytes."""
     if n_bytes > max_bytes:
         why = f"it has more than {max_bytes} bytes, the most that are taken"
         raise InvalidInput(field, why, reason="AUDIO_TOO_LARGE")
 
 
 def _addresses(parts: SplitResult, field: str, options: WebOptions) -> Sequence[str]:
-    """Those of the host, all of which must be public."""
+    """Return the addresses of the host. Raises InvalidInput if one is not public."""
     try:
         found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -108,7 +117,14 @@ def _addresses(parts: SplitResult, field: str, options: WebOptions) -> Sequence[
     return addresses
 
 
-def _fetch(connection: _PinnedConnection, parts: SplitResult, file: BinaryIO, field: str, options: WebOptions) -> None:
+def _fetch(
+    connection: _PinnedConnection,
+    parts: SplitResult,
+    file: BinaryIO,
+    field: str,
+    options: WebOptions,
+    reserve: Callable[[int], None],
+) -> None:
     target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
     connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "typeless"})
     with connection.getresponse() as response:
@@ -116,14 +132,20 @@ def _fetch(connection: _PinnedConnection, parts: SplitResult, file: BinaryIO, fi
         if response.length is not None:
             check_size(response.length, options.max_bytes, field)
             _check_disk(response.length, options)
+            reserve(response.length)
+        n_reserved = response.length or 0
         while data := response.read1(_COPY_BYTES):
             connection.check_time()
             _check_disk(len(data), options)
             file.write(data)
             check_size(file.tell(), options.max_bytes, field)
+            if file.tell() >= n_reserved + _RESERVE_BYTES:
+                n_reserved = file.tell()
+                reserve(n_reserved)
         connection.check_time()
-        if response.length:  # the connection broke before all of it had come
+        if response.length:  # the connection broke before the end
             raise unreachable()
+        reserve(file.tell())
 
 
 def _check_disk(n_bytes: int, options: WebOptions) -> None:
@@ -140,21 +162,21 @@ def _check_answer(response: http.client.HTTPResponse, field: str) -> None:
 
 
 class _PinnedConnection(http.client.HTTPSConnection):
-    """HTTPS to one of the addresses that were checked, under the name it was asked for."""
+    """HTTPS to one of the addresses that were checked, under the requested host name."""
 
     def __init__(self, host: str, port: int, addresses: Sequence[str]) -> None:
         self._tls = ssl.create_default_context()
         super().__init__(host, port, timeout=_SILENCE_S, context=self._tls)
         self._addresses = addresses
         self._is_given_up = threading.Event()
-        # `sock` is let go of once the answer's head is there, if the other side closes the connection after it.
+        # `sock` is None once the head of the answer has come, if the other side closes the connection after it.
         self._open: ssl.SSLSocket | None = None
 
     def connect(self) -> None:
         plain = self._connected()
         try:
-            # Without its handshake, so that `give_up` finds what the handshake waits on. An end that was not announced
-            # is an error: it could be anybody's.
+            # The handshake comes later, so that `give_up` can end it. An end of the connection that TLS did not
+            # announce is an error: anybody could have caused it.
             self.sock = self._open = self._tls.wrap_socket(
                 plain, server_hostname=self.host, do_handshake_on_connect=False, suppress_ragged_eofs=False
             )
@@ -165,21 +187,21 @@ class _PinnedConnection(http.client.HTTPSConnection):
         self.sock.do_handshake()
 
     def give_up(self) -> None:
-        """End it, from another thread, whatever it waits for, or as soon as it has connected."""
+        """End the connection from another thread, whatever it waits for; if it is being made, once it is made."""
         self._is_given_up.set()
         if self._open is not None:
             with suppress(OSError):
                 socket.socket.shutdown(self._open, socket.SHUT_RDWR)
 
     def check_time(self) -> None:
-        """Raise SourceUnavailable once it was given up."""
+        """Raise SourceUnavailable after `give_up`."""
         if self._is_given_up.is_set():
             raise unreachable()
 
     def _connected(self) -> socket.socket:
         for address in self._addresses[:-1]:
             self.check_time()
-            with suppress(OSError):  # a host of two families is often reached by one of them only
+            with suppress(OSError):  # a host with addresses of both families is often reachable by only one
                 return socket.create_connection((address, self.port), self.timeout)
         self.check_time()
         return socket.create_connection((self._addresses[-1], self.port), self.timeout)
@@ -187,7 +209,7 @@ class _PinnedConnection(http.client.HTTPSConnection):
 
 @contextmanager
 def _time_limit(seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
-    """Give up after a time, also where the other side keeps sending a little."""
+    """Call give_up after a time, even if the other side keeps sending a little."""
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
