@@ -29,7 +29,7 @@ class MessageSizeInterceptor(Interceptor):
         kind = getattr(inner, "__self__", None)  # `FromString` is bound to its message class
         if not (isinstance(kind, type) and issubclass(kind, Message)):
             return inner  # a method whose requests are not messages
-        descriptor = kind.DESCRIPTOR
+        descriptor: Any = kind.DESCRIPTOR
 
         def deserialize(data: bytes) -> Any:
             if has_more_fields(data, descriptor, MAX_FIELDS):
