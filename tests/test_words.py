@@ -90,23 +90,12 @@ ALLOWED: Mapping[str, str] = {
         "asked for, asked=, doubtful=, guess, guess=, guessed=, hear=, heard, make way, piece, "
         "piece=, pieces=, said=, told, told=, what was said, whoever="
     ),
-    "tests/unit/test_client.py": "asked=, told=",
-    "tests/unit/test_client_channel.py": "gone, told=",
-    "tests/unit/test_client_jobs.py": "gone=",
-    "tests/unit/test_client_ledger.py": "piece=",
-    "tests/unit/test_client_mic.py": "heard=, piece, piece=, pieces=, whoever=",
-    "tests/unit/test_client_stream.py": "asked=, gone, heard=, piece, piece=, pieces=, whoever",
     "tests/unit/text": "asked=, gone=, heard=, said=, told",
     "typeless_grpc/audio": "gone, guess, heard, piece, promised=, said=, told, whoever",
     "typeless_grpc/cli": (
         "Who …, asked for, asked=, away=, elsewhere, gone, patiently, patiently=, piece, piece=, "
         "pieces=, taken up, told, told=, what was said, whoever"
     ),
-    "typeless_grpc/client.py": "asked=, away, piece, taken up, told",
-    "typeless_grpc/client_jobs.py": "asked=, gone, heard, patiently=, piece",
-    "typeless_grpc/client_ledger.py": "asked for, asked=, piece=, taken up, told",
-    "typeless_grpc/client_mic.py": "heard, piece, piece=, pieces=, whoever",
-    "typeless_grpc/client_stream.py": "told",
     "typeless_grpc/engine": "gone, patiently, told",
     "typeless_grpc/servicers": "Who …, asked for, gone, piece=, told",
     "typeless_grpc/text": "asked for, asked=, heard, make way, piece=, pieces=, said=, what was said",

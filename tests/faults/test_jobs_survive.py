@@ -28,8 +28,7 @@ from tests.faults.conftest import (
 )
 from tests.faults.node import POISON, recording
 from tests.postgres import Postgres
-from typeless_grpc.client import CallFailed, Client
-from typeless_grpc.client_jobs import Jobs, Retries
+from typeless_grpc.client import CallFailed, Client, Jobs, RetryPolicy
 from typeless_grpc.pb.v1 import jobs_pb2
 
 pytestmark = pytest.mark.timeout(400)
@@ -101,7 +100,7 @@ def test_a_poison_job_fails_and_harms_no_other(cluster: Cluster):
 
 def _none_left(node: object) -> bool:
     with contextlib.suppress(CallFailed), grpc.insecure_channel(f"127.0.0.1:{node.port}") as channel:  # type: ignore[attr-defined]
-        stats = Jobs(channel, Retries(max_attempts=1)).stats()
+        stats = Jobs(channel, RetryPolicy(max_attempts=1)).stats()
         return stats.pending + stats.processing == 0
     return False
 
@@ -115,7 +114,7 @@ def test_a_restart_of_postgresql_loses_nothing(postgres: Postgres, tmp_path: Pat
         postgres.stop("immediate")
         try:
             with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel, pytest.raises(CallFailed) as caught:
-                Jobs(channel, Retries(max_attempts=1)).submit(recording(99, 5), raw_format=PCM)
+                Jobs(channel, RetryPolicy(max_attempts=1)).submit(recording(99, 5), raw_format=PCM)
             time.sleep(1.0)
         finally:
             postgres.start()
@@ -137,7 +136,7 @@ def test_a_locked_sqlite_file_loses_nothing(tmp_path: Path):
         lock = sqlite3.connect(tmp_path / "jobs.db", timeout=30, isolation_level=None)
         lock.execute("BEGIN EXCLUSIVE")
         with grpc.insecure_channel(f"127.0.0.1:{node.port}") as channel, pytest.raises(CallFailed) as caught:
-            Jobs(channel, Retries(max_attempts=1)).submit(recording(99, 5), raw_format=PCM)
+            Jobs(channel, RetryPolicy(max_attempts=1)).submit(recording(99, 5), raw_format=PCM)
         lock.execute("ROLLBACK")
         lock.close()
         assert caught.value.reason == "STORE_UNAVAILABLE"
@@ -201,7 +200,7 @@ def check_full(cluster: Cluster, disk: Path | None) -> None:
         # The journal of the engines may be on the full disk as well; it is read before or after.
         with full_disk(disk) if disk else no_file_grows(node.pid):
             with grpc.insecure_channel(f"127.0.0.1:{node.port}") as channel, pytest.raises(CallFailed) as caught:
-                Jobs(channel, Retries(max_attempts=1)).submit(recording(99, 5), raw_format=PCM)
+                Jobs(channel, RetryPolicy(max_attempts=1)).submit(recording(99, 5), raw_format=PCM)
             time.sleep(2.0)
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         assert caught.value.reason in ("STORAGE_FULL", "STORE_UNAVAILABLE")

@@ -20,8 +20,7 @@ from tests.silence import SilentProxy
 from typeless_grpc.access.keys import new_key
 from typeless_grpc.access.principal import Role
 from typeless_grpc.access.quota import Quota
-from typeless_grpc.client import CallFailed
-from typeless_grpc.client_jobs import Jobs, Retries
+from typeless_grpc.client import CallFailed, Jobs, RetryPolicy
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.stores.buckets import RedisBuckets
 from typeless_grpc.stores.database import Database
@@ -211,6 +210,6 @@ def test_a_server_can_be_stopped_during_the_silence(url: str, proxy: SilentProxy
 def _refused_s(port: int) -> float:
     began_s = time.monotonic()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(CallFailed) as caught:
-        Jobs(channel, Retries(max_attempts=1)).get("nobody")
+        Jobs(channel, RetryPolicy(max_attempts=1)).get("nobody")
     assert caught.value.reason == "STORE_UNAVAILABLE"
     return time.monotonic() - began_s

@@ -14,10 +14,19 @@ import pytest
 
 from tests.harness import AUDIO, ServedJobs, pcm, request, serving, serving_jobs
 from tests.service.test_transcribe import refused
-from typeless_grpc.client import AsyncClient, CallFailed, Client, RawFormat
-from typeless_grpc.client_jobs import CHUNK_BYTES, INLINE_BYTES, Jobs
+from typeless_grpc.client import AsyncClient, CallFailed, Client, RawFormat, RetryPolicy
+from typeless_grpc.client.recording import CHUNK_BYTES, INLINE_BYTES
+from typeless_grpc.client.uploads import Uploads
 from typeless_grpc.engine.scripted import ScriptedEngine
-from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, server_pb2, transcription_pb2, uploads_pb2, uploads_pb2_grpc
+from typeless_grpc.pb.v1 import (
+    audio_pb2,
+    jobs_pb2,
+    server_pb2,
+    server_pb2_grpc,
+    transcription_pb2,
+    uploads_pb2,
+    uploads_pb2_grpc,
+)
 
 Request = uploads_pb2.UploadAudioRequest
 FORMAT = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=16_000)
@@ -257,10 +266,9 @@ async def test_a_client_continues_where_a_broken_upload_stopped(tmp_path: Path):
 
     def upload(target: str) -> tuple[uploads_pb2.Upload, int]:
         with grpc.insecure_channel(target) as channel:
-            jobs = Jobs(channel)
-            flaky = Flaky(uploads_pb2_grpc.UploadServiceStub(channel), n_breaks=2)
-            jobs._uploads = flaky  # type: ignore[assignment]
-            return jobs.upload(audio, progress=lambda sent, total: progress.append(sent)), flaky.n_calls
+            flaky: Any = Flaky(uploads_pb2_grpc.UploadServiceStub(channel), n_breaks=2)
+            uploads = Uploads(flaky, server_pb2_grpc.ServerServiceStub(channel), RetryPolicy())
+            return uploads.upload(audio, "", lambda sent, total: progress.append(sent)), flaky.n_calls
 
     async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
         done, n_calls = await asyncio.to_thread(upload, served.target)
