@@ -165,7 +165,7 @@ async def test_many_writers_miss_nothing_of_each_other(connect: Connect):
             assert changes.revision >= revision
             revision = changes.revision
             seen.update(k.display_name for k in changes.keys)
-            await asyncio.sleep(0)  # the store in memory never waits
+            await asyncio.sleep(0.001)  # the store in memory never waits
 
     names = [f"{n}" for n in range(30)]
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:

@@ -126,13 +126,14 @@ class Hanging:
 
     def __init__(self) -> None:
         self.n_calls = 0
-        self.answers = asyncio.Event()
+        self.is_called, self.answers = asyncio.Event(), asyncio.Event()
         self.answers.set()
 
     async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
         self.n_calls += 1
+        self.is_called.set()
         await self.answers.wait()
-        raise SourceUnavailable("Away.", reason="RATE_LIMITS_UNAVAILABLE")
+        raise SourceUnavailable("Down.", reason="RATE_LIMITS_UNAVAILABLE")
 
     async def give_back(self, bucket: str, quota: Quota, cost: int) -> None:
         raise NotImplementedError
@@ -145,8 +146,9 @@ async def test_one_caller_at_a_time_retries_shared_buckets_that_do_not_answer(na
     shared.answers.clear()
     for n_calls in (2, 3):
         clock.advance(1.1)
+        shared.is_called.clear()
         waits = asyncio.create_task(either.take(name, SLOW, 1))
-        await asyncio.sleep(0)
+        await shared.is_called.wait()
         clock.advance(5)
         for _ in range(3):
             assert (await either.take(name, SLOW, 1)).is_allowed

@@ -32,7 +32,7 @@ from typeless_grpc.speech.transcript import OutputFormat
 from typeless_grpc.stores import steady
 from typeless_grpc.stores.database import Database, audio_reservations, uploads
 from typeless_grpc.stores.files import Files
-from typeless_grpc.stores.jobs import _filters
+from typeless_grpc.stores.jobs import filters_digest
 
 FAULT = Failure("EngineFailed", "ENGINE_FAILED", "The engine failed.", 1.0)
 
@@ -171,7 +171,7 @@ def test_pages_continue_where_they_stopped_while_jobs_come_and_go(stores: Stores
 
 
 def forged(token: str) -> str:
-    filters = _filters(JobQuery(None))
+    filters = filters_digest(JobQuery(None))
     return base64.urlsafe_b64encode(token.replace("FILTERS", filters).encode()).decode()
 
 

@@ -319,7 +319,7 @@ def _size(content: bytes | BinaryIO) -> int:
 
 
 def _page_token(query: JobQuery, last: Job) -> str:
-    token = json.dumps([last.create_s, last.job_id, _filters(query)])
+    token = json.dumps([last.create_s, last.job_id, filters_digest(query)])
     return base64.urlsafe_b64encode(token.encode()).decode()
 
 
@@ -331,12 +331,12 @@ def _page_start(query: JobQuery) -> tuple[float, str]:
             raise ValueError("not a time and an id")
     except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error) as error:
         raise InvalidInput("page_token", "is none that this server gave out", reason="PAGE_TOKEN_INVALID") from error
-    if filters != _filters(query):
+    if filters != filters_digest(query):
         raise InvalidInput("page_token", "belongs to a list with other filters", reason="PAGE_TOKEN_INVALID")
     return start
 
 
-def _filters(query: JobQuery) -> str:
+def filters_digest(query: JobQuery) -> str:
     """Return a digest of the filters, which all pages of a list share."""
     states = sorted(state.value for state in query.states)
     filters = json.dumps([query.owner, states, sorted((query.labels or {}).items())])

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.unit.idle import until_idle
 from typeless_grpc.access.keys import KeyRing, digest_of, new_key, settings_key
 from typeless_grpc.access.methods import Group
 from typeless_grpc.access.principal import Principal, Role
@@ -72,7 +73,7 @@ async def test_many_lookups_of_unknown_keys_share_the_reads(store: CountingStore
     registry = server(store)
     store.gate.clear()
     asking = [asyncio.create_task(registry.find(f"wrong {n}")) for n in range(50)]
-    await asyncio.sleep(0)
+    await until_idle()
     store.gate.set()
     assert await asyncio.gather(*asking) == [None] * 50
     assert store.n_reads == 2
@@ -83,10 +84,10 @@ async def test_a_lookup_does_not_use_a_read_that_began_before_it(store: Counting
     one, other = server(store), server(store)
     store.gate.clear()
     early = asyncio.create_task(other.refresh())
-    await asyncio.sleep(0)
+    await until_idle()
     _, secret = await one.create_key("n", Role.USER, None)
     late = asyncio.create_task(other.find(secret))
-    await asyncio.sleep(0)
+    await until_idle()
     store.gate.set()
     await early
     assert await late is not None
@@ -99,15 +100,14 @@ async def test_a_lookup_that_waits_for_a_failed_read_reads_itself(ends: str):
     key, secret = new_key("n", Role.USER, NOW_S, None)
     store.gate.clear()
     early = asyncio.create_task(registry.refresh())
-    await asyncio.sleep(0)
+    await until_idle()
     first = asyncio.create_task(registry.find("made up"))
     second = asyncio.create_task(registry.find(secret))
-    await asyncio.sleep(0)
+    await until_idle()
     store.gate.set()
     store.gate.clear()  # later reads wait
     await early
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await until_idle()
     assert store.n_reads == 2
     await store.add_key(key, max_keys=10)
     if ends == "cancelled":
