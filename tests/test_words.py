@@ -82,41 +82,22 @@ ALLOWED: Mapping[str, str] = {
         "promised=, said=, told, told=, what was said, whoever"
     ),
     "tests/speech.py": "said=",
-    "tests/unit/access": "asked=, away=, guess=, hear=, heard=, hears=, told=",
     "tests/unit/app": "away=",
     "tests/unit/audio": "guess, guessed=, hear=, heard, heard=, piece=, pieces=, said=, told=, whoever",
     "tests/unit/cli": "asked for, asked=, gone=, heard, said=, told, told=",
     "tests/unit/servicers": "asked=",
-    "tests/unit/stores": "gone=, told=",
     "tests/unit/streaming": (
         "asked for, asked=, doubtful=, guess, guess=, guessed=, hear=, heard, make way, piece, "
         "piece=, pieces=, said=, told, told=, what was said, whoever="
     ),
-    "tests/unit/test_client.py": "asked=, told=",
-    "tests/unit/test_client_channel.py": "gone, told=",
-    "tests/unit/test_client_jobs.py": "gone=",
-    "tests/unit/test_client_ledger.py": "piece=",
-    "tests/unit/test_client_mic.py": "heard=, piece, piece=, pieces=, whoever=",
-    "tests/unit/test_client_stream.py": "asked=, gone, heard=, piece, piece=, pieces=, whoever",
     "tests/unit/text": "asked=, gone=, heard=, said=, told",
-    "typeless_grpc/access": "Who …, asked for, away, away=, guess, taken up, told, whoever",
     "typeless_grpc/audio": "gone, guess, heard, piece, promised=, said=, told, whoever",
     "typeless_grpc/cli": (
         "Who …, asked for, asked=, away=, elsewhere, gone, patiently, patiently=, piece, piece=, "
         "pieces=, taken up, told, told=, what was said, whoever"
     ),
-    "typeless_grpc/client.py": "asked=, away, piece, taken up, told",
-    "typeless_grpc/client_jobs.py": "asked=, gone, heard, patiently=, piece",
-    "typeless_grpc/client_ledger.py": "asked for, asked=, piece=, taken up, told",
-    "typeless_grpc/client_mic.py": "heard, piece, piece=, pieces=, whoever",
-    "typeless_grpc/client_stream.py": "told",
     "typeless_grpc/engine": "gone, patiently, told",
-    "typeless_grpc/jobs": "asked for, asked=, gone, piece, told, whoever",
     "typeless_grpc/servicers": "Who …, asked for, gone, piece=, told",
-    "typeless_grpc/stores": (
-        "asked for, asked=, away, away=, gone, gone=, piece=, pieces=, sign of life, told, told=, "
-        "what was said, whoever"
-    ),
     "typeless_grpc/text": "asked for, asked=, heard, make way, piece=, pieces=, said=, what was said",
 }
 

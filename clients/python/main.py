@@ -11,8 +11,7 @@ from typing import TypeVar
 
 import grpc
 
-from typeless_grpc.client import CallFailed, Client, Options, RawFormat
-from typeless_grpc.client_stream import StreamOptions
+from typeless_grpc.client import CallFailed, Client, Options, RawFormat, StreamOptions
 
 USAGE = """usage: main.py COMMAND FILE...
   transcribe FILE   print the text

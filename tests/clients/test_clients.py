@@ -12,7 +12,7 @@ import pytest
 
 from tests.clients.serving import ADMIN_KEY, Running, raw_samples, run, served, tool, without_settings
 from tests.harness import AUDIO, REPOSITORY
-from typeless_grpc.client_channel import channel
+from typeless_grpc.client import channel
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(1200)]

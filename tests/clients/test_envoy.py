@@ -23,8 +23,7 @@ from tests.clients.serving import BIN, KEY, run, tool, without_settings
 from tests.harness import AUDIO, REPOSITORY, pcm, request, serving, serving_jobs
 from tests.servers import free_port
 from tests.speech import talk
-from typeless_grpc.client import AsyncClient, CallFailed, RawFormat
-from typeless_grpc.client_stream import StreamOptions
+from typeless_grpc.client import AsyncClient, CallFailed, RawFormat, StreamOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1.transcription_pb2 import TranscribeResponse
 

@@ -149,7 +149,7 @@ async def test_a_shell_can_complete_commands_and_flags():
 async def test_a_key_that_no_call_can_carry_is_one_line_without_it(words: str):
     code, out, complaints = await typeless("127.0.0.1:9", *words.split(), SPEECH, TYPELESS_API_KEY="se\ncrét")
     assert (code, out) == (1, "")
-    assert complaints == "typeless: the API key has a line end, or a character beyond ASCII, in it\n"
+    assert complaints == "typeless: the API key contains a line end, or a character that is not ASCII\n"
 
 
 async def test_white_space_around_a_key_and_a_target_is_not_sent(tmp_path: Path):
@@ -174,4 +174,4 @@ async def test_where_a_proxy_does_not_answer_its_variable_is_named(monkeypatch: 
     proxy = f"http://127.0.0.1:{free_port()}"
     code, _, complaints = await typeless("server.example:1", "transcribe", SPEECH, http_proxy=proxy)
     assert (code, complaints.count("\n")) == (1, 1)
-    assert "through the proxy that http_proxy names: no_proxy=server.example calls it directly" in complaints
+    assert "through the proxy that http_proxy names: set no_proxy=server.example to avoid it" in complaints

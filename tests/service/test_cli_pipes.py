@@ -123,7 +123,7 @@ async def test_a_pipe_without_end_is_read_no_further_than_a_call_reaches(command
     async with serving(ScriptedEngine(), max_message_bytes=128 * 1024) as served:
         result = await typeless(command, "-s", served.target, "/dev/zero")
     assert result.exit_code == 1
-    assert "/dev/zero: has more than the 65,536 bytes that a call may have: `typeless jobs submit`" in result.stderr
+    assert "/dev/zero: has more than 65,536 bytes, the most for one call: `typeless jobs submit`" in result.stderr
 
 
 async def test_an_upload_from_a_pipe_without_end_is_no_larger_than_the_server_takes(tmp_path: Path):
@@ -272,7 +272,7 @@ async def test_files_are_written_though_standard_output_is_not(tmp_path: Path):
                 "transcribe", "--json", "-s", served.target, "-o", str(tmp_path), *named, stdout=full
             )
     assert code == 1
-    assert b"standard output cannot be written: No space left on device; files are\n" in complaints
+    assert b"standard output cannot be written: No space left on device; the files are written\n" in complaints
     assert sorted(stems_in(tmp_path)) == ["en_short.flac", "en_short.wav"]
 
 

@@ -26,8 +26,7 @@ from tests.service.test_stream import (
 )
 from tests.service.test_stream_resume import RAW, checked, proxied, recognized
 from tests.speech import BYTES_PER_S, cut, silence, speech, tone
-from typeless_grpc.client import AsyncClient, CallFailed, Client, Options
-from typeless_grpc.client_stream import Item, StreamOptions
+from typeless_grpc.client import AsyncClient, CallFailed, Client, Item, Options, StreamOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1.transcription_pb2 import (
     SPEECH_ACTIVITY_TYPE_SPEECH_END,

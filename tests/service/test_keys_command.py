@@ -31,7 +31,7 @@ def test_the_first_key_is_made_without_a_server(data_dir: Path):
     made = typeless("create", "first", "--role", "admin", "--local")
     assert made.exit_code == 0
     assert made.stdout.startswith("tl_")
-    assert "not shown again" in made.stderr
+    assert "shown only once" in made.stderr
     rows = json.loads(typeless("list", "--local", "--json").stdout)
     assert [(row["display_name"], row["role"], row["state"]) for row in rows] == [("first", "admin", "good")]
     assert made.stdout.strip() not in typeless("list", "--local").stdout
@@ -112,7 +112,7 @@ def test_what_cannot_be_done_is_said(data_dir: Path, arguments: tuple[str, ...],
 def test_a_key_of_this_machine_is_not_made_where_a_server_is_named(data_dir: Path, words: str, flags: list[str]):
     done = typeless(*words.split(), "--local", *flags)
     assert done.exit_code == 2
-    assert "works on the store of this machine" in done.stderr
+    assert "uses the store of this machine" in done.stderr
     assert not list(data_dir.iterdir())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import AUDIO, serving
-from typeless_grpc.client_mic import NoMicrophone, async_microphone, microphone
+from typeless_grpc.client.microphone import NoMicrophone, async_microphone, microphone
 from typeless_grpc.engine.scripted import ScriptedEngine
 
 SPEECH = AUDIO / "en_short_s16le_16k.raw"
@@ -25,7 +25,7 @@ pcm.spoken { type file slave.pcm "null" file "/dev/null" infile "%s" format "raw
 """
 LISTEN = """
 import asyncio, sys
-from typeless_grpc.client_mic import async_microphone, microphone
+from typeless_grpc.client.microphone import async_microphone, microphone
 
 async def heard():
     pieces = b""

@@ -14,8 +14,7 @@ import pytest
 from tests.harness import serving
 from tests.service.test_stream import END, audio, config, is_kind, kinds, reads, refused, texts
 from tests.speech import cut, samples_as_text, speech, tone
-from typeless_grpc.client import AsyncClient, CallFailed, Client, Options, RawFormat
-from typeless_grpc.client_stream import Control, StreamOptions
+from typeless_grpc.client import AsyncClient, CallFailed, Client, Control, Options, RawFormat, StreamOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
 
@@ -304,9 +303,9 @@ async def test_what_goes_wrong_in_the_audio_is_the_callers():
 
 
 async def test_the_client_asks_for_an_acknowledgement_in_a_long_silence(monkeypatch):
-    from typeless_grpc.client_ledger import Ledger
+    from typeless_grpc.client.ledger import Ledger
 
-    monkeypatch.setattr(Ledger, "_ASK_AFTER_BYTES", 100_000)
+    monkeypatch.setattr(Ledger, "PROBE_AFTER_BYTES", 100_000)
     options = StreamOptions(raw_format=RAW, max_kept_bytes=300_000)
     async with serving(ScriptedEngine()) as served, AsyncClient(served.target) as client:
         got = [event async for event in client.stream([bytes(20_000)] * 50, options)]

@@ -157,3 +157,19 @@ def test_the_cli_install_says_what_serving_needs(command: list[str], monkeypatch
     result = typeless(*command)
     assert result.exit_code == 1
     assert "pip install 'typeless-grpc[server]'" in result.stderr
+
+
+class Interrupting:
+    """An importer during which the user presses Ctrl-C."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "typeless_grpc.cli.commands":
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_during_imports_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.delitem(sys.modules, "typeless_grpc.cli.commands")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "typeless: interrupted\n")

@@ -13,7 +13,7 @@ from typeless_grpc.cli.commands import app
 from typeless_grpc.cli.connection import Connection
 from typeless_grpc.cli.failures import command
 from typeless_grpc.cli.flags import Channels, Chunking, Decoding, Task, Tidy, WholeDecoding
-from typeless_grpc.cli.target import Place
+from typeless_grpc.cli.target import Target
 from typeless_grpc.client import Options, Tls
 
 
@@ -128,9 +128,9 @@ def test_a_connection_of_the_variables_may_stand_beside_a_server_of_our_own():
     shop = typer.Typer()
 
     @command(shop, "ask")
-    def ask(place: Place) -> None:
+    def ask(target: Target) -> None:
         """Print what is asked."""
-        typer.echo(f"{place.server} {place.local}")
+        typer.echo(f"{target.server} {target.local}")
 
     environment = {"TYPELESS_SERVER": "host:1", "TYPELESS_API_KEY": "k", "TYPELESS_TLS": "1"}
     asked = CliRunner().invoke(shop, ["--local", "--model", "m"], env=environment)
@@ -138,13 +138,13 @@ def test_a_connection_of_the_variables_may_stand_beside_a_server_of_our_own():
 
 
 def test_a_model_is_named_in_calls_unless_a_server_of_our_own_is_started_with_it():
-    assert Place(model="tiny").asked_model == "tiny"
-    assert Place(model="./models/mine", local=True).asked_model == ""
+    assert Target(model="tiny").requested_model == "tiny"
+    assert Target(model="./models/mine", local=True).requested_model == ""
 
 
 @pytest.mark.parametrize("decoding", [Decoding(), WholeDecoding()], ids=["spoken", "whole"])
 def test_flags_that_are_not_given_ask_for_nothing(decoding: Decoding):
-    assert decoding.asked("", words=False).message() == Options().message()
+    assert decoding.to_options("", words=False).message() == Options().message()
 
 
 def test_every_decoding_flag_asks_for_something_of_its_own():
@@ -163,7 +163,7 @@ def test_every_decoding_flag_asks_for_something_of_its_own():
         "channels": Channels.SEPARATE,
     }
     assert set(given) == {field.name for field in fields(WholeDecoding)}
-    asked = [WholeDecoding(**{name: value}).asked("", words=False) for name, value in given.items()]
+    asked = [WholeDecoding(**{name: value}).to_options("", words=False) for name, value in given.items()]
     assert len({one.message().SerializeToString() for one in [Options(), *asked]}) == 1 + len(given)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from typeless_grpc.cli.signals import say, told_to_stop
+from typeless_grpc.cli.signals import say, stop_event
 
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
@@ -30,7 +30,7 @@ async def delivered() -> None:
 
 @pytest.mark.parametrize("number", STOPS)
 async def test_any_of_them_asks_to_stop(number: signal.Signals, ends: list[int]):
-    stop = told_to_stop()
+    stop = stop_event()
     assert not stop.is_set()
     signal.raise_signal(number)
     await asyncio.wait_for(stop.wait(), 5)
@@ -50,7 +50,7 @@ async def test_any_of_them_asks_to_stop(number: signal.Signals, ends: list[int])
     ids=lambda value: " ".join(one.name for one in value) if isinstance(value, list) else "",
 )
 async def test_who_asks_twice_does_not_wait(numbers: list[signal.Signals], is_ended: bool, ends: list[int]):
-    stop = told_to_stop()
+    stop = stop_event()
     for number in numbers:
         signal.raise_signal(number)
         await delivered()
@@ -60,7 +60,7 @@ async def test_who_asks_twice_does_not_wait(numbers: list[signal.Signals], is_en
 
 async def test_under_nohup_the_end_of_the_terminal_means_nothing(ends: list[int]):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    stop = told_to_stop()
+    stop = stop_event()
     signal.raise_signal(signal.SIGHUP)
     await delivered()
     assert not stop.is_set()

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from typeless_grpc import client_mic
-from typeless_grpc.client import Client
-from typeless_grpc.client_mic import MICROPHONE, NoMicrophone, async_microphone, from_thread, microphone
-from typeless_grpc.client_stream import StreamOptions
+from typeless_grpc.client import Client, StreamOptions
+from typeless_grpc.client.microphone import MICROPHONE, NoMicrophone, async_microphone, microphone
+from typeless_grpc.client.threads import from_thread
 
 
 class PortAudioError(Exception):
@@ -20,7 +19,7 @@ class PortAudioError(Exception):
 
 
 class Unplugged:
-    """A recorder that is unplugged after two pieces."""
+    """A recorder that is unplugged after two blocks."""
 
     def __init__(self, **_options: Any) -> None:
         self.n_left = 2
@@ -47,56 +46,56 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Unplugged:
     return only
 
 
-def test_a_microphone_that_stops_says_so(recorder: Unplugged):
-    pieces = microphone()
-    assert [len(next(pieces)) for _ in range(2)] == [3200, 3200]
+def test_a_microphone_that_stops_raises(recorder: Unplugged):
+    blocks = microphone()
+    assert [len(next(blocks)) for _ in range(2)] == [3200, 3200]
     with pytest.raises(NoMicrophone, match="the microphone stopped: Device unavailable"):
-        next(pieces)
+        next(blocks)
     assert recorder.closed.is_set()
 
 
-async def test_one_that_stops_in_its_thread_says_so_too(recorder: Unplugged):
-    heard = async_microphone()
-    assert [len(await anext(heard)) for _ in range(2)] == [3200, 3200]
+async def test_an_async_microphone_that_stops_raises(recorder: Unplugged):
+    recorded = async_microphone()
+    assert [len(await anext(recorded)) for _ in range(2)] == [3200, 3200]
     with pytest.raises(NoMicrophone, match="the microphone stopped: Device unavailable"):
-        await asyncio.wait_for(anext(heard), 5)
+        await asyncio.wait_for(anext(recorded), 5)
     assert recorder.closed.is_set()
 
 
 @pytest.mark.parametrize("listen", [microphone, async_microphone], ids=["sync", "async"])
-def test_a_microphone_that_nobody_reads_is_let_go_of(
+def test_a_microphone_that_nobody_reads_is_released(
     listen: Callable[[], Generator[bytes, None, None] | AsyncGenerator[bytes, None]], recorder: Unplugged
 ):
-    pieces = listen()
+    blocks = listen()
     assert not recorder.closed.is_set()
-    del pieces
+    del blocks
     assert recorder.closed.is_set()
 
 
-def test_a_microphone_that_is_dropped_between_two_pieces_is_let_go_of(recorder: Unplugged):
-    pieces = microphone()
-    assert len(next(pieces)) == 3200
-    del pieces
+def test_a_microphone_that_is_dropped_between_two_blocks_is_released(recorder: Unplugged):
+    blocks = microphone()
+    assert len(next(blocks)) == 3200
+    del blocks
     assert recorder.closed.is_set()
 
 
-async def test_one_that_is_dropped_in_its_thread_is_let_go_of_too(recorder: Unplugged):
+async def test_a_dropped_async_microphone_is_released(recorder: Unplugged):
     recorder.n_left = 1_000_000
-    pieces = async_microphone()
-    assert len(await anext(pieces)) == 3200
-    del pieces
+    blocks = async_microphone()
+    assert len(await anext(blocks)) == 3200
+    del blocks
     assert await asyncio.to_thread(recorder.closed.wait, 5)
 
 
-async def test_one_that_is_closed_in_its_thread_is_free_by_then(recorder: Unplugged):
+async def test_a_closed_async_microphone_is_released_by_then(recorder: Unplugged):
     recorder.n_left = 1_000_000
-    pieces = async_microphone()
-    assert len(await anext(pieces)) == 3200
-    await pieces.aclose()
+    blocks = async_microphone()
+    assert len(await anext(blocks)) == 3200
+    await blocks.aclose()
     assert recorder.closed.is_set()
 
 
-def test_a_stream_that_is_dropped_lets_go_of_its_microphone(recorder: Unplugged):
+def test_a_dropped_stream_releases_its_microphone(recorder: Unplugged):
     with Client("localhost:9", api_key="") as client:
         events = client.stream(microphone(), StreamOptions(raw_format=MICROPHONE))
         del events
@@ -114,21 +113,21 @@ def test_a_microphone_that_does_not_start_is_let_go_of(recorder: Unplugged, monk
 
 
 class Source:
-    """Pieces without end, and whether their generator was closed, by the thread that read it."""
+    """An endless generator of blocks, which checks that the thread that reads it closes it."""
 
     def __init__(self) -> None:
         self.n_read = 0
         self.closed = threading.Event()
         self.was_full = threading.Event()
 
-    def pieces(self, n_full: int = -1) -> Generator[bytes, None, None]:
+    def blocks(self, n_full: int = -1) -> Generator[bytes, None, None]:
         reader = threading.current_thread()
         try:
             while True:
                 self.n_read += 1
                 if self.n_read == n_full:
                     self.was_full.set()
-                yield b"piece"
+                yield b"block"
         finally:
             assert threading.current_thread() is reader
             self.closed.set()
@@ -137,35 +136,37 @@ class Source:
         return await asyncio.to_thread(self.closed.wait, 5)
 
 
-async def test_the_end_of_the_source_is_the_end():
+async def test_the_end_of_the_source_ends_the_iterator():
     source = Source()
-    assert [piece async for piece in from_thread(piece for piece, _ in zip(source.pieces(), range(3), strict=False))]
+    assert [block async for block in from_thread(block for block, _ in zip(source.blocks(), range(3), strict=False))]
     assert await source.is_closed()
 
 
-async def test_whoever_stops_listening_closes_the_source():
+async def test_closing_the_iterator_closes_the_source():
     source = Source()
-    heard = from_thread(source.pieces())
-    assert await anext(heard) == b"piece"
-    await heard.aclose()
+    recorded = from_thread(source.blocks())
+    assert await anext(recorded) == b"block"
+    await recorded.aclose()
     assert await source.is_closed()
 
 
-async def test_a_source_that_waits_for_room_is_closed_too(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(client_mic, "_MAX_WAITING", 2)
+async def test_a_source_that_waits_for_room_is_closed_too():
     source = Source()
-    heard = from_thread(source.pieces(n_full=4))  # two wait, one is taken, and for the next there is no room
-    assert await anext(heard) == b"piece"
+    recorded = from_thread(
+        source.blocks(n_full=4), max_waiting=2
+    )  # two wait, one is taken, and for the next there is no room
+    assert await anext(recorded) == b"block"
     assert await asyncio.to_thread(source.was_full.wait, 5)
-    await heard.aclose()
+    await recorded.aclose()
     assert await source.is_closed()
     assert source.n_read == 4
 
 
-def test_a_source_ends_with_the_loop_that_heard_it():
+@pytest.mark.parametrize("max_waiting", [1, 1_000_000], ids=["waits for room", "has room"])
+def test_a_source_is_closed_after_its_loop(max_waiting: int):
     source = Source()
-    heard = from_thread(source.pieces())
+    recorded = from_thread(source.blocks(), max_waiting=max_waiting)
     loop = asyncio.new_event_loop()
-    assert loop.run_until_complete(anext(heard)) == b"piece"
+    assert loop.run_until_complete(anext(recorded)) == b"block"
     loop.close()
     assert source.closed.wait(5)

@@ -1,7 +1,7 @@
-"""A stream that one server ended as it stopped and another goes on with, as its caller sees it: one session; no I/O.
+"""Makes one session of a stream that a stopping server ended and another one continued; no I/O.
 
-The second session counts its events, its audio and its segments from nothing. Here they are moved behind those of the
-first, and the transcripts become one.
+The next session counts its events, its audio and its segments from zero. `PriorSessions` shifts them behind those of
+the sessions before, and joins the transcripts.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from google.protobuf.duration_pb2 import Duration
 from typeless_grpc.pb.v1.transcript_pb2 import Segment, Transcript
 from typeless_grpc.pb.v1.transcription_pb2 import StreamCompleted, StreamTranscribeResponse
 
-# Both characters beside a seam, where their scripts put no space between words.
+# The two characters around a join, in scripts that put no space between words.
 _NO_SPACE = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]{2}")
 
 
-class Earlier:
-    """What the sessions before this one came to."""
+class PriorSessions:
+    """The totals of the sessions before the current one."""
 
     def __init__(self) -> None:
         self._n_events = self._n_bytes = self._audio_ns = self._dropped_ns = 0
@@ -27,70 +27,70 @@ class Earlier:
         self._completed: StreamCompleted | None = None
 
     def add(self, last: StreamTranscribeResponse, *, n_bytes: int, audio_ns: int) -> None:
-        """A session is over: its last event, already moved, which the caller will not see; and how much it took."""
-        self._n_events = last.sequence - 2  # neither is the `started` of the next one seen
+        """Add a session: its last event, already shifted, which the caller does not see, and the audio it took."""
+        self._n_events = last.sequence - 2  # the caller sees neither it nor the `started` of the next session
         self._n_bytes += n_bytes
         self._audio_ns += audio_ns
         self._dropped_ns = last.cursors.dropped.ToNanoseconds()
         self._completed = last.completed
 
-    def move(self, response: StreamTranscribeResponse) -> None:
-        """Put an event of this session behind all that was before."""
+    def shift(self, response: StreamTranscribeResponse) -> None:
+        """Shift an event of the current session, in place, behind all prior sessions."""
         if self._completed is not None:
             response.sequence += self._n_events
             response.acknowledged_bytes += self._n_bytes
             at = response.cursors
-            self._later(at.received, at.processed, at.final)
+            self._shift_offsets(at.received, at.processed, at.final)
             at.dropped.FromNanoseconds(at.dropped.ToNanoseconds() + self._dropped_ns)
-            self._move_event(response, self._completed)
+            self._shift_event(response, self._completed)
         if response.HasField("progress"):
             self._fraction = response.progress.fraction
 
-    def _move_event(self, response: StreamTranscribeResponse, earlier: StreamCompleted) -> None:
+    def _shift_event(self, response: StreamTranscribeResponse, earlier: StreamCompleted) -> None:
         match response.WhichOneof("event"):
             case "speech_activity":
-                self._later(response.speech_activity.offset)
+                self._shift_offsets(response.speech_activity.offset)
             case "interim":
-                self._later(response.interim.start_offset, response.interim.end_offset)
+                self._shift_offsets(response.interim.start_offset, response.interim.end_offset)
             case "segment":
-                self._move_segments([response.segment], len(earlier.transcript.segments))
+                self._shift_segments([response.segment], len(earlier.transcript.segments))
             case "progress":
-                self._later(response.progress.audio_done, response.progress.audio_received)
+                self._shift_offsets(response.progress.audio_done, response.progress.audio_received)
                 response.progress.fraction = max(self._fraction, response.progress.fraction)
                 response.progress.chunks_done += earlier.stats.chunk_count
                 response.progress.chunks_total += earlier.stats.chunk_count
             case "completed":
                 self._join(response.completed, earlier)
 
-    def _join(self, now: StreamCompleted, earlier: StreamCompleted) -> None:
+    def _join(self, current: StreamCompleted, earlier: StreamCompleted) -> None:
         later = Transcript()
-        later.CopyFrom(now.transcript)
-        self._move_segments(later.segments, len(earlier.transcript.segments))
-        self._move_segments((one.segment for one in later.suppressed), 0)
-        now.transcript.CopyFrom(_joined(earlier.transcript, later))
+        later.CopyFrom(current.transcript)
+        self._shift_segments(later.segments, len(earlier.transcript.segments))
+        self._shift_segments((one.segment for one in later.suppressed), 0)
+        current.transcript.CopyFrom(_joined(earlier.transcript, later))
         for time in ("processing_time", "queue_time"):
-            _add(getattr(now.stats, time), getattr(earlier.stats, time))
-        now.stats.chunk_count += earlier.stats.chunk_count
-        processing_ns = now.stats.processing_time.ToNanoseconds()
-        audio_ns = now.transcript.audio_duration.ToNanoseconds()
-        now.stats.realtime_factor = audio_ns / processing_ns if processing_ns else 0.0
+            _add(getattr(current.stats, time), getattr(earlier.stats, time))
+        current.stats.chunk_count += earlier.stats.chunk_count
+        processing_ns = current.stats.processing_time.ToNanoseconds()
+        audio_ns = current.transcript.audio_duration.ToNanoseconds()
+        current.stats.realtime_factor = audio_ns / processing_ns if processing_ns else 0.0
 
-    def _move_segments(self, segments: Iterable[Segment], n_earlier: int) -> None:
+    def _shift_segments(self, segments: Iterable[Segment], n_earlier: int) -> None:
         for segment in segments:
             segment.index += n_earlier
-            self._later(segment.start_offset, segment.end_offset)
+            self._shift_offsets(segment.start_offset, segment.end_offset)
             for word in segment.words:
-                self._later(word.start_offset, word.end_offset)
+                self._shift_offsets(word.start_offset, word.end_offset)
 
-    def _later(self, *offsets: Duration) -> None:
+    def _shift_offsets(self, *offsets: Duration) -> None:
         for offset in offsets:
             offset.FromNanoseconds(offset.ToNanoseconds() + self._audio_ns)
 
 
 def _joined(first: Transcript, second: Transcript) -> Transcript:
-    """One transcript of both. The language is that of more speech."""
-    is_first = first.speech_duration.ToNanoseconds() >= second.speech_duration.ToNanoseconds()
-    spoken = first if is_first else second
+    """Join two transcripts. The language is that of the one with more speech."""
+    first_is_longer = first.speech_duration.ToNanoseconds() >= second.speech_duration.ToNanoseconds()
+    spoken = first if first_is_longer else second
     both = Transcript(
         text=_text(first.text, second.text),
         raw_text=_text(first.raw_text, second.raw_text),

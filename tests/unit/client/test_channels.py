@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from typeless_grpc.client_channel import host_of, is_on_this_machine, key_to_send, proxy_variable, target_to_call
+from typeless_grpc.client.channels import key_to_send
+from typeless_grpc.client.target import host_of, is_on_this_machine, proxy_variable, target_to_call
 
 
 @pytest.mark.parametrize("text", ["key", "key\n", "key\r\n", "\t key \n\n"])
@@ -18,18 +19,23 @@ def test_white_space_around_a_key_is_not_sent(text: str, monkeypatch: pytest.Mon
     "text", ["se\ncret", "se\rcret", "secr\x00et", "secrét", "\ufeffsecret", "se\x7fcret", "se\tcret"]
 )
 def test_a_key_that_no_header_can_carry_is_an_error_that_does_not_show_it(text: str):
-    with pytest.raises(ValueError, match="the API key has a line end, or a character beyond ASCII") as caught:
+    with pytest.raises(ValueError, match="the API key contains a line end, or a character that is not ASCII") as caught:
         key_to_send(text)
     assert "ecr" not in str(caught.value)
 
 
-def test_no_key_is_a_key_that_is_not_sent(monkeypatch: pytest.MonkeyPatch):
+def test_an_empty_key_is_not_sent(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TYPELESS_API_KEY", "other")
     assert key_to_send("") == ""
 
 
-def test_the_environment_may_name_a_file_with_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "key").write_text("secret\n", "utf-8")
+@pytest.mark.parametrize(
+    "content",
+    [b"secret\n", b"secret", b"\r\n secret\r\n", b"\xef\xbb\xbfsecret\r\n"],
+    ids=["line", "bare", "CRLF", "BOM"],
+)
+def test_the_environment_may_name_a_file_with_the_key(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "key").write_bytes(content)
     monkeypatch.setenv("TYPELESS_API_KEY_FILE", str(tmp_path / "key"))
     assert key_to_send(None) == "secret"
     assert key_to_send("given") == "given"
@@ -42,7 +48,7 @@ def test_the_environment_may_name_a_file_with_the_key(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(None, "No such file"), (b" \n", "no key in"), (b"\xff", "not text"), (bytes(100_000), "no key in")],
+    [(None, "No such file"), (b" \n", "contains no key"), (b"\xff", "not UTF-8"), (bytes(100_000), "contains no key")],
     ids=["missing", "empty", "binary", "endless"],
 )
 def test_a_file_without_a_key_is_an_error_that_names_it(
@@ -61,7 +67,7 @@ def test_white_space_around_a_target_is_no_part_of_it():
 
 
 @pytest.mark.parametrize("target", ["", " \n", "a b:1", "a\nb:1", "höst:1", "http://localhost:50051", "HTTPS://a:1"])
-def test_what_is_no_target_is_an_error_that_says_what_one_is(target: str):
+def test_an_invalid_target_is_an_error_that_shows_the_right_form(target: str):
     with pytest.raises(ValueError, match="HOST:PORT"):
         target_to_call(target)
 
@@ -77,16 +83,16 @@ a.example:1 localhost.example:1 127.example:1 10.0.0.1:1 [2001:db8::1]:1 dns:///
 
 
 @pytest.mark.parametrize("target", HERE.split())
-def test_what_is_on_this_machine_needs_no_network(target: str):
+def test_these_targets_are_on_this_machine(target: str):
     assert is_on_this_machine(target)
 
 
 @pytest.mark.parametrize("target", ELSEWHERE.split())
-def test_all_else_needs_one(target: str):
+def test_these_targets_are_on_another_machine(target: str):
     assert not is_on_this_machine(target)
 
 
-def test_the_host_of_a_target_is_what_no_proxy_takes():
+def test_the_host_is_read_from_every_form_of_a_target():
     assert [host_of(target) for target in ("a.example:1", "[2001:db8::1]:1", "dns:///a:1")] == [
         "a.example",
         "2001:db8::1",
@@ -102,14 +108,14 @@ REFUSED = "last error: UNKNOWN: ipv4:10.1.1.1:3128: HTTP proxy returned response
     [
         ({"http_proxy": "http://proxy:3128"}, REFUSED, "http_proxy"),
         ({"http_proxy": "http://proxy:3128", "https_proxy": "http://me:secret@proxy:3128/"}, REFUSED, "https_proxy"),
-        ({"grpc_proxy": "http://gone:31"}, "errors resolving gone:31: [field:hostname]", "grpc_proxy"),
+        ({"grpc_proxy": "http://missing:31"}, "errors resolving missing:31: [field:hostname]", "grpc_proxy"),
         ({"http_proxy": "http://proxy:312"}, REFUSED, ""),
         ({"http_proxy": "proxy:many"}, REFUSED, ""),
         ({"http_proxy": ""}, REFUSED, ""),
         ({}, REFUSED, ""),
     ],
 )
-def test_a_failure_at_a_proxy_is_told_by_its_address(
+def test_a_failure_at_a_proxy_is_recognized_by_its_address(
     variables: dict[str, str], details: str, name: str, monkeypatch: pytest.MonkeyPatch
 ):
     for variable in ("grpc_proxy", "https_proxy", "http_proxy"):

@@ -13,7 +13,7 @@ from typeless_grpc.pb.v1 import audio_pb2, transcript_pb2, transcription_pb2
 
 
 class Ended:
-    """A call's end, as grpc tells it."""
+    """The end of a call, as gRPC reports it."""
 
     def __init__(
         self, *details: Message, trailers: tuple[tuple[str, Any], ...] = (), text: str | None = "It is wrong."
@@ -35,7 +35,7 @@ class Ended:
         return self._trailers or None
 
 
-def test_everything_the_server_says_is_read():
+def test_every_detail_of_an_error_is_read():
     violation = error_details_pb2.BadRequest.FieldViolation(field="options.language", description="is not known")
     failed = CallFailed.of(
         Ended(
@@ -53,17 +53,17 @@ def test_everything_the_server_says_is_read():
     assert str(failed) == "It is wrong. (LANGUAGE_NOT_SUPPORTED)"
 
 
-def test_an_end_without_details_is_read_as_far_as_it_goes():
+def test_an_error_without_details_has_a_code():
     failed = CallFailed.of(Ended(text=None))
     assert (failed.reason, failed.fields, failed.retry_after_s, failed.request_id) == ("", (), None, "")
     assert str(failed) == " (INVALID_ARGUMENT)"
 
 
-def test_details_nobody_knows_are_passed_over():
+def test_unknown_details_are_ignored():
     assert CallFailed.of(Ended(duration_pb2.Duration(seconds=1))).reason == ""
 
 
-def test_options_become_the_contracts_options():
+def test_options_convert_to_the_message():
     options = Options(
         model="base",
         language="de",
@@ -109,7 +109,7 @@ def test_options_become_the_contracts_options():
     )
 
 
-def test_every_option_of_the_contract_can_be_asked_for():
+def test_every_option_of_the_protos_can_be_set():
     message = Options(
         model="m",
         language="l",
@@ -127,12 +127,12 @@ def test_every_option_of_the_contract_can_be_asked_for():
     assert {field.name for field, _ in message.ListFields()} == set(message.DESCRIPTOR.fields_by_name)
 
 
-def test_nothing_asked_is_an_empty_message_but_for_the_task():
+def test_default_options_leave_the_message_empty_except_for_the_task():
     assert {field.name for field, _ in Options().message().ListFields()} <= {"task", "decoding"}
 
 
 @pytest.mark.parametrize("encoding", ["pcm_s16le", "pcm_f32le", "mulaw", "alaw"])
-def test_every_raw_encoding_has_its_name(encoding: str):
+def test_every_raw_encoding_has_a_name(encoding: str):
     message = RawFormat(encoding, 8000, 2).message()
     assert audio_pb2.AudioEncoding.Name(message.encoding) == f"AUDIO_ENCODING_{encoding.upper()}"
     assert (message.sample_rate_hertz, message.channel_count) == (8000, 2)
@@ -149,12 +149,12 @@ def test_every_raw_encoding_has_its_name(encoding: str):
         lambda: Options(output_formats=["doc"]).message(),
     ],
 )
-def test_a_name_that_does_not_exist_is_an_error_before_any_call(wrong: Any):
+def test_an_unknown_name_is_an_error_before_any_call(wrong: Any):
     with pytest.raises(ValueError):
         wrong()
 
 
-def test_a_batch_names_its_items_by_their_paths_unless_told(tmp_path: Any):
+def test_the_items_of_a_batch_have_their_paths_as_default_names(tmp_path: Any):
     path = tmp_path / "a.wav"
     path.write_bytes(b"riff")
     request = batch_request([path, b"data"], Options(language="de"))
@@ -163,7 +163,7 @@ def test_a_batch_names_its_items_by_their_paths_unless_told(tmp_path: Any):
     assert [item.name for item in batch_request([path, b"x"], Options(), names=["1", "2"]).items] == ["1", "2"]
 
 
-def test_a_path_is_read_and_bytes_are_taken_as_they_are(tmp_path: Any):
+def test_audio_is_a_path_or_bytes(tmp_path: Any):
     path = tmp_path / "a.wav"
     path.write_bytes(b"riff")
     for audio in (path, str(path), b"riff"):

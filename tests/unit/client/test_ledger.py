@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from typeless_grpc.client import Options, RawFormat
-from typeless_grpc.client_ledger import Control, Ledger, StreamOptions
+from typeless_grpc.client import Control, Options, RawFormat, StreamOptions
+from typeless_grpc.client.ledger import Ledger
 from typeless_grpc.pb.v1.transcript_pb2 import Segment, Transcript
 from typeless_grpc.pb.v1.transcription_pb2 import (
     STREAM_END_REASON_CALLER,
@@ -17,24 +17,24 @@ from typeless_grpc.pb.v1.transcription_pb2 import (
 
 
 def sent(ledger: Ledger) -> list[bytes]:
-    place, audio = ledger.first(), []
-    while (found := ledger.at(place)) is not None:
-        request, place = found
+    position, audio = ledger.first(), []
+    while (found := ledger.at(position)) is not None:
+        request, position = found
         audio.append(request.audio)
     return audio
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_bytes_of_every_kind_are_sent_as_they_are_now(kind: Any):
+def test_bytes_of_every_kind_are_copied(kind: Any):
     ledger = Ledger(StreamOptions())
     buffer = bytearray(b"abcd")
     ledger.add(kind(buffer))
-    buffer[0] = 0  # as a caller does who reads into one buffer
+    buffer[0] = 0  # as a caller does that reads into one buffer
     assert sent(ledger) == [b"abcd"]
 
 
 @pytest.mark.parametrize("item", ["call.wav", 7, None])
-def test_what_is_no_audio_is_an_error_that_says_what_is(item: Any):
+def test_an_item_of_another_type_is_an_error_that_lists_the_types(item: Any):
     ledger = Ledger(StreamOptions())
     with pytest.raises(TypeError, match=f"bytearray, memoryview, Control and Options, not of {type(item).__name__}"):
         ledger.add(item)
@@ -58,11 +58,11 @@ def drained(n_bytes: int, **transcript: Any) -> StreamTranscribeResponse:
 
 
 @pytest.mark.parametrize("n_bytes", range(16))
-def test_the_next_session_begins_with_the_sample_that_the_last_one_did_not_take_whole(n_bytes: int):
+def test_the_next_session_begins_with_the_first_sample_that_is_not_acknowledged(n_bytes: int):
     ledger = Ledger(StreamOptions(raw_format=RAW))
     data = bytes(range(16))
-    for piece in (data[:3], data[3:5], data[5:]):
-        ledger.add(piece)
+    for block in (data[:3], data[3:5], data[5:]):
+        ledger.add(block)
     opened(ledger)
     assert not ledger.take(drained(n_bytes))
     assert not ledger.opening().config.resume_session_id
@@ -75,7 +75,7 @@ def test_the_next_session_begins_with_the_sample_that_the_last_one_did_not_take_
     assert sent(ledger) == []
 
 
-def test_the_next_session_has_the_options_that_were_in_force():
+def test_the_next_session_has_the_options_in_force():
     ledger = Ledger(StreamOptions(Options(language="en"), RAW))
     for item in (b"abcd", Options(language="fr"), b"efgh", Options(language="de"), b"ijkl"):
         ledger.add(item)
@@ -86,7 +86,7 @@ def test_the_next_session_has_the_options_that_were_in_force():
 
 
 @pytest.mark.parametrize(("has_ended", "end_reason"), [(True, STREAM_END_REASON_CALLER), (False, None)])
-def test_a_session_that_had_all_the_audio_is_the_last_one(has_ended: bool, end_reason: int | None):
+def test_a_session_with_all_the_audio_is_the_last_one(has_ended: bool, end_reason: int | None):
     ledger = Ledger(StreamOptions(raw_format=RAW))
     ledger.add(b"abcd")
     if has_ended:
@@ -104,9 +104,9 @@ def test_a_session_that_had_all_the_audio_is_the_last_one(has_ended: bool, end_r
         (("早上好。", "你呢?"), "早上好。你呢?"),
         (("", "Yes."), "Yes."),
     ],
-    ids=["words", "no spaces between them", "nothing said before"],
+    ids=["words", "no spaces between them", "no speech before"],
 )
-def test_transcripts_of_both_servers_are_one(texts: tuple[str, str], joined: str):
+def test_the_transcripts_of_both_servers_are_joined(texts: tuple[str, str], joined: str):
     ledger = Ledger(StreamOptions(raw_format=RAW))
     ledger.add(bytes(64_000 + 4))
     opened(ledger)
