@@ -25,11 +25,11 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def test_the_version_is_told():
+def test_the_version_is_printed():
     assert typeless("--version").output == f"typeless {VERSION}\n"
 
 
-def test_nothing_asked_shows_what_there_is():
+def test_without_arguments_the_commands_are_listed():
     shown = typeless().output
     for command in ("serve", "transcribe", "models", "config"):
         assert command in shown
@@ -59,10 +59,10 @@ def test_config_prints_a_settings_file_that_means_the_same(
 
 def test_config_says_where_each_setting_comes_from(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TYPELESS_PORT", "7000")
-    told = json.loads(typeless("config", "--json").output)
-    assert told["port"] == {"value": 7000, "origin": "environment", "group": "server"}
-    assert told["model"] == {"value": "base", "origin": "default", "group": "engine"}
-    assert set(told) == set(Settings.model_fields)
+    printed = json.loads(typeless("config", "--json").output)
+    assert printed["port"] == {"value": 7000, "origin": "environment", "group": "server"}
+    assert printed["model"] == {"value": "base", "origin": "default", "group": "engine"}
+    assert set(printed) == set(Settings.model_fields)
     assert "port = 7000  # environment" in typeless("config").output
 
 
@@ -81,7 +81,7 @@ def test_config_described_says_what_each_setting_means():
     assert tomllib.loads(text)["server"]["port"] == 50051
 
 
-def test_wrong_settings_are_told_all_at_once_in_one_line(monkeypatch: pytest.MonkeyPatch):
+def test_wrong_settings_are_reported_all_at_once_in_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TYPELESS_PORT", "many")
     monkeypatch.setenv("TYPELESS_MODLE", "base")
     for command in (["config"], ["models", "list"], ["serve"]):
@@ -120,11 +120,11 @@ def test_pulling_a_model_nobody_knows_is_an_error_of_one_line():
 # ---- transcribe -----------------------------------------------------------------------------------------------
 
 
-def test_a_recording_that_is_not_there_is_told_before_any_call(tmp_path: Path):
+def test_a_missing_recording_is_an_error_before_any_call(tmp_path: Path):
     assert typeless("transcribe", str(tmp_path / "missing.wav")).exit_code == 2
 
 
-def test_a_task_that_does_not_exist_is_told(tmp_path: Path):
+def test_an_unknown_task_is_an_error(tmp_path: Path):
     (tmp_path / "a.wav").touch()
     result = typeless("transcribe", "--task", "sing", str(tmp_path / "a.wav"))
     assert result.exit_code == 2

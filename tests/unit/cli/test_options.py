@@ -97,7 +97,7 @@ def test_two_options_of_one_name_are_no_command():
         (Connection(tls_ca=Path("ca")), Tls(ca=Path("ca"))),
         (Connection(client_cert=Path("c"), client_key=Path("k")), Tls(cert=Path("c"), key=Path("k"))),
     ],
-    ids=["plain text", "asked for", "by its authority", "by its certificate"],
+    ids=["plain text", "requested", "by its authority", "by its certificate"],
 )
 def test_naming_what_only_tls_needs_asks_for_tls(connection: Connection, tls: Tls | None):
     assert connection.tls == tls
@@ -129,12 +129,12 @@ def test_a_connection_of_the_variables_may_stand_beside_a_server_of_our_own():
 
     @command(shop, "ask")
     def ask(target: Target) -> None:
-        """Print what is asked."""
+        """Print the options."""
         typer.echo(f"{target.server} {target.local}")
 
     environment = {"TYPELESS_SERVER": "host:1", "TYPELESS_API_KEY": "k", "TYPELESS_TLS": "1"}
-    asked = CliRunner().invoke(shop, ["--local", "--model", "m"], env=environment)
-    assert (asked.exit_code, asked.output) == (0, "host:1 True\n")
+    result = CliRunner().invoke(shop, ["--local", "--model", "m"], env=environment)
+    assert (result.exit_code, result.output) == (0, "host:1 True\n")
 
 
 def test_a_model_is_named_in_calls_unless_a_server_of_our_own_is_started_with_it():
@@ -163,8 +163,8 @@ def test_every_decoding_flag_asks_for_something_of_its_own():
         "channels": Channels.SEPARATE,
     }
     assert set(given) == {field.name for field in fields(WholeDecoding)}
-    asked = [WholeDecoding(**{name: value}).to_options("", words=False) for name, value in given.items()]
-    assert len({one.message().SerializeToString() for one in [Options(), *asked]}) == 1 + len(given)
+    options = [WholeDecoding(**{name: value}).to_options("", words=False) for name, value in given.items()]
+    assert len({one.message().SerializeToString() for one in [Options(), *options]}) == 1 + len(given)
 
 
 @pytest.mark.parametrize("flag", ["--chunking", "--format"])

@@ -19,10 +19,10 @@ from typeless_grpc.errors import EngineFailed
 
 
 class Loading:
-    """An app whose model loads for ever, or fails to; it is told to stop meanwhile."""
+    """An app whose model loads for ever, or fails to; it gets a signal to stop meanwhile."""
 
     def __init__(self, number: signal.Signals | None, *, is_early: bool = False) -> None:
-        """is_early: told before the rest of the program is there."""
+        """is_early: the signal comes before the rest of the program is loaded."""
         self.number = number
         self.is_early = is_early
         self.is_begun = False
@@ -32,7 +32,7 @@ class Loading:
     async def build(self, _settings: Settings) -> AsyncIterator[Loading]:
         if self.is_early and self.number is not None:
             signal.raise_signal(self.number)
-            for _ in range(5):  # the loop hears of it by a pipe
+            for _ in range(5):  # a pipe wakes the loop
                 await asyncio.sleep(0)
         try:
             yield self
@@ -49,7 +49,7 @@ class Loading:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-async def test_a_server_told_to_stop_while_its_model_loads_stops_then(
+async def test_a_signal_while_the_model_loads_stops_the_server(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     app = Loading(number)
@@ -59,7 +59,7 @@ async def test_a_server_told_to_stop_while_its_model_loads_stops_then(
     assert capsys.readouterr().out == ""
 
 
-async def test_a_server_told_to_stop_before_that_does_not_begin(monkeypatch: pytest.MonkeyPatch):
+async def test_a_signal_before_the_start_keeps_the_server_from_starting(monkeypatch: pytest.MonkeyPatch):
     app = Loading(signal.SIGTERM, is_early=True)
     monkeypatch.setattr(starting, "build", app.build)
     await asyncio.wait_for(serve._serve(Settings(), ""), 5)
@@ -75,12 +75,12 @@ async def test_a_model_that_cannot_be_loaded_ends_the_server(monkeypatch: pytest
 def test_the_key_that_it_says_to_make_goes_where_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings_file, data_dir = tmp_path / "my settings.toml", tmp_path / "my data"
     settings_file.write_text("max_api_keys = 1", "utf-8")
-    said: list[str] = []
+    printed: list[str] = []
 
     async def no_server(settings: Settings, variables: str) -> None:
         engine = SimpleNamespace(device=SimpleNamespace(name="cuda", compute_type="float16"))
         app: Any = SimpleNamespace(port=50051, engine=engine, model="base")
-        said.append(serve.ready_text(app, settings, variables))
+        printed.append(serve.ready_text(app, settings, variables))
 
     monkeypatch.setattr(serve, "_serve", no_server)
     monkeypatch.setattr("typeless_grpc.cli.models.fetch", lambda *_: None)
@@ -88,7 +88,7 @@ def test_the_key_that_it_says_to_make_goes_where_it_looks(tmp_path: Path, monkey
     monkeypatch.setenv("TYPELESS_AUTH_ENABLED", "true")
     arguments = ["serve", "--config", str(settings_file), "--data-dir", str(data_dir)]
     assert CliRunner().invoke(commands.app, arguments).exit_code == 0
-    line = next(line for line in said[0].splitlines() if "keys create" in line)
+    line = next(line for line in printed[0].splitlines() if "keys create" in line)
     *variables, _, keys, create, local = shlex.split(line.partition("$(")[2].removesuffix(")"))
     made = CliRunner().invoke(
         commands.app, [keys, create, local], env=dict(variable.split("=", 1) for variable in variables)

@@ -24,7 +24,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 async def delivered() -> None:
-    for _ in range(5):  # the loop hears of a signal by a pipe
+    for _ in range(5):  # a pipe wakes the loop
         await asyncio.sleep(0)
 
 
@@ -67,11 +67,11 @@ async def test_under_nohup_the_end_of_the_terminal_means_nothing(ends: list[int]
 
 
 @pytest.mark.parametrize("to_stderr", [False, True])
-def test_a_terminal_that_is_gone_is_told_nothing(to_stderr: bool, monkeypatch: pytest.MonkeyPatch):
+def test_nothing_is_printed_to_a_closed_terminal(to_stderr: bool, monkeypatch: pytest.MonkeyPatch):
     reading, writing = os.pipe()
     os.close(reading)
-    with open(writing, "w", encoding="utf-8", closefd=False) as gone:
-        monkeypatch.setattr(sys, "stderr" if to_stderr else "stdout", gone)
+    with open(writing, "w", encoding="utf-8", closefd=False) as closed:
+        monkeypatch.setattr(sys, "stderr" if to_stderr else "stdout", closed)
         say("Stopping.", to_stderr=to_stderr)
         monkeypatch.undo()
         os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what is left to write goes there

@@ -15,7 +15,7 @@ STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
 class Jobs:
-    """What a worker builds; it is told to stop while that takes for ever, or once it runs jobs."""
+    """What a worker builds; it gets a signal to stop while that takes for ever, or once it runs jobs."""
 
     def __init__(self, number: signal.Signals, *, has_begun: bool) -> None:
         self.number, self.has_begun = number, has_begun
@@ -42,7 +42,7 @@ def ends_within(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("number", STOPS)
-async def test_a_worker_told_to_stop_hands_its_jobs_back(
+async def test_a_stopped_worker_hands_its_jobs_back(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, ends_within: list[float]
 ):
     jobs = Jobs(number, has_begun=True)
@@ -52,7 +52,7 @@ async def test_a_worker_told_to_stop_hands_its_jobs_back(
 
 
 @pytest.mark.parametrize("number", STOPS)
-async def test_a_worker_told_to_stop_before_it_has_jobs_ends_at_once(
+async def test_a_worker_stopped_before_it_has_jobs_ends_at_once(
     number: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
     ends_within: list[float],

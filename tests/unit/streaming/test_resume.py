@@ -156,7 +156,7 @@ async def test_the_streams_of_a_caller_are_bounded():
             d.open()
         assert caught.value.reason == "TOO_MANY_STREAMS"
         d.open("b")
-        d.sessions.leave(first)  # a broken one makes way
+        d.sessions.leave(first)  # a broken one is closed
         d.open()
         with pytest.raises(NotFound):
             d.resume(first)
