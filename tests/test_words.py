@@ -74,7 +74,6 @@ HIDDEN_SUBJECT = "Who …"
 _HIDDEN_SUBJECT = re.compile(r"(?:^|[.:;] )Who(?:se)? (?!and |or )[^?.|]*\.(?:\s|$)")
 # What stands in a package all the same: terms of names, as `heard=`, and of prose.
 ALLOWED: Mapping[str, str] = {
-    "clients": "piece=",
     "docs": "guess",
     "tests/clients": "said=",
     "tests/service": (
@@ -85,7 +84,6 @@ ALLOWED: Mapping[str, str] = {
     "tests/unit/access": "asked=, away=, guess=, hear=, heard=, hears=, told=",
     "tests/unit/app": "away=",
     "tests/unit/audio": "guess, guessed=, hear=, heard, heard=, piece=, pieces=, said=, told=, whoever",
-    "tests/unit/cli": "asked for, asked=, gone=, heard, said=, told, told=",
     "tests/unit/servicers": "asked=",
     "tests/unit/stores": "gone=, told=",
     "tests/unit/streaming": (
@@ -95,10 +93,6 @@ ALLOWED: Mapping[str, str] = {
     "tests/unit/text": "asked=, gone=, heard=, said=, told",
     "typeless_grpc/access": "Who …, asked for, away, away=, guess, taken up, told, whoever",
     "typeless_grpc/audio": "gone, guess, heard, piece, promised=, said=, told, whoever",
-    "typeless_grpc/cli": (
-        "Who …, asked for, asked=, away=, elsewhere, gone, patiently, patiently=, piece, piece=, "
-        "pieces=, taken up, told, told=, what was said, whoever"
-    ),
     "typeless_grpc/engine": "gone, patiently, told",
     "typeless_grpc/jobs": "asked for, asked=, gone, piece, told, whoever",
     "typeless_grpc/servicers": "Who …, asked for, gone, piece=, told",

@@ -47,8 +47,8 @@ def stream(client: Client, files: list[str]) -> None:
 def at_the_pace_of_speech(file: str) -> Iterator[bytes]:
     """A tenth of a second every tenth of a second."""
     with Path(file).open("rb") as samples:
-        while piece := samples.read(3200):
-            yield piece
+        while block := samples.read(3200):
+            yield block
             time.sleep(0.1)
 
 
