@@ -81,25 +81,17 @@ ALLOWED: Mapping[str, str] = {
         "promised=, said=, told, told=, what was said, whoever"
     ),
     "tests/speech.py": "said=",
-    "tests/unit/access": "asked=, away=, guess=, hear=, heard=, hears=, told=",
     "tests/unit/app": "away=",
     "tests/unit/audio": "guess, guessed=, hear=, heard, heard=, piece=, pieces=, said=, told=, whoever",
     "tests/unit/servicers": "asked=",
-    "tests/unit/stores": "gone=, told=",
     "tests/unit/streaming": (
         "asked for, asked=, doubtful=, guess, guess=, guessed=, hear=, heard, make way, piece, "
         "piece=, pieces=, said=, told, told=, what was said, whoever="
     ),
     "tests/unit/text": "asked=, gone=, heard=, said=, told",
-    "typeless_grpc/access": "Who …, asked for, away, away=, guess, taken up, told, whoever",
     "typeless_grpc/audio": "gone, guess, heard, piece, promised=, said=, told, whoever",
     "typeless_grpc/engine": "gone, patiently, told",
-    "typeless_grpc/jobs": "asked for, asked=, gone, piece, told, whoever",
     "typeless_grpc/servicers": "Who …, asked for, gone, piece=, told",
-    "typeless_grpc/stores": (
-        "asked for, asked=, away, away=, gone, gone=, piece=, pieces=, sign of life, told, told=, "
-        "what was said, whoever"
-    ),
     "typeless_grpc/text": "asked for, asked=, heard, make way, piece=, pieces=, said=, what was said",
 }
 

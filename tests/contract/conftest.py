@@ -103,7 +103,7 @@ def new_job(**values: Any) -> NewJob:
 
 
 def chunk(index: int, *texts: str, is_last: bool = False, **values: Any) -> Chunk:
-    """The index-th second of a recording, and its text."""
+    """Return the index-th second of a recording, with its text."""
     segments = tuple(Segment(index, index + 1.0, text, "en", 0.9, 0.1) for text in texts)
     transcript = Transcript(segments, (), "en", 0.9, 1.0, 1.0, "tiny")
     return Chunk(index, (index + 1) * 16_000, is_last, transcript, **values)

@@ -32,7 +32,7 @@ from typeless_grpc.speech.transcript import OutputFormat
 from typeless_grpc.stores import steady
 from typeless_grpc.stores.database import Database, audio_reservations, uploads
 from typeless_grpc.stores.files import Files
-from typeless_grpc.stores.jobs import _filters
+from typeless_grpc.stores.jobs import filters_digest
 
 FAULT = Failure("EngineFailed", "ENGINE_FAILED", "The engine failed.", 1.0)
 
@@ -161,7 +161,7 @@ def test_pages_are_newest_first_and_complete(stores: Stores):
     assert [job.job_id for job in stores.jobs.page(JobQuery("bob")).jobs] == made[::-1][0::2]
 
 
-def test_pages_go_on_where_they_stopped_when_jobs_come_and_go(stores: Stores):
+def test_pages_continue_where_they_stopped_while_jobs_come_and_go(stores: Stores):
     made = [stores.submit().job_id for _ in range(4)]
     page = stores.jobs.page(JobQuery(None, page_size=2))
     stores.submit()
@@ -171,7 +171,7 @@ def test_pages_go_on_where_they_stopped_when_jobs_come_and_go(stores: Stores):
 
 
 def forged(token: str) -> str:
-    filters = _filters(JobQuery(None))
+    filters = filters_digest(JobQuery(None))
     return base64.urlsafe_b64encode(token.replace("FILTERS", filters).encode()).decode()
 
 
@@ -196,7 +196,7 @@ def forged(token: str) -> str:
     ],
     ids=["short", "letter", "empty", "null", "two", "digits", "no number", "nul", "half a letter", "nested"],
 )
-def test_a_page_token_of_nobodys_is_refused(stores: Stores, token: str):
+def test_an_unknown_page_token_is_refused(stores: Stores, token: str):
     with pytest.raises(InvalidInput) as caught:
         stores.jobs.page(JobQuery(None, page_token=token))
     assert caught.value.violations[0].field == "page_token"
@@ -369,7 +369,7 @@ def test_a_frozen_run_cannot_overwrite_its_successor(stores: Stores):
     assert ended.attempt == 2
 
 
-def test_a_failed_job_says_why(stores: Stores):
+def test_a_failed_job_has_its_failure(stores: Stores):
     run = claimed(stores, stores.submit())
     stores.runs.fail(run, FAULT)
     job = stores.jobs.get(run.job.job_id, None)
@@ -377,7 +377,7 @@ def test_a_failed_job_says_why(stores: Stores):
     assert job.expire_s is not None
 
 
-def test_a_job_that_is_tried_again_is_pending_and_queued_anew(stores: Stores):
+def test_a_job_that_is_retried_is_pending_and_queued_again(stores: Stores):
     job = stores.submit(caller="key:1", priority=Priority.HIGH)
     run = claimed(stores, job)
     stores.runs.retry(run, FAULT, 7.5)
@@ -402,7 +402,7 @@ def test_a_job_that_was_handed_back_did_not_crash(stores: Stores):
     assert stores.jobs.get(job.job_id, None).state is State.PENDING
 
 
-def test_a_job_that_crashes_its_runs_is_given_up(stores: Stores):
+def test_a_job_that_crashes_its_runs_fails(stores: Stores):
     job = stores.submit()
     for attempt in range(1, MAX_CRASHES + 1):
         assert claimed(stores, job).job.attempt == attempt
@@ -429,7 +429,7 @@ def test_a_running_job_is_not_deleted(stores: Stores):
     assert caught.value.reason == "JOB_RUNNING"
 
 
-def test_a_deletion_that_is_sent_again_succeeds_for_its_owner_alone(stores: Stores):
+def test_a_repeated_deletion_succeeds_for_its_owner_alone(stores: Stores):
     job = stores.submit(owner="ann")
     for owner in ("ann", "ann", None):
         stores.jobs.delete(job.job_id, owner)
@@ -438,7 +438,7 @@ def test_a_deletion_that_is_sent_again_succeeds_for_its_owner_alone(stores: Stor
             stores.jobs.delete(job_id, owner)
 
 
-def test_a_deletion_whose_answer_was_lost_can_be_sent_again(stores: Stores, monkeypatch: pytest.MonkeyPatch):
+def test_a_deletion_whose_answer_was_lost_can_be_repeated(stores: Stores, monkeypatch: pytest.MonkeyPatch):
     job = stores.submit(owner="ann")
     with monkeypatch.context() as patched:
         patched.setattr(stores.queue, "forget", _cut_off)
@@ -460,7 +460,7 @@ def test_a_deletion_is_forgotten_after_a_while(stores: Stores, monkeypatch: pyte
         stores.jobs.delete(job.job_id, "ann")
 
 
-def test_deleting_a_job_deletes_all_it_holds(stores: Stores):
+def test_deleting_a_job_deletes_all_its_data(stores: Stores):
     job = done(stores, stores.submit(request_id="r1", fingerprint="x"))
     stores.jobs.delete(job.job_id, "ann")
     with pytest.raises(NotFound):
@@ -530,14 +530,14 @@ def test_every_heartbeat_is_another_one(stores: Stores):
 
 
 @pytest.mark.parametrize("leap_s", [86_401.0, 3e7])
-def test_a_database_whose_clock_leaps_ahead_ends_nothing_early(
+def test_a_step_of_the_databases_clock_ends_nothing_early(
     stores: Stores, monkeypatch: pytest.MonkeyPatch, leap_s: float
 ):
     job = done(stores, stores.submit())
     upload = stores.uploads.create("ann", "")
     now_s = stores.database.now_s
     monkeypatch.setattr(stores.database, "now_s", lambda: now_s() + leap_s)
-    monkeypatch.setattr(steady, "LOOK_S", 0.0)
+    monkeypatch.setattr(steady, "READ_S", 0.0)
     for _ in range(5):
         assert (stores.maintenance.delete_expired(), stores.uploads.delete_expired()) == (0, 0)
         assert stores.jobs.get(job.job_id, "ann") == job
@@ -665,7 +665,7 @@ ENDS: dict[str, End] = {
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_the_audio_of_a_job_goes_with_its_end_and_its_result_stays(
+def test_the_audio_of_a_job_is_deleted_at_its_end_and_its_result_stays(
     stores: Stores, end: Callable[[Stores, Job], object]
 ):
     job = stores.submit()
@@ -678,7 +678,7 @@ def test_the_audio_of_a_job_goes_with_its_end_and_its_result_stays(
     assert stores.jobs.transcript(ended).text == ("hello" if ended.state is State.COMPLETED else "")
 
 
-def test_the_audio_of_a_job_that_is_tried_again_stays(stores: Stores):
+def test_the_audio_of_a_job_that_is_retried_stays(stores: Stores):
     job = stores.submit()
     stores.runs.retry(claimed(stores, job), FAULT, 0)
     stores.runs.hand_back(claimed(stores, job))
@@ -697,7 +697,7 @@ def test_an_operator_may_keep_the_audio_of_jobs(database: Database, files: Files
     stores.submit(content=b"123456")
 
 
-def test_audio_that_was_left_behind_at_the_end_of_its_job_is_found(
+def test_audio_that_was_left_behind_at_the_end_of_its_job_is_deleted(
     database: Database, files: Files, monkeypatch: pytest.MonkeyPatch
 ):
     stores = Stores.over(database, files, max_owner_bytes=10)
@@ -712,10 +712,10 @@ def test_audio_that_was_left_behind_at_the_end_of_its_job_is_found(
 
 
 def _unavailable(path: str) -> None:
-    raise SourceUnavailable("away", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
+    raise SourceUnavailable("down", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
 
 
-def test_new_audio_is_refused_before_the_disk_is_full_and_jobs_go_on(database: Database, tmp_path: Path):
+def test_new_audio_is_refused_before_the_disk_is_full_and_jobs_continue(database: Database, tmp_path: Path):
     path = str(tmp_path / "storage")
     before = Stores.over(database, Files(path))
     job = before.submit()
@@ -732,7 +732,7 @@ def test_new_audio_is_refused_before_the_disk_is_full_and_jobs_go_on(database: D
     assert done(stores, job).state is State.COMPLETED
 
 
-def test_files_of_a_submission_that_was_cut_short_are_put_aside(stores: Stores):
+def test_files_of_an_interrupted_submission_are_quarantined(stores: Stores):
     job = stores.submit()
     stores.files.write(f"jobs/{'0' * 32}/audio", b"x")
     assert stores.maintenance.delete_orphans(before_s=0.0) == 0
@@ -747,7 +747,7 @@ def test_a_job_whose_commit_got_no_answer_keeps_its_audio(stores: Stores, monkey
     def unanswered() -> Iterator[sa.Connection]:
         with writing() as connection:
             yield connection
-        raise SourceUnavailable("away", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
+        raise SourceUnavailable("down", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
 
     with monkeypatch.context() as patched:
         patched.setattr(stores.database, "writing", unanswered)
@@ -767,7 +767,7 @@ def test_a_submission_that_was_refused_leaves_no_audio(stores: Stores):
     assert stores.files.names("jobs") == [kept]
 
 
-def test_a_job_about_an_upload_needs_it_whole(stores: Stores):
+def test_a_job_needs_a_complete_upload(stores: Stores):
     with pytest.raises(NotFound) as caught:
         stores.jobs.submit(new_job(uri="upload://nobody"), None)
     assert caught.value.reason == "UPLOAD_NOT_FOUND"
@@ -784,7 +784,7 @@ def test_a_job_about_an_upload_needs_it_whole(stores: Stores):
     assert stores.jobs.page(JobQuery(None)).jobs == [job]
 
 
-def test_a_job_that_has_ended_keeps_no_upload_and_is_known_by_it_still(database: Database, files: Files):
+def test_an_ended_job_keeps_no_upload_and_is_still_found_by_it(database: Database, files: Files):
     stores = Stores.over(database, files, uploads={"ttl_s": 0.0})
     upload = stores.uploads.complete(stores.uploads.create("ann", ""), b"\1" * 32)
     with database.writing() as connection:  # as if it had been completed a moment ago
@@ -801,7 +801,7 @@ def test_a_job_that_has_ended_keeps_no_upload_and_is_known_by_it_still(database:
     assert stores.uploads.sha256(upload.upload_id, None) == b""
 
 
-def test_an_upload_lives_as_long_as_the_jobs_about_it(database: Database, files: Files):
+def test_an_upload_lives_as_long_as_the_jobs_that_use_it(database: Database, files: Files):
     stores = Stores.over(database, files, uploads={"ttl_s": 60.0})
     upload = stores.uploads.complete(stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"]))
     first = stores.jobs.submit(new_job(uri=upload.uri), None)

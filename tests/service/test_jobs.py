@@ -125,7 +125,7 @@ async def test_audio_that_never_decodes_fails_at_once_and_says_why(tmp_path: Pat
     assert not last.HasField("transcript")
 
 
-async def test_a_fault_that_passes_is_tried_again(tmp_path: Path):
+async def test_a_transient_fault_is_retried(tmp_path: Path):
     engine = ScriptedEngine(lambda call: EngineFailed("once") if len(engine.calls) == 1 else "at last")
     async with serving_jobs(engine, tmp_path, job_retry_delay_s=0.1) as served:
         job = await submitted(served)
@@ -133,7 +133,7 @@ async def test_a_fault_that_passes_is_tried_again(tmp_path: Path):
     assert (last.state, last.attempt, last.transcript.text) == (COMPLETED, 2, "at last")
 
 
-async def test_a_fault_that_does_not_pass_fails_the_job(tmp_path: Path):
+async def test_a_permanent_fault_fails_the_job(tmp_path: Path):
     engine = ScriptedEngine(lambda call: EngineFailed("always"))
     async with serving_jobs(engine, tmp_path, job_retry_delay_s=0.1, job_max_attempts=2) as served:
         job = await submitted(served)
@@ -249,7 +249,7 @@ async def test_no_more_jobs_run_at_once_than_configured(tmp_path: Path):
     assert stats.HasField("oldest_pending_age")
 
 
-async def test_what_runs_when_the_server_stops_goes_on_at_the_next_start(tmp_path: Path):
+async def test_running_jobs_continue_after_a_restart_of_the_server(tmp_path: Path):
     def held_after_the_first_chunk(call: EngineCall) -> str:
         if len(engine.calls) == 1:
             engine.gate.clear()
@@ -273,7 +273,7 @@ async def test_what_runs_when_the_server_stops_goes_on_at_the_next_start(tmp_pat
 # ---- the test as worker ---------------------------------------------------------------------------------------
 
 
-async def test_a_watch_goes_on_after_the_last_segment_that_came(tmp_path: Path):
+async def test_a_watch_continues_after_the_last_received_segment(tmp_path: Path):
     async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
         job = await submitted(served)
         run = await asyncio.to_thread(claimed, served, job)
@@ -293,7 +293,7 @@ async def test_a_watch_goes_on_after_the_last_segment_that_came(tmp_path: Path):
         assert await second.read() is grpc.aio.EOF
 
 
-async def test_a_change_is_told_within_half_a_second(tmp_path: Path):
+async def test_a_watcher_gets_a_change_within_half_a_second(tmp_path: Path):
     async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
         job = await submitted(served)
         calls = [served.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id=job.job_id)) for _ in range(5)]
@@ -332,7 +332,7 @@ async def test_the_same_request_makes_one_job_however_often_it_is_sent(tmp_path:
         assert [job.job_id for job in listed.jobs] == [jobs[0].job_id]
 
 
-async def test_a_request_sent_again_finds_its_job_where_the_audio_is_gone(tmp_path: Path):
+async def test_a_repeated_request_finds_its_job_after_its_audio_is_deleted(tmp_path: Path):
     recording = tmp_path / "a.raw"
     recording.write_bytes(pcm(1.0))
     source = audio_pb2.AudioSource(uri=recording.as_uri(), format=submission().audio.format)
@@ -446,7 +446,7 @@ async def test_a_list_leaves_transcripts_out_and_a_job_shows_its_options(tmp_pat
         assert (await found(served, job.job_id)).transcript.text == "a"
 
 
-async def test_a_failed_job_carries_what_the_call_would_have_ended_with(tmp_path: Path):
+async def test_a_failed_job_has_the_error_of_the_same_call(tmp_path: Path):
     async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
         run = await asyncio.to_thread(claimed, served, await submitted(served))
         failure = Failure("Overloaded", "OVERLOADED", "Full.", 2.5)
@@ -472,7 +472,7 @@ async def test_a_python_client_submits_waits_and_deletes(tmp_path: Path):
         assert [one async for one in client.jobs.list()] == []
 
 
-async def test_a_caller_has_bounded_room_for_the_audio_of_its_jobs(tmp_path: Path):
+async def test_the_audio_of_a_callers_jobs_is_bounded(tmp_path: Path):
     bounds = {"max_upload_bytes_per_caller": 80_000, "max_concurrent_jobs": 0}
     async with serving_jobs(ScriptedEngine(), tmp_path, **bounds) as served:
         first = await submitted(served, 1.0)
@@ -485,7 +485,7 @@ async def test_a_caller_has_bounded_room_for_the_audio_of_its_jobs(tmp_path: Pat
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-async def test_the_audio_of_a_job_goes_with_its_end_unless_the_operator_keeps_it(tmp_path: Path, keeps: bool):
+async def test_the_audio_of_a_job_is_deleted_at_its_end_unless_the_operator_keeps_it(tmp_path: Path, keeps: bool):
     async with serving_jobs(ScriptedEngine(), tmp_path, keep_job_audio=keeps) as served:
         job = await submitted(served, options=transcription_pb2.TranscriptionOptions(output_formats=[SRT]))
         await watched(served, job.job_id)
@@ -495,7 +495,7 @@ async def test_the_audio_of_a_job_goes_with_its_end_unless_the_operator_keeps_it
     assert sorted(kept) == (["audio", "chunks"] if keeps else ["chunks"])
 
 
-async def test_users_are_told_of_their_own_jobs_and_admins_of_all(tmp_path: Path):
+async def test_users_get_statistics_of_their_own_jobs_and_admins_of_all(tmp_path: Path):
     secrets = {name: f"a-key-of-the-settings-for-{name}" for name in ("ann", "bob", "admin")}
     keys = {"auth_enabled": True, "api_keys": f"{secrets['ann']},{secrets['bob']}", "admin_keys": secrets["admin"]}
     sent = {name: (("authorization", f"Bearer {secret}"),) for name, secret in secrets.items()}

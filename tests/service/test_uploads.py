@@ -65,7 +65,7 @@ async def test_an_upload_in_one_call(served: ServedJobs):
     assert await found(served, upload.upload_id) == upload
 
 
-async def test_an_upload_goes_on_in_another_call(served: ServedJobs):
+async def test_an_upload_continues_in_another_call(served: ServedJobs):
     opened = await uploaded(served, header())
     assert (opened.size_bytes, opened.complete) == (0, False)
     part = await uploaded(served, header(opened.upload_id), chunk(b"abc"))
@@ -90,7 +90,7 @@ async def test_what_arrived_before_a_call_broke_is_kept(served: ServedJobs):
     assert rest.complete
 
 
-async def test_an_empty_chunk_is_nothing(served: ServedJobs):
+async def test_an_empty_chunk_changes_nothing(served: ServedJobs):
     opened = await uploaded(served, header(), chunk(b""))
     part = await uploaded(served, header(opened.upload_id), chunk(b""), chunk(b"abc"), chunk(b""))
     assert part.size_bytes == 3
@@ -99,7 +99,7 @@ async def test_an_empty_chunk_is_nothing(served: ServedJobs):
     assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_bytes_that_are_not_those_that_were_meant_do_not_complete_it(served: ServedJobs):
+async def test_data_with_another_sha256_do_not_complete_an_upload(served: ServedJobs):
     opened = await uploaded(served, header())
     failed = await refused(uploaded(served, header(opened.upload_id), chunk(b"abc"), finish(b"abd")))
     assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "SHA256_MISMATCH")
@@ -260,7 +260,7 @@ class Broken(grpc.RpcError):
         return ()
 
 
-async def test_a_client_goes_on_where_a_broken_upload_stopped(tmp_path: Path):
+async def test_a_client_continues_where_a_broken_upload_stopped(tmp_path: Path):
     audio = bytes(range(256)) * (CHUNK_BYTES * 6 // 256)
     progress: list[int] = []
 

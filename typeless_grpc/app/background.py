@@ -31,6 +31,7 @@ from typeless_grpc.stores.janitor import Janitor
 from typeless_grpc.stores.job_table import JobStoreOptions, JobTable
 from typeless_grpc.stores.jobs import SqlJobStore
 from typeless_grpc.stores.maintenance import JobMaintenance
+from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts
 from typeless_grpc.stores.runs import SqlRunStore
 from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
 from typeless_grpc.telemetry.context import CallThreads
@@ -65,17 +66,19 @@ async def keep_jobs(
     detector: VoiceActivityDetector,
     has_model: Callable[[str], bool] = lambda name: True,
     is_ready: asyncio.Event | None = None,
+    timeouts: DatabaseTimeouts = TIMEOUTS,
 ) -> AsyncIterator[Background]:
     """Open the stores of jobs and uploads, and run jobs in this process unless max_concurrent_jobs is 0.
 
     has_model: whether jobs may name a model; blocks. is_ready: set when the engine is ready; jobs wait for it.
+    timeouts: of waits for the database.
     """
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(CallThreads(STORE_THREADS, "stores"))
         fetching = stack.enter_context(CallThreads(FETCH_THREADS, "fetching"))
         hashing = stack.enter_context(CallThreads(HASH_THREADS, "hashing"))
         (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # transcripts are private
-        database = Database(database_url(settings))
+        database = Database(database_url(settings), timeouts)
         stack.callback(database.close)
         await asyncio.to_thread(database.create_tables)
         files = Files(

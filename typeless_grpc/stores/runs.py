@@ -1,4 +1,4 @@
-"""What a worker asks of jobs: `RunStore` over a database and files."""
+"""`RunStore` over a database and files."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class SqlRunStore:
                 State.PENDING,
                 run_id=None,
                 n_failures=jobs.c.n_failures + 1,
-                progress_message=f"Tried again later: {failure.message}",
+                progress_message=f"Retried later: {failure.message}",
             )
             self._table.queue_again(connection, row, delay_s)
 

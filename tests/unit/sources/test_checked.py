@@ -46,14 +46,14 @@ def test_an_upload_is_always_allowed_to_its_owner():
 
 
 @pytest.mark.parametrize("uri", ["file:///etc/hostname", "https://example.com/a", "s3://b/k", "http://x/", "ftp://x/"])
-def test_nothing_else_is_allowed_unless_the_operator_says_so(uri: str):
+def test_nothing_else_is_allowed_by_default(uri: str):
     assert refusal(allowing(), uri) == "URI_SCHEME_NOT_ALLOWED"
 
 
 @pytest.mark.parametrize(
     "uri", ["", "no uri", "//host/path", "file:///a b", "file:///a\n", "https://[::1", "https://h:x/"]
 )
-def test_what_is_no_uri_is_refused(uri: str):
+def test_an_invalid_uri_is_refused(uri: str):
     assert refusal(allowing("https://example.com/", "file:///srv/"), uri) in ("URI_INVALID", "URI_SCHEME_NOT_ALLOWED")
 
 
@@ -100,7 +100,7 @@ def test_a_file_under_the_prefix_is_read(tree: Path, path: str, content: bytes):
         ("audio/", "AUDIO_NOT_FOUND"),
     ],
 )
-def test_what_leads_out_of_the_prefix_is_refused(tree: Path, path: str, reason: str):
+def test_a_path_that_leaves_the_prefix_is_refused(tree: Path, path: str, reason: str):
     assert refusal(allowing(f"file://{tree}/audio/"), f"file://{tree}/{path}") == reason
 
 
@@ -212,7 +212,7 @@ def test_a_prefix_that_would_not_do_what_it_seems_to_is_refused(prefix: str):
     assert caught.value.reason == "CONFIG_INVALID"
 
 
-def test_what_waits_for_other_machines_is_known():
+def test_remote_uris_are_recognized():
     allowed = allowing()
     assert not allowed.is_remote("upload://u1")
     assert not allowed.is_remote("file:///srv/a.wav")

@@ -1,4 +1,4 @@
-"""The queue of jobs, kept by DBOS in the same database: what servers need of it, whether they run jobs or not.
+"""The queue of jobs, which DBOS keeps in the same database. Every server needs it, whether it runs jobs or not.
 
 DBOS takes more than a second to import, so it is imported when the first job is submitted or run.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 QUEUE = "typeless-jobs"
 WORKFLOW = "typeless-job"
 APPLICATION = "typeless"
-# Not that of the software: jobs of one version of it are run by the next. To be changed only if a job's workflow no
-# longer does its steps in the same order.
+# Not the version of the software, whose next version runs the jobs of this one. Change it only if the workflow of a job
+# no longer has its steps in the same order.
 VERSION = "jobs-v1"
 
 # For one step of a migration of DBOS's tables.
@@ -33,10 +34,10 @@ _preparing = threading.Lock()
 
 
 def prepare(database: Database) -> None:
-    """Import DBOS, give its log lines to ours, and make its tables. Raises SourceUnavailable."""
+    """Import DBOS, send its log lines to ours, and create its tables. Raises SourceUnavailable."""
     with _preparing:
         logger = logging.getLogger("dbos")
-        if not logger.handlers:  # it would write lines of its own otherwise
+        if not logger.handlers:  # otherwise it writes lines of its own
             logger.addHandler(logging.NullHandler())
         from dbos import DBOS  # noqa: F401
 
@@ -48,7 +49,7 @@ def prepare(database: Database) -> None:
 
 
 def _make_tables(database: Database) -> None:
-    """As `DBOS.migrate` does it, but over connections of ours, whose waits are bounded."""
+    """Create the tables as `DBOS.migrate` does, but over our connections, whose waits are bounded."""
     from dbos._migration import should_migrate
     from dbos._serialization import DBOSPortableJSON
     from dbos._sys_db import SystemDatabase
@@ -57,10 +58,9 @@ def _make_tables(database: Database) -> None:
     if not database.is_sqlite:
         if not should_migrate(engine, "dbos", True):
             return
-        # Of a new version of DBOS: it may have to build an index over all that is there.
-        engine = postgresql_engine(
-            engine.url, pool_size=2, max_overflow=0, statement_s=MIGRATION_S, answer_s=2 * MIGRATION_S
-        )
+        # A migration of DBOS may have to build an index over all rows.
+        migrating = replace(database.timeouts, statement_s=MIGRATION_S, answer_s=2 * MIGRATION_S)
+        engine = postgresql_engine(engine.url, pool_size=2, max_overflow=0, timeouts=migrating)
     made = SystemDatabase.create(
         system_database_url=database.url,
         engine=engine,
@@ -79,9 +79,9 @@ def _make_tables(database: Database) -> None:
 
 
 def _register(system: SystemDatabase) -> None:
-    """Add the queue if it is missing. DBOS looks for queues at its launch, and only a second later again.
+    """Add the queue if it is missing. DBOS reads its queues at its launch, and only a second later again.
 
-    Until a worker has set its own limits (see `DbosWorker`), it runs one job at a time.
+    Until a worker has set its own limits (see `DbosRunner`), it runs one job at a time.
     """
     system.upsert_queue(
         name=QUEUE,
@@ -97,12 +97,12 @@ def _register(system: SystemDatabase) -> None:
 
 
 def partition(caller: str) -> str:
-    """The part of the queue that holds a caller's jobs."""
+    """Return the partition of the queue that holds a caller's jobs."""
     return caller or "nobody"
 
 
 class DbosQueue:
-    """`Queue` by DBOS. Threads share it."""
+    """`Queue` by DBOS. Threads may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -144,7 +144,7 @@ class DbosQueue:
             raise unavailable(error) from error
 
     def client(self) -> DBOSClient:
-        """The client, made at the first use. Raises SourceUnavailable."""
+        """Return the client, which the first call creates. Raises SourceUnavailable."""
         with self._lock:
             if self._client is None:
                 prepare(self._database)
@@ -161,7 +161,7 @@ class DbosQueue:
             return self._client
 
     def close(self) -> None:
-        """End the client."""
+        """Close the client."""
         with self._lock:
             if self._client is not None:
                 self._client.destroy()
