@@ -13,7 +13,7 @@ import pytest
 
 from tests.harness import AUDIO, serving, serving_jobs
 from tests.servers import free_port
-from tests.speech import talk
+from tests.speech import speech
 from typeless_grpc.engine.scripted import ScriptedEngine
 
 SPEECH = str(AUDIO / "en_short.flac")
@@ -58,7 +58,7 @@ async def test_ctrl_c_ends_live_audio_and_prints_its_last_words():
         process = await started(served.target, "stream", "--json", "--encoding", "pcm_s16le", "-")
         assert process.stdin
         assert process.stdout
-        process.stdin.write(talk(1.0))
+        process.stdin.write(speech(1.0))
         await process.stdin.drain()
         async with asyncio.timeout(60):
             seen: list[bytes] = []
