@@ -12,7 +12,8 @@ import pytest
 from tests import servers
 from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.engine.interface import DecodeOptions
-from typeless_grpc.jobs.job import Chunk, Job, NewJob
+from typeless_grpc.jobs.job import Chunk, Failure, Job, NewJob
+from typeless_grpc.jobs.store import Run
 from typeless_grpc.sources.checked import CheckedSources, SourceOptions
 from typeless_grpc.speech.transcript import Segment, Transcript
 from typeless_grpc.stores.database import Database
@@ -107,3 +108,19 @@ def chunk(index: int, *texts: str, is_last: bool = False, **values: Any) -> Chun
     segments = tuple(Segment(index, index + 1.0, text, "en", 0.9, 0.1) for text in texts)
     transcript = Transcript(segments, (), "en", 0.9, 1.0, 1.0, "tiny")
     return Chunk(index, (index + 1) * 16_000, is_last, transcript, **values)
+
+
+FAULT = Failure("EngineFailed", "ENGINE_FAILED", "The engine failed.", 1.0)
+
+
+def claimed(stores: Stores, job: Job, worker: str = "w1") -> Run:
+    run = stores.runs.claim(job.job_id, worker)
+    assert run is not None
+    return run
+
+
+def done(stores: Stores, job: Job) -> Job:
+    run = claimed(stores, job)
+    stores.runs.keep_chunk(run, chunk(0, "hello", is_last=True, progress=1.0))
+    stores.runs.complete(run)
+    return stores.jobs.get(job.job_id, None)

@@ -150,8 +150,8 @@ class Receiving:
     async def _write(self, upload: Upload, data: Sequence[bytes]) -> None:
         def write() -> Upload:
             if self._sha256 is not None:
-                for piece in data:
-                    self._sha256.update(piece)
+                for block in data:
+                    self._sha256.update(block)
             return self._store.append(upload, data)
 
         self._upload = await self._run(write)

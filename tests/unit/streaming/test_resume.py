@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,10 +28,12 @@ from typeless_grpc.streaming.resume import Call, SessionLimits, Sessions
 
 
 class Desk:
-    """Sessions, and the means to open more."""
+    """Sessions, and the means to open more. threads: the one in which longer audio is detected."""
 
-    def __init__(self, sessions: Sessions[str], clock: FakeClock, stream: Callable[[], Stream]) -> None:
-        self.sessions, self.clock, self._stream = sessions, clock, stream
+    def __init__(
+        self, sessions: Sessions[str], clock: FakeClock, threads: Executor, stream: Callable[[], Stream]
+    ) -> None:
+        self.sessions, self.clock, self.threads, self._stream = sessions, clock, threads, stream
 
     def open(self, caller: str = "a", owner: str | None = None, *, is_shared: bool = False) -> Call[str]:
         whose = owner if owner is not None else caller
@@ -48,7 +51,7 @@ async def desk(**limits: Any) -> AsyncIterator[Desk]:
         dependencies = Dependencies(ScriptedEngine(), LoudnessDetector(), threads, clock)
         options = StreamOptions(DecodeOptions(), EndpointOptions())
         raw = AudioFormat(Encoding.PCM_S16LE, 16_000)
-        yield Desk(sessions, clock, lambda: Stream(dependencies, live_reader(raw, field="config"), options))
+        yield Desk(sessions, clock, threads, lambda: Stream(dependencies, live_reader(raw, field="config"), options))
         await sessions.close()
 
 
@@ -125,11 +128,14 @@ async def test_a_call_whose_caller_does_not_read_is_cut_and_its_session_kept():
 
 async def test_a_waiting_request_of_an_older_call_is_not_taken():
     async with desk() as d:
+        is_resumed = threading.Event()
+        d.threads.submit(is_resumed.wait)  # no audio is worked on before, so the inbox stays full
         old = d.open()
         await old.put(bytes(2 << 20))
         waiting = asyncio.create_task(old.put(b"more"))
         await until_idle()
         new = d.resume(old)
+        is_resumed.set()
         await waiting
         assert new.acknowledged_bytes == new.stream.acknowledged_bytes == 2 << 20
 
@@ -150,7 +156,7 @@ async def test_the_streams_of_a_caller_are_bounded():
             d.open()
         assert caught.value.reason == "TOO_MANY_STREAMS"
         d.open("b")
-        d.sessions.leave(first)  # a broken one makes way
+        d.sessions.leave(first)  # a broken one is closed
         d.open()
         with pytest.raises(NotFound):
             d.resume(first)
