@@ -22,7 +22,7 @@ from google.rpc import error_details_pb2, status_pb2
 from tests.clients.serving import BIN, KEY, run, tool, without_settings
 from tests.harness import AUDIO, REPOSITORY, pcm, request, serving, serving_jobs
 from tests.servers import free_port
-from tests.speech import talk
+from tests.speech import speech
 from typeless_grpc.client import AsyncClient, CallFailed, RawFormat, StreamOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1.transcription_pb2 import TranscribeResponse
@@ -148,13 +148,13 @@ async def test_a_live_stream_passes_both_ways_while_it_runs(tmp_path: Path):
     async with proxied(tmp_path) as envoy, envoy.client() as client:
         received = asyncio.Event()
 
-        async def speech() -> AsyncIterator[bytes]:
-            yield talk(1.0, 1.5)
+        async def live() -> AsyncIterator[bytes]:
+            yield speech(1.0, 1.5)
             await received.wait()  # no more audio until the first sentence has come back
-            yield talk(1.0)
+            yield speech(1.0)
 
         texts = []
-        async for event in client.stream(speech(), StreamOptions(raw_format=RAW)):
+        async for event in client.stream(live(), StreamOptions(raw_format=RAW)):
             if event.HasField("segment"):
                 texts.append(event.segment.text)
                 received.set()
@@ -289,11 +289,11 @@ async def in_node(page: Path, envoy: Proxied, *words: str, key: str = KEY) -> Co
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("protocol", ["grpc-web", "connect"])
 async def test_a_page_transcribes_watches_a_job_and_explains_errors(protocol: str, page: Path, tmp_path: Path):
-    speech = str(AUDIO / "en_short.flac")
+    recording = str(AUDIO / "en_short.flac")
     async with proxied(tmp_path, jobs=True) as envoy:
-        text = await in_node(page, envoy, "transcribe", speech, protocol)
-        job = await in_node(page, envoy, "job", speech, protocol)
-        refused = await in_node(page, envoy, "transcribe", speech, protocol, key="wrong")
+        text = await in_node(page, envoy, "transcribe", recording, protocol)
+        job = await in_node(page, envoy, "job", recording, protocol)
+        refused = await in_node(page, envoy, "transcribe", recording, protocol, key="wrong")
     assert (text.returncode, text.stdout) == (0, "1.7 seconds\n"), text.stderr
     assert job.stdout.startswith("1\n00:00:00,000 --> "), job.stderr
     assert job.stderr.splitlines()[-1] == "100 %"

@@ -71,7 +71,7 @@ def create(
     request = admin_pb2.CreateApiKeyRequest(
         display_name=name,
         role=admin_pb2.ApiKeyRole.Value(f"API_KEY_ROLE_{role.upper()}"),
-        expire_time=_expiry(expires),
+        expire_time=expiry(expires),
     )
     answer = _run(store, lambda admin: admin.CreateApiKey(request))
     key_id = answer.api_key.key_id
@@ -177,7 +177,8 @@ async def _local_admin() -> AsyncIterator[Any]:
         yield Direct(AdminServicer(registry, {}))
 
 
-def _expiry(lifetime: str) -> Timestamp | None:
+def expiry(lifetime: str) -> Timestamp | None:
+    """The time at which a lifetime such as "90d" ends, from now; None for "". Raises typer.BadParameter."""
     if not lifetime:
         return None
     match = re.fullmatch(r"(\d{1,6})([mhd])", lifetime)

@@ -55,10 +55,11 @@ def serve(
         settings = load_settings(flags, file=config).settings
         logs.configure(settings.log_level, settings.log_format)
         fetch(catalog(settings), settings.model)
-        asyncio.run(_serve(settings, _variables(config, data_dir)))
+        asyncio.run(run_server(settings, _variables(config, data_dir)))
 
 
-async def _serve(settings: Settings, variables: str) -> None:
+async def run_server(settings: Settings, variables: str) -> None:
+    """Run a server until a signal. variables: see `ready_text`."""
     from typeless_grpc.app.starting import build
 
     stop = stop_event()

@@ -50,10 +50,11 @@ def worker(
             raise InvalidInput("max_concurrent_jobs", "is 0: this worker would run no jobs", reason="CONFIG_INVALID")
         logs.configure(settings.log_level, settings.log_format)
         fetch(catalog(settings), settings.model)
-        asyncio.run(_work(settings))
+        asyncio.run(run_worker(settings))
 
 
-async def _work(settings: Settings) -> None:
+async def run_worker(settings: Settings) -> None:
+    """Run jobs until a signal."""
     from typeless_grpc.app.starting import build_worker
 
     stop, has_started = stop_event(), asyncio.Event()

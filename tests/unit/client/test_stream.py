@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc.aio
 
+from tests.unit.idle import until_idle
 from typeless_grpc.client.options import StreamOptions
 from typeless_grpc.client.stream import AsyncStreaming
 from typeless_grpc.pb.v1.transcription_pb2 import (
@@ -91,8 +92,7 @@ async def test_no_audio_is_sent_before_the_server_has_taken_the_stream():
     events = AsyncStreaming(EagerServer(call).connect, StreamOptions()).events([b"one"])
     first = asyncio.ensure_future(anext(events))
     await call.is_opened.wait()
-    for _ in range(20):  # more steps than the audio would take
-        await asyncio.sleep(0)
+    await until_idle()
     assert call.received == []
     call.may_start.set()
     kinds = [(await first).WhichOneof("event"), *[event.WhichOneof("event") async for event in events]]
