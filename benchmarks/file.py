@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from benchmarks.contestants import RAW, server
 from benchmarks.recordings import Recording, load, wer
 from benchmarks.report import arguments, print_table
-from typeless_grpc.client import AsyncClient, Options
-from typeless_grpc.client_stream import StreamOptions
+from typeless_grpc.client import AsyncClient, Options, StreamOptions
 
 MESSAGE_BYTES = 1 << 16
 COLUMNS = ["recording", "Transcribe s", "FILE s", "times as fast", "WER %", "FILE WER %", "progress events"]

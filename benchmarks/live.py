@@ -28,8 +28,7 @@ from benchmarks.recordings import Recording, is_short_english, load, normalized,
 from benchmarks.report import arguments
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import FRAME_SAMPLES, SileroDetector, recording_probabilities
-from typeless_grpc.client import AsyncClient, Options
-from typeless_grpc.client_stream import StreamOptions
+from typeless_grpc.client import AsyncClient, Options, StreamOptions
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
 
 PAUSE_S = 1.2

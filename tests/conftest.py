@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.postgres import Postgres, start_or_skip
 from typeless_grpc.client import AsyncClient
+from typeless_grpc.stores.database import Database, sqlite_url
 
 # Log lines go through Python's logging to pytest, which shows those of failed tests.
 structlog.configure(
@@ -44,6 +45,21 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     for name in [name for name in os.environ if name.startswith("TYPELESS_") and name not in KEPT]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-config"))
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """Open an empty database: SQLite, unless the test is parametrized with "postgresql"."""
+    kind = getattr(request, "param", "sqlite")
+    url = (
+        request.getfixturevalue("postgres").empty_database()
+        if kind == "postgresql"
+        else sqlite_url(tmp_path / "jobs.db")
+    )
+    opened = Database(url)
+    opened.create_tables()
+    yield opened
+    opened.close()
 
 
 @dataclass(frozen=True)

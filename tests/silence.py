@@ -1,4 +1,4 @@
-"""A TCP proxy of the tests' own that can fall silent: it takes what is sent, and passes nothing on."""
+"""A TCP proxy that can fall silent: it accepts data and forwards nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TICK_S = 0.05
 
 
 class SilentProxy:
-    """Forwards connections to a port of the loopback until it is told to be silent, and again once it is told so."""
+    """Forwards connections to a loopback port, except between `fall_silent` and `speak`."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
@@ -24,11 +24,11 @@ class SilentProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def fall_silent(self) -> None:
-        """From now on nothing is passed on or answered, and nothing is reset; new connections are taken."""
+        """Stop forwarding: nothing is answered or reset, and new connections are accepted."""
         self._forwards.clear()
 
     def speak(self) -> None:
-        """Pass on again: what connections that went through the silence still held, is lost with them."""
+        """Forward again; connections from before are closed, and their data is lost."""
         for one in self._sockets:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Speech without speakers: tones that a `LoudnessDetector` hears as speech, and an engine that counts them."""
+"""Synthetic speech: tones that a `LoudnessDetector` takes for speech, and scripts for an engine that show its audio."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def silence(seconds: float) -> bytes:
     return bytes(2 * round(seconds * SAMPLE_RATE_HZ))
 
 
-def said(*seconds: float) -> bytes:
-    """Speech and pauses in turn, beginning with speech: said(1.0, 0.8, 2.0)."""
+def speech(*seconds: float) -> bytes:
+    """Speech and pauses in turn, beginning with speech: speech(1.0, 0.8, 2.0)."""
     return b"".join(silence(s) if i % 2 else tone(s, hz=300 + 40 * i) for i, s in enumerate(seconds))
 
 
 def cut(data: bytes, sizes: Iterable[int]) -> Iterator[bytes]:
-    """Data in pieces of these sizes, the last one repeated as long as there is any."""
+    """Cut data into parts of these sizes; the last size is repeated to the end."""
     at, size = 0, 1
     for size in sizes:
         if at >= len(data):
@@ -47,11 +47,11 @@ def fingerprint(audio: Audio) -> str:
 
 
 def samples_as_text(call: EngineCall) -> str:
-    """What an engine says that should show whether it heard the same audio."""
+    """A text that shows whether the engine got the same audio."""
     return fingerprint(call.audio)
 
 
 def words_as_they_come(call: EngineCall) -> str:
-    """One word more for each half second: "one two three"."""
+    """One word for each half second: "one two three"."""
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
     return " ".join(words[: max(1, 2 * len(call.audio) // SAMPLE_RATE_HZ)])

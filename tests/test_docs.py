@@ -46,6 +46,15 @@ def test_links_lead_somewhere(path: Path):
     assert [to for to in targets if not to.startswith("http") and not (path.parent / to).exists()] == []
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in DOCUMENTS if "decisions" not in path.parts], ids=lambda path: path.name
+)
+def test_modules_that_are_named_exist(path: Path):
+    named = re.findall(r"`((?:\w+/)+\w+\.py)(?:::\w+)?`", path.read_text("utf-8"))
+    places = (REPOSITORY, REPOSITORY / "typeless_grpc", path.parent)
+    assert [one for one in named if not any((place / one).exists() for place in places)] == []
+
+
 def test_every_make_target_that_is_named_exists():
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text("utf-8"), re.M))
     sources = [*DOCUMENTS, REPOSITORY / ".ci" / "run", REPOSITORY / "Makefile"]

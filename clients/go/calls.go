@@ -18,13 +18,13 @@ import (
 const maxAttempts = 4
 
 // connect opens a channel that sends the key with every call. Over a network, use
-// credentials.NewTLS instead: what is sent in plain text can be read on the way.
+// credentials.NewTLS instead: others can read plain text on the way.
 func connect(target, key string) (*grpc.ClientConn, error) {
 	return grpc.NewClient(target,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		// A transcript of hours is larger than gRPC's 4 MiB.
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
-		// Tells a dead connection from a long silence; the server takes a ping every 10 s.
+		// Detects a dead connection; the server accepts a ping every 5 s.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, request, reply any,
 			conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
@@ -43,9 +43,9 @@ func withKey(ctx context.Context, key string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "x-api-key", key)
 }
 
-// patiently makes a call again where the server says that it can succeed later, after the time the
-// server names, and as long as the deadline leaves room for it. The call has to be safe to repeat.
-func patiently[Response any](ctx context.Context, call func(context.Context) (Response, error)) (Response, error) {
+// withRetries makes a call, and repeats it after the time in RetryInfo, within the deadline. The call
+// must be safe to repeat.
+func withRetries[Response any](ctx context.Context, call func(context.Context) (Response, error)) (Response, error) {
 	for attempt := 1; ; attempt++ {
 		response, err := call(ctx)
 		if err == nil {
@@ -65,18 +65,18 @@ func patiently[Response any](ctx context.Context, call func(context.Context) (Re
 	}
 }
 
-// retryDelay is how long the server asks to wait; ok is false where waiting would not help.
+// retryDelay is the time in RetryInfo; ok is false if waiting would not help.
 func retryDelay(err error) (wait time.Duration, ok bool) {
 	for _, detail := range status.Convert(err).Details() {
 		if retry, is := detail.(*errdetails.RetryInfo); is {
 			return retry.GetRetryDelay().AsDuration(), true
 		}
 	}
-	// No server was reached, so none could say.
+	// UNAVAILABLE without RetryInfo: no server was reached.
 	return time.Second, status.Code(err) == codes.Unavailable
 }
 
-// reason is the stable word for programs ("RATE_LIMITED"), or the status where there is none.
+// reason is the stable reason for programs ("RATE_LIMITED"), or the status if there is none.
 func reason(err error) string {
 	for _, detail := range status.Convert(err).Details() {
 		if info, is := detail.(*errdetails.ErrorInfo); is {
@@ -86,7 +86,7 @@ func reason(err error) string {
 	return status.Code(err).String()
 }
 
-// explain prints all that the server says about a call that failed.
+// explain prints the full error details of a failed call.
 func explain(err error) {
 	failed, is := status.FromError(err)
 	if !is {

@@ -18,11 +18,11 @@ import (
 )
 
 const usage = `usage: typeless-client COMMAND FILE...
-  transcribe FILE   print what is said
+  transcribe FILE   print the text
   stream FILE       send raw samples (16 kHz, 16 bits, mono) at the pace of speech
   batch FILE...     several recordings in one call
   job FILE          transcribe in the background, print subtitles
-  error FILE        ask for something impossible, show how the server says so
+  error FILE        send an invalid request, show the error details
 TYPELESS_SERVER (localhost:50051) and TYPELESS_API_KEY are read from the environment.`
 
 func main() {
@@ -77,7 +77,7 @@ func transcribe(ctx context.Context, conn *grpc.ClientConn, file string, options
 		return err
 	}
 	client := pb.NewTranscriptionServiceClient(conn)
-	response, err := patiently(ctx, func(ctx context.Context) (*pb.TranscribeResponse, error) {
+	response, err := withRetries(ctx, func(ctx context.Context) (*pb.TranscribeResponse, error) {
 		return client.Transcribe(ctx, &pb.TranscribeRequest{Audio: source, Options: options})
 	})
 	if err != nil {
@@ -160,7 +160,7 @@ func batch(ctx context.Context, conn *grpc.ClientConn, files []string) error {
 		request.Items = append(request.Items, &pb.BatchItem{Name: filepath.Base(file), Audio: source})
 	}
 	client := pb.NewTranscriptionServiceClient(conn)
-	response, err := patiently(ctx, func(ctx context.Context) (*pb.BatchTranscribeResponse, error) {
+	response, err := withRetries(ctx, func(ctx context.Context) (*pb.BatchTranscribeResponse, error) {
 		return client.BatchTranscribe(ctx, request)
 	})
 	if err != nil {
@@ -184,7 +184,7 @@ func job(ctx context.Context, conn *grpc.ClientConn, file string) error {
 	}
 	client := pb.NewJobsServiceClient(conn)
 	request := submission(source)
-	submitted, err := patiently(ctx, func(ctx context.Context) (*pb.SubmitJobResponse, error) {
+	submitted, err := withRetries(ctx, func(ctx context.Context) (*pb.SubmitJobResponse, error) {
 		return client.SubmitJob(ctx, request)
 	})
 	if err != nil {

@@ -11,25 +11,24 @@ from typing import TypeVar
 
 import grpc
 
-from typeless_grpc.client import CallFailed, Client, Options, RawFormat
-from typeless_grpc.client_stream import StreamOptions
+from typeless_grpc.client import CallFailed, Client, Options, RawFormat, StreamOptions
 
 USAGE = """usage: main.py COMMAND FILE...
-  transcribe FILE   print what is said
+  transcribe FILE   print the text
   stream FILE       send raw samples (16 kHz, 16 bits, mono) at the pace of speech
   batch FILE...     several recordings in one call
   job FILE          transcribe in the background, print subtitles
-  error FILE        ask for something impossible, show how the server says so
+  error FILE        send an invalid request, show the error details
 TYPELESS_SERVER (localhost:50051) and TYPELESS_API_KEY are read from the environment."""
 
-TIMEOUT_S = 600  # of everything that is done for one command
+TIMEOUT_S = 600  # for all calls of one command
 MAX_ATTEMPTS = 4
 
 T = TypeVar("T")
 
 
 def transcribe(client: Client, files: list[str], options: Options | None = None) -> None:
-    response = patiently(lambda: client.transcribe(files[0], options, timeout_s=TIMEOUT_S))
+    response = with_retries(lambda: client.transcribe(files[0], options, timeout_s=TIMEOUT_S))
     print(response.transcript.text)
 
 
@@ -48,14 +47,14 @@ def stream(client: Client, files: list[str]) -> None:
 def at_the_pace_of_speech(file: str) -> Iterator[bytes]:
     """A tenth of a second every tenth of a second."""
     with Path(file).open("rb") as samples:
-        while piece := samples.read(3200):
-            yield piece
+        while block := samples.read(3200):
+            yield block
             time.sleep(0.1)
 
 
 def batch(client: Client, files: list[str]) -> None:
     names = [Path(file).name for file in files]
-    response = patiently(lambda: client.batch(files, names=names, timeout_s=TIMEOUT_S))
+    response = with_retries(lambda: client.batch(files, names=names, timeout_s=TIMEOUT_S))
     for result in response.results:
         failed = result.WhichOneof("outcome") == "failure"
         print(f"{result.name}: {f'failed: {result.failure.reason}' if failed else result.transcript.text}")
@@ -64,7 +63,7 @@ def batch(client: Client, files: list[str]) -> None:
 
 def job(client: Client, files: list[str]) -> None:
     # Large recordings are uploaded first, and a broken watch goes on by itself.
-    submitted = patiently(lambda: client.jobs.submit(files[0], Options(output_formats=["srt"])))
+    submitted = with_retries(lambda: client.jobs.submit(files[0], Options(output_formats=["srt"])))
     last = submitted
     for change in client.jobs.watch(submitted.job_id):
         last = change.job
@@ -80,11 +79,8 @@ def error(client: Client, files: list[str]) -> None:
     transcribe(client, files, Options(beam_size=99))
 
 
-def patiently(call: Callable[[], T]) -> T:
-    """Make a call again where the server says that it can succeed later, after the time the server names.
-
-    The call has to be safe to repeat.
-    """
+def with_retries(call: Callable[[], T]) -> T:
+    """Make a call, and repeat it after the time in RetryInfo, within the deadline. It must be safe to repeat."""
     deadline_s = time.monotonic() + TIMEOUT_S
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
@@ -92,7 +88,7 @@ def patiently(call: Callable[[], T]) -> T:
         except CallFailed as failed:
             wait_s = failed.retry_after_s
             if wait_s is None and failed.code is grpc.StatusCode.UNAVAILABLE:
-                wait_s = 1.0  # no server was reached, so none could say
+                wait_s = 1.0  # without RetryInfo: no server was reached
             if wait_s is None or attempt == MAX_ATTEMPTS or time.monotonic() + wait_s > deadline_s:
                 raise
             print(f"{failed.reason or failed.code.name}: trying again in {wait_s:.1f} s", file=sys.stderr)
@@ -101,7 +97,7 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def explain(failed: CallFailed) -> None:
-    """Print all that the server says about a call that failed."""
+    """Print the full error details of a failed call."""
     lines = [f"{failed.code.name}: {failed.message}"]
     if failed.reason:
         lines.append(f"  reason: {failed.reason}")
@@ -118,8 +114,8 @@ def main(words: list[str]) -> int:
     if len(words) < 2 or words[0] not in COMMANDS:
         print(USAGE, file=sys.stderr)
         return 2
-    # The key is taken from TYPELESS_API_KEY. Over a network, add tls=Tls(): plain text can be read on the way.
-    # retry=False, because `patiently` waits and says so; otherwise the client repeats what is safe by itself.
+    # The key comes from TYPELESS_API_KEY. Over a network, add tls=Tls(): others can read plain text on the way.
+    # retry=False, because `with_retries` reports its waits; otherwise the client repeats safe calls by itself.
     with Client(os.environ.get("TYPELESS_SERVER", "localhost:50051"), retry=False) as client:
         try:
             COMMANDS[words[0]](client, words[1:])

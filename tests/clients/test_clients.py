@@ -12,13 +12,13 @@ import pytest
 
 from tests.clients.serving import ADMIN_KEY, Running, raw_samples, run, served, tool, without_settings
 from tests.harness import AUDIO, REPOSITORY
-from typeless_grpc.client_channel import channel
+from typeless_grpc.client import channel
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(1200)]
 
 SPEECH = AUDIO / "en_two_sentences.flac"
-SAID = "Good morning, and thank you for coming. The train to the coast leaves in 20 minutes."
+TEXT = "Good morning, and thank you for coming. The train to the coast leaves in 20 minutes."
 BUILD_S = 900
 TRIES = 3
 
@@ -87,7 +87,7 @@ def client(request: pytest.FixtureRequest, server: Running) -> Client:
 
 def test_a_recording_is_transcribed(client: Client):
     done = client("transcribe", SPEECH)
-    assert (done.returncode, done.stdout) == (0, f"{SAID}\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
 
 
 def test_a_stream_prints_interims_and_then_finals(client: Client, tmp_path: Path):
@@ -110,14 +110,14 @@ def test_a_batch_tells_what_became_of_each_recording(client: Client):
     done = client("batch", SPEECH, AUDIO / "en_short_truncated.m4a", AUDIO / "en_short.mp3")
     assert done.returncode == 0, done.stderr
     whole, broken, short, summary = done.stdout.splitlines()
-    assert whole == f"{SPEECH.name}: {SAID}"
+    assert whole == f"{SPEECH.name}: {TEXT}"
     assert broken == "en_short_truncated.m4a: failed: AUDIO_TRUNCATED"
     assert words(short) == "enshortmp3 please close the window"
     assert summary == "2 of 3 succeeded"
 
 
 def words(text: str) -> str:
-    """What is said, without what a small model is not sure of: capitals and full stops."""
+    """The text without capitals and full stops, which a small model may get wrong."""
     return re.sub(r"[^a-z0-9 ]", "", text.lower())
 
 
@@ -153,7 +153,7 @@ def test_a_wrong_key_is_explained(client: Client):
     assert "  reason: KEY_INVALID" in done.stderr.splitlines()
 
 
-def test_a_caller_that_is_limited_waits_as_long_as_it_is_told(client: Client, server: Running):
+def test_a_limited_caller_waits_for_the_time_in_retry_info(client: Client, server: Running):
     key = key_of_a_limited_caller(server)
     first, second = (client("transcribe", AUDIO / "en_short.flac", key=key) for _ in range(2))
     for done in (first, second):
@@ -172,8 +172,8 @@ def key_of_a_limited_caller(server: Running) -> str:
     return made.secret
 
 
-def test_a_server_that_is_away_is_reported_with_its_status(client: Client):
-    away = Client(client.language, Running(port=1))
-    done = away("transcribe", SPEECH)
+def test_an_unreachable_server_is_reported_with_its_status(client: Client):
+    unreachable = Client(client.language, Running(port=1))
+    done = unreachable("transcribe", SPEECH)
     assert done.returncode == 1
     assert status(done.stderr.splitlines()[-1]) == "UNAVAILABLE"

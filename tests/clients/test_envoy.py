@@ -22,9 +22,8 @@ from google.rpc import error_details_pb2, status_pb2
 from tests.clients.serving import BIN, KEY, run, tool, without_settings
 from tests.harness import AUDIO, REPOSITORY, pcm, request, serving, serving_jobs
 from tests.servers import free_port
-from tests.speech import said
-from typeless_grpc.client import AsyncClient, CallFailed, RawFormat
-from typeless_grpc.client_stream import StreamOptions
+from tests.speech import speech
+from typeless_grpc.client import AsyncClient, CallFailed, RawFormat, StreamOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1.transcription_pb2 import TranscribeResponse
 
@@ -135,7 +134,7 @@ def frames(body: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-def asked(**options: Any) -> bytes:
+def request_bytes(**options: Any) -> bytes:
     return request(200.0, **options).SerializeToString()
 
 
@@ -147,18 +146,18 @@ async def test_a_large_recording_passes(tmp_path: Path):
 
 async def test_a_live_stream_passes_both_ways_while_it_runs(tmp_path: Path):
     async with proxied(tmp_path) as envoy, envoy.client() as client:
-        heard = asyncio.Event()
+        received = asyncio.Event()
 
-        async def speech() -> AsyncIterator[bytes]:
-            yield said(1.0, 1.5)
-            await heard.wait()  # nothing more is said until the first sentence has come back
-            yield said(1.0)
+        async def live() -> AsyncIterator[bytes]:
+            yield speech(1.0, 1.5)
+            await received.wait()  # no more audio until the first sentence has come back
+            yield speech(1.0)
 
         texts = []
-        async for event in client.stream(speech(), StreamOptions(raw_format=RAW)):
+        async for event in client.stream(live(), StreamOptions(raw_format=RAW)):
             if event.HasField("segment"):
                 texts.append(event.segment.text)
-                heard.set()
+                received.set()
     assert len(texts) == 2
 
 
@@ -211,7 +210,11 @@ async def any_of(*waiting: Coroutine[Any, Any, None]) -> None:
 async def test_a_browser_calls_by_grpc_web(tmp_path: Path):
     async with proxied(tmp_path) as envoy:
         answer = await envoy.post(
-            frame(asked()), content_type="application/grpc-web+proto", x_grpc_web="1", x_api_key=KEY, origin=PAGE
+            frame(request_bytes()),
+            content_type="application/grpc-web+proto",
+            x_grpc_web="1",
+            x_api_key=KEY,
+            origin=PAGE,
         )
         (flag, message), (end, trailers) = frames(answer.body)
     assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, PAGE)
@@ -223,7 +226,7 @@ async def test_a_browser_calls_by_grpc_web(tmp_path: Path):
 async def test_a_browser_sees_the_details_of_an_error(tmp_path: Path):
     async with proxied(tmp_path) as envoy:
         answer = await envoy.post(
-            frame(asked(decoding={"beam_size": 99})),
+            frame(request_bytes(decoding={"beam_size": 99})),
             content_type="application/grpc-web+proto",
             x_api_key=KEY,
             origin=PAGE,
@@ -243,7 +246,7 @@ async def test_a_browser_sees_the_details_of_an_error(tmp_path: Path):
 async def test_a_browser_calls_by_connect(tmp_path: Path):
     async with proxied(tmp_path) as envoy:
         answer = await envoy.post(
-            asked(), content_type="application/proto", connect_protocol_version="1", x_api_key=KEY, origin=PAGE
+            request_bytes(), content_type="application/proto", connect_protocol_version="1", x_api_key=KEY, origin=PAGE
         )
     assert answer.status == 200, answer.body
     assert TranscribeResponse.FromString(answer.body).transcript.text == "200.0 seconds"
@@ -286,11 +289,11 @@ async def in_node(page: Path, envoy: Proxied, *words: str, key: str = KEY) -> Co
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("protocol", ["grpc-web", "connect"])
 async def test_a_page_transcribes_watches_a_job_and_explains_errors(protocol: str, page: Path, tmp_path: Path):
-    speech = str(AUDIO / "en_short.flac")
+    recording = str(AUDIO / "en_short.flac")
     async with proxied(tmp_path, jobs=True) as envoy:
-        text = await in_node(page, envoy, "transcribe", speech, protocol)
-        job = await in_node(page, envoy, "job", speech, protocol)
-        refused = await in_node(page, envoy, "transcribe", speech, protocol, key="wrong")
+        text = await in_node(page, envoy, "transcribe", recording, protocol)
+        job = await in_node(page, envoy, "job", recording, protocol)
+        refused = await in_node(page, envoy, "transcribe", recording, protocol, key="wrong")
     assert (text.returncode, text.stdout) == (0, "1.7 seconds\n"), text.stderr
     assert job.stdout.startswith("1\n00:00:00,000 --> "), job.stderr
     assert job.stderr.splitlines()[-1] == "100 %"

@@ -10,29 +10,22 @@ from typing import Any
 import pytest
 
 from tests import servers
-from tests.postgres import start_or_skip
 from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.engine.interface import DecodeOptions
-from typeless_grpc.jobs.job import Chunk, Job, NewJob
+from typeless_grpc.jobs.job import Chunk, Failure, Job, NewJob
+from typeless_grpc.jobs.store import Run
+from typeless_grpc.sources.checked import CheckedSources, SourceOptions
 from typeless_grpc.speech.transcript import Segment, Transcript
-from typeless_grpc.stores.database import Database, sqlite_url
+from typeless_grpc.stores.database import Database
 from typeless_grpc.stores.fake_queue import FakeQueue
 from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.job_table import JobStoreOptions, JobTable
 from typeless_grpc.stores.jobs import SqlJobStore
+from typeless_grpc.stores.maintenance import JobMaintenance
 from typeless_grpc.stores.runs import SqlRunStore
-from typeless_grpc.stores.sources import CheckedSources, SourceOptions
-from typeless_grpc.stores.upkeep import JobUpkeep
 from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
 
 PCM = AudioFormat(Encoding.PCM_S16LE, 16_000, 1)
-
-
-@pytest.fixture(scope="session")
-def postgresql_url() -> Iterator[str]:
-    server = start_or_skip()
-    yield server.url
-    server.remove()
 
 
 @pytest.fixture(scope="session")
@@ -58,16 +51,10 @@ def redis_cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    if request.param == "sqlite":
-        url = sqlite_url(tmp_path / "jobs.db")
-    else:
-        url = request.getfixturevalue("postgres").empty_database()
-    opened = Database(url)
-    opened.create_tables()
-    yield opened
-    opened.close()
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test of a database over each that is supported."""
+    if "database" in metafunc.fixturenames:
+        metafunc.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture
@@ -83,7 +70,7 @@ class Stores:
     uploads: SqlUploadStore
     jobs: SqlJobStore
     runs: SqlRunStore
-    upkeep: JobUpkeep
+    maintenance: JobMaintenance
 
     @classmethod
     def over(cls, database: Database, files: Files, *, uploads: dict[str, Any] | None = None, **options: Any) -> Stores:
@@ -91,7 +78,7 @@ class Stores:
         kept = SqlUploadStore(database, files, UploadOptions(**uploads or {}))
         table = JobTable(database, files, queue, JobStoreOptions(**options))
         runs = SqlRunStore(table, CheckedSources(kept, SourceOptions()))
-        return cls(database, files, queue, kept, SqlJobStore(table), runs, JobUpkeep(table))
+        return cls(database, files, queue, kept, SqlJobStore(table), runs, JobMaintenance(table))
 
     def submit(self, **values: Any) -> Job:
         """File a job with a bit of audio."""
@@ -117,7 +104,23 @@ def new_job(**values: Any) -> NewJob:
 
 
 def chunk(index: int, *texts: str, is_last: bool = False, **values: Any) -> Chunk:
-    """The index-th second of a recording, and what is said in it."""
+    """Return the index-th second of a recording, with its text."""
     segments = tuple(Segment(index, index + 1.0, text, "en", 0.9, 0.1) for text in texts)
     transcript = Transcript(segments, (), "en", 0.9, 1.0, 1.0, "tiny")
     return Chunk(index, (index + 1) * 16_000, is_last, transcript, **values)
+
+
+FAULT = Failure("EngineFailed", "ENGINE_FAILED", "The engine failed.", 1.0)
+
+
+def claimed(stores: Stores, job: Job, worker: str = "w1") -> Run:
+    run = stores.runs.claim(job.job_id, worker)
+    assert run is not None
+    return run
+
+
+def done(stores: Stores, job: Job) -> Job:
+    run = claimed(stores, job)
+    stores.runs.keep_chunk(run, chunk(0, "hello", is_last=True, progress=1.0))
+    stores.runs.complete(run)
+    return stores.jobs.get(job.job_id, None)

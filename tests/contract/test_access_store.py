@@ -47,7 +47,7 @@ async def connect(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> 
         return
     url = sqlite_url(tmp_path / "access.sqlite3")
     if kind == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
+        url = request.getfixturevalue("postgres").empty_database()
         engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
         name = f"access_{time.monotonic_ns()}"
         with engine.connect() as connection:
@@ -93,7 +93,7 @@ async def test_pages_follow_the_order_of_creation(store: AccessStore):
     assert [k.display_name for k in (*first, *second)] == ["0", "1", "2", "3", "4"]
 
 
-async def test_a_key_that_is_there_already_stays_as_it_is(store: AccessStore):
+async def test_an_existing_key_stays_as_it_is(store: AccessStore):
     made = key("first")
     await store.add_key(made, max_keys=1)
     await store.revoke_key(made.key_id)
@@ -102,7 +102,7 @@ async def test_a_key_that_is_there_already_stays_as_it_is(store: AccessStore):
     assert len(await store.keys_after(0, 10)) == 1
 
 
-async def test_only_keys_that_can_be_used_count_towards_the_most(store: AccessStore):
+async def test_only_valid_keys_count_towards_the_maximum(store: AccessStore):
     revoked = await store.add_key(key("revoked"), max_keys=1)
     await store.revoke_key(revoked.key_id)
     await store.add_key(key("expired", expires_s=NOW_S - 1), max_keys=1)
@@ -117,7 +117,7 @@ async def test_a_key_that_is_revoked_again_is_the_same_key(store: AccessStore):
     assert await store.revoke_key(made.key_id) == await store.revoke_key(made.key_id)
 
 
-async def test_revoking_a_key_nobody_has_is_nothing(store: AccessStore):
+async def test_revoking_an_unknown_key_changes_nothing(store: AccessStore):
     assert await store.revoke_key("k0") is None
 
 
@@ -165,7 +165,7 @@ async def test_many_writers_miss_nothing_of_each_other(connect: Connect):
             assert changes.revision >= revision
             revision = changes.revision
             seen.update(k.display_name for k in changes.keys)
-            await asyncio.sleep(0)  # the store in memory never waits
+            await asyncio.sleep(0.001)  # the store in memory never waits
 
     names = [f"{n}" for n in range(30)]
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
@@ -175,7 +175,7 @@ async def test_many_writers_miss_nothing_of_each_other(connect: Connect):
     assert seen == set(names)
 
 
-async def test_the_most_holds_for_servers_that_add_at_once(connect: Connect):
+async def test_the_maximum_holds_for_servers_that_add_keys_at_once(connect: Connect):
     stores = [await connect() for _ in range(3)]
     adding = [stores[n % 3].add_key(key(str(n)), max_keys=5) for n in range(12)]
     done = await asyncio.gather(*adding, return_exceptions=True)
@@ -190,7 +190,7 @@ async def test_servers_that_start_at_once_all_find_their_tables(connect: Connect
         assert [k.key_id for k in await store.keys_after(0, 10)] == [made.key_id]
 
 
-async def test_a_store_that_cannot_be_reached_says_so_and_may_be_asked_again(tmp_path: Path):
+async def test_a_store_that_cannot_be_reached_fails_and_may_be_retried(tmp_path: Path):
     store = SqlAccessStore(f"postgresql://nobody@127.0.0.1:1/nothing?user={tmp_path.name[:8]}", lambda: NOW_S)
     with pytest.raises(SourceUnavailable) as caught:
         await store.open()
@@ -198,7 +198,7 @@ async def test_a_store_that_cannot_be_reached_says_so_and_may_be_asked_again(tmp
     await store.close()
 
 
-async def test_what_a_sqlite_store_keeps_outlives_the_process(tmp_path: Path):
+async def test_keys_in_a_sqlite_store_survive_the_process(tmp_path: Path):
     url = sqlite_url(tmp_path / "access.sqlite3")
     first = SqlAccessStore(url, lambda: NOW_S)
     await first.open()
@@ -223,7 +223,7 @@ def change(file: Path, *statements: str) -> None:
             connection.execute(statement)
 
 
-async def test_while_a_database_is_restored_the_store_is_away(tmp_path: Path):
+async def test_the_store_is_unavailable_while_its_database_is_restored(tmp_path: Path):
     store = await sqlite(tmp_path / "access.sqlite3")
     change(tmp_path / "access.sqlite3", "DELETE FROM access_revision")
     with pytest.raises(SourceUnavailable):
@@ -235,7 +235,7 @@ async def test_while_a_database_is_restored_the_store_is_away(tmp_path: Path):
     await store.close()
 
 
-async def test_what_a_newer_version_wrote_does_not_hide_the_rest(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+async def test_rows_of_a_newer_version_do_not_hide_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     store = await sqlite(tmp_path / "access.sqlite3")
     foreign, mine = [await store.add_key(key(), max_keys=MANY) for _ in range(2)]
     await store.set_limit(LIMIT)

@@ -55,7 +55,7 @@ async def test_a_hundred_at_once_get_exactly_the_burst(buckets: BucketStore, nam
     assert sum(t.is_allowed for t in taken) == 10
 
 
-async def test_whoever_waits_as_long_as_told_gets_it(buckets: BucketStore, name: str):
+async def test_a_call_succeeds_after_the_reported_delay(buckets: BucketStore, name: str):
     while (taken := await buckets.take(name, FAST, 1)).is_allowed:
         pass
     assert taken.retry_after_s is not None
@@ -70,7 +70,7 @@ async def test_reset_tells_when_the_bucket_is_full(buckets: BucketStore, name: s
     assert taken.reset_after_s == pytest.approx(240, abs=10)
 
 
-async def test_what_costs_more_is_all_or_nothing(buckets: BucketStore, name: str):
+async def test_a_cost_is_taken_as_a_whole_or_not_at_all(buckets: BucketStore, name: str):
     assert (await buckets.take(name, SLOW, 7)).remaining == 3
     refused = await buckets.take(name, SLOW, 4)
     assert (refused.is_allowed, refused.remaining) == (False, 3)
@@ -78,13 +78,13 @@ async def test_what_costs_more_is_all_or_nothing(buckets: BucketStore, name: str
     assert (await buckets.take(name, SLOW, 3)).is_allowed
 
 
-async def test_no_wait_helps_what_the_bucket_never_holds(buckets: BucketStore, name: str):
+async def test_a_cost_above_the_burst_has_no_retry_delay(buckets: BucketStore, name: str):
     taken = await buckets.take(name, SLOW, 11)
     assert (taken.is_allowed, taken.retry_after_s) == (False, None)
 
 
 @pytest.mark.parametrize("n_taken", [1, 2, 10])
-async def test_what_is_given_back_can_be_taken_again(buckets: BucketStore, name: str, n_taken: int):
+async def test_tokens_that_are_given_back_can_be_taken_again(buckets: BucketStore, name: str, n_taken: int):
     for _ in range(n_taken):
         await buckets.take(name, SLOW, 1)
     for _ in range(n_taken):
@@ -101,7 +101,7 @@ async def test_a_full_bucket_gets_no_fuller(buckets: BucketStore, name: str):
     assert sum(t.is_allowed for t in taken) == 10
 
 
-async def test_buckets_do_not_know_each_other(buckets: BucketStore, name: str):
+async def test_buckets_are_independent(buckets: BucketStore, name: str):
     assert not (await buckets.take(name, SLOW, 11)).is_allowed
     await buckets.take(name, SLOW, 10)
     assert (await buckets.take(f"{name} of another", SLOW, 10)).is_allowed
@@ -122,35 +122,37 @@ async def test_two_servers_share_the_buckets_of_one_redis(redis_url: str, name: 
 
 
 class Hanging:
-    """Shared buckets that answer when told to, and then that they are away."""
+    """Shared buckets that answer once a gate is open, and then fail."""
 
     def __init__(self) -> None:
-        self.n_asked = 0
-        self.answers = asyncio.Event()
+        self.n_calls = 0
+        self.is_called, self.answers = asyncio.Event(), asyncio.Event()
         self.answers.set()
 
     async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
-        self.n_asked += 1
+        self.n_calls += 1
+        self.is_called.set()
         await self.answers.wait()
-        raise SourceUnavailable("Away.", reason="RATE_LIMITS_UNAVAILABLE")
+        raise SourceUnavailable("Down.", reason="RATE_LIMITS_UNAVAILABLE")
 
     async def give_back(self, bucket: str, quota: Quota, cost: int) -> None:
         raise NotImplementedError
 
 
-async def test_while_shared_buckets_do_not_answer_one_caller_at_a_time_finds_out(name: str):
+async def test_one_caller_at_a_time_retries_shared_buckets_that_do_not_answer(name: str):
     shared, clock = Hanging(), FakeClock()
     either = FallbackBuckets(shared, MemoryBuckets(100), clock, Metrics())
     await either.take(name, SLOW, 1)
     shared.answers.clear()
-    for n_asked in (2, 3):
+    for n_calls in (2, 3):
         clock.advance(1.1)
+        shared.is_called.clear()
         waits = asyncio.create_task(either.take(name, SLOW, 1))
-        await asyncio.sleep(0)
+        await shared.is_called.wait()
         clock.advance(5)
         for _ in range(3):
             assert (await either.take(name, SLOW, 1)).is_allowed
-        assert shared.n_asked == n_asked
+        assert shared.n_calls == n_calls
         shared.answers.set()
         await waits
         shared.answers.clear()

@@ -1,4 +1,4 @@
-"""A database and a storage that belong together have one id; others are told apart before anything is lost."""
+"""A database and a storage that belong together have one id; others are refused before anything is lost."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def refusal(database: Database, files: Files) -> str:
     return caught.value.message
 
 
-def test_a_start_gives_both_one_id_and_every_later_one_finds_it(database: Database, files: Files):
+def test_a_start_gives_both_one_id_and_later_starts_find_it(database: Database, files: Files):
     use(database, files)
     before = id_of(files)
     for _ in range(2):
@@ -104,7 +104,7 @@ class CutShort(Files):
 
 
 @pytest.mark.parametrize("n_writes", [0, 1, 2])
-def test_a_start_that_was_cut_short_is_made_up_for(database: Database, tmp_path: Path, n_writes: int):
+def test_a_start_after_an_interrupted_one_succeeds(database: Database, tmp_path: Path, n_writes: int):
     url = str(tmp_path / "storage")
     with pytest.raises(KeyboardInterrupt):
         StoreIdentity(database, CutShort(url, n_writes)).settle()
@@ -114,7 +114,7 @@ def test_a_start_that_was_cut_short_is_made_up_for(database: Database, tmp_path:
     assert len(id_of(files)) == 32
 
 
-def test_a_start_whose_mark_was_left_behind_is_made_up_for(database: Database, files: Files):
+def test_a_start_after_one_that_left_its_mark_succeeds(database: Database, files: Files):
     StoreIdentity(database, files)._begun()
     assert id_of(files).endswith(" new")
     StoreIdentity(database, files).settle()

@@ -62,7 +62,7 @@ def test_another_owners_upload_is_not_found(stores: Stores):
     assert stores.uploads.get(upload.upload_id, None) == upload
 
 
-def test_of_two_calls_that_append_at_once_one_is_told(stores: Stores):
+def test_of_two_calls_that_append_at_once_one_fails(stores: Stores):
     upload = stores.uploads.create("ann", "")
     together = threading.Barrier(2)
 
@@ -137,7 +137,7 @@ def test_uploads_expire(database: Database, files: Files):
     assert files.names("uploads") == []
 
 
-def test_an_upload_that_a_job_is_filed_about_meanwhile_stays(postgres: Postgres, files: Files):
+def test_an_expiring_upload_stays_if_a_job_for_it_is_submitted(postgres: Postgres, files: Files):
     database = Database(postgres.empty_database())
     database.create_tables()
     stores = Stores.over(database, files, uploads={"ttl_s": -1.0})
@@ -172,7 +172,7 @@ def test_an_upload_remembers_the_sha256_it_was_completed_with(database: Database
     assert stores.uploads.sha256(upload.upload_id, "ann") == b""
 
 
-def test_a_database_of_an_earlier_version_gets_what_it_lacks(stores: Stores):
+def test_a_database_of_an_earlier_version_gets_missing_tables(stores: Stores):
     upload = stores.uploads.create("ann", "")
     with stores.database.writing() as connection:
         upload_digests.drop(connection)
@@ -181,7 +181,7 @@ def test_a_database_of_an_earlier_version_gets_what_it_lacks(stores: Stores):
     assert stores.uploads.sha256(upload.upload_id, "ann") == bytes(32)
 
 
-def test_files_of_uploads_that_are_gone_are_put_aside(stores: Stores):
+def test_files_of_deleted_uploads_are_quarantined(stores: Stores):
     upload = stores.uploads.append(stores.uploads.create("ann", ""), [b"abc"])
     stores.files.write(f"uploads/{'0' * 32}/000000000000000-x", b"x")  # its row was deleted, and the process killed
     assert stores.uploads.delete_orphans(before_s=0.0) == 0

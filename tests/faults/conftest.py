@@ -4,55 +4,72 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.faults import node as nodes
 from tests.faults.node import recording
-from tests.harness import REPOSITORY
 from typeless_grpc.client import CallFailed, Client, RawFormat
 from typeless_grpc.pb.v1 import jobs_pb2
 
 PCM = RawFormat("pcm_s16le", 16_000)
 TIMEOUT_S = 150.0
 SECONDS = 8  # of each job's audio: three chunks
-# Long enough that a worker which lives is heard of in time on a machine that has much else to do.
+# Long enough for the heartbeats of a live worker on a busy machine.
 WORKER_TIMEOUT_S = 4.0
+
+# Nodes are forked from a process that has imported everything and has no threads: imports take seconds of a core.
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
+    ["tests.faults.node", "dbos", "psycopg", "sqlalchemy.dialects.postgresql.psycopg", "fsspec.implementations.local"]
+)
 
 
 @dataclass
 class Node:
     """A process of the product. directory: its own, as on a machine of its own."""
 
-    process: subprocess.Popen[str]
+    process: BaseProcess
     port: int
     log: Path
     directory: Path
 
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.join()
 
     def signal(self, number: signal.Signals) -> None:
-        os.kill(self.process.pid, number)
+        os.kill(self.pid, number)
+
+    def wait(self, timeout_s: float) -> int:
+        """Return the exit status of the process, once it has ended."""
+        self.process.join(timeout_s)
+        assert self.process.exitcode is not None, "it has not ended in time"
+        return self.process.exitcode
 
     @property
     def has_ended(self) -> bool:
-        return self.process.poll() is not None
+        return not self.process.is_alive()
 
 
 @dataclass
 class Cluster:
-    """Nodes that share a database and a storage. journal: what their engines were asked."""
+    """Nodes that share a database and a storage. journal: what their engines have begun and done."""
 
     directory: Path
     database_url: str
@@ -64,7 +81,7 @@ class Cluster:
         return self.directory / "journal"
 
     def start(self, *, successor_of: Node | None = None, **settings: Any) -> Node:
-        """One more node, or one that has ended started again; it takes calls when this returns."""
+        """Start a node, or start one again that has ended; return once it accepts calls."""
         self.n_started += 1
         own = successor_of.directory if successor_of else self.directory / f"node-{self.n_started}"
         own.mkdir(exist_ok=True)
@@ -74,18 +91,16 @@ class Cluster:
             "worker_timeout_s": WORKER_TIMEOUT_S,
         }
         log = own / f"log-{self.n_started}"
-        with log.open("w") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.node", str(own), str(self.journal), json.dumps(shared | settings)],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                cwd=REPOSITORY,
-            )
-        assert process.stdout
-        line = process.stdout.readline()
-        assert line.strip().isdigit(), log.read_text()
-        node = Node(process, int(line), log, own)
+        receiver, sender = FORKSERVER.Pipe(duplex=False)
+        process = FORKSERVER.Process(target=nodes.run, args=(own, self.journal, log, shared | settings, sender))
+        process.start()
+        sender.close()
+        with receiver:
+            try:
+                port = receiver.recv()
+            except EOFError:
+                pytest.fail(f"the node did not start: {log.read_text()}")
+        node = Node(process, port, log, own)
         self.nodes.append(node)
         return node
 
@@ -94,29 +109,28 @@ class Cluster:
             if not node.has_ended:
                 node.signal(signal.SIGCONT)
                 node.kill()
-            assert node.process.stdout
-            node.process.stdout.close()
+            node.process.close()
 
     # ---- what happened ----
 
     def began(self) -> Counter[tuple[int, int]]:
-        """How often the engines began each piece: by job and second."""
+        """Return how often the engines began each chunk, by job and second."""
         lines = self.journal.read_text().splitlines() if self.journal.exists() else []
         return Counter((int(line.split()[0]), int(line.split()[1])) for line in lines if not line.endswith("done"))
 
     def n_done(self) -> int:
-        """Pieces that an engine is done with."""
+        """Return the number of chunks that an engine has done."""
         lines = self.journal.read_text().splitlines() if self.journal.exists() else []
         return sum(line.endswith("done") for line in lines)
 
     def completions(self) -> Counter[str]:
-        """How often each job was completed, by the logs of all nodes."""
+        """Return how often each job was completed, by the logs of all nodes."""
         events = [event for node in self.nodes for event in events_of(node)]
         return Counter(event.split()[1] for event in events if event.startswith("job ") and " completed in " in event)
 
 
 def events_of(node: Node) -> list[str]:
-    """What a node has logged so far."""
+    """Return what a node has logged so far."""
     lines = [line for line in node.log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
     return [json.loads(line)["event"] for line in lines]
 
@@ -133,7 +147,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
 
 
 def submit(node: Node, numbers: range, seconds: int = SECONDS) -> dict[int, str]:
-    """File jobs of these numbers; their ids."""
+    """Submit jobs of these numbers; return their ids."""
     with Client(f"127.0.0.1:{node.port}") as client:
         return {
             number: client.jobs.submit(recording(number, seconds), raw_format=PCM, request_id=f"job {number}").job_id
@@ -145,11 +159,11 @@ def wait_until(holds: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def ended(node: Node, ids: dict[int, str], timeout_s: float = TIMEOUT_S) -> dict[int, jobs_pb2.Job]:
-    """All jobs once they have ended."""
+    """Return all jobs once they have ended."""
     with Client(f"127.0.0.1:{node.port}") as client:
 
         def none_left() -> bool:
@@ -163,7 +177,7 @@ def ended(node: Node, ids: dict[int, str], timeout_s: float = TIMEOUT_S) -> dict
 
 
 def check_whole(job: jobs_pb2.Job, number: int, seconds: int = SECONDS) -> None:
-    """The job is COMPLETED, and every bit of its audio is in its transcript once, in order."""
+    """The job is COMPLETED, and all of its audio is in its transcript once, in order."""
     assert job.state == jobs_pb2.JOB_STATE_COMPLETED, job
     assert job.audio_duration.ToTimedelta().total_seconds() == seconds
     offset_s = 0.0
@@ -175,7 +189,7 @@ def check_whole(job: jobs_pb2.Job, number: int, seconds: int = SECONDS) -> None:
 
 
 def check_once(cluster: Cluster, ids: dict[int, str], *, n_crashes: int) -> None:
-    """No job was finished twice, and each crash repeated at most one piece of each job."""
+    """No job was completed twice, and each crash repeated at most one chunk of each job."""
     completions = cluster.completions()
     assert max(completions.values()) == 1
     repeated = Counter(job for (job, _), n in cluster.began().items() for _ in range(n - 1))

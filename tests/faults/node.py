@@ -1,18 +1,15 @@
-"""A server or worker to be killed: the product's own wiring around an engine that writes down what it is asked.
+"""A server or worker to be killed: the product's own wiring around an engine that keeps a journal.
 
-    python -m tests.faults.node DIRECTORY JOURNAL '{"max_concurrent_jobs": 3, …}'
-
-Each sample of a test's audio says whose it is: even samples hold the number of the job, odd ones the second they lie
-in. The engine notes "job second length" as it begins a piece, and "job second length done" once it is done with it.
+Each sample of a test's audio tells where it belongs: even samples hold the number of the job, odd ones the second of
+the recording. The engine writes "job second length" as it begins a chunk, and "job second length done" as it ends it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +20,18 @@ from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import DecodeOptions, Recognition, Ticket
 from typeless_grpc.engine.scripted import ScriptedEngine
+from typeless_grpc.stores.postgresql import DatabaseTimeouts
 from typeless_grpc.telemetry import logs
 
 # A job of this number takes its process down with it.
 POISON = 77
 DELAY_S = 0.05
+# In the same order as the defaults, and shorter, because tests wait for them.
+TIMEOUTS = DatabaseTimeouts(connect_s=2, lock_s=1, statement_s=1.5, answer_s=2, pool_s=1, idle_transaction_s=1)
 
 
 class JournalEngine(ScriptedEngine):
-    """Says "job:second" of each piece, after a little while."""
+    """Transcribes each chunk as "job:second", after a moment."""
 
     def __init__(self, journal: Path) -> None:
         super().__init__(lambda call: ":".join(map(str, identity(call.audio))))
@@ -50,32 +50,37 @@ class JournalEngine(ScriptedEngine):
 
 
 def identity(audio: Audio) -> tuple[int, int]:
-    """The job's number and the second that a piece begins in."""
+    """Return the job's number, and the second in which a chunk begins."""
     return round(float(audio[0]) * 32768), round(float(audio[1]) * 32768)
 
 
 def recording(job: int, seconds: int) -> bytes:
-    """Raw samples that say whose they are."""
+    """Return raw samples that tell where they belong."""
     one = [job.to_bytes(2, "little") + second.to_bytes(2, "little") for second in range(seconds)]
     return b"".join(pair * (SAMPLE_RATE_HZ // 2) for pair in one)
 
 
-async def main(directory: Path, journal: Path, given: str) -> None:
+def run(directory: Path, journal: Path, log: Path, settings: dict[str, Any], port: Connection) -> None:
+    """Serve until SIGTERM, with all output in a log. port: gets the port once calls are accepted."""
+    with log.open("w") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    asyncio.run(_serve(directory, journal, settings, port))
+
+
+async def _serve(directory: Path, journal: Path, given: dict[str, Any], port: Connection) -> None:
     defaults = {"port": 0, "data_dir": directory, "job_chunk_s": 5.0, "job_poll_s": 0.05, "rate_limit_enabled": False}
-    settings = Settings(**defaults | json.loads(given))
+    settings = Settings(**defaults | given)
     logs.configure("info", "json")
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     engine = JournalEngine(journal)
     parts: dict[str, Any] = {"engine": engine, "detector": SileroDetector()}
     async with (
-        keep_jobs(settings, **parts) as background,
+        keep_jobs(settings, **parts, timeouts=TIMEOUTS) as background,
         listen(settings, **parts, background=background) as listening,
     ):
         await listening.server.serving()
-        print(listening.port, flush=True)  # noqa: T201
+        port.send(listening.port)
+        port.close()
         await stop.wait()
-
-
-if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))

@@ -1,4 +1,4 @@
-"""A database or a Redis that swallows packets: no reset, no answer. Nobody waits for it for long."""
+"""No call waits long for a database or a Redis that swallows packets: no reset, no answer."""
 
 from __future__ import annotations
 
@@ -13,25 +13,31 @@ import grpc
 import pytest
 
 from tests.faults.conftest import Cluster, check_once, check_whole, ended, submit, wait_until
+from tests.faults.node import TIMEOUTS
 from tests.postgres import USER, Postgres
 from tests.servers import redis_server
 from tests.silence import SilentProxy
 from typeless_grpc.access.keys import new_key
 from typeless_grpc.access.principal import Role
 from typeless_grpc.access.quota import Quota
-from typeless_grpc.client import CallFailed
-from typeless_grpc.client_jobs import Jobs, Retries
+from typeless_grpc.client import CallFailed, Jobs, RetryPolicy
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.stores.buckets import RedisBuckets
 from typeless_grpc.stores.database import Database
-from typeless_grpc.stores.postgresql import ANSWER_S, CONNECT_S, LOCK_S, POOL_S, STATEMENT_S
+from typeless_grpc.stores.postgresql import TIMEOUTS as DEFAULTS
 from typeless_grpc.stores.sql_access import SqlAccessStore
 
 pytestmark = pytest.mark.timeout(400)
 
-MARGIN_S = 5.0  # for a machine that has much else to do
-# A connection of the pool is waited for, found dead, and a new one tried.
-LONGEST_S = POOL_S + ANSWER_S + CONNECT_S + MARGIN_S
+MARGIN_S = 5.0  # for a busy machine
+# A call waits for a connection of the pool, finds it dead, and tries a new one.
+LONGEST_S = TIMEOUTS.pool_s + TIMEOUTS.answer_s + TIMEOUTS.connect_s + MARGIN_S
+
+
+def test_by_default_a_call_waits_twenty_seconds_and_the_server_gives_up_first():
+    assert DEFAULTS.pool_s + DEFAULTS.answer_s + DEFAULTS.connect_s == 20
+    for timeouts in (DEFAULTS, TIMEOUTS):
+        assert timeouts.lock_s < timeouts.statement_s < timeouts.answer_s
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def url(proxy: SilentProxy) -> str:
 
 
 def took_s(call: Callable[[], Any]) -> float:
-    """How long a call took that ended with SourceUnavailable."""
+    """Return how long a call took, which ends with SourceUnavailable."""
     began_s = time.monotonic()
     with pytest.raises(SourceUnavailable):
         call()
@@ -61,7 +67,7 @@ def ask(database: Database) -> None:
 
 
 def test_a_database_that_swallows_packets_is_given_up_and_found_again(url: str, proxy: SilentProxy):
-    database = Database(url)
+    database = Database(url, TIMEOUTS)
     ask(database)
     proxy.fall_silent()
     assert took_s(lambda: ask(database)) < LONGEST_S
@@ -80,7 +86,7 @@ def _answers(database: Database) -> bool:
 
 
 def test_an_answer_that_is_swallowed_within_a_transaction_is_given_up(url: str, proxy: SilentProxy):
-    database = Database(url)
+    database = Database(url, TIMEOUTS)
 
     def write() -> None:
         with database.writing() as connection:
@@ -88,17 +94,20 @@ def test_an_answer_that_is_swallowed_within_a_transaction_is_given_up(url: str, 
             proxy.fall_silent()
             connection.exec_driver_sql("SELECT 2")
 
-    assert took_s(write) < ANSWER_S + MARGIN_S
+    assert took_s(write) < TIMEOUTS.answer_s + MARGIN_S
     database.close()
 
 
 @pytest.mark.parametrize(
     ("statement", "longest_s"),
-    [("UPDATE typeless.jobs SET version = version + 1", LOCK_S), ("SELECT pg_sleep(60)", STATEMENT_S)],
+    [
+        ("UPDATE typeless.jobs SET version = version + 1", TIMEOUTS.lock_s),
+        ("SELECT pg_sleep(60)", TIMEOUTS.statement_s),
+    ],
     ids=["a lock that is never released", "a statement without end"],
 )
 def test_a_database_that_is_busy_is_given_up(postgres: Postgres, statement: str, longest_s: float):
-    database, holder = (Database(postgres.empty_database()) for _ in range(2))
+    database, holder = (Database(postgres.empty_database(), TIMEOUTS) for _ in range(2))
     database.create_tables()
 
     def write() -> None:
@@ -113,8 +122,8 @@ def test_a_database_that_is_busy_is_given_up(postgres: Postgres, statement: str,
         one.close()
 
 
-def test_more_callers_than_connections_are_all_told_in_time(url: str, proxy: SilentProxy):
-    database = Database(url)
+def test_more_callers_than_connections_all_fail_in_time(url: str, proxy: SilentProxy):
+    database = Database(url, TIMEOUTS)
     n_callers = 60
     with ThreadPoolExecutor(n_callers) as pool:
         list(pool.map(lambda _: ask(database), range(n_callers)))
@@ -127,7 +136,7 @@ def test_more_callers_than_connections_are_all_told_in_time(url: str, proxy: Sil
 async def test_a_key_that_was_revoked_during_the_silence_is_known_after_it(
     url: str, proxy: SilentProxy, postgres: Postgres
 ):
-    store, elsewhere = (SqlAccessStore(one, time.time) for one in (url, postgres.url))
+    store, elsewhere = (SqlAccessStore(one, time.time, TIMEOUTS) for one in (url, postgres.url))
     await store.open()
     await elsewhere.open()
     key = await store.add_key(new_key("n", Role.USER, time.time(), None)[0], max_keys=10_000)
@@ -167,7 +176,7 @@ async def test_a_redis_that_swallows_packets_is_given_up_in_the_time_of_the_sett
         proxy.close()
 
 
-def test_jobs_go_on_after_a_silence_and_nobody_waits_it_out(url: str, proxy: SilentProxy, tmp_path: Path):
+def test_jobs_continue_after_a_silence_and_no_call_waits_for_its_end(url: str, proxy: SilentProxy, tmp_path: Path):
     cluster = Cluster(tmp_path, url)
     try:
         node = cluster.start(max_concurrent_jobs=3)
@@ -193,7 +202,7 @@ def test_a_server_can_be_stopped_during_the_silence(url: str, proxy: SilentProxy
         wait_until(lambda: cluster.n_done() > 6)
         proxy.fall_silent()
         node.signal(signal.SIGTERM)
-        assert node.process.wait(90) == 0  # a pause of DBOS between two attempts is waited for
+        assert node.wait(90) == 0  # a pause of DBOS between two attempts is waited for
     finally:
         cluster.stop()
 
@@ -201,6 +210,6 @@ def test_a_server_can_be_stopped_during_the_silence(url: str, proxy: SilentProxy
 def _refused_s(port: int) -> float:
     began_s = time.monotonic()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(CallFailed) as caught:
-        Jobs(channel, Retries(max_attempts=1)).get("nobody")
+        Jobs(channel, RetryPolicy(max_attempts=1)).get("nobody")
     assert caught.value.reason == "STORE_UNAVAILABLE"
     return time.monotonic() - began_s

@@ -1,4 +1,4 @@
-"""Options whose effect only a real model shows: languages, strategies, channels, and text as it was asked for."""
+"""Options whose effect only a real model shows: languages, strategies, channels, and the form of the text."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="session")]
 normalized = EnglishTextNormalizer()
 
 
-async def heard(client: AsyncClient, file: str, **options: object) -> Transcript:
-    asked = Options(**options)  # type: ignore[arg-type]
-    return (await client.transcribe(AUDIO / file, asked, timeout_s=150)).transcript
+async def transcribed(client: AsyncClient, file: str, **options: object) -> Transcript:
+    requested = Options(**options)  # type: ignore[arg-type]
+    return (await client.transcribe(AUDIO / file, requested, timeout_s=150)).transcript
 
 
 async def test_each_segment_of_a_recording_that_switches_has_its_language(base: AsyncClient):
-    transcript = await heard(base, "es_en_switch.ogg")
+    transcript = await transcribed(base, "es_en_switch.ogg")
     assert [segment.language for segment in transcript.segments] == ["es", "en"]
     spanish, english = transcript.segments
     assert "mañana" in spanish.text.lower()
@@ -58,26 +58,26 @@ def samples(file: str) -> Audio:
 
 async def test_a_recording_in_one_language_stays_in_it(base: AsyncClient):
     for language in ("de", "es", "fr", "zh"):
-        transcript = await heard(base, f"{language}_sentence.ogg")
+        transcript = await transcribed(base, f"{language}_sentence.ogg")
         assert {segment.language for segment in transcript.segments} == {language}
         assert transcript.language_probability > 0.5
 
 
 async def test_only_allowed_languages_are_detected(base: AsyncClient):
-    transcript = await heard(base, "es_sentence.ogg", allowed_languages=["fr", "en"])
+    transcript = await transcribed(base, "es_sentence.ogg", allowed_languages=["fr", "en"])
     assert transcript.language in {"fr", "en"}
-    assert (await heard(base, "es_sentence.ogg", allowed_languages=["es", "en"])).language == "es"
+    assert (await transcribed(base, "es_sentence.ogg", allowed_languages=["es", "en"])).language == "es"
 
 
 async def test_speech_is_translated_into_english(base: AsyncClient):
-    transcript = await heard(base, "es_sentence.ogg", language="es", task="translate", post_processing="standard")
+    transcript = await transcribed(base, "es_sentence.ogg", language="es", task="translate", post_processing="standard")
     assert transcript.language == "es"
     assert "beach" in transcript.text.lower()
 
 
 async def test_chinese_is_written_in_the_requested_script(base: AsyncClient):
-    simplified = await heard(base, "zh_sentence.ogg", language="zh", word_timestamps=True)
-    traditional = await heard(base, "zh_sentence.ogg", language="zh-Hant", word_timestamps=True)
+    simplified = await transcribed(base, "zh_sentence.ogg", language="zh", word_timestamps=True)
+    traditional = await transcribed(base, "zh_sentence.ogg", language="zh-Hant", word_timestamps=True)
     assert opencc.OpenCC("t2s").convert(simplified.text) == simplified.text
     assert "".join(word.text for segment in traditional.segments for word in segment.words) == traditional.text
     assert len(simplified.text) == len(traditional.text)
@@ -114,7 +114,7 @@ HOTWORDS = [f"{name} {number}" for number in range(64) for name in ("Kubrendo", 
 async def test_no_prompt_and_no_hotwords_cost_text(
     hints: dict[str, object], beam_size: int, temperatures: list[float], tiny_en: AsyncClient
 ):
-    transcript = await heard(tiny_en, "en_minute.ogg", beam_size=beam_size, temperatures=temperatures, **hints)
+    transcript = await transcribed(tiny_en, "en_minute.ogg", beam_size=beam_size, temperatures=temperatures, **hints)
     rate = jiwer.wer(normalized(fixture("en_minute.ogg")["text"]), normalized(transcript.text))
     assert rate <= 0.1, transcript.text
 
@@ -125,20 +125,20 @@ async def test_the_text_of_a_prompt_is_not_in_the_transcript(base: AsyncClient):
         "The quick brown fox jumps over the lazy dog while the harbour master writes his long report about the weather"
     )
     prompt = (f"{fox}, the ships and the tides of the last winter. " * 40)[:4000]
-    transcript = await heard(base, "en_minute.ogg", language="en", beam_size=5, prompt=prompt)
+    transcript = await transcribed(base, "en_minute.ogg", language="en", beam_size=5, prompt=prompt)
     assert jiwer.wer(normalized(fixture("en_minute.ogg")["text"]), normalized(transcript.text)) <= 0.1, transcript.text
 
 
 async def test_channels_are_transcribed_apart(tiny_en: AsyncClient):
-    transcript = await heard(tiny_en, "two_speakers_stereo.flac", channels="separate")
+    transcript = await transcribed(tiny_en, "two_speakers_stereo.flac", channels="separate")
     left, right = (" ".join(one.text for one in transcript.segments if one.channel == channel) for channel in (0, 1))
     assert "leave" in left.lower()
     assert "coat" in right.lower()
-    assert {segment.channel for segment in (await heard(tiny_en, "two_speakers_stereo.flac")).segments} == {0}
+    assert {segment.channel for segment in (await transcribed(tiny_en, "two_speakers_stereo.flac")).segments} == {0}
 
 
 async def test_subtitles_of_real_speech_can_be_read(tiny_en: AsyncClient):
-    transcript = await heard(tiny_en, "en_minute.ogg", output_formats=["srt", "webvtt"], post_processing="basic")
+    transcript = await transcribed(tiny_en, "en_minute.ogg", output_formats=["srt", "webvtt"], post_processing="basic")
     srt, vtt = (one.content for one in transcript.renditions)
     cues = list(webvtt.WebVTT.from_string(vtt, strict=True))
     assert len(cues) == len(webvtt.WebVTT.from_buffer(io.BytesIO(srt.encode()), format="srt"))
@@ -150,7 +150,7 @@ async def test_subtitles_of_real_speech_can_be_read(tiny_en: AsyncClient):
 
 
 async def test_numbers_are_written_in_figures(tiny_en: AsyncClient):
-    transcript = await heard(tiny_en, "en_numbers.ogg", post_processing="standard", word_timestamps=True)
+    transcript = await transcribed(tiny_en, "en_numbers.ogg", post_processing="standard", word_timestamps=True)
     assert "24" in transcript.text
     assert "$150" in transcript.text
     assert [word.text for one in transcript.segments for word in one.words] == transcript.text.split()

@@ -1,4 +1,4 @@
-"""Real speech through a real server and a real model: what was said, when, and in which language."""
+"""Real speech through a real server and a real model: the text, its times and its language."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ normalized = EnglishTextNormalizer()
 RAW = RawFormat("pcm_s16le", 16_000)
 
 
-async def heard(client: AsyncClient, file: str, options: Options | None = None) -> Transcript:
+async def transcribed(client: AsyncClient, file: str, options: Options | None = None) -> Transcript:
     raw = RAW if file.endswith(".raw") else None
     return (await client.transcribe(AUDIO / file, options, raw_format=raw, timeout_s=120)).transcript
 
 
-def wer(said: str, heard: str) -> float:
-    return float(jiwer.wer(normalized(said), normalized(heard)))
+def wer(reference: str, text: str) -> float:
+    return float(jiwer.wer(normalized(reference), normalized(text)))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def wer(said: str, heard: str) -> float:
     ids=lambda row: row["file"],
 )
 async def test_english_is_transcribed(row: dict[str, Any], tiny_en: AsyncClient):
-    transcript = await heard(tiny_en, row["file"])
+    transcript = await transcribed(tiny_en, row["file"])
     assert wer(row["text"], transcript.text) <= 0.05
     assert transcript.audio_duration.ToTimedelta().total_seconds() == pytest.approx(row["duration_s"], abs=0.1)
     assert transcript.model == "tiny.en"
@@ -50,7 +50,7 @@ def seconds(offset: Any) -> float:
 
 @pytest.mark.parametrize("file", ["en_two_sentences.flac", "en_numbers.ogg", "en_minute.ogg"])
 async def test_words_have_times_in_order_and_inside_the_audio(file: str, tiny_en: AsyncClient):
-    transcript = await heard(tiny_en, file, Options(word_timestamps=True))
+    transcript = await transcribed(tiny_en, file, Options(word_timestamps=True))
     audio_s = seconds(transcript.audio_duration)
     words = [word for segment in transcript.segments for word in segment.words]
     starts, ends = [seconds(word.start_offset) for word in words], [seconds(word.end_offset) for word in words]
@@ -66,7 +66,7 @@ async def test_words_have_times_in_order_and_inside_the_audio(file: str, tiny_en
 
 async def test_words_have_the_times_at_which_they_are_spoken(tiny_en: AsyncClient):
     # The pause between the two sentences is digital silence: no word may lie across it.
-    transcript = await heard(tiny_en, "en_two_sentences.flac", Options(word_timestamps=True, language="en"))
+    transcript = await transcribed(tiny_en, "en_two_sentences.flac", Options(word_timestamps=True, language="en"))
     words = {word.text.strip(".,").lower(): word for segment in transcript.segments for word in segment.words}
     assert seconds(words["good"].start_offset) == pytest.approx(0.15, abs=0.25)
     assert seconds(words["coming"].end_offset) <= seconds(words["train"].start_offset)
@@ -74,12 +74,12 @@ async def test_words_have_the_times_at_which_they_are_spoken(tiny_en: AsyncClien
 
 
 async def test_without_word_timestamps_there_are_none(tiny_en: AsyncClient):
-    transcript = await heard(tiny_en, "en_two_sentences.flac")
+    transcript = await transcribed(tiny_en, "en_two_sentences.flac")
     assert all(not segment.words for segment in transcript.segments)
 
 
 async def test_segments_are_in_order_and_inside_the_audio(tiny_en: AsyncClient):
-    transcript = await heard(tiny_en, "en_minute.ogg")
+    transcript = await transcribed(tiny_en, "en_minute.ogg")
     assert [segment.index for segment in transcript.segments] == list(range(len(transcript.segments)))
     spans = [(seconds(segment.start_offset), seconds(segment.end_offset)) for segment in transcript.segments]
     assert all(start <= end <= seconds(transcript.audio_duration) for start, end in spans)
@@ -92,7 +92,7 @@ async def test_segments_are_in_order_and_inside_the_audio(tiny_en: AsyncClient):
 @pytest.mark.parametrize("language", ["es", "de", "fr", "zh"])
 async def test_a_language_is_recognized(language: str, base: AsyncClient):
     row = fixture(f"{language}_sentence.ogg")
-    transcript = await heard(base, row["file"])
+    transcript = await transcribed(base, row["file"])
     assert transcript.language == language
     assert transcript.language_probability > 0.5
     assert {segment.language for segment in transcript.segments} == {language}
@@ -103,12 +103,12 @@ async def test_a_language_is_recognized(language: str, base: AsyncClient):
 
 
 async def test_a_given_language_is_not_detected(base: AsyncClient):
-    transcript = await heard(base, "es_sentence.ogg", Options(language="es-MX"))
+    transcript = await transcribed(base, "es_sentence.ogg", Options(language="es-MX"))
     assert (transcript.language, transcript.language_probability) == ("es", 1.0)
 
 
 async def test_speech_is_translated_into_english(base: AsyncClient):
-    transcript = await heard(base, "de_sentence.ogg", Options(task="translate", language="de"))
+    transcript = await transcribed(base, "de_sentence.ogg", Options(task="translate", language="de"))
     assert {"cake", "neighbors"} <= set(normalized(transcript.text).split())
     assert transcript.language == "de"
 
@@ -119,9 +119,9 @@ async def test_speech_is_translated_into_english(base: AsyncClient):
     ids=["hotwords", "prompt"],
 )
 async def test_hotwords_bring_unusual_names(options: Options, tiny_en: AsyncClient):
-    without = await heard(tiny_en, "en_names.ogg")
+    without = await transcribed(tiny_en, "en_names.ogg")
     assert "Kubrendo" not in without.text
-    transcript = await heard(tiny_en, "en_names.ogg", options)
+    transcript = await transcribed(tiny_en, "en_names.ogg", options)
     assert "Kubrendo" in transcript.text
     assert "Typlexa" in transcript.text
 
@@ -151,7 +151,7 @@ async def test_audio_without_speech_gives_no_text(kind: str, base: AsyncClient):
 @pytest.mark.parametrize("suffix", ["m4a", "flac", "mp3"])
 async def test_a_recording_that_was_cut_off_is_refused(suffix: str, tiny_en: AsyncClient):
     with pytest.raises(CallFailed) as caught:
-        await heard(tiny_en, f"en_short_truncated.{suffix}")
+        await transcribed(tiny_en, f"en_short_truncated.{suffix}")
     assert caught.value.reason == "AUDIO_TRUNCATED"
 
 
@@ -166,27 +166,27 @@ async def test_a_recording_that_was_cut_off_is_refused(suffix: str, tiny_en: Asy
 )
 async def test_unsupported_options_are_refused(options: Options, code: str, reason: str, tiny_en: AsyncClient):
     with pytest.raises(CallFailed) as caught:
-        await heard(tiny_en, "en_short.flac", options)
+        await transcribed(tiny_en, "en_short.flac", options)
     assert (caught.value.code.name, caught.value.reason) == (code, reason)
 
 
 async def test_an_english_model_does_not_translate(tiny_en: AsyncClient):
     with pytest.raises(CallFailed) as caught:
-        await heard(tiny_en, "en_short.flac", Options(task="translate"))
+        await transcribed(tiny_en, "en_short.flac", Options(task="translate"))
     assert caught.value.fields[0][0] == "options.task"
 
 
 async def test_a_cancelled_call_frees_the_engine(tiny_en: AsyncClient):
-    long = asyncio.create_task(heard(tiny_en, "en_minute.ogg", Options(beam_size=5)))
+    long = asyncio.create_task(transcribed(tiny_en, "en_minute.ogg", Options(beam_size=5)))
     await asyncio.wait([long], timeout=0.3)
     long.cancel()
     with pytest.raises(asyncio.CancelledError):
         await long
-    assert normalized((await heard(tiny_en, "en_short.flac")).text) == "please close the window"
+    assert normalized((await transcribed(tiny_en, "en_short.flac")).text) == "please close the window"
 
 
 async def test_concurrent_calls_get_their_own_results(tiny_en: AsyncClient):
     files = ["en_short.flac", "en_two_sentences.flac", "en_numbers.ogg"] * 2
-    answers = await asyncio.gather(*(heard(tiny_en, file) for file in files))
+    answers = await asyncio.gather(*(transcribed(tiny_en, file) for file in files))
     for file, answer in zip(files, answers, strict=True):
         assert wer(fixture(file)["text"], answer.text) <= 0.1, file

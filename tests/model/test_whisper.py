@@ -123,8 +123,8 @@ def test_both_encoder_windows_write_the_sentence(model: WhisperModel):
 
 def test_work_that_is_not_wanted_any_more_is_skipped(model: WhisperModel):
     requests = [request("en_short.flac"), request("en_numbers.ogg")]
-    gone, result = run(model, requests, [lambda: False, lambda: True])
-    assert gone is None
+    unwanted, result = run(model, requests, [lambda: False, lambda: True])
+    assert unwanted is None
     assert result is not None
     assert text(result)
     assert run(model, requests, [lambda: False] * 2) == [None, None]
@@ -160,10 +160,10 @@ def test_requests_that_cannot_share_a_batch_have_different_keys(model: WhisperMo
 def test_a_model_that_nobody_uses_is_freed():
     model = load()
     decoded(model, silence(SAMPLE_RATE_HZ, replace(TIMED, hotwords=("Kubrendo",))))
-    gone = weakref.ref(model)
+    reference = weakref.ref(model)
     del model
     gc.collect()
-    assert gone() is None
+    assert reference() is None
 
 
 # ---- calibrated silence -----------------------------------------------------------------------------------------

@@ -69,8 +69,8 @@ def test_special_tokens_in_a_prompt_are_text(name: str, text: str, monkeypatch: 
     tokenizer = model.runtime.whisper.hf_tokenizer
     options = replace(ENGLISH, prompt=text, hotwords=(text, f"about {text}"))
 
-    def noting(encoded: Any, asked: list[list[int]], **kwargs: Any) -> Any:
-        prompts.extend(asked)
+    def noting(encoded: Any, given: list[list[int]], **kwargs: Any) -> Any:
+        prompts.extend(given)
         return [Generated([[]], [-0.1])]
 
     with_generate(model, monkeypatch, noting)

@@ -33,7 +33,7 @@ async def test_every_container_is_transcribed(recordings: Recordings, tiny_en: A
     for row in recordings.rows("container"):
         transcript = await transcribed(tiny_en, recordings, row["file"], Options(language="en"))
         length_s = transcript.audio_duration.ToTimedelta().total_seconds()
-        # The manifest guesses the length of some files from their bit rate.
+        # The manifest estimates the length of some files from their bit rate.
         if abs(length_s - row["duration_s"]) > max(0.5, 0.1 * row["duration_s"]):
             wrong[row["file"]] = f"{length_s} s"
         if row["language"] == "en" and row["ref_quality"] in {"corpus", "asr-verified"}:

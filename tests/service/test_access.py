@@ -77,7 +77,7 @@ async def test_every_call_that_reflection_lists_is_classified():
     assert found == set(methods())
 
 
-async def test_a_call_nobody_classified_takes_an_admin_key():
+async def test_an_unclassified_call_needs_an_admin_key():
     class Stranger:
         NAME = "typeless.v1.StrangerService"
 
@@ -133,13 +133,13 @@ async def test_an_admin_makes_every_call():
     assert [m for m, f in failures.items() if f and f.code in KEPT_OUT] == []
 
 
-async def test_where_keys_are_on_but_not_required_admin_calls_still_need_one():
+async def test_admin_calls_need_a_key_if_keys_are_on_but_not_required():
     async with guarded() as served:
         failures = {m: await outcome(served, m) for m in methods()}
     assert {m for m, f in failures.items() if f and f.code in KEPT_OUT} == ADMINS
 
 
-async def test_where_keys_are_off_only_their_administration_is_closed():
+async def test_only_the_administration_of_keys_is_closed_if_keys_are_off():
     async with guarded(auth_enabled=False, api_keys="", admin_keys="") as served:
         failures = {m: await outcome(served, m, *WRONG) for m in methods()}
         info = await served.info.GetServerInfo(server_pb2.GetServerInfoRequest())
@@ -155,7 +155,7 @@ async def test_an_operator_can_close_what_is_open():
     assert let_in == {m for m in OPEN & set(methods()) if "health" in m}
 
 
-async def test_the_server_says_that_it_wants_a_key():
+async def test_the_server_reports_that_it_needs_a_key():
     async with guarded(require_auth=True) as served:
         assert (await served.info.GetServerInfo(server_pb2.GetServerInfoRequest())).requires_key
 
@@ -179,7 +179,7 @@ async def test_how_a_key_may_be_sent(metadata: tuple[tuple[str, str], ...], reas
     assert (failed.reason if failed else None) == reason
 
 
-async def test_the_engine_hears_whose_work_it_is():
+async def test_the_engine_gets_the_caller_of_its_work():
     engine = ScriptedEngine()
     async with guarded(engine) as served:
         made = await new_key(served)
@@ -188,7 +188,7 @@ async def test_the_engine_hears_whose_work_it_is():
     assert [asked.ticket.caller for asked in engine.calls] == [f"key:{made.api_key.key_id}", "address:127.0.0.1"]
 
 
-async def test_revoking_a_key_ends_what_runs_under_it_and_nothing_else():
+async def test_revoking_a_key_ends_its_calls_and_no_others():
     engine = ScriptedEngine()
     engine.gate.clear()
     async with guarded(engine) as served:
@@ -237,7 +237,7 @@ async def test_a_stream_ends_when_its_key_expires():
     assert "expired" in (caught.value.details() or "")
 
 
-async def test_keys_outlive_the_server(tmp_path):
+async def test_keys_survive_a_restart(tmp_path):
     async with guarded(data_dir=str(tmp_path)) as served:
         made = await new_key(served)
     async with guarded(data_dir=str(tmp_path), require_auth=True) as served:

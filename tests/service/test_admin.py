@@ -66,7 +66,7 @@ async def test_a_key_is_made_listed_used_and_revoked():
     assert revoked.key_id == key.key_id
 
 
-async def test_a_key_is_a_users_and_for_ever_unless_asked_otherwise():
+async def test_by_default_a_key_is_a_users_and_never_expires():
     async with guarded() as served:
         made = await call(served, "CreateApiKey", admin_pb2.CreateApiKeyRequest())
     assert made.api_key.role == admin_pb2.API_KEY_ROLE_USER
@@ -160,7 +160,7 @@ async def test_a_limit_is_answered_as_it_is_in_force(given: dict[str, Any], answ
     assert of_its_kind == [answer.rate_limit]
 
 
-async def test_what_concerns_an_unknown_key_is_not_found():
+async def test_requests_for_an_unknown_key_are_not_found():
     update = admin_pb2.UpdateRateLimitRequest(
         key_id="k0", rate_limit=admin_pb2.RateLimit(group="jobs", amount=1, period_seconds=1)
     )
@@ -188,7 +188,7 @@ async def test_who_changed_what_is_logged(caplog: pytest.LogCaptureFixture):
     assert made.secret not in caplog.text
 
 
-async def test_there_is_a_most_to_keys():
+async def test_the_number_of_keys_is_bounded():
     async with guarded(max_api_keys=3) as served:
         await call(served, "CreateApiKey", admin_pb2.CreateApiKeyRequest())
         failed = await refused(call(served, "CreateApiKey", admin_pb2.CreateApiKeyRequest()))

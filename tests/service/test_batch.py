@@ -22,8 +22,8 @@ def item(
     name: str, seconds: float = 1.0, *, content: bytes | None = None, **options: Any
 ) -> transcription_pb2.BatchItem:
     source = audio_pb2.AudioSource(content=pcm(seconds) if content is None else content, format=RAW)
-    asked = transcription_pb2.TranscriptionOptions(**options) if options else None
-    return transcription_pb2.BatchItem(name=name, audio=source, options=asked)
+    wanted = transcription_pb2.TranscriptionOptions(**options) if options else None
+    return transcription_pb2.BatchItem(name=name, audio=source, options=wanted)
 
 
 def batch(*items: transcription_pb2.BatchItem, **options: Any) -> transcription_pb2.BatchTranscribeRequest:
@@ -49,7 +49,7 @@ async def test_each_item_has_its_transcript_in_order_under_its_name():
             batch(item("a", 1), item("", 2), item("a", 3, language="de"), language="en")
         )
     assert [(one.name, one.transcript.text) for one in answer.results] == [("a", "1 en"), ("", "2 en"), ("a", "3 de")]
-    assert {asked.ticket.lane for asked in engine.calls} == {Lane.BATCH}
+    assert {call.ticket.lane for call in engine.calls} == {Lane.BATCH}
     assert (answer.summary.total, answer.summary.succeeded, answer.summary.failed) == (3, 3, 0)
     assert answer.summary.audio_duration.seconds == 6
     assert answer.summary.processing_time.ToTimedelta().total_seconds() > 0
@@ -68,7 +68,7 @@ async def test_items_run_in_parallel():
 
 async def test_an_invalid_item_fails_alone():
     errors: dict[int, Any] = {4: Overloaded("Full.", retry_after_s=2.5), 5: RuntimeError("secret path")}
-    engine = ScriptedEngine(lambda call: errors.get(len(call.audio) // 16_000, "said"))
+    engine = ScriptedEngine(lambda call: errors.get(len(call.audio) // 16_000, "text"))
     async with serving(engine, max_audio_s=6) as served:
         answer = await served.transcription.BatchTranscribe(
             batch(
@@ -96,7 +96,7 @@ async def test_an_invalid_item_fails_alone():
     assert outcomes["full"].retry_delay.ToTimedelta().total_seconds() == 2.5
     assert "secret" not in outcomes["bug"].message
     assert "r-1" in outcomes["bug"].message
-    assert [one.transcript.text for one in answer.results if one.WhichOneof("outcome") == "transcript"] == ["said"] * 2
+    assert [one.transcript.text for one in answer.results if one.WhichOneof("outcome") == "transcript"] == ["text"] * 2
     assert (answer.summary.total, answer.summary.succeeded, answer.summary.failed) == (7, 2, 5)
     assert answer.summary.audio_duration.seconds == 3
 
@@ -130,7 +130,7 @@ async def test_an_empty_or_too_large_batch_is_refused(n_items: int, reason: str)
 
 
 async def test_a_deadline_that_cannot_be_met_ends_the_call_at_once():
-    engine = ScriptedEngine(lambda call: DeadlineExceeded("Too late.") if len(call.audio) > 16_000 else "said")
+    engine = ScriptedEngine(lambda call: DeadlineExceeded("Too late.") if len(call.audio) > 16_000 else "text")
     async with serving(engine) as served:
         failed = await refused(served.transcription.BatchTranscribe(batch(item("a"), item("b", 2))))
     assert (failed.code.name, failed.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_CANNOT_BE_MET")

@@ -34,13 +34,13 @@ async def test_a_pipe_gets_the_text_and_nothing_else():
     assert (result.exit_code, result.stdout, result.stderr) == (0, "hello there\n", "")
 
 
-async def test_several_files_are_told_apart():
+async def test_several_files_have_headings():
     async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless("transcribe", "--server", served.target, SPEECH, SAME)
     assert result.stdout == f"# {SPEECH}\nhello\n# {SAME}\nhello\n"
 
 
-async def test_json_is_one_object_a_line():
+async def test_json_is_one_object_for_each_line():
     async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless("transcribe", "--json", "--server", served.target, SPEECH, SAME)
     answers = [json.loads(line) for line in result.stdout.splitlines()]
@@ -58,7 +58,7 @@ async def test_a_file_that_fails_does_not_stop_the_others(tmp_path: Path):
     assert "AUDIO_UNDECODABLE" in result.stderr
 
 
-async def test_every_flag_is_honoured(monkeypatch: pytest.MonkeyPatch):
+async def test_every_flag_reaches_the_engine(monkeypatch: pytest.MonkeyPatch):
     engine = ScriptedEngine()
     flags = (
         "--model tiny --language de --allow-language de --task translate --prompt P --hotwords a --hotword b,c --words "
@@ -82,11 +82,11 @@ async def test_every_flag_is_honoured(monkeypatch: pytest.MonkeyPatch):
         separate_channels=True,
         post_processing=PostProcessing(Mode.STANDARD, {"a": "b"}, mask_profanity=True),
     )
-    # The format is the server's work after the engine's: the file is what shows that it was asked for.
+    # The format is the server's work after the engine's: only the file shows that it was requested.
     assert result.stdout.startswith("WEBVTT\n\n00:00:00.000 --> ")
 
 
-async def test_a_terminal_sees_that_something_happens():
+async def test_a_terminal_shows_progress():
     engine = ScriptedEngine(lambda call: "hello there")
     engine.gate.clear()
     async with serving(engine) as served:
@@ -162,7 +162,7 @@ async def test_results_are_printed_in_order_however_the_answers_come(tmp_path: P
     assert len(named) >= 3
 
 
-async def test_batches_are_no_larger_than_asked_and_than_a_message():
+async def test_batches_are_limited_by_size_and_by_message():
     engine = ScriptedEngine(lambda call: "hello")
     async with serving(engine, max_batch_items=2) as served:
         result = await typeless(
@@ -185,7 +185,7 @@ async def test_a_batch_the_server_refuses_fails_its_files():
     assert result.stderr.count("TOO_MANY_ITEMS") >= 2
 
 
-async def test_a_full_server_is_asked_again():
+async def test_a_call_to_a_full_server_is_repeated():
     answers: list[Any] = [Overloaded("Full.", retry_after_s=0.001), "hello"]
     async with serving(ScriptedEngine(lambda call: answers.pop(0))) as served:
         result = await typeless("transcribe", "-s", served.target, SPEECH)
@@ -198,14 +198,14 @@ async def test_a_full_server_is_asked_again():
     [["-f", "srt", "-f", "vtt"], ["--replace", "nothing"], ["-f", "doc"], ["--chunking", "no"], ["no/such/*.wav"]],
     ids=["two formats", "replace", "format", "chunking", "pattern"],
 )
-async def test_what_makes_no_sense_ends_with_2(command: str, flags: list[str]):
+async def test_invalid_flags_end_with_2(command: str, flags: list[str]):
     result = await typeless(command, "-s", "127.0.0.1:9", *flags, SPEECH)
     assert result.exit_code == 2
 
 
 @pytest.mark.parametrize("command", ["transcribe", "batch"])
 @pytest.mark.parametrize("flags", [["-f", "text"], ["-f", "tsv"], ["-o", "out"]], ids=["text", "tsv", "files of text"])
-async def test_words_are_refused_where_they_would_be_lost(command: str, flags: list[str], monkeypatch, tmp_path: Path):
+async def test_words_are_refused_if_the_format_has_none(command: str, flags: list[str], monkeypatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     result = await typeless(command, "-s", "127.0.0.1:9", "--words", *flags, SPEECH)
     assert result.exit_code == 2

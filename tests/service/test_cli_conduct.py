@@ -13,7 +13,7 @@ import pytest
 
 from tests.harness import AUDIO, serving, serving_jobs
 from tests.servers import free_port
-from tests.speech import said
+from tests.speech import speech
 from typeless_grpc.engine.scripted import ScriptedEngine
 
 SPEECH = str(AUDIO / "en_short.flac")
@@ -33,7 +33,7 @@ async def started(target: str, *words: str, **env: str) -> asyncio.subprocess.Pr
 
 
 async def typeless(target: str, *words: str, **env: str) -> tuple[int | None, str, str]:
-    """Exit code, what was printed, and what was complained about."""
+    """The exit code, output and complaints."""
     process = await started(target, *words, **env)
     out, complaints = await asyncio.wait_for(process.communicate(), 60)
     return process.returncode, out.decode(), complaints.decode()
@@ -53,12 +53,12 @@ async def test_ctrl_c_ends_the_work_on_the_server_too(words: list[str]):
     assert (process.returncode, out, complaints) == (130, b"", b"typeless: interrupted\n")
 
 
-async def test_ctrl_c_ends_what_is_spoken_and_its_last_words_are_printed():
+async def test_ctrl_c_ends_live_audio_and_prints_its_last_words():
     async with serving(ScriptedEngine(lambda call: "the last words")) as served:
         process = await started(served.target, "stream", "--json", "--encoding", "pcm_s16le", "-")
         assert process.stdin
         assert process.stdout
-        process.stdin.write(said(1.0))
+        process.stdin.write(speech(1.0))
         await process.stdin.drain()
         async with asyncio.timeout(60):
             seen: list[bytes] = []
@@ -72,7 +72,7 @@ async def test_ctrl_c_ends_what_is_spoken_and_its_last_words_are_printed():
     assert (process.returncode, complaints) == (0, b"")
 
 
-async def test_a_job_outlives_who_waits_for_it(tmp_path: Path):
+async def test_a_job_outlives_the_command_that_waits_for_it(tmp_path: Path):
     engine = ScriptedEngine(lambda call: "done")
     engine.gate.clear()
     async with serving_jobs(engine, tmp_path) as served:
@@ -88,7 +88,7 @@ async def test_a_job_outlives_who_waits_for_it(tmp_path: Path):
         assert (await typeless(served.target, "jobs", "watch", job_id))[:2] == (0, "done\n")
 
 
-async def test_an_error_is_a_line_that_says_what_to_do_and_more_with_v():
+async def test_an_error_is_a_line_with_a_hint_and_v_adds_details():
     guarded = {"auth_enabled": True, "require_auth": True, "api_keys": "good"}
     async with serving(ScriptedEngine(), **guarded) as served:
         code, out, brief = await typeless(served.target, "transcribe", SPEECH)
@@ -105,7 +105,7 @@ async def test_an_error_is_a_line_that_says_what_to_do_and_more_with_v():
     assert "\n  field: options.decoding.temperatures" in field
 
 
-async def test_jobs_take_a_key_and_every_option_and_give_files(tmp_path: Path):
+async def test_jobs_take_a_key_and_every_option_and_return_files(tmp_path: Path):
     engine = ScriptedEngine(lambda call: "hello there")
     guarded = {"auth_enabled": True, "require_auth": True, "api_keys": "good"}
     async with serving_jobs(engine, tmp_path, **guarded) as served:
@@ -146,10 +146,10 @@ async def test_a_shell_can_complete_commands_and_flags():
 @pytest.mark.parametrize(
     "words", ["transcribe", "stream", "batch", "bench", "jobs submit", "jobs get", "keys revoke"], ids=str.split
 )
-async def test_a_key_that_no_call_can_carry_is_one_line_without_it(words: str):
+async def test_an_invalid_key_is_one_line_that_does_not_show_it(words: str):
     code, out, complaints = await typeless("127.0.0.1:9", *words.split(), SPEECH, TYPELESS_API_KEY="se\ncrét")
     assert (code, out) == (1, "")
-    assert complaints == "typeless: the API key has a line end, or a character beyond ASCII, in it\n"
+    assert complaints == "typeless: the API key contains a line end, or a character that is not ASCII\n"
 
 
 async def test_white_space_around_a_key_and_a_target_is_not_sent(tmp_path: Path):
@@ -162,16 +162,16 @@ async def test_white_space_around_a_key_and_a_target_is_not_sent(tmp_path: Path)
 
 
 @pytest.mark.parametrize("target", ["höst:1", "http://localhost:50051", "a b:1"])
-async def test_what_is_no_server_is_one_line(target: str):
+async def test_an_invalid_target_is_one_line(target: str):
     code, out, complaints = await typeless(target, "transcribe", SPEECH)
     assert (code, out, complaints.count("\n")) == (1, "", 1)
     assert "HOST:PORT" in complaints
 
 
-async def test_where_a_proxy_does_not_answer_its_variable_is_named(monkeypatch: pytest.MonkeyPatch):
+async def test_the_variable_of_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch):
     for name in ("grpc_proxy", "https_proxy", "no_proxy", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
     proxy = f"http://127.0.0.1:{free_port()}"
     code, _, complaints = await typeless("server.example:1", "transcribe", SPEECH, http_proxy=proxy)
     assert (code, complaints.count("\n")) == (1, 1)
-    assert "through the proxy that http_proxy names: no_proxy=server.example calls it directly" in complaints
+    assert "through the proxy that http_proxy names: set no_proxy=server.example to avoid it" in complaints

@@ -27,7 +27,7 @@ from typeless_grpc.engine.scripted import ScriptedEngine
 SPEECH = AUDIO / "en_short.flac"
 COMMANDS = ["transcribe", "batch", "stream", "bench --rounds 1", "jobs submit --wait"]
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this machine")
-# A regular file that cannot be read, whoever reads it.
+# A regular file that nobody can read.
 UNREADABLE = "/proc/self/mem"
 
 
@@ -36,7 +36,7 @@ async def typeless(*arguments: str, stdin: bytes | None = None) -> Result:
 
 
 async def run(*arguments: str | bytes, stdin: Any = None, stdout: Any = None) -> tuple[int | None, bytes, bytes]:
-    """Exit code, what was printed, and what was complained about, of a process of its own."""
+    """Run a command as a process: its exit code, output and complaints."""
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).parent / "typeless",
         *arguments,
@@ -111,7 +111,7 @@ async def test_pipes_and_files_stand_side_by_side(command: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-async def test_an_empty_pipe_is_an_error_that_says_so(command: str, tmp_path: Path):
+async def test_an_empty_pipe_is_an_error(command: str, tmp_path: Path):
     async with serving_jobs(ScriptedEngine(), tmp_path) as served:
         result = await typeless(*command.split(), "-s", served.target, "-", stdin=b"")
     assert result.exit_code == 1
@@ -119,14 +119,14 @@ async def test_an_empty_pipe_is_an_error_that_says_so(command: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("command", ["transcribe", "batch"])
-async def test_a_pipe_without_end_is_read_no_further_than_a_call_reaches(command: str):
+async def test_a_pipe_without_end_is_read_only_up_to_the_limit_of_a_call(command: str):
     async with serving(ScriptedEngine(), max_message_bytes=128 * 1024) as served:
         result = await typeless(command, "-s", served.target, "/dev/zero")
     assert result.exit_code == 1
-    assert "/dev/zero: has more than the 65,536 bytes that a call may have: `typeless jobs submit`" in result.stderr
+    assert "/dev/zero: has more than 65,536 bytes, the most for one call: `typeless jobs submit`" in result.stderr
 
 
-async def test_an_upload_from_a_pipe_without_end_is_no_larger_than_the_server_takes(tmp_path: Path):
+async def test_a_pipe_without_end_is_uploaded_only_up_to_the_servers_limit(tmp_path: Path):
     async with serving_jobs(ScriptedEngine(), tmp_path, max_upload_bytes=100_000) as served:
         result = await typeless("jobs", "submit", "-s", served.target, "/dev/zero")
         async with AsyncClient(served.target, retry=False) as client:
@@ -139,7 +139,7 @@ async def test_an_upload_from_a_pipe_without_end_is_no_larger_than_the_server_ta
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-async def test_a_terminal_is_no_recording(command: str):
+async def test_a_terminal_is_refused_as_a_recording(command: str):
     screen, terminal = pty.openpty()
     try:
         result = await typeless(*command.split(), "-s", "127.0.0.1:9", os.ttyname(terminal))
@@ -150,7 +150,7 @@ async def test_a_terminal_is_no_recording(command: str):
     assert "is a terminal: pipe a recording into it, or name a file" in result.stderr
 
 
-async def test_nobody_waits_for_a_recording_to_be_typed():
+async def test_a_terminal_as_standard_input_is_refused_at_once():
     screen, terminal = pty.openpty()
     code, _, complaints = await run("transcribe", "-", stdin=terminal)
     os.close(screen)
@@ -163,14 +163,14 @@ async def test_nobody_waits_for_a_recording_to_be_typed():
 @pytest.mark.parametrize(
     "name", ["", "missing.wav", "~no-such-user/a.wav", "."], ids=["empty", "file", "user", "directory"]
 )
-async def test_what_is_no_recording_is_told_before_any_call(command: str, name: str, tmp_path: Path, monkeypatch):
+async def test_an_invalid_recording_is_an_error_before_any_call(command: str, name: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = await typeless(*command.split(), "-s", "127.0.0.1:9", name)
     assert result.exit_code == 2
     assert "there is no" in result.stderr
 
 
-async def test_what_is_piped_has_a_pace_of_its_own():
+async def test_realtime_is_refused_for_a_pipe():
     with pipe_with(b"") as pipe:
         result = await typeless("stream", "--realtime", pipe)
     assert result.exit_code == 2
@@ -182,7 +182,7 @@ async def test_what_is_piped_has_a_pace_of_its_own():
 
 @pytest.mark.skipif(not Path(UNREADABLE).exists(), reason=f"no {UNREADABLE} on this machine")
 @pytest.mark.parametrize("command", ["transcribe", "batch"])
-async def test_a_file_that_cannot_be_read_stops_no_other(command: str):
+async def test_an_unreadable_file_does_not_stop_the_others(command: str):
     async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless(command, "-s", served.target, UNREADABLE, str(SPEECH))
     assert result.exit_code == 1
@@ -192,20 +192,20 @@ async def test_a_file_that_cannot_be_read_stops_no_other(command: str):
 
 
 @pytest.mark.parametrize("command", ["transcribe", "batch"])
-async def test_a_file_that_goes_away_stops_no_other(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    gone = tmp_path / "gone.wav"
-    shutil.copy(SPEECH, gone)
+async def test_a_deleted_file_does_not_stop_the_others(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    deleted = tmp_path / "deleted.wav"
+    shutil.copy(SPEECH, deleted)
 
     def named(patterns: list[str]) -> list[Path]:
         found = files.recordings(patterns)
-        gone.unlink()
+        deleted.unlink()
         return found
 
     monkeypatch.setattr(f"typeless_grpc.cli.{command}.recordings", named)
     async with serving(ScriptedEngine(lambda call: "hello")) as served:
-        result = await typeless(command, "-s", served.target, str(gone), str(SPEECH))
+        result = await typeless(command, "-s", served.target, str(deleted), str(SPEECH))
     assert result.exit_code == 1
-    assert f"{gone}: cannot be read: No such file or directory\n" in result.stderr
+    assert f"{deleted}: cannot be read: No such file or directory\n" in result.stderr
     assert "hello" in result.stdout
 
 
@@ -213,7 +213,7 @@ async def test_a_file_that_goes_away_stops_no_other(command: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("command", ["transcribe", "batch"])
-async def test_a_result_that_cannot_be_saved_stops_no_other(command: str, tmp_path: Path):
+async def test_a_result_that_cannot_be_saved_does_not_stop_the_others(command: str, tmp_path: Path):
     second = tmp_path / "second.flac"
     shutil.copy(SPEECH, second)
     out = tmp_path / "out"
@@ -227,10 +227,10 @@ async def test_a_result_that_cannot_be_saved_stops_no_other(command: str, tmp_pa
     assert sorted(file.name for file in out.iterdir()) == ["en_short.txt", "second.txt"]
 
 
-async def test_a_directory_that_goes_away_is_a_line_for_each_recording(tmp_path: Path):
+async def test_a_deleted_output_directory_is_a_line_for_each_recording(tmp_path: Path):
     out = tmp_path / "out"
 
-    def answer(_asked: object) -> str:
+    def answer(_call: object) -> str:
         shutil.rmtree(out, ignore_errors=True)
         return "hello"
 
@@ -253,7 +253,7 @@ async def test_standard_output_on_a_full_disk_is_one_line(words: str, tmp_path: 
 
 
 @pytest.mark.parametrize("words", ["transcribe", "batch", "stream", "jobs list"])
-async def test_standard_output_that_nobody_reads_ends_a_command_quietly(words: str, tmp_path: Path):
+async def test_a_closed_pipe_ends_a_command_quietly(words: str, tmp_path: Path):
     reading, writing = os.pipe()
     os.close(reading)
     async with serving_jobs(ScriptedEngine(lambda call: "hello"), tmp_path) as served:
@@ -264,7 +264,7 @@ async def test_standard_output_that_nobody_reads_ends_a_command_quietly(words: s
 
 
 @FULL
-async def test_files_are_written_though_standard_output_is_not(tmp_path: Path):
+async def test_files_are_written_although_standard_output_is_full(tmp_path: Path):
     async with serving(ScriptedEngine(lambda call: "hello")) as served:
         with full_disk() as full:
             named = [str(SPEECH), str(AUDIO / "en_short.wav")]
@@ -272,7 +272,7 @@ async def test_files_are_written_though_standard_output_is_not(tmp_path: Path):
                 "transcribe", "--json", "-s", served.target, "-o", str(tmp_path), *named, stdout=full
             )
     assert code == 1
-    assert b"standard output cannot be written: No space left on device; files are\n" in complaints
+    assert b"standard output cannot be written: No space left on device; the files are written\n" in complaints
     assert sorted(stems_in(tmp_path)) == ["en_short.flac", "en_short.wav"]
 
 
@@ -282,7 +282,7 @@ NAMES = {b"caf\xe9.flac": "caf\\xe9.flac", b"new\nline.flac": "new\\nline.flac",
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-async def test_a_name_need_not_be_text(command: str, tmp_path: Path):
+async def test_a_name_need_not_be_utf8(command: str, tmp_path: Path):
     file = tmp_path / os.fsdecode(b"caf\xe9.flac")
     shutil.copy(SPEECH, file)
     async with serving_jobs(ScriptedEngine(lambda call: "hello"), tmp_path / "jobs") as served:
@@ -292,7 +292,7 @@ async def test_a_name_need_not_be_text(command: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("command", ["transcribe", "batch"])
-async def test_any_name_is_one_line_of_what_is_printed(command: str, tmp_path: Path):
+async def test_any_name_is_printed_on_one_line(command: str, tmp_path: Path):
     named = [tmp_path / os.fsdecode(name) for name in NAMES]
     for file in named:
         shutil.copy(SPEECH, file)
@@ -310,13 +310,13 @@ async def test_any_name_is_one_line_of_what_is_printed(command: str, tmp_path: P
     assert (code, {os.fsencode(file.stem) for file in out.iterdir()}) == (0, {name[:-5] for name in NAMES})
 
 
-async def test_what_is_no_text_cannot_be_sent():
+async def test_an_option_that_is_not_utf8_is_an_error():
     code, _, complaints = await run("transcribe", "-s", "127.0.0.1:9", "--prompt", b"caf\xe9", str(SPEECH))
     assert (code, complaints) == (1, b"typeless: 'caf\\xe9' is not UTF-8\n")
 
 
 @pytest.mark.parametrize("command", ["transcribe", "batch"])
-async def test_a_long_name_breaks_no_table(command: str, tmp_path: Path):
+async def test_a_long_name_does_not_break_the_table(command: str, tmp_path: Path):
     file = tmp_path / f"{'long ' * 40}.flac"
     shutil.copy(SPEECH, file)
     async with serving(ScriptedEngine(lambda call: "hello")) as served:
@@ -327,8 +327,8 @@ async def test_a_long_name_breaks_no_table(command: str, tmp_path: Path):
     assert len({line.index(word) for line, word in ((head, "outcome"), (first, "done"), (second, "done"))}) == 1
 
 
-async def test_a_pipe_that_breaks_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch):
-    def broken(_file: Path, _piece_bytes: int = 0) -> Any:
+async def test_an_error_of_a_pipe_names_it(monkeypatch: pytest.MonkeyPatch):
+    def broken(_file: Path, _block_bytes: int = 0) -> Any:
         return audio_sources.from_thread(audio_sources._input(lambda: os.read(-1, 1)))
 
     monkeypatch.setattr(audio_sources, "piped", broken)

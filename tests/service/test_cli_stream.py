@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.harness import AUDIO, serving
-from tests.speech import said, words_as_they_come
+from tests.speech import speech, words_as_they_come
 from typeless_grpc.cli.commands import app
 from typeless_grpc.engine.scripted import ScriptedEngine
 
@@ -29,7 +29,7 @@ async def typeless(*arguments: str, stdin: bytes | None = None) -> Result:
 
 async def test_a_pipe_gets_final_lines_and_nothing_else(tmp_path: Path):
     raw = tmp_path / "two.raw"
-    raw.write_bytes(said(1.0, 0.8, 1.0))
+    raw.write_bytes(speech(1.0, 0.8, 1.0))
     async with serving(ScriptedEngine(lambda call: "hello there")) as served:
         result = await typeless("--server", served.target, "--encoding", "pcm_s16le", str(raw))
     assert (result.exit_code, result.stdout, result.stderr) == (0, "hello there\nhello there\n", "")
@@ -51,13 +51,13 @@ async def test_standard_input_that_cannot_be_read_is_one_line_and_exit_code_1():
             stderr=asyncio.subprocess.PIPE,
         )
         os.close(unreadable)
-        said, complaints = await process.communicate()
-    assert (process.returncode, said) == (1, b"")
+        out, complaints = await process.communicate()
+    assert (process.returncode, out) == (1, b"")
     assert complaints == b"typeless: standard input cannot be read: Bad file descriptor\n"
 
 
 @pytest.mark.parametrize("mode", ["live", "file"])
-async def test_json_is_an_event_a_line(mode):
+async def test_json_is_one_event_for_each_line(mode):
     async with serving(ScriptedEngine(lambda call: "hello")) as served:
         result = await typeless("--server", served.target, "--json", "--mode", mode, SPEECH)
     events = [json.loads(line) for line in result.stdout.splitlines()]
@@ -75,7 +75,7 @@ async def test_realtime_is_no_faster_than_speech():
     assert took_s >= 1.5  # of 1.7 s
 
 
-async def test_a_terminal_sees_text_before_it_is_final():
+async def test_a_terminal_shows_text_before_it_is_final():
     engine = ScriptedEngine(words_as_they_come)
     async with serving(engine) as served:
         screen, terminal = pty.openpty()
@@ -94,9 +94,9 @@ async def test_a_terminal_sees_text_before_it_is_final():
 
 
 @pytest.mark.parametrize("is_piped", [False, True], ids=["terminal", "pipe"])
-async def test_a_file_has_a_bar_on_a_terminal_and_its_lines_where_they_belong(is_piped, tmp_path: Path):
+async def test_a_file_has_a_progress_bar_on_a_terminal(is_piped, tmp_path: Path):
     raw = tmp_path / "file.raw"
-    raw.write_bytes(said(*[6.0, 0.6] * 10))
+    raw.write_bytes(speech(*[6.0, 0.6] * 10))
     async with serving(ScriptedEngine(lambda call: "hello there")) as served:
         screen, terminal = pty.openpty()
         process = await asyncio.create_subprocess_exec(
@@ -130,13 +130,13 @@ def _all_of(screen: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [(["nowhere.wav"], "there is no file"), (["--mode", "dead", SPEECH], "not one of")],
 )
-async def test_a_command_line_that_makes_no_sense_is_exit_code_2(arguments, said):
+async def test_an_invalid_command_line_is_exit_code_2(arguments, message):
     result = await typeless(*arguments)
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
 
 
 async def test_no_server_is_one_line_and_exit_code_1():
@@ -157,7 +157,7 @@ async def test_no_server_is_one_line_and_exit_code_1():
         ("--words", ["--words", SPEECH]),
     ],
 )
-async def test_an_option_that_would_say_nothing_is_refused(option: str, arguments: list[str]):
+async def test_an_option_without_effect_is_refused(option: str, arguments: list[str]):
     result = await typeless(*arguments)
     assert result.exit_code == 2
     assert option in re.sub(r"\x1b\[[0-9;]*m", "", result.stderr)

@@ -1,4 +1,4 @@
-"""Whoever calls: our own clients, stubs that plain protoc makes, and grpcurl with nothing but reflection."""
+"""Clients: our own, stubs that plain protoc generates, and grpcurl with nothing but reflection."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_a_refusal_is_call_failed_for_both():
             assert failed.request_id
 
 
-async def test_nobody_answering_is_unavailable_for_both():
+async def test_a_missing_server_is_unavailable_for_both():
     async with serving(ScriptedEngine()) as served:
         target = served.target
     async with AsyncClient(target) as client:
@@ -83,8 +83,8 @@ async def test_nobody_answering_is_unavailable_for_both():
 BUSY = Overloaded("Full.", retry_after_s=0.01)
 
 
-async def asked_of(client_kind: str, target: str, *, retry: bool = True, seconds: float = 1.0) -> str:
-    """What is said in some seconds of audio, by either client."""
+async def transcribed(client_kind: str, target: str, *, retry: bool = True, seconds: float = 1.0) -> str:
+    """The text of some seconds of audio, from either client."""
     raw = RawFormat("pcm_s16le", 16_000)
     if client_kind == "async":
         async with AsyncClient(target, retry=retry) as client:
@@ -97,7 +97,7 @@ async def asked_of(client_kind: str, target: str, *, retry: bool = True, seconds
     return await asyncio.to_thread(call)
 
 
-async def test_no_proxy_stands_before_this_machine(monkeypatch: pytest.MonkeyPatch):
+async def test_no_proxy_is_used_for_this_machine(monkeypatch: pytest.MonkeyPatch):
     for name in ("grpc_proxy", "https_proxy", "http_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     async with serving(ScriptedEngine(lambda call: "hello")) as served:
@@ -118,27 +118,27 @@ async def test_a_failure_at_a_proxy_names_the_variable(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("seconds", [1.0, 60.0], ids=["small", "larger than what gRPC keeps by itself"])
-async def test_a_call_that_a_full_server_refused_is_made_again(kind: str, seconds: float):
+async def test_a_call_that_a_full_server_refused_is_repeated(kind: str, seconds: float):
     answers: list[Any] = [BUSY, BUSY, "hello"]
     async with serving(ScriptedEngine(lambda call: answers.pop(0))) as served:
-        assert await asked_of(kind, served.target, seconds=seconds) == "hello"
+        assert await transcribed(kind, served.target, seconds=seconds) == "hello"
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize(("retry", "n_calls"), [(True, 4), (False, 1)])
-async def test_calls_are_made_again_four_times_at_most_and_not_if_not_wanted(kind: str, retry: bool, n_calls: int):
+async def test_a_call_is_made_at_most_four_times_and_once_without_retry(kind: str, retry: bool, n_calls: int):
     engine = ScriptedEngine(lambda call: BUSY)
     async with serving(engine) as served:
         with pytest.raises(CallFailed) as refused:
-            await asked_of(kind, served.target, retry=retry)
+            await transcribed(kind, served.target, retry=retry)
     assert (refused.value.reason, len(engine.calls)) == ("OVERLOADED", n_calls)
 
 
-async def test_what_would_fail_again_is_not_made_again():
+async def test_a_call_that_would_fail_again_is_not_repeated():
     engine = ScriptedEngine(lambda call: InvalidInput("options.model", "is no model", reason="MODEL_NOT_FOUND"))
     async with serving(engine) as served:
         with pytest.raises(CallFailed):
-            await asked_of("async", served.target)
+            await transcribed("async", served.target)
     assert len(engine.calls) == 1
 
 

@@ -29,7 +29,7 @@ STAND_INS = {"lecture.mp3": "en_short.mp3", "call.wav": "en_short.wav", "meeting
 # There is no device here: test_microphone.py tests the microphone.
 NO_DEVICE = r"stream mic|^arecord"
 PRELUDE = """
-import typeless_grpc.client_mic
+import typeless_grpc.client.microphone
 from pathlib import Path
 
 shown, kept = [], []
@@ -39,7 +39,7 @@ keep = lambda text: (kept.append(text), print(text))
 async def recorded():
     yield Path("speech.raw").read_bytes()
 
-typeless_grpc.client_mic.async_microphone = recorded
+typeless_grpc.client.microphone.async_microphone = recorded
 """
 
 

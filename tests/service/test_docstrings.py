@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from tests.harness import AUDIO, REPOSITORY, serving_jobs
-from typeless_grpc import client, client_channel, client_jobs
-from typeless_grpc.client import AsyncClient, Client, Options
-from typeless_grpc.client_jobs import AsyncJobs, Jobs
+from typeless_grpc.client import AsyncClient, AsyncJobs, Client, Jobs, Options, aio, channels, jobs, sync
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1 import jobs_pb2, server_pb2, server_pb2_grpc
 
@@ -32,7 +30,7 @@ def test_both_clients_have_the_same_methods(sync: type, other: type):
     assert public(sync) == public(other)
 
 
-@pytest.mark.parametrize("module", [client, client_channel, client_jobs], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [aio, channels, jobs, sync], ids=lambda module: module.__name__)
 async def test_the_examples_print_what_they_say(module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.delenv("TYPELESS_API_KEY", raising=False)

@@ -1,4 +1,4 @@
-"""A deploy: what a server that is told to stop does with the streams it has, and what their callers lose by it."""
+"""A deploy: what a server that drains does with its streams, and what their callers lose."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from tests.service.test_stream import (
     seconds,
     texts,
 )
-from tests.service.test_stream_resume import RAW, checked, heard, proxied
-from tests.speech import BYTES_PER_S, cut, said, silence, tone
-from typeless_grpc.client import AsyncClient, CallFailed, Client, Options
-from typeless_grpc.client_stream import Item, StreamOptions
+from tests.service.test_stream_resume import RAW, checked, proxied, recognized
+from tests.speech import BYTES_PER_S, cut, silence, speech, tone
+from typeless_grpc.client import AsyncClient, CallFailed, Client, Item, Options, StreamOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1.transcription_pb2 import (
     SPEECH_ACTIVITY_TYPE_SPEECH_END,
@@ -37,7 +36,7 @@ from typeless_grpc.pb.v1.transcription_pb2 import (
     StreamTranscribeResponse,
 )
 
-TALK = said(*(seconds for n in range(30) for seconds in (0.6 + n / 50, 0.9)))
+TALK = speech(*(seconds for n in range(30) for seconds in (0.6 + n / 50, 0.9)))
 
 
 async def talks(call: Any, pause_s: float, **fields: Any) -> list[StreamTranscribeResponse]:
@@ -63,12 +62,12 @@ async def finals(served: Served, data: bytes, **fields: Any) -> list[str]:
 
 @pytest.mark.parametrize("fields", [{}, {"mode": STREAM_MODE_FILE}], ids=["live", "recordings"])
 async def test_every_word_that_was_acknowledged_is_in_a_final_of_a_server_that_stops(fields: dict[str, Any]):
-    engine = ScriptedEngine(heard)
-    async with serving(engine) as served, serving(ScriptedEngine(heard)) as other:
+    engine = ScriptedEngine(recognized)
+    async with serving(engine) as served, serving(ScriptedEngine(recognized)) as other:
         calls = [served.transcription.StreamTranscribe() for _ in range(8)]
         talking = [asyncio.create_task(talks(call, 0.002 + n / 2000, **fields)) for n, call in enumerate(calls)]
         await engine.until(n_calls=16 if not fields else 8)
-        await asyncio.sleep(0.1)  # in the middle of what is said, wherever that is
+        await asyncio.sleep(0.1)  # somewhere in the middle of the speech
         await served.server.stop()
         for got in await asyncio.gather(*talking):
             last = got[-1]
@@ -80,14 +79,17 @@ async def test_every_word_that_was_acknowledged_is_in_a_final_of_a_server_that_s
 
 
 async def test_audio_ends_where_the_speaker_pauses():
-    async with serving(ScriptedEngine(heard), drain_timeout_s=20) as served, serving(ScriptedEngine(heard)) as other:
+    async with (
+        serving(ScriptedEngine(recognized), drain_timeout_s=20) as served,
+        serving(ScriptedEngine(recognized)) as other,
+    ):
         call = served.transcription.StreamTranscribe()
         for request in [config(), *audio(tone(1.0))]:
             await call.write(request)
         await reads(call, is_kind("speech_activity"))
         stopping = asyncio.create_task(served.server.stop())
         got = await reads(call, is_kind("warning"))
-        talk = said(1.0, 1.0, 1.0)  # the word goes on; then a pause, and a word that is for the next server
+        talk = speech(1.0, 1.0, 1.0)  # the word goes on; then a pause, and a word that is for the next server
         for request in audio(talk):
             await call.write(request)
         got += await reads(call, is_kind("completed"))
@@ -116,7 +118,7 @@ async def test_a_session_whose_call_broke_is_waited_for_and_resumed_while_new_on
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         got = await reads(call, is_kind("started"))
-        engine.gate.clear()  # what was said is still to be decoded when the call breaks
+        engine.gate.clear()  # the speech is not decoded yet when the call breaks
         for request in [*audio(talk), FINALIZE]:
             await call.write(request)
         got += await reads(call, lambda event: event.speech_activity.type == SPEECH_ACTIVITY_TYPE_SPEECH_END)
@@ -150,7 +152,7 @@ async def test_nobody_is_waited_for_longer_than_the_drain_time():
 async def test_a_caller_that_does_not_read_does_not_keep_the_server():
     async with serving(ScriptedEngine(lambda call: "a" * 400_000), drain_timeout_s=0.5) as served:
         call = served.transcription.StreamTranscribe()
-        for request in [config(), *audio(said(*[0.5, 0.8] * 10), 100_000)]:
+        for request in [config(), *audio(speech(*[0.5, 0.8] * 10), 100_000)]:
             await call.write(request)
         async with asyncio.timeout(8):
             await served.server.stop()
@@ -182,10 +184,10 @@ async def test_a_call_that_never_says_what_it_is_ends():
 
 
 async def played(stopping: asyncio.Event, n_bytes: int = 3201) -> AsyncIterator[Item]:
-    """Speech in odd pieces; a server stops in the middle of it."""
+    """Speech in odd payloads; a server stops in the middle of it."""
     yield Options(language="fr")
-    for n, piece in enumerate(cut(TALK, [n_bytes])):
-        yield piece
+    for n, payload in enumerate(cut(TALK, [n_bytes])):
+        yield payload
         if n == 100:
             stopping.set()
         await asyncio.sleep(0.002 if n > 100 else 0)
@@ -195,7 +197,7 @@ async def played(stopping: asyncio.Event, n_bytes: int = 3201) -> AsyncIterator[
 async def test_the_client_goes_on_with_another_server_and_its_caller_sees_one_session(mode: str):
     stopping = asyncio.Event()
     options = StreamOptions(Options(word_timestamps=True), RAW, mode=mode)
-    async with serving(ScriptedEngine(heard)) as first, serving(ScriptedEngine(heard)) as second:
+    async with serving(ScriptedEngine(recognized)) as first, serving(ScriptedEngine(recognized)) as second:
         async with proxied(first.target) as proxy, AsyncClient(proxy.target) as client:
 
             async def deploy() -> None:
@@ -231,17 +233,17 @@ async def test_the_client_goes_on_with_another_server_and_its_caller_sees_one_se
 def test_threads_go_on_with_another_server_too():
     async def main() -> list[StreamTranscribeResponse]:
         async with (
-            serving(ScriptedEngine(heard)) as first,
-            serving(ScriptedEngine(heard)) as second,
+            serving(ScriptedEngine(recognized)) as first,
+            serving(ScriptedEngine(recognized)) as second,
             proxied(first.target) as proxy,
         ):
             loop, is_under_way = asyncio.get_running_loop(), asyncio.Event()
 
             def source() -> Iterator[bytes]:
-                for n, piece in enumerate(cut(TALK, [3200])):
+                for n, payload in enumerate(cut(TALK, [3200])):
                     if n == 100:
                         loop.call_soon_threadsafe(is_under_way.set)
-                    yield piece
+                    yield payload
 
             def use() -> list[StreamTranscribeResponse]:
                 with Client(proxy.target) as client:
@@ -266,13 +268,13 @@ def test_threads_go_on_with_another_server_too():
         pytest.param(StreamOptions(Options(output_formats=["srt"]), RAW), id="a file of both parts"),
     ],
 )
-async def test_a_stream_that_cannot_go_on_says_so_after_all_that_was_said(options: StreamOptions):
+async def test_a_stream_that_cannot_continue_fails_after_its_last_event(options: StreamOptions):
     data = TALK if options.raw_format else (AUDIO / "en_short.wav").read_bytes()[:44] + silence(1.0)
-    async with serving(ScriptedEngine(heard)) as served, AsyncClient(served.target) as client:
+    async with serving(ScriptedEngine(recognized)) as served, AsyncClient(served.target) as client:
 
         async def source() -> AsyncIterator[bytes]:
-            for piece in cut(data, [32_000]):
-                yield piece
+            for payload in cut(data, [32_000]):
+                yield payload
                 await asyncio.sleep(0.01)
             await asyncio.Event().wait()  # more would follow
 

@@ -15,7 +15,7 @@ from typeless_grpc.engine.scripted import ScriptedEngine
 
 
 async def typeless(target: str, *words: str) -> tuple[int, str, str]:
-    """Exit code, what was printed, and what was complained about."""
+    """The exit code, output and complaints."""
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).parent / "typeless",
         *words,
@@ -32,9 +32,9 @@ RECORDING = str(AUDIO / "en_short.flac")
 
 
 async def test_a_job_from_submission_to_deletion(tmp_path: Path):
-    async with serving_jobs(ScriptedEngine(lambda call: "what was said"), tmp_path) as served:
+    async with serving_jobs(ScriptedEngine(lambda call: "good morning all"), tmp_path) as served:
         code, out, _ = await typeless(served.target, "jobs", "submit", "--wait", "--label", "team=a", RECORDING)
-        assert (code, out) == (0, "what was said\n")
+        assert (code, out) == (0, "good morning all\n")
         code, out, _ = await typeless(served.target, "jobs", "list", "--json", "--label", "team=a")
         (listed,) = [json.loads(line) for line in out.splitlines()]
         assert (code, listed["state"], listed["labels"]) == (0, "JOB_STATE_COMPLETED", {"team": "a"})
@@ -43,7 +43,7 @@ async def test_a_job_from_submission_to_deletion(tmp_path: Path):
         assert (code, job_id in out, "team=a" in out) == (0, True, True)
         code, out, _ = await typeless(served.target, "jobs", "get", job_id)
         assert (code, out.splitlines()[0].split()) == (0, [job_id, "completed", "100%"])
-        assert (await typeless(served.target, "jobs", "watch", job_id))[:2] == (0, "what was said\n")
+        assert (await typeless(served.target, "jobs", "watch", job_id))[:2] == (0, "good morning all\n")
         assert (await typeless(served.target, "jobs", "cancel", job_id))[:2] == (0, "completed\n")
         assert (await typeless(served.target, "jobs", "delete", job_id))[:2] == (0, "")
         code, _, complaint = await typeless(served.target, "jobs", "get", job_id)
@@ -52,20 +52,20 @@ async def test_a_job_from_submission_to_deletion(tmp_path: Path):
         assert (code, "workers              1" in out) == (0, True)
 
 
-async def test_a_job_keeps_its_text_in_the_formats_that_were_asked_for(tmp_path: Path):
-    async with serving_jobs(ScriptedEngine(lambda call: "what was said"), tmp_path) as served:
+async def test_a_job_keeps_its_text_in_the_requested_formats(tmp_path: Path):
+    async with serving_jobs(ScriptedEngine(lambda call: "good morning all"), tmp_path) as served:
         wanted = ["--format", "srt", "--format", "json", RECORDING]
         _, out, _ = await typeless(served.target, "jobs", "submit", *wanted)
         job_id = out.strip()
         assert (await typeless(served.target, "jobs", "watch", job_id))[0] == 0
         code, out, _ = await typeless(served.target, "jobs", "get", "--format", "json", job_id)
-        assert (code, json.loads(out)["text"]) == (0, "what was said")
+        assert (code, json.loads(out)["text"]) == (0, "good morning all")
         code, out, complaint = await typeless(served.target, "jobs", "get", "--format", "vtt", job_id)
         assert (code, out, "--format vtt" in complaint) == (1, "", True)
         code, out, _ = await typeless(served.target, "jobs", "submit", "--wait", "--format", "srt", RECORDING)
-        assert (code, out.splitlines()[0], out.splitlines()[2]) == (0, "1", "what was said")
+        assert (code, out.splitlines()[0], out.splitlines()[2]) == (0, "1", "good morning all")
         code, out, _ = await typeless(served.target, "jobs", "submit", "--wait", "--words", RECORDING)
-        assert (code, [line.split()[-1] for line in out.splitlines()]) == (0, ["what", "was", "said"])
+        assert (code, [line.split()[-1] for line in out.splitlines()]) == (0, ["good", "morning", "all"])
 
 
 async def test_a_key_is_sent_with_every_call(tmp_path: Path):
@@ -79,13 +79,13 @@ async def test_a_key_is_sent_with_every_call(tmp_path: Path):
         assert (await typeless(served.target, "jobs", "submit", *wait))[0] == 0
 
 
-async def test_nobody_waits_long_for_a_server_that_is_not_there():
+async def test_a_missing_server_is_an_error_within_seconds():
     code, out, complaint = await typeless("127.0.0.1:1", "jobs", "list")
     assert (code, out) == (1, "")
     assert "no server answers at 127.0.0.1:1" in complaint
 
 
-async def test_a_job_that_fails_is_an_exit_code_and_a_reason(tmp_path: Path):
+async def test_a_failed_job_is_an_exit_code_and_a_reason(tmp_path: Path):
     no_audio = tmp_path / "no-audio.wav"
     no_audio.write_bytes(b"no audio at all")
     async with serving_jobs(ScriptedEngine(), tmp_path / "data") as served:
@@ -120,6 +120,6 @@ async def test_a_cancelled_job_is_an_exit_code_too(tmp_path: Path):
     ],
     ids=lambda words: " ".join(words[:2]),
 )
-async def test_a_command_line_that_makes_no_sense_is_told_before_any_call(words: list[str]):
+async def test_an_invalid_command_line_is_an_error_before_any_call(words: list[str]):
     code, _, complaint = await typeless("127.0.0.1:1", "jobs", *words)
     assert code == 2, complaint

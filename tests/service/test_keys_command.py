@@ -27,11 +27,11 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_first_key_is_made_without_a_server(data_dir: Path):
+def test_the_first_key_is_created_without_a_server(data_dir: Path):
     made = typeless("create", "first", "--role", "admin", "--local")
     assert made.exit_code == 0
     assert made.stdout.startswith("tl_")
-    assert "not shown again" in made.stderr
+    assert "shown only once" in made.stderr
     rows = json.loads(typeless("list", "--local", "--json").stdout)
     assert [(row["display_name"], row["role"], row["state"]) for row in rows] == [("first", "admin", "good")]
     assert made.stdout.strip() not in typeless("list", "--local").stdout
@@ -39,7 +39,7 @@ def test_the_first_key_is_made_without_a_server(data_dir: Path):
     assert json.loads(typeless("list", "--local", "--json").stdout)[0]["state"] == "revoked"
 
 
-def test_what_is_printed_as_json_is_one_key_after_each_step(data_dir: Path):
+def test_json_shows_the_key_after_each_step(data_dir: Path):
     made = json.loads(typeless("create", "one", "--local", "--json").stdout)
     revoked = json.loads(typeless("revoke", made["key_id"], "--local", "--json").stdout)
     assert (made.pop("state"), revoked.pop("state")) == ("good", "revoked")
@@ -47,8 +47,8 @@ def test_what_is_printed_as_json_is_one_key_after_each_step(data_dir: Path):
     assert made == revoked
 
 
-def test_a_name_is_printed_as_it_is_and_moves_no_cursor(data_dir: Path):
-    for name in ("[/red]", "\x1b[2Jgone"):
+def test_a_name_is_printed_without_markup_or_control_characters(data_dir: Path):
+    for name in ("[/red]", "\x1b[2Jname"):
         assert typeless("create", name, "--local").exit_code == 0
     listed = typeless("list", "--local")
     assert listed.exit_code == 0
@@ -62,7 +62,7 @@ def test_a_long_name_is_printed_as_it_is(data_dir: Path):
     assert name in typeless("list", "--local").stdout
 
 
-def test_a_key_made_without_a_server_is_good_at_one(data_dir: Path):
+def test_a_key_created_without_a_server_is_valid_at_one(data_dir: Path):
     secret = typeless("create", "--role", "admin", "--local").stdout.strip()
 
     async def at_a_server() -> tuple[Result, ...]:
@@ -97,7 +97,7 @@ def test_a_key_made_without_a_server_is_good_at_one(data_dir: Path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_what_cannot_be_done_is_said(data_dir: Path, arguments: tuple[str, ...], code: int, text: str):
+def test_an_impossible_request_is_a_line(data_dir: Path, arguments: tuple[str, ...], code: int, text: str):
     done = typeless(*arguments)
     assert done.exit_code == code
     assert text in done.stderr
@@ -109,10 +109,10 @@ def test_what_cannot_be_done_is_said(data_dir: Path, arguments: tuple[str, ...],
     ids=lambda flags: flags[0],
 )
 @pytest.mark.parametrize("words", ["create", "list", "revoke k0"])
-def test_a_key_of_this_machine_is_not_made_where_a_server_is_named(data_dir: Path, words: str, flags: list[str]):
+def test_local_refuses_a_server_for_keys(data_dir: Path, words: str, flags: list[str]):
     done = typeless(*words.split(), "--local", *flags)
     assert done.exit_code == 2
-    assert "works on the store of this machine" in done.stderr
+    assert "uses the store of this machine" in done.stderr
     assert not list(data_dir.iterdir())
 
 
@@ -186,10 +186,10 @@ async def test_a_client_takes_the_key_from_the_environment_unless_it_is_given(mo
 
 
 def test_an_expiry_is_a_moment_from_now():
-    from typeless_grpc.cli.keys import _expiry
+    from typeless_grpc.cli.keys import expiry
 
-    assert _expiry("") is None
-    soon, later = _expiry("30m"), _expiry("2h")
+    assert expiry("") is None
+    soon, later = expiry("30m"), expiry("2h")
     assert isinstance(soon, Timestamp)
     assert isinstance(later, Timestamp)
     assert later.seconds - soon.seconds == pytest.approx(90 * 60, abs=2)

@@ -1,4 +1,4 @@
-"""The server's life as others see it: health, reflection, and how it goes away."""
+"""The server's life as clients see it: health, reflection, and how it stops."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from typeless_grpc.config import Settings
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.pb.v1 import jobs_pb2, jobs_pb2_grpc, server_pb2
-from typeless_grpc.stores.dbos_worker import DbosWorker
+from typeless_grpc.stores.dbos.recovery import MaintenanceLoop
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -56,7 +56,7 @@ async def test_a_watcher_is_notified_of_the_end_and_does_not_delay_it():
     async with serving(ScriptedEngine(), drain_timeout_s=60) as served:
         watch = health_pb2_grpc.HealthStub(served.channel).Watch(health_pb2.HealthCheckRequest(service=""))
         assert (await watch.read()).status == SERVING
-        # As a client that watches: what is not being read when a call is cut, its gRPC throws away.
+        # A watching client must be reading: gRPC discards what is unread when a call is cancelled.
         reading = asyncio.ensure_future(watch.read())
         async with asyncio.timeout(10):
             await served.server.stop()
@@ -115,7 +115,7 @@ async def test_without_the_database_only_jobs_are_not_serving(
 
 async def test_jobs_whose_worker_died_are_not_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     dies = threading.Event()
-    monkeypatch.setattr(DbosWorker, "_keep", lambda self: dies.wait())
+    monkeypatch.setattr(MaintenanceLoop, "run", lambda self, stopping: dies.wait())
     async with serving_jobs(ScriptedEngine(), tmp_path) as served:
         stub = health_pb2_grpc.HealthStub(served.channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(service="typeless.v1.JobsService"))

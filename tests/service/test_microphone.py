@@ -1,4 +1,4 @@
-"""The microphone, by PortAudio and ALSA as on a real machine: ALSA is told of one that hears a recording."""
+"""The microphone through PortAudio and ALSA, as on a real machine: ALSA plays a recording as its input."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from pathlib import Path
 import pytest
 
 from tests.harness import AUDIO, serving
-from typeless_grpc.client_mic import NoMicrophone, async_microphone, microphone
+from typeless_grpc.client.microphone import NoMicrophone, async_microphone, microphone
 from typeless_grpc.engine.scripted import ScriptedEngine
 
 SPEECH = AUDIO / "en_short_s16le_16k.raw"
 MACHINE = Path("/usr/share/alsa/alsa.conf")
-HEARS = """
+ALSA = """
 </usr/share/alsa/alsa.conf>
 pcm.!default { type plug slave.pcm "spoken" }
 pcm.spoken { type file slave.pcm "null" file "/dev/null" infile "%s" format "raw" }
 """
 LISTEN = """
 import asyncio, sys
-from typeless_grpc.client_mic import async_microphone, microphone
+from typeless_grpc.client.microphone import async_microphone, microphone
 
-async def heard():
-    pieces = b""
-    async for piece in async_microphone():
-        pieces += piece
-        if len(pieces) >= 40_000:
-            return pieces
+async def recorded():
+    blocks = b""
+    async for block in async_microphone():
+        blocks += block
+        if len(blocks) >= 40_000:
+            return blocks
 
 if sys.argv[1] == "async":
-    sys.stdout.buffer.write(asyncio.run(heard()))
+    sys.stdout.buffer.write(asyncio.run(recorded()))
 else:
-    pieces = microphone()
-    sys.stdout.buffer.write(b"".join(next(pieces) for _ in range(13)))
-    pieces.close()
+    blocks = microphone()
+    sys.stdout.buffer.write(b"".join(next(blocks) for _ in range(13)))
+    blocks.close()
 """
 
 
@@ -52,12 +52,12 @@ def with_microphone(tmp_path: Path) -> dict[str, str]:
         pytest.skip("no PortAudio on this machine: apt-get install libportaudio2")
     if not MACHINE.exists():
         pytest.skip("no ALSA on this machine: apt-get install libasound2-data")
-    (tmp_path / "asound.conf").write_text(HEARS % SPEECH, "utf-8")
+    (tmp_path / "asound.conf").write_text(ALSA % SPEECH, "utf-8")
     return os.environ | {"ALSA_CONFIG_PATH": str(tmp_path / "asound.conf")}
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_what_is_said_is_heard(kind: str, with_microphone: dict[str, str]):
+def test_the_microphone_is_recorded(kind: str, with_microphone: dict[str, str]):
     done = subprocess.run(
         [sys.executable, "-c", LISTEN, kind], env=with_microphone, capture_output=True, timeout=60, check=False
     )
@@ -65,8 +65,8 @@ def test_what_is_said_is_heard(kind: str, with_microphone: dict[str, str]):
     assert SPEECH.read_bytes()[16_000:32_000] in done.stdout
 
 
-async def test_the_command_prints_what_is_said_and_ends_by_ctrl_c(with_microphone: dict[str, str]):
-    async with serving(ScriptedEngine(lambda call: "heard")) as served:
+async def test_the_command_prints_speech_and_ends_on_ctrl_c(with_microphone: dict[str, str]):
+    async with serving(ScriptedEngine(lambda call: "hello")) as served:
         process = await asyncio.create_subprocess_exec(
             *(Path(sys.executable).parent / "typeless", "stream", "mic", "--json", "--server", served.target),
             stdout=asyncio.subprocess.PIPE,
@@ -81,17 +81,17 @@ async def test_the_command_prints_what_is_said_and_ends_by_ctrl_c(with_microphon
             process.send_signal(signal.SIGINT)
             rest, complaints = await process.communicate()
     assert (process.returncode, complaints) == (0, b"")
-    assert "heard" in json.loads(rest.splitlines()[-1])["completed"]["transcript"]["text"]
+    assert "hello" in json.loads(rest.splitlines()[-1])["completed"]["transcript"]["text"]
 
 
 @pytest.mark.parametrize("listen", [microphone, async_microphone], ids=["sync", "async"])
-def test_a_machine_without_what_it_needs_says_what(listen, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_library_is_named(listen, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(NoMicrophone, match=r"pip install 'typeless-grpc\[mic\]'"):
         listen()
 
 
-def test_a_microphone_that_is_not_there_is_one_line(with_microphone: dict[str, str]):
+def test_a_missing_microphone_is_one_line(with_microphone: dict[str, str]):
     typeless = Path(sys.executable).parent / "typeless"
     done = subprocess.run(
         [typeless, "stream", "mic", "--device", "nowhere"],

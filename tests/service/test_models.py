@@ -57,7 +57,13 @@ class Shelf:
 async def models() -> AsyncIterator[models_pb2_grpc.ModelServiceStub]:
     shelf = Shelf()
     with ThreadPoolExecutor(2) as threads:
-        pool = ModelPool(shelf, lambda name, directory: Model(name), threads, FakeClock(), PoolOptions("base"))
+        pool = ModelPool(
+            shelf,
+            lambda name, directory: Model(name),
+            threads,
+            FakeClock(),
+            PoolOptions("base", max_memory_bytes=2**30),
+        )
         await pool.load("base")
         async with serving(ScriptedEngine(), more=[ModelServicer(pool, shelf, "base")]) as served:
             yield models_pb2_grpc.ModelServiceStub(served.channel)
@@ -88,8 +94,9 @@ async def test_a_model_is_downloaded_loaded_and_unloaded_on_request(models):
     answer = await models.LoadModel(models_pb2.LoadModelRequest(name="small"))
     assert answer.model.loaded
     assert (await listed(models))["small"].loaded
-    await models.UnloadModel(models_pb2.UnloadModelRequest(name="small"))
-    assert not (await listed(models))["small"].loaded
+    for _ in range(2):  # an answer may be lost, and the request repeated
+        await models.UnloadModel(models_pb2.UnloadModelRequest(name="small"))
+        assert not (await listed(models))["small"].loaded
 
 
 @pytest.mark.parametrize(
@@ -99,7 +106,7 @@ async def test_a_model_is_downloaded_loaded_and_unloaded_on_request(models):
         ("LoadModel", "nonesuch", "NOT_FOUND", "MODEL_NOT_FOUND"),
         ("LoadModel", "large", "UNAVAILABLE", "MODEL_UNAVAILABLE"),
         ("UnloadModel", "", "INVALID_ARGUMENT", "INVALID_FIELD"),
-        ("UnloadModel", "tiny.en", "NOT_FOUND", "MODEL_NOT_FOUND"),
+        ("UnloadModel", "nonesuch", "NOT_FOUND", "MODEL_NOT_FOUND"),
         ("UnloadModel", "base", "FAILED_PRECONDITION", "MODEL_IS_DEFAULT"),
     ],
 )

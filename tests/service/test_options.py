@@ -107,7 +107,7 @@ SPOKEN = "Um, the the price is twenty dollars, darn it."
 MONO = (AUDIO / "en_short.flac").read_bytes()
 STEREO = (AUDIO / "two_speakers_stereo.flac").read_bytes()
 
-# Field: what is asked; what the engine is then asked besides what it always is; and what the transcript is then.
+# Field: the request's options; the engine options that they change; and how the transcript shows it.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Transcript], Any], Any]] = {
     "model": ({"model": "tiny"}, {"model": "tiny"}, lambda it: it.model, "tiny"),
     "language": ({"language": "de-AT"}, {"language": "de"}, lambda it: it.language, "de"),
@@ -194,40 +194,40 @@ def profane(tmp_path) -> str:
     return str(words)
 
 
-def options_of(asked: Sequence[EngineCall]) -> set[str]:
+def options_of(calls: Sequence[EngineCall]) -> set[str]:
     """The options that the engine was given."""
-    return {repr(one.options) for one in asked}
+    return {repr(one.options) for one in calls}
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("field", CASES)
 async def test_a_field_has_the_same_effect_in_every_call(field: str, way: str, profane: str, tmp_path: Path):
-    fields, expected, look, seen = CASES[field]
+    fields, expected, shown, value = CASES[field]
     engine = ScriptedEngine(lambda call: SPOKEN)
     content = STEREO if field == "channel_mode" else MONO
-    asked_for = transcription_pb2.TranscriptionOptions(**fields)
+    requested = transcription_pb2.TranscriptionOptions(**fields)
     async with serving_for(way, engine, tmp_path, profanity_file=profane) as served:
         plain = await WAYS[way](served, content, transcription_pb2.TranscriptionOptions())
         n_plain = len(engine.calls)
         if way in STREAMS and field in REFUSED_IN_STREAMS:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await WAYS[way](served, content, asked_for)
+                await WAYS[way](served, content, requested)
             assert CallFailed.of(caught.value).fields[0][0] == f"config.options.{field}"
             return
-        told = await WAYS[way](served, content, asked_for)
+        transcript = await WAYS[way](served, content, requested)
     assert options_of(engine.calls[:n_plain]) == {repr(DecodeOptions())}
     assert options_of(engine.calls[n_plain:]) == {repr(DecodeOptions(**expected))}
-    assert look(told) == seen
-    if seen != SPOKEN:
-        assert look(plain) != seen
+    assert shown(transcript) == value
+    if value != SPOKEN:
+        assert shown(plain) != value
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way not in STREAMS])
 async def test_channels_reach_the_engine_one_by_one(way: str, tmp_path: Path):
     engine = ScriptedEngine(lambda call: SPOKEN)
-    asked = transcription_pb2.TranscriptionOptions(channel_mode=transcription_pb2.CHANNEL_MODE_SEPARATE)
+    options = transcription_pb2.TranscriptionOptions(channel_mode=transcription_pb2.CHANNEL_MODE_SEPARATE)
     async with serving_for(way, engine, tmp_path) as served:
-        await WAYS[way](served, STEREO, asked)
+        await WAYS[way](served, STEREO, options)
     left, right = engine.calls
     assert left.audio.ndim == right.audio.ndim == 1
     assert len(left.audio) == len(right.audio)

@@ -69,7 +69,7 @@ async def test_two_servers_that_share_a_redis_let_ten_through_together(tmp_path:
     assert n_passed(outcomes) == 10
 
 
-async def test_the_eleventh_is_told_how_long_to_wait_and_gets_through_then():
+async def test_the_eleventh_call_gets_a_retry_delay_and_succeeds_after_it():
     async with limited(rate_limit_transcribe="10/second:3") as served:
         while not isinstance(refused := await transcribe(served), CallFailed):
             pass
@@ -80,7 +80,7 @@ async def test_the_eleventh_is_told_how_long_to_wait_and_gets_through_then():
         assert not isinstance(await transcribe(served), CallFailed)
 
 
-async def test_a_call_that_is_let_in_says_how_its_caller_stands():
+async def test_an_admitted_call_reports_the_state_of_its_quota():
     async with limited(rate_limit_transcribe="6/hour:3") as served:
         standing = [await transcribe(served) for _ in range(2)]
     told = [
@@ -150,7 +150,7 @@ async def test_callers_have_quotas_of_their_own():
     assert passed == {"user": 4, "admin": 4, "anonymous": 2}
 
 
-async def test_an_address_is_believed_only_from_a_trusted_proxy():
+async def test_a_forwarded_address_is_trusted_only_from_a_trusted_proxy():
     def sent_by(address: str) -> tuple[str, str]:
         return ("x-forwarded-for", address)
 
@@ -247,9 +247,7 @@ async def test_a_limit_set_while_serving_holds_at_once_for_one_key_or_all_and_af
     assert first == after == [3, 2]
 
 
-async def test_while_redis_is_away_no_call_fails_and_limits_are_exact_again_when_it_is_back(
-    tmp_path: Path, caplog: Any
-):
+async def test_no_call_fails_while_redis_is_unavailable_and_limits_are_exact_afterwards(tmp_path: Path, caplog: Any):
     """Killed and started again while 4 callers call without pause."""
     with servers.redis_server(tmp_path) as redis:
         settings = {"redis_url": redis.url, "rate_limit_config": "100000/minute", "rate_limit_transcribe": "3/hour"}
@@ -288,7 +286,7 @@ async def test_while_redis_is_away_no_call_fails_and_limits_are_exact_again_when
     assert caplog.text.count("available again") == 1
 
 
-async def test_an_operator_can_have_calls_refused_while_redis_is_away_and_probes_are_not():
+async def test_an_operator_can_refuse_calls_but_not_probes_while_redis_is_unavailable():
     away = f"redis://127.0.0.1:{servers.free_port()}/0"
     async with limited(redis_url=away, redis_fallback="refuse") as served:
         failed = await outcome(served, INFO)

@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from tests.harness import AUDIO, Served, fixture, serving
-from tests.speech import BYTES_PER_S, cut, said, samples_as_text, silence, tone, words_as_they_come
+from tests.speech import BYTES_PER_S, cut, samples_as_text, silence, speech, tone, words_as_they_come
 from typeless_grpc.client import CallFailed
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.interface import Lane
@@ -35,7 +35,7 @@ def config(**fields: Any) -> StreamTranscribeRequest:
 
 
 def audio(data: bytes, n_bytes: int = 6400) -> list[StreamTranscribeRequest]:
-    return [StreamTranscribeRequest(audio=piece) for piece in cut(data, [n_bytes])]
+    return [StreamTranscribeRequest(audio=payload) for payload in cut(data, [n_bytes])]
 
 
 def live(*requests: StreamTranscribeRequest, data: bytes = b"", **fields: Any) -> list[StreamTranscribeRequest]:
@@ -63,9 +63,9 @@ async def refused(served: Served, requests: Iterable[StreamTranscribeRequest]) -
 
 
 async def refused_in_full_flow(served: Served, first: StreamTranscribeRequest, n_bytes: int) -> CallFailed:
-    """What a call ends with whose client sends pieces of n_bytes, a megabyte in all, and waits for nothing."""
+    """Return the error of a call whose client sends payloads of n_bytes, a megabyte in all, without waiting."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await events(served, [first, *audio(said(1.0) * (2**20 // BYTES_PER_S), n_bytes)])
+        await events(served, [first, *audio(speech(1.0) * (2**20 // BYTES_PER_S), n_bytes)])
     return CallFailed.of(caught.value)
 
 
@@ -100,7 +100,7 @@ def is_kind(kind: str) -> Callable[[StreamTranscribeResponse], bool]:
 
 async def test_a_conversation_from_started_to_completed():
     async with serving(ScriptedEngine(lambda call: "hello" if call.ticket.lane is Lane.LIVE_FINAL else "")) as served:
-        got = await events(served, live(data=silence(0.5) + said(1.0, 1.0, 2.0), options={"language": "en"}))
+        got = await events(served, live(data=silence(0.5) + speech(1.0, 1.0, 2.0), options={"language": "en"}))
     assert kinds(got) == [
         "started",
         *("speech_activity", "speech_activity", "segment"),
@@ -151,7 +151,7 @@ async def test_server_info_has_the_limits_of_streams():
 
 @pytest.mark.parametrize("n_bytes", [33, 333, 3200, 200_000], ids=["a millisecond", "odd", "100 ms", "at once"])
 async def test_the_cutting_of_the_bytes_changes_nothing(n_bytes):
-    data = said(0.7, 0.8, 0.4) if n_bytes == 33 else said(1.0, 0.8, 2.0, 0.3, 0.5, 1.2, 0.4)
+    data = speech(0.7, 0.8, 0.4) if n_bytes == 33 else speech(1.0, 0.8, 2.0, 0.3, 0.5, 1.2, 0.4)
     async with serving(ScriptedEngine(samples_as_text)) as served:
         whole = await events(served, [config(), *audio(data, len(data))])
         cut_up = await events(served, [config(), *audio(data, n_bytes)])
@@ -172,10 +172,10 @@ async def test_every_encoding_and_odd_rates(encoding, width, rate_hz):
     form = audio_pb2.AudioFormat(
         encoding=audio_pb2.AudioEncoding.Value(f"AUDIO_ENCODING_{encoding}"), sample_rate_hertz=rate_hz
     )
-    async with serving(ScriptedEngine(lambda call: "heard")) as served:
+    async with serving(ScriptedEngine(lambda call: "decoded")) as served:
         data = wave.astype(encodings[encoding]).tobytes()
         got = await events(served, [config(format=form), *audio(data, 999)])
-    assert texts(got) == ["heard"]
+    assert texts(got) == ["decoded"]
     assert seconds(got[-1].completed.transcript.audio_duration) == pytest.approx(1.0, abs=0.01)
 
 
@@ -228,12 +228,12 @@ async def test_interims_grow_and_their_stable_text_begins_all_that_follows():
     assert all(seconds(interim.end_offset) <= 3.0 for interim in interims)
 
 
-async def test_no_interims_where_none_were_asked_for():
+async def test_no_interims_come_unless_requested():
     engine = ScriptedEngine(words_as_they_come)
     async with serving(engine) as served:
         got = await events(served, live(data=tone(3.0)))
     assert "interim" not in kinds(got)
-    assert all(asked.ticket.lane is not Lane.LIVE_INTERIM for asked in engine.calls)
+    assert all(call.ticket.lane is not Lane.LIVE_INTERIM for call in engine.calls)
 
 
 async def test_finalize_ends_the_utterance_without_a_pause():
@@ -246,8 +246,8 @@ async def test_finalize_ends_the_utterance_without_a_pause():
 
 async def test_end_and_half_close_end_alike():
     async with serving(ScriptedEngine(samples_as_text)) as served:
-        closed = await events(served, live(data=said(1.0, 0.8, 1.0)))
-        ended = await events(served, live(END, data=said(1.0, 0.8, 1.0)))
+        closed = await events(served, live(data=speech(1.0, 0.8, 1.0)))
+        ended = await events(served, live(END, data=speech(1.0, 0.8, 1.0)))
     assert texts(closed) == texts(ended)
     assert kinds(ended)[-1] == "completed"
 
@@ -255,34 +255,39 @@ async def test_end_and_half_close_end_alike():
 async def test_an_update_is_answered_and_holds_from_the_next_utterance_on():
     engine = ScriptedEngine()
     update = StreamTranscribeRequest(update={"language": "fr", "voice_activity": {"threshold": 0.25}})
-    requests = [config(options={"language": "en"}), *audio(said(1.0, 0.8, 0.3)), update, *audio(said(0.3, 0.8, 1.0))]
+    requests = [
+        config(options={"language": "en"}),
+        *audio(speech(1.0, 0.8, 0.3)),
+        update,
+        *audio(speech(0.3, 0.8, 1.0)),
+    ]
     async with serving(engine) as served:
         got = await events(served, requests)
     (configured,) = [response.configured for response in got if response.HasField("configured")]
     assert configured.effective_options.language == "fr"
     assert configured.effective_options.voice_activity.threshold == 0.25
     assert configured.effective_options.model == "base"
-    finals = [asked.options.language for asked in engine.calls if asked.ticket.lane is Lane.LIVE_FINAL]
+    finals = [call.options.language for call in engine.calls if call.ticket.lane is Lane.LIVE_FINAL]
     assert list(dict.fromkeys(finals)) == ["en", "fr"]
     assert [r.segment.language for r in got if r.HasField("segment")] == ["en", "en", "fr"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "n_utterances"),
+    ("requested", "n_utterances"),
     [({}, 2), ({"end_silence": Duration(seconds=2)}, 1), ({"max_utterance": Duration(seconds=1)}, 5)],
     ids=["ours", "longer pause", "shorter utterance"],
 )
-async def test_voice_activity_options_are_honoured(asked, n_utterances):
+async def test_voice_activity_options_are_honoured(requested, n_utterances):
     async with serving(ScriptedEngine(samples_as_text)) as served:
-        got = await events(served, live(data=said(2.0, 1.0, 1.5), options={"voice_activity": asked}))
+        got = await events(served, live(data=speech(2.0, 1.0, 1.5), options={"voice_activity": requested}))
     assert len(texts(got)) == n_utterances
 
 
 # ---- FILE -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_file_comes_piece_by_piece_with_progress():
-    data = said(*(seconds for _ in range(20) for seconds in (6.0, 0.6)))
+async def test_a_file_comes_segment_by_segment_with_progress():
+    data = speech(*(seconds for _ in range(20) for seconds in (6.0, 0.6)))
     async with serving(ScriptedEngine(lambda call: "words")) as served:
         got = await events(served, [config(mode=transcription_pb2.STREAM_MODE_FILE), *audio(data, 65_536)])
     fractions = [response.progress.fraction for response in got if response.HasField("progress")]
@@ -301,7 +306,7 @@ async def test_a_fast_sender_of_a_file_is_slowed_down():
     engine.gate.clear()
     settings: dict[str, Any] = {"stream_held_audio_s": 180, "stream_waiting_bytes": 65_536}
     n_sent = 0
-    data = said(*(seconds for _ in range(30) for seconds in (6.0, 0.6)))
+    data = speech(*(seconds for _ in range(30) for seconds in (6.0, 0.6)))
 
     async with serving(engine, **settings) as served:
         call = served.transcription.StreamTranscribe()
@@ -429,7 +434,7 @@ async def test_what_the_engine_cannot_do_is_said_at_once(error, code):
     ],
     ids=["at first", "later"],
 )
-async def test_a_language_that_the_model_lacks_is_refused_where_it_was_asked_for(requests, field):
+async def test_a_language_that_the_model_lacks_is_refused_where_it_was_requested(requests, field):
     def script(call: EngineCall) -> str | BaseException:
         is_known = call.options.language != "cy"
         return "" if is_known else InvalidInput("options.language", "no", reason="LANGUAGE_NOT_SUPPORTED")
@@ -472,13 +477,13 @@ async def test_a_stream_that_is_too_long_says_what_fits_and_is_refused_then():
     assert got[-1].segment.text.startswith("32000 ")
 
 
-async def test_a_piece_that_the_engine_cannot_decode_is_a_warning_and_the_stream_goes_on():
+async def test_an_utterance_that_cannot_be_decoded_is_a_warning_and_the_stream_continues():
     def script(call: EngineCall) -> str | BaseException:
         is_first = len(call.audio) < 1.5 * 16_000 and call.ticket.lane is Lane.LIVE_FINAL
         return EngineFailed("The model failed.") if is_first else "second"
 
     async with serving(ScriptedEngine(script)) as served:
-        got = await events(served, live(data=said(1.0, 0.8, 2.0)))
+        got = await events(served, live(data=speech(1.0, 0.8, 2.0)))
     (warning,) = [response.warning for response in got if response.HasField("warning")]
     assert warning.reason == "ENGINE_FAILED"
     assert texts(got) == ["second"]
@@ -531,9 +536,9 @@ async def test_a_caller_that_reads_nothing_is_not_read_from():
 
         async def send() -> None:
             nonlocal n_sent
-            piece = said(0.3, 0.9)
+            payload = speech(0.3, 0.9)
             for _ in range(2000):
-                await call.write(StreamTranscribeRequest(audio=piece))
+                await call.write(StreamTranscribeRequest(audio=payload))
                 n_sent += 1
             await call.done_writing()
 

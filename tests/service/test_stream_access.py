@@ -1,4 +1,4 @@
-"""Who may have a stream, and what it costs."""
+"""Access to streams, and what they are charged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.harness import Served, serving
 from tests.service.access import ADMIN, USER, guarded
 from tests.service.test_access import new_key, revoke
 from tests.service.test_stream import END, audio, config, is_kind, reads, refused, texts
-from tests.speech import said, tone
+from tests.speech import speech, tone
 from typeless_grpc.client import CallFailed
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import Overloaded
@@ -74,7 +74,7 @@ async def test_streams_are_charged_for_the_audio_that_comes_and_can_go_on_once_t
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         session = (await call.read()).started.session_id
-        sending = asyncio.create_task(sent(call, [*audio(said(1.0, 0.8, 6.0), 300_000), END]))
+        sending = asyncio.create_task(sent(call, [*audio(speech(1.0, 0.8, 6.0), 300_000), END]))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await reads(call, is_kind("completed"))
         await sending
@@ -101,22 +101,22 @@ async def test_an_update_that_meets_a_full_engine_ends_the_call_and_not_the_sess
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         session = (await call.read()).started.session_id
-        for request in audio(said(3.0, 1.0)):
+        for request in audio(speech(3.0, 1.0)):
             await call.write(request)
-        heard = await reads(call, is_kind("segment"))
+        received = await reads(call, is_kind("segment"))
         await call.write(update)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await reads(call, is_kind("completed"))
         assert CallFailed.of(caught.value).reason == "OVERLOADED"
         again = served.transcription.StreamTranscribe()
-        await again.write(config(format=None, resume_session_id=session, resume_after_sequence=heard[-1].sequence))
-        for request in [update, *audio(said(3.0, 1.0)), END]:
+        await again.write(config(format=None, resume_session_id=session, resume_after_sequence=received[-1].sequence))
+        for request in [update, *audio(speech(3.0, 1.0)), END]:
             await again.write(request)
         assert texts(await reads(again, is_kind("completed"))) == ["and more"]
         # What was worked on is not given back for the call's end: 8 of the 10 s are spent.
         third = served.transcription.StreamTranscribe()
         await third.write(config())
-        sending = asyncio.create_task(sent(third, [*audio(said(3.0, 1.0, 3.0, 1.0), 300_000), END]))
+        sending = asyncio.create_task(sent(third, [*audio(speech(3.0, 1.0, 3.0, 1.0), 300_000), END]))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await reads(third, is_kind("completed"))
         await sending
@@ -155,7 +155,7 @@ async def test_a_server_that_holds_as_much_audio_as_it_may_takes_no_new_stream_a
         await call.write(config())
         session = (await reads(call, is_kind("started")))[0].started.session_id
         engine.gate.clear()
-        sending = asyncio.create_task(sent(call, audio(said(*[2.0, 1.0] * 10), 32_000)))
+        sending = asyncio.create_task(sent(call, audio(speech(*[2.0, 1.0] * 10), 32_000)))
         await engine.until(n_calls=2)
         call.cancel()  # a session that waits to be resumed holds what it holds
         await sending

@@ -13,9 +13,8 @@ import pytest
 
 from tests.harness import serving
 from tests.service.test_stream import END, audio, config, is_kind, kinds, reads, refused, texts
-from tests.speech import cut, said, samples_as_text, tone
-from typeless_grpc.client import AsyncClient, CallFailed, Client, Options, RawFormat
-from typeless_grpc.client_stream import Control, StreamOptions
+from tests.speech import cut, samples_as_text, speech, tone
+from typeless_grpc.client import AsyncClient, CallFailed, Client, Control, Options, RawFormat, StreamOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
 
@@ -71,26 +70,26 @@ async def proxied(target: str) -> AsyncIterator[Proxy]:
         await server.wait_closed()
 
 
-def heard(asked) -> str:
+def recognized(requested) -> str:
     """Words that depend on the samples, so that lost or repeated audio shows."""
-    return samples_as_text(asked)
+    return samples_as_text(requested)
 
 
-DATA = said(*(seconds for _ in range(6) for seconds in (0.7, 0.9)))
+DATA = speech(*(seconds for _ in range(6) for seconds in (0.7, 0.9)))
 
 
 async def paced(pause_s: float = 0.0, n_bytes: int = 3200) -> AsyncIterator[bytes]:
-    for piece in cut(DATA, [n_bytes]):
-        yield piece
+    for payload in cut(DATA, [n_bytes]):
+        yield payload
         await asyncio.sleep(pause_s)
 
 
 async def test_every_later_event_comes_exactly_once():
-    async with serving(ScriptedEngine(heard)) as served:
+    async with serving(ScriptedEngine(recognized)) as served:
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         got = await reads(call, is_kind("started"))
-        for request in audio(said(0.7, 0.9, 0.7, 0.9)):
+        for request in audio(speech(0.7, 0.9, 0.7, 0.9)):
             await call.write(request)
         for _ in range(2):
             got += await reads(call, is_kind("segment"))
@@ -101,14 +100,14 @@ async def test_every_later_event_comes_exactly_once():
             await again.write(config(format=None, resume_session_id=session, resume_after_sequence=after))
             resumed = await again.read()
             assert resumed.started.resumed
-            assert (resumed.sequence, resumed.acknowledged_bytes) == (0, len(said(0.7, 0.9, 0.7, 0.9)))
+            assert (resumed.sequence, resumed.acknowledged_bytes) == (0, len(speech(0.7, 0.9, 0.7, 0.9)))
             repeated = [await again.read() for _ in range(max(after, 1), len(got))]
             assert repeated == got[max(after, 1) :]
             again.cancel()
 
 
 async def test_a_finished_session_still_says_how_it_ended():
-    async with serving(ScriptedEngine(heard)) as served:
+    async with serving(ScriptedEngine(recognized)) as served:
         call = served.transcription.StreamTranscribe()
         for request in [config(), *audio(tone(1.0)), END]:
             await call.write(request)
@@ -120,7 +119,7 @@ async def test_a_finished_session_still_says_how_it_ended():
 
 
 async def test_the_newest_call_has_the_session():
-    async with serving(ScriptedEngine(heard)) as served:
+    async with serving(ScriptedEngine(recognized)) as served:
         old = served.transcription.StreamTranscribe()
         await old.write(config())
         started = await old.read()
@@ -135,8 +134,8 @@ async def test_the_newest_call_has_the_session():
         assert len(texts(await reads(new, is_kind("completed")))) == 1
 
 
-async def test_a_session_is_gone_after_its_window():
-    async with serving(ScriptedEngine(heard), stream_resume_window_s=0) as served:
+async def test_a_session_is_dropped_after_its_resume_window():
+    async with serving(ScriptedEngine(recognized), stream_resume_window_s=0) as served:
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         session = (await call.read()).started.session_id
@@ -187,7 +186,7 @@ def checked(responses: list[StreamTranscribeResponse]) -> list[str]:
 @pytest.mark.timeout(120)
 async def test_fifty_cuts_at_random_moments_change_nothing():
     options = StreamOptions(raw_format=RAW)
-    async with serving(ScriptedEngine(heard)) as served, proxied(served.target) as proxy:
+    async with serving(ScriptedEngine(recognized)) as served, proxied(served.target) as proxy:
         async with AsyncClient(served.target) as client:
             whole = checked([event async for event in client.stream(paced(), options)])
         assert len(whole) == 6
@@ -215,9 +214,9 @@ async def test_fifty_cuts_at_random_moments_change_nothing():
 async def test_a_stream_outlives_the_age_of_its_connection():
     options = StreamOptions(raw_format=RAW)
     settings = {"max_connection_age_s": 1, "max_call_s": 1}
-    async with serving(ScriptedEngine(heard)) as served, AsyncClient(served.target) as client:
+    async with serving(ScriptedEngine(recognized)) as served, AsyncClient(served.target) as client:
         whole = checked([event async for event in client.stream(paced(), options)])
-    async with serving(ScriptedEngine(heard), **settings) as served, proxied(served.target) as proxy:
+    async with serving(ScriptedEngine(recognized), **settings) as served, proxied(served.target) as proxy:
         async with AsyncClient(proxy.target) as client:
             got = [event async for event in client.stream(paced(0.04), options)]
         assert proxy.n_connections > 1
@@ -225,7 +224,7 @@ async def test_a_stream_outlives_the_age_of_its_connection():
 
 
 async def test_controls_and_updates_survive_a_cut_too():
-    async with serving(ScriptedEngine(heard)) as served, proxied(served.target) as proxy:
+    async with serving(ScriptedEngine(recognized)) as served, proxied(served.target) as proxy:
         at = asyncio.Event()
 
         async def source() -> AsyncIterator[bytes | Control | Options]:
@@ -253,16 +252,16 @@ def test_threads_can_stream_too():
     """In a thread's loop of its own, as the client here is the one without a loop."""
 
     async def main() -> list[list[str]]:
-        async with serving(ScriptedEngine(heard)) as served, proxied(served.target) as proxy:
+        async with serving(ScriptedEngine(recognized)) as served, proxied(served.target) as proxy:
 
             def use(target: str, *, cuts: int) -> list[str]:
                 left = iter(range(cuts))
 
                 def source() -> Iterator[bytes]:
-                    for index, piece in enumerate(cut(DATA, [3200])):
+                    for index, payload in enumerate(cut(DATA, [3200])):
                         if index % 20 == 19 and next(left, None) is not None:
                             loop.call_soon_threadsafe(proxy.cut)
-                        yield piece
+                        yield payload
 
                 with Client(target) as client:
                     return checked(list(client.stream(source(), StreamOptions(raw_format=RAW))))
@@ -296,7 +295,7 @@ async def test_no_server_is_said_soon():
 async def test_what_goes_wrong_in_the_audio_is_the_callers():
     async def source() -> AsyncIterator[bytes]:
         yield tone(0.5)
-        raise OSError("the microphone is gone")
+        raise OSError("the microphone was unplugged")
 
     async with serving(ScriptedEngine()) as served, AsyncClient(served.target) as client:
         with pytest.raises(OSError, match="microphone"):
@@ -304,9 +303,9 @@ async def test_what_goes_wrong_in_the_audio_is_the_callers():
 
 
 async def test_the_client_asks_for_an_acknowledgement_in_a_long_silence(monkeypatch):
-    from typeless_grpc.client_ledger import Ledger
+    from typeless_grpc.client.ledger import Ledger
 
-    monkeypatch.setattr(Ledger, "_ASK_AFTER_BYTES", 100_000)
+    monkeypatch.setattr(Ledger, "PROBE_AFTER_BYTES", 100_000)
     options = StreamOptions(raw_format=RAW, max_kept_bytes=300_000)
     async with serving(ScriptedEngine()) as served, AsyncClient(served.target) as client:
         got = [event async for event in client.stream([bytes(20_000)] * 50, options)]

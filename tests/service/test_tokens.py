@@ -65,7 +65,7 @@ async def test_tokens_are_accepted_beside_keys(jwks_url: str):
             "other audience": await outcome(served, INFO, bearer(aud="another")),
             "as a key": await outcome(served, INFO, ("x-api-key", bearer()[1].removeprefix("Bearer "))),
         }
-    assert [asked.ticket.caller for asked in engine.calls] == ["token:ada"]
+    assert [call.ticket.caller for call in engine.calls] == ["token:ada"]
     assert {name: failed.reason if failed else None for name, failed in outcomes.items()} == {
         "token": None,
         "key as bearer": None,

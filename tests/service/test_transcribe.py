@@ -49,7 +49,7 @@ async def test_silence_is_an_empty_transcript_and_no_error():
 
 async def test_options_reach_the_engine_as_the_caller_set_them():
     engine = ScriptedEngine()
-    asked_for = request(
+    requested = request(
         model="tiny.en",
         language="en-GB",
         task=transcription_pb2.TASK_TRANSLATE,
@@ -60,9 +60,9 @@ async def test_options_reach_the_engine_as_the_caller_set_them():
         voice_activity=transcription_pb2.VoiceActivityOptions(threshold=0.25, end_silence=Duration(seconds=1)),
     )
     async with serving(engine) as served:
-        await served.transcription.Transcribe(asked_for)
-    (asked,) = engine.calls
-    assert asked.options == DecodeOptions(
+        await served.transcription.Transcribe(requested)
+    (call,) = engine.calls
+    assert call.options == DecodeOptions(
         model="tiny.en",
         language="en",
         task=Task.TRANSLATE,
@@ -73,9 +73,9 @@ async def test_options_reach_the_engine_as_the_caller_set_them():
         temperatures=(0.0, 0.4),
         voice_activity=VoiceActivityOptions(threshold=0.25, end_silence_s=1.0),
     )
-    assert asked.ticket.lane is Lane.UNARY
-    assert asked.audio.dtype == np.float32
-    assert asked.audio.shape == (16_000,)
+    assert call.ticket.lane is Lane.UNARY
+    assert call.audio.dtype == np.float32
+    assert call.audio.shape == (16_000,)
 
 
 @pytest.mark.parametrize("suffix", ["flac", "wav", "mp3", "m4a", "ogg", "webm", "wma", "aiff"])
@@ -98,7 +98,7 @@ RAW = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_
 
 
 @pytest.mark.parametrize(
-    ("asked", "code", "reason", "field"),
+    ("invalid", "code", "reason", "field"),
     [
         pytest.param(audio(), "INVALID_ARGUMENT", "AUDIO_MISSING", "audio.content", id="no audio"),
         pytest.param(audio(b"<html>"), "INVALID_ARGUMENT", "AUDIO_UNDECODABLE", "audio.content", id="not audio"),
@@ -135,11 +135,11 @@ RAW = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_
     ],
 )
 async def test_an_invalid_request_names_its_field(
-    asked: transcription_pb2.TranscribeRequest, code: str, reason: str, field: str
+    invalid: transcription_pb2.TranscribeRequest, code: str, reason: str, field: str
 ):
     engine = ScriptedEngine()
     async with serving(engine, max_audio_s=10) as served:
-        failed = await refused(served.transcription.Transcribe(asked))
+        failed = await refused(served.transcription.Transcribe(invalid))
     assert (failed.code.name, failed.reason) == (code, reason)
     assert [name for name, _ in failed.fields] == [field]
     assert failed.retry_after_s is None

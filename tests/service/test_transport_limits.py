@@ -1,4 +1,4 @@
-"""What gRPC itself is told to bound: bytes of headers, pings, calls on one connection."""
+"""Bounds of the transport: headers, messages, pings, connections, and calls on one connection."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class RawConnection:
         """Read until all these came, in texts that gRPC does not compress."""
         async with asyncio.timeout(10):
             while not all(text in self.received for text in texts):
-                piece = await self.reader.read(65536)
-                assert piece, f"closed before {texts} came: {bytes(self.received[-500:])!r}"
-                self.received += piece
+                data = await self.reader.read(65536)
+                assert data, f"closed before {texts} came: {bytes(self.received[-500:])!r}"
+                self.received += data
 
 
 async def test_too_large_headers_are_refused_and_other_calls_continue():
@@ -88,12 +88,12 @@ async def test_a_client_that_floods_the_server_with_pings_is_disconnected():
                 try:
                     writer.write(PING)
                     await writer.drain()
-                    piece = await reader.read(4096)
+                    data = await reader.read(4096)
                 except ConnectionError:
                     break
-                if not piece:
+                if not data:
                     break
-                received += piece
+                received += data
         writer.close()
     assert b"too_many_pings" in received
 

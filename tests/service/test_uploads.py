@@ -14,10 +14,19 @@ import pytest
 
 from tests.harness import AUDIO, ServedJobs, pcm, request, serving, serving_jobs
 from tests.service.test_transcribe import refused
-from typeless_grpc.client import AsyncClient, CallFailed, Client, RawFormat
-from typeless_grpc.client_jobs import CHUNK_BYTES, INLINE_BYTES, Jobs
+from typeless_grpc.client import AsyncClient, CallFailed, Client, RawFormat, RetryPolicy
+from typeless_grpc.client.recording import CHUNK_BYTES, INLINE_BYTES
+from typeless_grpc.client.uploads import Uploads
 from typeless_grpc.engine.scripted import ScriptedEngine
-from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, server_pb2, transcription_pb2, uploads_pb2, uploads_pb2_grpc
+from typeless_grpc.pb.v1 import (
+    audio_pb2,
+    jobs_pb2,
+    server_pb2,
+    server_pb2_grpc,
+    transcription_pb2,
+    uploads_pb2,
+    uploads_pb2_grpc,
+)
 
 Request = uploads_pb2.UploadAudioRequest
 FORMAT = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=16_000)
@@ -56,7 +65,7 @@ async def test_an_upload_in_one_call(served: ServedJobs):
     assert await found(served, upload.upload_id) == upload
 
 
-async def test_an_upload_goes_on_in_another_call(served: ServedJobs):
+async def test_an_upload_continues_in_another_call(served: ServedJobs):
     opened = await uploaded(served, header())
     assert (opened.size_bytes, opened.complete) == (0, False)
     part = await uploaded(served, header(opened.upload_id), chunk(b"abc"))
@@ -81,7 +90,7 @@ async def test_what_arrived_before_a_call_broke_is_kept(served: ServedJobs):
     assert rest.complete
 
 
-async def test_an_empty_chunk_is_nothing(served: ServedJobs):
+async def test_an_empty_chunk_changes_nothing(served: ServedJobs):
     opened = await uploaded(served, header(), chunk(b""))
     part = await uploaded(served, header(opened.upload_id), chunk(b""), chunk(b"abc"), chunk(b""))
     assert part.size_bytes == 3
@@ -90,7 +99,7 @@ async def test_an_empty_chunk_is_nothing(served: ServedJobs):
     assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_bytes_that_are_not_those_that_were_meant_do_not_complete_it(served: ServedJobs):
+async def test_data_with_another_sha256_do_not_complete_an_upload(served: ServedJobs):
     opened = await uploaded(served, header())
     failed = await refused(uploaded(served, header(opened.upload_id), chunk(b"abc"), finish(b"abd")))
     assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "SHA256_MISMATCH")
@@ -251,16 +260,15 @@ class Broken(grpc.RpcError):
         return ()
 
 
-async def test_a_client_goes_on_where_a_broken_upload_stopped(tmp_path: Path):
+async def test_a_client_continues_where_a_broken_upload_stopped(tmp_path: Path):
     audio = bytes(range(256)) * (CHUNK_BYTES * 6 // 256)
     progress: list[int] = []
 
     def upload(target: str) -> tuple[uploads_pb2.Upload, int]:
         with grpc.insecure_channel(target) as channel:
-            jobs = Jobs(channel)
-            flaky = Flaky(uploads_pb2_grpc.UploadServiceStub(channel), n_breaks=2)
-            jobs._uploads = flaky  # type: ignore[assignment]
-            return jobs.upload(audio, progress=lambda sent, total: progress.append(sent)), flaky.n_calls
+            flaky: Any = Flaky(uploads_pb2_grpc.UploadServiceStub(channel), n_breaks=2)
+            uploads = Uploads(flaky, server_pb2_grpc.ServerServiceStub(channel), RetryPolicy())
+            return uploads.upload(audio, "", lambda sent, total: progress.append(sent)), flaky.n_calls
 
     async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0) as served:
         done, n_calls = await asyncio.to_thread(upload, served.target)

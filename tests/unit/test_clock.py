@@ -10,7 +10,7 @@ def test_the_systems_clock_never_goes_back():
     assert clock.now_s() <= clock.now_s()
 
 
-def test_a_fake_clock_moves_when_told_to():
+def test_a_fake_clock_moves_only_when_advanced():
     clock = FakeClock(10.0)
     assert clock.now_s() == clock.now_s() == 10.0
     clock.advance(2.5)

@@ -43,7 +43,7 @@ def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(
     assert (loaded.settings.port, loaded.origins["port"]) == (value, origin)
 
 
-def test_nothing_said_is_a_server_for_this_machine_alone():
+def test_the_defaults_are_a_server_for_this_machine_alone():
     settings = load().settings
     assert (settings.host, settings.port, settings.model, settings.device) == ("127.0.0.1", 50051, "base", "auto")
     assert settings.data_dir.is_absolute()
@@ -356,7 +356,7 @@ def test_a_secret_in_a_variable_and_in_a_file_is_an_error(monkeypatch, tmp_path:
     assert problems() == {"TYPELESS_REDIS_URL_FILE": "TYPELESS_REDIS_URL is set too; set only one of them"}
 
 
-def test_what_is_wrong_with_a_secret_is_told_under_its_file_and_does_not_show_it(monkeypatch, tmp_path: Path):
+def test_an_invalid_secret_is_reported_under_its_file_without_its_value(monkeypatch, tmp_path: Path):
     file = tmp_path / "url"
     file.write_text("mysql://u:a-secret@h/d", "utf-8")
     monkeypatch.setenv("TYPELESS_DATABASE_URL_FILE", str(file))

@@ -12,13 +12,13 @@ def test_one_wrong_field_is_in_the_message():
     assert error.reason == "LANGUAGE_NOT_SUPPORTED"
 
 
-def test_several_wrong_fields_are_told_together():
+def test_several_invalid_fields_are_reported_together():
     error = InvalidInput.of([FieldViolation("a", "is odd"), FieldViolation("b", "is even")])
     assert str(error) == error.message == "a: is odd; b: is even"
     assert [violation.field for violation in error.violations] == ["a", "b"]
 
 
-def test_a_fault_without_a_field_is_told_without_one():
+def test_an_error_without_a_field_has_none_in_its_message():
     assert InvalidInput("", "nothing fits").message == "nothing fits"
 
 

@@ -1,4 +1,4 @@
-"""Where a call comes from, as far as it can be believed."""
+"""The address of a caller, and how far to trust it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 Network = IPv4Network | IPv6Network
 
-# What one subscriber is usually given: within it an address costs nothing, so all of it is one caller (RFC 6177).
+# What one subscriber usually gets (RFC 6177). Addresses within it are free, so all of it is one caller.
 IPV6_PREFIX_LENGTH = 64
 
 
@@ -21,8 +21,8 @@ def networks(texts: Sequence[str]) -> tuple[Network, ...]:
 def caller_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Network]) -> str:
     """The caller's address for quotas: an IPv4 address, an IPv6 /64 network, or "local" for a socket of this machine.
 
-    peer: as gRPC names it ("ipv4:192.0.2.1:5000"). forwarded_for: the `x-forwarded-for` values in order. The addresses
-    in them are believed only as far as trusted proxies wrote them: from the last one back, to the first that is none.
+    peer: as gRPC names it ("ipv4:192.0.2.1:5000"). forwarded_for: the `x-forwarded-for` values in order. Only trusted
+    proxies are believed: from the last address back, the first one that is no trusted proxy is the caller's.
     """
     address = _address_of(peer)
     hops = [hop.strip() for value in forwarded_for for hop in value.split(",")]
@@ -39,7 +39,7 @@ def caller_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Ne
 
 
 def is_local(peer: str, forwarded_for: Sequence[str]) -> bool:
-    """Whether a call comes from this machine, and no proxy said that it comes from somewhere else.
+    """Whether a call comes from this machine, and no proxy forwards it for another address.
 
     peer, forwarded_for: as in `caller_address`.
     """
@@ -49,7 +49,7 @@ def is_local(peer: str, forwarded_for: Sequence[str]) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server that listens on host is reached from its own machine only."""
+    """Whether only its own machine can reach a server that listens on host."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:

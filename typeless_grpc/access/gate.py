@@ -1,9 +1,10 @@
-"""Who may come in: the decision that every call passes, whatever its shape.
+"""Authenticates and authorizes every call.
 
-Where keys are off, everyone is let in, but to what manages keys. Where they are on, a wrong key is always refused, and
-no key is refused where one is required. Wrong keys are limited per address: an address that has sent too many is not
-believed for a while, right key or not, for otherwise guessing would go on at full speed. The exception is a caller, by
-key or token, who has been good from that address before: it is not shut out by a neighbour behind the same proxy.
+If keys are off, everyone may make every call except those that manage keys. If they are on, a wrong key is always
+refused, and a missing key is refused if one is required. Wrong keys are limited per address: an address that has sent
+too many is refused for a while, even with a right key, because otherwise a search for keys could continue at full
+speed. A caller whose key or token was good from that address before is let in, so that a neighbour behind the same
+proxy cannot lock it out.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from typeless_grpc.access.tokens import TokenVerifier
 from typeless_grpc.clock import Clock
 from typeless_grpc.errors import PermissionDenied, RateLimited, TypelessError, Unauthenticated
 
-# Reasons that a guess can bring about; an expired or revoked key was right once.
+# Reasons that count as wrong keys. An expired or revoked key was right once.
 _GUESSES = frozenset({"KEY_INVALID", "TOKEN_INVALID"})
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a caller sent to say who it is. key: `x-api-key`; bearer: `authorization: Bearer`; None where not sent."""
+    """The credentials that a caller sent. key: `x-api-key`; bearer: `authorization: Bearer`; None if not sent."""
 
     key: str | None = None
     bearer: str | None = None
 
 
 class Failures:
-    """Remembers which addresses sent wrong keys, and which keys were good from where; both up to a bound."""
+    """Remembers which addresses sent wrong keys, and which callers were good from which address; both are bounded."""
 
     def __init__(self, buckets: BucketStore, quota: Quota | None, clock: Clock, *, max_entries: int = 10_000) -> None:
-        """quota: of wrong keys per address, None for no limit. max_entries: the oldest are forgotten first."""
+        """quota: of wrong keys per address, None for no limit. max_entries: the oldest are dropped first."""
         self._buckets = buckets
         self._quota = quota
         self._clock = clock
@@ -48,20 +49,20 @@ class Failures:
         self._proven: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def check(self, address: str, caller: str = "") -> None:
-        """Raise RateLimited if the address is not believed now; caller is one that was, and may have been before."""
+        """Raise RateLimited if the address has sent too many wrong keys, unless caller was good from it before."""
         wait_s = self._blocked_until_s.get(address, 0.0) - self._clock.now_s()
         if wait_s > 0 and (address, caller) not in self._proven:
             raise self._refusal(address, wait_s)
 
     def succeeded(self, address: str, caller: str) -> None:
-        """A caller was good from here."""
+        """Note that a caller was good from this address."""
         self._proven[address, caller] = None
         self._proven.move_to_end((address, caller))
         if len(self._proven) > self._max_entries:
             self._proven.popitem(last=False)
 
     async def failed(self, address: str) -> None:
-        """A wrong key came from here. Raises RateLimited if it was one too many."""
+        """Count a wrong key from this address. Raises RateLimited if there were too many."""
         if self._quota is None:
             return
         taken = await self._buckets.take(f"wrong keys:{address}", self._quota, 1)
@@ -84,7 +85,7 @@ class Failures:
 
 
 class Gate:
-    """Turns what a caller sent into who it is, and lets it in or not."""
+    """Turns credentials into a principal, and checks whether it may make the call."""
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class Gate:
         is_required: bool,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        """registry: None where keys are off. tokens: None where none are taken. wall_s: Unix time in seconds."""
+        """registry: None if keys are off. tokens: None if tokens are not accepted. wall_s: Unix time in seconds."""
         self._registry = registry
         self._tokens = tokens
         self._failures = failures
@@ -103,7 +104,7 @@ class Gate:
         self._wall_s = wall_s
 
     async def admit(self, credentials: Credentials, address: str, rule: Rule, *, is_local: bool = False) -> Principal:
-        """The caller, if it may make this call. is_local: it calls from this machine, and for nobody else.
+        """Return the caller, if it may make this call. is_local: it calls from this machine, not through a proxy.
 
         Raises Unauthenticated, PermissionDenied, RateLimited (too many wrong keys) or SourceUnavailable.
         """
@@ -142,7 +143,7 @@ class Gate:
         assert self._registry is not None
         tokens = self._tokens if is_bearer and sent.count(".") == 2 else None
         if (key := self._registry.ring.find(sent)) is None:
-            # Not to be asked for what a stranger makes up, more often than its address may.
+            # A stranger may not cause more fetches of keys than its address has attempts.
             try:
                 self._failures.check(address)
             except RateLimited as refusal:
@@ -166,7 +167,7 @@ class Gate:
 
 
 def _at_once(tokens: TokenVerifier | None, sent: str, refusal: RateLimited) -> Principal:
-    """Whose token this is, as far as that is known without asking; else the refusal."""
+    """The caller of a token, by the keys that are known without a fetch; otherwise the refusal."""
     if tokens is None:
         raise refusal
     try:

@@ -1,8 +1,8 @@
 """API keys: made once, kept as a hash, found in constant time.
 
-A key's secret is 256 random bits, so a plain SHA-256 is all the hash it needs: there is nothing to guess, and a slow
-hash would only make every call slow. Keys of the settings may be weaker, and are hashed the same way; they never leave
-the process but as that hash.
+A key's secret is 256 random bits, so a plain SHA-256 is enough: nobody can find it by trial, and a slow hash would only
+slow down every call. Keys of the settings may be weaker. They are hashed the same way, and leave the process only as
+that hash.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ SECRET_PREFIX = "tl_"  # so that a leaked key is recognized for what it is
 SECRET_BYTES = 32
 SHOWN_CHARACTERS = 9  # of a secret, as ApiKey.prefix
 
-# Compared with where no key has the digest, so that a wrong key takes as long as a right one.
+# Compared with if no key has the digest, so that a wrong key takes as long as a right one.
 _NO_DIGEST = bytes(32)
 _INDEX_BYTES = 8
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """What is known of a key; times are Unix seconds.
+    """A key without its secret. Times are Unix seconds.
 
-    position: its place in the order of creation, given by the store. from_settings: it stands in the settings of a
-    server, and holds only on servers that have it there.
+    position: in the order of creation, assigned by the store. from_settings: it is in the settings of a server, and
+    holds only on servers with that setting.
     """
 
     key_id: str
@@ -46,13 +46,13 @@ class ApiKey:
 
     @property
     def principal(self) -> Principal:
-        """The caller that this key makes of whoever sends it."""
+        """The caller of a call with this key."""
         name = f"key:{self.key_id}"
         return Principal(name, name, self.role, self.key_id, self.expires_s)
 
 
 def digest_of(secret: str) -> bytes:
-    """What is kept of a secret: SHA-256, 32 bytes."""
+    """The hash of a secret: SHA-256, 32 bytes."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -65,17 +65,17 @@ def new_key(display_name: str, role: Role, created_s: float, expires_s: float | 
 
 
 def settings_key(secret: str, role: Role, created_s: float) -> ApiKey:
-    """The key that a secret of the settings is; its id stays the same over restarts and on every server."""
+    """The key for a secret of the settings. Its id is the same after restarts and on every server."""
     digest = digest_of(secret)
     key_id = "s" + hashlib.sha256(b"typeless key id" + digest).hexdigest()[:16]
     name = "TYPELESS_ADMIN_KEYS" if role is Role.ADMIN else "TYPELESS_API_KEYS"
-    # A key that people chose may be short: its first characters would be too much of it.
+    # A key that people chose may be short: its first characters would reveal too much.
     shown = secret[:SHOWN_CHARACTERS] if len(secret) >= 4 * SHOWN_CHARACTERS else ""
     return ApiKey(key_id, name, shown, role, digest, created_s, from_settings=True)
 
 
 class KeyRing:
-    """The keys in memory: found by secret, and watched by those who must know when one ends."""
+    """The keys in memory, found by secret. Calls can watch a key for its end."""
 
     def __init__(self, settings_roles: Mapping[bytes, Role] | None = None) -> None:
         """settings_roles: digest to role, of the secrets in this server's settings."""
@@ -89,7 +89,7 @@ class KeyRing:
         return key_id in self._keys
 
     def find(self, secret: str) -> ApiKey | None:
-        """The key with this secret, ended ones too; None where no key has it."""
+        """The key with this secret, ended ones too; None if there is none."""
         digest = digest_of(secret)
         found = None
         for key_id in self._index.get(digest[:_INDEX_BYTES], ()):
@@ -101,16 +101,16 @@ class KeyRing:
         return found
 
     def used(self, key_id: str, now_s: float) -> None:
-        """A call was made with it."""
+        """Note that a call used the key."""
         self._last_uses_s[key_id] = now_s
 
     def take_uses(self) -> Mapping[str, float]:
-        """Key to the moment of its last use, of those used since this was asked last."""
+        """From key to the time of its last use, for keys used since the last call of this."""
         uses, self._last_uses_s = self._last_uses_s, {}
         return uses
 
     def apply(self, keys: Iterable[ApiKey]) -> None:
-        """Take up keys as the store has them; those who watch one that is revoked are told."""
+        """Replace keys by those of the store, and notify the watchers of revoked ones."""
         for key in keys:
             role = self._settings_roles.get(key.digest) if key.from_settings else key.role
             if role is None:
@@ -122,7 +122,7 @@ class KeyRing:
                     tell()
 
     def watch(self, key_id: str, on_end: Callable[[], None]) -> Callable[[], None]:
-        """Call on_end when the key is revoked; returns what ends the watch."""
+        """Call on_end when the key is revoked. Returns a function that ends the watch."""
         watchers = self._watchers.setdefault(key_id, set())
         watchers.add(on_end)
 

@@ -1,4 +1,4 @@
-"""Why a server cannot listen, where what it listens with does not say."""
+"""Finds out why a server cannot listen, because grpc does not report it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 
 
 def why_unusable(host: str, port: int) -> str:
-    """Why this machine cannot listen on an address, whoever else does; "" where it could. Blocks on names."""
+    """Why this machine cannot listen on an address, apart from other listeners; "" if it can. Blocks on names."""
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):

@@ -1,7 +1,7 @@
-"""Every call of the contract, who may make it, and which quota it is charged to.
+"""Every call of the contract, with the access it needs and the quota it is charged to.
 
-A method that is not in this table takes an admin key, so that a new one is never open by mistake; the tests fail until
-it is classified.
+A method that is not in this table needs an admin key, so that a new one is never open by mistake. Tests fail until it
+is in the table.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from enum import Enum
 
 
 class Access(Enum):
-    """Who may make a call.
+    """The access that a call needs.
 
-    OPEN: anyone, unless the operator closed it. USER: any caller. ADMIN: admins, and everyone where keys are off.
-    ADMIN_KEY: those with an admin key, and so nobody where keys are off.
+    OPEN: none, unless the operator closed it. USER: any caller. ADMIN: an admin, or anyone if keys are off.
+    ADMIN_KEY: an admin key, so nobody has it if keys are off.
     """
 
     OPEN = "open"
@@ -25,7 +25,7 @@ class Access(Enum):
 
 
 class Group(Enum):
-    """What shares a quota. LONG is charged on top of another group, by recordings that are long."""
+    """Calls that share a quota. LONG is charged in addition to another group, for long recordings."""
 
     TRANSCRIBE = "transcribe"
     LONG = "long"
@@ -38,9 +38,9 @@ class Group(Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """How a method is treated. is_long_lived: it lasts as long as its caller likes, and has no time limit of ours.
+    """The rule for a method. is_long_lived: it lasts as long as its caller likes, without a time limit.
 
-    is_free: it is charged to no quota, so that a probe never fails for want of one, or of the store of quotas.
+    is_free: it is charged to no quota, so that a probe fails neither for a quota nor without the store of quotas.
     """
 
     access: Access
@@ -49,7 +49,7 @@ class Rule:
     is_free: bool = False
 
 
-# The services that an operator can close, by the word the setting uses for them.
+# The services that an operator can close, by their name in the setting.
 OPEN_SERVICES: Mapping[str, tuple[str, ...]] = {
     "health": ("grpc.health.v1.Health",),
     "reflection": ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"),
@@ -89,14 +89,14 @@ RULES: Mapping[str, Rule] = {
 
 
 class Rules(dict[str, Rule]):
-    """Method to rule; the strictest for a method that nobody classified."""
+    """From method to rule; the strictest for a method without one."""
 
     def __missing__(self, method: str) -> Rule:
         return Rule(Access.ADMIN_KEY, Group.CONFIG)
 
 
 def rules(open_services: Iterable[str] = OPEN_SERVICES) -> Rules:
-    """The table with only these services open (words of `OPEN_SERVICES`); the others need a user."""
+    """The table with only these services open (names in `OPEN_SERVICES`); the others need a user."""
     still_open = {service for word in open_services for service in OPEN_SERVICES[word]}
     return Rules({method: rule if _service(method) in still_open else _closed(rule) for method, rule in RULES.items()})
 

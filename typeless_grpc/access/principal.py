@@ -1,4 +1,4 @@
-"""Who makes a call."""
+"""The caller of a call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Role(Enum):
-    """What a caller may do: a user everything but the calls that need an admin."""
+    """What a caller may do. A user may make every call that does not need an admin."""
 
     USER = "user"
     ADMIN = "admin"
@@ -18,10 +18,10 @@ class Role(Enum):
 class Principal:
     """A caller, as far as it is known.
 
-    id: whose quota and whose turn a call takes: "key:ID", "token:SUBJECT", or "address:ADDRESS" for a caller without a
-    key. owner: under whom jobs, uploads and sessions are filed; the same as id, but "" for everyone where keys are off.
-    key_id: set for the callers of an API key. expires_s: the moment (Unix time) from which the key is no longer good.
-    is_local: it calls from this machine to a server without keys, and no proxy said that it calls for another.
+    id: for quotas and fairness: "key:ID", "token:SUBJECT", or "address:ADDRESS" for a caller without a
+    key. owner: the owner of its jobs, uploads and sessions; the same as id, but "" for everyone if keys are off.
+    key_id: set for the callers of an API key. expires_s: when the key expires (Unix time).
+    is_local: it calls from this machine a server without keys, and no proxy forwards it for another address.
     """
 
     id: str
@@ -34,31 +34,31 @@ class Principal:
 
     @property
     def is_admin(self) -> bool:
-        """Whether it may make the calls of an admin, and see every caller's jobs."""
+        """Whether it may make an admin's calls, and see every caller's jobs."""
         return self.role is Role.ADMIN
 
     @property
     def is_shared(self) -> bool:
-        """Whether others, whom nothing tells from this caller, are filed under the same owner.
+        """Whether other callers, which cannot be distinguished from this one, have the same owner.
 
-        Such a caller touches what it can name, by an id that cannot be guessed, and nothing else.
+        Such a caller reaches only data whose id it knows; ids are random.
         """
         return self.is_anonymous and not self.is_local
 
 
-# Outside of a call, and where nobody asks who calls.
+# Outside of a call, and if callers are not identified.
 NOBODY = Principal(id="", owner="", is_anonymous=True)
 
 _current: ContextVar[Principal] = ContextVar("principal", default=NOBODY)
 
 
 def current() -> Principal:
-    """The caller of the call that this code works for."""
+    """The caller of the current call."""
     return _current.get()
 
 
 def enter(principal: Principal) -> object:
-    """Make principal the current one; hand what this returns to `leave`."""
+    """Make principal the current one. Pass the returned token to `leave`."""
     return _current.set(principal)
 
 

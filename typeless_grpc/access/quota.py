@@ -1,4 +1,4 @@
-"""How much a caller may use: token buckets, by group of calls and by what is counted."""
+"""How much a caller may use: token buckets, by group of calls and by unit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RATE = re.compile(r"(?P<amount>\d{1,10})\s*/\s*(?P<count>\d{0,6})\s*(?P<period>
 
 
 class Unit(Enum):
-    """What is counted."""
+    """The unit of a quota."""
 
     CALLS = "calls"
     AUDIO_SECONDS = "audio_seconds"
@@ -29,21 +29,21 @@ class Unit(Enum):
 
 
 def is_counted(group: Group, unit: Unit) -> bool:
-    """Whether there is such a limit: audio is counted where it is transcribed while its caller waits."""
+    """Whether this unit exists for a group. Audio counts only in calls whose caller waits for the transcript."""
     match unit:
         case Unit.AUDIO_SECONDS:
             return group in (Group.TRANSCRIBE, Group.BATCH, Group.STREAM)
         case Unit.CONCURRENT_CALLS:
-            return group is not Group.LONG  # which are recordings, and a part of other calls
+            return group is not Group.LONG  # which counts recordings, as parts of other calls
         case Unit.CALLS:
             return True
 
 
 @dataclass(frozen=True)
 class Quota:
-    """A token bucket: burst at once, refilled evenly by amount in period_s.
+    """A token bucket that holds burst, and refills evenly by amount per period_s.
 
-    For CONCURRENT_CALLS, burst is how many may be open at once, and the others are 0.
+    For CONCURRENT_CALLS, burst is the number of open calls, and the others are 0.
     """
 
     amount: int
@@ -67,11 +67,11 @@ class Quota:
 
     @classmethod
     def at_once(cls, n_calls: int) -> Quota:
-        """So many calls open at the same time."""
+        """The quota for this number of open calls."""
         return cls(0, 0, n_calls)
 
     def share(self, percent: int) -> Quota:
-        """A part of it, but never nothing."""
+        """A part of this quota, at least 1."""
 
         def part(number: int) -> int:
             return max(1, number * percent // 100) if number else 0
@@ -93,7 +93,7 @@ class Limit:
 
     @cached_property
     def bucket(self) -> str:
-        """The name of its buckets. A changed quota is a new one: what is in the old one means nothing to it."""
+        """The name of its buckets. A changed quota gets new buckets."""
         return f"{self.group.value}:{self.unit.value}:{self.quota}"
 
     def __str__(self) -> str:
@@ -106,10 +106,10 @@ class Limit:
 
 
 class Quotas:
-    """Which limit holds for whom: a key's own, else what was set while serving, else the settings'."""
+    """The limit for each caller: its key's own, otherwise the one set at run time, otherwise that of the settings."""
 
     def __init__(self, limits: Iterable[Limit], *, anonymous_percent: int = 100) -> None:
-        """limits: the settings'. anonymous_percent: the part of each that callers without a key have."""
+        """limits: of the settings. anonymous_percent: the part of each for callers without a key."""
         self._limits: dict[tuple[str, Group, Unit], Limit] = {}
         self._anonymous_percent = anonymous_percent
         self.apply(limits)
@@ -120,7 +120,7 @@ class Quotas:
             self._limits[limit.key_id, limit.group, limit.unit] = limit
 
     def of(self, principal: Principal, group: Group, unit: Unit) -> Limit | None:
-        """The limit of this caller; None where there is none."""
+        """The limit of this caller; None if there is none."""
         own = self._limits.get((principal.key_id, group, unit)) if principal.key_id else None
         limit = own or self._limits.get(("", group, unit))
         if limit is None or not principal.is_anonymous or self._anonymous_percent >= 100:
@@ -128,12 +128,12 @@ class Quotas:
         return Limit(group, unit, limit.quota.share(self._anonymous_percent))
 
     def for_everyone(self) -> list[Limit]:
-        """The limits that are not a single key's, in the order of the groups."""
+        """The limits for every key, in the order of the groups."""
         order: Mapping[Enum, int] = {member: n for n, member in enumerate((*Group, *Unit))}
         everyone = [limit for (key_id, _, _), limit in self._limits.items() if not key_id]
         return sorted(everyone, key=lambda limit: (order[limit.group], order[limit.unit]))
 
 
 def whole(seconds: float) -> int:
-    """Every second that has begun, which is what audio costs; not one that only the rounding of floats begins."""
+    """The cost of audio: its seconds, rounded up, without one that only floating-point rounding begins."""
     return math.ceil(seconds - 1e-6)

@@ -1,8 +1,8 @@
-"""What a call costs its caller, and what happens when the caller cannot pay.
+"""Charges calls to the quotas of their callers.
 
-A call is charged as it begins; what it turns out to be (a long recording, minutes of audio) is charged as it becomes
-known, by whoever learns it: `current()` is the charge of the call that code works for. A call that the server refuses
-for its own reasons is given back in full, and so is a recording of a batch; one with a mistake in it is not.
+A call is charged when it begins. The rest (a long recording, minutes of audio) is charged once it is known, through
+`current()`, the charge of the current call. If the server refuses a call, or a recording of a batch, for its own
+reasons, the charge is given back in full; a call with a mistake is not.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typeless_grpc.access.principal import Principal
 from typeless_grpc.access.quota import Limit, Quota, Quotas, Unit, whole
 from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable, TypelessError
 
-# A caller with too many calls open is told to come back so soon: nobody knows when one of them ends.
+# The time to wait for a caller with too many open calls: nobody knows when one of them ends.
 CONCURRENT_RETRY_S = 1.0
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What came of asking a bucket. limit: its burst; remaining: what is in it; reset_after_s: until it is full.
+    """The result of taking from a bucket. limit: its burst; remaining: its content; reset_after_s: until it is full.
 
-    retry_after_s: until the same could be taken; 0 where it was, None where the bucket never holds so much.
+    retry_after_s: until the same can be taken; 0 if it was taken, None if the bucket never holds that much.
     """
 
     is_allowed: bool
@@ -45,35 +45,35 @@ class BucketStore(Protocol):
         ...
 
     async def give_back(self, bucket: str, quota: Quota, cost: int) -> None:
-        """Undo a `take` that was allowed; the bucket never gets fuller than full."""
+        """Undo an allowed `take`; the bucket never exceeds its burst."""
         ...
 
 
 class Charge(Protocol):
-    """The bill of one call, for those that learn what it is while it runs."""
+    """The charge of one running call, for servicers that learn its cost."""
 
     def recording(self, audio_s: float) -> AbstractAsyncContextManager[None]:
-        """A whole recording of this length is transcribed inside, of several in a call perhaps. Raises RateLimited.
+        """Charge a whole recording, perhaps one of several in a call, while it is transcribed. Raises RateLimited.
 
-        What it cost is given back if the server refuses it for reasons of its own.
+        The charge is given back if the server refuses the recording for its own reasons.
         """
         ...
 
     @property
     def most_audio_s(self) -> float:
-        """The most that can be charged at once."""
+        """The longest audio that can be charged at once."""
         ...
 
     async def audio(self, audio_s: float) -> None:
-        """So much more audio has arrived on a stream, any fraction of a second. Raises RateLimited.
+        """Charge more audio of a stream, any fraction of a second. Raises RateLimited.
 
-        It is not given back: whatever becomes of the call, the audio was worked on.
+        It is never given back, because the audio was processed.
         """
         ...
 
 
 class NoCharge:
-    """Everything is free: where limits are off."""
+    """No charge: limits are off."""
 
     most_audio_s = float("inf")
 
@@ -90,12 +90,12 @@ _current: ContextVar[Charge] = ContextVar("charge", default=NoCharge())  # noqa:
 
 
 def current() -> Charge:
-    """The charge of the call that this code works for."""
+    """The charge of the current call."""
     return _current.get()
 
 
 def enter(charge: Charge) -> object:
-    """Make charge the current one; hand what this returns to `leave`."""
+    """Make charge the current one. Pass the returned token to `leave`."""
     return _current.set(charge)
 
 
@@ -107,8 +107,8 @@ def leave(token: object) -> None:
 class CallCharge:
     """What one call has taken so far.
 
-    state: of the bucket that its group's calls are taken from, if it has one. is_counted: it is one of its caller's
-    open calls.
+    state: of the bucket for the calls of its group, if there is one. is_counted: it counts as one of its caller's open
+    calls.
     """
 
     def __init__(self, limiter: Limiter, principal: Principal, group: Group) -> None:
@@ -129,7 +129,7 @@ class CallCharge:
                 await own.take(Group.LONG, Unit.CALLS, 1)
             await own.take(self.group, Unit.AUDIO_SECONDS, whole(audio_s))
         except BaseException:
-            # All or nothing, or waiting for what was refused would find the other used up.
+            # All or nothing; otherwise a caller that waited for the one would find the other used up.
             await own.give_back()
             raise
         try:
@@ -153,7 +153,7 @@ class CallCharge:
             await self.take(self.group, Unit.AUDIO_SECONDS, due, is_final=True)
 
     async def take(self, group: Group, unit: Unit, cost: int, *, is_final: bool = False) -> Taken | None:
-        """Take cost from a bucket of this caller; None where it has no such limit. Raises RateLimited.
+        """Take cost from a bucket of this caller; None if it has no such limit. Raises RateLimited.
 
         is_final: it is never given back.
         """
@@ -168,28 +168,28 @@ class CallCharge:
         return taken
 
     async def give_back(self) -> None:
-        """Undo what was taken; recordings see to their own part."""
+        """Undo what was taken, except by recordings, which undo their own part."""
         taken, self._taken = self._taken, []
         for limit, cost in taken:
             await self._limiter.buckets.give_back(_bucket(self.principal, limit), limit.quota, cost)
 
 
 def is_refused_for_load(error: TypelessError) -> bool:
-    """Whether an error is the server's own, so that what it ended costs nothing.
+    """Whether an error is the server's own, so that the refused call costs nothing.
 
-    A deadline that cannot be met and audio that cannot be fetched depend on what the caller asked for: free of charge,
-    they could be asked for without end.
+    A deadline that cannot be met and audio that cannot be fetched depend on the request. If they were free, a caller
+    could repeat them without end.
     """
-    is_share = error.reason == "SHARE_USED_UP"  # to come back soon, and not to find the bucket empty then
+    is_share = error.reason == "SHARE_USED_UP"  # the caller retries soon, and must not find the bucket empty
     is_load = isinstance(error, Overloaded | SourceUnavailable) and error.reason != "AUDIO_UNREACHABLE"
     return is_share or is_load
 
 
 class Limiter:
-    """Lets calls in as far as their callers' quotas go. Concurrent calls are counted on this server alone."""
+    """Admits calls within the quotas of their callers. Each server counts open calls by itself."""
 
     def __init__(self, quotas: Quotas, buckets: BucketStore, *, long_audio_s: float) -> None:
-        """long_audio_s: a recording longer than this is charged to the group LONG too."""
+        """long_audio_s: a longer recording is also charged to the group LONG."""
         self.quotas = quotas
         self.buckets = buckets
         self.long_audio_s = long_audio_s
@@ -198,11 +198,10 @@ class Limiter:
     async def admit(
         self, principal: Principal, group: Group, *, is_counted: bool = True, is_free: bool = False
     ) -> CallCharge:
-        """Charge a call as it begins; `done` must follow. Raises RateLimited, SourceUnavailable.
+        """Charge a call when it begins; `done` must follow. Raises RateLimited, SourceUnavailable.
 
-        is_counted: whether it is one of those of which only so many may be open at once. They are looked at after the
-        rate, since whoever is refused for them is told to come back soon, and must not find the bucket empty then.
-        is_free: nothing is taken from a bucket.
+        is_counted: it counts as one of its caller's open calls. Open calls are checked after the rate, because a caller
+        with too many retries soon, and must not find the bucket empty. is_free: nothing is taken from a bucket.
         """
         charge = CallCharge(self, principal, group)
         if not is_free:
@@ -217,7 +216,7 @@ class Limiter:
         return charge
 
     def done(self, charge: CallCharge) -> None:
-        """A call that was admitted has ended."""
+        """Note the end of an admitted call."""
         if not charge.is_counted:
             return
         key = charge.principal.id, charge.group

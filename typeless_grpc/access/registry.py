@@ -1,9 +1,8 @@
-"""Keys and limits as this server knows them, kept in step with a store that others may write to.
+"""Keys and limits in memory, synchronized with a store that other servers also write to.
 
-Calls are judged by what is in memory, so they neither wait for the store nor fail with it. The store counts its
-changes: asking for those after the last one seen is cheap enough to do every second, and a key that nobody knows is
-looked up at once, for it may be new. Thus a key made on one server works on all, and one revoked ends on all within
-seconds.
+Calls are checked against memory, so they neither wait for the store nor fail with it. The store numbers its changes,
+so reading those after the last one seen is cheap enough to do every second. An unknown key may be new, so it causes a
+read at once. So a key that is made on one server works on all, and a revoked one ends on all within seconds.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RegistryOptions:
-    """max_keys: how many may exist that are neither revoked nor expired. refresh_s: between looks at the store.
+    """max_keys: how many usable keys may exist. refresh_s: between reads of the store.
 
-    flush_s: between notes in the store of when keys were last used.
+    flush_s: between writes of the last uses of keys.
     """
 
     max_keys: int = 10_000
@@ -53,19 +52,19 @@ class Registry:
         self._options = options
         self._wall_s = wall_s
         self._revision = 0
-        self._n_begun = self._n_answered = 0  # looks at the store
+        self._n_begun = self._n_answered = 0  # reads of the store
         self._failure: SourceUnavailable | None = None
         self._refreshing = asyncio.Lock()
 
     async def load(self, settings_keys: Sequence[ApiKey]) -> None:
-        """Read the store, and make the keys of the settings known to it, so that they can be listed and revoked."""
+        """Read the store, and add the keys of the settings to it, so that they can be listed and revoked."""
         for key in settings_keys:
             await self._store.add_key(key, max_keys=self._options.max_keys)
         await self.refresh()
 
     async def refresh(self) -> None:
-        """Take up what changed in the store; callers that come while another asks share the next answer."""
-        wanted = self._n_begun + 1  # one that begins from now on: the one under way may have asked too early
+        """Read what changed in the store. Callers that arrive during a read share the next one."""
+        wanted = self._n_begun + 1  # a read that begins from now on; the running one may have begun too early
         async with self._refreshing:
             if self._n_answered < wanted:
                 await self._refresh()
@@ -83,11 +82,11 @@ class Registry:
             self.quotas.apply(changes.limits)
             self._revision = changes.revision
             self._failure = None
-        # Not where it was cancelled, or failed otherwise: then there is no answer to share.
+        # Not if it was cancelled or failed otherwise: then there is no result to share.
         self._n_answered = self._n_begun
 
     async def find(self, secret: str) -> ApiKey | None:
-        """The key with this secret, ended ones too. Raises SourceUnavailable if it is unknown and the store is away."""
+        """The key with this secret, ended ones too. Unknown ones may raise SourceUnavailable."""
         if (key := self.ring.find(secret)) is not None:
             return key
         await self.refresh()
@@ -123,14 +122,14 @@ class Registry:
         self.quotas.apply([limit])
 
     async def flush(self) -> None:
-        """Write down when keys were last used. Raises SourceUnavailable."""
+        """Write the last uses of keys to the store. Raises SourceUnavailable."""
         if uses := self.ring.take_uses():
             await self._store.record_uses(uses)
 
     async def follow(self, report: Callable[[bool], None]) -> None:
-        """Look at the store again and again, until cancelled; report is told each time whether it answered.
+        """Read the store periodically, until cancelled. Calls report each time with whether it answered.
 
-        Whatever a look fails with, the next one is made: a task that ended would leave revoked keys good.
+        The loop survives every error of a read, because without it revoked keys would stay good.
         """
         flushed_s = time.monotonic()
         is_logged = False
@@ -145,7 +144,7 @@ class Registry:
                 report(False)
             except Exception:
                 if not is_logged:  # the first of a row
-                    log.exception("keys and limits could not be taken up from the store; asking on")
+                    log.exception("keys and limits cannot be read from the store; retrying")
                 is_logged = True
                 report(False)
             else:

@@ -1,4 +1,4 @@
-"""What is kept of keys and limits, as a `Protocol`: one store may be shared by many servers."""
+"""The store of keys and limits, as a `Protocol`. Many servers may share one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typeless_grpc.access.quota import Limit
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed since an earlier revision, and the revision to ask with the next time."""
+    """The changes since an earlier revision, and the revision to pass the next time."""
 
     revision: int
     keys: Sequence[ApiKey]
@@ -20,17 +20,17 @@ class Changes:
 
 
 class AccessStore(Protocol):
-    """Keys and limits, durable. Every call raises SourceUnavailable where the store cannot be reached."""
+    """Durable keys and limits. Every call raises SourceUnavailable if the store is unavailable."""
 
     async def add_key(self, key: ApiKey, *, max_keys: int) -> ApiKey:
-        """Keep a new key, and return it with its position; one with the same id is left as it is and returned.
+        """Store a new key, and return it with its position. An existing key with this id is returned unchanged.
 
-        Raises TooLarge if there are max_keys that can still be used.
+        Raises TooLarge if there are max_keys usable keys.
         """
         ...
 
     async def revoke_key(self, key_id: str) -> ApiKey | None:
-        """End a key for good; None where there is none with this id."""
+        """Revoke a key for good; None if there is none with this id."""
         ...
 
     async def keys_after(self, position: int, n_most: int) -> Sequence[ApiKey]:
@@ -38,11 +38,11 @@ class AccessStore(Protocol):
         ...
 
     async def record_uses(self, uses: Mapping[str, float]) -> None:
-        """Note the last use of keys, by id; an earlier moment than is known changes nothing."""
+        """Store the last uses of keys, by id. An earlier time than the stored one changes nothing."""
         ...
 
     async def set_limit(self, limit: Limit) -> None:
-        """Keep a limit in place of the one with the same key, group and unit."""
+        """Replace the limit with the same key, group and unit."""
         ...
 
     async def changes(self, since: int) -> Changes:

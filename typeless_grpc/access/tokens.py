@@ -1,9 +1,9 @@
 """JSON Web Tokens of an identity provider, beside API keys.
 
-The algorithms are the operator's choice and asymmetric: what a token says about its own is never believed. The
-provider's keys are fetched once, again when they are old, and when a token names one that is not among them (rotation),
-but not more often than the options allow, since anyone can make up a name. While the provider is away, the keys known
-go on working.
+The operator chooses the algorithms, all of them asymmetric; the algorithm that a token names is never trusted. The
+provider's keys are fetched once, again when they are old, and when a token names an unknown key (rotation), but not
+more often than the options allow, because anyone can invent a name. While the provider is unavailable, known keys
+continue to work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typeless_grpc.access.principal import Principal, Role
 from typeless_grpc.clock import Clock
 from typeless_grpc.errors import SourceUnavailable, Unauthenticated
 
-# Signed with a private key that only the provider has; with an HMAC whoever can check a token could make one.
+# Signed with a private key that only the provider has; with an HMAC, everyone who can check a token could make one.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 RETRY_S = 1.0  # between fetches while there are no keys at all
 MAX_SUBJECT_CHARACTERS = 255  # RFC 7519 and OpenID Connect Core, section 2
@@ -30,10 +30,10 @@ MAX_SUBJECT_CHARACTERS = 255  # RFC 7519 and OpenID Connect Core, section 2
 class TokenOptions:
     """issuer, audience: what a token's `iss` and `aud` must be. algorithms: of `ALGORITHMS`.
 
-    roles_claim: where its roles are, with dots into objects ("realm_access.roles"); a list, or words with spaces.
-    user_role: what a caller needs to be one, "" for none. admin_role: what makes it an admin, "" for nothing.
+    roles_claim: the claim with the roles, with dots into objects ("realm_access.roles"); a list, or words with spaces.
+    user_role: the role that every caller needs, "" for none. admin_role: the role of admins, "" for none.
     leeway_s: how far clocks may differ. keys_max_age_s: when the provider's keys are fetched again.
-    min_fetch_interval_s: between fetches for names that are not known.
+    min_fetch_interval_s: between fetches for unknown names.
     """
 
     issuer: str
@@ -58,9 +58,9 @@ class SigningKeys:
         options: TokenOptions,
         report: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        """fetch: asks the provider, in a thread; raises jwt.PyJWTError where it cannot.
+        """fetch: reads the keys from the provider, in a thread; raises jwt.PyJWTError if it cannot.
 
-        report: told each time whether the provider answered.
+        report: called after each fetch with whether the provider answered.
         """
         self._fetch = fetch
         self._report = report
@@ -70,19 +70,19 @@ class SigningKeys:
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._tried_s = float("-inf")
         self._fetched_s = float("-inf")
-        self._is_away = False
+        self._is_unavailable = False
         self._fetching = asyncio.Lock()
 
     async def get(self, name: str) -> jwt.PyJWK | None:
-        """The key of this name (`kid`), None where the provider has none. Raises SourceUnavailable if it is away."""
-        # While the provider is away one caller at a time waits to find out; the others go on with the keys known.
-        is_tried_by_another = self._is_away and self._fetching.locked()
+        """The key of this name (`kid`), None if the provider has none. Raises SourceUnavailable."""
+        # While the provider is unavailable, one caller at a time waits for a fetch; the others use the known keys.
+        is_tried_by_another = self._is_unavailable and self._fetching.locked()
         if name not in self._keys or (self._is_old() and not is_tried_by_another):
             await self._refresh(name)
         return self._keys.get(name)
 
     def known(self, name: str) -> jwt.PyJWK | None:
-        """The key of this name among those that were fetched last."""
+        """The key of this name in the last fetched set."""
         return self._keys.get(name)
 
     def _is_old(self) -> bool:
@@ -106,14 +106,14 @@ class SigningKeys:
         try:
             self._keys = await asyncio.get_running_loop().run_in_executor(self._threads, self._fetch)
         except jwt.PyJWTError:
-            self._is_away = True
+            self._is_unavailable = True
         else:
-            self._is_away = False
+            self._is_unavailable = False
             self._fetched_s = self._clock.now_s()
         finally:
-            # From its end on: those who waited meanwhile have their answer.
+            # From the end of the fetch: callers that waited for it share its result.
             self._tried_s = self._clock.now_s()
-        self._report(not self._is_away)
+        self._report(not self._is_unavailable)
 
 
 def jwks(url: str, *, timeout_s: float) -> Callable[[], Mapping[str, jwt.PyJWK]]:
@@ -124,26 +124,26 @@ def jwks(url: str, *, timeout_s: float) -> Callable[[], Mapping[str, jwt.PyJWK]]
         try:
             return {key.key_id: key for key in client.get_signing_keys() if key.key_id}
         except (OSError, ValueError) as error:
-            # A page of a proxy in the place of JSON, a connection that breaks halfway: the library lets them through.
+            # The library does not handle a proxy's page in place of JSON, or a connection that breaks halfway.
             raise jwt.PyJWKClientError(f"no key set came from there: {type(error).__name__}") from error
 
     return fetch
 
 
 class TokenVerifier:
-    """Tells who sent a token, if it is good."""
+    """Verifies tokens, and returns their callers."""
 
     def __init__(self, keys: SigningKeys, options: TokenOptions) -> None:
         self._keys = keys
         self._options = options
 
     async def verify(self, token: str) -> Principal:
-        """The caller that a token names. Raises Unauthenticated, SourceUnavailable."""
+        """The caller of a token. Raises Unauthenticated, SourceUnavailable."""
         name = _key_name(token)
         return self._caller(token, await self._keys.get(name) if name is not None else None)
 
     def verify_at_once(self, token: str) -> Principal:
-        """The same with the keys that are known: the provider is not asked. Raises Unauthenticated."""
+        """The same with known keys only, without a fetch. Raises Unauthenticated."""
         name = _key_name(token)
         return self._caller(token, self._keys.known(name) if name is not None else None)
 
@@ -163,7 +163,7 @@ class TokenVerifier:
         except jwt.ExpiredSignatureError as error:
             raise Unauthenticated("This token has expired.", reason="TOKEN_EXPIRED") from error
         except jwt.PyJWTError as error:
-            # The name of the error says which check failed; its text could repeat what the token holds.
+            # The name of the error is the failed check; its text could repeat the content of the token.
             raise _invalid(type(error).__name__) from error
         return self._principal(claims)
 
@@ -183,7 +183,7 @@ class TokenVerifier:
 
 
 def _key_name(token: str) -> str | None:
-    """The name of the key that a token says it is signed with."""
+    """The name of the key in the header of a token."""
     try:
         name = jwt.get_unverified_header(token).get("kid")
     except jwt.PyJWTError as error:

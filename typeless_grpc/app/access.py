@@ -1,4 +1,4 @@
-"""Keys, tokens and quotas: who may call, and how much."""
+"""Wires keys, tokens and quotas, which decide whether and how much a caller may call."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ JWKS_TIMEOUT_S = 5.0  # for the identity provider to send its keys, a few kiloby
 
 @dataclass(frozen=True)
 class Access:
-    """Who may call, and how much. interceptors: enforce it, in order. checks: the health of the key store."""
+    """Admission of callers, and their quotas. interceptors: enforce both, in order. checks: of the key store."""
 
     registry: Registry
     rules: Rules

@@ -20,17 +20,19 @@ from typeless_grpc.jobs.worker import Worker, WorkerOptions
 from typeless_grpc.server import Service
 from typeless_grpc.servicers.jobs import JobsServicer
 from typeless_grpc.servicers.uploads import UploadServicer
+from typeless_grpc.sources.checked import CheckedSources, SourceOptions
 from typeless_grpc.stores.database import Database, sqlite_url
-from typeless_grpc.stores.dbos_queue import DbosQueue
-from typeless_grpc.stores.dbos_worker import DbosWorker, DbosWorkerOptions, new_worker_id
+from typeless_grpc.stores.dbos.liveness import new_worker_id
+from typeless_grpc.stores.dbos.queue import DbosQueue
+from typeless_grpc.stores.dbos.runner import DbosOptions, DbosRunner
 from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.identity import StoreIdentity
 from typeless_grpc.stores.janitor import Janitor
 from typeless_grpc.stores.job_table import JobStoreOptions, JobTable
 from typeless_grpc.stores.jobs import SqlJobStore
+from typeless_grpc.stores.maintenance import JobMaintenance
+from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts
 from typeless_grpc.stores.runs import SqlRunStore
-from typeless_grpc.stores.sources import CheckedSources, SourceOptions
-from typeless_grpc.stores.upkeep import JobUpkeep
 from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
 from typeless_grpc.telemetry.context import CallThreads
 
@@ -64,17 +66,19 @@ async def keep_jobs(
     detector: VoiceActivityDetector,
     has_model: Callable[[str], bool] = lambda name: True,
     is_ready: asyncio.Event | None = None,
+    timeouts: DatabaseTimeouts = TIMEOUTS,
 ) -> AsyncIterator[Background]:
     """Open the stores of jobs and uploads, and run jobs in this process unless max_concurrent_jobs is 0.
 
     has_model: whether jobs may name a model; blocks. is_ready: set when the engine is ready; jobs wait for it.
+    timeouts: of waits for the database.
     """
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(CallThreads(STORE_THREADS, "stores"))
         fetching = stack.enter_context(CallThreads(FETCH_THREADS, "fetching"))
         hashing = stack.enter_context(CallThreads(HASH_THREADS, "hashing"))
         (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # transcripts are private
-        database = Database(database_url(settings))
+        database = Database(database_url(settings), timeouts)
         stack.callback(database.close)
         await asyncio.to_thread(database.create_tables)
         files = Files(
@@ -88,7 +92,7 @@ async def keep_jobs(
         queue = DbosQueue(database)
         stack.callback(queue.close)
         table = JobTable(database=database, files=files, queue=queue, options=job_store_options(settings))
-        upkeep = JobUpkeep(table)
+        maintenance = JobMaintenance(table)
         checks = [await stack.enter_async_context(_checked(database))]
         admission = Admission(admission_options(settings))
         if settings.max_concurrent_jobs:
@@ -101,11 +105,11 @@ async def keep_jobs(
                 options=worker_options(settings),
                 admission=admission,
             )
-            runner = DbosWorker(
-                database=database, upkeep=upkeep, worker=worker, options=dbos_worker_options(settings, database)
+            runner = DbosRunner(
+                database=database, maintenance=maintenance, worker=worker, options=dbos_options(settings, database)
             )
             checks.append(await stack.enter_async_context(_running(runner, is_ready)))
-        janitor = Janitor(jobs=upkeep, uploads=uploads, may_sweep=identity.is_settled)
+        janitor = Janitor(jobs=maintenance, uploads=uploads, may_sweep=identity.is_settled)
         janitor.start()
         stack.push_async_callback(asyncio.to_thread, janitor.stop)
         jobs = JobsServicer(
@@ -140,7 +144,7 @@ async def _checked(database: Database) -> AsyncIterator[HealthCheck]:
 
 
 @asynccontextmanager
-async def _running(runner: DbosWorker, is_ready: asyncio.Event | None) -> AsyncIterator[HealthCheck]:
+async def _running(runner: DbosRunner, is_ready: asyncio.Event | None) -> AsyncIterator[HealthCheck]:
     """Start a worker in the background, which retries until it succeeds; calls do not wait for it."""
 
     async def start() -> None:
@@ -196,6 +200,7 @@ def job_store_options(settings: Settings) -> JobStoreOptions:
         worker_timeout_s=settings.worker_timeout_s,
         max_owner_bytes=settings.max_upload_bytes_per_caller,
         keep_audio=settings.keep_job_audio,
+        fetch_timeout_s=settings.audio_uri_timeout_s,
     )
 
 
@@ -213,9 +218,9 @@ def worker_options(settings: Settings) -> WorkerOptions:
     )
 
 
-def dbos_worker_options(settings: Settings, database: Database) -> DbosWorkerOptions:
+def dbos_options(settings: Settings, database: Database) -> DbosOptions:
     """Return the part of the settings that DBOS needs to drive a worker."""
-    return DbosWorkerOptions(
+    return DbosOptions(
         max_jobs=settings.max_concurrent_jobs,
         poll_s=settings.job_poll_s or (0.05 if database.is_sqlite else 0.25),
         worker_timeout_s=settings.worker_timeout_s,

@@ -36,7 +36,7 @@ from typeless_grpc.servicers.models import ModelServicer
 from typeless_grpc.servicers.recordings import RecordingLimits, RecordingTranscriber
 from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionServicer
-from typeless_grpc.stores.sources import NoSources
+from typeless_grpc.sources.checked import NoSources
 from typeless_grpc.streaming.dependencies import Dependencies, InterimSlots
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.logs import get_logger

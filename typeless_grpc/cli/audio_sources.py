@@ -1,4 +1,4 @@
-"""Where commands get audio that is no file: a pipe, a microphone; and where `typeless stream` gets all of it."""
+"""The audio of commands: pipes, the microphone, and files as `typeless stream` sends them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from typing import cast
 from typeless_grpc.cli.files import STANDARD_INPUT, is_pipe
 from typeless_grpc.cli.output import fail
 from typeless_grpc.client import RawFormat
-from typeless_grpc.client_mic import NoMicrophone, async_microphone, from_thread
+from typeless_grpc.client.microphone import NoMicrophone, async_microphone
+from typeless_grpc.client.threads import from_thread
 
-_PIECE_S = 0.1
-_FILE_PIECE_BYTES = 65_536
-_PIPE_PIECE_BYTES = 4096  # what is there is sent, this much at most
-# Of a pipe in one call, where the server does not say what it takes: none takes more in a message.
+_BLOCK_S = 0.1
+_FILE_BLOCK_BYTES = 65_536
+_PIPE_BLOCK_BYTES = 4096  # at most; a shorter block is sent at once
+# The most that a command reads from a pipe if the server does not report its limit. No server accepts more.
 MAX_PIPED_BYTES = 1024 * 1024 * 1024
 _SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
 
 
 class Encoding(StrEnum):
-    """How bare samples are written."""
+    """The encoding of raw samples."""
 
     PCM_S16LE = "pcm_s16le"
     PCM_F32LE = "pcm_f32le"
@@ -36,55 +37,55 @@ class Encoding(StrEnum):
 
 
 class BrokenInput(Exception):
-    """A pipe cannot be read, or not any more, or holds too much; the text is what to say of it."""
+    """A recording cannot be read, or is too large. The message continues a sentence that begins with its name."""
 
 
-async def file_pieces(path: Path) -> AsyncGenerator[bytes, None]:
-    """A file, as fast as it is taken."""
+async def file_blocks(path: Path) -> AsyncGenerator[bytes, None]:
+    """Read a file as fast as the stream takes it."""
     with path.open("rb") as file:
-        while data := file.read(_FILE_PIECE_BYTES):
+        while data := file.read(_FILE_BLOCK_BYTES):
             yield data
 
 
 async def paced_file(path: Path, raw: RawFormat | None) -> AsyncGenerator[bytes, None]:
-    """A file, no faster than it would be spoken. raw: how to read it, None for a container."""
+    """Read a file at the pace of speech. raw: the format of raw samples, None for a container."""
     bytes_per_s = _bytes_per_second(path, raw)
     began_s, n_sent = time.monotonic(), 0
     with path.open("rb") as file:
-        while data := file.read(max(1, round(_PIECE_S * bytes_per_s))):
+        while data := file.read(max(1, round(_BLOCK_S * bytes_per_s))):
             n_sent += len(data)
             await asyncio.sleep(began_s + n_sent / bytes_per_s - time.monotonic())
             yield data
 
 
-def piped(file: Path, piece_bytes: int = _PIPE_PIECE_BYTES) -> AsyncGenerator[bytes, None]:
-    """What comes out of a pipe, as it comes; see `files.is_pipe`. Raises BrokenInput where it cannot be read."""
+def piped(file: Path, block_bytes: int = _PIPE_BLOCK_BYTES) -> AsyncGenerator[bytes, None]:
+    """Read a pipe as data arrives; see `files.is_pipe`. Raises BrokenInput if it cannot be read."""
     if file != STANDARD_INPUT:
-        return from_thread(_pipe(file, piece_bytes))
-    # Not through Python's buffer: its lock, held by a thread that waits, would break the end of the command.
+        return from_thread(_pipe(file, block_bytes))
+    # Python's buffer has a lock, which a waiting thread would still hold at the end of the command.
     try:
         number = sys.stdin.fileno()
-    except io.UnsupportedOperation:  # no file: a test's
+    except io.UnsupportedOperation:  # replaced by a test
         stdin = cast(io.BufferedReader, sys.stdin.buffer)
-        return from_thread(_input(lambda: stdin.read1(piece_bytes)))
-    return from_thread(_input(lambda: os.read(number, piece_bytes)))
+        return from_thread(_input(lambda: stdin.read1(block_bytes)))
+    return from_thread(_input(lambda: os.read(number, block_bytes)))
 
 
-async def not_empty(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """The same pieces. Raises BrokenInput where there are none: what was to write them has most likely failed."""
-    async with contextlib.aclosing(pieces):
+async def not_empty(blocks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Pass the blocks on. Raises BrokenInput if there are none: the program that writes the pipe has likely failed."""
+    async with contextlib.aclosing(blocks):
         is_empty = True
-        async for piece in pieces:
+        async for block in blocks:
             is_empty = False
-            yield piece
+            yield block
         if is_empty:
-            raise BrokenInput("holds no audio")
+            raise BrokenInput("contains no audio")
 
 
 async def content_of(file: Path, max_bytes: int) -> bytes:
-    """All of a recording. max_bytes: of a pipe, whose end is not known; a file's size is the server's to refuse.
+    """Read a whole recording. max_bytes: the limit for a pipe; the server checks the size of a file.
 
-    Raises BrokenInput where it cannot be read.
+    Raises BrokenInput if it cannot be read.
     """
     if not is_pipe(file):
         try:
@@ -92,24 +93,24 @@ async def content_of(file: Path, max_bytes: int) -> bytes:
         except OSError as error:
             raise BrokenInput(f"cannot be read: {error.strerror}") from error
     content = bytearray()
-    async with contextlib.aclosing(piped(file, _FILE_PIECE_BYTES)) as pieces:
-        async for piece in pieces:
-            content += piece
+    async with contextlib.aclosing(piped(file, _FILE_BLOCK_BYTES)) as blocks:
+        async for block in blocks:
+            content += block
             if len(content) > max_bytes:
                 raise BrokenInput(
-                    f"has more than the {max_bytes:,} bytes that a call may have: `typeless jobs submit` takes more"
+                    f"has more than {max_bytes:,} bytes, the most for one call: `typeless jobs submit` accepts more"
                 )
     return bytes(content)
 
 
-def _pipe(file: Path, piece_bytes: int) -> Generator[bytes, None, None]:
+def _pipe(file: Path, block_bytes: int) -> Generator[bytes, None, None]:
     try:
-        # Here, in the thread of `from_thread`: opening a pipe waits for who writes to it.
+        # Opening a pipe waits for its writer. This runs in the thread of `from_thread`.
         pipe = file.open("rb", buffering=0)
     except OSError as error:
         raise BrokenInput(f"cannot be read: {error.strerror}") from error
     with pipe:
-        yield from _input(lambda: pipe.read(piece_bytes))
+        yield from _input(lambda: pipe.read(block_bytes))
 
 
 def _input(read: Callable[[], bytes]) -> Generator[bytes, None, None]:
@@ -121,7 +122,7 @@ def _input(read: Callable[[], bytes]) -> Generator[bytes, None, None]:
 
 
 def microphone(device: str) -> AsyncIterator[bytes]:
-    """A microphone, as MICROPHONE says; "" for the default one. Ends the command where there is none."""
+    """Record in the format MICROPHONE; "" is the default device. Ends the command if there is none."""
     try:
         return async_microphone(int(device) if device.isdecimal() else device or None)
     except NoMicrophone as error:

@@ -1,4 +1,4 @@
-"""`typeless batch`: recordings to text, many in a call."""
+"""`typeless batch`: transcribes recordings, many in each call."""
 
 from __future__ import annotations
 
@@ -10,58 +10,58 @@ import typer
 
 from typeless_grpc.cli import flags
 from typeless_grpc.cli.audio_sources import MAX_PIPED_BYTES, BrokenInput, content_of
-from typeless_grpc.cli.failures import calls_as_lines, told
+from typeless_grpc.cli.failures import calls_as_lines, error_text
 from typeless_grpc.cli.files import is_pipe, name_of, recordings, size_of
 from typeless_grpc.cli.output import EXIT_FAILED, Counting
 from typeless_grpc.cli.results import Outcome, Results
-from typeless_grpc.cli.target import Place, client_of, max_audio_bytes, patiently
-from typeless_grpc.cli.transcribe import directory_of, formats_of, need_place_for
+from typeless_grpc.cli.target import Target, max_audio_bytes, open_client, retry_until_available
+from typeless_grpc.cli.transcribe import check_words, formats_of, output_directory
 from typeless_grpc.client import AsyncClient, CallFailed, Options
 from typeless_grpc.pb.v1.transcription_pb2 import BatchResult
 
 
 def batch(
     files: flags.Files,
-    place: Place,
+    target: Target,
     decoding: flags.WholeDecoding,
     words: flags.Words = False,
     format: flags.Formats = None,
     output: flags.OutputDirectory = "",
-    size: int = typer.Option(10, min=1, max=1000, help="Recordings in one call, as many as the server takes."),
+    size: int = typer.Option(10, min=1, max=1000, help="The most recordings in one call."),
     timeout: flags.Timeout = None,
     as_json: flags.AsJson = False,
 ) -> None:
-    """Print or save what is said in recordings, sent many in a call; exit code 1 if one of them failed.
+    """Transcribe recordings, many in each call. Exit code 1 if one of them failed.
 
     Example: typeless batch --local --format srt --output subtitles tests/audio/en_short.flac tests/audio/en_short.mp3
     """
     formats = formats_of(format, output)
-    need_place_for(words, formats, as_json=as_json)
-    options = decoding.asked(place.asked_model, words=words, formats=formats)
+    check_words(words, formats, as_json=as_json)
+    options = decoding.to_options(target.requested_model, words=words, formats=formats)
     found = recordings(files)
-    results = Results(found, formats, directory_of(output), words, as_json)
-    with calls_as_lines(place.server):
-        asyncio.run(_all(options, results, place, size, timeout))
+    results = Results(found, formats, output_directory(output), words, as_json)
+    with calls_as_lines(target.server):
+        asyncio.run(_all(options, results, target, size, timeout))
     results.summary()
-    if results.n_failed or results.is_unread:
+    if results.n_failed or results.is_stdout_lost:
         raise typer.Exit(EXIT_FAILED)
 
 
-async def _all(options: Options, results: Results, place: Place, size: int, timeout_s: float | None) -> None:
-    async with client_of(place) as client:
+async def _all(options: Options, results: Results, target: Target, size: int, timeout_s: float | None) -> None:
+    async with open_client(target) as client:
         with Counting(results.files) as counting:
-            max_bytes = await max_audio_bytes(client, place)
+            max_bytes = await max_audio_bytes(client, target)
             for group in groups(results.files, size, max_bytes):
                 with counting.files(group):
-                    outcomes = await _outcomes(client, group, options, timeout_s, place, max_bytes or MAX_PIPED_BYTES)
+                    outcomes = await _outcomes(client, group, options, timeout_s, target, max_bytes or MAX_PIPED_BYTES)
                 for outcome in outcomes:
                     results.add(outcome)
 
 
 def groups(files: Sequence[Path], size: int, max_bytes: int) -> Iterator[list[Path]]:
-    """The files in order, as many in a group as `size` and max_bytes allow; one that is too large is alone.
+    """Group the files, in order, into calls of at most `size` files and max_bytes; a larger file is alone.
 
-    A pipe is alone, too: how large it is shows when it has been read.
+    A pipe is alone, too: its size is unknown.
     """
     group: list[Path] = []
     n_bytes = 0
@@ -82,7 +82,7 @@ async def _outcomes(
     files: Sequence[Path],
     options: Options,
     timeout_s: float | None,
-    place: Place,
+    target: Target,
     max_piped_bytes: int,
 ) -> list[Outcome]:
     outcomes, contents = dict[Path, Outcome](), dict[Path, bytes]()
@@ -95,12 +95,12 @@ async def _outcomes(
         names, what = [name_of(file) for file in contents], f"{len(contents)} files"
         audio = list(contents.values())
         try:
-            answer = await patiently(
-                lambda: client.batch(audio, options, names=names, timeout_s=timeout_s), place, what
+            answer = await retry_until_available(
+                lambda: client.batch(audio, options, names=names, timeout_s=timeout_s), target, what
             )
         except CallFailed as error:
             reason = error.reason or error.code.name
-            outcomes |= {file: Outcome(file, error=told(error), reason=reason) for file in contents}
+            outcomes |= {file: Outcome(file, error=error_text(error), reason=reason) for file in contents}
         else:
             outcomes |= {file: _outcome(file, one) for file, one in zip(contents, answer.results, strict=True)}
     return [outcomes[file] for file in files]

@@ -1,4 +1,4 @@
-"""`typeless bench`: how fast a server is for its callers."""
+"""`typeless bench`: measures how fast a server answers its callers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from typeless_grpc.cli.audio_sources import MAX_PIPED_BYTES, BrokenInput, conten
 from typeless_grpc.cli.failures import calls_as_lines
 from typeless_grpc.cli.files import name_of, recordings
 from typeless_grpc.cli.output import EXIT_FAILED, fail
-from typeless_grpc.cli.target import Place, client_of
+from typeless_grpc.cli.target import Target, open_client
 from typeless_grpc.client import AsyncClient, CallFailed, Options
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One call: how long the caller waited, how long the audio is, and how the call failed, if it did."""
+    """One call: how long it took, how long the audio is, and the reason if it failed."""
 
     took_s: float
     audio_s: float
@@ -33,20 +33,20 @@ class Answer:
 
 def bench(
     files: flags.Files,
-    place: Place,
-    language: Annotated[str, typer.Option("--language", "-l", help="Spoken language; detected unless set.")] = "",
-    callers: Annotated[int, typer.Option(min=1, max=1000, help="Callers at the same time.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Times that every file is sent.")] = 3,
+    target: Target,
+    language: Annotated[str, typer.Option("--language", "-l", help="Spoken language; detected by default.")] = "",
+    callers: Annotated[int, typer.Option(min=1, max=1000, help="Concurrent callers.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="How many times to send each file.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
-    """Send recordings from several callers at once and report what they waited; exit code 1 if a call failed.
+    """Send recordings from several callers at once and report how long they waited. Exit code 1 if a call failed.
 
     Example: typeless bench --local --callers 4 tests/audio/en_short.flac
     """
-    options = Options(model=place.asked_model, language=language)
+    options = Options(model=target.requested_model, language=language)
     found = recordings(files)
-    with calls_as_lines(place.server):
-        answers, took_s = asyncio.run(_run(found, rounds, options, place, callers))
+    with calls_as_lines(target.server):
+        answers, took_s = asyncio.run(_run(found, rounds, options, target, callers))
     report = summary(answers, took_s)
     typer.echo(json.dumps(report) if as_json else "\n".join(f"{name:22} {value}" for name, value in report.items()))
     if report["failed"]:
@@ -54,7 +54,7 @@ def bench(
 
 
 def summary(answers: list[Answer], took_s: float) -> dict[str, float | int | str]:
-    """Counts, percentiles of the callers' wait in seconds, and audio seconds done in a second."""
+    """Count the calls; compute percentiles of the wait in seconds, and audio seconds per second."""
     good = sorted(answer.took_s for answer in answers if not answer.failure)
     cuts = statistics.quantiles(good, n=20, method="inclusive") if len(good) > 1 else good * 19
     failures = sorted({answer.failure for answer in answers if answer.failure})
@@ -70,9 +70,9 @@ def summary(answers: list[Answer], took_s: float) -> dict[str, float | int | str
 
 
 async def _run(
-    files: list[Path], n_rounds: int, options: Options, place: Place, n_callers: int
+    files: list[Path], n_rounds: int, options: Options, target: Target, n_callers: int
 ) -> tuple[list[Answer], float]:
-    async with client_of(place) as client:
+    async with open_client(target) as client:
         waiting = iter([await _content(file) for file in files] * n_rounds)
         answers: list[Answer] = []
         started_s = time.monotonic()

@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done; 1 something failed; 2 a command line that makes no sense; 130 interrupted.",
+    epilog="Exit codes: 0 success; 1 failure; 2 invalid command line; 130 interrupted.",
 )
 command(app, "serve")(serve.serve)
 command(app, "worker")(worker.worker)
@@ -30,8 +30,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"typeless {VERSION}")
         raise typer.Exit
 
@@ -39,7 +39,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Speech to text over gRPC: serve it, and use it."""

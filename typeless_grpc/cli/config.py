@@ -60,7 +60,7 @@ def _lines(loaded: Loaded, *, describe: bool) -> Iterator[str]:
             if describe:
                 yield f"# {field.description}"
             if value is None:
-                # TOML has no null, and a mask in place of a secret would be read as the secret.
+                # TOML has no null, and a mask would be read as the secret.
                 is_set = is_secret(getattr(loaded.settings, name))
                 yield f"# {name}: {'set, not shown' if is_set else 'not set'}  # {origin}"
             elif value != whole[name]:

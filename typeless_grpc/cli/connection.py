@@ -1,4 +1,4 @@
-"""The options that every command with a server has: which one, which key, and how the connection is kept safe."""
+"""The options of every command that calls a server: its address, the API key and TLS."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import typer
 
 from typeless_grpc.cli.output import fail
 from typeless_grpc.client import DEFAULT_TARGET, Tls
-from typeless_grpc.client_channel import key_to_send, target_to_call
+from typeless_grpc.client.channels import key_to_send
+from typeless_grpc.client.target import target_to_call
 
 
 @dataclass(frozen=True)
 class Connection:
-    """To a server. Raises typer.BadParameter where the options do not fit together."""
+    """A connection to a server. Raises typer.BadParameter if the options contradict one another."""
 
     server: Annotated[
-        str, typer.Option("--server", "-s", envvar="TYPELESS_SERVER", help="Where the server listens, host:port.")
+        str, typer.Option("--server", "-s", envvar="TYPELESS_SERVER", help="Address of the server, HOST:PORT.")
     ] = DEFAULT_TARGET
     api_key: Annotated[
         str | None,
@@ -27,8 +28,8 @@ class Connection:
             "--api-key",
             envvar="TYPELESS_API_KEY",
             show_default=False,
-            help="Key to call with. Others on this machine can read a command line: the variable is safer, or "
-            "TYPELESS_API_KEY_FILE, which names a file with it.",
+            help="API key. Other users of this machine can read a command line: prefer the variable, or "
+            "TYPELESS_API_KEY_FILE with the path of a file.",
         ),
     ] = None
     use_tls: Annotated[bool, typer.Option("--tls", envvar="TYPELESS_TLS", help="Connect with TLS.")] = False
@@ -39,7 +40,7 @@ class Connection:
             envvar="TYPELESS_TLS_CA",
             exists=True,
             dir_okay=False,
-            help="PEM file of the authority to believe, with --tls; the usual ones unless set.",
+            help="PEM file of the certificate authority to trust; the system's by default. Implies --tls.",
         ),
     ] = None
     client_cert: Annotated[
@@ -49,7 +50,7 @@ class Connection:
             envvar="TYPELESS_CLIENT_CERT",
             exists=True,
             dir_okay=False,
-            help="PEM file of this client's certificate, where the server wants one.",
+            help="PEM file of a client certificate, for mutual TLS.",
         ),
     ] = None
     client_key: Annotated[
@@ -59,7 +60,7 @@ class Connection:
             envvar="TYPELESS_CLIENT_KEY",
             exists=True,
             dir_okay=False,
-            help="PEM file of its private key.",
+            help="PEM file of the private key of --client-cert.",
         ),
     ] = None
 
@@ -68,22 +69,24 @@ class Connection:
             raise typer.BadParameter("go together", param_hint="--client-cert and --client-key")
 
     def check(self, given: Mapping[str, str]) -> None:
-        """Stop with exit code 1 where a call cannot carry the key, or the server is none. given: see `options`."""
+        """End the command with exit code 1 if the server or the key is invalid. given: see `options`."""
         try:
             target_to_call(self.server)
-            key_to_send(self.api_key if "api_key" in given else None)
+            key = key_to_send(self.api_key if "api_key" in given else None)
         except ValueError as error:
             fail(str(error))
+        # The client must not read the key again: the file may be a pipe.
+        object.__setattr__(self, "api_key", key)
 
     def refuse(self, given: Mapping[str, str], why: str) -> None:
-        """Refuse a connection on a command line that would not use it. Raises typer.BadParameter."""
+        """Refuse connection options that the command would ignore. Raises typer.BadParameter."""
         if unused := [given[field.name] for field in fields(Connection) if field.name in given]:
-            raise typer.BadParameter(f"{why}, to which {', '.join(unused)} would say nothing", param_hint="--local")
+            raise typer.BadParameter(f"{why}, so it takes no {', '.join(unused)}", param_hint="--local")
 
     @property
     def tls(self) -> Tls | None:
-        """What the options ask for; None is plain text."""
-        # Naming an authority or a certificate means TLS: there is no other use for them.
+        """The files for TLS; None for plain text."""
+        # A certificate has no use without TLS.
         if self.use_tls or self.tls_ca is not None or self.client_cert is not None:
             return Tls(ca=self.tls_ca, cert=self.client_cert, key=self.client_key)
         return None

@@ -1,4 +1,4 @@
-"""How commands tell of calls that failed: a line with the reason and what to do; with -v all that the server said."""
+"""Turns failures into one line with the reason and what to do; -v adds all details."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ import typer
 
 from typeless_grpc.cli.files import name_of
 from typeless_grpc.cli.options import expanded, sign
-from typeless_grpc.cli.output import EXIT_FAILED, drop_stdout, errors, fail, failures_as_lines
+from typeless_grpc.cli.output import EXIT_FAILED, complain, drop_stdout, fail, failures_as_lines
 from typeless_grpc.client import CallFailed
-from typeless_grpc.client_channel import host_of, proxy_variable
+from typeless_grpc.client.target import host_of, proxy_variable
 
-# What the caller can do about it, where the server's message does not say so already.
+# What the user can do, if the server's message does not say so.
 HINTS = {
-    "ADMIN_KEY_REQUIRED": "call with an admin's key",
-    "AUDIO_TOO_LONG": "`typeless jobs submit` takes longer ones",
-    "CALL_TOO_LONG": "`typeless jobs submit` takes as long as it needs",
-    "JOB_NOT_FOUND": "`typeless jobs list` shows yours",
+    "ADMIN_KEY_REQUIRED": "use an admin key",
+    "AUDIO_TOO_LONG": "`typeless jobs submit` accepts longer recordings",
+    "CALL_TOO_LONG": "`typeless jobs submit` has no time limit",
+    "JOB_NOT_FOUND": "`typeless jobs list` shows your jobs",
     "JOB_RUNNING": "`typeless jobs cancel` ends it",
-    "KEY_EXPIRED": "set TYPELESS_API_KEY to one that is good",
-    "KEY_INVALID": "look at TYPELESS_API_KEY or --api-key",
+    "KEY_EXPIRED": "set TYPELESS_API_KEY to a valid key",
+    "KEY_INVALID": "check TYPELESS_API_KEY or --api-key",
     "KEY_NOT_FOUND": "`typeless keys list` shows their ids",
     "KEY_REQUIRED": "set TYPELESS_API_KEY or --api-key",
-    "KEY_REVOKED": "set TYPELESS_API_KEY to one that is good",
-    "MESSAGE_TOO_LARGE": "`typeless jobs submit` uploads in pieces",
-    "MODEL_NOT_FOUND": "`typeless models list` shows their names, `typeless models pull` fetches one",
-    "TOO_MANY_ITEMS": "make --size smaller",
+    "KEY_REVOKED": "set TYPELESS_API_KEY to a valid key",
+    "MESSAGE_TOO_LARGE": "`typeless jobs submit` uploads in chunks",
+    "MODEL_NOT_FOUND": "`typeless models list` shows the names, `typeless models pull` downloads a model",
+    "TOO_MANY_ITEMS": "reduce --size",
 }
 
-# What a write fails with, which does not say where; files do.
+# Errors of standard output. Those of files have a file name.
 _UNWRITTEN = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 
 class _Detail:
-    """Whether -v was given. One process runs one command."""
+    """Whether -v is set. One process runs one command."""
 
     is_wanted = False
 
 
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Of an error, all that is known.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show full error details.")]
 Function = TypeVar("Function", bound=Callable[..., None])
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
-    """Make a function a command of app, with the options of its groups (see `options`) and -v."""
+    """Register a function as a command of app, with the options of its groups (see `options`) and -v."""
 
     def register(function: Function) -> Function:
         flat = expanded(function)
@@ -70,7 +70,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
 
 @contextmanager
 def system_failures_as_lines() -> Iterator[None]:
-    """What this machine refuses: standard output that nobody reads ends a command quietly, as in a shell."""
+    """Turn errors of the operating system into a line. A closed pipe on standard output ends the command quietly."""
     try:
         yield
     except UnicodeEncodeError as error:
@@ -86,8 +86,8 @@ def system_failures_as_lines() -> Iterator[None]:
         raise typer.Exit(EXIT_FAILED) from None
 
 
-def told(failed: CallFailed) -> str:
-    """The line for people, and with -v the lines below it."""
+def error_text(failed: CallFailed) -> str:
+    """The line for the user, and with -v the details below it."""
     line = str(failed)
     if hint := HINTS.get(failed.reason):
         line += f": {hint}"
@@ -97,7 +97,7 @@ def told(failed: CallFailed) -> str:
 
 
 def details(failed: CallFailed) -> list[str]:
-    """All that the server said beside its message; nothing without -v."""
+    """The details of a failure besides its message; nothing without -v."""
     if not _Detail.is_wanted:
         return []
     lines = [f"status: {failed.code.name}"]
@@ -108,30 +108,30 @@ def details(failed: CallFailed) -> list[str]:
     return lines
 
 
-def is_away(failed: CallFailed) -> bool:
-    """Whether no server was reached: one that is, gives a reason."""
+def is_unavailable(failed: CallFailed) -> bool:
+    """Whether the call reached no server: a server gives a reason."""
     return failed.code is grpc.StatusCode.UNAVAILABLE and not failed.reason
 
 
 def fail_with(failed: CallFailed, server: str, *, otherwise: str = "or add --local") -> None:
-    """Print what happened and stop with exit code 1. otherwise: what to do where no server answers but start one."""
-    if is_away(failed):
+    """Print the failure and exit with code 1. otherwise: what else to do than to start a server."""
+    if is_unavailable(failed):
         why = [failed.message, *details(failed)] if _Detail.is_wanted else []
         start = ", ".join(filter(None, ["Start one with `typeless serve`", otherwise]))
         if proxy := proxy_variable(failed.message):
-            start = f"It was called through the proxy that {proxy} names: no_proxy={host_of(server)} calls it directly"
+            start = f"The call went through the proxy that {proxy} names: set no_proxy={host_of(server)} to avoid it"
         fail("\n  ".join([f"no server answers at {server}. {start}.", *why]))
-    fail(told(failed))
+    fail(error_text(failed))
 
 
 @contextmanager
 def calls_as_lines(server: str, *, otherwise: str = "or add --local") -> Iterator[None]:
-    """`failures_as_lines`, and what a server refuses; Ctrl-C ends quietly with 130, as in a shell."""
+    """Turn failures of calls into lines, too. Ctrl-C ends the command with exit code 130."""
     try:
         with failures_as_lines():
             yield
     except CallFailed as error:
         fail_with(error, server, otherwise=otherwise)
     except KeyboardInterrupt:
-        errors.print("typeless: interrupted")
+        complain("typeless: interrupted")
         raise typer.Exit(130) from None

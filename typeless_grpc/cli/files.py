@@ -18,21 +18,21 @@ from pathlib import Path
 
 import typer
 
-# What is taken from a directory; a file that is named is taken whatever it is called.
+# Suffixes of recordings in a directory. A named file may have any name.
 _NAMES = "3gp aac aif aiff amr au caf flac m4a m4b mka mkv mov mp3 mp4 mpga oga ogg opus wav weba webm wma"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
-# What `-` means. Read as it is open, not by this name: a socket cannot be opened again.
+# What `-` means. It is read through its open descriptor: a socket cannot be opened by this name.
 STANDARD_INPUT = Path("/dev/stdin")
 
 
 def recordings(patterns: Sequence[str]) -> list[Path]:
-    """What is named, the files in directories, at any depth, and those that match patterns; each once.
+    """List the named files, those in named directories, at any depth, and those that match patterns; each once.
 
-    Raises typer.BadParameter for one that names nothing.
+    Raises typer.BadParameter for a name without any file.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(os.path.expanduser(pattern))  # Path's own raises where there is no such user, or no permission
+        path = Path(os.path.expanduser(pattern))  # Path.expanduser raises for an unknown user
         if pattern and os.path.isdir(path):
             files = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and os.path.isfile(one))
         elif glob.has_magic(pattern) and not os.path.lexists(path):
@@ -40,13 +40,14 @@ def recordings(patterns: Sequence[str]) -> list[Path]:
         else:
             files = [recording(pattern, "FILES")]
         if not files:
-            raise typer.BadParameter(f"there is no recording '{name_of(pattern)}'", param_hint="FILES")
+            where = "in" if os.path.isdir(path) else "that matches"
+            raise typer.BadParameter(f"there is no recording {where} '{name_of(pattern)}'", param_hint="FILES")
         found.update(dict.fromkeys(files))
     return list(found)
 
 
 def recording(name: str, argument: str) -> Path:
-    """One recording: a file or what can be read once, `-` for standard input. Raises typer.BadParameter."""
+    """The path of one recording: a file, a pipe, or `-` for standard input. Raises typer.BadParameter."""
     path = STANDARD_INPUT if name == "-" else Path(os.path.expanduser(name))
     try:
         is_terminal = _is_terminal(path)
@@ -61,22 +62,22 @@ def recording(name: str, argument: str) -> Path:
     if not name or is_directory:
         raise typer.BadParameter(f"there is no file '{name_of(name)}'", param_hint=argument)
     if path == STANDARD_INPUT:
-        with suppress(OSError):  # no file: a test's
-            # Who started us may not want to wait for it; read so, it would seem to have ended.
+        with suppress(OSError):  # replaced by a test
+            # The parent may have made it non-blocking, and a read without data would look like its end.
             os.set_blocking(sys.stdin.fileno(), True)
     return path
 
 
 def is_pipe(file: Path) -> bool:
-    """Whether it can be read only once, and has no size: standard input, a pipe, a device."""
+    """Whether a file can be read only once and has no size: standard input, a pipe, a device."""
     try:
         return file == STANDARD_INPUT or not stat.S_ISREG(file.stat().st_mode)
-    except OSError:  # told where it is read
+    except OSError:  # reported when it is read
         return False
 
 
 def size_of(file: Path) -> int:
-    """In bytes; 0 for a file that is not there any more: that is told where it is read."""
+    """The size of a file in bytes; 0 for a missing one, which is reported when it is read."""
     try:
         return file.stat().st_size
     except OSError:
@@ -84,7 +85,7 @@ def size_of(file: Path) -> int:
 
 
 def name_of(file: Path | str) -> str:
-    """A file's name as one line of text: names may have line ends and what is no UTF-8, which is written as `\\xe9`."""
+    """A file name as one line of text: escapes control characters, and bytes that are not UTF-8 as `\\xe9`."""
     text = os.fsencode(file).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -104,12 +105,12 @@ def _is_terminal(path: Path) -> bool:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a file that is there as a whole or as it was before, whatever happens meanwhile. Raises OSError."""
+    """Write a file atomically: it has the whole text, or stays as it was. Raises OSError."""
     file = Path(os.path.realpath(file))
     if file.exists() and not file.is_file():
-        file.write_text(text, encoding="utf-8")  # a pipe or a device: nothing can stand in its place
+        file.write_text(text, encoding="utf-8")  # a pipe or a device: it cannot be replaced
         return
-    part = file.with_name(f".{os.getpid()}.part")  # not of its name, which may be as long as names can be
+    part = file.with_name(f".{os.getpid()}.part")  # a name may already have the greatest length
     try:
         part.write_text(text, encoding="utf-8")
         if file.exists():
@@ -126,7 +127,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def stems(files: Sequence[Path]) -> list[str]:
-    """A name for each recording's output: its own without suffix; with it, or with a number, where two would be one."""
+    """A unique name for the output of each recording: its stem, else its name, else its name with a number."""
     plain = Counter(file.stem.casefold() for file in files)
     names, taken = [], set[str]()
     for file in files:

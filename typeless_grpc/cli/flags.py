@@ -1,4 +1,4 @@
-"""The flags that every command takes which transcribes, and what they ask of the server."""
+"""The flags of every command that transcribes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import typer
 
 from typeless_grpc.client import Options
 
+MAX_TIMEOUT_S = 1_000_000  # 11 days; gRPC takes a far greater number for none left
+
 
 class Format(StrEnum):
-    """A file format, by the name that people know it by."""
+    """A file format, by its common name."""
 
     TEXT = "text"
     SRT = "srt"
@@ -23,25 +25,25 @@ class Format(StrEnum):
     TSV = "tsv"
 
     @property
-    def name_in_contract(self) -> str:
-        """As `Options.output_formats` has it."""
+    def proto_name(self) -> str:
+        """The name in `Options.output_formats`."""
         return "webvtt" if self is Format.VTT else self.value
 
     @property
     def suffix(self) -> str:
-        """Of a file in this format, without its dot."""
+        """The suffix of its files, without the dot."""
         return "txt" if self is Format.TEXT else self.value
 
 
 class Task(StrEnum):
-    """What becomes of the speech."""
+    """Transcribe in the spoken language, or translate into English."""
 
     TRANSCRIBE = "transcribe"
     TRANSLATE = "translate"
 
 
 class Chunking(StrEnum):
-    """How long recordings are cut."""
+    """How to cut long recordings into chunks."""
 
     AUTO = "auto"
     WHOLE = "whole"
@@ -51,74 +53,82 @@ class Chunking(StrEnum):
 
 
 class Channels(StrEnum):
-    """What becomes of several channels."""
+    """Mix the channels, or transcribe each on its own."""
 
     MIX = "mix"
     SEPARATE = "separate"
 
 
 class Tidy(StrEnum):
-    """How far the text is tidied."""
+    """How much to edit the text."""
 
     NONE = "none"
     BASIC = "basic"
     STANDARD = "standard"
 
 
+def _positive(seconds: float | None) -> float | None:
+    if seconds is not None and not 0 < seconds <= MAX_TIMEOUT_S:
+        raise typer.BadParameter(f"must be more than 0 and at most {MAX_TIMEOUT_S}")
+    return seconds
+
+
 Files = Annotated[
     list[str],
     typer.Argument(
-        help="Recordings of any format, directories of them, or patterns like 'calls/*.mp3'; pipes, too, "
-        "and - is standard input."
+        help="Recordings in any format, directories, patterns like 'calls/*.mp3', pipes, or - for standard input."
     ),
 ]
-Model = Annotated[str, typer.Option("--model", "-m", help="Model; the server's default unless set.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Model; the server's default if not set.")]
 Words = Annotated[
-    bool, typer.Option("--words", help="Each word with its times and confidence; with --format json, in it.")
+    bool,
+    typer.Option("--words", help="Show each word with times and confidence; with --format, in the file."),
 ]
-Formats = Annotated[
-    list[Format] | None, typer.Option("--format", "-f", help="File format; may be repeated with --output.")
-]
+Formats = Annotated[list[Format] | None, typer.Option("--format", "-f", help="File format; repeatable with --output.")]
 OutputDirectory = Annotated[
-    str, typer.Option("--output", "-o", help="Directory to write a file to for each recording and format.")
+    str, typer.Option("--output", "-o", help="Write files to this directory, one for each recording and format.")
 ]
-Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds to wait for each call; no limit unless set.")]
-AsJson = Annotated[bool, typer.Option("--json", help="The whole answer as JSON, one object for each file.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout", callback=_positive, metavar="SECONDS", help="Time limit of a call; none by default."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print whole responses as JSON, one line for each file.")]
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How speech becomes text, in a recording or while it is spoken."""
+    """The decoding options of recordings and streams."""
 
     language: Annotated[
-        str, typer.Option("--language", "-l", help="Spoken language, en or zh-Hant; detected unless set.")
+        str, typer.Option("--language", "-l", help="Spoken language, such as en or zh-Hant; detected by default.")
     ] = ""
     allow_language: Annotated[
         list[str] | None,
-        typer.Option("--allow-language", help="Where it is detected, only one of these; may be repeated."),
+        typer.Option("--allow-language", help="Detect only among these languages; repeatable."),
     ] = None
-    task: Annotated[Task, typer.Option("--task", help="Text in the language spoken, or in English.")] = Task.TRANSCRIBE
-    prompt: Annotated[str, typer.Option("--prompt", help="Text to condition on: names, spelling, style.")] = ""
+    task: Annotated[Task, typer.Option("--task", help="Text in the spoken language, or in English.")] = Task.TRANSCRIBE
+    prompt: Annotated[str, typer.Option("--prompt", help="Context for the model: names, spelling, style.")] = ""
     hotwords: Annotated[
         list[str] | None,
-        typer.Option("--hotwords", "--hotword", help="Names and phrases to expect, with commas; may be repeated."),
+        typer.Option("--hotwords", "--hotword", help="Names and phrases to expect, separated by commas; repeatable."),
     ] = None
     beam_size: Annotated[
-        int, typer.Option("--beam-size", min=0, max=10, help="1 to 10; the server's choice unless set.")
+        int, typer.Option("--beam-size", min=0, max=10, help="Beam size, 1 to 10; the server's choice by default.")
     ] = 0
     temperature: Annotated[
-        list[float] | None, typer.Option("--temperature", help="0 to 1, tried in turn; may be repeated.")
+        list[float] | None, typer.Option("--temperature", help="Temperature, 0 to 1; repeat it for fallbacks.")
     ] = None
     tidy: Annotated[
-        Tidy, typer.Option("--tidy", help="basic: repeated words; standard: also fillers, and numbers as written.")
+        Tidy,
+        typer.Option("--tidy", help="basic: remove repeated words; standard: also remove fillers, write figures."),
     ] = Tidy.NONE
     replace: Annotated[
-        list[str] | None, typer.Option("--replace", help="FOUND=WRITTEN, whole words in any case; may be repeated.")
+        list[str] | None, typer.Option("--replace", help="FOUND=WRITTEN: replace whole words, in any case; repeatable.")
     ] = None
     mask_profanity: Annotated[bool, typer.Option("--mask-profanity", help="Mask profane words.")] = False
 
-    def asked(self, model: str, *, words: bool, formats: Sequence[Format] = ()) -> Options:
-        """What to ask the server for."""
+    def to_options(self, model: str, *, words: bool, formats: Sequence[Format] = ()) -> Options:
+        """Convert to the options of the client."""
         return Options(
             model=model,
             language=self.language,
@@ -132,22 +142,22 @@ class Decoding:
             post_processing=self.tidy.value,
             replacements=dict(_pair(one) for one in self.replace or ()),
             mask_profanity=self.mask_profanity,
-            output_formats=[format.name_in_contract for format in formats],
+            output_formats=[format.proto_name for format in formats],
         )
 
 
 @dataclass(frozen=True)
 class WholeDecoding(Decoding):
-    """How a recording becomes text that is there as a whole."""
+    """The decoding options of whole recordings."""
 
-    chunking: Annotated[Chunking, typer.Option("--chunking", help="How long recordings are cut.")] = Chunking.AUTO
-    channels: Annotated[Channels, typer.Option("--channels", help="separate: a speaker a channel, as on a call.")] = (
-        Channels.MIX
-    )
+    chunking: Annotated[Chunking, typer.Option("--chunking", help="How to cut long recordings.")] = Chunking.AUTO
+    channels: Annotated[
+        Channels, typer.Option("--channels", help="separate: each channel on its own, as for phone calls.")
+    ] = Channels.MIX
 
-    def asked(self, model: str, *, words: bool, formats: Sequence[Format] = ()) -> Options:
-        """What to ask the server for."""
-        options = super().asked(model, words=words, formats=formats)
+    def to_options(self, model: str, *, words: bool, formats: Sequence[Format] = ()) -> Options:
+        """Convert to the options of the client."""
+        options = super().to_options(model, words=words, formats=formats)
         return dataclasses.replace(options, chunking=self.chunking.value, channels=self.channels.value)
 
 

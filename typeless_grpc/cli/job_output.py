@@ -1,4 +1,4 @@
-"""What `typeless jobs` prints: a job as it stands, its text as it comes, and a bar of its progress meanwhile."""
+"""The output of `typeless jobs`: the state of a job, its text, and a progress bar."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from google.protobuf.message import Message
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from typeless_grpc.cli.flags import Format
-from typeless_grpc.cli.output import EXIT_FAILED, errors, fail
+from typeless_grpc.cli.output import EXIT_FAILED, complain, errors, fail
 from typeless_grpc.cli.results import text_of
 from typeless_grpc.client import Client
 from typeless_grpc.pb.v1 import jobs_pb2, transcript_pb2
 
 
 def follow(client: Client, job_id: str, *, as_json: bool, is_live: bool) -> None:
-    """Watch a job to its end behind a bar of its progress; is_live: print text as it comes, else at the end."""
+    """Watch a job until it ends, with a progress bar. is_live: print text as it arrives rather than at the end."""
     job = jobs_pb2.Job()
     with _progress_bar() as bar:
         task = bar.add_task("pending", total=1.0)
@@ -36,49 +36,49 @@ def follow(client: Client, job_id: str, *, as_json: bool, is_live: bool) -> None
 
 
 def stop_unless_completed(job: jobs_pb2.Job) -> None:
-    """Stop with exit code 1, and say why, where a job has ended without a transcript."""
+    """Exit with code 1, with the reason, if a job ended without a transcript."""
     if job.state == jobs_pb2.JOB_STATE_FAILED:
         fail(f"{job.failure.message} ({job.failure.reason})")
     if job.state == jobs_pb2.JOB_STATE_CANCELLED:
-        errors.print("typeless: the job was cancelled", markup=False)
+        complain("typeless: the job was cancelled")
         raise typer.Exit(EXIT_FAILED)
 
 
 @contextmanager
-def goes_on(job_id: str) -> Iterator[None]:
-    """A job outlives who waits for it: say so where the wait is interrupted."""
+def interruptible(job_id: str) -> Iterator[None]:
+    """On Ctrl-C, tell the user that the job continues."""
     try:
         yield
     except KeyboardInterrupt:
-        errors.print(f"typeless: the job goes on; `typeless jobs cancel {job_id}` ends it", soft_wrap=True)
+        complain(f"typeless: the job continues; `typeless jobs cancel {job_id}` ends it")
         raise typer.Exit(130) from None
 
 
 def print_text(job: jobs_pb2.Job) -> None:
-    """A transcript as its job asked for it: in the first of its file formats, word by word, or as plain text."""
+    """Print a transcript in the first format of its job, word by word, or as plain text."""
     typer.echo(text_of(job.transcript, words=job.options.word_timestamps), nl=False)
 
 
 def print_rendition(job: jobs_pb2.Job, format: Format) -> None:
-    """A transcript in a file format; stops the command where the job has no transcript, or not in this format."""
+    """Print a transcript in a file format. Ends the command if the job has no transcript in this format."""
     stop_unless_completed(job)
     if job.state != jobs_pb2.JOB_STATE_COMPLETED:
         fail(f"the job is {state_of(job)}: `typeless jobs watch {job.job_id}` waits for its text")
-    wanted = transcript_pb2.OutputFormat.Value(f"OUTPUT_FORMAT_{format.name_in_contract.upper()}")
+    wanted = transcript_pb2.OutputFormat.Value(f"OUTPUT_FORMAT_{format.proto_name.upper()}")
     for rendition in job.transcript.renditions:
         if rendition.format == wanted:
             typer.echo(rendition.content, nl=False)
             return
-    fail(f"the job was not asked to make {format.value}: `typeless jobs submit --format {format.value}` does")
+    fail(f"the job has no {format.value}: request it with `typeless jobs submit --format {format.value}`")
 
 
 def print_json(message: Message) -> None:
-    """One line."""
+    """Print a message as one line of JSON."""
     typer.echo(MessageToJson(message, indent=None))
 
 
 def state_of(job: jobs_pb2.Job) -> str:
-    """As people write it: pending, processing, …"""
+    """The state of a job in lower case: pending, processing, …"""
     return jobs_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
 
 

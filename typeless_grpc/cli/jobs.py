@@ -20,27 +20,27 @@ from typeless_grpc.cli.failures import calls_as_lines, command
 from typeless_grpc.cli.files import STANDARD_INPUT, name_of, recording
 from typeless_grpc.cli.job_output import (
     follow,
-    goes_on,
+    interruptible,
     print_json,
     print_rendition,
     print_text,
     state_of,
     stop_unless_completed,
 )
-from typeless_grpc.cli.output import download_bar, errors, print_table
+from typeless_grpc.cli.output import complain, download_bar, print_table
 from typeless_grpc.client import Client
-from typeless_grpc.client_jobs import is_uri
+from typeless_grpc.client.requests import is_uri
 from typeless_grpc.pb.v1 import jobs_pb2
 
 app = typer.Typer(help="Transcribe in the background.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(help="As `typeless jobs submit` printed it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")]
-Labels = Annotated[list[str] | None, typer.Option("--label", help="KEY=VALUE; may be repeated.")]
+JobId = Annotated[str, typer.Argument(help="Id of the job, as `typeless jobs submit` prints it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")]
+Labels = Annotated[list[str] | None, typer.Option("--label", help="KEY=VALUE; repeatable.")]
 
 
 class Priority(StrEnum):
-    """Of a caller's own jobs."""
+    """The priority of a job among those of its caller."""
 
     LOW = "low"
     NORMAL = "normal"
@@ -48,7 +48,7 @@ class Priority(StrEnum):
 
 
 class State(StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     PENDING = "pending"
     PROCESSING = "processing"
@@ -59,30 +59,30 @@ class State(StrEnum):
 
 @command(app, "submit")
 def submit(
-    audio: Annotated[str, typer.Argument(help="A recording of any format and size, - for standard input, or a URI.")],
+    audio: Annotated[str, typer.Argument(help="A recording of any size, - for standard input, or a URI.")],
     connection: Connection,
     *,
     model: flags.Model = "",
     decoding: flags.WholeDecoding,
-    words: Annotated[bool, typer.Option("--words", help="Keep each word with its times.")] = False,
+    words: Annotated[bool, typer.Option("--words", help="Add word times to the transcript.")] = False,
     format: Annotated[
-        list[flags.Format] | None, typer.Option("--format", "-f", help="File format to make; may be repeated.")
+        list[flags.Format] | None, typer.Option("--format", "-f", help="File format of the result; repeatable.")
     ] = None,
-    priority: Annotated[Priority, typer.Option(help="Which of your jobs come first.")] = Priority.NORMAL,
+    priority: Annotated[Priority, typer.Option(help="Priority among your own jobs.")] = Priority.NORMAL,
     label: Labels = None,
-    request_id: Annotated[str, typer.Option(help="Sent twice, the job is made once.")] = "",
-    wait: Annotated[bool, typer.Option("--wait", help="Show its progress, and print the text at the end.")] = False,
+    request_id: Annotated[str, typer.Option(help="Idempotency key: resubmitting returns the existing job.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Show the progress, and print the text at the end.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """File a job and print its id; large recordings are uploaded in pieces.
+    """Submit a job and print its id. Large recordings are uploaded in chunks.
 
     Example: typeless jobs submit --wait lecture.mp3
     """
     source = audio if is_uri(audio) else recording(audio, "AUDIO")
     formats = list(dict.fromkeys(format or []))
     if wait and not as_json and len(formats) > 1:
-        raise typer.BadParameter("only one can be printed at the end: leave out --wait", param_hint="--format")
-    options = decoding.asked(model, words=words, formats=formats)
+        raise typer.BadParameter("--wait prints only one format: leave out --wait", param_hint="--format")
+    options = decoding.to_options(model, words=words, formats=formats)
     with (
         _client(connection) as client,
         download_bar(f"Uploading {name_of(audio)}") as bar,
@@ -97,8 +97,8 @@ def submit(
         )
         bar.stop()
         if wait:
-            errors.print(f"job {job.job_id}", highlight=False)
-            with goes_on(job.job_id):
+            complain(f"job {job.job_id}")
+            with interruptible(job.job_id):
                 follow(client, job.job_id, as_json=as_json, is_live=False)
             return
         try:
@@ -107,7 +107,7 @@ def submit(
             else:
                 typer.echo(job.job_id)
         except OSError:
-            errors.print(f"job {job.job_id}", highlight=False)  # it runs, and nobody would know
+            complain(f"job {job.job_id}")  # the job runs; the user needs its id
             raise
 
 
@@ -116,11 +116,11 @@ def get(
     job_id: JobId,
     connection: Connection,
     format: Annotated[
-        flags.Format | None, typer.Option("--format", "-f", help="Print this, which the job was asked to make.")
+        flags.Format | None, typer.Option("--format", "-f", help="Print this format, which the job must have.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print how a job stands, and its text once it has one; exit code 1 if it failed or was cancelled.
+    """Print the state of a job, and its text once completed. Exit code 1 if it failed or was cancelled.
 
     Example: typeless jobs get JOB_ID
     """
@@ -141,12 +141,12 @@ def get(
 @command(app, "list")
 def list_jobs(
     connection: Connection,
-    state: Annotated[list[State] | None, typer.Option(help="Only such jobs; may be repeated.")] = None,
+    state: Annotated[list[State] | None, typer.Option(help="Only jobs in this state; repeatable.")] = None,
     label: Labels = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON, one object for each job.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="The most jobs to list.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line for each job.")] = False,
 ) -> None:
-    """List jobs, newest first: those of the key. Without one, a server lists them to its own machine only.
+    """List your jobs, newest first. Without an API key, a server lists jobs only to its own machine.
 
     Example: typeless jobs list --state processing
     """
@@ -163,11 +163,11 @@ def list_jobs(
             submitted = datetime.fromtimestamp(job.create_time.seconds).astimezone().isoformat(" ", "seconds")
             progress = f"{job.progress:.0%}"
             cells = (job.job_id, state_of(job), progress, str(job.attempt), submitted, labels)
-            table.add_row(*map(Text, cells))  # a label is no markup
+            table.add_row(*map(Text, cells))  # Text: a label is not markup
     if not as_json:
         print_table(table)
     if not table.row_count and not connection.api_key:
-        errors.print("No jobs are listed here. Without a key, a server elsewhere shows a job by its id only.")
+        complain("No jobs. Without an API key, a server on another machine shows a job only by its id.")
 
 
 @command(app, "watch")
@@ -176,7 +176,7 @@ def watch(
     connection: Connection,
     as_json: AsJson = False,
 ) -> None:
-    """Print a job's text as it is recognized, until it has ended; exit code 1 if it failed or was cancelled.
+    """Print the text of a job as it is recognized. Exit code 1 if the job failed or was cancelled.
 
     Example: typeless jobs watch JOB_ID
     """
@@ -190,7 +190,7 @@ def cancel(
     connection: Connection,
     as_json: AsJson = False,
 ) -> None:
-    """End a job.
+    """Cancel a job.
 
     Example: typeless jobs cancel JOB_ID
     """
@@ -208,7 +208,7 @@ def delete(
     connection: Connection,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a job that does not run, its audio and its transcript.
+    """Delete a job that does not run, with its audio and transcript.
 
     Example: typeless jobs delete JOB_ID
     """
@@ -247,7 +247,7 @@ def _labels(pairs: list[str] | None) -> dict[str, str]:
 
 @contextmanager
 def _client(connection: Connection) -> Iterator[Client]:
-    """Of the server; what it refuses becomes a line."""
+    """Open a client. A failed call ends the command with a line."""
     with (
         calls_as_lines(connection.server, otherwise=""),
         Client(connection.server, api_key=connection.api_key, tls=connection.tls) as client,

@@ -1,4 +1,4 @@
-"""`typeless keys`: who may call. At a server with an admin key, or with --local right in the store of this machine."""
+"""`typeless keys`: creates, lists and revokes API keys, on a server or with --local in the store of this machine."""
 
 from __future__ import annotations
 
@@ -15,80 +15,84 @@ from typing import Annotated, Any, Literal, TypeVar
 import grpc
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from typeless_grpc.cli.connection import Connection
 from typeless_grpc.cli.failures import calls_as_lines, command
-from typeless_grpc.cli.output import print_table
+from typeless_grpc.cli.output import complain, print_table
 from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.client import CallFailed, async_channel
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
 
 T = TypeVar("T")
 
-app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Role = Literal["user", "admin"]
 
-LEAST_WIDTH = 120  # of a table of keys: times, and room for names
+MIN_WIDTH = 120  # of the table of keys
 _LIFETIMES_S = {"m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
-class Where(Connection):
-    """Where the keys are."""
+class KeyStore(Connection):
+    """The store of the keys: a server, or this machine."""
 
     local: Annotated[
         bool,
         typer.Option(
             "--local",
-            help="Without a server: in the store that `typeless config` names. The way to the first admin key.",
+            help="Use the store that `typeless config` shows, without a server. This creates the first admin key.",
         ),
     ] = False
 
     def check(self, given: Mapping[str, str]) -> None:
-        """Refuse a server beside --local: a key for it would land in another store. given: see `options`."""
+        """Refuse a server with --local: the key would go to another store. given: see `options`."""
         if self.local:
-            self.refuse(given, "works on the store of this machine")
+            self.refuse(given, "uses the store of this machine")
         else:
             super().check(given)
 
 
 @command(app, "create")
 def create(
-    where: Where,
-    name: Annotated[str, typer.Argument(help="Whose key it is, or what it is for.")] = "",
-    role: Annotated[Role, typer.Option(help="What it allows.")] = "user",
-    expires: Annotated[str, typer.Option(help="How long it is good: 90d, 12h, 30m. For ever unless set.")] = "",
+    store: KeyStore,
+    name: Annotated[str, typer.Argument(help="Name of the key: its owner or purpose.")] = "",
+    role: Annotated[Role, typer.Option(help="What the key permits.")] = "user",
+    expires: Annotated[str, typer.Option(help="Lifetime: 90d, 12h, 30m. Unlimited by default.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print its secret, which is never shown again.
+    """Create a key and print its secret, which is shown only once.
 
     Example: typeless keys create "night shift" --role user --expires 90d --local
     """
     request = admin_pb2.CreateApiKeyRequest(
         display_name=name,
         role=admin_pb2.ApiKeyRole.Value(f"API_KEY_ROLE_{role.upper()}"),
-        expire_time=_expiry(expires),
+        expire_time=expiry(expires),
     )
-    answer = _run(where, lambda admin: admin.CreateApiKey(request))
-    if as_json:
-        typer.echo(json.dumps(_row(answer.api_key) | {"secret": answer.secret}))
-        return
-    # The secret alone on stdout, so that a script can take it.
-    Console(stderr=True).print(f"key {answer.api_key.key_id}, role {role}; keep its secret, it is not shown again:")
-    typer.echo(answer.secret)
+    answer = _run(store, lambda admin: admin.CreateApiKey(request))
+    key_id = answer.api_key.key_id
+    try:
+        if as_json:
+            typer.echo(json.dumps(_row(answer.api_key) | {"secret": answer.secret}))
+            return
+        # Only the secret goes to stdout, for scripts.
+        complain(f"key {key_id}, role {role}; keep its secret, which is shown only once:")
+        typer.echo(answer.secret)
+    except OSError:
+        complain(f"typeless: the secret of key {key_id} is lost: `typeless keys revoke {key_id}` revokes the key")
+        raise
 
 
 @command(app, "list")
 def list_keys(
-    where: Where,
+    store: KeyStore,
     as_json: AsJson = False,
 ) -> None:
-    """Every key, revoked and expired ones too; never their secrets.
+    """List all keys, revoked and expired ones too, without their secrets.
 
     Example: typeless keys list --local
     """
@@ -103,7 +107,7 @@ def list_keys(
                 return keys
             request.page_token = answer.next_page_token
 
-    rows = [_row(key) for key in _run(where, every)]
+    rows = [_row(key) for key in _run(store, every)]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -112,29 +116,29 @@ def list_keys(
         table.add_column(title, no_wrap=title != "name", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    print_table(table, least_width=LEAST_WIDTH)
+    print_table(table, min_width=MIN_WIDTH)
 
 
 @command(app, "revoke")
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="As `typeless keys list` shows it; not the secret.")],
-    where: Where,
+    key_id: Annotated[str, typer.Argument(help="Id of the key, as `typeless keys list` shows it; not the secret.")],
+    store: KeyStore,
     as_json: AsJson = False,
 ) -> None:
-    """End a key for good; calls that run with it end within seconds.
+    """Revoke a key for ever. Running calls with it end within seconds.
 
     Example: typeless keys revoke k0123456789abcdef --local
     """
-    answer = _run(where, lambda admin: admin.RevokeApiKey(admin_pb2.RevokeApiKeyRequest(key_id=key_id)))
+    answer = _run(store, lambda admin: admin.RevokeApiKey(admin_pb2.RevokeApiKeyRequest(key_id=key_id)))
     typer.echo(json.dumps(_row(answer.api_key)) if as_json else f"revoked {key_id}")
 
 
-def _run(where: Where, work: Callable[[Any], Awaitable[T]]) -> T:
+def _run(store: KeyStore, work: Callable[[Any], Awaitable[T]]) -> T:
     async def run() -> T:
-        async with _admin(where) as admin:
+        async with _admin(store) as admin:
             return await work(admin)
 
-    with calls_as_lines(where.server, otherwise="or add --local to work on this machine's keys"):
+    with calls_as_lines(store.server, otherwise="or add --local to use the keys of this machine"):
         try:
             return asyncio.run(run())
         except grpc.aio.AioRpcError as error:
@@ -142,13 +146,13 @@ def _run(where: Where, work: Callable[[Any], Awaitable[T]]) -> T:
 
 
 @asynccontextmanager
-async def _admin(where: Where) -> AsyncIterator[Any]:
-    """AdminService: at the server, or its servicer itself on this machine's store."""
-    if where.local:
+async def _admin(store: KeyStore) -> AsyncIterator[Any]:
+    """A stub of AdminService, or its servicer on the store of this machine."""
+    if store.local:
         async with _local_admin() as admin:
             yield admin
         return
-    async with async_channel(where.server, api_key=where.api_key, tls=where.tls) as channel:
+    async with async_channel(store.server, api_key=store.api_key, tls=store.tls) as channel:
         yield admin_pb2_grpc.AdminServiceStub(channel)
 
 
@@ -159,7 +163,7 @@ async def _local_admin() -> AsyncIterator[Any]:
     from typeless_grpc.telemetry import logs
 
     class Direct:
-        """The servicer, called as its stub is; it does not look at the call."""
+        """Calls the servicer as one calls a stub. It does not use the context."""
 
         def __init__(self, servicer: AdminServicer) -> None:
             self._servicer = servicer
@@ -168,17 +172,18 @@ async def _local_admin() -> AsyncIterator[Any]:
             return lambda request: getattr(self._servicer, name)(request, None)
 
     settings = load_settings().settings
-    logs.configure("warning", settings.log_format)  # who changed what is a server's log: stdout is for the secret
+    logs.configure("warning", settings.log_format)  # stdout is for the secret
     async with open_registry(settings) as registry:
         yield Direct(AdminServicer(registry, {}))
 
 
-def _expiry(lifetime: str) -> Timestamp | None:
+def expiry(lifetime: str) -> Timestamp | None:
+    """The time at which a lifetime such as "90d" ends, from now; None for "". Raises typer.BadParameter."""
     if not lifetime:
         return None
     match = re.fullmatch(r"(\d{1,6})([mhd])", lifetime)
     if not match:
-        raise typer.BadParameter("must be a number with m, h or d, as 90d", param_hint="--expires")
+        raise typer.BadParameter("must be a number with m, h or d, such as 90d", param_hint="--expires")
     return Timestamp(seconds=int(time.time()) + int(match[1]) * _LIFETIMES_S[match[2]])
 
 
@@ -197,7 +202,7 @@ def _row(key: admin_pb2.ApiKey) -> dict[str, str | None]:
 
 
 def _cell(value: str | None) -> Text:
-    """As it is: a name is no markup, and must not write to the terminal what was not meant."""
+    """A cell without markup or control characters."""
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value or "-"))
 
 

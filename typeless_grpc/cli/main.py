@@ -1,19 +1,30 @@
-"""`typeless`: one file per group of commands, put together here."""
+"""The entry point of `typeless`."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
 
 
 def main() -> None:
-    """The console script; says what to install where the base install lacks the command line."""
+    """Run the command line. Without its libraries, print what to install."""
+    try:
+        _main()
+    except KeyboardInterrupt:  # also while it imports libraries
+        with contextlib.suppress(OSError):
+            sys.stderr.write("typeless: interrupted\n")
+        sys.exit(130)
+
+
+def _main() -> None:
     # OpenBLAS reads this when NumPy is imported. Nothing here multiplies large matrices with NumPy.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # What goes wrong is a line of ours; gRPC would put one in C++ above it.
+    # gRPC would print its own line above our error message.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # What the terminal's encoding lacks is written as `\\u4f60`, and ends nothing.
+    _replace_closed_streams()
+    # Characters that the terminal's encoding lacks are written as `\\u4f60`.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -31,3 +42,20 @@ def main() -> None:
             app()
     except typer.Exit as end:
         sys.exit(end.exit_code)
+
+
+def _replace_closed_streams() -> None:
+    """Replace a closed standard output or error, which Python would ignore.
+
+    Writing to the output then raises OSError, as on a full disk. The free descriptors below 3 are taken: else a socket
+    would get one, and libraries in C would write their messages into it.
+    """
+    while (number := os.open(os.devnull, os.O_RDONLY)) < 3:
+        pass
+    if sys.stdout is None:
+        # Not open for writing.
+        sys.stdout = io.TextIOWrapper(io.FileIO(number, "w"), encoding="utf-8", write_through=True)
+    else:
+        os.close(number)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

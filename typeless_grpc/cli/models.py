@@ -1,4 +1,4 @@
-"""`typeless models`: what can be named, what is here, and fetching it."""
+"""`typeless models`: lists and downloads models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from typeless_grpc.cli.output import download_bar, failures_as_lines, print_tabl
 from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.cli.signals import say
 
-app = typer.Typer(help="Show and fetch models.", no_args_is_help=True)
+app = typer.Typer(help="List and download models.", no_args_is_help=True)
 
 
 @command(app, "list")
-def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False) -> None:
-    """Every model of the catalogue, and where it lies on this machine.
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the models of the catalogue, and their directories on this machine.
 
     Example: typeless models list
     """
@@ -40,10 +42,10 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="JSON inste
 
 @command(app, "pull")
 def pull(
-    name: Annotated[str, typer.Argument(help="A name of the catalogue: base, tiny.en, large-v3, …")],
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of a model: base, tiny.en, large-v3, …")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Fetch a model, unless it is here already, make it ready for this machine, and print its directory.
+    """Download a model if needed, calibrate it for this machine, and print its directory.
 
     Example: typeless models pull tiny.en
     """
@@ -57,7 +59,7 @@ def pull(
 
 
 def fetch(catalog: Any, name: str) -> str:
-    """The model's directory, fetched with a progress bar where it is not here. Raises what `Catalog.get` raises."""
+    """Download a model if needed, with a progress bar. Returns its directory. Raises what `Catalog.get` raises."""
     if found := catalog.find(name):
         return str(found)
     with download_bar(f"Fetching model {name}") as bar:
@@ -67,7 +69,7 @@ def fetch(catalog: Any, name: str) -> str:
 
 
 def _calibrate(settings: Any, name: str, directory: Path) -> None:
-    """Measure what the model makes of silence, so that its first start does not have to. A failure is only reported."""
+    """Measure the model's output for silence, which speeds up its first start. Only reports a failure."""
     from typeless_grpc.app.models import calibrate, needs_calibration
     from typeless_grpc.errors import TypelessError
 

@@ -1,7 +1,7 @@
-"""Groups of options: a command that takes such a frozen dataclass has an option for each of its fields.
+"""Groups of options: a command with a frozen dataclass as parameter has an option for each of its fields.
 
-A group with a method `check` is told which of the command's options stand on the command line, by name and by flag;
-those that come from a variable or are defaults do not.
+If a group has a method `check`, it gets the options that stand on the command line, as a mapping from name to flag.
+Variables and defaults are not among them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 
 
 def expanded(function: Callable[..., None]) -> Callable[..., None]:
-    """The function as typer can read it: with the options of each group, from which it gets the group."""
+    """Return the function with a signature for typer, in which the options of a group stand in place of the group."""
     parameters = inspect.signature(function, eval_str=True).parameters
     groups: dict[str, Any] = {
         name: parameter.annotation for name, parameter in parameters.items() if is_dataclass(parameter.annotation)
@@ -46,7 +46,7 @@ def _given(context: typer.Context) -> dict[str, str]:
 
 
 def sign(function: Callable[..., None], parameters: Iterable[Parameter]) -> None:
-    """Have typer read these parameters, by keyword, in place of those that the function is written with."""
+    """Replace the parameters that typer reads from a function."""
     by_keyword = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
     function.__signature__ = inspect.Signature(by_keyword)  # type: ignore[attr-defined]
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in by_keyword}

@@ -1,11 +1,11 @@
-"""How commands speak: errors as one readable line, bars and colours on a terminal only, documented exit codes."""
+"""The output of commands: errors as one line, bars and colours only on a terminal, documented exit codes."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
@@ -27,56 +27,64 @@ from rich.table import Table
 from typeless_grpc.cli.files import is_pipe, name_of, size_of
 from typeless_grpc.errors import TypelessError
 
-# 0 is success, 2 is a command line that makes no sense (click's own).
+# 0 is success; 2 is click's, for an invalid command line.
 EXIT_FAILED = 1
 
-LEAST_TABLE_WIDTH = 64
-WIDEST_TABLE = 10_000
+MIN_TABLE_WIDTH = 64
+MAX_TABLE_WIDTH = 10_000
 
 errors = Console(stderr=True, highlight=False, emoji=False)
 
 
+def complain(text: str, *, style: str | None = None) -> None:
+    """Print a line to stderr, in a style on a terminal. A stderr that cannot be written is ignored."""
+    with suppress(OSError, ValueError, AttributeError):  # full, closed, or missing
+        errors.print(text, style=style if errors.is_terminal else None, soft_wrap=True, markup=False)
+
+
 def fail(message: str) -> NoReturn:
-    """Print one line to stderr and stop with exit code 1."""
-    errors.print(f"typeless: {message}", style="red" if errors.is_terminal else None, soft_wrap=True, markup=False)
+    """Print one line to stderr and exit with code 1."""
+    complain(f"typeless: {message}", style="red")
     raise typer.Exit(EXIT_FAILED)
 
 
 def need(option: str, is_met: bool, what: str) -> None:
-    """Refuse an option that would say nothing. Raises typer.BadParameter."""
+    """Refuse an option that would have no effect. Raises typer.BadParameter."""
     if not is_met:
         raise typer.BadParameter(f"needs {what}", param_hint=option)
 
 
 def drop_stdout() -> None:
-    """Have what is still to be printed go nowhere: the end of the program would try to write it again."""
-    with suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
+    """Discard buffered output, which Python would try to write at exit."""
+    with suppress(OSError, ValueError, AttributeError):  # closed, or not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def failures_as_lines() -> Iterator[None]:
-    """Turn what we raise on purpose into a line; anything else is a bug and keeps its traceback."""
+    """Turn our own errors into a line. Any other exception is a bug and keeps its traceback."""
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("typeless_grpc"):
             raise
-        fail(f"this needs the server's libraries ({error.name}): pip install 'typeless-grpc[server]'")
+        fail(f"this command needs the server's libraries ({error.name}): pip install 'typeless-grpc[server]'")
     except TypelessError as error:
         fail(f"{error.message} ({error.reason})")
 
 
-def print_table(table: Table, *, least_width: int = LEAST_TABLE_WIDTH, to_stderr: bool = False) -> None:
-    """A table that is whole: a pipe has no width, and a terminal narrower than least_width breaks lines itself."""
+def print_table(table: Table, *, min_width: int = MIN_TABLE_WIDTH, to_stderr: bool = False) -> None:
+    """Print a table without cutting it: a pipe has no width, and a narrow terminal wraps lines itself."""
     console = Console(stderr=to_stderr, highlight=False, emoji=False)
-    width = max(console.width, least_width) if console.is_terminal else WIDEST_TABLE
-    Console(stderr=to_stderr, highlight=False, emoji=False, width=width).print(table, soft_wrap=False)
+    width = max(console.width, min_width) if console.is_terminal else MAX_TABLE_WIDTH
+    # A table on stderr only repeats what is known.
+    with suppress(OSError) if to_stderr else nullcontext():
+        Console(stderr=to_stderr, highlight=False, emoji=False, width=width).print(table, soft_wrap=False)
 
 
 @contextmanager
 def download_bar(title: str) -> Iterator[Progress]:
-    """A bar of bytes on a terminal, nothing in a pipe."""
+    """A progress bar of bytes; only on a terminal."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -90,7 +98,7 @@ def download_bar(title: str) -> Iterator[Progress]:
 
 
 def working(title: str) -> Progress:
-    """A line that lives on a terminal while something runs; nothing in a pipe."""
+    """A spinner while something runs; only on a terminal."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     bar = Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True)
     bar.add_task(title, total=None)
@@ -98,7 +106,7 @@ def working(title: str) -> Progress:
 
 
 class Counting:
-    """Which files are being worked on, and how many are done: a line each on a terminal, nothing in a pipe."""
+    """Shows the files in work, and how many are done; only on a terminal."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
@@ -108,7 +116,7 @@ class Counting:
 
     @contextmanager
     def files(self, files: Sequence[Path]) -> Iterator[None]:
-        """These files are being worked on; done on the way out."""
+        """Show these files until the block ends, and then count them as done."""
         lines = [self._bar.add_task(_title(file), total=None) for file in files]
         try:
             yield

@@ -1,9 +1,9 @@
-"""What commands make of transcripts: text on stdout, files in a directory, a table of what became of each recording."""
+"""The results of commands: text on stdout, files in a directory, and a table of all recordings."""
 
 from __future__ import annotations
 
 import errno
-import sys
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,16 +18,16 @@ from rich.text import Text
 
 from typeless_grpc.cli.files import name_of, stems, write_whole
 from typeless_grpc.cli.flags import Format
-from typeless_grpc.cli.output import drop_stdout, errors, print_table
+from typeless_grpc.cli.output import complain, drop_stdout, print_table
 from typeless_grpc.pb.v1.transcript_pb2 import Transcript
 from typeless_grpc.pb.v1.transcription_pb2 import ProcessingStats
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one recording. answer: the server's whole answer, None where it failed.
+    """The result of one recording. answer: the whole response, None if the call failed.
 
-    error: a line for people, also where a transcript could not be saved; reason: the word that names it.
+    error: a line for the user, also if a transcript could not be saved. reason: a short name of the error.
     """
 
     file: Path
@@ -40,10 +40,10 @@ class Outcome:
 
 @dataclass
 class Results:
-    """Takes outcomes in order, and prints or saves them.
+    """Prints or saves outcomes in the order of the files.
 
-    formats: as asked of the server. directory: None prints. words: print each where no format is asked for.
-    as_json: print the whole answers in place of their text.
+    formats: those requested. directory: None prints. words: print words if there is no format. as_json: print whole
+    responses instead of text.
     """
 
     files: Sequence[Path]
@@ -52,10 +52,10 @@ class Results:
     words: bool = False
     as_json: bool = False
     outcomes: list[Outcome] = field(default_factory=list)
-    is_unread: bool = False  # standard output cannot be written any more
+    is_stdout_lost: bool = False  # writing to standard output failed
 
     def add(self, outcome: Outcome) -> None:
-        """Print or save the next recording's outcome."""
+        """Print or save the outcome of the next recording."""
         if outcome.transcript is not None and self.directory is not None:
             try:
                 self._save(stems(self.files)[len(self.outcomes)], outcome.transcript)
@@ -64,19 +64,20 @@ class Results:
                 outcome = replace(outcome, error=why, reason="not written")
         self.outcomes.append(outcome)
         if outcome.error:
-            errors.print(f"{name_of(outcome.file)}: {outcome.error}", soft_wrap=True, markup=False)
-        if outcome.transcript is not None and not self.is_unread:
+            complain(f"{name_of(outcome.file)}: {outcome.error}")
+        if outcome.transcript is not None and not self.is_stdout_lost:
             self._print(outcome)
 
     def _save(self, stem: str, transcript: Transcript) -> None:
-        """Write its files, each as a whole or not at all. Raises OSError."""
+        """Write the files of a transcript, each atomically. Raises OSError, also rather than overwrite a recording."""
         for format, rendition in zip(self.formats, transcript.renditions, strict=True):
-            write_whole(Path(self.directory or "") / f"{stem}.{format.suffix}", rendition.content)
+            file = Path(self.directory or "") / f"{stem}.{format.suffix}"
+            if any(_is_same(file, recording) for recording in self.files):
+                raise OSError(errno.EEXIST, "it is one of the recordings", str(file))
+            write_whole(file, rendition.content)
 
     def _print(self, outcome: Outcome) -> None:
         try:
-            if sys.stdout is None:  # typer would pass it over
-                raise OSError(errno.EBADF, "it is closed")
             if self.as_json and outcome.answer is not None:
                 typer.echo(MessageToJson(outcome.answer, indent=None))
             elif self.directory is None and outcome.transcript is not None:
@@ -85,18 +86,18 @@ class Results:
                 typer.echo(text_of(outcome.transcript, words=self.words), nl=False)
         except OSError as error:
             if self.directory is None:
-                raise  # nobody gets what is not done yet
-            self.is_unread = True
+                raise  # there is no use for the other results
+            self.is_stdout_lost = True
             drop_stdout()
-            errors.print(f"typeless: standard output cannot be written: {error.strerror}; files are", markup=False)
+            complain(f"typeless: standard output cannot be written: {error.strerror}; the files are written")
 
     @property
     def n_failed(self) -> int:
-        """Recordings without a transcript, or whose transcript could not be saved."""
+        """The number of recordings without a transcript, or with one that could not be saved."""
         return sum(bool(outcome.error) for outcome in self.outcomes)
 
     def summary(self) -> None:
-        """A table on stderr, where there is more than one recording."""
+        """Print a table to stderr if there are several recordings."""
         if len(self.outcomes) < 2:
             return
         table = Table(box=None, pad_edge=False)
@@ -105,17 +106,24 @@ class Results:
             justify: Literal["left", "right"] = "right" if title in ("audio", "took", "speed") else "left"
             table.add_column(title, justify=justify, no_wrap=True)
         for outcome in self.outcomes:
-            table.add_row(*map(Text, _row(outcome)))  # a name is no markup
+            table.add_row(*map(Text, _row(outcome)))  # Text: a name is not markup
         n_done = len(self.outcomes) - self.n_failed
         print_table(table, to_stderr=True)
-        errors.print(f"{n_done} transcribed, {self.n_failed} failed", markup=False)
+        complain(f"{n_done} transcribed, {self.n_failed} failed")
 
 
 def text_of(transcript: Transcript, *, words: bool) -> str:
-    """What is printed of a transcript, to its last line break: its first file format, its words, or its text."""
+    """The text to print, with its last line break: the first format, the words, or the plain text."""
     if transcript.renditions:
         return transcript.renditions[0].content
     return (_words(transcript) if words else "\n".join(segment.text for segment in transcript.segments)) + "\n"
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them does not exist
+        return False
 
 
 def _row(outcome: Outcome) -> tuple[str, ...]:
@@ -137,7 +145,7 @@ def _words(transcript: Transcript) -> str:
 
 
 def seconds(duration: Duration) -> float:
-    """A Duration as a number."""
+    """Convert a Duration to seconds."""
     return duration.seconds + duration.nanos / 1e9
 
 

@@ -1,4 +1,4 @@
-"""`typeless serve`: a server until told to stop."""
+"""`typeless serve`: runs a server until a signal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 
 from typeless_grpc.cli.output import failures_as_lines
 from typeless_grpc.cli.settings import load_settings
-from typeless_grpc.cli.signals import say, told_to_stop
+from typeless_grpc.cli.signals import say, stop_event
 from typeless_grpc.version import VERSION
 
 if TYPE_CHECKING:
@@ -25,16 +25,16 @@ SAMPLE = Path(__file__).parents[2] / "tests" / "audio" / "en_two_sentences.flac"
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
-    port: Annotated[int | None, typer.Option(help="TCP port; 50051 unless set, 0 takes a free one.")] = None,
-    model: Annotated[str | None, typer.Option(help="Default model: a name or a directory; base unless set.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; 50051 by default, 0 for any free port.")] = None,
+    model: Annotated[str | None, typer.Option(help="Default model: a name or a directory; base by default.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     compute_type: Annotated[str | None, typer.Option(help="auto, int8, float16, …")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Directory for models and all that is kept.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory for models and all other data.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
 ) -> None:
-    """Serve until SIGTERM, SIGHUP or Ctrl-C; then finish running calls and stop. `typeless config` shows all settings.
+    """Serve until SIGTERM, SIGHUP or Ctrl-C, then finish running calls. `typeless config` shows all settings.
 
     Example: typeless serve --port 50051 --model base
     """
@@ -55,23 +55,24 @@ def serve(
         settings = load_settings(flags, file=config).settings
         logs.configure(settings.log_level, settings.log_format)
         fetch(catalog(settings), settings.model)
-        asyncio.run(_serve(settings, _variables(config, data_dir)))
+        asyncio.run(run_server(settings, _variables(config, data_dir)))
 
 
-async def _serve(settings: Settings, variables: str) -> None:
+async def run_server(settings: Settings, variables: str) -> None:
+    """Run a server until a signal. variables: see `ready_text`."""
     from typeless_grpc.app.starting import build
 
-    stop = told_to_stop()
+    stop = stop_event()
     async with build(settings) as app:
         if await _is_warm(app, stop):
             say(ready_text(app, settings, variables))
             await stop.wait()
-        say("Stopping: no new calls, running ones may finish.", to_stderr=True)
+        say("Stopping: running calls may finish.", to_stderr=True)
 
 
 async def _is_warm(app: App, stop: asyncio.Event) -> bool:
-    """Wait until the model is warm, or this process is to stop, which is False."""
-    if stop.is_set():  # while the program was imported: nothing is begun any more
+    """Wait until the model is warm. Returns False if the process has to stop first."""
+    if stop.is_set():  # it came while the program was imported
         return False
     warming, stopping = asyncio.create_task(app.warm()), asyncio.create_task(stop.wait())
     try:
@@ -85,7 +86,7 @@ async def _is_warm(app: App, stop: asyncio.Event) -> bool:
 
 
 def _variables(config: Path | None, data_dir: Path | None) -> str:
-    """These flags as a shell sets variables: what a command without them needs, to find the same keys."""
+    """These flags as variables of a shell, for commands that must find the same store."""
     given = {
         "TYPELESS_CONFIG": config and config.absolute(),
         "TYPELESS_DATA_DIR": data_dir and data_dir.expanduser().absolute(),
@@ -94,9 +95,9 @@ def _variables(config: Path | None, data_dir: Path | None) -> str:
 
 
 def ready_text(app: App, settings: Settings, variables: str = "") -> str:
-    """What a newcomer needs next: that it runs, with what, and commands that work as they stand.
+    """The text for a new user: the address, the model, and commands that work as printed.
 
-    variables: set before commands that read the settings themselves, each with a space behind it.
+    variables: to put before commands that read the settings, each with a space behind it.
     """
     address = f"localhost:{app.port}"
     sample = os.path.relpath(SAMPLE) if SAMPLE.is_file() else "RECORDING"
@@ -123,7 +124,7 @@ Try next:
 
 
 def _command() -> str:
-    """How this command is called from here: by its name where the shell finds it, else by its path."""
+    """The name of this command if the shell finds it, else its path."""
     here = Path(sys.argv[0]).absolute()
     if here.name != "typeless" or shutil.which("typeless") == str(here):
         return "typeless"

@@ -1,4 +1,4 @@
-"""How commands that run until they are told to stop are told."""
+"""Signals that stop a server or a worker."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import sys
 import threading
 
 
-def told_to_stop() -> asyncio.Event:
-    """An event that SIGTERM, Ctrl-C and the end of the terminal (SIGHUP) set; belongs to the running loop.
+def stop_event() -> asyncio.Event:
+    """An event of the running loop that SIGTERM, Ctrl-C and SIGHUP set.
 
-    SIGTERM or Ctrl-C for the second time ends the process: who asks twice does not want to wait. A terminal's end is no
-    such asking, since the shell and the system each tell of it; and under `nohup`, which ignores it, it stays ignored.
+    The second SIGTERM or Ctrl-C ends the process at once. SIGHUP does not count: the shell and the system each send one
+    when a terminal closes. `nohup` ignores SIGHUP, and then it stays ignored.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    asked: list[signal.Signals] = []
+    requests: list[signal.Signals] = []
 
     def on_signal(number: signal.Signals) -> None:
         if number is not signal.SIGHUP:
-            asked.append(number)
-        if len(asked) > 1:
+            requests.append(number)
+        if len(requests) > 1:
             os._exit(130)
         stop.set()
 
@@ -34,13 +34,13 @@ def told_to_stop() -> asyncio.Event:
 
 
 def say(text: str, *, to_stderr: bool = False) -> None:
-    """Print a line, unless nobody can read it any more: a terminal that is gone must not end a server."""
+    """Print a line. A closed terminal must not end a server, so a failure to write is ignored."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def end_within(seconds: float) -> None:
-    """End this process by then, whatever its threads do: some wait for what cannot be interrupted."""
+    """End this process after a time, whatever its threads do: some wait without a way to interrupt them."""
     timer = threading.Timer(seconds, os._exit, [0])
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""`typeless stream`: text while it is spoken."""
+"""`typeless stream`: transcribes audio while it arrives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from typeless_grpc.cli import flags
 from typeless_grpc.cli.audio_sources import (
     BrokenInput,
     Encoding,
-    file_pieces,
+    file_blocks,
     microphone,
     not_empty,
     paced_file,
@@ -31,18 +31,17 @@ from typeless_grpc.cli.audio_sources import (
 )
 from typeless_grpc.cli.failures import calls_as_lines
 from typeless_grpc.cli.files import is_pipe, name_of, recording
-from typeless_grpc.cli.output import errors, fail, need
-from typeless_grpc.cli.target import Place, client_of
-from typeless_grpc.client import RawFormat
-from typeless_grpc.client_mic import MICROPHONE, NoMicrophone
-from typeless_grpc.client_stream import StreamOptions
+from typeless_grpc.cli.output import complain, errors, fail, need
+from typeless_grpc.cli.target import Target, open_client
+from typeless_grpc.client import RawFormat, StreamOptions
+from typeless_grpc.client.microphone import MICROPHONE, NoMicrophone
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
 
 Show = Callable[[StreamTranscribeResponse], None]
 
 
 class Pace(StrEnum):
-    """What kind of audio it is."""
+    """The mode of the stream."""
 
     LIVE = "live"
     FILE = "file"
@@ -50,74 +49,79 @@ class Pace(StrEnum):
 
 def stream(
     audio: Annotated[
-        str, typer.Argument(metavar="FILE|-|mic", help="A recording or a pipe, standard input, or the microphone.")
+        str, typer.Argument(metavar="FILE|-|mic", help="A recording or pipe, - for standard input, or the microphone.")
     ],
-    place: Place,
+    target: Target,
     decoding: flags.Decoding,
-    words: Annotated[bool, typer.Option("--words", help="With --json: each word with its times.")] = False,
+    words: Annotated[bool, typer.Option("--words", help="With --json: add word times.")] = False,
     realtime: Annotated[bool, typer.Option("--realtime", help="Send a file at the pace of speech.")] = False,
     interim: Annotated[
-        bool | None, typer.Option("--interim/--no-interim", help="Text before it is final; on a terminal unless set.")
+        bool | None,
+        typer.Option("--interim/--no-interim", help="Show text before it is final; default on a terminal."),
     ] = None,
-    mode: Annotated[Pace, typer.Option(help="file: a recording sent as fast as it can be.")] = Pace.LIVE,
+    mode: Annotated[Pace, typer.Option(help="file sends a recording as fast as possible.")] = Pace.LIVE,
     encoding: Annotated[
-        Encoding | None, typer.Option(help="Of bare samples; a file says its own unless set.", show_default=False)
+        Encoding | None, typer.Option(help="Encoding of raw samples, which have no header.", show_default=False)
     ] = None,
     rate: Annotated[
-        int | None, typer.Option(min=8000, max=192_000, help="Of bare samples, in Hz; 16000 unless set.")
+        int | None, typer.Option(min=8000, max=192_000, help="Sample rate of raw samples in Hz; 16000 by default.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Microphone: a number or a part of its name.", show_default=False)] = "",
-    channels: Annotated[int | None, typer.Option(min=1, max=8, help="Of bare samples; 1 unless set.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Every event as JSON, one in each line.")] = False,
+    device: Annotated[str, typer.Option(help="Microphone: its number or a part of its name.", show_default=False)] = "",
+    channels: Annotated[int | None, typer.Option(min=1, max=8, help="Channels of raw samples; 1 by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every event as one line of JSON.")] = False,
 ) -> None:
-    """Print what is said while it is said; a connection that breaks is taken up again.
+    """Transcribe audio while it arrives. A stream resumes after its connection breaks.
 
-    On a terminal text is grey until it is final, and a file has a bar. Into a pipe go final lines only. Ctrl-C ends
-    what is spoken, and its last words are printed; a second one stops at once.
+    A terminal shows text in grey until it is final, and a progress bar with --mode file. A pipe gets only final lines.
+    Ctrl-C ends live audio and prints its last words; a second Ctrl-C stops at once.
 
     Example: typeless stream --local --realtime --language en tests/audio/en_two_sentences.flac
     """
     file = None if audio == "mic" else recording(audio, "FILE")
     is_spoken = file is None or is_pipe(file)
-    need("--encoding", audio != "mic" or encoding is None, "a file or standard input: the microphone has its own")
-    need("--rate", encoding is not None or rate is None, "--encoding: a file says its own")
-    need("--channels", encoding is not None or channels is None, "--encoding: a file says its own")
+    need(
+        "--encoding",
+        audio != "mic" or encoding is None,
+        "a file or standard input: the microphone's is fixed",
+    )
+    need("--rate", encoding is not None or rate is None, "--encoding: a file has a header")
+    need("--channels", encoding is not None or channels is None, "--encoding: a file has a header")
     need("--device", audio == "mic" or not device, "mic")
-    need("--realtime", not is_spoken or not realtime, "a file: what is spoken has its own pace")
-    need("--interim", mode is Pace.LIVE or not interim, "--mode live: a recording has none")
+    need("--realtime", not is_spoken or not realtime, "a file: live audio has its own pace")
+    need("--interim", mode is Pace.LIVE or not interim, "--mode live: --mode file has no interims")
     need("--words", as_json or not words, "--json: lines of text have no times")
     raw = RawFormat(encoding.value, rate or 16_000, channels or 1) if encoding else None
     wants_interims = interim if interim is not None else sys.stdout.isatty()
     options = StreamOptions(
-        decoding.asked(place.asked_model, words=words),
+        decoding.to_options(target.requested_model, words=words),
         MICROPHONE if audio == "mic" else raw,
         mode=mode.value,
         interim_results=wants_interims and mode is Pace.LIVE,
     )
-    with calls_as_lines(place.server):
-        pieces = _pieces(file, options.raw_format, realtime, device)
+    with calls_as_lines(target.server):
+        blocks = _blocks(file, options.raw_format, realtime, device)
         try:
-            asyncio.run(_stream(pieces, options, place, is_spoken=is_spoken, as_json=as_json))
+            asyncio.run(_stream(blocks, options, target, is_spoken=is_spoken, as_json=as_json))
         except BrokenInput as error:
             fail(f"{'standard input' if audio == '-' else name_of(audio)} {error}")
         except NoMicrophone as error:
             fail(str(error))
 
 
-def _pieces(file: Path | None, raw: RawFormat | None, realtime: bool, device: str) -> AsyncIterator[bytes]:
+def _blocks(file: Path | None, raw: RawFormat | None, realtime: bool, device: str) -> AsyncIterator[bytes]:
     if file is None:
         return microphone(device)
     if is_pipe(file):
         return not_empty(piped(file))
-    return not_empty(paced_file(file, raw) if realtime else file_pieces(file))
+    return not_empty(paced_file(file, raw) if realtime else file_blocks(file))
 
 
 async def _stream(
-    pieces: AsyncIterator[bytes], options: StreamOptions, place: Place, *, is_spoken: bool, as_json: bool
+    blocks: AsyncIterator[bytes], options: StreamOptions, target: Target, *, is_spoken: bool, as_json: bool
 ) -> None:
-    async with client_of(place) as client:
-        # A file is given up on Ctrl-C. What is spoken is ended by it: its last words are still worth having.
-        events = client.stream(_until_interrupted(pieces) if is_spoken else pieces, options)
+    async with open_client(target) as client:
+        # Ctrl-C abandons a file, but ends live audio and keeps its last words.
+        events = client.stream(_until_interrupted(blocks) if is_spoken else blocks, options)
         if options.interim_results and not as_json:
             await _on_terminal(events)
         elif options.mode == "file" and not as_json:
@@ -126,8 +130,8 @@ async def _stream(
             await _each(events, _as_json if as_json else _as_line)
 
 
-async def _until_interrupted(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """What comes until the first Ctrl-C; the second one is like any other command's."""
+async def _until_interrupted(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Pass blocks on until the first Ctrl-C. The second one interrupts the command."""
     loop = asyncio.get_running_loop()
     interrupted = loop.create_future()
 
@@ -139,14 +143,14 @@ async def _until_interrupted(pieces: AsyncIterator[bytes]) -> AsyncIterator[byte
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # another system, or not the main thread
         loop.add_signal_handler(signal.SIGINT, interrupt)
     while True:
-        piece = asyncio.ensure_future(anext(pieces, b""))
-        await asyncio.wait({piece, interrupted}, return_when=asyncio.FIRST_COMPLETED)
-        if not piece.done():
-            piece.cancel()
+        block = asyncio.ensure_future(anext(blocks, b""))
+        await asyncio.wait({block, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        if not block.done():
+            block.cancel()
             return
-        if not piece.result():
+        if not block.result():
             return
-        yield piece.result()
+        yield block.result()
 
 
 async def _each(events: AsyncGenerator[StreamTranscribeResponse, None], show: Show) -> None:
@@ -156,7 +160,7 @@ async def _each(events: AsyncGenerator[StreamTranscribeResponse, None], show: Sh
 
 
 async def _on_terminal(events: AsyncGenerator[StreamTranscribeResponse, None]) -> None:
-    """What may still change is one grey line below what will not."""
+    """Print final lines, and below them an interim in grey."""
     console = Console(highlight=False)
     with Live(console=console, auto_refresh=False, transient=True) as line:
 
@@ -174,7 +178,7 @@ async def _on_terminal(events: AsyncGenerator[StreamTranscribeResponse, None]) -
 
 
 async def _with_bar(events: AsyncGenerator[StreamTranscribeResponse, None]) -> None:
-    """Final lines, and below them on a terminal how far the work is."""
+    """Print final lines, and below them a progress bar on a terminal."""
     console = Console(highlight=False) if sys.stdout.isatty() else errors
     columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
     with Progress(
@@ -195,7 +199,7 @@ async def _with_bar(events: AsyncGenerator[StreamTranscribeResponse, None]) -> N
 
 def _as_line(event: StreamTranscribeResponse) -> None:
     if event.HasField("segment"):
-        typer.echo(event.segment.text)  # echo flushes: whoever reads the pipe reads it now
+        typer.echo(event.segment.text)  # echo flushes, for the reader of a pipe
     else:
         _warn(event)
 
@@ -206,4 +210,4 @@ def _as_json(event: StreamTranscribeResponse) -> None:
 
 def _warn(event: StreamTranscribeResponse) -> None:
     if event.HasField("warning"):
-        errors.print(f"{event.warning.message} ({event.warning.reason})", soft_wrap=True, markup=False)
+        complain(f"{event.warning.message} ({event.warning.reason})")

@@ -1,58 +1,59 @@
-"""Which server a command calls: one that runs somewhere, or one of its own; and how patient it is with it."""
+"""The server that a command calls: a running one, or one of its own; and how long the command retries."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
-import grpc
 import typer
 
 from typeless_grpc.cli.connection import Connection
-from typeless_grpc.cli.failures import fail_with, is_away
+from typeless_grpc.cli.failures import fail_with, is_unavailable
 from typeless_grpc.cli.flags import Model
-from typeless_grpc.cli.output import errors, working
+from typeless_grpc.cli.output import complain, errors, working
 from typeless_grpc.cli.settings import load_settings
-from typeless_grpc.client import AsyncClient, CallFailed
+from typeless_grpc.client import AsyncClient, CallFailed, RetryPolicy
+from typeless_grpc.client.retry import RetryState, is_quota
 
-# How often a call is made that the server refuses for load; it says itself how long to wait.
-ATTEMPTS = 6
+# Many files need more calls than most quotas allow at once, so a command waits for its quota as often as it must.
+RETRIES = RetryPolicy(max_attempts=6, first_delay_s=0.5, max_delay_s=8.0, max_quota_attempts=None, max_quota_s=math.inf)
 
-# Room in a message for what is not audio: names, options.
-ROOM_BYTES = 64 * 1024
+# Part of a message that is not audio: names, options.
+OVERHEAD_BYTES = 64 * 1024
 
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Place(Connection):
-    """Where to call, and how: the server named, or one of our own with this model that ends with the command."""
+class Target(Connection):
+    """The server to call and the model to use. With --local, the command starts a server and stops it at the end."""
 
-    local: Annotated[bool, typer.Option("--local", help="Start a server for this command alone.")] = False
+    local: Annotated[bool, typer.Option("--local", help="Start a server just for this command.")] = False
     model: Model = ""
 
     def check(self, given: Mapping[str, str]) -> None:
-        """Refuse a connection that would not be used, or cannot be. given: see `options`. Raises typer.BadParameter."""
+        """Refuse a connection that is invalid or unused. given: see `options`. Raises typer.BadParameter."""
         if self.local:
-            self.refuse(given, "calls a server of its own")
+            self.refuse(given, "starts its own server")
         else:
             super().check(given)
 
     @property
-    def asked_model(self) -> str:
-        """The model to name in calls: a server of our own is started with it, as it may be a directory."""
+    def requested_model(self) -> str:
+        """The model to name in calls; "" with --local, where the server itself starts with it."""
         return "" if self.local else self.model
 
 
 @asynccontextmanager
-async def client_of(place: Place) -> AsyncIterator[AsyncClient]:
-    """A client of the server that is meant."""
-    if not place.local:
-        # Commands wait by themselves and say so: see `patiently`.
-        async with AsyncClient(place.server, api_key=place.api_key, tls=place.tls, retry=False) as client:
+async def open_client(target: Target) -> AsyncIterator[AsyncClient]:
+    """Open a client of the server."""
+    if not target.local:
+        # `retry_until_available` retries, and tells the user.
+        async with AsyncClient(target.server, api_key=target.api_key, tls=target.tls, retry=False) as client:
             yield client
         return
     from typeless_grpc.app.models import catalog
@@ -61,7 +62,7 @@ async def client_of(place: Place) -> AsyncIterator[AsyncClient]:
     from typeless_grpc.config import private
     from typeless_grpc.telemetry import logs
 
-    settings = private(load_settings({"host": "127.0.0.1", "port": 0, "model": place.model or None}).settings)
+    settings = private(load_settings({"host": "127.0.0.1", "port": 0, "model": target.model or None}).settings)
     logs.configure("warning", settings.log_format)
     fetch(catalog(settings), settings.model)
     async with build(settings) as app:
@@ -71,31 +72,31 @@ async def client_of(place: Place) -> AsyncIterator[AsyncClient]:
             yield client
 
 
-async def patiently(call: Callable[[], Awaitable[Answer]], place: Place, what: str) -> Answer:
-    """What the server answers once our quota and its load let it: many files are more than most quotas hold at once.
+async def retry_until_available(call: Callable[[], Awaitable[Answer]], target: Target, what: str) -> Answer:
+    """Repeat a call while a quota or the server's load delays it. what: names the call to the user.
 
-    Raises CallFailed where waiting does not help, or did not. Stops the command where no server answers at all.
+    Raises CallFailed if waiting does not help. Ends the command if no server answers.
     """
-    n_refused = 0
+    retries = RetryState(RETRIES)
     while True:
         try:
             return await call()
         except CallFailed as error:
-            if is_away(error):
-                fail_with(error, place.server)
-            is_quota = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-            n_refused += 0 if is_quota else 1
-            if error.retry_after_s is None or n_refused == ATTEMPTS:
+            if is_unavailable(error):
+                fail_with(error, target.server)
+            if error.retry_after_s is None:
                 raise
-            why = "our quota" if is_quota else "the server"
+            wait_s = retries.wait_s(error)
             if errors.is_terminal:
-                errors.print(f"{what}: waiting {error.retry_after_s:.0f} s for {why}", style="dim", markup=False)
-            await asyncio.sleep(error.retry_after_s * max(1, n_refused))
+                reason = "your quota" if is_quota(error) else "the server"
+                complain(f"{what}: waiting {wait_s:.0f} s for {reason}", style="dim")
+            await asyncio.sleep(wait_s)
 
 
-async def max_audio_bytes(client: AsyncClient, place: Place) -> int:
-    """What the audio of one call may have; 0 where the server does not say: it will, if a call is too large."""
+async def max_audio_bytes(client: AsyncClient, target: Target) -> int:
+    """The most audio that a call may contain, in bytes; 0 if the server does not answer."""
     try:
-        return (await patiently(client.server_info, place, "the server's limits")).max_message_bytes - ROOM_BYTES
+        info = await retry_until_available(client.server_info, target, "the server's limits")
     except CallFailed:
         return 0
+    return info.max_message_bytes - OVERHEAD_BYTES

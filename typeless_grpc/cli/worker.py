@@ -1,4 +1,4 @@
-"""`typeless worker`: runs jobs that servers accept, without taking calls itself."""
+"""`typeless worker`: runs the jobs that servers accept; it takes no calls itself."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import typer
 
 from typeless_grpc.cli.output import failures_as_lines
 from typeless_grpc.cli.settings import load_settings
-from typeless_grpc.cli.signals import end_within, say, told_to_stop
+from typeless_grpc.cli.signals import end_within, say, stop_event
 
 if TYPE_CHECKING:
     from typeless_grpc.config import Settings
 
-STARTING_S = 1.0  # for a worker that is told to stop before it has begun
+STARTING_S = 1.0  # for a worker that has to stop before it has started
 
 
 def worker(
-    model: Annotated[str | None, typer.Option(help="Default model: a name or a directory; base unless set.")] = None,
+    model: Annotated[str | None, typer.Option(help="Default model: a name or a directory; base by default.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Directory for models and all that is kept.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Jobs at the same time; 3 unless set.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory for models and all other data.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Concurrent jobs; 3 by default.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
 ) -> None:
-    """Run jobs until SIGTERM, SIGHUP or Ctrl-C; what is not done then goes on elsewhere, or at the next start.
+    """Run jobs until SIGTERM, SIGHUP or Ctrl-C. Unfinished jobs continue on another worker, or at the next start.
 
     Needs the same TYPELESS_DATABASE_URL and TYPELESS_STORAGE_URL as the servers.
 
@@ -47,29 +47,30 @@ def worker(
 
         settings = load_settings(flags, file=config).settings
         if not settings.max_concurrent_jobs:
-            raise InvalidInput("max_concurrent_jobs", "is 0: this worker would do nothing", reason="CONFIG_INVALID")
+            raise InvalidInput("max_concurrent_jobs", "is 0: this worker would run no jobs", reason="CONFIG_INVALID")
         logs.configure(settings.log_level, settings.log_format)
         fetch(catalog(settings), settings.model)
-        asyncio.run(_work(settings))
+        asyncio.run(run_worker(settings))
 
 
-async def _work(settings: Settings) -> None:
+async def run_worker(settings: Settings) -> None:
+    """Run jobs until a signal."""
     from typeless_grpc.app.starting import build_worker
 
-    stop, has_begun = told_to_stop(), asyncio.Event()
+    stop, has_started = stop_event(), asyncio.Event()
 
     async def run() -> None:
         async with build_worker(settings):
-            has_begun.set()
+            has_started.set()
             say(f"typeless worker runs up to {settings.max_concurrent_jobs} jobs")
             await stop.wait()
-            say("Stopping: running jobs are handed back.", to_stderr=True)
+            say("Stopping: returning running jobs to the queue.", to_stderr=True)
 
     running, stopping = asyncio.create_task(run()), asyncio.create_task(stop.wait())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    if stop.is_set() and not has_begun.is_set():
-        # It has no jobs yet. A model that loads, or a database that does not answer, is not waited for.
+    if stop.is_set() and not has_started.is_set():
+        # It has no jobs yet, so it need not wait for a model that loads or a database that does not answer.
         end_within(STARTING_S)
         running.cancel()
         await asyncio.wait({running})

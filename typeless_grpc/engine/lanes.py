@@ -8,7 +8,7 @@ is next (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996). A new ca
 so it gets no credit for having been idle, and does not wait behind another's hundred files. A caller that filled free
 seats of other batches gets ahead of the others, but only MAX_LEAD_S of that count against it.
 
-Yielding. While live speech may arrive at any moment, part of the engine is kept free for it: `pop` can be told to leave
+Yielding. While live speech may arrive at any moment, part of the engine is kept free for it: `pop` can leave
 the lanes that can wait, or be dropped, to other workers, unless they starve.
 
 Batches. The next entry decides the batch's key. Others with an equal key join it in the same order, but none of a

@@ -58,7 +58,7 @@ class PoolOptions:
     """
 
     default_model: str
-    max_memory_bytes: int = 4 * 1024**3
+    max_memory_bytes: int
     loadable: frozenset[str] | None = None
 
     def may_load(self, name: str) -> bool:

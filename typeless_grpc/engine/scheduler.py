@@ -2,7 +2,7 @@
 
 Calls submit windows. Workers take batches of them from the queue (`lanes.py` decides which) and run them on the model,
 in threads. Queued work is shared out among the free workers. A batch does not wait for more work unless some is known
-to be on its way, and then a few milliseconds at most. Work whose caller is gone leaves the queue at once; CTranslate2
+to be on its way, and then a few milliseconds at most. Work whose caller has left leaves the queue at once; CTranslate2
 cannot stop a batch that runs, so the rest of that batch notices at its next step.
 
 A running batch cannot be preempted. So while there is live speech, less urgent batches are small, and the last free
@@ -51,12 +51,12 @@ class SchedulerOptions:
     max_batch_cost_s: expected cost of a batch, in seconds of an idle engine; it bounds the memory of long windows.
     live_batch_cost_s: the same while there is live speech. gather_ms: how long a batch waits for work on its way.
     n_workers: batches that run in parallel, each with its own threads of the model. max_queued: windows of the same or
-    a more urgent lane in the queue; more are refused, so that patient work never keeps urgent work out.
+    a more urgent lane in the queue; more are refused, so that work that can wait never blocks urgent work.
     starve_after_s: a lane that was not served for this long is served next. interim_max_wait_s: interims that waited
     longer are dropped, 0.1 to 10.
     """
 
-    max_batch: int = 8
+    max_batch: int
     max_batch_cost_s: float = MAX_BATCH_COST
     live_batch_cost_s: float = MAX_LIVE_BATCH_COST
     gather_ms: float = 4.0

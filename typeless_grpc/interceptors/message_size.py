@@ -26,7 +26,10 @@ class MessageSizeInterceptor(Interceptor):
 
     def deserializer(self, inner: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         """Count a message's fields before it is parsed."""
-        descriptor = inner.__self__.DESCRIPTOR  # type: ignore[attr-defined]  # `FromString` of a message class
+        kind = getattr(inner, "__self__", None)  # `FromString` is bound to its message class
+        if not (isinstance(kind, type) and issubclass(kind, Message)):
+            return inner  # a method whose requests are not messages
+        descriptor: Any = kind.DESCRIPTOR
 
         def deserialize(data: bytes) -> Any:
             if has_more_fields(data, descriptor, MAX_FIELDS):

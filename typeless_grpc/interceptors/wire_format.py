@@ -10,7 +10,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 VARINT, FIXED64, LENGTH_DELIMITED, START_GROUP, END_GROUP, FIXED32 = range(6)
 SIZES = {FIXED64: 8, FIXED32: 4, START_GROUP: 0, END_GROUP: 0}
-FEWEST_BYTES = 2  # of a field: its tag, and its value or length
+MIN_BYTES = 1  # of an element of a packed field; other fields have a tag and a value or length
 TEXTS = (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE)
 
 
@@ -19,7 +19,7 @@ def has_more_fields(data: bytes, descriptor: Descriptor, limit: int) -> bool:
 
     descriptor: of the message's type. Malformed data is not an error here: what can be read of it is counted.
     """
-    return len(data) > FEWEST_BYTES * limit and _count(memoryview(data), descriptor, limit) > limit
+    return len(data) > MIN_BYTES * limit and _count(memoryview(data), descriptor, limit) > limit
 
 
 def _count(data: memoryview, descriptor: Descriptor, limit: int) -> int:

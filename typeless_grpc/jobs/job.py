@@ -1,17 +1,17 @@
-"""A job: one recording to be transcribed in the background, and what has come of it.
+"""A job: one recording to be transcribed in the background, and its result so far.
 
-A job is filed before its caller gets an answer, and from then on its row is the one truth about it: what runs jobs
-(`worker.py`, driven by the store) may die, freeze or come twice. Three rules make that safe:
+A job is stored before its caller gets an answer. From then on its row is the only truth about it: the workers that run
+jobs (`worker.py`, started by the store's queue) may die, freeze, or run a job twice. Three rules make that safe:
 
 - A state changes only along TRANSITIONS, in one guarded write.
-- Each run of a job has an id of its own. Whoever claims the job takes it over; what an earlier run still writes no
-  longer matches, so a worker that was only frozen cannot overwrite its successor.
-- The audio is worked through in chunks, each kept with its result before the next begins. A new run goes on after the
-  last chunk that was kept.
+- Each run of a job has its own id, which is its lease. A run that claims the job takes the lease; later writes of an
+  earlier run no longer match, so a worker that was only frozen cannot overwrite its successor.
+- The audio is transcribed in chunks. The result of each is stored before the next begins, and a new run continues after
+  the last stored chunk.
 
-A run that ends without a word (its worker died) counts as a crash. Crashes in a row, without one chunk kept in between,
-mark a job that kills its workers: after MAX_CRASHES it is given up. A long job on a machine that is restarted every day
-keeps chunks between restarts, and is not.
+A run that ends without an outcome (its worker died) counts as a crash. Crashes in a row, with no chunk stored in
+between, mark a poison job, which crashes its workers: after MAX_CRASHES it fails. A long job on a machine that is
+restarted every day stores chunks between restarts, and does not fail.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_CRASHES = 3
 
 
 class State(Enum):
-    """Where a job stands."""
+    """The state of a job."""
 
     PENDING = "pending"
     PROCESSING = "processing"
@@ -42,11 +42,11 @@ class State(Enum):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing changes any more."""
+        """Whether the job has ended: its state does not change any more."""
         return not TRANSITIONS[self]
 
 
-# What may follow what. PROCESSING to PROCESSING is a run that takes over from one that ended without a word.
+# The states that may follow each state. PROCESSING follows itself when a run takes the lease of one that crashed.
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.PENDING: frozenset({State.PROCESSING, State.CANCELLED}),
     State.PROCESSING: frozenset(
@@ -59,12 +59,12 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 
 
 def states_before(state: State) -> tuple[State, ...]:
-    """The states from which a job may become this one: what a guarded write demands."""
+    """Return the states that this one may follow: the condition of a guarded write."""
     return tuple(before for before, after in TRANSITIONS.items() if state in after)
 
 
 class Priority(IntEnum):
-    """Which of a caller's pending jobs starts first: the lowest number."""
+    """The order of a caller's pending jobs: the lowest number starts first."""
 
     HIGH = 1
     NORMAL = 2
@@ -73,7 +73,7 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job was given up: a class of `errors.py` by name, and what that error said."""
+    """Why a job failed: the name of a class of `errors.py`, and the fields of that error."""
 
     kind: str
     reason: str
@@ -82,7 +82,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """What is kept of an error; of one that nobody foresaw, nothing that it says."""
+        """Make a failure of an error. The text of an unforeseen error is left out: it may be private."""
         if isinstance(error, errors.TypelessError):
             return cls(type(error).__name__, error.reason, error.message, error.retry_after_s)
         message = "Something went wrong in the server; its log has the rest under the job's id."
@@ -90,7 +90,7 @@ class Failure:
 
     @property
     def error(self) -> errors.TypelessError:
-        """The error again, of the class that it was; EngineFailed where this version does not know that one."""
+        """Make the error again, of its class, or EngineFailed if this version does not know that."""
         found = getattr(errors, self.kind, None)
         is_known = isinstance(found, type) and issubclass(found, errors.TypelessError)
         family: type[errors.TypelessError] = found if is_known and found else errors.EngineFailed
@@ -110,10 +110,10 @@ CRASHED = Failure(
 class NewJob:
     """A job as it is submitted.
 
-    owner: who may see it. caller: whose turn it takes among the pending. uri: where the audio is, "" where its bytes
-    come along. options_message: the options as they were sent, opaque here. fingerprint: of everything that was sent;
-    two submissions with one request_id ("" for none) must agree in it. uploads_of: whose uploads it may use, None for
-    everyone's.
+    owner: who may see it. caller: jobs of different callers take turns. uri: of the audio, "" if its bytes come with
+    the request. options_message: the options as they were sent, opaque here. fingerprint: of the whole request; two
+    with the same request_id ("" for none) must have the same. uploads_of: the owner of the uploads that the job may
+    use, None for all owners.
     """
 
     owner: str
@@ -131,11 +131,11 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it stands. Times are Unix seconds, None until they happened.
+    """A stored job. Times are Unix seconds, None until they happen.
 
-    progress: in [0, 1]. attempt: runs begun. n_chunks, n_segments: kept so far. position: samples at 16 kHz that the
-    kept chunks cover. language: settled by an earlier chunk, "" while it is still detected. processing_s, queue_s,
-    n_windows: what the kept chunks took. version: grows with every change.
+    progress: in [0, 1]. attempt: number of runs. n_chunks, n_segments: stored so far. position: samples at 16 kHz in
+    the stored chunks. language: settled by an earlier chunk, "" as long as it is detected. processing_s, queue_s,
+    n_windows: sums over the stored chunks. version: grows with every change.
     """
 
     job_id: str
@@ -169,10 +169,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One stretch of a job's audio, done. Its transcript's times are from the start of the recording.
+    """The result of one chunk of a job's audio. Times of its transcript count from the start of the recording.
 
     index: 0, 1, 2, …; end: samples at 16 kHz from the start of the recording. is_last: the audio ends here. progress:
-    of the whole job, in [0, 1]. language: settled for the chunks that follow, "" where it is not.
+    of the whole job, in [0, 1]. language: settled for the next chunks, "" if it is not.
     """
 
     index: int
@@ -187,10 +187,7 @@ class Chunk:
 
 
 def joined(chunks: Sequence[Transcript], model: str = "") -> Transcript:
-    """The transcript of a recording from those of its chunks, in order.
-
-    Its language is that of most of the speech.
-    """
+    """Join the transcripts of a recording's chunks, in order. Its language is that of most of the speech."""
     tally = LanguageTally()
     for chunk in chunks:
         tally.add(chunk.language, chunk.language_probability, chunk.speech_s)
@@ -208,14 +205,14 @@ def joined(chunks: Sequence[Transcript], model: str = "") -> Transcript:
 
 
 def shown(transcript: Transcript, options: DecodeOptions) -> Transcript:
-    """The transcript of a whole job as its caller asked for it: with its file formats, without words nobody wants."""
+    """Return a job's transcript as requested: with its file formats, and with words only if they were requested."""
     with_files = with_renditions(transcript, options.output_formats, words=options.word_timestamps)
     return with_files if options.word_timestamps else without_words(with_files)
 
 
 @dataclass(frozen=True)
 class Progressed:
-    """What a watcher is told: the job, its transcript once it is COMPLETED, and segments from first_index on."""
+    """An update for a watcher: the job, its transcript once it is COMPLETED, and segments from first_index on."""
 
     job: Job
     first_index: int
@@ -225,11 +222,11 @@ class Progressed:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a job is tried again after a fault that can pass, and how long it waits before.
+    """How often, and after which delay, a job is retried after a transient fault.
 
-    max_attempts: failed runs in a row, without a chunk kept in between, after which it is given up; 1 or more. It is
-    never given up for want of capacity, which is no fault of the job's.
-    first_delay_s: before the second; each one after waits four times as long, at most max_delay_s.
+    max_attempts: failed runs in a row, with no chunk stored in between, after which the job fails; 1 or more. A job
+    never fails for lack of capacity, which is not its fault. first_delay_s: before the first retry; each later delay
+    is four times as long, at most max_delay_s.
     """
 
     max_attempts: int = 5
@@ -237,15 +234,15 @@ class RetryPolicy:
     max_delay_s: float = 300.0
 
     def delay_s(self, n_failures: int, error: BaseException) -> float | None:
-        """How long to wait after the nth failure in a row, 1 or more; None where the job is to be given up."""
-        if not can_pass(error) or (n_failures >= self.max_attempts and not isinstance(error, errors.Overloaded)):
+        """Return the delay after the nth failure in a row, 1 or more; None if the job is to fail."""
+        if not is_transient(error) or (n_failures >= self.max_attempts and not isinstance(error, errors.Overloaded)):
             return None
         delay_s = min(self.first_delay_s * 4.0 ** min(n_failures - 1, 32), self.max_delay_s)
-        asked_s = error.retry_after_s if isinstance(error, errors.TypelessError) else None
-        return max(delay_s, asked_s or 0.0)
+        requested_s = error.retry_after_s if isinstance(error, errors.TypelessError) else None
+        return max(delay_s, requested_s or 0.0)
 
 
-# Faults of the request or of the audio: the same again, whenever it is tried.
+# Faults of the request or of the audio: a retry would have the same result.
 _PERMANENT = (
     errors.InvalidInput,
     errors.NotFound,
@@ -256,6 +253,6 @@ _PERMANENT = (
 )
 
 
-def can_pass(error: BaseException) -> bool:
-    """Whether the same work may succeed later."""
+def is_transient(error: BaseException) -> bool:
+    """Whether a retry may succeed."""
     return not isinstance(error, _PERMANENT)

@@ -1,13 +1,14 @@
-"""Where jobs and uploads are kept, as this package and the servicers see it; `stores/` has the real ones.
+"""The stores of jobs and uploads, as this package and the servicers see them; `stores/` implements them.
 
-Everything here blocks, so callers on an event loop use a thread. Every call may raise SourceUnavailable, with
-`retry_after_s`, while the database or the storage cannot be reached or is full. An owner is whose jobs or uploads a
-call may touch, None for an admin, who may touch all; what belongs to another owner is NotFound.
+All calls block, so callers on an event loop use a thread. Every call may raise SourceUnavailable, with `retry_after_s`,
+while the database or the storage is unavailable or full. A call reads and changes only the jobs and uploads of its
+owner, None for an admin, who may use all; those of another owner are NotFound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -17,7 +18,7 @@ from typeless_grpc.speech.transcript import Segment, Transcript
 
 @dataclass(frozen=True)
 class JobQuery:
-    """Which jobs, newest first. states, labels: empty is all. page_token: of the page before, "" is the first."""
+    """Which jobs to list, newest first. states, labels: empty for all. page_token: of the page before, "" at first."""
 
     owner: str | None
     page_size: int = 100
@@ -28,7 +29,7 @@ class JobQuery:
 
 @dataclass(frozen=True)
 class JobPage:
-    """jobs: at most page_size. next_page_token: "" on the last page."""
+    """A page of jobs, at most page_size. next_page_token: "" on the last page."""
 
     jobs: Sequence[Job]
     next_page_token: str
@@ -36,7 +37,7 @@ class JobPage:
 
 @dataclass(frozen=True)
 class QueueStats:
-    """The queue at one moment: jobs by state, and the workers that are alive."""
+    """The queue now: number of jobs by state, and the live workers."""
 
     counts: Mapping[State, int]
     n_workers: int
@@ -46,7 +47,7 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's hold on a job. job: as it was when the run began. n_failures: failed runs in a row before it."""
+    """A run's lease of a job. job: as it was when the run began. n_failures: failed runs in a row before it."""
 
     run_id: str
     job: Job
@@ -54,112 +55,131 @@ class Run:
 
 
 class RunLost(Exception):
-    """The job is no longer this run's: it was cancelled or deleted, or another run has taken it over."""
+    """The run has lost its lease: the job was cancelled or deleted, or another run has claimed it."""
+
+
+class AudioReservation(Protocol):
+    """Room in an owner's storage quota for audio that is being fetched."""
+
+    @property
+    def reservation_id(self) -> str:
+        """The id of the reservation in the store."""
+        ...
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes that are reserved."""
+        ...
+
+    def grow_to(self, n_bytes: int) -> None:
+        """Reserve so many bytes in all, before they are written.
+
+        Raises RateLimited at the owner's quota, and SourceUnavailable if the disk is almost full.
+        """
+        ...
 
 
 class JobStore(Protocol):
-    """What callers ask of jobs."""
+    """The jobs, as their callers use them."""
 
-    def submit(self, new: NewJob, content: bytes | BinaryIO | None) -> Job:
-        """File a job and its audio (content, or what new.uri names); returns once both are on disk.
+    def submit(self, new: NewJob, content: bytes | BinaryIO | None, reserved: AudioReservation | None = None) -> Job:
+        """Store a job and its audio (content, or what new.uri names); returns once both are on disk.
 
-        A request_id that was sent before returns the job it made. Raises AlreadyExists if that was for something
-        else, NotFound if the upload does not exist, WrongState if it is not complete, RateLimited if the caller has
-        too many pending jobs or its owner too much audio here.
+        A request_id that was used before returns the job of that request. reserved: from `reserve`; the content counts
+        in its place. Raises AlreadyExists if the earlier request was a different one, NotFound if the upload does not
+        exist, WrongState if it is not complete, RateLimited if the caller has too many pending jobs or its owner too
+        much audio here.
         """
         ...
 
-    def check_room(self, owner: str, n_bytes: int) -> None:
-        """Raise what `submit` would for so many bytes of audio, before they are fetched.
-
-        That is RateLimited at the owner's quota, and SourceUnavailable where the disk is almost full.
-        """
+    def reserve(self, owner: str) -> AbstractContextManager[AudioReservation]:
+        """Begin to reserve room for the audio of one job. What `submit` has not used is released at the end."""
         ...
 
     def made_by(self, new: NewJob) -> Job | None:
-        """The job that an earlier submission with new.request_id made; None where there is none.
+        """Return the job of an earlier request with new.request_id; None if there is none.
 
-        Raises AlreadyExists if that was for something else.
+        Raises AlreadyExists if that request was a different one.
         """
         ...
 
     def get(self, job_id: str, owner: str | None) -> Job:
-        """The job as it stands. Raises NotFound."""
+        """Return a job. Raises NotFound."""
         ...
 
     def page(self, query: JobQuery) -> JobPage:
-        """A page of jobs, newest first. Raises InvalidInput for a page token that is none of ours."""
+        """Return a page of jobs, newest first. Raises InvalidInput for an unknown page token."""
         ...
 
     def cancel(self, job_id: str, owner: str | None) -> Job:
-        """End a job that has not ended; the job as it then stands. Raises NotFound."""
+        """Cancel a job unless it has ended; return it. Raises NotFound."""
         ...
 
     def delete(self, job_id: str, owner: str | None) -> None:
-        """Delete a job and all it holds; nothing happens where that was done before, within the last day.
+        """Delete a job and all its data; do nothing if it was deleted within the last day.
 
         Raises NotFound, and WrongState while it is PROCESSING.
         """
         ...
 
     def stats(self, owner: str | None = None) -> QueueStats:
-        """The queue: the owner's jobs counted, everyone's for None; the workers are the same for all."""
+        """Return the number of the owner's jobs by state, of all jobs for None; the workers are the same for all."""
         ...
 
     def versions(self, job_ids: Collection[str]) -> Mapping[str, int]:
-        """The versions of the jobs that exist: cheap, to be asked often."""
+        """Return the versions of the jobs that exist; cheap, so that it may be called often."""
         ...
 
     def transcript(self, job: Job) -> Transcript:
-        """What the chunks that are kept say, as one."""
+        """Return the transcript of all stored chunks."""
         ...
 
     def segments(self, job: Job, first_index: int) -> Sequence[Segment]:
-        """The segments that are final, from an index on."""
+        """Return the final segments from an index on."""
         ...
 
 
 class RunStore(Protocol):
-    """What a worker asks of jobs. All writes of a run raise RunLost once the job is no longer its own."""
+    """The jobs, as workers use them. All writes of a run raise RunLost once it has lost its lease."""
 
-    def is_suspect(self, job_id: str) -> bool:
-        """Whether the job's last run ended without a word, so that the next may take its worker down."""
+    def is_quarantined(self, job_id: str) -> bool:
+        """Whether the job's last run ended without an outcome, so that the next may crash its worker."""
         ...
 
     def claim(self, job_id: str, worker_id: str) -> Run | None:
-        """Begin a run; None where there is nothing to do: the job is gone, has ended, or has crashed too often."""
+        """Begin a run; None if there is nothing to do: the job was deleted, has ended, or has crashed too often."""
         ...
 
     def open_audio(self, job: Job) -> BinaryIO:
-        """The job's audio, to be closed by the caller. Raises NotFound, or as AudioSources.open does."""
+        """Open the job's audio, which the caller closes. Raises NotFound, or as AudioSources.open does."""
         ...
 
     def kept_chunk(self, run: Run, index: int) -> bool | None:
-        """Whether the chunk is the last of the audio; None where it is not kept yet."""
+        """Return whether the chunk is the last of the audio; None if it is not stored yet."""
         ...
 
     def keep_chunk(self, run: Run, chunk: Chunk) -> None:
-        """Keep a chunk's result: it is final, and the job's progress moves on."""
+        """Store a chunk's result, which is final, and advance the job's progress."""
         ...
 
     def complete(self, run: Run) -> None:
-        """All chunks are kept: the job is COMPLETED."""
+        """Set the job to COMPLETED; all its chunks are stored."""
         ...
 
     def fail(self, run: Run, failure: Failure) -> None:
-        """Give the job up."""
+        """Set the job to FAILED."""
         ...
 
     def retry(self, run: Run, failure: Failure, delay_s: float) -> None:
-        """Back to PENDING, to be run again after a delay."""
+        """Set the job to PENDING, and queue it again after a delay."""
         ...
 
     def hand_back(self, run: Run) -> None:
-        """Back to PENDING, for any worker: this one stops. Counts neither as a crash nor as a failure."""
+        """Set the job to PENDING for any worker. This counts neither as a crash nor as a failure."""
         ...
 
     def lost(self, runs: Collection[Run]) -> Collection[str]:
-        """The ids of those runs whose job is no longer theirs."""
+        """Return the ids of the runs that have lost their lease."""
         ...
 
 
@@ -168,7 +188,7 @@ UPLOAD_SCHEME = "upload://"
 
 @dataclass(frozen=True)
 class Upload:
-    """A recording kept here, whole or in part. expire_s: Unix time of its deletion."""
+    """A stored recording, complete or partial. expire_s: Unix time of its deletion."""
 
     upload_id: str
     owner: str
@@ -178,40 +198,40 @@ class Upload:
 
     @property
     def uri(self) -> str:
-        """What a request names it by."""
+        """The URI of the upload in requests."""
         return f"{UPLOAD_SCHEME}{self.upload_id}"
 
 
 class UploadStore(Protocol):
-    """Recordings too large for one message."""
+    """Stores recordings that are too large for one message."""
 
     def create(self, owner: str, filename: str) -> Upload:
-        """Open a new upload. Raises RateLimited if the owner has too many unfinished ones."""
+        """Create an upload. Raises RateLimited if the owner has too many unfinished ones."""
         ...
 
     def get(self, upload_id: str, owner: str | None) -> Upload:
-        """The upload as it stands. Raises NotFound."""
+        """Return an upload. Raises NotFound."""
         ...
 
     def append(self, upload: Upload, data: Sequence[bytes]) -> Upload:
-        """Keep the next bytes, in pieces.
+        """Store the next bytes.
 
-        Raises WrongState if another call has moved it on meanwhile, and InvalidInput at the limit.
+        Raises WrongState if another call has appended to it meanwhile, and InvalidInput at the limit.
         """
         ...
 
     def digest(self, upload: Upload) -> bytes:
-        """SHA-256 of what is kept, read piece by piece."""
+        """Return the SHA-256 of the stored bytes, which are read in parts."""
         ...
 
     def complete(self, upload: Upload, sha256: bytes = b"") -> Upload:
-        """All bytes are there. sha256: of them, b"" where it is not known. Raises WrongState as append does."""
+        """Set the upload to complete. sha256: of its bytes, b"" if unknown. Raises WrongState as append does."""
         ...
 
     def sha256(self, upload_id: str, owner: str | None) -> bytes:
-        """What the upload was completed with; b"" where that is not known, or there is no such upload."""
+        """Return the SHA-256 of a completed upload; b"" if it is unknown or there is no such upload."""
         ...
 
     def open(self, upload_id: str, owner: str | None) -> BinaryIO:
-        """A complete upload's bytes, to be closed by the caller. Raises NotFound, and WrongState for one unfinished."""
+        """Open a complete upload; the caller closes it. Raises NotFound, and WrongState if it is unfinished."""
         ...

@@ -41,7 +41,7 @@ UNITS: Mapping[admin_pb2.RateLimitUnit.ValueType, Unit] = {
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
-    """Only admins get here: the gate sees to that."""
+    """The gate admits only admins to these calls."""
 
     NAME = "typeless.v1.AdminService"
 
@@ -51,19 +51,19 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         settings: Mapping[str, str],
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        """settings: what GetConfig shows, without secrets. wall_s: Unix time in seconds."""
+        """settings: for GetConfig, without secrets. wall_s: Unix time in seconds."""
         self._registry = registry
         self._settings = settings
         self._wall_s = wall_s
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Take this service's calls."""
+        """Register this service with a server."""
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self, server)
 
     async def CreateApiKey(
         self, request: admin_pb2.CreateApiKeyRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> admin_pb2.CreateApiKeyResponse:
-        """A new key, its secret shown this once."""
+        """Create a key, and return its secret, which is not stored."""
         problems = []
         if request.role not in ROLES:
             problems.append(FieldViolation("role", "is none of ApiKeyRole"))
@@ -83,10 +83,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def ListApiKeys(
         self, request: admin_pb2.ListApiKeysRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> admin_pb2.ListApiKeysResponse:
-        """A page of keys, oldest first."""
+        """Return a page of keys, oldest first."""
         if not 0 <= request.page_size <= MAX_PAGE_SIZE:
             raise InvalidInput("page_size", f"must be 0 to {MAX_PAGE_SIZE}")
-        # A token is the place of the last key that was shown.
+        # A page token is the position of the last key of the page before.
         if request.page_token and not (request.page_token.isdecimal() and len(request.page_token) <= 18):
             raise InvalidInput("page_token", "is not one that ListApiKeys gave", reason="PAGE_TOKEN_INVALID")
         size = request.page_size or DEFAULT_PAGE_SIZE
@@ -99,7 +99,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def RevokeApiKey(
         self, request: admin_pb2.RevokeApiKeyRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> admin_pb2.RevokeApiKeyResponse:
-        """End a key, and all that runs under it."""
+        """Revoke a key, and end the calls made with it."""
         if not request.key_id:
             raise InvalidInput("key_id", "must be set")
         key = await self._registry.revoke_key(request.key_id)
@@ -109,7 +109,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def GetConfig(
         self, request: admin_pb2.GetConfigRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> admin_pb2.GetConfigResponse:
-        """The settings of this server, and the limits as they are now."""
+        """Return the settings of this server, and the current limits."""
         return admin_pb2.GetConfigResponse(
             version=VERSION,
             rate_limits=[_limit(limit) for limit in self._registry.quotas.for_everyone()],
@@ -127,7 +127,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
 
 def parse_limit(message: admin_pb2.RateLimit, key_id: str, field: str) -> Limit:
-    """The limit that a message describes. Raises InvalidInput with every problem at once."""
+    """Convert a limit. Raises InvalidInput with all problems at once."""
     problems = []
     groups = {group.value: group for group in Group}
     if message.group not in groups:

@@ -1,4 +1,4 @@
-"""Jobs and uploads: messages to domain values and back, as `convert.py` does it for the rest."""
+"""Converts messages of jobs and uploads to domain values and back."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ PRIORITIES_BACK = {
 
 
 def reach(principal: Principal) -> str | None:
-    """Whose jobs and uploads a caller may touch; None for an admin, who may touch all."""
+    """Return the owner whose jobs and uploads a caller may use; None for an admin, who may use all."""
     return None if principal.is_admin else principal.owner
 
 
 def new_job(request: jobs_pb2.SubmitJobRequest, principal: Principal) -> NewJob:
-    """A submission, checked as far as it can be without its audio. Its uri is "" where the audio comes along."""
+    """Convert a submission, and check all but its audio. Its uri is "" if the audio comes with the request."""
     audio_format = convert.audio_format(request.audio.format, "audio.format").validated("audio")
     source = convert.audio_source(request.audio, "audio")
     priority = PRIORITIES.get(request.priority)
@@ -75,9 +75,9 @@ def new_job(request: jobs_pb2.SubmitJobRequest, principal: Principal) -> NewJob:
 
 
 def fingerprint(request: jobs_pb2.SubmitJobRequest, sha256: bytes = b"") -> str:
-    """The same for two submissions exactly if they ask for the same. Takes a moment where audio comes along.
+    """Return a digest that is the same for two submissions if they request the same. It reads all audio of the message.
 
-    sha256: of the upload that it names, where known: the same recording may have been uploaded again.
+    sha256: of the upload that it names, if known: the same recording may have been uploaded again.
     """
     if sha256:
         named, request = request, jobs_pb2.SubmitJobRequest()
@@ -87,7 +87,7 @@ def fingerprint(request: jobs_pb2.SubmitJobRequest, sha256: bytes = b"") -> str:
 
 
 def labels(message: Mapping[str, str], field: str) -> dict[str, str]:
-    """Labels of a job, or those that are asked for."""
+    """Convert the labels of a job or of a filter."""
     if len(message) > MAX_LABELS:
         raise InvalidInput(field, f"{len(message)} labels; at most {MAX_LABELS} are taken")
     for key, value in message.items():
@@ -99,7 +99,7 @@ def labels(message: Mapping[str, str], field: str) -> dict[str, str]:
 
 
 def text(value: str, n_characters: int, field: str) -> str:
-    """A short text of the caller's that is kept and given back."""
+    """Check a short text of the caller, which is stored and returned."""
     if len(value) > n_characters:
         raise InvalidInput(field, f"{len(value)} characters; at most {n_characters} are taken")
     if "\0" in value:
@@ -108,14 +108,14 @@ def text(value: str, n_characters: int, field: str) -> str:
 
 
 def required_id(value: str, field: str) -> str:
-    """An id that must be there."""
+    """Check an id, which must not be empty."""
     if not value:
         raise InvalidInput(field, "is empty")
     return text(value, MAX_REQUEST_ID_CHARACTERS, field)
 
 
 def query(request: jobs_pb2.ListJobsRequest, principal: Principal) -> JobQuery:
-    """Which jobs a caller asks for."""
+    """Convert the filters and page of a list."""
     if not 0 <= request.page_size <= MAX_PAGE_SIZE:
         raise InvalidInput("page_size", f"{request.page_size} is not in 0 to {MAX_PAGE_SIZE}")
     states = []
@@ -136,7 +136,7 @@ def query(request: jobs_pb2.ListJobsRequest, principal: Principal) -> JobQuery:
 
 
 def job(value: Job, transcript: Transcript | None, code: int) -> jobs_pb2.Job:
-    """A job; transcript: where it is to be shown. code: of its failure, 0 where it has none."""
+    """Convert a job. transcript: if it is to be returned. code: of its failure, 0 if it has none."""
     options = transcription_pb2.TranscriptionOptions.FromString(value.options_message)
     message = jobs_pb2.Job(
         job_id=value.job_id,
@@ -164,7 +164,7 @@ def job(value: Job, transcript: Transcript | None, code: int) -> jobs_pb2.Job:
 
 
 def failure(value: Failure, code: int) -> failure_pb2.Failure:
-    """Why a job was given up."""
+    """Convert the failure of a job."""
     message = failure_pb2.Failure(code=code, reason=value.reason, message=value.message)
     if value.retry_after_s is not None:
         message.retry_delay.CopyFrom(convert.duration(value.retry_after_s))
@@ -172,7 +172,7 @@ def failure(value: Failure, code: int) -> failure_pb2.Failure:
 
 
 def stats(value: Job) -> transcription_pb2.ProcessingStats:
-    """What the job's chunks took together, whichever workers they ran on."""
+    """Convert the sums over the job's chunks, whichever workers they ran on."""
     return transcription_pb2.ProcessingStats(
         processing_time=convert.duration(value.processing_s),
         queue_time=convert.duration(value.queue_s),
@@ -183,14 +183,14 @@ def stats(value: Job) -> transcription_pb2.ProcessingStats:
 
 
 def _strategy(value: Job) -> Chunking:
-    """How the recording was cut: into chunks as HYBRID does it, and within them as the caller wanted."""
+    """Return how the recording was cut: into chunks as by HYBRID, and within them as requested."""
     if value.options.chunking is not Chunking.AUTO:
         return value.options.chunking
     return Chunking.WHOLE if value.n_chunks <= 1 and value.n_windows <= 1 else Chunking.HYBRID
 
 
 def queue_stats(value: QueueStats) -> jobs_pb2.GetQueueStatsResponse:
-    """The queue at one moment."""
+    """Convert the state of the queue."""
     message = jobs_pb2.GetQueueStatsResponse(
         total=sum(value.counts.values()),
         max_concurrent_jobs=value.max_concurrent_jobs,
@@ -204,7 +204,7 @@ def queue_stats(value: QueueStats) -> jobs_pb2.GetQueueStatsResponse:
 
 
 def upload(value: Upload) -> uploads_pb2.Upload:
-    """An upload as it stands."""
+    """Convert an upload."""
     return uploads_pb2.Upload(
         upload_id=value.upload_id,
         uri=value.uri,
@@ -215,7 +215,7 @@ def upload(value: Upload) -> uploads_pb2.Upload:
 
 
 def timestamp(unix_s: float) -> Any:
-    """A Timestamp, to the microsecond."""
+    """Convert Unix time to a Timestamp, to the microsecond."""
     message = Timestamp()
     message.FromDatetime(datetime.fromtimestamp(unix_s, UTC))
     return message

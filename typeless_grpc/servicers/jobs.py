@@ -1,4 +1,4 @@
-"""JobsService: messages in, one call of the store, messages out."""
+"""JobsService: converts a message, calls the store, converts the result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -23,7 +23,7 @@ from typeless_grpc.speech.transcript import Transcript
 
 T = TypeVar("T")
 
-# Fetched when the job is submitted, since what an address holds may be gone when the job runs.
+# Fetched when the job is submitted, because the address may no longer have the recording when the job runs.
 FETCHED_AT_ONCE = "https"
 
 
@@ -45,7 +45,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     ) -> None:
         """executor: threads for the store. fetching: threads for audio on other machines.
 
-        has_model: whether a model can be named; blocks. code_of: the google.rpc.Code of an error.
+        has_model: whether a job may name a model; blocks. code_of: the google.rpc.Code of an error.
         """
         self._store, self._uploads, self._sources = store, uploads, sources
         self._executor, self._fetching = executor, fetching
@@ -53,31 +53,31 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         self._watch = JobWatch(store, executor)
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Take this service's calls."""
+        """Register this service with a server."""
         jobs_pb2_grpc.add_JobsServiceServicer_to_server(self, server)
 
     async def SubmitJob(
         self, request: jobs_pb2.SubmitJobRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> jobs_pb2.SubmitJobResponse:
-        """File the job; its audio is on disk before the answer leaves."""
+        """Store a job; its audio is on disk before the answer is sent."""
         new = convert_jobs.new_job(request, principal.current())
         is_remote = bool(new.uri) and self._sources.is_remote(new.uri)
         executor = self._fetching if is_remote else self._executor
         job = await asyncio.get_running_loop().run_in_executor(executor, self._submit, request, new)
-        return jobs_pb2.SubmitJobResponse(job=await self._shown(job))
+        return jobs_pb2.SubmitJobResponse(job=await self._converted(job))
 
     async def GetJob(
         self, request: jobs_pb2.GetJobRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> jobs_pb2.GetJobResponse:
-        """The job as it stands."""
-        return jobs_pb2.GetJobResponse(job=await self._shown(await self._get(request.job_id)))
+        """Return a job."""
+        return jobs_pb2.GetJobResponse(job=await self._converted(await self._get(request.job_id)))
 
     async def ListJobs(
         self, request: jobs_pb2.ListJobsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> jobs_pb2.ListJobsResponse:
-        """A page of jobs, without their transcripts."""
+        """Return a page of jobs, without their transcripts."""
         query = convert_jobs.query(request, principal.current())
-        if principal.current().is_shared:  # with the ids of others' jobs it could read and delete them
+        if principal.current().is_shared:  # with the ids of other callers' jobs it could read and delete them
             return jobs_pb2.ListJobsResponse()
         page = await self._run(lambda: self._store.page(query))
         jobs = [self._message(job) for job in page.jobs]
@@ -86,15 +86,15 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     async def CancelJob(
         self, request: jobs_pb2.CancelJobRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> jobs_pb2.CancelJobResponse:
-        """End the job; its worker stops within moments."""
+        """Cancel a job; its worker stops within two seconds."""
         job_id, owner = convert_jobs.required_id(request.job_id, "job_id"), convert_jobs.reach(principal.current())
         job = await self._run(lambda: self._store.cancel(job_id, owner))
-        return jobs_pb2.CancelJobResponse(job=await self._shown(job))
+        return jobs_pb2.CancelJobResponse(job=await self._converted(job))
 
     async def DeleteJob(
         self, request: jobs_pb2.DeleteJobRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> jobs_pb2.DeleteJobResponse:
-        """Delete the job and all it holds."""
+        """Delete a job and all its data."""
         job_id, owner = convert_jobs.required_id(request.job_id, "job_id"), convert_jobs.reach(principal.current())
         await self._run(lambda: self._store.delete(job_id, owner))
         return jobs_pb2.DeleteJobResponse()
@@ -102,7 +102,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     async def WatchJob(
         self, request: jobs_pb2.WatchJobRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[jobs_pb2.WatchJobResponse]:
-        """The job now, and at each change until its end."""
+        """Send the job now, and at each change until it has ended."""
         if request.next_segment_index < 0:
             raise InvalidInput("next_segment_index", f"{request.next_segment_index} is negative")
         next_index = request.next_segment_index
@@ -110,7 +110,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
             job = await self._get(request.job_id)
             new = await self._run(functools.partial(self._store.segments, job, next_index))
             segments = [convert.segment(one, next_index + i) for i, one in enumerate(new)]
-            yield jobs_pb2.WatchJobResponse(job=await self._shown(job), new_segments=segments)
+            yield jobs_pb2.WatchJobResponse(job=await self._converted(job), new_segments=segments)
             if job.state.is_final:
                 return
             next_index += len(segments)
@@ -119,17 +119,17 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     async def GetQueueStats(
         self, request: jobs_pb2.GetQueueStatsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> jobs_pb2.GetQueueStatsResponse:
-        """How full the queue is, as far as the caller may see it."""
+        """Return the state of the queue, with the jobs that the caller may see."""
         owner = convert_jobs.reach(principal.current())
         return convert_jobs.queue_stats(await self._run(lambda: self._store.stats(owner)))
 
     async def close(self) -> None:
-        """End what runs besides the calls."""
+        """Stop the background tasks."""
         await self._watch.close()
 
     def _submit(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> Job:
         new = replace(new, fingerprint=convert_jobs.fingerprint(request, self._uploaded_sha256(new)))
-        # Before anything is fetched: an address may hold nothing any more for a job that has its audio.
+        # Before a fetch: the address of a stored job may no longer have the recording.
         if (made := self._store.made_by(new)) is not None:
             return made
         if new.options.model and not self._has_model(new.options.model):
@@ -138,14 +138,13 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
             return self._store.submit(new, request.audio.content)
         if new.uri.startswith(UPLOAD_SCHEME):
             return self._store.submit(new, None)
-        is_fetched = new.uri.partition(":")[0].lower() == FETCHED_AT_ONCE
-        if is_fetched:
-            self._store.check_room(new.owner, 1)
-        file: BinaryIO = self._sources.open(new.uri, new.uploads_of, "audio.uri")
-        with file:
-            if is_fetched:
-                return self._store.submit(replace(new, uri=""), file)
-            return self._store.submit(new, None)
+        if new.uri.partition(":")[0].lower() != FETCHED_AT_ONCE:
+            with self._sources.open(new.uri, new.uploads_of, "audio.uri"):
+                return self._store.submit(new, None)
+        with self._store.reserve(new.owner) as reserved:
+            reserved.grow_to(1)
+            with self._sources.open(new.uri, new.uploads_of, "audio.uri", reserved.grow_to) as file:
+                return self._store.submit(replace(new, uri=""), file, reserved)
 
     def _uploaded_sha256(self, new: NewJob) -> bytes:
         if not new.request_id or not new.uri.startswith(UPLOAD_SCHEME):
@@ -156,8 +155,8 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         job_id, owner = convert_jobs.required_id(job_id, "job_id"), convert_jobs.reach(principal.current())
         return await self._run(lambda: self._store.get(job_id, owner))
 
-    async def _shown(self, job: Job) -> jobs_pb2.Job:
-        """With its transcript where it is COMPLETED: that of a day takes a second to put into a message."""
+    async def _converted(self, job: Job) -> jobs_pb2.Job:
+        """Convert a job, in a thread if it has a transcript: that of a day takes a second."""
         return await self._run(lambda: self._completed(job)) if job.state is State.COMPLETED else self._message(job)
 
     def _completed(self, job: Job) -> jobs_pb2.Job:

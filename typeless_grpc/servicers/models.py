@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import grpc
 
 from typeless_grpc.access import principal
-from typeless_grpc.errors import InvalidInput
+from typeless_grpc.errors import InvalidInput, NotFound
 from typeless_grpc.pb.v1 import models_pb2, models_pb2_grpc
 
 
@@ -85,9 +85,18 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
     async def UnloadModel(
         self, request: models_pb2.UnloadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> models_pb2.UnloadModelResponse:
-        """Return when the model's running work is done and its memory is free."""
-        await self._pool.unload(_name(request.name))
+        """Return when the model's running work is done and its memory is free; at once if it is not loaded."""
+        name = _name(request.name)
+        try:
+            await self._pool.unload(name)
+        except NotFound:
+            # The answer to an earlier request may have been lost.
+            if not await asyncio.to_thread(self._is_known, name):
+                raise
         return models_pb2.UnloadModelResponse()
+
+    def _is_known(self, name: str) -> bool:
+        return name in self._catalog.names() or self._catalog.find(name) is not None
 
     def _installed(self) -> set[str]:
         return {name for name in self._catalog.names() if self._catalog.find(name)}

@@ -1,4 +1,4 @@
-"""The messages of a stream to domain values and back: pure functions, as in `convert.py`."""
+"""Converts the messages of a stream to domain values and back: pure functions, as in `convert.py`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ CONTROLS = {
 }
 MIN_INTERIM_INTERVAL_S, MAX_INTERIM_INTERVAL_S = 0.1, 60.0
 MIN_END_SILENCE_S = 0.032  # one frame of the voice activity model
-MAX_PADDING_S = 15.0  # on both sides it fills the model's window; audio that may become padding is held
+MAX_PADDING_S = 15.0  # on both sides, it fills the window; audio that may become padding is held
 
 
 @dataclass(frozen=True)
 class StreamDefaults:
-    """The server's choices where the caller makes none. temperatures: as the engine has them. In seconds: the rest."""
+    """The server's defaults. temperatures: of the engine. The rest is in seconds."""
 
     model: str
     beam_size: int = 1
@@ -39,7 +39,7 @@ class StreamDefaults:
     interim_interval_s: float = 1.0
 
     def segmentation(self, requested: VoiceActivityOptions, *, is_file: bool) -> SegmentationOptions:
-        """Return the options of a stream's segmentation: the caller's, and the server's where there are none."""
+        """Return the options of a stream's segmentation: the requested ones, and the server's defaults."""
         return self._file(requested) if is_file else self._live(requested)
 
     def _live(self, requested: VoiceActivityOptions) -> EndpointOptions:
@@ -73,7 +73,7 @@ class StreamConfig:
 
 
 def stream_config(message: transcription_pb2.StreamConfig, defaults: StreamDefaults) -> StreamConfig:
-    """The configuration of a new session, checked."""
+    """Return the configuration of a new session. Raises InvalidInput."""
     if message.resume_after_sequence:
         raise InvalidInput("config.resume_after_sequence", "means nothing without resume_session_id")
     if message.mode not in transcription_pb2.StreamMode.values():
@@ -89,7 +89,7 @@ def stream_config(message: transcription_pb2.StreamConfig, defaults: StreamDefau
 
 
 def stream_options(message: transcription_pb2.TranscriptionOptions, field: str) -> DecodeOptions:
-    """The options of a stream: those of a recording, but for what needs all of it at once."""
+    """Return the options of a stream. Raises InvalidInput, also for options that need the whole recording."""
     options = convert.decode_options(message, field)
     if options.chunking not in (Chunking.AUTO, Chunking.VAD):
         raise InvalidInput(f"{field}.chunking", "a stream is cut at pauses: AUTO or VAD")
@@ -118,7 +118,7 @@ def _interim_interval_s(
 
 
 def check_resume(message: transcription_pb2.StreamConfig) -> None:
-    """A session that is taken up is what it was: nothing else may be said about it."""
+    """Refuse a configuration in a request that resumes a session, which keeps its own. Raises InvalidInput."""
     for name in ("format", "options", "interim_interval"):
         if message.HasField(name):
             raise InvalidInput(f"config.{name}", "must be left out with resume_session_id")
@@ -130,7 +130,7 @@ def check_resume(message: transcription_pb2.StreamConfig) -> None:
 def stream_request(
     message: transcription_pb2.StreamTranscribeRequest, defaults: StreamDefaults, *, is_file: bool
 ) -> Request:
-    """Any request after the first."""
+    """Return any request after the first. Raises InvalidInput."""
     match message.WhichOneof("request"):
         case "audio":
             return message.audio
@@ -151,7 +151,7 @@ def stream_request(
 
 
 def effective_config(config: StreamConfig, defaults: StreamDefaults) -> transcription_pb2.StreamConfig:
-    """What is in force, the server's choices filled in."""
+    """Return the configuration in force, with the server's defaults."""
     message = transcription_pb2.StreamConfig(
         format=_format(config.format),
         options=effective_options(config.requested, config.options, defaults, is_file=config.is_file),
@@ -204,7 +204,7 @@ def _voice_activity(segmentation: SegmentationOptions) -> transcription_pb2.Voic
 
 
 class EventMessages:
-    """One session's events as messages. code_of: an error's google.rpc.Code."""
+    """Converts one session's events to messages. code_of: returns the google.rpc.Code of an error."""
 
     def __init__(self, config: StreamConfig, defaults: StreamDefaults, code_of: Callable[[TypelessError], int]) -> None:
         self._config, self._defaults, self._code_of = config, defaults, code_of
@@ -212,7 +212,7 @@ class EventMessages:
     def message(
         self, entry: events.Entry, started: transcription_pb2.StreamStarted
     ) -> transcription_pb2.StreamTranscribeResponse:
-        """An event in its place. started: what is said of the session where it is opened."""
+        """Return an event's message. started: the content of the first one."""
         response = transcription_pb2.StreamTranscribeResponse(
             sequence=entry.sequence, cursors=cursors(entry.cursors), acknowledged_bytes=entry.acknowledged_bytes
         )
@@ -264,7 +264,7 @@ class EventMessages:
 
 
 def cursors(value: events.Cursors) -> transcription_pb2.AudioCursors:
-    """How far each stage is."""
+    """Return how far each stage is."""
     message = transcription_pb2.AudioCursors(
         received=convert.duration(value.received_s),
         processed=convert.duration(value.processed_s),

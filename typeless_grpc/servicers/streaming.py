@@ -1,4 +1,4 @@
-"""StreamTranscribe: one call's part in a session, which may see several calls."""
+"""StreamTranscribe: what one call does in a session, which may have several calls one after the other."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from typeless_grpc.streaming.events import Completed, EndReason, Entry, Started
 from typeless_grpc.streaming.requests import Control, Update
 from typeless_grpc.streaming.resume import Call, Sessions
 
-# When a call is cancelled, its requests end as if half-closed, and the handler learns the truth a moment later. An end
-# that is believed too early would end the session for good, so it waits this long for a contradiction.
+# When a call is cancelled, its requests end as if half-closed, and the handler is cancelled a moment later. The end of
+# the audio closes the session for good, so it waits this long for the cancellation.
 HALF_CLOSE_GRACE_S = 0.02
-# For a call's first request while the server drains: it comes with the call itself, or not for a while.
+# Wait for a call's first request while the server drains.
 DRAINING_OPENING_S = 2.0
-# For a caller to stop sending once it has `completed` of audio that the server ended: a gRPC client that writes to a
-# call that is over may lose what it has not read yet.
+# Wait for a caller to stop sending once it has the `completed` of audio that the server ended: a gRPC client that
+# writes to a finished call may lose what it has not read yet.
 LAST_REQUESTS_S = 2.0
 
 Requests = AsyncIterator[transcription_pb2.StreamTranscribeRequest]
@@ -48,9 +48,9 @@ Responses = AsyncGenerator[transcription_pb2.StreamTranscribeResponse, None]
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """The bounds of each stream, and what `started` tells of them; see the settings of the same names.
+    """The bounds of each stream, as in `started`; see the settings of the same names.
 
-    drain_pause_s: how long a stream goes on for its speaker to pause, once the server is about to stop.
+    drain_pause_s: how long a stream may wait for a pause of its speaker when the server drains.
     """
 
     options: StreamOptions
@@ -59,7 +59,7 @@ class StreamLimits:
 
 
 class StreamService:
-    """Opens sessions and takes them up again, and carries requests and events between them and calls."""
+    """Opens and resumes sessions, and carries requests and events between them and calls."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class StreamService:
         self._openings: set[asyncio.Timeout] = set()
 
     async def responses(self, requests: Requests) -> Responses:
-        """One call, from its first request to its last event."""
+        """Serve one call, from its first request to its last event."""
         async with self._opening() as limit:
             first = await anext(requests, None)
             if first is None or first.WhichOneof("request") != "config":
@@ -98,12 +98,12 @@ class StreamService:
 
     @property
     def is_well(self) -> bool:
-        """Whether sessions are looked after: idle ones are ended, and those past their window are dropped."""
-        return self._sessions.is_kept
+        """Whether the maintenance of sessions runs, which ends idle ones and drops those that were not resumed."""
+        return self._sessions.is_ticking
 
     def draining(self) -> None:
-        """Tell every caller that the server is about to go, and end what they say: all that was taken is understood."""
-        message = "This server is going away: it takes no more audio after the next pause. Send the rest to another."
+        """Warn every caller, and end every session's audio at a pause; all audio that was taken is transcribed."""
+        message = "This server stops: it takes no more audio after the next pause. Send the rest to another server."
         self._sessions.drain(Overloaded(message, reason="DRAINING"), self._limits.drain_pause_s)
         soon_s = asyncio.get_running_loop().time() + DRAINING_OPENING_S
         for limit in self._openings:
@@ -111,15 +111,12 @@ class StreamService:
                 limit.reschedule(soon_s)
 
     async def drained(self) -> None:
-        """Wait until no caller whose call broke has to come back for what was said."""
+        """Wait until every caller whose call broke has resumed its session and read the rest."""
         await self._sessions.drained()
 
     @asynccontextmanager
     async def _opening(self) -> AsyncIterator[asyncio.Timeout]:
-        """Bound what a call does before it has a session.
-
-        Raises DeadlineExceeded, or Overloaded where the server is about to stop.
-        """
+        """Bound the time before a call has a session. Raises DeadlineExceeded, or Overloaded if the server drains."""
         is_draining = self._sessions.is_draining
         try:
             async with asyncio.timeout(DRAINING_OPENING_S if is_draining else self._idle_timeout_s) as limit:
@@ -132,7 +129,7 @@ class StreamService:
             if not limit.expired():
                 raise
             if self._sessions.is_draining:
-                raise _going_away() from error
+                raise _draining_error() from error
             message = f"No `config` came within {self._idle_timeout_s:g} s."
             raise DeadlineExceeded(message, reason="STREAM_IDLE") from error
 
@@ -146,12 +143,12 @@ class StreamService:
             check_resume(message)
             return self._sessions.resume(message.resume_session_id, who.owner, message.resume_after_sequence)
         if self._sessions.is_draining:
-            raise _going_away()
+            raise _draining_error()
         config = stream_config(message, self._defaults)
         self._dependencies.audio.check()
         await self._check(config.options, "config.options")
         if self._sessions.is_draining:
-            raise _going_away()
+            raise _draining_error()
         options = replace(
             self._limits.options,
             options=config.options,
@@ -170,9 +167,9 @@ class StreamService:
         )
 
     async def _check(self, options: DecodeOptions, field: str) -> None:
-        """Find out now, and not at the first utterance, whether there is such a model and whether it has the language.
+        """Check the model and the language now, and not at the first utterance. field: of the request's options.
 
-        A moment of silence takes the engine no work but to load the model. field: where the request has the options.
+        The engine loads the model; a frame of silence takes no other work.
         """
         silence = np.zeros(FRAME_SAMPLES, dtype=np.float32)
         with fields_at(field):
@@ -180,7 +177,7 @@ class StreamService:
 
     @asynccontextmanager
     async def _fed(self, call: Call[StreamConfig], requests: Requests) -> AsyncIterator[asyncio.Task[None]]:
-        """Pass requests on for as long as events are read; the session outlives both."""
+        """Pass requests to the stream while the block reads events. The session outlives both."""
         feeding = asyncio.create_task(self._feed(call, requests))
         try:
             yield feeding
@@ -206,9 +203,9 @@ class StreamService:
                 await asyncio.sleep(HALF_CLOSE_GRACE_S)
             await call.put(Control.END)
         except Overloaded as error:
-            call.fail(error)  # of an update: the session can be taken up, and the update sent again
+            call.fail(error)  # of an update: the caller can resume the session and send the update again
         except Exception as error:
-            # It ends the session too: a caller that missed why, as its connection broke over it, may ask again.
+            # The session ends, too. A caller that missed the error, because its connection broke, can resume to get it.
             if call.is_current:
                 call.stream.fail(error)
             call.fail(error)
@@ -225,14 +222,14 @@ class StreamService:
     def _resumed(
         self, call: Call[StreamConfig], started: transcription_pb2.StreamStarted
     ) -> transcription_pb2.StreamTranscribeResponse:
-        """First in a call that takes a session up: in no sequence, since it is news of the call and not the session."""
+        """Return the first response of a call that resumes a session. It has no sequence: it is not of the session."""
         return transcription_pb2.StreamTranscribeResponse(
             started=started, cursors=cursors(call.stream.cursors), acknowledged_bytes=call.acknowledged_bytes
         )
 
 
 async def _nothing_follows(requests: Requests) -> None:
-    """Wait a moment for what must not come behind the end. Raises InvalidInput."""
+    """Wait a moment for a request behind the end. Raises InvalidInput if there is one."""
     following = asyncio.ensure_future(anext(requests, None))
     try:
         await asyncio.wait([following], timeout=HALF_CLOSE_GRACE_S)
@@ -242,19 +239,19 @@ async def _nothing_follows(requests: Requests) -> None:
         following.cancel()
 
 
-def _going_away() -> Overloaded:
-    return Overloaded("This server is going away; another replica may serve.", reason="DRAINING")
+def _draining_error() -> Overloaded:
+    return Overloaded("This server stops. Try another replica.", reason="DRAINING")
 
 
 async def _charge(call: Call[StreamConfig], entry: Entry, *, may_refuse: bool) -> None:
-    """Charge the caller for the session's audio up to this event, as far as none of its calls was.
+    """Charge the caller for the session's audio up to this event, unless an earlier call was charged for it.
 
-    Raises RateLimited; the session stays, and can be taken up once there is quota again. What is done is not refused,
-    and neither is what could not be had later: may_refuse is False on a server that is about to stop.
+    Raises RateLimited; the session can be resumed once there is quota again. `completed` is never refused, and on a
+    server that drains nothing is (may_refuse), because the caller could not get it later.
     """
     charge = rate_limit.current()
     while (due_s := min(entry.cursors.received_s - call.charged_s, charge.most_audio_s)) > 0:
-        call.charged_s += due_s  # before the wait: a call that takes the session up meanwhile is not charged for it
+        call.charged_s += due_s  # before the wait, so that a call that resumes meanwhile is not charged as well
         try:
             await charge.audio(due_s)
         except RateLimited:

@@ -18,7 +18,7 @@ from typeless_grpc.servicers import convert_jobs
 
 T = TypeVar("T")
 
-# What an upload holds in memory at most, and what is kept as one file.
+# The most that an upload holds in memory, and the size of a stored part.
 PART_BYTES = 4 * 1024 * 1024
 SHA256_BYTES = 32
 
@@ -33,7 +33,7 @@ class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
         self._store, self._executor, self._hashing = store, executor, hashing
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Take this service's calls."""
+        """Register this service with a server."""
         uploads_pb2_grpc.add_UploadServiceServicer_to_server(self, server)
 
     async def UploadAudio(
@@ -41,7 +41,7 @@ class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
         request_iterator: AsyncIterator[uploads_pb2.UploadAudioRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> uploads_pb2.UploadAudioResponse:
-        """Keep what arrives; complete only once `finish` came and its SHA-256 is right."""
+        """Store the data; complete the upload once `finish` has come and its SHA-256 is right."""
         receiving = Receiving(self._store, self._executor, self._hashing)
         try:
             async for request in request_iterator:
@@ -56,12 +56,12 @@ class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
                         raise InvalidInput("request", "nothing is set")
             return uploads_pb2.UploadAudioResponse(upload=convert_jobs.upload(await receiving.end()))
         finally:
-            await receiving.keep()  # what arrived before the call broke
+            await receiving.keep()  # data that arrived before the call broke
 
     async def GetUpload(
         self, request: uploads_pb2.GetUploadRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> uploads_pb2.GetUploadResponse:
-        """How much arrived."""
+        """Return an upload, with the size of its data."""
         upload_id = convert_jobs.required_id(request.upload_id, "upload_id")
         owner = convert_jobs.reach(principal.current())
         found = await asyncio.get_running_loop().run_in_executor(self._executor, self._store.get, upload_id, owner)
@@ -69,21 +69,21 @@ class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
 
 
 class Receiving:
-    """One UploadAudio call: header, chunks, finish, in this order."""
+    """One UploadAudio call: header, data, finish, in this order."""
 
     def __init__(self, store: UploadStore, executor: Executor, hashing: Executor) -> None:
         self._store, self._executor, self._hashing = store, executor, hashing
         self._upload: Upload | None = None
-        # As they came: joined they would be in memory twice.
+        # Not joined: they would be in memory twice.
         self._pending: list[bytes] = []
         self._n_pending_bytes = 0
         self._writing: asyncio.Task[None] | None = None
-        # Of the whole recording, as long as all of it came in this call; else it is read again at the end.
+        # Of the whole recording, if all of it comes in this call; else the stored data are read at the end.
         self._sha256: Any | None = None
         self._finish: uploads_pb2.UploadFinish | None = None
 
     async def begin(self, header: uploads_pb2.UploadHeader) -> None:
-        """Open an upload or take one up."""
+        """Create an upload, or resume one."""
         if self._upload is not None:
             raise InvalidInput("header", "comes first, and only once")
         caller = principal.current()
@@ -105,7 +105,7 @@ class Receiving:
             self._sha256 = hashlib.sha256()
 
     async def take(self, chunk: bytes) -> None:
-        """The next bytes; where there are none, nothing happens."""
+        """Take the next data, which may be empty."""
         if self._upload is None:
             raise InvalidInput("header", "comes first")
         if self._finish is not None:
@@ -118,7 +118,7 @@ class Receiving:
             await self.keep()
 
     def finish(self, finish: uploads_pb2.UploadFinish) -> None:
-        """The bytes end here."""
+        """Note the end of the data."""
         if self._upload is None:
             raise InvalidInput("header", "comes first")
         if self._finish is not None:
@@ -128,7 +128,7 @@ class Receiving:
         self._finish = finish
 
     async def end(self) -> Upload:
-        """The caller half-closed."""
+        """Store the rest, and complete the upload after `finish`. The caller has half-closed."""
         if self._upload is None:
             raise InvalidInput("header", "comes first")
         await self.keep()
@@ -139,7 +139,7 @@ class Receiving:
         return await self._run(lambda: self._store.complete(upload, digest))
 
     async def keep(self) -> None:
-        """Write what waits in memory. It is written even where the call is cancelled meanwhile."""
+        """Write the data in memory, also if the call is cancelled meanwhile."""
         if self._writing is None and self._upload is not None and self._pending:
             data, self._pending, self._n_pending_bytes = self._pending, [], 0
             self._writing = asyncio.create_task(self._write(self._upload, data))
@@ -150,14 +150,14 @@ class Receiving:
     async def _write(self, upload: Upload, data: Sequence[bytes]) -> None:
         def write() -> Upload:
             if self._sha256 is not None:
-                for piece in data:
-                    self._sha256.update(piece)
+                for block in data:
+                    self._sha256.update(block)
             return self._store.append(upload, data)
 
         self._upload = await self._run(write)
 
     async def _digest(self, upload: Upload, expected: bytes) -> bytes:
-        """SHA-256 of all bytes; b"" where it would have to be computed and nobody asked. Raises InvalidInput."""
+        """Return the SHA-256 of all data; b"" if it is not requested and not known. Raises InvalidInput."""
         if self._sha256 is None and not expected:
             return b""
         digest = bytes(self._sha256.digest()) if self._sha256 is not None else await self._digest_again(upload)

@@ -1,4 +1,4 @@
-"""Tells watchers that a job has changed: one question to the store for all of them, while there are any."""
+"""Notifies watchers of changes of jobs, by one query of the store for all of them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-# A change must be told within half a second.
+# A watcher must get a change within half a second.
 POLL_S = 0.2
 
 
 class Versions(Protocol):
-    """Which version each job has; `JobStore` is the real one."""
+    """Returns the versions of jobs; `JobStore` implements it."""
 
     def versions(self, job_ids: Collection[str]) -> Mapping[str, int]: ...
 
 
 class JobWatch:
-    """Belongs to one event loop."""
+    """The watchers of one event loop."""
 
     def __init__(self, store: Versions, executor: Executor) -> None:
         self._store, self._executor = store, executor
@@ -31,7 +31,7 @@ class JobWatch:
         self._polling: asyncio.Task[None] | None = None
 
     async def changed(self, job_id: str, version: int) -> None:
-        """Wait until the job has another version, or is gone."""
+        """Wait until the job has another version, or is deleted."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[waiter] = (job_id, version)
         if self._polling is None or self._polling.done():
@@ -42,7 +42,7 @@ class JobWatch:
             del self._waiting[waiter]
 
     async def close(self) -> None:
-        """Stop asking."""
+        """Stop the queries."""
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.gather(self._polling, return_exceptions=True)
@@ -54,7 +54,7 @@ class JobWatch:
             try:
                 versions = await loop.run_in_executor(self._executor, self._store.versions, job_ids)
             except SourceUnavailable as error:
-                log.warning("watched jobs cannot be read; trying again", reason=error.reason)
+                log.warning("watched jobs cannot be read; retrying", reason=error.reason)
             else:
                 for waiter, (job_id, version) in self._waiting.items():
                     if job_id in job_ids and versions.get(job_id) != version and not waiter.done():

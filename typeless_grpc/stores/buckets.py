@@ -1,8 +1,8 @@
 """Token buckets of throttled-py: in this process, or in a Redis that all servers share.
 
-Of its algorithms this is GCRA, the token bucket kept as one moment in time: it refills continuously, where the one
-called "token bucket" counts whole seconds and drops what is left of them. In Redis it runs as a script on Redis's own
-clock, so it is exact over any number of servers, whatever their clocks say.
+Of its algorithms we use GCRA, which keeps a token bucket as one moment in time: it refills continuously, while the one
+called "token bucket" counts whole seconds and drops the rest. In Redis it runs as a script on Redis's own clock, so it
+is exact over any number of servers, whatever their clocks show.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from typeless_grpc.telemetry.reachability import Reachability
 T = TypeVar("T")
 
 GIVE_BACK = "give_back"
-MAX_QUOTAS = 1000  # limiters kept, one for each quota in use; those not used for longest go first
-WAIT_MARGIN_S = 0.001  # added to every wait, so that whoever waits that long is not a rounding error early
-RETRY_S = 1.0  # between attempts to reach a Redis that is away
+MAX_QUOTAS = 1000  # limiters kept, one for each quota in use; the least recently used are dropped first
+WAIT_MARGIN_S = 0.001  # added to every wait, so that no caller comes back a rounding error early
+RETRY_S = 1.0  # between attempts to reach an unavailable Redis
 
 
 class RedisGiveBack(BaseRedisAtomicAction):
-    """Moves a bucket's moment back by what is returned; one that is full again needs no entry."""
+    """Moves a bucket's moment back by the returned tokens; a full bucket needs no entry."""
 
     TYPE = GIVE_BACK
-    # The clock is the one of the library's own scripts: seconds since the start of 2025.
+    # The clock of the library's own scripts: seconds since the start of 2025.
     SCRIPT = """
     local tat = redis.call("GET", KEYS[1])
     if not tat then return {0, 0} end
@@ -76,7 +76,7 @@ class RedisGiveBack(BaseRedisAtomicAction):
 
 
 class MemoryGiveBack(BaseMemoryAtomicAction):
-    """The same in this process."""
+    """The same script for this process."""
 
     TYPE = GIVE_BACK
 
@@ -96,7 +96,7 @@ class MemoryGiveBack(BaseMemoryAtomicAction):
 
 
 class RefundingLimiter(GCRARateLimiter):
-    """The library's limiter, with a way back."""
+    """The library's limiter, and a call to undo it."""
 
     class Meta(GCRARateLimiterCoreMixin.Meta):
         type = "typeless_gcra"
@@ -140,24 +140,24 @@ class ThrottledBuckets:
 
 
 class MemoryBuckets(ThrottledBuckets):
-    """Buckets of this process. max_buckets: those not used for longest are forgotten, which fills them."""
+    """Buckets of this process. max_buckets: beyond it the least recently used are dropped, and so are full again."""
 
     def __init__(self, max_buckets: int) -> None:
         super().__init__(MemoryStore(options={"MAX_SIZE": max_buckets}))
 
 
 class RedisBuckets(ThrottledBuckets):
-    """Buckets that all servers of one Redis share; SourceUnavailable where it cannot be reached in time."""
+    """Buckets that all servers of one Redis share. Calls raise SourceUnavailable if it does not answer in time."""
 
     def __init__(self, url: str, *, timeout_s: float, max_connections: int = 32) -> None:
         """url: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://. timeout_s: to connect, to answer.
 
-        max_connections: calls that find none free wait for one; not so with sentinels and clusters, which have as many
-        as there are calls. Raises ValueError for another url.
+        max_connections: further calls wait for a free one; sentinels and clusters open as many as there are calls.
+        Raises ValueError for another url.
         """
         self._timeout_s = timeout_s
         timeouts = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
-        # Once more and at once: a pooled connection may be of a Redis that has restarted since.
+        # One retry, at once: a pooled connection may belong to a Redis that has restarted since.
         retry = Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
         options: dict[str, Any] = {"CONNECTION_POOL_KWARGS": {"retry": retry, **timeouts}}
         if url.startswith("redis+sentinel://"):
@@ -168,7 +168,7 @@ class RedisBuckets(ThrottledBuckets):
             options["CONNECTION_POOL_CLASS"] = "redis.asyncio.BlockingConnectionPool"
             options["CONNECTION_POOL_KWARGS"] |= {"max_connections": max_connections, "timeout": timeout_s}
         self._redis = RedisStore(url, options)
-        self._client: Any = self._redis._backend.get_client()  # made now: it finds what is wrong with a url
+        self._client: Any = self._redis._backend.get_client()  # made now, because it checks the url
         super().__init__(self._redis)
 
     async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
@@ -181,12 +181,12 @@ class RedisBuckets(ThrottledBuckets):
 
     async def _reached(self, work: Awaitable[T]) -> T:
         try:
-            # All of it: a connection waited for and made, and what sentinels and nodes of a cluster are asked before.
+            # Bounds the whole call, with its wait for a connection and the requests to sentinels and nodes before.
             async with asyncio.timeout(self._timeout_s):
                 return await work
         except (StoreUnavailableError, redis.exceptions.RedisError, OSError) as error:
             raise SourceUnavailable(
-                "The shared rate limits cannot be reached now.", reason="RATE_LIMITS_UNAVAILABLE", retry_after_s=RETRY_S
+                "The shared rate limits are unavailable now.", reason="RATE_LIMITS_UNAVAILABLE", retry_after_s=RETRY_S
             ) from error
 
     async def close(self) -> None:
@@ -202,10 +202,10 @@ class RedisBuckets(ThrottledBuckets):
 
 
 class FallbackBuckets:
-    """Shared buckets, and local ones while those are away.
+    """Shared buckets, and local ones while the shared ones are unavailable.
 
-    The first call that fails says so in one log line; for `RETRY_S` after each failure nobody tries, so that calls do
-    not each wait for a dead server; then one of them does, and the first answer brings everyone back.
+    The first failure is logged once. For `RETRY_S` after each failure no call tries the shared buckets, so that calls
+    do not each wait for a dead server. Then one call tries, and its success ends the fallback for all.
     """
 
     def __init__(self, shared: BucketStore, local: BucketStore, clock: Clock, metrics: Metrics) -> None:
@@ -214,7 +214,7 @@ class FallbackBuckets:
         self._clock = clock
         self._fallbacks = metrics.rate_limit_fallbacks
         self._reached = Reachability("shared rate limits", metrics.rate_limit_store_up)
-        self._away_until_s: float | None = None
+        self._unavailable_until_s: float | None = None
         self._is_tried = False
 
     async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
@@ -226,19 +226,19 @@ class FallbackBuckets:
         await self._either(lambda buckets: buckets.give_back(bucket, quota, cost))
 
     async def _either(self, ask: Callable[[BucketStore], Awaitable[T]]) -> T:
-        if self._away_until_s is not None:
-            if self._is_tried or self._clock.now_s() < self._away_until_s:
+        if self._unavailable_until_s is not None:
+            if self._is_tried or self._clock.now_s() < self._unavailable_until_s:
                 return await self._on_its_own(ask)
-            self._is_tried = True  # by this call; the others go on without
+            self._is_tried = True  # by this call; others use the fallback meanwhile
         try:
             answer = await ask(self._shared)
         except SourceUnavailable:
-            self._away_until_s = self._clock.now_s() + RETRY_S
+            self._unavailable_until_s = self._clock.now_s() + RETRY_S
             self._reached.report(False)
             return await self._on_its_own(ask)
         finally:
             self._is_tried = False
-        self._away_until_s = None
+        self._unavailable_until_s = None
         self._reached.report(True)
         return answer
 
@@ -248,13 +248,13 @@ class FallbackBuckets:
 
 
 class RefusingBuckets:
-    """In the place of local buckets, for operators who would rather refuse than let too much through."""
+    """Replaces local buckets for operators who prefer refusals to calls beyond a quota."""
 
     async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
         """Always raises SourceUnavailable."""
         raise SourceUnavailable(
-            "The shared rate limits cannot be reached now.", reason="RATE_LIMITS_UNAVAILABLE", retry_after_s=RETRY_S
+            "The shared rate limits are unavailable now.", reason="RATE_LIMITS_UNAVAILABLE", retry_after_s=RETRY_S
         )
 
     async def give_back(self, bucket: str, quota: Quota, cost: int) -> None:
-        """Nothing to give back: it is a call that was let in before."""
+        """Do nothing: the call was admitted before."""

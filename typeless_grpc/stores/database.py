@@ -1,7 +1,7 @@
-"""The database: one SQLite file on this machine, or PostgreSQL for many; its tables, and its errors as ours.
+"""The database of jobs and uploads: its tables, its transactions, and its errors as ours.
 
-The tables of the library that runs the jobs (DBOS) lie in the same database, so that a job and its place in the queue
-are filed in one transaction.
+It is a SQLite file on this machine, or PostgreSQL for many machines. The tables of DBOS, which runs the jobs, are in
+the same database, so that one transaction stores a job and puts it into the queue.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
-from typeless_grpc.stores.postgresql import POOL_S, postgresql_engine
+from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts, postgresql_engine
 from typeless_grpc.stores.steady import SteadyClock
 
-# How long a writer waits for another one to be done, before the caller is told to come again.
-BUSY_TIMEOUT_MS = 5_000
 POOL_SIZE = 10
 SCHEMA = "typeless"
 
@@ -64,11 +62,11 @@ jobs = sa.Table(
     sa.Column("queue_s", sa.Double, nullable=False, default=0.0),
     sa.Column("n_windows", sa.Integer, nullable=False, default=0),
     sa.Column("version", sa.BigInteger, nullable=False, default=1),
-    # Which run holds the job, and how the runs before it ended.
+    # The run that has the lease, and how earlier runs ended.
     sa.Column("run_id", sa.Text),
     sa.Column("n_crashes", sa.Integer, nullable=False, default=0),
     sa.Column("n_failures", sa.Integer, nullable=False, default=0),
-    # The job's place in the queue: the id of its workflow, a new one each time that it is queued again.
+    # The id of the workflow in the queue; a new one each time that the job is queued again.
     sa.Column("workflow_id", sa.Text, nullable=False),
     sa.Column("n_workflows", sa.Integer, nullable=False, default=1),
     sa.Column("update_s", sa.Double, nullable=False),
@@ -97,7 +95,7 @@ workers = sa.Table(
     "workers",
     metadata,
     sa.Column("worker_id", sa.Text, primary_key=True),
-    sa.Column("beat_s", sa.Double, nullable=False),
+    sa.Column("beat_s", sa.Double, nullable=False, key="heartbeat_s"),
     sa.Column("max_jobs", sa.Integer, nullable=False),
 )
 
@@ -124,8 +122,8 @@ upload_parts = sa.Table(
     sa.Column("path", sa.Text, nullable=False),
 )
 
-# What uploads were completed with, where it is known. No column of theirs: databases of earlier versions get the tables
-# that they lack, and no columns.
+# SHA-256 of completed uploads, if known. It is not a column of `uploads`, because databases of earlier versions get new
+# tables, but no new columns.
 upload_digests = sa.Table(
     "upload_digests",
     metadata,
@@ -134,7 +132,7 @@ upload_digests = sa.Table(
 )
 
 
-# The audio that jobs brought along or had fetched, as long as it is kept: what uploads have in `size_bytes`.
+# The size of audio that was sent with jobs or fetched for them, as long as it is stored.
 job_audio = sa.Table(
     "job_audio",
     metadata,
@@ -145,7 +143,19 @@ job_audio = sa.Table(
 )
 
 
-# Jobs that were deleted a while ago: a deletion whose answer was lost is sent again.
+# Room for audio that is being fetched, until its job is submitted. One that outlives its server expires.
+audio_reservations = sa.Table(
+    "audio_reservations",
+    metadata,
+    sa.Column("reservation_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("expire_s", sa.Double, nullable=False),
+    sa.Index("typeless_audio_reservations_owner", "owner"),
+)
+
+
+# Jobs deleted in the last day: a deletion whose answer was lost is repeated.
 job_deletions = sa.Table(
     "job_deletions",
     metadata,
@@ -155,22 +165,23 @@ job_deletions = sa.Table(
     sa.Index("typeless_job_deletions_expire", "expire_s"),
 )
 
-# One row: the id that the storage of this database has, too.
+# One row: the id that the storage of this database also has.
 store_identity = sa.Table(
     "store_identity",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("store_id", sa.Text, nullable=False),
 )
-# Of jobs and uploads: whoever knows one may use it, where callers have no keys.
+# Of the ids of jobs and uploads. Without keys, a caller that knows an id may use what it names.
 ID_BYTES = 16
 
 
 class Database:
-    """A pool of connections; threads share it. Errors of the database come out as SourceUnavailable."""
+    """A pool of connections; threads may share it. Errors of the database are raised as SourceUnavailable."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeouts: DatabaseTimeouts = TIMEOUTS) -> None:
         """url: "sqlite:///…" or "postgresql://…". Connects at the first use. Raises InvalidInput for another scheme."""
+        self.timeouts = timeouts
         try:
             parsed = sa.make_url(url)
         except sa.exc.ArgumentError as error:
@@ -182,22 +193,22 @@ class Database:
             raise InvalidInput("database_url", why, reason="CONFIG_INVALID")
         self.is_sqlite = parsed.drivername == "sqlite"
         self.engine = (
-            _sqlite_engine(parsed)
+            _sqlite_engine(parsed, timeouts)
             if self.is_sqlite
-            else postgresql_engine(parsed, pool_size=POOL_SIZE, max_overflow=POOL_SIZE)
+            else postgresql_engine(parsed, pool_size=POOL_SIZE, max_overflow=POOL_SIZE, timeouts=timeouts)
         )
         self._clock = SteadyClock()
         self._ours = self.engine.execution_options(schema_translate_map={SCHEMA: None if self.is_sqlite else SCHEMA})
 
     @property
     def url(self) -> str:
-        """With its password: never to be logged."""
+        """The URL with its password: never log it."""
         return self.engine.url.render_as_string(hide_password=False)
 
     def create_tables(self) -> None:
-        """Make what is not there yet; any number of processes may do so at once.
+        """Create missing tables; several processes may do so at once.
 
-        Where everything is there nothing is written, so that a process can start while another holds a lock.
+        If none is missing, nothing is written, so that a process can start while another holds a lock.
         """
         with self.reading() as connection:
             there = sa.inspect(connection).get_table_names(schema=None if self.is_sqlite else SCHEMA)
@@ -213,40 +224,40 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A connection for statements that change nothing."""
+        """Yield a connection for statements that change nothing."""
         with self._errors(), self._ours.connect() as connection:
-            self._look_at_clock(connection)
+            self._follow_clock(connection)
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction, kept where the block ends and undone where it raises. IntegrityError passes through."""
+        """Yield a transaction, which is committed unless the block raises. IntegrityError is raised as it is."""
         with self._errors(), self._ours.begin() as connection:
             if self.is_sqlite:
-                # From the first statement on, or a read could be followed by a write that finds the world changed.
+                # Lock from the first statement on, so that nothing read in the transaction changes before its write.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            self._look_at_clock(connection)
+            self._follow_clock(connection)
             yield connection
 
     def probe(self) -> None:
-        """Write, and change nothing: a database that can only be read is of no use. Raises SourceUnavailable."""
+        """Write without a change, because a read-only database is of no use. Raises SourceUnavailable."""
         with self.writing() as connection:
             connection.execute(sa.update(jobs).where(sa.false()).values(version=jobs.c.version))
 
     def now_s(self) -> sa.ColumnElement[float]:
-        """The database's own clock in Unix seconds: the clocks of many machines differ. It may leap: `steady_s`."""
+        """Return the database's own clock in Unix seconds; machines differ. It may step: see `steady_s`."""
         if self.is_sqlite:
             return sa.literal_column("(julianday('now') - 2440587.5) * 86400.0", sa.Double)
         return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Double)
 
     def steady_s(self) -> sa.ColumnElement[float]:
-        """The same clock without its leaps, for what is to last a while: they would end it early."""
+        """Return the same clock without its steps, for expiry: a step would end things early."""
         if not self._clock.is_known:
             with self.reading():
                 pass
         return sa.literal(self._clock.now_s(), sa.Double)
 
-    def _look_at_clock(self, connection: sa.Connection) -> None:
+    def _follow_clock(self, connection: sa.Connection) -> None:
         if self._clock.is_due:
             self._clock.follow(float(connection.execute(sa.select(self.now_s())).scalar_one()))
 
@@ -265,28 +276,33 @@ class Database:
 
 
 def unavailable(error: BaseException) -> SourceUnavailable:
-    """What a caller is told when the database or the storage fails: try again, and whether it is full."""
+    """Return the error for a database or storage that fails or is full."""
     full = "is full" in str(error) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
     if full or (isinstance(error, OSError) and error.errno == errno.EFBIG):
         return SourceUnavailable("The storage of this server is full.", reason="STORAGE_FULL", retry_after_s=30.0)
-    return SourceUnavailable("The store of jobs cannot be reached now.", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
+    return SourceUnavailable("The store of jobs is unavailable now.", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of a database file; its directory is made."""
+    """Return the URL of a database file, and create its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return sa.URL.create("sqlite", database=str(path)).render_as_string()
 
 
-def _sqlite_engine(url: sa.URL) -> sa.Engine:
+def _sqlite_engine(url: sa.URL, timeouts: DatabaseTimeouts) -> sa.Engine:
     engine = sa.create_engine(
-        url, pool_size=POOL_SIZE, max_overflow=POOL_SIZE, pool_timeout=POOL_S, hide_parameters=True
+        url, pool_size=POOL_SIZE, max_overflow=POOL_SIZE, pool_timeout=timeouts.pool_s, hide_parameters=True
     )
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = "IMMEDIATE"
-        for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in (
+            f"busy_timeout={int(timeouts.lock_s * 1000)}",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
             connection.execute(f"PRAGMA {pragma}")
 
     return engine

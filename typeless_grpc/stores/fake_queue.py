@@ -1,4 +1,4 @@
-"""A queue that hands out nothing by itself; for tests, and kept here so that it obeys the same contract."""
+"""A queue for tests, which hands out nothing. It is here so that it obeys the same contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 @dataclass(frozen=True)
 class Queued:
-    """A place in the queue."""
+    """An entry of the queue."""
 
     workflow_id: str
     job_id: str
@@ -20,7 +20,7 @@ class Queued:
 
 
 class FakeQueue:
-    """Remembers what it was told. Unlike a real one, it does not forget what a transaction undid."""
+    """Records its calls. Unlike the real queue, it keeps entries of a transaction that was rolled back."""
 
     def __init__(self) -> None:
         self.queued: list[Queued] = []

@@ -1,6 +1,6 @@
-"""Where bytes lie: a directory of this machine, or whatever else fsspec reaches (s3://, gs://, …).
+"""Files in a directory of this machine, or in any storage of fsspec (s3://, gs://, …).
 
-A file is written once, as a whole, and never changed; local ones are on disk when `write` returns.
+A file is written once, as a whole, and never changed. A local file is on disk when `write` returns.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from typeless_grpc.disk import check_disk
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.stores.database import unavailable
-from typeless_grpc.stores.room import check_disk
 
 _COPY_BYTES = 1 << 20
 
 
 class Files:
-    """A tree of files under one URL; threads share it. Faults come out as SourceUnavailable."""
+    """A tree of files under one URL; threads may share it. Faults are raised as SourceUnavailable."""
 
     def __init__(self, url: str, min_free_percent: float = 0.0) -> None:
-        """url: a directory's path, or an fsspec URL. Raises InvalidInput where its scheme needs a package.
+        """url: a directory's path, or an fsspec URL. Raises InvalidInput if its scheme needs a package.
 
-        min_free_percent: of a local disk, what new audio must leave free.
+        min_free_percent: the share of a local disk that new audio must leave free.
         """
         try:
             self._fs, self._root = cast(tuple[Any, str], fsspec.core.url_to_fs(url))
@@ -40,43 +40,42 @@ class Files:
         self._min_free_percent = min_free_percent
 
     def check_room(self, n_bytes: int) -> None:
-        """Raise SourceUnavailable where new audio of that size would leave too little free."""
+        """Raise SourceUnavailable if new audio of that size would leave too little of the disk free."""
         if self._is_local:
             check_disk(Path(self._root), n_bytes, self._min_free_percent)
 
     def write(self, path: str, data: bytes | BinaryIO | Sequence[bytes]) -> None:
-        """Keep data under path ("jobs/ID/audio").
+        """Write data to path ("jobs/ID/audio").
 
-        Of a file, what is from where it stands to its end; of a sequence, its items one after the other, not joined in
-        memory.
+        data: bytes; a file, from its position to its end; or a sequence of bytes, which are not joined in memory.
         """
         with _faults():
             if self._is_local:
-                _write_durably(Path(self._at(path)), _pieces(data))
+                _write_durably(Path(self._at(path)), _blocks(data))
             elif isinstance(data, bytes):
                 self._fs.pipe_file(self._at(path), data)
             else:
                 with self._fs.open(self._at(path), "wb") as target:
-                    for piece in _pieces(data):
-                        target.write(piece)
+                    for block in _blocks(data):
+                        target.write(block)
 
     def read(self, paths: Sequence[str]) -> list[bytes]:
-        """The contents of several files, in order; fetched side by side where the storage can."""
+        """Return the contents of files, in order; they are fetched concurrently if the storage can."""
         if not paths:
             return []
         with _faults():
             full = [self._at(path) for path in paths]
             found = self._fs.cat(full)
-            # fsspec answers a single path with its bytes, and several by their paths.
+            # fsspec returns the bytes of a single path, and a mapping for several.
             return [found] if isinstance(found, bytes) else [found[self._fs._strip_protocol(path)] for path in full]
 
     def open(self, path: str) -> BinaryIO:
-        """A file to read and seek in. Raises FileNotFoundError."""
+        """Open a file for reading and seeking. Raises FileNotFoundError."""
         with _faults():
             return cast(BinaryIO, self._fs.open(self._at(path), "rb"))
 
     def delete_tree(self, path: str) -> None:
-        """Delete a directory and all in it; nothing happens where there is none."""
+        """Delete a directory and all in it, if it exists."""
         with _faults():
             try:
                 self._fs.rm(self._at(path), recursive=True)
@@ -84,23 +83,23 @@ class Files:
                 return
 
     def move_tree(self, path: str, target: str) -> None:
-        """Move a directory and all in it, file by file, into what may lie at the target already.
+        """Move a directory, file by file, into a target that may exist.
 
-        Broken off, it can be begun again; what another process moves at the same time is moved once.
+        It can be repeated after an interruption; a file that another process moves at the same time is moved once.
         """
         with _faults():
             source = self._fs._strip_protocol(self._at(path)).rstrip("/")
             for file in self._fs.find(source):
-                place = f"{self._at(target)}{str(file).removeprefix(source)}"
+                target_path = f"{self._at(target)}{str(file).removeprefix(source)}"
                 try:
-                    self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
-                    self._fs.mv(file, place)
+                    self._fs.makedirs(target_path.rpartition("/")[0], exist_ok=True)
+                    self._fs.mv(file, target_path)
                 except FileNotFoundError:
                     continue
         self.delete_tree(path)
 
     def names(self, path: str) -> list[tuple[str, float | None]]:
-        """What lies in a directory, with its Unix time of change where the storage knows it; empty if there is none."""
+        """List a directory: names, with the Unix time of change if the storage knows it. Empty if there is none."""
         with _faults():
             try:
                 entries = self._fs.ls(self._at(path), detail=True, refresh=True)
@@ -172,7 +171,7 @@ class PartsFile(io.RawIOBase):
             self._open = None
 
 
-def _pieces(data: bytes | BinaryIO | Sequence[bytes]) -> Iterable[bytes]:
+def _blocks(data: bytes | BinaryIO | Sequence[bytes]) -> Iterable[bytes]:
     if isinstance(data, bytes):
         return [data]
     if hasattr(data, "read"):
@@ -180,14 +179,14 @@ def _pieces(data: bytes | BinaryIO | Sequence[bytes]) -> Iterable[bytes]:
     return data
 
 
-def _write_durably(path: Path, pieces: Iterable[bytes]) -> None:
-    """All or nothing, and on disk: a file is seen under its name only once it is whole."""
+def _write_durably(path: Path, blocks: Iterable[bytes]) -> None:
+    """Write all or nothing to disk: a file has its name only once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{uuid.uuid4().hex}")
     try:
         with beside.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
+            for block in blocks:
+                file.write(block)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -207,5 +206,5 @@ def _faults() -> Iterator[None]:
         yield
     except (FileNotFoundError, InvalidInput):
         raise
-    except Exception as error:  # each storage behind fsspec has a family of its own
+    except Exception as error:  # each storage of fsspec has its own errors
         raise unavailable(error) from error

@@ -1,11 +1,10 @@
-"""One id for the database and the storage that belong together: whether what one knows of can lie in the other.
+"""One id for a database and a storage that belong together.
 
-Sweeps take files without a row for waste. Beside a database that is not theirs all files look so, and beside a storage
-that is not its own a database has jobs without audio. So both have the same id, and a server does not start, and no
-sweep is made, where they differ.
+Sweeps delete files without a row. With the wrong database all files would be such, and with the wrong storage the jobs
+of a database would have no audio. So both have the same id; if the ids differ, no server starts and no sweep runs.
 
-The storage gets its id first, marked as new, in the transaction that files it in the database: a start that is cut
-short in between leaves either nothing that counts, or the mark behind.
+The storage gets its id first, marked as new, in the transaction that stores it in the database. A start that is
+interrupted in between leaves either no id or the mark.
 """
 
 from __future__ import annotations
@@ -30,27 +29,27 @@ class StoreIdentity:
         self._db, self._files = database, files
 
     def settle(self) -> None:
-        """Give both an id where neither has one. Raises InvalidInput, which says what to do, where theirs differ.
+        """Give both an id if neither has one. Raises InvalidInput, which says what to do, if their ids differ.
 
-        Any number of servers may do so at once.
+        Several servers may do so at once.
         """
-        # Between the two reads another server may have begun with both: then the second look finds them alike.
+        # Between the two reads another server may have given both an id: then the second check finds them equal.
         if self._mismatch() is not None and (why := self._mismatch()) is not None:
             raise InvalidInput("storage_url", why, reason="STORAGE_MISMATCH")
 
     def is_settled(self) -> bool:
-        """Whether both have the same id, as they had at the start. Raises SourceUnavailable."""
+        """Whether both still have the same id. Raises SourceUnavailable."""
         of_database = self._of_database()
         return of_database is not None and of_database == self._of_storage()[0]
 
     def _mismatch(self) -> str | None:
-        """What is wrong, once those without an id have been given one; None where they are alike."""
+        """Give an id to both if neither has one. Return what is wrong, None if the ids are equal."""
         of_database, (of_storage, is_new) = self._of_database(), self._of_storage()
         if of_database is None and (of_storage is None or is_new):
             of_database = self._begun()
             of_storage, is_new = self._of_storage()
         if of_storage is None or of_database != of_storage:
-            return _told(of_database, of_storage)
+            return _mismatch(of_database, of_storage)
         if is_new:
             self._files.write(FILE, of_storage.encode())
         return None
@@ -60,7 +59,7 @@ class StoreIdentity:
             return connection.execute(sa.select(store_identity.c.store_id)).scalar_one_or_none()
 
     def _of_storage(self) -> tuple[str | None, bool]:
-        """Its id, and whether it is marked as new."""
+        """Return the storage's id, and whether it is marked as new."""
         try:
             with self._files.open(FILE) as file:
                 store_id, _, mark = file.read(_LONGEST).decode("ascii", "replace").strip().partition(" ")
@@ -69,7 +68,7 @@ class StoreIdentity:
         return store_id, mark == _NEW
 
     def _begun(self) -> str:
-        """The database's id, and the storage's, made now unless another server was quicker."""
+        """Return the ids of both, created now unless another server was faster."""
         with self._db.writing() as connection:
             if not self._db.is_sqlite:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7409270413)")
@@ -82,8 +81,8 @@ class StoreIdentity:
         return made
 
 
-def _told(of_database: str | None, of_storage: str | None) -> str:
-    """What is wrong, and what to do."""
+def _mismatch(of_database: str | None, of_storage: str | None) -> str:
+    """Return what is wrong, and what to do."""
     back = "Set storage_url, database_url and data_dir to what belongs together."
     if of_database is None:
         return (

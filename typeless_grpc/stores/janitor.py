@@ -1,4 +1,4 @@
-"""Deletes what is past its time: jobs, uploads, and files that belong to neither."""
+"""Deletes expired jobs and uploads, and files that belong to neither."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import time
 from collections.abc import Callable
 
 from typeless_grpc.errors import SourceUnavailable
-from typeless_grpc.stores.upkeep import JobUpkeep
+from typeless_grpc.stores.maintenance import JobMaintenance
 from typeless_grpc.stores.uploads import SqlUploadStore
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-# Files of a job are written before its row, within one call: those without a row after so long never get one.
-# Sweeps are as far apart.
+# Files of a job are written before its row, within one call: files without a row after so long never get one.
+# It is also the interval of sweeps.
 ORPHAN_S = 3600.0
 
 
 class Janitor:
-    """A thread that tidies up; any number of servers may each have one."""
+    """A maintenance loop in a thread; every server may have one."""
 
     def __init__(
         self,
-        jobs: JobUpkeep,
+        jobs: JobMaintenance,
         uploads: SqlUploadStore,
         *,
         interval_s: float = 5.0,
         may_sweep: Callable[[], bool] = lambda: True,
     ) -> None:
-        """may_sweep: whether the storage belongs to the database, so that what has no row is waste."""
+        """may_sweep: whether the storage belongs to the database, so that files without a row are orphans."""
         self._jobs, self._uploads, self._interval_s = jobs, uploads, interval_s
         self._may_sweep = may_sweep
         self._stopping = threading.Event()
@@ -37,23 +37,23 @@ class Janitor:
         self._orphans_due_s = time.monotonic()
 
     def start(self) -> None:
-        """Begin; the first round is at once."""
+        """Start, with the first round at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for it."""
+        """Stop, and wait for the thread."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def tidy_once(self) -> int:
-        """One round; how many jobs and uploads went. Raises SourceUnavailable."""
+        """Run one round; return how many jobs and uploads it deleted. Raises SourceUnavailable."""
         n_deleted = self._jobs.delete_expired() + self._uploads.delete_expired()
         self._jobs.drop_audio()
         if time.monotonic() >= self._orphans_due_s:
             self._orphans_due_s = time.monotonic() + ORPHAN_S
             if not self._may_sweep():
-                log.error("the storage is no longer the database's own: nothing in it is swept; restart to see why")
+                log.error("the storage no longer belongs to the database: orphans stay; restart to see why")
                 return n_deleted
             before_s = time.time() - ORPHAN_S
             self._jobs.delete_orphans(before_s)
@@ -63,11 +63,11 @@ class Janitor:
     def _tidy(self) -> None:
         while not self._stopping.is_set():
             try:
-                # What is left over by a round that was full is done at once.
+                # A full round has left some, which are deleted at once.
                 if self.tidy_once() >= 500:
                     continue
             except SourceUnavailable as error:
-                log.warning("nothing can be deleted now", reason=error.reason)
+                log.warning("the store of jobs is unavailable; deletions are retried", reason=error.reason)
             except Exception:
-                log.exception("unforeseen error while deleting what is past its time")
+                log.exception("unforeseen error while deleting expired data")
             self._stopping.wait(self._interval_s)

@@ -1,8 +1,8 @@
-"""The table of jobs, and the few ways in which a row of it changes.
+"""The table of jobs, and the few ways in which its rows change.
 
-The row is the truth. Every change is one transaction guarded by the state (and, for a run, by its id); the queue is
-told within the same transaction where a job enters it, and afterwards where a job leaves it: a queue that was not told
-finds out when it hands the job to a worker, whose claim then says that there is nothing to do.
+The row is the truth. Every change is one transaction, guarded by the state and, for a run, by its id. A job enters the
+queue in the same transaction, and leaves it afterwards: if that fails, the queue hands the job to a worker, whose claim
+returns that there is nothing to do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typeless_grpc.jobs.store import Run, RunLost
 from typeless_grpc.speech.transcript import Transcript
 from typeless_grpc.stores.database import Database, job_audio, job_chunks, jobs, upload_digests, uploads
 from typeless_grpc.stores.files import Files
-from typeless_grpc.stores.room import OwnerRoom
+from typeless_grpc.stores.storage_quota import StorageQuota
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -35,56 +35,60 @@ FAILURE = TypeAdapter(Failure)
 
 
 class Queue(Protocol):
-    """What hands jobs to workers, in the same database; `stores.dbos_queue` has the real one."""
+    """Hands jobs to workers, in the same database; `stores.dbos.queue` implements it."""
 
     def prepare(self) -> None:
-        """Be able to enqueue from now on: not to be done within a transaction. Raises SourceUnavailable."""
+        """Prepare for `enqueue`; call it outside of a transaction. Raises SourceUnavailable."""
         ...
 
     def enqueue(
         self, connection: sa.Connection, workflow_id: str, job_id: str, caller: str, priority: int, delay_s: float = 0.0
     ) -> None:
-        """Put a job into the queue, as part of the connection's transaction."""
+        """Put a job into the queue, in the connection's transaction."""
         ...
 
     def cancel(self, workflow_ids: Sequence[str]) -> None:
-        """Take workflows out of the queue, running ones too."""
+        """Remove workflows from the queue, also running ones."""
         ...
 
     def forget(self, workflow_ids: Sequence[str]) -> None:
-        """The same, with all that is kept of them."""
+        """Remove workflows from the queue, and delete all records of them."""
         ...
 
 
 @dataclass(frozen=True)
 class JobStoreOptions:
-    """ttl_s: how long a job is kept after its end. max_pending: of one caller. worker_timeout_s: a worker that has not
-    been heard of for so long is dead. max_owner_bytes: of one owner's uploads and the audio of its jobs together.
-    keep_audio: the audio of a job stays as long as the job, and not only until it has ended."""
+    """How jobs are stored.
+
+    ttl_s: how long a job is kept after its end. max_pending: of one caller. worker_timeout_s: after so long without a
+    heartbeat a worker is dead. max_owner_bytes: of one owner's uploads and the audio of its jobs together. keep_audio:
+    keep a job's audio as long as the job, and not only until the job ends. fetch_timeout_s: for the audio of a job.
+    """
 
     ttl_s: float = 86_400.0
     max_pending: int = 10_000
     worker_timeout_s: float = 20.0
     max_owner_bytes: int = 20 * 1024**3
     keep_audio: bool = False
+    fetch_timeout_s: float = 300.0
 
 
 class JobTable:
-    """What the stores of jobs share. `db`, `files`, `queue` and `options` are theirs to use."""
+    """What the stores of jobs share, with its `db`, `files`, `queue`, `quota` and `options`."""
 
     def __init__(self, database: Database, files: Files, queue: Queue, options: JobStoreOptions) -> None:
         self.db, self.files, self.queue, self.options = database, files, queue, options
-        self.room = OwnerRoom(database, options.max_owner_bytes)
+        self.quota = StorageQuota(database, options.max_owner_bytes)
 
     def visible(self, owner: str | None) -> list[sa.ColumnElement[bool]]:
-        """What a caller may see: its own jobs, until they expire."""
+        """Return the condition on jobs that an owner may see: its own, until they expire."""
         kept = sa.or_(jobs.c.expire_s.is_(None), jobs.c.expire_s > self.db.steady_s())
         return [kept] if owner is None else [kept, jobs.c.owner == owner]
 
     def write(
         self, connection: sa.Connection, run: Run, state: State, *conditions: sa.ColumnElement[bool], **values: Any
     ) -> Any:
-        """A run's change of its job, or RunLost."""
+        """Change the job of a run, and return its row. Raises RunLost."""
         row = connection.execute(
             sa.update(jobs)
             .where(*held(run), jobs.c.state.in_([before.value for before in states_before(state)]), *conditions)
@@ -103,7 +107,7 @@ class JobTable:
         failure: Failure | None = None,
         **values: Any,
     ) -> Any | None:
-        """Bring jobs to their end; the row, None where the conditions or the state do not allow it."""
+        """End a job, and return its row; None if the conditions or its state do not allow it."""
         now_s, lasts_from_s = self.db.now_s(), self.db.steady_s()
         return connection.execute(
             sa.update(jobs)
@@ -133,11 +137,11 @@ class JobTable:
         )
         self.queue.enqueue(connection, workflow_id, row.job_id, row.caller, row.priority, delay_s)
 
-    def delete_dependents(self, connection: sa.Connection, gone: Sequence[Any]) -> None:
-        """Results, and uploads that no other job is about: from now on they are past their time."""
+    def delete_dependents(self, connection: sa.Connection, deleted: Sequence[Any]) -> None:
+        """Delete rows of results, and let uploads expire that no other job needs."""
         for table in (job_chunks, job_audio):
-            connection.execute(sa.delete(table).where(table.c.job_id.in_([row.job_id for row in gone])))
-        upload_ids = [row.upload_id for row in gone if row.upload_id]
+            connection.execute(sa.delete(table).where(table.c.job_id.in_([row.job_id for row in deleted])))
+        upload_ids = [row.upload_id for row in deleted if row.upload_id]
         if upload_ids:
             others = sa.select(jobs.c.upload_id).where(jobs.c.upload_id.is_not(None))
             connection.execute(
@@ -153,15 +157,15 @@ class JobTable:
                 )
             )
 
-    def delete_traces(self, gone: Sequence[Any]) -> None:
-        for row in gone:
+    def delete_traces(self, deleted: Sequence[Any]) -> None:
+        for row in deleted:
             self.leave_queue(self.queue.forget, row.job_id, row.n_workflows)
             self.delete_files(row.job_id)
 
     def drop_audio(self, job_id: str) -> None:
-        """Let go of the audio of a job that has ended: nothing reads it any more.
+        """Delete the audio of a job that has ended.
 
-        It counts for its owner until it is deleted. What is left behind here, the upkeep finds.
+        It counts for its owner until it is deleted. Maintenance deletes what is left behind here.
         """
         if self.options.keep_audio or not self.delete_files(job_id, "audio"):
             return
@@ -169,16 +173,16 @@ class JobTable:
             with self.db.writing() as connection:
                 connection.execute(sa.delete(job_audio).where(job_audio.c.job_id == job_id))
         except SourceUnavailable:
-            log.warning("audio of a job that has ended still counts; that will be made up for", job_id=job_id)
+            log.warning("audio of a job that has ended still counts; maintenance will correct it", job_id=job_id)
 
     def leave_queue(self, leave: Callable[[Sequence[str]], None], job_id: str, n_workflows: int) -> None:
         try:
             leave([job_id, *(f"{job_id}.{n}" for n in range(2, n_workflows + 1))])
         except SourceUnavailable:
-            log.warning("the queue was not told that a job is gone; it will find out", job_id=job_id)
+            log.warning("a job could not be removed from the queue; its next claim will end it", job_id=job_id)
 
     def delete_files(self, job_id: str, part: str = "") -> bool:
-        """Whether they are gone."""
+        """Delete files of a job; return whether they are deleted."""
         try:
             self.files.delete_tree(f"jobs/{job_id}/{part}".rstrip("/"))
         except SourceUnavailable:
@@ -204,7 +208,7 @@ def not_found(job_id: str) -> NotFound:
 
 
 def _options(text: str) -> DecodeOptions:
-    """Options as they were filed: JSON has lists where they have tuples."""
+    """Read options; lists of the JSON become tuples."""
     options = OPTIONS.validate_json(text)
     tuples: dict[str, Any] = {name: tuple(value) for name, value in vars(options).items() if isinstance(value, list)}
     return replace(options, **tuples)

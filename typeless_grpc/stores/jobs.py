@@ -1,4 +1,4 @@
-"""What callers ask of jobs: `JobStore` over a database and files."""
+"""`JobStore` over a database and files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import io
 import json
 import math
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -19,14 +20,14 @@ from sqlalchemy.exc import IntegrityError
 
 from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.jobs.job import Job, NewJob, State, joined, shown
-from typeless_grpc.jobs.store import UPLOAD_SCHEME, JobPage, JobQuery, QueueStats
+from typeless_grpc.jobs.store import UPLOAD_SCHEME, AudioReservation, JobPage, JobQuery, QueueStats
 from typeless_grpc.speech.transcript import Segment, Transcript
 from typeless_grpc.stores.database import ID_BYTES, job_audio, job_chunks, job_deletions, jobs, uploads, workers
 from typeless_grpc.stores.job_table import FORMAT, OPTIONS, TRANSCRIPT, JobTable, audio_path, job_of, larger, not_found
 
-# For a job to be filed about an upload that is about to expire.
+# Added to the life of an upload, so that it does not expire while a job for it is stored.
 FILING_S = 60.0
-# For a deletion that got no answer to be sent again.
+# How long a deletion whose answer was lost can be repeated.
 DELETION_S = 86_400.0
 
 
@@ -36,7 +37,7 @@ class SqlJobStore:
     def __init__(self, table: JobTable) -> None:
         self._table = table
 
-    def submit(self, new: NewJob, content: bytes | BinaryIO | None) -> Job:
+    def submit(self, new: NewJob, content: bytes | BinaryIO | None, reserved: AudioReservation | None = None) -> Job:
         """See `JobStore`."""
         self._table.queue.prepare()
         while True:
@@ -46,15 +47,17 @@ class SqlJobStore:
             n_bytes = 0
             if content is not None:
                 n_bytes = _size(content)
-                self.check_room(new.owner, n_bytes)
+                n_reserved = reserved.n_bytes if reserved else 0
+                self._table.quota.check(new.owner, max(0, n_bytes - n_reserved))
+                self._table.files.check_room(n_bytes)
                 self._write_audio(job_id, content)
             try:
-                return self._file(job_id, new, n_bytes)
-            except IntegrityError:  # the same request id at the same instant: the other one was first
+                return self._file(job_id, new, n_bytes, reserved)
+            except IntegrityError:  # the same request id at the same time: the other request was first
                 self._table.delete_files(job_id)
             except SourceUnavailable as error:
-                # The answer to a commit may be lost, and the job filed: what has no row is for the upkeep to delete. A
-                # database that is full has filed nothing.
+                # The answer to the commit may be lost, and the job stored; maintenance deletes files without a row.
+                # A full database has stored nothing.
                 if error.reason == "STORAGE_FULL":
                     self._table.delete_files(job_id)
                 raise
@@ -62,10 +65,12 @@ class SqlJobStore:
                 self._table.delete_files(job_id)
                 raise
 
-    def check_room(self, owner: str, n_bytes: int) -> None:
+    @contextmanager
+    def reserve(self, owner: str) -> Iterator[AudioReservation]:
         """See `JobStore`."""
-        self._table.room.check(owner, n_bytes)
-        self._table.files.check_room(n_bytes)
+        lasts_s, check_disk = self._table.options.fetch_timeout_s, self._table.files.check_room
+        with self._table.quota.reserve(owner, lasts_s, check_disk) as reservation:
+            yield reservation
 
     def made_by(self, new: NewJob) -> Job | None:
         """See `JobStore`."""
@@ -132,26 +137,28 @@ class SqlJobStore:
     def delete(self, job_id: str, owner: str | None) -> None:
         """See `JobStore`."""
         with self._table.db.writing() as connection:
-            gone = connection.execute(
+            deleted = connection.execute(
                 sa.delete(jobs)
                 .where(jobs.c.job_id == job_id, jobs.c.state != State.PROCESSING.value, *self._table.visible(owner))
                 .returning(jobs.c.job_id, jobs.c.n_workflows, jobs.c.upload_id, jobs.c.owner)
             ).one_or_none()
-            if gone is not None:
-                self._table.delete_dependents(connection, [gone])
+            if deleted is not None:
+                self._table.delete_dependents(connection, [deleted])
                 expire_s = self._table.db.steady_s() + DELETION_S
-                connection.execute(sa.insert(job_deletions).values(job_id=job_id, owner=gone.owner, expire_s=expire_s))
-        if gone is None:
+                connection.execute(
+                    sa.insert(job_deletions).values(job_id=job_id, owner=deleted.owner, expire_s=expire_s)
+                )
+        if deleted is None:
             if self._was_deleted(job_id, owner):
                 return
             self.get(job_id, owner)
             raise WrongState("The job runs: cancel it first.", reason="JOB_RUNNING")
-        self._table.delete_traces([gone])
+        self._table.delete_traces([deleted])
 
     def stats(self, owner: str | None = None) -> QueueStats:
         """See `JobStore`."""
         now_s = self._table.db.now_s()
-        alive = workers.c.beat_s > now_s - self._table.options.worker_timeout_s
+        alive = workers.c.heartbeat_s > now_s - self._table.options.worker_timeout_s
         with self._table.db.reading() as connection:
             counted = connection.execute(
                 sa.select(jobs.c.state, sa.func.count(), (now_s - sa.func.min(jobs.c.create_s)))
@@ -206,14 +213,16 @@ class SqlJobStore:
             self._table.delete_files(job_id)
             raise
 
-    def _file(self, job_id: str, new: NewJob, n_bytes: int) -> Job:
+    def _file(self, job_id: str, new: NewJob, n_bytes: int, reserved: AudioReservation | None) -> Job:
         with self._table.db.writing() as connection:
             self._check_pending(connection, new)
+            if reserved is not None:
+                self._table.quota.release_within(connection, reserved.reservation_id)
             if n_bytes:
-                self._table.room.check_within(connection, new.owner, n_bytes)
+                self._table.quota.check_within(connection, new.owner, n_bytes)
                 connection.execute(sa.insert(job_audio).values(job_id=job_id, owner=new.owner, size_bytes=n_bytes))
             upload_id = self._checked_upload(connection, new)
-            if new.request_id:  # one that has expired, and is about to be deleted, holds its id no longer
+            if new.request_id:  # an expired job, which is not deleted yet, releases its id
                 connection.execute(
                     sa.update(jobs)
                     .where(jobs.c.owner == new.owner, jobs.c.request_id == new.request_id)
@@ -253,9 +262,9 @@ class SqlJobStore:
             raise RateLimited(message, reason="TOO_MANY_PENDING_JOBS", retry_after_s=60.0, subject=new.caller)
 
     def _checked_upload(self, connection: sa.Connection, new: NewJob) -> str | None:
-        """The upload that the job is about, kept for a moment longer from now on, and then because the job needs it.
+        """Check the upload of the job, and extend its life until the job is stored, which then needs it.
 
-        A write and no lock: a deletion that waits for it finds that the upload is not past its time any more.
+        It is a write and not a lock, so that a deletion that waits for it finds that the upload has not expired.
         """
         if not new.uri.startswith(UPLOAD_SCHEME):
             return None
@@ -274,12 +283,12 @@ class SqlJobStore:
         return upload_id
 
     def _transcripts(self, job_id: str, first_segment: int) -> list[Transcript]:
-        """Those of the chunks that hold a segment from an index on, in order; all of them from 0 on."""
+        """Return the transcripts of the chunks with segments from an index on, in order; of all chunks for 0."""
         paths = self._chunk_paths(job_id, first_segment)
         while True:
             try:
                 return [TRANSCRIPT.validate_json(data) for data in self._table.files.read(paths)]
-            except FileNotFoundError as error:  # deleted between the two reads, with the job or by its cancellation
+            except FileNotFoundError as error:  # deleted between the two reads, with the job or by a cancellation
                 self.get(job_id, None)
                 before, paths = paths, self._chunk_paths(job_id, first_segment)
                 if paths == before:
@@ -300,7 +309,7 @@ class SqlJobStore:
 
 
 def _size(content: bytes | BinaryIO) -> int:
-    """Of bytes, or of what is from where a file stands to its end."""
+    """Return the size of bytes, or of the rest of a file from its position."""
     if isinstance(content, bytes):
         return len(content)
     start = content.tell()
@@ -310,7 +319,7 @@ def _size(content: bytes | BinaryIO) -> int:
 
 
 def _page_token(query: JobQuery, last: Job) -> str:
-    token = json.dumps([last.create_s, last.job_id, _filters(query)])
+    token = json.dumps([last.create_s, last.job_id, filters_digest(query)])
     return base64.urlsafe_b64encode(token.encode()).decode()
 
 
@@ -319,16 +328,16 @@ def _page_start(query: JobQuery) -> tuple[float, str]:
         create_s, job_id, filters = json.loads(base64.urlsafe_b64decode(query.page_token.encode("ascii")))
         start = float(create_s), str(job_id)
         if not (math.isfinite(start[0]) and start[1].isascii() and start[1].isalnum()):
-            raise ValueError("no time, or no id of ours")
+            raise ValueError("not a time and an id")
     except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error) as error:
         raise InvalidInput("page_token", "is none that this server gave out", reason="PAGE_TOKEN_INVALID") from error
-    if filters != _filters(query):
+    if filters != filters_digest(query):
         raise InvalidInput("page_token", "belongs to a list with other filters", reason="PAGE_TOKEN_INVALID")
     return start
 
 
-def _filters(query: JobQuery) -> str:
-    """What two pages of one list have in common."""
+def filters_digest(query: JobQuery) -> str:
+    """Return a digest of the filters, which all pages of a list share."""
     states = sorted(state.value for state in query.states)
     filters = json.dumps([query.owner, states, sorted((query.labels or {}).items())])
     return hashlib.sha256(filters.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Keys and limits in memory: gone with the process. What tests use, by the contract of the real ones."""
+"""Keys and limits in memory, until the process ends. Tests use it; it obeys the contract of the real stores."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typeless_grpc.errors import SourceUnavailable, TooLarge
 
 
 class MemoryAccessStore:
-    """See `AccessStore`. Set `is_away` to make it unreachable."""
+    """See `AccessStore`. Set `is_unavailable` to make all calls fail."""
 
     def __init__(self, wall_s: Callable[[], float] = time.time) -> None:
         self._wall_s = wall_s
         self._revision = 0
         self._keys: dict[str, tuple[int, ApiKey]] = {}
         self._limits: dict[tuple[object, ...], tuple[int, Limit]] = {}
-        self.is_away = False
+        self.is_unavailable = False
 
     async def add_key(self, key: ApiKey, *, max_keys: int) -> ApiKey:
         """See `AccessStore`."""
@@ -79,17 +79,15 @@ class MemoryAccessStore:
         )
 
     def _reach(self) -> None:
-        if self.is_away:
-            raise away()
+        if self.is_unavailable:
+            raise unavailable()
 
 
 def too_many_keys(max_keys: int) -> TooLarge:
-    """What a store raises when there is no room for another key."""
+    """Return the error for a key beyond the maximum."""
     return TooLarge(f"There are {max_keys} keys already, the most this server keeps.", reason="TOO_MANY_KEYS")
 
 
-def away() -> SourceUnavailable:
-    """What a store raises when it cannot be reached."""
-    return SourceUnavailable(
-        "The store of keys cannot be reached now.", reason="KEY_STORE_UNAVAILABLE", retry_after_s=1.0
-    )
+def unavailable() -> SourceUnavailable:
+    """Return the error of a store that cannot be reached."""
+    return SourceUnavailable("The store of keys is unavailable now.", reason="KEY_STORE_UNAVAILABLE", retry_after_s=1.0)

@@ -1,7 +1,7 @@
-"""Files that belong to nothing: of a submission that was cut short, or of a deletion that did not come to its end.
+"""Files without a row, of an interrupted submission or deletion.
 
-They are not deleted at once, since a database that was restored from yesterday's backup knows nothing of today's files:
-first they go into quarantine, `quarantine/DIRECTORY/TIME-NAME`, and come back from there once there is a row of theirs.
+They are not deleted at once, because a database that was restored from yesterday's backup does not know today's files.
+They first go into quarantine, `quarantine/DIRECTORY/TIME-NAME`, and come back once the database has their row.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-# How long an operator has to find out that the database is not the right one.
+# The time in which an operator can notice that the database is the wrong one.
 QUARANTINE_S = 7 * 86_400.0
 _NAMES_AT_ONCE = 500
-# What jobs and uploads are called. All else in their directories is somebody else's.
+# The names of jobs and uploads. Other names in their directories are not ours.
 _IS_OURS = re.compile(r"[0-9a-f]{32}").fullmatch
 
 
 class Orphans:
-    """What lies in a directory under a name that no row has.
+    """The names in a directory that have no row.
 
-    Files may be written before their row, within one call: what is new may yet get one. Object storage does not say how
-    old a directory is; there a name is an orphan once two sweeps in a row have found no row of it.
+    Files are written before their row, within one call, so new ones may still get a row. Object storage does not know
+    the age of a directory; there a name is an orphan once two sweeps in a row have found no row.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class Orphans:
         ids: sa.ColumnElement[str],
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        """ids: the column that has the names of all that is not to be deleted. wall_s: Unix time in seconds."""
+        """ids: the column with the names that are not orphans. wall_s: Unix time in seconds."""
         self._db, self._files, self._directory, self._ids = database, files, directory, ids
         self._wall_s = wall_s
-        self._suspects: set[str] = set()
+        self._seen_once: set[str] = set()
 
     def delete(self, before_s: float) -> int:
-        """One sweep; how many names went into quarantine. before_s: Unix time; what has changed since is left alone."""
+        """Sweep once; return how many names went into quarantine. before_s: Unix time; newer files are left alone."""
         self._go_through_quarantine()
         old, ageless = set(), set()
         for name, changed_s in self._files.names(self._directory):
@@ -58,15 +58,15 @@ class Orphans:
             elif changed_s < before_s:
                 old.add(name)
         orphans = (old | ageless) - self._known(old | ageless)
-        due = orphans & (old | self._suspects)
-        self._suspects = orphans - due
+        due = orphans & (old | self._seen_once)
+        self._seen_once = orphans - due
         moved = [name for name in due if self._moved(self._place(name), f"{self._quarantine}/{self._now()}-{name}")]
         if moved:
             log.warning("files without a row are in quarantine", place=self._quarantine, n_names=len(moved))
         return len(moved)
 
     def _go_through_quarantine(self) -> None:
-        """Take back what has a row again, and delete what has had none for long."""
+        """Restore names that have a row again, and delete those that have had none for long."""
         there = list(self._quarantined())
         known = self._known({name for _, name in there})
         for put_s, name in there:
@@ -113,4 +113,4 @@ class Orphans:
         try:
             self._files.delete_tree(path)
         except SourceUnavailable:
-            log.warning("files that belong to nothing are left behind", path=path)
+            log.warning("orphaned files could not be deleted", path=path)

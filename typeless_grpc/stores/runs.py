@@ -1,4 +1,4 @@
-"""What a worker asks of jobs: `RunStore` over a database and files."""
+"""`RunStore` over a database and files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SqlRunStore:
     def __init__(self, table: JobTable, sources: AudioSources) -> None:
         self._table, self._sources = table, sources
 
-    def is_suspect(self, job_id: str) -> bool:
+    def is_quarantined(self, job_id: str) -> bool:
         """See `RunStore`."""
         with self._table.db.reading() as connection:
             state = connection.execute(sa.select(jobs.c.state).where(jobs.c.job_id == job_id)).scalar_one_or_none()
@@ -150,7 +150,7 @@ class SqlRunStore:
                 State.PENDING,
                 run_id=None,
                 n_failures=jobs.c.n_failures + 1,
-                progress_message=f"Tried again later: {failure.message}",
+                progress_message=f"Retried later: {failure.message}",
             )
             self._table.queue_again(connection, row, delay_s)
 

@@ -1,7 +1,7 @@
 """Keys and limits in a database: a SQLite file, or a PostgreSQL that many servers share.
 
-Every change counts up one row, `access_revision`, in its own transaction, which holds that row until it commits: so
-changes become visible in the order of their numbers, and whoever asks for those after the last one it saw misses none.
+Every change increments one row, `access_revision`, in its own transaction, which locks that row until it commits. So
+changes become visible in the order of their numbers, and a reader of all changes after the last one it saw misses none.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from typeless_grpc.access.methods import Group
 from typeless_grpc.access.principal import Role
 from typeless_grpc.access.quota import Limit, Quota, Unit
 from typeless_grpc.access.store import Changes
-from typeless_grpc.stores.memory_access import away, too_many_keys
-from typeless_grpc.stores.postgresql import postgresql_engine
+from typeless_grpc.stores.memory_access import too_many_keys, unavailable
+from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts, postgresql_engine
 from typeless_grpc.telemetry.logs import get_logger
 
 T = TypeVar("T")
 
 log = get_logger(__name__)
 
-WAIT_S = 5  # for the lock of a SQLite file, before the store counts as away
 _SCHEMA_LOCK = 0x7479_7065  # any number that means this schema to PostgreSQL's advisory locks
 
 _metadata = sa.MetaData()
@@ -69,23 +68,23 @@ _revision = sa.Table(
 
 
 def sqlite_url(file: Path) -> str:
-    """The URL of a SQLite file, which is made for its owner alone where it is missing."""
+    """Return the URL of a SQLite file, and create the file if it is missing, readable by its owner alone."""
     file.touch(mode=0o600)
     return sa.URL.create("sqlite", database=str(file)).render_as_string()
 
 
 class SqlAccessStore:
-    """See `AccessStore`. Its calls run in a thread of its own, one after another."""
+    """See `AccessStore`. Its calls run one after another in a thread of its own."""
 
-    def __init__(self, url: str, wall_s: Callable[[], float]) -> None:
+    def __init__(self, url: str, wall_s: Callable[[], float], timeouts: DatabaseTimeouts = TIMEOUTS) -> None:
         """url: "sqlite:///FILE" or "postgresql://USER:PASSWORD@HOST/DATABASE". Raises ValueError for another."""
-        self._engine = _engine(url)
+        self._engine = _engine(url, timeouts)
         self._wall_s = wall_s
         self._thread = ThreadPoolExecutor(1, "access-store")
-        self._has_left_out = False
+        self._has_warned = False
 
     async def open(self) -> None:
-        """Make the tables where they are missing. Raises SourceUnavailable."""
+        """Create missing tables. Raises SourceUnavailable."""
         await self._run(_create)
 
     async def close(self) -> None:
@@ -122,7 +121,7 @@ class SqlAccessStore:
 
     async def keys_after(self, position: int, n_most: int) -> Sequence[ApiKey]:
         """See `AccessStore`."""
-        is_known = _keys.c.role.in_([role.value for role in Role])  # others are a newer version's, as in `changes`
+        is_known = _keys.c.role.in_([role.value for role in Role])  # others are of a newer version, as in `changes`
         query = sa.select(_keys).where(_keys.c.position > position, is_known)
         query = query.order_by(_keys.c.position).limit(n_most)
         return await self._run(lambda connection: [_key(row) for row in connection.execute(query).mappings()])
@@ -135,7 +134,7 @@ class SqlAccessStore:
             .where(_keys.c.last_use_s.is_(None) | (_keys.c.last_use_s < sa.bindparam("used_s")))
             .values(last_use_s=sa.bindparam("used_s"))
         )
-        # In one order on every server, so that two that write at once do not wait for each other in a circle.
+        # In the same order on every server, so that two that write at once do not deadlock.
         rows = [{"of": key_id, "used_s": used_s} for key_id, used_s in sorted(uses.items())]
         if rows:
             await self._run(lambda connection: connection.execute(change, rows))
@@ -155,7 +154,7 @@ class SqlAccessStore:
         """See `AccessStore`."""
 
         def work(connection: sa.Connection) -> Changes:
-            # Read first: what is committed after it has a higher number, and comes with the next question.
+            # Read first: what is committed later has a higher number, and comes with the next call.
             revision = connection.execute(sa.select(_revision.c.value)).scalar_one()
             if revision <= since:
                 return Changes(revision, [], [])
@@ -166,14 +165,14 @@ class SqlAccessStore:
         return await self._run(work)
 
     def _known(self, read: Callable[[sa.RowMapping], T], rows: Iterable[sa.RowMapping]) -> Iterator[T]:
-        """What rows say, without those with a role, a group or a unit that only a newer version of us knows."""
+        """Read rows, without those with a role, group or unit that only a newer version knows."""
         for row in rows:
             try:
                 yield read(row)
             except ValueError as error:
-                if not self._has_left_out:
-                    log.warning("left out of keys and limits: written by a newer version?", why=str(error))
-                self._has_left_out = True
+                if not self._has_warned:
+                    log.warning("keys or limits are ignored; did a newer version write them?", why=str(error))
+                self._has_warned = True
 
     async def _run(self, work: Callable[[sa.Connection], T]) -> T:
         def in_transaction() -> T:
@@ -182,9 +181,9 @@ class SqlAccessStore:
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, in_transaction)
-        except (DBAPIError, NoResultFound, PoolTimeout) as error:  # no result: a restore is under way
-            log.debug("store of keys away", error=type(error).__name__)
-            raise away() from error
+        except (DBAPIError, NoResultFound, PoolTimeout) as error:  # NoResultFound: the database is being restored
+            log.debug("store of keys unavailable", error=type(error).__name__)
+            raise unavailable() from error
 
 
 def _next_revision(connection: sa.Connection) -> int:
@@ -194,7 +193,7 @@ def _next_revision(connection: sa.Connection) -> int:
 
 def _create(connection: sa.Connection) -> None:
     if connection.dialect.name == "postgresql":
-        # Two servers that start at once would both find no tables; the lock ends with the transaction.
+        # Otherwise two servers that start at once would both find no tables. The lock ends with the transaction.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
     for table in _metadata.sorted_tables:
         connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
@@ -205,19 +204,19 @@ def _create(connection: sa.Connection) -> None:
     connection.execute(sa.insert(_revision).from_select(["id", "value"], first))
 
 
-def _engine(url: str) -> sa.Engine:
+def _engine(url: str, timeouts: DatabaseTimeouts) -> sa.Engine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        engine = sa.create_engine(parsed, connect_args={"timeout": WAIT_S}, hide_parameters=True)
+        engine = sa.create_engine(parsed, connect_args={"timeout": timeouts.lock_s}, hide_parameters=True)
         sa.event.listen(engine, "connect", _use_wal)
         return engine
     if parsed.get_backend_name() == "postgresql":
-        return postgresql_engine(parsed, pool_size=1, max_overflow=0)
+        return postgresql_engine(parsed, pool_size=1, max_overflow=0, timeouts=timeouts)
     raise ValueError("a database is sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
 
 
 def _use_wal(connection: Any, _record: object) -> None:
-    """Readers and a writer of several processes do not shut each other out."""
+    """Let readers and a writer of several processes work at the same time."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")  # a revoked key stays revoked, even after a power cut
 

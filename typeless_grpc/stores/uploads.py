@@ -1,7 +1,7 @@
-"""Uploads: their bytes in parts, as they arrived, and a row that says which parts count.
+"""Uploads: their bytes in parts, as they arrived, and rows that say which parts count.
 
-A part is written first and counted afterwards, by a write that demands that the upload has not moved on: of two calls
-that append to one upload at once, one is told so, and its part deleted. Parts that were never counted otherwise go with
+A part is written first and counted afterwards, on the condition that the upload has not changed. Of two calls that
+append to one upload at once, one fails, and its part is deleted. Other parts that were never counted are deleted with
 the upload.
 """
 
@@ -23,7 +23,7 @@ from typeless_grpc.jobs.store import Upload
 from typeless_grpc.stores.database import ID_BYTES, Database, jobs, upload_digests, upload_parts, uploads
 from typeless_grpc.stores.files import Files, PartsFile
 from typeless_grpc.stores.orphans import Orphans
-from typeless_grpc.stores.room import OwnerRoom
+from typeless_grpc.stores.storage_quota import StorageQuota
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -33,9 +33,12 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class UploadOptions:
-    """max_bytes: of one upload. ttl_s: from when it was opened, or completed, to its deletion. max_unfinished: of one
-    owner. max_owner_bytes: of one owner's uploads and the audio of its jobs together. keep_job_audio: an upload stays
-    as long as a job about it, and not only until that has ended."""
+    """How uploads are stored.
+
+    max_bytes: of one upload. ttl_s: from its creation, and again from its completion, to its deletion. max_unfinished:
+    of one owner. max_owner_bytes: of one owner's uploads and the audio of its jobs together. keep_job_audio: keep an
+    upload as long as a job that uses it, and not only until the job ends.
+    """
 
     max_bytes: int = 2 * 1024**3
     ttl_s: float = 86_400.0
@@ -49,7 +52,7 @@ class SqlUploadStore:
 
     def __init__(self, database: Database, files: Files, options: UploadOptions) -> None:
         self._db, self._files, self._options = database, files, options
-        self._room = OwnerRoom(database, options.max_owner_bytes)
+        self._quota = StorageQuota(database, options.max_owner_bytes)
         self._orphans = Orphans(database, files, "uploads", uploads.c.upload_id)
 
     def create(self, owner: str, filename: str) -> Upload:
@@ -90,11 +93,11 @@ class SqlUploadStore:
 
     def append(self, upload: Upload, data: Sequence[bytes]) -> Upload:
         """See `UploadStore`."""
-        n_bytes = sum(len(piece) for piece in data)
+        n_bytes = sum(len(block) for block in data)
         if upload.size_bytes + n_bytes > self._options.max_bytes:
             why = f"an upload has at most {self._options.max_bytes} bytes"
             raise InvalidInput("chunk", why, reason="UPLOAD_TOO_LARGE")
-        self._room.check(upload.owner, n_bytes)
+        self._quota.check(upload.owner, n_bytes)
         self._files.check_room(n_bytes)
         path = f"uploads/{upload.upload_id}/{upload.size_bytes:015d}-{uuid.uuid4().hex[:8]}"
         self._files.write(path, data)
@@ -139,18 +142,18 @@ class SqlUploadStore:
         return self._reader(upload_id)
 
     def delete_expired(self, limit: int = 500) -> int:
-        """Delete uploads that are past their time and that no job needs; how many."""
+        """Delete expired uploads that no job needs; return how many."""
         is_over = uploads.c.expire_s <= self._db.steady_s()
         due = sa.select(uploads.c.upload_id).where(is_over, ~self._needed()).limit(limit)
         with self._db.writing() as connection:
-            gone = connection.execute(
-                # That it is over is asked twice: a job filed meanwhile keeps it for longer, and PostgreSQL, which waits
-                # for that, then looks at the outer condition again and not at the inner one.
+            deleted = connection.execute(
+                # The condition stands twice: a job stored meanwhile extends the upload's life, and PostgreSQL, which
+                # waits for that, then checks the outer condition again, but not the inner one.
                 sa.delete(uploads).where(uploads.c.upload_id.in_(due), is_over).returning(uploads.c.upload_id)
             ).scalars()
-            ids = list(gone)
+            ids = list(deleted)
             connection.execute(sa.delete(upload_parts).where(upload_parts.c.upload_id.in_(ids)))
-            # By its SHA-256 a submission that is sent again is known, as long as the job of the first one is.
+            # The SHA-256 identifies a repeated submission, as long as the job of the first one exists.
             of_no_job = upload_digests.c.upload_id.not_in(sa.select(jobs.c.upload_id).where(jobs.c.upload_id.in_(ids)))
             connection.execute(sa.delete(upload_digests).where(upload_digests.c.upload_id.in_(ids), of_no_job))
         for upload_id in ids:
@@ -158,12 +161,12 @@ class SqlUploadStore:
         return len(ids)
 
     def delete_orphans(self, before_s: float) -> int:
-        """Put files of uploads that are gone into quarantine: of a deletion that was cut short, or of a late part."""
+        """Quarantine files of deleted uploads: of an interrupted deletion, or a late part."""
         return self._orphans.delete(before_s)
 
     def _counted(self, upload: Upload, n_bytes: int, path: str) -> Upload:
         with self._db.writing() as connection:
-            self._room.check_within(connection, upload.owner, n_bytes)
+            self._quota.check_within(connection, upload.owner, n_bytes)
             grown = self._changed(connection, upload, size_bytes=upload.size_bytes + n_bytes)
             connection.execute(
                 sa.insert(upload_parts).values(
@@ -179,13 +182,13 @@ class SqlUploadStore:
             log.warning("files of an upload are left behind", path=path)
 
     def _needed(self) -> sa.ColumnElement[bool]:
-        """Whether a job that has yet to read it is about the upload; with keep_job_audio, any job."""
+        """Return the condition that a job has yet to read the upload; with keep_job_audio, that any job uses it."""
         about = jobs.c.upload_id == uploads.c.upload_id
         ended = jobs.c.state.in_([state.value for state in State if state.is_final])
         return sa.exists().where(about) if self._options.keep_job_audio else sa.exists().where(about, ~ended)
 
     def _changed(self, connection: sa.Connection, upload: Upload, **values: Any) -> Upload:
-        """Move an upload on, unless another call has done so since it was read."""
+        """Change an upload, unless another call has done so since it was read."""
         row = connection.execute(
             sa.update(uploads)
             .where(

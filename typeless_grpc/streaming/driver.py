@@ -9,50 +9,33 @@ that on.
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.live import LiveReader
-from typeless_grpc.audio.vad import DetectorState, Probabilities
 from typeless_grpc.engine.stream_audio import Holding
 from typeless_grpc.errors import DeadlineExceeded, InvalidInput, TypelessError
-from typeless_grpc.streaming import events, session
+from typeless_grpc.streaming import events
 from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
-from typeless_grpc.streaming.inbox import Idleness, IdleTimer, Inbox
+from typeless_grpc.streaming.detection import StreamDetector
+from typeless_grpc.streaming.effects import CancelSpeculation, Decode, Effect, Emit, InterimDue, Speculate
+from typeless_grpc.streaming.inbox import DrainTimes, Idleness, IdleTimer, Inbox
+from typeless_grpc.streaming.inputs import End, EndpointDecision, Finalize, Frames, Input, InterimDecoded
 from typeless_grpc.streaming.interims import Interims
 from typeless_grpc.streaming.journal import Journal
 from typeless_grpc.streaming.modes import mode_of
 from typeless_grpc.streaming.release import FinalDecoded, FinalFailed, FinalResult
+from typeless_grpc.streaming.rendering import rendered_transcript
 from typeless_grpc.streaming.requests import Control, Request, Update
 from typeless_grpc.streaming.samples import SampleBuffer
-from typeless_grpc.streaming.session import (
-    CancelSpeculation,
-    Decode,
-    Effect,
-    Emit,
-    InterimDecoded,
-    InterimDue,
-    Session,
-    Speculate,
-)
+from typeless_grpc.streaming.session import Session
 from typeless_grpc.streaming.utterances import Utterance
-from typeless_grpc.text.finishing import with_renditions, without_words
 
-_INLINE_SAMPLES = SAMPLE_RATE_HZ // 4  # detected on the event loop, in under a millisecond; more goes to a thread
 _STEP_SAMPLES = SAMPLE_RATE_HZ  # taken at a time, so that few interims are due at once and all can be decoded
 _LOST_AT_THE_END = frozenset({"AUDIO_TRUNCATED", "AUDIO_EMPTY"})  # no reason to fail what was decoded
 _MAX_UNREAD_FOR_INTERIMS = 16  # a caller that reads more slowly has no use for interims
-
-
-@dataclass(frozen=True)
-class _Drain:
-    """When the audio ends after `Stream.drain`: from short_s on in any quiet moment, at by_s even within speech."""
-
-    short_s: float
-    by_s: float
 
 
 class Stream:
@@ -69,14 +52,14 @@ class Stream:
         self._held = Holding(dependencies.audio)
         self._inbox = Inbox(self._held, options.max_waiting_bytes)
         self._samples = SampleBuffer(self._held)
-        self._detector_state = DetectorState()
+        self._detector = StreamDetector(dependencies)
         self._decoder = mode.decoder(dependencies, options, self._samples)
         self._interims = Interims(dependencies, options, self._session, self._samples, self._decoder, self)
         self._progress = mode.progress(self, self._session, dependencies)
         self._finals: dict[int, asyncio.Task[None]] = {}  # being decoded, by utterance
         self._idle = IdleTimer(dependencies.clock, options.idle_timeout_s)
         self._is_attached = False
-        self._drain: _Drain | None = None
+        self._drain: DrainTimes | None = None
         self._moved = asyncio.Event()  # set whenever there may be room again
         self._opened_s = dependencies.clock.now_s()
         self._unread_since_s: float | None = None  # when the event that waits to be read was offered
@@ -178,7 +161,7 @@ class Stream:
         taken only when those before it are done, so that the pause is not far ahead.
         """
         now_s = self._dependencies.clock.now_s()
-        self._drain = _Drain(short_s=now_s + within_s / 2, by_s=now_s + within_s)
+        self._drain = DrainTimes(short_s=now_s + within_s / 2, by_s=now_s + within_s)
         self._end_if_drained()
 
     @property
@@ -281,7 +264,7 @@ class Stream:
                     self._apply(request)
                     self._decoder.reconfigure(request.options)
                 case Control.FINALIZE:
-                    self._apply(session.Finalize())
+                    self._apply(Finalize())
                 case Control.END:
                     await self._take_rest()
                     return
@@ -314,10 +297,9 @@ class Stream:
             self._end(events.EndReason.DRAINING)
 
     async def _finish_audio(self) -> None:
-        probabilities = self._dependencies.detector.finish(self._detector_state)
-        self._apply(session.Frames(self._samples.end, probabilities.tolist()))
+        self._apply(Frames(self._samples.end, self._detector.finish()))
         await self._decide_endpoints()
-        self._apply(session.End())
+        self._apply(End())
 
     async def _decide_endpoints(self) -> None:
         """Decide whether utterances are over. Audio waits meanwhile, so that the text decides and not its speed."""
@@ -325,7 +307,7 @@ class Stream:
             while self._finals and not utterance.options.language:  # they may show the language to expect
                 await asyncio.wait(list(self._finals.values()))
             is_endpoint = await self._decoder.has_high_confidence(utterance)
-            self._apply(session.EndpointDecision(utterance.id, is_endpoint))
+            self._apply(EndpointDecision(utterance.id, is_endpoint))
 
     async def _take_audio(self, block: Audio) -> None:
         room = round(self._options.max_audio_s * SAMPLE_RATE_HZ) - self._samples.end
@@ -334,20 +316,13 @@ class Stream:
         for start in range(0, len(taken), _STEP_SAMPLES):
             part = taken[start : start + _STEP_SAMPLES]
             await self._samples.append(part)
-            self._apply(session.Frames(self._samples.end, (await self._probabilities(part)).tolist()))
+            self._apply(Frames(self._samples.end, await self._detector.probabilities(part)))
             await self._decide_endpoints()
             self._interims.begin()  # one that had to wait may begin now
             await self._interims.caught_up(self._finals.values())
         if len(block) > len(taken):
             why = f"a stream takes {self._options.max_audio_s:g} s of audio"
             raise InvalidInput("audio", why, reason="AUDIO_TOO_LONG")
-
-    async def _probabilities(self, block: Audio) -> Probabilities:
-        detect = self._dependencies.detector.probabilities
-        if len(block) <= _INLINE_SAMPLES:
-            return detect(block, self._detector_state)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._dependencies.threads, detect, block, self._detector_state)
 
     async def _wait_for_engine(self) -> None:
         """Wait while the stream holds as much audio as it may, or more than the engine will soon decode."""
@@ -368,7 +343,7 @@ class Stream:
 
     # ---- effects --------------------------------------------------------------------------------------------
 
-    def _apply(self, input: session.Input) -> None:
+    def _apply(self, input: Input) -> None:
         n_released = self._session.n_released
         for effect in self._session.apply(input):
             self._perform(effect)
@@ -413,14 +388,7 @@ class Stream:
     async def _complete(self, completed: Emit) -> None:
         assert isinstance(completed.event, events.Completed)
         self._progress.completed()
-        options, transcript = self._session.options, completed.event.transcript
-        if options.output_formats:
-            render = functools.partial(with_renditions, words=options.word_timestamps)  # of hours, it takes seconds
-            loop = asyncio.get_running_loop()
-            threads = self._dependencies.threads
-            transcript = await loop.run_in_executor(threads, render, transcript, options.output_formats)
-        if not options.word_timestamps:
-            transcript = without_words(transcript)
+        transcript = await rendered_transcript(completed.event.transcript, self._session.options, self._dependencies)
         event = replace(
             completed.event,
             transcript=transcript,

@@ -1,10 +1,11 @@
-"""The requests of one stream that wait to be worked on, bounded in bytes, and how long none has come."""
+"""The requests of one stream that wait to be worked on, bounded in bytes, and until when more are expected."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 
 from typeless_grpc.clock import Clock
@@ -56,6 +57,14 @@ class Inbox:
 
 def _weight(request: Request) -> int:
     return _REQUEST_BYTES + (len(request) if isinstance(request, bytes) else 0)
+
+
+@dataclass(frozen=True)
+class DrainTimes:
+    """When the audio ends in a drain: from short_s on in any quiet moment, at by_s even within speech."""
+
+    short_s: float
+    by_s: float
 
 
 class Idleness(Enum):

@@ -23,9 +23,11 @@ from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.errors import TypelessError
 from typeless_grpc.streaming.decoding import Decoder
 from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
+from typeless_grpc.streaming.effects import InterimDue
 from typeless_grpc.streaming.finals import text_of
+from typeless_grpc.streaming.inputs import InterimDecoded
 from typeless_grpc.streaming.samples import SampleBuffer
-from typeless_grpc.streaming.session import InterimDecoded, InterimDue, Session
+from typeless_grpc.streaming.session import Session
 
 _BUSY_BACKLOG_S = 0.4  # an engine with a longer backlog does not keep up
 _NO_INTERIM_BACKLOG_S = 1.0  # with a longer backlog, no interim is decoded

@@ -13,7 +13,7 @@ from typeless_grpc.streaming.endpoint import Endpointer, EndpointOptions
 from typeless_grpc.streaming.file_decoding import FileDecoder
 from typeless_grpc.streaming.live_decoding import LiveDecoder
 from typeless_grpc.streaming.planner import Planner, PlanOptions
-from typeless_grpc.streaming.progress import FileProgress, NoProgress, Progress, ProgressHost
+from typeless_grpc.streaming.progress import FileProgress, NoProgress, ProgressHost, ProgressReporter
 from typeless_grpc.streaming.requests import SegmentationOptions
 from typeless_grpc.streaming.samples import SampleBuffer
 from typeless_grpc.streaming.segmentation import Segmenter
@@ -36,7 +36,7 @@ class StreamMode(Protocol):
         """Return the decoder of a new stream."""
         ...
 
-    def progress(self, host: ProgressHost, session: Session, dependencies: Dependencies) -> Progress:
+    def progress(self, host: ProgressHost, session: Session, dependencies: Dependencies) -> ProgressReporter:
         """Return what reports the progress of a new stream."""
         ...
 
@@ -63,7 +63,7 @@ class LiveMode:
         """See `StreamMode`."""
         return LiveDecoder(dependencies, options, samples)
 
-    def progress(self, host: ProgressHost, session: Session, dependencies: Dependencies) -> Progress:
+    def progress(self, host: ProgressHost, session: Session, dependencies: Dependencies) -> ProgressReporter:
         """See `StreamMode`."""
         return NoProgress()
 
@@ -90,7 +90,7 @@ class FileMode:
         """See `StreamMode`."""
         return FileDecoder(dependencies, options, samples)
 
-    def progress(self, host: ProgressHost, session: Session, dependencies: Dependencies) -> Progress:
+    def progress(self, host: ProgressHost, session: Session, dependencies: Dependencies) -> ProgressReporter:
         """See `StreamMode`."""
         return FileProgress(host, session, dependencies.clock)
 

@@ -15,8 +15,9 @@ from typeless_grpc.engine.planning.speech import MIN_SILENCE_MS, SPEECH_THRESHOL
 from typeless_grpc.streaming.endpoint import Endpointer, EndpointOptions
 from typeless_grpc.streaming.segmentation import Boundary, Endpoint, Onset
 
-# Some five chunks: enough audio to choose cuts about as well as over the whole recording.
-_HORIZON_SAMPLES = 100 * SAMPLE_RATE_HZ
+# Some three chunks: enough audio to choose cuts about as well as over the whole recording, and no more, because a drain
+# has to decode what is collected here (docs/measurements/long-recordings.md).
+_HORIZON_SAMPLES = 60 * SAMPLE_RATE_HZ
 # Fine enough to find every pause; which of them are cuts is decided later (as in engine/recognizer.py).
 _FINE = EndpointOptions(
     threshold=SPEECH_THRESHOLD,

@@ -37,7 +37,7 @@ class ProgressHost(Protocol):
         ...
 
 
-class Progress(Protocol):
+class ProgressReporter(Protocol):
     """When to report progress."""
 
     def tick(self) -> None:
@@ -54,20 +54,20 @@ class Progress(Protocol):
 
 
 class NoProgress:
-    """Of a LIVE stream, which has interims instead; see `Progress`."""
+    """Of a LIVE stream, which has interims instead; see `ProgressReporter`."""
 
     def tick(self) -> None:
-        """See `Progress`."""
+        """See `ProgressReporter`."""
 
     def released(self) -> None:
-        """See `Progress`."""
+        """See `ProgressReporter`."""
 
     def completed(self) -> None:
-        """See `Progress`."""
+        """See `ProgressReporter`."""
 
 
 class FileProgress:
-    """Of a FILE stream; see `Progress`."""
+    """Of a FILE stream; see `ProgressReporter`."""
 
     def __init__(self, host: ProgressHost, session: Session, clock: Clock) -> None:
         self._host, self._session, self._clock = host, session, clock
@@ -76,18 +76,18 @@ class FileProgress:
         self._reported_audio_s = 0.0
 
     def tick(self) -> None:
-        """See `Progress`."""
+        """See `ProgressReporter`."""
         has_news = self._host.has_work or self._session.cursors.received_s > self._reported_audio_s
         if has_news and self._clock.now_s() - self._reported_s >= _EVERY_S:
             self._report()
 
     def released(self) -> None:
-        """See `Progress`."""
+        """See `ProgressReporter`."""
         if self._session.state is not State.DONE:
             self._report()
 
     def completed(self) -> None:
-        """See `Progress`."""
+        """See `ProgressReporter`."""
         self._report()
 
     def _report(self) -> None:

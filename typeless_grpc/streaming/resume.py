@@ -1,7 +1,7 @@
-"""Sessions by name, kept for a while after their call broke, and how many there may be.
+"""The sessions of a server, by id: how many there may be, and how long one is kept after its call broke.
 
-Whoever opened a session may take it up again, also while an old call still seems to be there: a broken connection is
-often noticed by the caller first. The newest call has the session; the older one is told so and ends.
+The caller that opened a session can resume it, even while its old call still seems to be open: a client often notices a
+broken connection before the server. The newest call has the session; the older one ends with SESSION_TAKEN.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ C = TypeVar("C")
 class SessionLimits:
     """resume_window_s: how long a session without a call is kept. max_streams: sessions with a call, of all callers.
 
-    max_streams_per_caller: of one caller. max_kept: sessions without a call, of all callers; of too many, those where
-    all is said go first, then the oldest.
+    max_streams_per_caller: sessions of one caller. max_kept: sessions without a call, of all callers; beyond it,
+    completed sessions are dropped first, then the oldest.
     """
 
     resume_window_s: float = 60.0
@@ -39,10 +39,7 @@ class SessionLimits:
 
 @dataclass
 class _Held(Generic[C]):
-    """A session, and who has it. call: the one that it belongs to now; left_s: since when there is none.
-
-    charged_s: of its audio, what its caller was charged for.
-    """
+    """A session. call: the one that has it now; left_s: when the last one left. charged_s: of its audio."""
 
     id: str
     caller: str
@@ -55,7 +52,7 @@ class _Held(Generic[C]):
 
 
 class Call(Generic[C]):
-    """One call's hold on a session. config: what the session was opened with."""
+    """One call's access to a session. config: that with which the session was opened."""
 
     def __init__(self, held: _Held[C], *, resumed: bool) -> None:
         self._held = held
@@ -73,7 +70,7 @@ class Call(Generic[C]):
 
     @property
     def is_current(self) -> bool:
-        """Whether no other call has taken the session up."""
+        """Whether no other call has resumed the session."""
         return self._held.call is self and self._error is None
 
     @property
@@ -86,15 +83,15 @@ class Call(Generic[C]):
         self._held.charged_s = seconds
 
     async def put(self, request: Request) -> None:
-        """Pass a request on, unless another call has the session by now."""
+        """Pass a request to the stream, unless another call has the session by now."""
         await self._held.stream.put(request, still_wanted=lambda: self.is_current)
 
     def events_after(self, sequence: int) -> AsyncGenerator[Entry, None]:
-        """The session's events. Raises what `fail` was told at once, and what ended the stream after its last event."""
+        """Yield the session's events. Raises the error of `fail` at once, and the stream's after its last event."""
         return self._held.stream.events_after(sequence, lambda: self._error)
 
     def cut(self) -> None:
-        """End the call as if its connection had broken: it waits for a caller that does not read."""
+        """End the call as if its connection had broken, because its caller does not read."""
         if self._task is not None:
             self._task.cancel()
 
@@ -106,9 +103,9 @@ class Call(Generic[C]):
 
 
 class Sessions(Generic[C]):
-    """All sessions of this server, each with the configuration (C) it was opened with.
+    """All sessions of this server, each with the configuration (C) with which it was opened.
 
-    `tick` is to be called a few times a second, by `run` or by a test. is_kept: whether `run` does.
+    `tick` must be called a few times a second, by `run` or by a test. is_ticking: whether `run` does.
     """
 
     def __init__(self, limits: SessionLimits, clock: Clock) -> None:
@@ -116,7 +113,7 @@ class Sessions(Generic[C]):
         self._held: dict[str, _Held[C]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._ticked = asyncio.Event()
-        self.is_draining = self.is_kept = False
+        self.is_draining = self.is_ticking = False
 
     def __len__(self) -> int:
         return len(self._held)
@@ -124,9 +121,9 @@ class Sessions(Generic[C]):
     def open(
         self, caller: str, owner: str, config: C, stream: Callable[[], Stream], *, is_shared: bool = False
     ) -> Call[C]:
-        """A new session. caller: whose number of streams it counts against; owner: who may resume it.
+        """Open a session. caller: it counts against this caller's streams; owner: who may resume it.
 
-        is_shared: caller may be several, of whom none may end what another will come back for.
+        is_shared: the caller may be several behind one address, so a new session must not end one that can be resumed.
         Raises RateLimited (TOO_MANY_STREAMS) and Overloaded.
         """
         self._make_room(caller, is_shared=is_shared)
@@ -135,23 +132,23 @@ class Sessions(Generic[C]):
         return self._given(held, resumed=False)
 
     def resume(self, session_id: str, owner: str, after_sequence: int) -> Call[C]:
-        """A session taken up again. Raises NotFound where owner has none of this id, RateLimited, Overloaded."""
+        """Resume a session. Raises NotFound if owner has none of this id, InvalidInput, and Overloaded."""
         held = self._held.get(session_id)
         if held is None or held.owner != owner:
-            message = "There is no such session, or not any more: it can be resumed for a short time only."
+            message = "There is no such session. A session can be resumed for a short time only."
             raise NotFound(message, reason="SESSION_NOT_FOUND")
         if not 0 <= after_sequence <= held.stream.journal.last_sequence:
             why = f"the session is at event {held.stream.journal.last_sequence}"
             raise InvalidInput("config.resume_after_sequence", why)
         if held.call is not None:
-            message = "Another call has taken this session up."
+            message = "Another call has resumed this session."
             held.call.fail(WrongState(message, reason="SESSION_TAKEN"))
         else:
             self._check_capacity()
         return self._given(held, resumed=True)
 
     def leave(self, call: Call[C]) -> None:
-        """The call is over. Its session is kept for the window, unless another call has it."""
+        """Detach a call that is over. Its session is kept for the resume window, unless another call has it."""
         held = self._held.get(call.session_id)
         if held is None or held.call is not call:
             return
@@ -162,16 +159,16 @@ class Sessions(Generic[C]):
             self._drop(min(kept, key=_worth))
 
     def drain(self, error: TypelessError, within_s: float) -> None:
-        """Tell every caller, and end every session's audio where its speaker pauses, at the latest after within_s."""
+        """Warn every caller, and end every session's audio at the next pause, at the latest after within_s."""
         self.is_draining = True
         for held in self._held.values():
             held.stream.warn(error)
             held.stream.drain(within_s)
 
     async def drained(self) -> None:
-        """Wait until no session without a call has anything left for its caller, who may still come back for it.
+        """Wait until every session without a call has delivered its events to a caller that resumed it.
 
-        A session that took no audio loses nothing with this server, and is not waited for.
+        A session that took no audio loses nothing, and is not waited for.
         """
         while any(
             held.call is None and held.stream.acknowledged_bytes and not held.stream.is_delivered
@@ -181,7 +178,7 @@ class Sessions(Generic[C]):
             await self._ticked.wait()
 
     def tick(self) -> None:
-        """Let every stream look at the clock, and drop sessions past their window."""
+        """Tick every stream, and drop the sessions whose resume window is over."""
         now_s = self._clock.now_s()
         for held in list(self._held.values()):
             held.stream.tick()
@@ -193,13 +190,13 @@ class Sessions(Generic[C]):
 
     async def run(self) -> None:
         """Tick until cancelled."""
-        self.is_kept = True
+        self.is_ticking = True
         try:
             while True:
                 await asyncio.sleep(1 / _TICKS_PER_S)
                 self.tick()
         finally:
-            self.is_kept = False
+            self.is_ticking = False
 
     async def close(self) -> None:
         """End every session."""
@@ -213,7 +210,7 @@ class Sessions(Generic[C]):
         return held.call
 
     def _make_room(self, caller: str, *, is_shared: bool) -> None:
-        """Count the caller's sessions; one without a call makes way for one that has a caller."""
+        """Enforce the limit of the caller's sessions; one without a call is dropped for one with a call."""
         own = [held for held in self._held.values() if held.caller == caller]
         left = [held for held in own if held.call is None and (held.stream.is_delivered or not is_shared)]
         has_its_limit = len(own) >= self._limits.max_streams_per_caller
@@ -237,5 +234,5 @@ class Sessions(Generic[C]):
 
 
 def _worth(held: _Held[C]) -> tuple[bool, float]:
-    """The less, the sooner a session goes: where all is said already, hardly anybody will ask again."""
+    """Order sessions by what is lost with them: a completed session is hardly ever resumed."""
     return not held.stream.journal.is_closed, held.left_s

@@ -30,6 +30,8 @@ from typeless_grpc.errors import WrongState
 from typeless_grpc.speech.transcript import Segment
 from typeless_grpc.streaming import events
 from typeless_grpc.streaming.cadence import Cadence
+from typeless_grpc.streaming.effects import CancelSpeculation, Decode, Effect, Emit, InterimDue, Speculate
+from typeless_grpc.streaming.inputs import End, EndpointDecision, Finalize, Frames, Input, InterimDecoded, LastReleased
 from typeless_grpc.streaming.release import FinalDecoded, FinalFailed, FinalResult, PendingFinal, ReleaseQueue
 from typeless_grpc.streaming.requests import Update
 from typeless_grpc.streaming.segmentation import (
@@ -54,99 +56,6 @@ class State(Enum):
     UNDECIDED = "undecided"
     ENDING = "ending"
     DONE = "done"
-
-
-# ---- inputs, besides Update, FinalDecoded and FinalFailed ------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Audio has come. received: samples in all; probabilities: of speech, one for each frame that is complete now."""
-
-    received: int
-    probabilities: Sequence[float] = ()
-
-
-@dataclass(frozen=True)
-class EndpointDecision:
-    """Whether the utterance that may be over is over. It is if its text has high confidence."""
-
-    utterance_id: int
-    is_endpoint: bool
-
-
-@dataclass(frozen=True)
-class Finalize:
-    """The caller ends the open utterance here."""
-
-
-@dataclass(frozen=True)
-class End:
-    """No more audio follows."""
-
-
-@dataclass(frozen=True)
-class InterimDecoded:
-    """An utterance was decoded from its start to the sample up_to."""
-
-    utterance_id: int
-    text: str
-    up_to: int
-
-
-Input = Frames | EndpointDecision | Finalize | Update | End | InterimDecoded | FinalResult
-
-
-@dataclass(frozen=True)
-class LastReleased:
-    """No more audio comes, and no final is pending."""
-
-
-# ---- effects --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Emit:
-    """Send an event to the caller. cursors: as they are with this event, and no later one."""
-
-    event: events.Event
-    cursors: events.Cursors
-
-
-@dataclass(frozen=True)
-class Decode:
-    """Decode this utterance for its final."""
-
-    utterance: Utterance
-
-
-@dataclass(frozen=True)
-class Speculate:
-    """This utterance is decoded unless speech resumes: a decode that begins now saves time. is_likely: it will be."""
-
-    utterance: Utterance
-    is_likely: bool
-
-
-@dataclass(frozen=True)
-class CancelSpeculation:
-    """Speech resumed: a speculative decode of this utterance is worthless."""
-
-    utterance_id: int
-
-
-@dataclass(frozen=True)
-class InterimDue:
-    """Decode the open utterance up to this sample. `InterimDecoded` may follow, before its final."""
-
-    utterance: OpenUtterance
-    up_to: int
-
-
-Effect = Emit | Decode | Speculate | CancelSpeculation | InterimDue
-
-
-# ---- the session ----------------------------------------------------------------------------------------------
 
 
 class Mode(Protocol):

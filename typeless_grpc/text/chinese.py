@@ -60,14 +60,14 @@ def _stays(text: str, start: int, end: int, written: str) -> bool:
     About so many (十几个, 十七八岁, 三四个), idioms (三三两两, 十分), quarters of an hour, days of the old calendar
     (八月十五), and somebody who counts (一二三).
     """
-    said, before, after = text[start:end], text[max(0, start - 1) : start], text[end : end + 1]
+    words, before, after = text[start:end], text[max(0, start - 1) : start], text[end : end + 1]
     is_about = before == "几" or after in ("几", "来") or re.search(r"\d[~-]\d", written) is not None
-    is_part = (before == "月" and not re.search("[号號日]", said)) or after == "刻" or said.endswith("刻")
-    return is_about or is_part or said in _IDIOMS or _counted(said)
+    is_part = (before == "月" and not re.search("[号號日]", words)) or after == "刻" or words.endswith("刻")
+    return is_about or is_part or words in _IDIOMS or _counted(words)
 
 
-def _counted(said: str) -> bool:
-    return len(said) > 2 and said in "一二三四五六七八九十"
+def _counted(words: str) -> bool:
+    return len(words) > 2 and words in "一二三四五六七八九十"
 
 
 _IDIOMS = frozenset({"十分", "三三两两", "二百五"})
@@ -81,15 +81,15 @@ def _itn() -> Any:
     return wetext.Normalizer(lang="zh", operator="itn")
 
 
-def _as_written(kind: str, said: str, written: str) -> str:
+def _as_written(kind: str, words: str, written: str) -> str:
     """Dates and times with the characters that readers of Chinese expect: 2024年5月3号, not 2024/05/03."""
     figures = re.findall(r"\d+", written)
     if kind == "date":
-        marks = re.findall(r"[年月日号號]", said)
+        marks = re.findall(r"[年月日号號]", words)
         if len(marks) == len(figures):
             return "".join(f"{int(one)}{mark}" for one, mark in zip(figures, marks, strict=True))
     if kind == "time" and len(figures) >= 2:
-        when = re.match(r"[^零〇一二两兩三四五六七八九十]*", said)
-        hour, *rest = figures if "秒" in said else figures[:2]
+        when = re.match(r"[^零〇一二两兩三四五六七八九十]*", words)
+        hour, *rest = figures if "秒" in words else figures[:2]
         return (when[0] if when else "") + ":".join([str(int(hour)), *rest])
     return written

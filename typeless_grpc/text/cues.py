@@ -1,7 +1,7 @@
-"""Segments cut into subtitles that can be read: lines of a bearable length, long enough on the screen, one at a time.
+"""Cuts segments into readable subtitles: short lines, long enough on the screen, one at a time.
 
 After the guides of broadcasters (BBC, Netflix): two lines of 42 characters (21 of Chinese or Japanese, which are twice
-as wide), 7 s at most, 1 s at least where the next one leaves room, cut at the end of a sentence or clause.
+as wide), at most 7 s, at least 1 s if the next one leaves room, cut at the end of a sentence or clause.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SENTENCE_ENDS = ".!?…。！？"
 
 @dataclass(frozen=True)
 class Cue:
-    """What is shown at once: lines, and from when to when in milliseconds. channel: of the segment it comes from."""
+    """One subtitle: its lines, start and end in milliseconds, and the channel of its segment."""
 
     start_ms: int
     end_ms: int
@@ -34,8 +34,8 @@ class Cue:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A part of the text that is never cut, where it stands and when it was said."""
+class _Fragment:
+    """A part of the text that is never cut, and its time."""
 
     text: str
     has_space_before: bool
@@ -46,7 +46,7 @@ class _Piece:
 def cues(segments: Sequence[Segment], *, audio_s: float) -> list[Cue]:
     """Every segment's text as cues, in order of time and without overlap; their texts together are the segments'.
 
-    Segments of several channels may overlap: then the earlier cue makes way. audio_s: no cue ends later.
+    Segments of several channels may overlap: then the earlier cue ends early. audio_s: no cue ends later.
     """
     spoken = [cue for segment in segments for cue in _spoken(segment)]
     spoken.sort(key=lambda cue: cue.start_ms)
@@ -54,7 +54,7 @@ def cues(segments: Sequence[Segment], *, audio_s: float) -> list[Cue]:
 
 
 def _with_company(spoken: Sequence[Cue]) -> list[Cue]:
-    """A cue too short to be read shares the screen with the one that follows, where both fit."""
+    """Join a cue that is too short to be read with the next one, if both fit on the screen."""
     kept: list[Cue] = []
     for cue in spoken:
         last = kept[-1] if kept else None
@@ -72,28 +72,28 @@ def _with_company(spoken: Sequence[Cue]) -> list[Cue]:
 
 
 def _spoken(segment: Segment) -> Iterator[Cue]:
-    """A segment's cues with the times at which they were said."""
-    group: list[_Piece] = []
-    for piece in _pieces(segment):
-        if group and not _fits([*group, piece]):
+    """The cues of a segment, with the times of their words."""
+    group: list[_Fragment] = []
+    for fragment in _fragments(segment):
+        if group and not _fits([*group, fragment]):
             head, tail = _cut(group)
             yield _cue(head, segment.channel)
             group = tail
-            if group and not _fits([*group, piece]):
+            if group and not _fits([*group, fragment]):
                 yield _cue(group, segment.channel)
                 group = []
-        group.append(piece)
+        group.append(fragment)
     if group:
         yield _cue(group, segment.channel)
 
 
-def _pieces(segment: Segment) -> list[_Piece]:
-    """The text's words, or what fits on a line of one that has no spaces, with the words' times where there are any."""
+def _fragments(segment: Segment) -> list[_Fragment]:
+    """The text's words, or what fits on a line of one that has no spaces, with the words' times, if any."""
     text = segment.text
     spans = [span for token in _TOKEN.finditer(text) for span in _breakable(token[0], token.start())]
     clock = _Clock(segment)
     return [
-        _Piece(text[start:end], start > 0 and text[start - 1].isspace(), clock.at(start), clock.at(end, is_end=True))
+        _Fragment(text[start:end], start > 0 and text[start - 1].isspace(), clock.at(start), clock.at(end, is_end=True))
         for start, end in spans
     ]
 
@@ -112,7 +112,7 @@ def _breakable(token: str, offset: int) -> Iterator[tuple[int, int]]:
 
 
 class _Clock:
-    """When a character of a segment was said: by its words, or by its share of the segment."""
+    """The time of each character of a segment: from its words, or from its share of the segment."""
 
     def __init__(self, segment: Segment) -> None:
         self._marks: list[tuple[int, float]] = [(0, segment.start_s)]
@@ -136,58 +136,58 @@ class _Clock:
         return left_s + (right_s - left_s) * (character - left) / (right - left)
 
 
-def _cue(pieces: Sequence[_Piece], channel: int) -> Cue:
-    start_ms, end_ms = round(pieces[0].start_s * 1000), round(pieces[-1].end_s * 1000)
-    return Cue(start_ms, max(start_ms, end_ms), tuple(_lines(pieces)), channel)
+def _cue(fragments: Sequence[_Fragment], channel: int) -> Cue:
+    start_ms, end_ms = round(fragments[0].start_s * 1000), round(fragments[-1].end_s * 1000)
+    return Cue(start_ms, max(start_ms, end_ms), tuple(_lines(fragments)), channel)
 
 
-def _fits(pieces: Sequence[_Piece]) -> bool:
-    return len(_lines(pieces)) <= MAX_LINES and (pieces[-1].end_s - pieces[0].start_s) * 1000 <= MAX_CUE_MS
+def _fits(fragments: Sequence[_Fragment]) -> bool:
+    return len(_lines(fragments)) <= MAX_LINES and (fragments[-1].end_s - fragments[0].start_s) * 1000 <= MAX_CUE_MS
 
 
-def _cut(pieces: list[_Piece]) -> tuple[list[_Piece], list[_Piece]]:
+def _cut(fragments: list[_Fragment]) -> tuple[list[_Fragment], list[_Fragment]]:
     """Cut behind the first third, at the end of a sentence or else of a clause; else behind all of them."""
     for ends in (_SENTENCE_ENDS, _CLAUSE_ENDS):
-        for i in range(len(pieces) - 1, len(pieces) // 3 - 1, -1):
-            if pieces[i].text[-1] in ends:
-                return pieces[: i + 1], pieces[i + 1 :]
-    return pieces, []
+        for i in range(len(fragments) - 1, len(fragments) // 3 - 1, -1):
+            if fragments[i].text[-1] in ends:
+                return fragments[: i + 1], fragments[i + 1 :]
+    return fragments, []
 
 
-def _lines(pieces: Sequence[_Piece]) -> list[str]:
+def _lines(fragments: Sequence[_Fragment]) -> list[str]:
     """As few lines as can be; two are about equally long, the way people find them easiest to read."""
-    lines = _wrapped(pieces, MAX_LINE_COLUMNS)
+    lines = _wrapped(fragments, MAX_LINE_COLUMNS)
     if len(lines) != 2:
         return lines
     for width in range(max(1, sum(map(_columns, lines)) // 2), MAX_LINE_COLUMNS):
-        balanced = _wrapped(pieces, width)
+        balanced = _wrapped(fragments, width)
         if len(balanced) == 2:
             return balanced
     return lines
 
 
-def _wrapped(pieces: Sequence[_Piece], width: int) -> list[str]:
+def _wrapped(fragments: Sequence[_Fragment], width: int) -> list[str]:
     lines = [""]
-    for piece in pieces:
-        longer = lines[-1] + (" " if piece.has_space_before and lines[-1] else "") + piece.text
+    for fragment in fragments:
+        longer = lines[-1] + (" " if fragment.has_space_before and lines[-1] else "") + fragment.text
         if lines[-1] and _columns(longer) > width:
-            lines.append(piece.text)
+            lines.append(fragment.text)
         else:
             lines[-1] = longer
     return lines
 
 
 def _columns(text: str) -> int:
-    """How wide a text is: 2 for each wide character (Unicode Annex 11), 0 for a combining mark."""
+    """The width of a text: 2 for each wide character (Unicode Annex 11), 0 for a combining mark."""
     return sum(
         0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
     )
 
 
 def _timed(spoken: Sequence[Cue], audio_ms: int) -> list[Cue]:
-    """Cues one after the other, each at least a millisecond long, and long enough to be read where there is room."""
+    """Cues one after the other, each at least a millisecond long, and long enough to be read if there is room."""
     timed: list[Cue] = []
-    free_ms = 0  # from here on nothing is shown yet
+    free_ms = 0  # no cue is shown after it yet
     for i, cue in enumerate(spoken):
         n_after = len(spoken) - i - 1
         last_ms = max(free_ms, audio_ms - n_after - 1)  # the others need a millisecond each

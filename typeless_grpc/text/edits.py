@@ -1,7 +1,7 @@
-"""Changes to a segment's text that take its words along.
+"""Edits the text of a segment together with its words.
 
-A rule finds what to change in the text alone, as edits; here they are made, and the times of the words follow. So a
-segment has the same text with words and without.
+Rules find edits in the text alone. This module applies them, and the times of the words follow. So a segment has the
+same text with words and without.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A word, and where its text stands: end exclusive."""
+    """A word and the position of its text, end exclusive."""
 
     start: int
     end: int
@@ -34,10 +34,10 @@ class _Placed:
 
 
 def edited(segment: Segment, edits: Sequence[Edit]) -> Segment:
-    """The segment with its edits made. edits: in order of start, without overlap.
+    """The segment after its edits. edits: in order of start, without overlap.
 
-    A word that is edited keeps its time; words that become one lie from the first one's start to the last one's end,
-    with the least of their confidences; a word that becomes several shares its time among them by their length.
+    An edited word keeps its time. Words that become one have the time from the first start to the last end, and the
+    least of their confidences. If a word becomes several, they share its time by their length.
     """
     edits = [edit for edit in edits if segment.text[edit.start : edit.end] != edit.text]
     if not edits:
@@ -65,7 +65,7 @@ def edited(segment: Segment, edits: Sequence[Edit]) -> Segment:
 
 
 def _placed(segment: Segment) -> list[_Placed]:
-    """Where each word stands in the text; a word that is not in it stands, empty, where it would."""
+    """The position of each word in the text; a word that is not in it has an empty position where it would be."""
     placed, position = [], 0
     for word in segment.words:
         start = segment.text.find(word.text, position)
@@ -124,7 +124,7 @@ def _shared(text: str, offset: int, words: Sequence[Word]) -> Iterator[_Placed]:
 
 
 def _glued(text: str, words: Sequence[_Placed]) -> Iterator[Word]:
-    """The words, where a mark that stands alone now belongs to the word it touches."""
+    """The words, with each separate mark joined to the word it touches."""
     waiting: _Placed | None = None
     for one in words:
         is_mark = not any(character.isalnum() for character in text[one.start : one.end])

@@ -1,4 +1,4 @@
-"""The last step of every transcription: Chinese in one script, the text processed, the renditions written."""
+"""The last step of every transcription: writes Chinese in one script, edits the text, and makes the renditions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMED_FORMATS = frozenset({OutputFormat.SRT, OutputFormat.WEBVTT, OutputFormat.T
 
 
 class FinishingEngine:
-    """An engine whose text is as the caller asked for it, whatever the engine inside makes of these options."""
+    """An engine that edits and renders the text of another engine, as the options request."""
 
     def __init__(self, engine: Engine, profanity: Profanity, executor: Executor) -> None:
         """executor: threads for the work on text, which takes about a millisecond a sentence."""
@@ -39,10 +39,10 @@ class FinishingEngine:
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`; the transcript has its renditions."""
-        # Cues are timed by the words, whether or not the caller wants to see those.
+        # Words time the cues, whether or not the caller wants them.
         words = options.word_timestamps or needs_words(options)
-        asked = replace(options, word_timestamps=words, output_formats=())
-        return await self._finished(await self._engine.transcribe(audio, asked, ticket), options)
+        inner = replace(options, word_timestamps=words, output_formats=())
+        return await self._finished(await self._engine.transcribe(audio, inner, ticket), options)
 
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`; an utterance is a part of something, so it has no renditions."""
@@ -59,18 +59,18 @@ class FinishingEngine:
 
 
 def needs_words(options: DecodeOptions) -> bool:
-    """Whether one of the formats says when each line was spoken."""
+    """Whether one of the formats has times."""
     return not TIMED_FORMATS.isdisjoint(options.output_formats)
 
 
 def needs_work(transcript: Transcript, options: DecodeOptions) -> bool:
     """Whether finishing would change anything."""
-    asked = options.post_processing.is_requested or bool(options.output_formats)
-    return asked or any(_script(segment, options) for segment in transcript.segments)
+    is_requested = options.post_processing.is_requested or bool(options.output_formats)
+    return is_requested or any(_script(segment, options) for segment in transcript.segments)
 
 
 def finished(transcript: Transcript, options: DecodeOptions, profanity: Profanity) -> Transcript:
-    """The transcript as the caller asked for it, renditions and all."""
+    """The transcript as the options request it, with renditions."""
     segments = tuple(_in_its_script(segment, options) for segment in transcript.segments)
     suppressed = tuple(replace(one, segment=_in_its_script(one.segment, options)) for one in transcript.suppressed)
     transcript = replace(transcript, segments=segments, suppressed=suppressed)
@@ -88,7 +88,7 @@ def with_renditions(transcript: Transcript, formats: Sequence[OutputFormat], *, 
 
 
 def without_words(transcript: Transcript) -> Transcript:
-    """The transcript for those who did not ask for words."""
+    """The transcript without its words, for requests that do not want them."""
     segments = tuple(replace(segment, words=()) for segment in transcript.segments)
     suppressed = tuple(replace(one, segment=replace(one.segment, words=())) for one in transcript.suppressed)
     return replace(transcript, segments=segments, suppressed=suppressed)
@@ -100,7 +100,7 @@ def _in_its_script(segment: Segment, options: DecodeOptions) -> Segment:
 
 
 def _script(segment: Segment, options: DecodeOptions) -> Script | None:
-    """Chinese is simplified unless something else was asked for, Cantonese as the model writes it likewise."""
+    """The script to write Chinese in: simplified by default. Cantonese stays as the model writes it by default."""
     if options.task is Task.TRANSLATE:
         return None
     if segment.language == "zh":

@@ -1,4 +1,4 @@
-"""What the rules need to know of each language: its fillers, the words it doubles on purpose, how it writes numbers."""
+"""Tables for the rules, by language: fillers, words doubled on purpose, how numbers are written."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 class Speech:
     """How people speak a language. All words in lower case.
 
-    fillers: sounds that mean nothing, wherever they stand. clause_fillers: words that mean nothing where they make a
-    clause of their own, and much where they do not. doubled: words that are said twice on purpose. stuttered: words so
-    short in meaning that a repetition is a stutter even over a comma or a hyphen.
+    fillers: sounds without meaning, anywhere. clause_fillers: words without meaning if they are a clause of their own,
+    but not otherwise. doubled: words that are spoken twice on purpose. stuttered: words with so little meaning that a
+    repetition is a stutter even across a comma or a hyphen.
     """
 
     fillers: frozenset[str] = frozenset()
@@ -81,14 +81,15 @@ SPEECH: Mapping[str, Speech] = {
 
 @dataclass(frozen=True)
 class Notation:
-    """How a language writes what it says in numbers. All words in lower case.
+    """How a language writes numbers. All words in lower case.
 
-    decimal, group: the marks within numbers. scales: names of 10^6 and more, for one and for many. bare: number words
-    that are left alone, because they mean "many" as often as a number. percent, currencies, units: from what is said
-    after a number to its symbol. symbol_first: "$5" rather than "5 $". cents: said after the second part of an amount,
-    cents_joiners: before it, "" where the number follows at once. months: their names; month_joiner: said between the
-    day and the month. hours: said after the hour, and how a time with minutes and one without is written, "" where the
-    latter stays in words. pairs_are_years: whether "nineteen ten" is a year. zeros: said for 0 in a row of digits.
+    decimal, group: the marks within numbers. scales: names of 10^6 and more, singular and plural. bare: number words
+    that stay as they are, because they mean "many" as often as a number. percent, currencies, units: from the words
+    after a number to their symbol. symbol_first: "$5" rather than "5 $". cents: words after the second part of an
+    amount; cents_joiners: words before it, "" if the number follows at once. months: their names; month_joiner: the
+    word between the day and the month. hours: words after the hour, with the form of a time with minutes and of one
+    without, "" if the latter stays in words. pairs_are_years: whether "nineteen ten" is a year. zeros: words for 0 in
+    a row of digits.
     """
 
     decimal: str = "."

@@ -1,4 +1,4 @@
-"""Finding whole words in any script, whatever their case."""
+"""Finds whole words in any script and case."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 class WholeWords:
-    """Phrases to be found as whole words, longest first, in any case and with any space between their words.
+    """Finds phrases as whole words, longest first, in any case and with any space between their words.
 
-    In scripts without spaces a phrase is found wherever it stands. With wildcards, a `*` at a phrase's end stands for
-    any letters.
+    In scripts without spaces a phrase matches anywhere. With wildcards, a `*` at the end of a phrase matches any
+    letters.
     """
 
     def __init__(self, phrases: Iterable[str], *, wildcards: bool = False) -> None:
@@ -33,7 +33,7 @@ class WholeWords:
         self._pattern = re.compile("|".join(alternatives) or r"(?!)", re.IGNORECASE)
 
     def find(self, text: str) -> Iterator[tuple[int, int, str]]:
-        """Where a phrase stands in the text, end exclusive, and which; in order and without overlap."""
+        """The start, end (exclusive) and phrase of each match, in order and without overlap."""
         for match in self._pattern.finditer(text):
             yield match.start(), match.end(), self._phrases[(match.lastindex or 1) - 1]
 

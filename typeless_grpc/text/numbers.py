@@ -1,9 +1,9 @@
-"""Spoken numbers as they are written: "twenty-five percent" is "25%".
+"""Writes spoken numbers in figures: "twenty-five percent" becomes "25%".
 
-The numbers among the words are joined with what stands around them (percent, currencies, units, dates, years, times),
-by the tables in `languages`. A wrong figure is worse than a word, so in words stay: a lone number below ten, "hundreds"
-and "a million", which rarely mean a count, fractions, idioms, and numbers that follow one another in a way that can be
-read as more than one number ("ten thirty", "seven forty-seven").
+Numbers are joined with the words around them (percent, currencies, units, dates, years, times), by the tables in
+`languages`. A wrong figure is worse than a word, so these stay in words: a lone number below ten, "hundreds" and
+"a million", which rarely mean a count, fractions, idioms, and consecutive numbers that can be read in more than one
+way ("ten thirty", "seven forty-seven").
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Written:
 
 
 class _Reader:
-    """Reads one text: at each token, the longest thing that is written in figures there."""
+    """Reads one text: at each token, finds the longest expression that is written in figures."""
 
     def __init__(self, text: str, tokens: Sequence[Token], numbers: Sequence[Number], notation: Notation) -> None:
         self._text = text
@@ -59,7 +59,7 @@ class _Reader:
         self._written_to = 0
 
     def edits(self) -> Iterator[Edit]:
-        """What to change, in order."""
+        """The edits, in order."""
         position = 0
         while position < len(self._tokens):
             # What comes straight after a number that stays in words may belong to it.
@@ -72,7 +72,7 @@ class _Reader:
             position = self._written_to = written.end
 
     def _read(self, position: int) -> _Written | None:
-        """What to write from this token on; None where the words stay."""
+        """The text for this token and the next ones; None if the words stay."""
         digits = self._telephone(position) or self._series(position)
         if digits is not None:
             return digits
@@ -89,8 +89,8 @@ class _Reader:
                 return written
         return None
 
-    def _said(self, position: int) -> str:
-        return self._tokens[position].said if 0 <= position < len(self._tokens) else ""
+    def _word(self, position: int) -> str:
+        return self._tokens[position].word if 0 <= position < len(self._tokens) else ""
 
     def _is_kept(self, number: Number) -> bool:
         """Whether it is part of an idiom, or of something that is never written in figures."""
@@ -100,33 +100,33 @@ class _Reader:
 
     def _is_article_of_hundred(self, position: int) -> bool:
         """Whether an article says how many hundreds: "a hundred and ten"."""
-        is_article = self._said(position) in self._notation.hundred_articles
-        return is_article and self._said(position + 1) in self._notation.bare
+        is_article = self._word(position) in self._notation.hundred_articles
+        return is_article and self._word(position + 1) in self._notation.bare
 
     def _is_bare(self, number: Number) -> bool:
         """Whether it is "hundreds", "a million": words that scale, without a number before them."""
-        return all(self._said(i) in self._notation.bare for i in range(number.start, number.end))
+        return all(self._word(i) in self._notation.bare for i in range(number.start, number.end))
 
     def _series(self, position: int) -> _Written | None:
-        """Three digits or more, said one by one: a telephone number, a code."""
+        """Three or more digits, spoken one by one: a telephone number, a code."""
         digits, end = "", position
         while (digit := self._digit(end)) is not None:
             digits, end = digits + digit[0], digit[1]
         goes_on = 0 < self._written_to == position - 1  # after a comma: "five five five, one two three four"
         if len(digits) < 3 or set(digits) == {"0"} or (_is_counting(digits) and not goes_on):
             return None
-        is_sigh = self._said(position) in self._notation.zeros and len(digits) < _SURE_CODE
+        is_sigh = self._word(position) in self._notation.zeros and len(digits) < _SURE_CODE
         return None if is_sigh else _Written(end, digits)
 
     def _digit(self, position: int) -> tuple[str, int] | None:
-        """A digit, or a zero and the digit that is said with it, and where they end."""
+        """A digit, or a zero and the digit spoken with it, and their end."""
         number = self._numbers.get(position)
         if number is not None and number.is_digits:
             return number.digits, number.end
-        return ("0", position + 1) if self._said(position) in self._notation.zeros else None
+        return ("0", position + 1) if self._word(position) in self._notation.zeros else None
 
     def _telephone(self, position: int) -> _Written | None:
-        """A telephone number that is said, and written, in pairs."""
+        """A telephone number that is spoken and written in pairs."""
         pairs, end = list[str](), position
         while (number := self._numbers.get(end)) is not None and number.is_count and len(number.digits) == 2:
             pairs.append(number.digits)
@@ -135,13 +135,13 @@ class _Reader:
         return _Written(end, _NO_BREAK.join(pairs)) if is_one else None
 
     def _year(self, number: Number) -> _Written | None:
-        """A year said in two parts: "nineteen eighty-four", "nineteen oh five"."""
+        """A year spoken in two parts: "nineteen eighty-four", "nineteen oh five"."""
         is_century = number.is_count and 16 <= number.value <= 20 and not number.is_numeral
         if not (self._notation.pairs_are_years and is_century):
             return None
         following = self._numbers.get(number.end)
         if following is None:
-            zero, digit = self._said(number.end) in self._notation.zeros, self._digit(number.end + 1)
+            zero, digit = self._word(number.end) in self._notation.zeros, self._digit(number.end + 1)
             return _Written(digit[1], f"{number.digits}0{digit[0]}") if zero and digit and digit[0] != "0" else None
         is_part = following.is_count and not following.is_numeral and len(following.digits) == 2
         is_counted = following.value == number.value + 1 and following.value < 20  # "seventeen, eighteen"
@@ -156,12 +156,12 @@ class _Reader:
         return position in self._count_starts or any(self._phrase(position, phrases) for phrases in counted)
 
     def _clock(self, number: Number) -> _Written | None:
-        """A time of day, "three thirty p.m.", "drei Uhr": in figures, the rest as it was said."""
+        """A time of day, "three thirty p.m.", "drei Uhr": in figures, the rest as it was spoken."""
         if number.is_numeral or not (number.is_count and 0 <= number.value <= 24):
             return None
-        if self._said(number.end) in self._notation.hours:
+        if self._word(number.end) in self._notation.hours:
             return self._clock_by_the_hour(number)
-        if not 1 <= number.value <= 12 or self._said(number.start - 1) in {"past", "to"}:
+        if not 1 <= number.value <= 12 or self._word(number.start - 1) in {"past", "to"}:
             return None
         minutes = self._minutes(number.end)
         if minutes is not None and self._meridiem(minutes.end):
@@ -171,7 +171,7 @@ class _Reader:
     def _clock_by_the_hour(self, number: Number) -> _Written | None:
         """Where the hour is named, minutes may follow; "trois heures" alone may be a length of time, and stays."""
         minutes = self._minutes(number.end + 1)
-        pattern, only_hour = self._notation.hours[self._said(number.end)]
+        pattern, only_hour = self._notation.hours[self._word(number.end)]
         if minutes is not None:
             return _Written(minutes.end, pattern.format(number.digits, int(minutes.value)))
         return _Written(number.end + 1, only_hour.format(number.digits)) if only_hour else None
@@ -188,16 +188,16 @@ class _Reader:
         """A day next to its month is a figure, however small: "March 5th", "3 de mayo"."""
         if not 1 <= number.value <= 31 or number.is_numeral:
             return None
-        if not number.is_ordinal and (self._notation.days_are_ordinal or self._said(number.start) in _ARTICLES):
+        if not number.is_ordinal and (self._notation.days_are_ordinal or self._word(number.start) in _ARTICLES):
             return None
         after = number.end
         if self._notation.month_joiner:
-            after += 1 if self._said(after) == self._notation.month_joiner else 0
+            after += 1 if self._word(after) == self._notation.month_joiner else 0
         names = self._notation.months
-        follows = self._said(after) in names and (after > number.end) == bool(self._notation.month_joiner)
+        follows = self._word(after) in names and (after > number.end) == bool(self._notation.month_joiner)
         english = self._notation.pairs_are_years
         month = self._tokens[number.start - 1] if english and number.start else None
-        precedes = month is not None and month.said in names and month.text()[0].isupper() and number.is_ordinal
+        precedes = month is not None and month.word in names and month.text()[0].isupper() and number.is_ordinal
         if not (precedes or follows):
             return None
         is_first_of_month = number.is_ordinal and self._notation.month_joiner == "de"
@@ -223,7 +223,7 @@ class _Reader:
 
     def _money(self, number: Number, amount: str, end: int, *, only_with_cents: bool = False) -> _Written | None:
         currency = self._phrase(end, self._notation.currencies)
-        if currency is None or (number.start and self._said(number.start - 1) in {"$", "€", "£"}):
+        if currency is None or (number.start and self._word(number.start - 1) in {"$", "€", "£"}):
             return None
         end, symbol = currency
         cents = self._cents(end) if number.is_count else None
@@ -236,23 +236,23 @@ class _Reader:
         return _Written(end, f"{amount}{_NO_BREAK}{symbol}")
 
     def _cents(self, position: int) -> Number | None:
-        """The cents of an amount, with the word for them where it is said; `end` is past all of it."""
+        """The cents of an amount, with the word for them if it was spoken; `end` is after all of it."""
         joiners = self._notation.cents_joiners
-        start = position + 1 if self._said(position) in joiners and self._said(position) else position
+        start = position + 1 if self._word(position) in joiners and self._word(position) else position
         number = self._numbers.get(start)
         if number is None or not (number.is_count and 0 < number.value < 100):
             return None
-        if self._said(number.end) in self._notation.cents:
+        if self._word(number.end) in self._notation.cents:
             return Number(number.start, number.end + 1, number.digits, number.value)
         is_joined = "" in joiners if start == position else not self._notation.symbol_first
         return number if is_joined and number.value >= 10 and not self._counts_something(number.end) else None
 
     def _phrase(self, position: int, phrases: Mapping[str, str]) -> tuple[int, str] | None:
-        """The longest of the phrases that is said from here on: where it ends, and what it stands for."""
+        """The longest of the phrases that begins here: its end and its meaning."""
         for length in (3, 2, 1):
-            said = " ".join(self._said(i) for i in range(position, position + length))
-            if said in phrases:
-                return position + length, phrases[said]
+            words = " ".join(self._word(i) for i in range(position, position + length))
+            if words in phrases:
+                return position + length, phrases[words]
         return None
 
     def _scaled(self, number: Number) -> tuple[str, int]:
@@ -280,12 +280,12 @@ class _Reader:
         if number.is_ordinal:
             return self._ordinal(number)
         text, end = self._scaled(number)
-        is_cents = self._said(number.start - 1) in self._notation.currencies and number.value < 100  # "a dollar fifty"
+        is_cents = self._word(number.start - 1) in self._notation.currencies and number.value < 100  # "a dollar fifty"
         return None if end in self._count_starts or is_cents else _Written(end, text)
 
     def _ordinal(self, number: Number) -> _Written | None:
         """An ordinal that is no fraction ("a tenth") and no "thousandth"; with a mark of its own only before a noun."""
-        before, last = self._said(number.start - 1), self._said(number.end - 1)
+        before, last = self._word(number.start - 1), self._word(number.end - 1)
         is_fraction = number.start in self._count_ends or before in _ARTICLES or last.endswith("s")
         if is_fraction or number.value in (100, 1000, 10**6):
             return None
@@ -298,6 +298,6 @@ class _Reader:
 
 
 def _is_counting(digits: str) -> bool:
-    """Whether somebody counts, up or down: "one two three"."""
+    """Whether the numbers count up or down: "one two three"."""
     steps = {int(after) - int(before) for before, after in itertools.pairwise(digits)}
     return steps in ({1}, {-1})

@@ -1,6 +1,6 @@
-"""What is done with the text once it is recognized: tidied by the rules of its language, masked, replaced.
+"""Edits the recognized text: by the rules of its language, masked, replaced.
 
-In the contract's order: the mode, then profanity, then the caller's own replacements. Every step is a list of edits, so
+The order is the contract's: the mode, then profanity, then the caller's replacements. Every step is a list of edits, so
 the times of the words follow, and a segment has the same text with words and without.
 """
 
@@ -18,31 +18,31 @@ from typeless_grpc.text.profanity import Profanity
 
 
 class PostProcessor:
-    """One caller's rules, made ready: use it for all of one recording or stream."""
+    """The compiled rules of one request. Use it for all of a recording or stream."""
 
-    def __init__(self, asked: PostProcessing, profanity: Profanity, *, translated: bool = False) -> None:
+    def __init__(self, options: PostProcessing, profanity: Profanity, *, translated: bool = False) -> None:
         """translated: the text is English, whatever was spoken."""
-        self._asked = asked
+        self._options = options
         self._profanity = profanity
         self._translated = translated
-        self._wanted = WholeWords(asked.replacements)
+        self._wanted = WholeWords(options.replacements)
 
     def transcript(self, transcript: Transcript) -> Transcript:
-        """The transcript with its text processed, and as recognized in `raw_text`; what becomes empty is left out.
+        """The transcript with edited text, and the recognized text in `raw_text`. Empty segments are left out.
 
         Takes about a millisecond a sentence: not for the event loop.
         """
-        if not self._asked.is_requested:
+        if not self._options.is_requested:
             return transcript
         processed = (self.segment(segment) for segment in transcript.segments)
         kept = tuple(segment for segment in processed if segment.text)
         return replace(transcript, segments=kept, raw_text=transcript.text)
 
     def segment(self, segment: Segment) -> Segment:
-        """The segment with its text processed, which may leave nothing of it."""
+        """The segment with edited text, which may be empty."""
         language = "en" if self._translated else segment.language
         segment = self._tidied(segment, language)
-        if self._asked.mask_profanity:
+        if self._options.mask_profanity:
             segment = edited(segment, self._profanity.masked(segment.text, language))
         segment = self._replaced(segment, language)
         return (
@@ -50,21 +50,22 @@ class PostProcessor:
         )
 
     def _tidied(self, segment: Segment, language: str) -> Segment:
-        if self._asked.mode is Mode.NONE:
+        if self._options.mode is Mode.NONE:
             return segment
-        if self._asked.mode is Mode.STANDARD:
+        if self._options.mode is Mode.STANDARD:
             segment = edited(segment, tidying.fillers(segment.text, language))
         segment = edited(segment, tidying.repeated_words(segment.text, language))
-        if self._asked.mode is Mode.STANDARD:
+        if self._options.mode is Mode.STANDARD:
             numbers = chinese.written_numbers(segment.text) if language == "zh" else None
             segment = edited(segment, written_numbers(segment.text, language) if numbers is None else numbers)
         return edited(segment, tidying.stray_spaces(segment.text, language))
 
     def _replaced(self, segment: Segment, language: str) -> Segment:
         written = [
-            Edit(start, end, self._asked.replacements[phrase]) for start, end, phrase in self._wanted.find(segment.text)
+            Edit(start, end, self._options.replacements[phrase])
+            for start, end, phrase in self._wanted.find(segment.text)
         ]
         segment = edited(segment, written)
-        if any(not edit.text for edit in written):  # what was taken out leaves two spaces
+        if any(not edit.text for edit in written):  # a removed word leaves two spaces
             segment = edited(segment, tidying.stray_spaces(segment.text, language))
         return segment

@@ -38,7 +38,7 @@ class Profanity:
 
 
 def load(path: Path | None = None) -> Profanity:
-    """Read a list; None is the one that comes with this package. Raises InvalidInput for a file that is no list."""
+    """Read a list; None is the list of this package. Raises InvalidInput for a file that is not a list."""
     try:
         source = path or resources.files("typeless_grpc.text").joinpath("profanity.txt")
         lines = source.read_text(encoding="utf-8").splitlines()
@@ -48,7 +48,7 @@ def load(path: Path | None = None) -> Profanity:
 
 
 def parse(lines: list[str]) -> Profanity:
-    """A list from its lines. Raises InvalidInput for a section that is no language."""
+    """A list from its lines. Raises InvalidInput for an unknown language."""
     words: dict[str, list[str]] = {}
     language = ""
     for number, line in enumerate(lines, 1):

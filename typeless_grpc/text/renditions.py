@@ -14,17 +14,17 @@ from typeless_grpc.text.cues import Cue, cues
 
 
 def rendered(transcript: Transcript, format: OutputFormat) -> Rendition:
-    """The whole file, ready to be saved as UTF-8; it ends with a line break unless it is empty."""
+    """The whole file, to be saved as UTF-8. It ends with a line break unless it is empty."""
     return Rendition(format, _WRITERS[format](transcript))
 
 
 def _text(transcript: Transcript) -> str:
-    """A line for each segment."""
+    """One line per segment."""
     return "".join(f"{_flat(segment.text)}\n" for segment in transcript.segments)
 
 
 def _webvtt(transcript: Transcript) -> str:
-    """The contract's cues; what WebVTT reads as markup is escaped."""
+    """The cues, with WebVTT's markup characters escaped."""
     captions = [
         Caption(_clock(cue.start_ms), _clock(cue.end_ms), [_escaped(line) for line in cue.lines])
         for cue in _cues(transcript)
@@ -33,7 +33,7 @@ def _webvtt(transcript: Transcript) -> str:
 
 
 def _srt(transcript: Transcript) -> str:
-    """The same cues. SRT knows no escapes: what players take for markup or a time gets a look-alike."""
+    """The same cues. SRT has no escapes, so characters that players read as markup or a time become look-alikes."""
     captions = [
         Caption(_clock(cue.start_ms), _clock(cue.end_ms), [_plain(line) for line in cue.lines])
         for cue in _cues(transcript)
@@ -68,7 +68,7 @@ def _plain(line: str) -> str:
 
 
 def _flat(text: str) -> str:
-    """On one line, without a tab: what separates the fields of a table."""
+    """The text on one line, without a tab, which separates the fields of a table."""
     return " ".join(text.split("\n")).replace("\r", " ").replace("\t", " ")
 
 

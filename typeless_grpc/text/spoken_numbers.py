@@ -1,4 +1,4 @@
-"""The numbers among the words of a text: text2num finds them, since it knows how each language counts."""
+"""Finds the numbers among the words of a text, with text2num."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NUMERAL = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 class Token:
-    """A word, numeral or mark where it stands in the text; also what text2num reads."""
+    """A word, numeral or mark with its position in the text; also the token type of text2num."""
 
     def __init__(self, found: re.Match[str]) -> None:
         self.start, self.end = found.span()
-        self.said = found[0].casefold()
+        self.word = found[0].casefold()
         self._text = found[0]
 
     def text(self) -> str:
@@ -51,7 +51,7 @@ class Number:
 
     @property
     def is_digits(self) -> bool:
-        """Whether its words are digits said one by one: "seven", "oh seven"."""
+        """Whether its words are digits spoken one by one: "seven", "oh seven"."""
         if self.is_numeral or self.is_ordinal or not self.digits.isdigit():
             return False
         return len(self.digits) == self.end - self.start and (len(self.digits) == 1 or self.digits[0] == "0")
@@ -70,9 +70,9 @@ def numbers_of(tokens: Sequence[Token], language: str) -> list[Number]:
     ]
     taken = {position for number in found for position in range(number.start, number.end)}
     numerals = [
-        Number(i, i + 1, token.text(), _value(token.said), is_numeral=True)
+        Number(i, i + 1, token.text(), _value(token.word), is_numeral=True)
         for i, token in enumerate(tokens)
-        if i not in taken and _NUMERAL.fullmatch(token.said)
+        if i not in taken and _NUMERAL.fullmatch(token.word)
     ]
     return sorted([*found, *numerals], key=lambda number: number.start)
 

@@ -1,6 +1,6 @@
 """Repeated words, fillers and stray spaces: what to change in a text, by the rules of its language.
 
-Each function finds edits in one segment's text; none of them looks at times.
+Each function finds edits in the text of one segment, without its times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BEFORE_CAPITALS = ("", *_SENTENCE_END, *"\"'“”„«»‘¿¡(:")
 
 
 def repeated_words(text: str, language: str) -> list[Edit]:
-    """Leave one of a word that was said twice without meaning it: "the the", "I, I".
+    """Remove unintended repetition of a word: "the the", "I, I".
 
     Numbers, names (New York, New York; Bora Bora), compounds ("so so-called") and words that a language doubles on
     purpose ("very very", "nous nous") are left alone.
@@ -39,9 +39,9 @@ def repeated_words(text: str, language: str) -> list[Edit]:
     previous: re.Match[str] | None = None
     for word in WORD.finditer(text):
         if previous is not None and previous[0].casefold() == word[0].casefold():
-            said, between = word[0].casefold(), text[previous.end() : word.start()]
-            stuttered = said in speech.stuttered and _SPACE_COMMA_OR_HYPHEN.fullmatch(between)
-            doubled = _ONLY_SPACE.fullmatch(between) and said.isalpha() and said not in speech.doubled
+            folded, between = word[0].casefold(), text[previous.end() : word.start()]
+            stuttered = folded in speech.stuttered and _SPACE_COMMA_OR_HYPHEN.fullmatch(between)
+            doubled = _ONLY_SPACE.fullmatch(between) and folded.isalpha() and folded not in speech.doubled
             at_hyphen = text[word.end() : word.end() + 1] == "-" or text[: previous.start()].endswith("-")
             is_compound = at_hyphen and "-" not in between
             if (stuttered or doubled) and not is_compound and not _is_named(text, previous, word, language):
@@ -51,7 +51,7 @@ def repeated_words(text: str, language: str) -> list[Edit]:
 
 
 def _is_named(text: str, first: re.Match[str], second: re.Match[str], language: str) -> bool:
-    """Whether a word said twice is a name or a number: "in Bora Bora", "twenty twenty"."""
+    """Whether a doubled word is a name or a number: "in Bora Bora", "twenty twenty"."""
     is_lower_elsewhere = language != "de" and text[: first.start()].rstrip()[-1:] not in _BEFORE_CAPITALS
     is_name = is_lower_elsewhere and len(first[0]) > 2 and first[0][0].isupper() and second[0][0].isupper()
     return is_name or is_number(second[0].casefold(), language)
@@ -65,7 +65,7 @@ def _repeated_in_chinese(text: str) -> list[Edit]:
 
 
 def fillers(text: str, language: str) -> list[Edit]:
-    """Leave out sounds that mean nothing, with the commas that set them off; the sentence starts with a capital."""
+    """Remove sounds without meaning, and the commas around them. The sentence still starts with a capital."""
     if language == "zh":
         return _chinese_fillers(text)
     if language not in SPEECH:
@@ -78,7 +78,7 @@ def fillers(text: str, language: str) -> list[Edit]:
 
 
 def _runs_of_fillers(text: str, language: str) -> Iterator[tuple[int, int]]:
-    """Where fillers stand, those that follow one another ("um, uh") together."""
+    """The positions of fillers; consecutive ones ("um, uh") are joined."""
     start = end = -1
     for word in WORD.finditer(text):
         is_filler = word[0].casefold() in SPEECH[language].fillers and not _is_part_of_a_compound(text, word)
@@ -108,7 +108,7 @@ def _means_something(text: str, word: re.Match[str], language: str) -> bool:
 
 
 def _without(text: str, start: int, end: int, following: int) -> list[Edit]:
-    """Edits that take out text[start:end] and close the gap. following: where the next thing to take out begins."""
+    """Edits that remove text[start:end] and close the gap. following: where the next removal begins."""
     before, after = text[:start].rstrip(), text[end:]
     comma_after = re.match(r"\s*(?:,|…|\.\.\.)", after)
     if not before or before[-1] in _SENTENCE_END:

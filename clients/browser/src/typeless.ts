@@ -1,4 +1,4 @@
-// What a page does with the server, through a proxy that speaks gRPC-Web or Connect.
+// The calls of a page, through a proxy for gRPC-Web or Connect.
 import { type Client, Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcWebTransport } from "@connectrpc/connect-web";
 
@@ -14,7 +14,7 @@ export interface Typeless {
   jobs: Client<typeof JobsService>;
 }
 
-/** address: of the proxy. A key in a page is its user's own: anyone can read it there, so give each a key that expires. */
+/** address: of the proxy. Users can read the key in their page, so give each user one that expires. */
 export function connect(address: string, key: string, protocol: "grpc-web" | "connect" = "grpc-web"): Typeless {
   const withKey: Interceptor = (next) => (request) => {
     request.header.set("x-api-key", key);
@@ -32,7 +32,7 @@ export async function transcribe(typeless: Typeless, recording: Uint8Array): Pro
   return answer.transcript?.text ?? "";
 }
 
-/** Subtitles by a job, whose progress is told as it goes: the way for what takes longer than a page may wait. */
+/** Subtitles from a job, with progress: for recordings that take longer than a page may wait. */
 export async function subtitles(
   typeless: Typeless,
   recording: Uint8Array,
@@ -41,9 +41,9 @@ export async function subtitles(
   const submitted = await typeless.jobs.submitJob({
     audio: { source: { case: "content", value: recording } },
     options: { outputFormats: [OutputFormat.SRT] },
-    requestId: crypto.randomUUID(), // sent again, it makes no second job
+    requestId: crypto.randomUUID(), // submitting it again creates no second job
   });
-  // Read to its end: an answer that is left in the middle keeps its connection.
+  // Read to the end: an unfinished answer keeps its connection.
   let last = submitted.job;
   for await (const change of typeless.jobs.watchJob({ jobId: submitted.job?.jobId })) {
     last = change.job;
@@ -54,7 +54,7 @@ export async function subtitles(
   return last.transcript?.renditions[0]?.content ?? "";
 }
 
-/** All that the server says about a call that failed. */
+/** The full error details of a failed call. */
 export function explain(failed: unknown): string {
   const error = ConnectError.from(failed);
   const lines = [`${Code[error.code]}: ${error.rawMessage}`];

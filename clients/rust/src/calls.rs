@@ -1,4 +1,4 @@
-//! What every call needs: a key, a deadline, and patience with a server that says when to come back.
+//! What every call needs: a key, a deadline, and retries.
 
 use std::future::Future;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt;
 
 const MAX_ATTEMPTS: u32 = 4;
-/// Of everything that is done for one command.
+/// For all calls of one command.
 pub const DEADLINE: Duration = Duration::from_secs(600);
 /// A transcript of hours is larger than gRPC's 4 MiB.
 pub const MAX_RESPONSE_BYTES: usize = 64 << 20;
@@ -36,20 +36,20 @@ impl Interceptor for Headers {
     }
 }
 
-/// Connects at the first call. Over a network, take `https://`, tonic's feature `tls-ring` and
-/// `Endpoint::tls_config`: what is sent in plain text can be read on the way.
+/// Connects at the first call. Over a network, use `https://`, tonic's feature `tls-ring` and
+/// `Endpoint::tls_config`: others can read plain text on the way.
 pub fn connect(target: &str) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(format!("http://{target}"))?
         .connect_timeout(Duration::from_secs(10))
-        // Tells a dead connection from a long silence; the server takes a ping every 10 s.
+        // Detects a dead connection; the server accepts a ping every 5 s.
         .http2_keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10));
     Ok(endpoint.connect_lazy())
 }
 
-/// Makes a call, and makes it again where the server says that it can succeed later, after the time
-/// the server names and as long as the deadline leaves room. The call has to be safe to repeat.
-pub async fn patiently<T, Call, Answer>(mut call: Call) -> Result<T, Status>
+/// Makes a call, and repeats it after the time in RetryInfo, within the deadline. The call must be
+/// safe to repeat.
+pub async fn with_retries<T, Call, Answer>(mut call: Call) -> Result<T, Status>
 where
     Call: FnMut() -> Answer,
     Answer: Future<Output = Result<Response<T>, Status>>,
@@ -71,21 +71,21 @@ where
     unreachable!("the last attempt returns")
 }
 
-/// How long the server asks to wait; None where waiting would not help.
+/// The time in RetryInfo; None if waiting would not help.
 fn retry_delay(failed: &Status) -> Option<Duration> {
     match failed.get_details_retry_info() {
         Some(retry) => retry.retry_delay,
-        // No server was reached, so none could say.
+        // UNAVAILABLE without RetryInfo: no server was reached.
         None => (failed.code() == Code::Unavailable).then_some(Duration::from_secs(1)),
     }
 }
 
-/// The stable word for programs ("RATE_LIMITED"), or the status where there is none.
+/// The stable reason for programs ("RATE_LIMITED"), or the status if there is none.
 fn reason(failed: &Status) -> String {
     failed.get_details_error_info().map_or_else(|| format!("{:?}", failed.code()), |info| info.reason)
 }
 
-/// Prints all that the server says about a call that failed.
+/// Prints the full error details of a failed call.
 pub fn explain(failed: &Status) {
     eprintln!("{:?}: {}", failed.code(), failed.message());
     let details = failed.get_error_details();

@@ -14,7 +14,7 @@ use tonic::Status;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
-use calls::{Headers, MAX_RESPONSE_BYTES, connect, explain, patiently};
+use calls::{Headers, MAX_RESPONSE_BYTES, connect, explain, with_retries};
 use pb::jobs_service_client::JobsServiceClient;
 use pb::stream_transcribe_request::Request as Step;
 use pb::stream_transcribe_response::Event;
@@ -29,11 +29,11 @@ type Connection = InterceptedService<Channel, Headers>;
 type Outcome = Result<(), Box<dyn Error>>;
 
 const USAGE: &str = "usage: typeless-example COMMAND FILE...
-  transcribe FILE   print what is said
+  transcribe FILE   print the text
   stream FILE       send raw samples (16 kHz, 16 bits, mono) at the pace of speech
   batch FILE...     several recordings in one call
   job FILE          transcribe in the background, print subtitles
-  error FILE        ask for something impossible, show how the server says so
+  error FILE        send an invalid request, show the error details
 TYPELESS_SERVER (localhost:50051) and TYPELESS_API_KEY are read from the environment.";
 
 #[tokio::main(flavor = "current_thread")]
@@ -89,7 +89,7 @@ async fn audio(file: &str) -> std::io::Result<Option<pb::AudioSource>> {
 async fn transcribe(connection: Connection, file: &str, options: Option<pb::TranscriptionOptions>) -> Outcome {
     let request = pb::TranscribeRequest { audio: audio(file).await?, options };
     let client = transcription(connection);
-    let response = patiently(|| {
+    let response = with_retries(|| {
         let (mut client, request) = (client.clone(), request.clone());
         async move { client.transcribe(request).await }
     })
@@ -145,7 +145,7 @@ async fn batch(connection: Connection, files: &[String]) -> Outcome {
         request.items.push(pb::BatchItem { name, audio: audio(file).await?, options: None });
     }
     let client = transcription(connection);
-    let response = patiently(|| {
+    let response = with_retries(|| {
         let (mut client, request) = (client.clone(), request.clone());
         async move { client.batch_transcribe(request).await }
     })
@@ -174,7 +174,7 @@ async fn job(connection: Connection, file: &str) -> Outcome {
         ..Default::default()
     };
     let mut client = JobsServiceClient::new(connection).max_decoding_message_size(MAX_RESPONSE_BYTES);
-    let submitted = patiently(|| {
+    let submitted = with_retries(|| {
         let (mut client, request) = (client.clone(), request.clone());
         async move { client.submit_job(request).await }
     })

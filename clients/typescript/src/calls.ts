@@ -1,4 +1,4 @@
-// What every call needs: a key, a deadline, and patience with a server that says when to come back.
+// What every call needs: a key, a deadline, and retries.
 
 import { credentials, InterceptingCall, Interceptor, Metadata, ServiceError, status } from "@grpc/grpc-js";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -10,7 +10,7 @@ const MAX_ATTEMPTS = 4;
 
 export const target = process.env.TYPELESS_SERVER || "localhost:50051";
 
-// Over a network, use credentials.createSsl(): what is sent in plain text can be read on the way.
+// Over a network, use credentials.createSsl(): others can read plain text on the way.
 export const channelCredentials = credentials.createInsecure();
 
 const sendKey: Interceptor = (options, next) =>
@@ -26,12 +26,12 @@ export const channelOptions = {
   interceptors: [sendKey],
   // A transcript of hours is larger than gRPC's 4 MiB.
   "grpc.max_receive_message_length": 64 * 1024 * 1024,
-  // Tells a dead connection from a long silence; the server takes a ping every 10 s.
+  // Detects a dead connection; the server accepts a ping every 5 s.
   "grpc.keepalive_time_ms": 30_000,
   "grpc.keepalive_timeout_ms": 10_000,
 };
 
-/** The deadline of everything that is done for one command. */
+/** The deadline for all calls of one command. */
 export function tenMinutes(): { deadline: number } {
   return { deadline: Date.now() + 10 * 60_000 };
 }
@@ -44,10 +44,10 @@ type Unary<Request, Response> = (
 ) => unknown;
 
 /**
- * Make a call, and make it again where the server says that it can succeed later, after the time
- * the server names and as long as the deadline leaves room. The call has to be safe to repeat.
+ * Make a call, and repeat it after the time in RetryInfo, within the deadline. The call must be safe
+ * to repeat.
  */
-export async function patiently<Request, Response>(
+export async function withRetries<Request, Response>(
   call: Unary<Request, Response>,
   request: Request,
   options = tenMinutes(),
@@ -88,20 +88,20 @@ function details(error: ServiceError): Details {
   return found;
 }
 
-/** How long the server asks to wait; undefined where waiting would not help. */
+/** The time in RetryInfo; undefined if waiting would not help. */
 function retryDelayMs(error: ServiceError): number | undefined {
   const delay = details(error).retry?.retryDelay;
   if (delay) return delay.seconds * 1000 + delay.nanos / 1e6;
-  // No server was reached, so none could say.
+  // UNAVAILABLE without RetryInfo: no server was reached.
   return error.code === status.UNAVAILABLE ? 1000 : undefined;
 }
 
-/** The stable word for programs ("RATE_LIMITED"), or the status where there is none. */
+/** The stable reason for programs ("RATE_LIMITED"), or the status if there is none. */
 function reason(error: ServiceError): string {
   return details(error).info?.reason ?? status[error.code];
 }
 
-/** Print all that the server says about a call that failed. */
+/** Print the full error details of a failed call. */
 export function explain(error: ServiceError): void {
   if (error.code === undefined || !(error.code in status)) {
     console.error(error.message);

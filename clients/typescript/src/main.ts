@@ -20,14 +20,14 @@ import {
   TranscriptionOptions,
   TranscriptionServiceClient,
 } from "../gen/typeless/v1/transcription";
-import { channelCredentials, channelOptions, explain, patiently, target, tenMinutes } from "./calls";
+import { channelCredentials, channelOptions, explain, withRetries, target, tenMinutes } from "./calls";
 
 const USAGE = `usage: npm start -- COMMAND FILE...
-  transcribe FILE   print what is said
+  transcribe FILE   print the text
   stream FILE       send raw samples (16 kHz, 16 bits, mono) at the pace of speech
   batch FILE...     several recordings in one call
   job FILE          transcribe in the background, print subtitles
-  error FILE        ask for something impossible, show how the server says so
+  error FILE        send an invalid request, show the error details
 TYPELESS_SERVER (localhost:50051) and TYPELESS_API_KEY are read from the environment.`;
 
 const transcription = new TranscriptionServiceClient(target, channelCredentials, channelOptions);
@@ -39,7 +39,7 @@ async function audio(file: string): Promise<AudioSource> {
 
 async function transcribe(file: string, options?: TranscriptionOptions): Promise<void> {
   const request = TranscribeRequest.fromPartial({ audio: await audio(file), options });
-  const response = await patiently(transcription.transcribe.bind(transcription), request);
+  const response = await withRetries(transcription.transcribe.bind(transcription), request);
   console.log(response.transcript!.text);
 }
 
@@ -81,7 +81,7 @@ async function sendAtThePaceOfSpeech(
 async function batch(files: string[]): Promise<void> {
   const items = await Promise.all(files.map(async (file) => ({ name: basename(file), audio: await audio(file) })));
   const request = BatchTranscribeRequest.fromPartial({ items });
-  const response = await patiently(transcription.batchTranscribe.bind(transcription), request);
+  const response = await withRetries(transcription.batchTranscribe.bind(transcription), request);
   for (const { name, outcome } of response.results) {
     if (outcome?.$case === "transcript") console.log(`${name}: ${outcome.value.text}`);
     if (outcome?.$case === "failure") console.log(`${name}: failed: ${outcome.value.reason}`);
@@ -96,7 +96,7 @@ async function job(file: string): Promise<void> {
     // Sent again after a break, the job is still made once.
     requestId: randomUUID(),
   });
-  const submitted = await patiently(jobs.submitJob.bind(jobs), request);
+  const submitted = await withRetries(jobs.submitJob.bind(jobs), request);
   let last: Job = submitted.job!;
   const watch = jobs.watchJob(WatchJobRequest.fromPartial({ jobId: last.jobId }), new Metadata(), tenMinutes());
   for await (const response of watch) {

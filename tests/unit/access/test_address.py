@@ -40,14 +40,14 @@ def test_the_peer_is_the_caller(peer: str, address: str):
         ("unix:/run/proxy", ["198.51.100.1"], "local"),
     ],
 )
-def test_what_is_forwarded_is_believed_as_far_as_trusted_proxies_wrote_it(
+def test_forwarded_addresses_are_trusted_as_far_as_trusted_proxies_wrote_them(
     peer: str, forwarded_for: list[str], address: str
 ):
     assert caller_address(peer, forwarded_for, PROXIES) == address
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/8", "proxy.example", "300.0.0.1"])
-def test_what_is_no_network_is_an_error(text: str):
+def test_an_invalid_network_is_an_error(text: str):
     with pytest.raises(ValueError):
         networks([text])
 
@@ -60,7 +60,7 @@ def test_what_is_no_network_is_an_error(text: str):
     ],
     ids=["loopback", "beyond"],
 )
-def test_loopback_is_told_from_the_rest(expected: bool, hosts: list[str]):
+def test_loopback_addresses_are_recognized(expected: bool, hosts: list[str]):
     assert {is_loopback(host) for host in hosts} == {expected}
 
 
@@ -83,5 +83,5 @@ def test_loopback_is_told_from_the_rest(expected: bool, hosts: list[str]):
         ("", [], False),
     ],
 )
-def test_who_calls_from_this_machine(peer: str, forwarded_for: list[str], is_here: bool):
+def test_calls_from_this_machine_are_recognized(peer: str, forwarded_for: list[str], is_here: bool):
     assert is_local(peer, forwarded_for) is is_here

@@ -24,7 +24,7 @@ WRONG = Credentials(key="wrong")
 
 
 class Setting:
-    """A gate with a store behind it, and time that moves when told to."""
+    """A gate with a store behind it, and a clock that moves on demand."""
 
     def __init__(self, *, is_required: bool = True, most_wrong: int = 3) -> None:
         self.clock = FakeClock()
@@ -50,12 +50,12 @@ async def test_a_key_is_good_until_the_moment_it_expires():
     assert caught.value.reason == "KEY_EXPIRED"
 
 
-async def test_anonymous_callers_own_what_their_address_made():
+async def test_anonymous_callers_own_the_jobs_of_their_address():
     anonymous = await Setting(is_required=False).gate.admit(Credentials(), HERE, USER)
     assert (anonymous.id, anonymous.owner, anonymous.is_admin) == (f"address:{HERE}", f"address:{HERE}", False)
 
 
-async def test_where_keys_are_off_everyone_owns_everything():
+async def test_all_callers_own_everything_if_keys_are_off():
     failures = Setting().failures
     gate = Gate(None, None, failures, is_required=False)
     for address in (HERE, THERE):
@@ -66,7 +66,7 @@ async def test_where_keys_are_off_everyone_owns_everything():
 
 
 @pytest.mark.parametrize("access", [Access.ADMIN, Access.ADMIN_KEY])
-async def test_an_admins_call_takes_an_admin(access: Access):
+async def test_an_admins_call_needs_an_admin(access: Access):
     setting = Setting()
     rule = Rule(access, Group.CONFIG)
     assert (await setting.gate.admit(await setting.key(Role.ADMIN), HERE, rule)).is_admin
@@ -94,10 +94,10 @@ async def test_too_many_wrong_keys_block_their_address_and_no_other():
     await setting.gate.admit(new, HERE, USER)
 
 
-async def test_a_blocked_address_asks_the_store_for_nothing():
+async def test_a_blocked_address_causes_no_reads_of_the_store():
     setting = Setting(most_wrong=1)
     assert [await wrong(setting, HERE) for _ in range(2)] == ["Unauthenticated", "RateLimited"]
-    setting.store.is_away = True
+    setting.store.is_unavailable = True
     assert await wrong(setting, HERE) == "RateLimited"
     with pytest.raises(SourceUnavailable):
         await setting.gate.admit(WRONG, THERE, USER)
@@ -115,10 +115,10 @@ async def test_a_token_good_from_a_blocked_address_before_is_good_there_still():
         for stranger in strangers:
             with pytest.raises(RateLimited):
                 await gate.admit(Credentials(bearer=stranger), HERE, USER)
-        assert issuer.n_asked == 1
+        assert issuer.n_fetches == 1
 
 
-async def test_an_expired_or_revoked_key_is_no_guess():
+async def test_an_expired_or_revoked_key_is_no_wrong_key():
     setting = Setting(most_wrong=1)
     key = await setting.key(expires_s=NOW_S + 1)
     setting.now_s = NOW_S + 2
@@ -128,7 +128,7 @@ async def test_an_expired_or_revoked_key_is_no_guess():
     assert await wrong(setting, HERE) == "Unauthenticated"
 
 
-async def test_what_is_remembered_of_addresses_is_bounded():
+async def test_the_memory_of_addresses_is_bounded():
     setting = Setting(most_wrong=1)
     for n in range(5):
         assert [await wrong(setting, f"192.0.2.{n}") for _ in range(2)] == ["Unauthenticated", "RateLimited"]

@@ -30,7 +30,7 @@ def test_a_key_is_found_by_its_secret_alone():
         assert ring.find(wrong) is None
 
 
-def test_an_ended_key_is_still_found_so_that_its_caller_hears_why():
+def test_an_ended_key_is_still_found_so_that_its_caller_gets_the_reason():
     ring = KeyRing()
     key, secret = new_key("n", Role.USER, NOW_S, None)
     ring.apply([key])
@@ -57,23 +57,23 @@ def test_a_settings_key_of_another_server_means_nothing_here():
 
 
 @pytest.mark.parametrize(("secret", "shown"), [("short", ""), ("x" * 35, ""), ("x" * 36, "x" * 9)])
-def test_of_a_short_settings_key_nothing_is_shown(secret: str, shown: str):
+def test_no_part_of_a_short_settings_key_is_shown(secret: str, shown: str):
     assert settings_key(secret, Role.USER, NOW_S).prefix == shown
 
 
-def test_those_who_watch_a_key_hear_of_its_end_once_they_stop_no_more():
+def test_watchers_of_a_key_are_notified_of_its_end_until_they_stop():
     ring = KeyRing()
     key, _ = new_key("n", Role.USER, NOW_S, None)
     ring.apply([key])
-    heard: list[str] = []
-    ring.watch(key.key_id, lambda: heard.append("a"))
-    stop = ring.watch(key.key_id, lambda: heard.append("b"))
-    ring.watch("another", lambda: heard.append("c"))
+    ended: list[str] = []
+    ring.watch(key.key_id, lambda: ended.append("a"))
+    stop = ring.watch(key.key_id, lambda: ended.append("b"))
+    ring.watch("another", lambda: ended.append("c"))
     stop()
     ring.apply([key])
-    assert heard == []
+    assert ended == []
     ring.apply([replace(key, is_revoked=True)])
-    assert heard == ["a"]
+    assert ended == ["a"]
 
 
 def test_uses_are_handed_over_once():

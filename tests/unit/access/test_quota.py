@@ -36,12 +36,12 @@ NO_RATES = (
 
 
 @pytest.mark.parametrize("text", NO_RATES.split("|"))
-def test_what_is_no_rate_is_an_error(text: str):
+def test_an_invalid_rate_is_an_error(text: str):
     with pytest.raises(ValueError):
         Quota.parse(text)
 
 
-def test_a_share_is_never_nothing():
+def test_a_share_is_at_least_one():
     assert Quota(10, 60, 20).share(50) == Quota(5, 60, 10)
     assert Quota(1, 60, 1).share(1) == Quota(1, 60, 1)
     assert Quota.at_once(3).share(50) == Quota.at_once(1)
@@ -56,7 +56,7 @@ def test_a_share_is_never_nothing():
         (Limit(Group.STREAM, Unit.CONCURRENT_CALLS, Quota.at_once(4)), "4 concurrent calls"),
     ],
 )
-def test_a_limit_says_what_it_is(limit: Limit, text: str):
+def test_a_limit_has_a_readable_text(limit: Limit, text: str):
     assert str(limit) == text
 
 

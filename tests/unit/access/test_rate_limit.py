@@ -77,7 +77,7 @@ async def test_a_long_recording_takes_from_both_groups():
         share_is_used_up("key:1", "calls at once", 1.0),
     ],
 )
-async def test_what_is_refused_for_load_costs_nothing(error: TypelessError):
+async def test_a_call_that_is_refused_for_load_costs_nothing(error: TypelessError):
     limited = transcribing()
     for _ in range(3):
         charge = await limited.admit(A, Group.TRANSCRIBE)
@@ -102,7 +102,7 @@ async def test_what_is_refused_for_load_costs_nothing(error: TypelessError):
     ],
     ids=["a mistake", "a deadline", "audio that is not there"],
 )
-async def test_what_is_the_callers_doing_is_paid_for(error: TypelessError):
+async def test_a_callers_mistake_is_charged(error: TypelessError):
     charge = await transcribing().admit(A, Group.TRANSCRIBE)
     with pytest.raises(type(error)):
         async with charge.recording(10.0):
@@ -135,7 +135,7 @@ async def test_a_recording_that_is_refused_for_its_length_leaves_the_long_ones_a
         pass
 
 
-async def test_what_the_quota_never_holds_is_refused_without_a_time():
+async def test_a_cost_above_the_quota_is_refused_without_a_retry_delay():
     charge = await limiter(seconds(10, Group.TRANSCRIBE)).admit(A, Group.TRANSCRIBE)
     with pytest.raises(RateLimited) as caught:
         async with charge.recording(11):
@@ -158,7 +158,7 @@ async def test_open_calls_are_counted_until_they_are_done():
     await limited.admit(A, Group.STREAM)
 
 
-async def test_calls_that_are_not_counted_are_let_in_beside_those_that_are():
+async def test_uncounted_calls_are_admitted_beside_counted_ones():
     limited = limiter(at_once(1))
     open_call = await limited.admit(A, Group.STREAM)
     limited.done(await limited.admit(A, Group.STREAM, is_counted=False))
@@ -176,7 +176,7 @@ async def test_a_call_refused_for_its_rate_does_not_stay_open():
             await limited.admit(A, Group.STREAM)
 
 
-async def test_a_call_refused_for_what_is_open_finds_its_quota_when_it_comes_back():
+async def test_a_call_refused_for_open_calls_keeps_its_quota():
     limited = limiter(calls(2), at_once(1))
     open_call = await limited.admit(A, Group.STREAM)
     for _ in range(5):

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.unit.idle import until_idle
 from typeless_grpc.access.keys import KeyRing, digest_of, new_key, settings_key
 from typeless_grpc.access.methods import Group
 from typeless_grpc.access.principal import Principal, Role
@@ -22,12 +23,12 @@ class CountingStore(MemoryAccessStore):
 
     def __init__(self) -> None:
         super().__init__(lambda: NOW_S)
-        self.n_asked = 0
+        self.n_reads = 0
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def changes(self, since: int) -> Changes:
-        self.n_asked += 1
+        self.n_reads += 1
         await self.gate.wait()
         return await super().changes(since)
 
@@ -46,12 +47,12 @@ async def test_a_key_made_on_one_server_is_known_to_the_other_at_once(store: Cou
     one, other = server(store), server(store)
     key, secret = await one.create_key("n", Role.USER, None)
     assert await other.find(secret) == key
-    assert store.n_asked == 1
+    assert store.n_reads == 1
     assert await one.find(secret) == key
-    assert store.n_asked == 1
+    assert store.n_reads == 1
 
 
-async def test_what_other_servers_change_comes_with_the_next_refresh(store: CountingStore):
+async def test_changes_of_other_servers_come_with_the_next_refresh(store: CountingStore):
     one, other = server(store), server(store)
     key, secret = await one.create_key("n", Role.USER, None)
     await other.refresh()
@@ -68,47 +69,46 @@ async def test_what_other_servers_change_comes_with_the_next_refresh(store: Coun
     assert found.is_revoked
 
 
-async def test_many_who_ask_for_unknown_keys_share_the_answers(store: CountingStore):
+async def test_many_lookups_of_unknown_keys_share_the_reads(store: CountingStore):
     registry = server(store)
     store.gate.clear()
     asking = [asyncio.create_task(registry.find(f"wrong {n}")) for n in range(50)]
-    await asyncio.sleep(0)
+    await until_idle()
     store.gate.set()
     assert await asyncio.gather(*asking) == [None] * 50
-    assert store.n_asked == 2
+    assert store.n_reads == 2
 
 
-async def test_an_answer_that_was_under_way_is_not_good_enough(store: CountingStore):
-    """The key is made after the store was asked, and before it answers: who asks later must find it."""
+async def test_a_lookup_does_not_use_a_read_that_began_before_it(store: CountingStore):
+    """The key is created after the store was read, and before it answers: a later read must find it."""
     one, other = server(store), server(store)
     store.gate.clear()
     early = asyncio.create_task(other.refresh())
-    await asyncio.sleep(0)
+    await until_idle()
     _, secret = await one.create_key("n", Role.USER, None)
     late = asyncio.create_task(other.find(secret))
-    await asyncio.sleep(0)
+    await until_idle()
     store.gate.set()
     await early
     assert await late is not None
 
 
 @pytest.mark.parametrize("ends", ["cancelled", "failed"])
-async def test_who_waits_for_a_look_that_comes_to_no_answer_looks_itself(ends: str):
+async def test_a_lookup_that_waits_for_a_failed_read_reads_itself(ends: str):
     store = FailingStore()
     registry = server(store)
     key, secret = new_key("n", Role.USER, NOW_S, None)
     store.gate.clear()
     early = asyncio.create_task(registry.refresh())
-    await asyncio.sleep(0)
+    await until_idle()
     first = asyncio.create_task(registry.find("made up"))
     second = asyncio.create_task(registry.find(secret))
-    await asyncio.sleep(0)
+    await until_idle()
     store.gate.set()
-    store.gate.clear()  # what is asked from now on waits
+    store.gate.clear()  # later reads wait
     await early
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert store.n_asked == 2
+    await until_idle()
+    assert store.n_reads == 2
     await store.add_key(key, max_keys=10)
     if ends == "cancelled":
         first.cancel()
@@ -120,20 +120,20 @@ async def test_who_waits_for_a_look_that_comes_to_no_answer_looks_itself(ends: s
         await first
 
 
-async def test_while_the_store_is_away_known_keys_go_on_working(store: CountingStore):
+async def test_known_keys_continue_to_work_while_the_store_is_unavailable(store: CountingStore):
     registry = server(store)
     _, secret = await registry.create_key("n", Role.USER, None)
-    store.is_away = True
+    store.is_unavailable = True
     assert await registry.find(secret) is not None
     with pytest.raises(SourceUnavailable):
         await registry.find("unknown")
     with pytest.raises(SourceUnavailable):
         await registry.create_key("n", Role.USER, None)
-    store.is_away = False
+    store.is_unavailable = False
     assert await registry.find("unknown") is None
 
 
-async def test_following_goes_on_after_the_store_was_away(store: CountingStore):
+async def test_following_continues_after_the_store_was_unavailable(store: CountingStore):
     registry = server(store, refresh_s=0)
     reports: list[bool] = []
     changed = asyncio.Event()
@@ -144,8 +144,8 @@ async def test_following_goes_on_after_the_store_was_away(store: CountingStore):
             changed.set()
 
     following = asyncio.create_task(registry.follow(report))
-    for is_away in (False, True, False):
-        store.is_away = is_away
+    for is_unavailable in (False, True, False):
+        store.is_unavailable = is_unavailable
         changed.clear()
         await changed.wait()
     following.cancel()
@@ -166,7 +166,7 @@ class FailingStore(CountingStore):
         return found
 
 
-async def test_following_goes_on_whatever_a_look_fails_with(caplog: pytest.LogCaptureFixture):
+async def test_following_continues_after_any_error(caplog: pytest.LogCaptureFixture):
     store = FailingStore()
     one, other = server(store), server(store, refresh_s=0)
     key, _ = await one.create_key("n", Role.USER, None)
@@ -203,7 +203,7 @@ async def test_settings_keys_are_listed_and_stay_revoked_over_a_restart(store: C
     assert found.is_revoked
 
 
-async def test_what_is_done_to_an_unknown_key_is_not_found(store: CountingStore):
+async def test_changes_of_an_unknown_key_are_not_found(store: CountingStore):
     registry = server(store)
     with pytest.raises(NotFound):
         await registry.revoke_key("k0")

@@ -34,22 +34,22 @@ def public(name: str, private: Any = RSA) -> jwt.PyJWK:
 
 
 class Issuer:
-    """Publishes keys, counts who asks for them, and goes away when told to."""
+    """Publishes keys, counts fetches, and can be made unavailable."""
 
     def __init__(self) -> None:
         self.keys: Mapping[str, jwt.PyJWK] = {"one": public("one")}
-        self.n_asked = 0
-        self.is_away = False
-        self.asked, self.answers = threading.Event(), threading.Event()
+        self.n_fetches = 0
+        self.is_unavailable = False
+        self.is_called, self.answers = threading.Event(), threading.Event()
         self.answers.set()
 
     def fetch(self) -> Mapping[str, jwt.PyJWK]:
-        self.n_asked += 1
+        self.n_fetches += 1
         if not self.answers.is_set():
-            self.asked.set()
+            self.is_called.set()
             self.answers.wait(30)
-        if self.is_away:
-            raise jwt.PyJWKClientConnectionError("away")
+        if self.is_unavailable:
+            raise jwt.PyJWKClientConnectionError("down")
         return self.keys
 
 
@@ -115,7 +115,7 @@ async def test_a_token_that_is_wrong_is_refused(verifier: TokenVerifier, claims:
     assert await reason(verifier, token(**claims)) == expected
 
 
-async def test_another_ones_signature_is_refused(verifier: TokenVerifier):
+async def test_a_signature_by_another_key_is_refused(verifier: TokenVerifier):
     assert await reason(verifier, token(EC, algorithm="ES256")) == "TOKEN_INVALID"
     assert await reason(verifier, token(rsa.generate_private_key(65537, 2048))) == "TOKEN_INVALID"
 
@@ -138,7 +138,7 @@ def forged(header: dict[str, Any], signature: bytes = b"") -> str:
         "not even a token",
     ],
 )
-async def test_what_is_made_up_is_refused(verifier: TokenVerifier, text: str):
+async def test_an_invented_token_is_refused(verifier: TokenVerifier, text: str):
     assert await reason(verifier, text) == "TOKEN_INVALID"
 
 
@@ -193,10 +193,10 @@ async def test_keys_are_fetched_once_and_again_when_they_are_old(
     verifier: TokenVerifier, issuer: Issuer, clock: FakeClock
 ):
     await asyncio.gather(*(verifier.verify(token()) for _ in range(20)))
-    assert issuer.n_asked == 1
+    assert issuer.n_fetches == 1
     clock.advance(301)
     await asyncio.gather(*(verifier.verify(token()) for _ in range(20)))
-    assert issuer.n_asked == 2
+    assert issuer.n_fetches == 2
 
 
 async def test_a_new_key_is_found_when_a_token_names_it(verifier: TokenVerifier, issuer: Issuer, clock: FakeClock):
@@ -207,70 +207,72 @@ async def test_a_new_key_is_found_when_a_token_names_it(verifier: TokenVerifier,
     assert await reason(verifier, token()) == "TOKEN_INVALID"
 
 
-async def test_made_up_names_do_not_make_us_ask_the_issuer_again_and_again(
+async def test_invented_key_names_do_not_cause_repeated_fetches(
     verifier: TokenVerifier, issuer: Issuer, clock: FakeClock
 ):
     await verifier.verify(token())
     for n in range(50):
         assert await reason(verifier, token(kid=f"made up {n}")) == "TOKEN_INVALID"
         clock.advance(0.1)
-    assert issuer.n_asked == 1
+    assert issuer.n_fetches == 1
 
 
-async def test_while_the_issuer_is_away_known_keys_go_on_working(
+async def test_known_keys_continue_to_work_while_the_issuer_is_unavailable(
     verifier: TokenVerifier, issuer: Issuer, clock: FakeClock
 ):
-    issuer.is_away = True
+    issuer.is_unavailable = True
     assert await reason(verifier, token()) == "TOKEN_KEYS_UNAVAILABLE"
-    issuer.is_away = False
+    issuer.is_unavailable = False
     clock.advance(1)
     await verifier.verify(token())
-    issuer.is_away = True
+    issuer.is_unavailable = True
     clock.advance(3600)
     await verifier.verify(token())
 
 
-async def test_while_the_issuer_is_away_callers_share_one_attempt_and_its_failure(
+async def test_callers_share_one_attempt_and_its_failure_while_the_issuer_is_unavailable(
     verifier: TokenVerifier, issuer: Issuer, clock: FakeClock
 ):
-    issuer.is_away = True
+    issuer.is_unavailable = True
     reasons = await asyncio.gather(*(reason(verifier, token()) for _ in range(20)))
     assert set(reasons) == {"TOKEN_KEYS_UNAVAILABLE"}
-    assert issuer.n_asked == 1
+    assert issuer.n_fetches == 1
     clock.advance(1)
     await reason(verifier, token())
-    assert issuer.n_asked == 2
+    assert issuer.n_fetches == 2
 
 
-async def test_while_the_issuer_is_away_nobody_waits_who_does_not_have_to(
+async def test_only_one_caller_waits_while_the_issuer_is_unavailable(
     verifier: TokenVerifier, issuer: Issuer, clock: FakeClock
 ):
     await verifier.verify(token())
-    issuer.is_away = True
+    issuer.is_unavailable = True
     clock.advance(301)
     await verifier.verify(token())
     clock.advance(10)
     issuer.answers.clear()
     waits = asyncio.create_task(verifier.verify(token()))
-    await asyncio.to_thread(issuer.asked.wait, 10)
+    await asyncio.to_thread(issuer.is_called.wait, 10)
     await verifier.verify(token())
     assert not waits.done()
     issuer.answers.set()
     await waits
 
 
-async def test_it_is_told_whether_the_issuer_answers(issuer: Issuer, threads: ThreadPoolExecutor, clock: FakeClock):
-    told: list[bool] = []
-    keys = SigningKeys(issuer.fetch, threads, clock, OPTIONS, told.append)
-    for issuer.is_away in (True, False):
+async def test_every_fetch_reports_whether_the_issuer_answers(
+    issuer: Issuer, threads: ThreadPoolExecutor, clock: FakeClock
+):
+    reports: list[bool] = []
+    keys = SigningKeys(issuer.fetch, threads, clock, OPTIONS, reports.append)
+    for issuer.is_unavailable in (True, False):
         with contextlib.suppress(SourceUnavailable):
             await keys.get("one")
         clock.advance(1)
-    assert told == [False, True]
+    assert reports == [False, True]
 
 
 @pytest.mark.parametrize("body", [b"<html>later</html>", b"[]", b'{"keys": []}', b"\xff"])
-def test_what_is_no_key_set_counts_as_none(body: bytes):
+def test_an_invalid_key_set_counts_as_none(body: bytes):
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -289,6 +291,6 @@ def test_what_is_no_key_set_counts_as_none(body: bytes):
         answering.join()
 
 
-def test_only_the_web_is_asked_for_keys():
+def test_keys_are_fetched_from_the_web_alone():
     with pytest.raises(jwt.PyJWTError):
         jwks("file:///etc/passwd", timeout_s=1)

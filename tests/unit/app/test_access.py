@@ -26,7 +26,7 @@ async def test_a_database_that_is_unavailable_at_the_end_is_a_log_line_and_not_a
 ):
     async def is_unavailable(_store: SqlAccessStore, uses: Mapping[str, float]) -> None:
         assert list(uses) == ["k1"]
-        raise memory_access.away()
+        raise memory_access.unavailable()
 
     monkeypatch.setattr(SqlAccessStore, "record_uses", is_unavailable)
     async with open_access(Settings(data_dir=tmp_path, auth_enabled=True), Metrics()) as access:

@@ -39,5 +39,5 @@ def test_a_default_that_a_setting_has_is_the_same_in_the_options(options: Any):
 
 def test_sqlite_is_polled_more_often_than_a_database_over_the_network(tmp_path):
     database = Database(f"sqlite:///{tmp_path}/jobs.db")
-    assert background.dbos_worker_options(SETTINGS, database).poll_s == 0.05
+    assert background.dbos_options(SETTINGS, database).poll_s == 0.05
     database.close()

@@ -25,18 +25,18 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def test_the_version_is_told():
+def test_the_version_is_printed():
     assert typeless("--version").output == f"typeless {VERSION}\n"
 
 
-def test_nothing_asked_shows_what_there_is():
+def test_no_arguments_print_the_help():
     shown = typeless().output
     for command in ("serve", "transcribe", "models", "config"):
         assert command in shown
 
 
 @pytest.mark.parametrize("words", [["nonesuch"], ["serve", "--nonesuch"], ["transcribe"], ["serve", "--port", "many"]])
-def test_a_command_line_that_makes_no_sense_ends_with_2(words: list[str]):
+def test_an_invalid_command_line_ends_with_2(words: list[str]):
     assert typeless(*words).exit_code == 2
 
 
@@ -57,16 +57,16 @@ def test_config_prints_a_settings_file_that_means_the_same(
     assert load(file=written).settings.model_dump() == before
 
 
-def test_config_says_where_each_setting_comes_from(monkeypatch: pytest.MonkeyPatch):
+def test_config_shows_the_origin_of_each_setting(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TYPELESS_PORT", "7000")
-    told = json.loads(typeless("config", "--json").output)
-    assert told["port"] == {"value": 7000, "origin": "environment", "group": "server"}
-    assert told["model"] == {"value": "base", "origin": "default", "group": "engine"}
-    assert set(told) == set(Settings.model_fields)
+    shown = json.loads(typeless("config", "--json").output)
+    assert shown["port"] == {"value": 7000, "origin": "environment", "group": "server"}
+    assert shown["model"] == {"value": "base", "origin": "default", "group": "engine"}
+    assert set(shown) == set(Settings.model_fields)
     assert "port = 7000  # environment" in typeless("config").output
 
 
-def test_a_url_without_its_password_is_no_setting_to_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_url_without_its_password_is_only_a_comment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TYPELESS_STORAGE_URL", "s3://KEY:SECRET@store.example/calls")
     monkeypatch.setenv("TYPELESS_AUDIO_URI_PREFIXES", "file:///srv/,https://me:SECRET@a.example/")
     text = typeless("config").output
@@ -75,13 +75,13 @@ def test_a_url_without_its_password_is_no_setting_to_take_over(tmp_path: Path, m
     assert "SECRET" not in text
 
 
-def test_config_described_says_what_each_setting_means():
+def test_config_describes_each_setting():
     text = typeless("config", "--describe").output
     assert all(field.description in text for field in Settings.model_fields.values() if field.description)
     assert tomllib.loads(text)["server"]["port"] == 50051
 
 
-def test_wrong_settings_are_told_all_at_once_in_one_line(monkeypatch: pytest.MonkeyPatch):
+def test_all_wrong_settings_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TYPELESS_PORT", "many")
     monkeypatch.setenv("TYPELESS_MODLE", "base")
     for command in (["config"], ["models", "list"], ["serve"]):
@@ -95,7 +95,7 @@ def test_wrong_settings_are_told_all_at_once_in_one_line(monkeypatch: pytest.Mon
 # ---- models ---------------------------------------------------------------------------------------------------
 
 
-def test_models_lists_every_name_and_where_it_lies(data_dir: Path):
+def test_models_lists_every_name_with_its_directory(data_dir: Path):
     here = a_model(data_dir / "models" / "base")
     listed = {row["name"]: row["path"] for row in json.loads(typeless("models", "list", "--json").output)}
     assert listed["base"] == str(here)
@@ -103,14 +103,14 @@ def test_models_lists_every_name_and_where_it_lies(data_dir: Path):
     assert "large-v3" in typeless("models", "list").output
 
 
-def test_pulling_a_model_that_is_here_prints_its_place(data_dir: Path):
+def test_pulling_a_downloaded_model_prints_its_directory(data_dir: Path):
     here = a_model(data_dir / "models" / "base")
     result = typeless("models", "pull", "base")
     assert (result.exit_code, result.stdout.strip()) == (0, str(here))
     assert "was not calibrated" in result.stderr  # it holds no weights
 
 
-def test_pulling_a_model_nobody_knows_is_an_error_of_one_line():
+def test_pulling_an_unknown_model_is_an_error_of_one_line():
     result = typeless("models", "pull", "nonesuch")
     assert result.exit_code == 1
     assert "No model is called 'nonesuch'" in result.stderr
@@ -120,18 +120,18 @@ def test_pulling_a_model_nobody_knows_is_an_error_of_one_line():
 # ---- transcribe -----------------------------------------------------------------------------------------------
 
 
-def test_a_recording_that_is_not_there_is_told_before_any_call(tmp_path: Path):
+def test_a_missing_recording_is_an_error_before_any_call(tmp_path: Path):
     assert typeless("transcribe", str(tmp_path / "missing.wav")).exit_code == 2
 
 
-def test_a_task_that_does_not_exist_is_told(tmp_path: Path):
+def test_an_unknown_task_is_an_error(tmp_path: Path):
     (tmp_path / "a.wav").touch()
     result = typeless("transcribe", "--task", "sing", str(tmp_path / "a.wav"))
     assert result.exit_code == 2
     assert "--task" in result.stderr
 
 
-def test_where_no_server_answers_the_error_says_how_to_start_one(tmp_path: Path):
+def test_without_a_server_the_error_shows_how_to_start_one(tmp_path: Path):
     (tmp_path / "a.wav").write_bytes(b"x")
     result = typeless("transcribe", "--server", "127.0.0.1:9", str(tmp_path / "a.wav"))
     assert result.exit_code == 1
@@ -141,7 +141,7 @@ def test_where_no_server_answers_the_error_says_how_to_start_one(tmp_path: Path)
 # ---- what is not installed --------------------------------------------------------------------------------------
 
 
-def test_the_base_install_says_what_the_command_line_needs(monkeypatch: pytest.MonkeyPatch):
+def test_the_base_install_prints_what_the_command_line_needs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "typer", None)
     for name in [name for name in sys.modules if name.startswith("typeless_grpc.cli.") and name != main.__name__]:
         monkeypatch.delitem(sys.modules, name)
@@ -150,10 +150,26 @@ def test_the_base_install_says_what_the_command_line_needs(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("command", [["serve"], ["config"], ["models", "list"]])
-def test_the_cli_install_says_what_serving_needs(command: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_the_cli_install_prints_what_serving_needs(command: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pydantic", None)
     monkeypatch.delitem(sys.modules, "typeless_grpc.config")
     monkeypatch.delitem(sys.modules, "typeless_grpc.app", raising=False)
     result = typeless(*command)
     assert result.exit_code == 1
     assert "pip install 'typeless-grpc[server]'" in result.stderr
+
+
+class Interrupting:
+    """An importer during which the user presses Ctrl-C."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "typeless_grpc.cli.commands":
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_during_imports_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.delitem(sys.modules, "typeless_grpc.cli.commands")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "typeless: interrupted\n")

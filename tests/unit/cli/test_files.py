@@ -12,19 +12,19 @@ from typeless_grpc.cli.batch import groups
 from typeless_grpc.cli.files import STANDARD_INPUT, is_pipe, name_of, recordings, stems, write_whole
 
 
-def test_a_file_that_is_named_is_taken_whatever_it_is_called(tmp_path: Path):
+def test_a_named_file_may_have_any_name(tmp_path: Path):
     (tmp_path / "speech.data").touch()
     assert recordings([str(tmp_path / "speech.data")]) == [tmp_path / "speech.data"]
 
 
-def test_a_directory_gives_its_recordings_in_order_and_each_once(tmp_path: Path):
+def test_a_directory_contains_its_recordings_in_order_and_each_once(tmp_path: Path):
     for name in ("b.wav", "a.MP3", "notes.txt"):
         (tmp_path / name).touch()
     assert recordings([str(tmp_path), str(tmp_path / "b.wav")]) == [tmp_path / "a.MP3", tmp_path / "b.wav"]
 
 
 @pytest.mark.parametrize("pattern", ["missing.wav", "*.wav", "."], ids=["file", "pattern", "empty directory"])
-def test_what_names_nothing_is_an_error(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_name_without_any_file_is_an_error(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(typer.BadParameter):
         recordings([pattern])
@@ -51,7 +51,7 @@ def test_groups_are_bounded_in_number_and_bytes(tmp_path: Path):
     assert [len(group) for group in groups(files, 4, 0)] == [4, 2]
 
 
-def test_standard_input_is_waited_for_though_who_made_it_does_not_want_to(monkeypatch: pytest.MonkeyPatch):
+def test_a_non_blocking_standard_input_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch):
     reading, writing = os.pipe()
     os.close(writing)
     os.set_blocking(reading, False)
@@ -101,7 +101,7 @@ def test_any_name_can_be_printed_on_a_line(name: bytes, text: str):
 # ---- files that are written ------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_written_anew_keeps_who_may_read_it_and_where_it_lies(tmp_path: Path):
+def test_an_overwritten_file_keeps_its_mode_and_its_link(tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
     kept, link = tmp_path / "elsewhere" / "kept.txt", tmp_path / "a.txt"
     kept.write_text("before")
@@ -111,7 +111,7 @@ def test_a_file_that_is_written_anew_keeps_who_may_read_it_and_where_it_lies(tmp
     assert (kept.read_text(), kept.stat().st_mode & 0o777, link.is_symlink()) == ("after", 0o600, True)
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "a.txt"
     file.write_text("before")
 
@@ -127,6 +127,6 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_what_is_no_file_is_written_as_it_stands():
+def test_a_device_is_written_without_replacing_it():
     write_whole(Path(os.devnull), "text")
     assert not Path(os.devnull).is_file()

@@ -13,7 +13,7 @@ from typeless_grpc.cli.commands import app
 from typeless_grpc.cli.connection import Connection
 from typeless_grpc.cli.failures import command
 from typeless_grpc.cli.flags import Channels, Chunking, Decoding, Task, Tidy, WholeDecoding
-from typeless_grpc.cli.target import Place
+from typeless_grpc.cli.target import Target
 from typeless_grpc.client import Options, Tls
 
 
@@ -66,7 +66,7 @@ def test_a_command_gets_its_group_of_options(arguments: list[str], environment: 
     [["--tea", "x"], ["--minutes", "0"], ["--minutes", "long"], ["--origin", "Mars"]],
     ids=["the group itself", "out of range", "no number", "what the group refuses"],
 )
-def test_what_no_group_has_or_takes_ends_with_2(arguments: list[str]):
+def test_an_unknown_or_invalid_option_ends_with_2(arguments: list[str]):
     assert brewed("mug", *arguments).exit_code == 2
 
 
@@ -78,7 +78,7 @@ def test_help_has_the_options_of_a_group_where_the_group_stands():
     assert "env var: TEA_ORIGIN" in shown
 
 
-def test_two_options_of_one_name_are_no_command():
+def test_two_options_of_one_name_are_an_error():
     def brew(tea: Tea, *, minutes: int = 4) -> None:
         """Would hide the group's option."""
 
@@ -97,9 +97,9 @@ def test_two_options_of_one_name_are_no_command():
         (Connection(tls_ca=Path("ca")), Tls(ca=Path("ca"))),
         (Connection(client_cert=Path("c"), client_key=Path("k")), Tls(cert=Path("c"), key=Path("k"))),
     ],
-    ids=["plain text", "asked for", "by its authority", "by its certificate"],
+    ids=["plain text", "requested", "by its authority", "by its certificate"],
 )
-def test_naming_what_only_tls_needs_asks_for_tls(connection: Connection, tls: Tls | None):
+def test_a_certificate_implies_tls(connection: Connection, tls: Tls | None):
     assert connection.tls == tls
 
 
@@ -118,36 +118,36 @@ def test_a_certificate_and_its_key_go_together(words: str, flag: str):
     [["-s", "host:1"], ["--api-key", "k"], ["--tls"], ["--tls-ca", __file__]],
     ids=lambda flags: flags[0],
 )
-def test_a_server_of_our_own_takes_no_connection_to_another(words: str, flags: list[str]):
+def test_local_refuses_connection_options(words: str, flags: list[str]):
     result = CliRunner().invoke(app, [words, "--local", *flags, __file__])
     assert result.exit_code == 2
     assert "--local" in result.stderr
 
 
-def test_a_connection_of_the_variables_may_stand_beside_a_server_of_our_own():
+def test_local_ignores_the_variables_of_a_connection():
     shop = typer.Typer()
 
     @command(shop, "ask")
-    def ask(place: Place) -> None:
-        """Print what is asked."""
-        typer.echo(f"{place.server} {place.local}")
+    def ask(target: Target) -> None:
+        """Print the arguments."""
+        typer.echo(f"{target.server} {target.local}")
 
     environment = {"TYPELESS_SERVER": "host:1", "TYPELESS_API_KEY": "k", "TYPELESS_TLS": "1"}
-    asked = CliRunner().invoke(shop, ["--local", "--model", "m"], env=environment)
-    assert (asked.exit_code, asked.output) == (0, "host:1 True\n")
+    result = CliRunner().invoke(shop, ["--local", "--model", "m"], env=environment)
+    assert (result.exit_code, result.output) == (0, "host:1 True\n")
 
 
-def test_a_model_is_named_in_calls_unless_a_server_of_our_own_is_started_with_it():
-    assert Place(model="tiny").asked_model == "tiny"
-    assert Place(model="./models/mine", local=True).asked_model == ""
+def test_calls_name_the_model_unless_local_starts_with_it():
+    assert Target(model="tiny").requested_model == "tiny"
+    assert Target(model="./models/mine", local=True).requested_model == ""
 
 
 @pytest.mark.parametrize("decoding", [Decoding(), WholeDecoding()], ids=["spoken", "whole"])
-def test_flags_that_are_not_given_ask_for_nothing(decoding: Decoding):
-    assert decoding.asked("", words=False).message() == Options().message()
+def test_no_flags_request_no_options(decoding: Decoding):
+    assert decoding.to_options("", words=False).message() == Options().message()
 
 
-def test_every_decoding_flag_asks_for_something_of_its_own():
+def test_every_decoding_flag_changes_the_request():
     given = {
         "language": "de",
         "allow_language": ["de"],
@@ -163,12 +163,12 @@ def test_every_decoding_flag_asks_for_something_of_its_own():
         "channels": Channels.SEPARATE,
     }
     assert set(given) == {field.name for field in fields(WholeDecoding)}
-    asked = [WholeDecoding(**{name: value}).asked("", words=False) for name, value in given.items()]
-    assert len({one.message().SerializeToString() for one in [Options(), *asked]}) == 1 + len(given)
+    options = [WholeDecoding(**{name: value}).to_options("", words=False) for name, value in given.items()]
+    assert len({one.message().SerializeToString() for one in [Options(), *options]}) == 1 + len(given)
 
 
 @pytest.mark.parametrize("flag", ["--chunking", "--format"])
-def test_what_is_spoken_takes_no_flags_of_whole_recordings(flag: str):
+def test_a_stream_takes_no_flags_of_whole_recordings(flag: str):
     result = CliRunner().invoke(app, ["stream", flag, "vad", __file__])
     assert result.exit_code == 2
     assert f"No such option: {flag}" in result.stderr

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from tests.unit.idle import until_idle
 from typeless_grpc.app import starting
 from typeless_grpc.cli import commands, serve
 from typeless_grpc.config import Settings
@@ -19,28 +20,28 @@ from typeless_grpc.errors import EngineFailed
 
 
 class Loading:
-    """An app whose model loads for ever, or fails to; it is told to stop meanwhile."""
+    """An app whose model loads for ever, or fails to load; a signal arrives meanwhile."""
 
     def __init__(self, number: signal.Signals | None, *, is_early: bool = False) -> None:
-        """is_early: told before the rest of the program is there."""
+        """is_early: the signal arrives before the app is built."""
         self.number = number
         self.is_early = is_early
-        self.is_begun = False
+        self.is_started = False
         self.is_closed = False
 
     @asynccontextmanager
     async def build(self, _settings: Settings) -> AsyncIterator[Loading]:
         if self.is_early and self.number is not None:
             signal.raise_signal(self.number)
-            for _ in range(5):  # the loop hears of it by a pipe
-                await asyncio.sleep(0)
+            for _ in range(2):  # the loop gets a signal through a pipe, and then calls its handler
+                await until_idle()
         try:
             yield self
         finally:
             self.is_closed = True
 
     async def warm(self) -> None:
-        self.is_begun = True
+        self.is_started = True
         if self.number is None:
             raise EngineFailed("It has no weights.", reason="MODEL_BROKEN")
         if not self.is_early:
@@ -49,46 +50,46 @@ class Loading:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-async def test_a_server_told_to_stop_while_its_model_loads_stops_then(
+async def test_a_signal_while_the_model_loads_stops_the_server(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     app = Loading(number)
     monkeypatch.setattr(starting, "build", app.build)
-    await asyncio.wait_for(serve._serve(Settings(), ""), 5)
+    await asyncio.wait_for(serve.run_server(Settings(), ""), 5)
     assert app.is_closed
     assert capsys.readouterr().out == ""
 
 
-async def test_a_server_told_to_stop_before_that_does_not_begin(monkeypatch: pytest.MonkeyPatch):
+async def test_a_signal_before_that_prevents_the_start(monkeypatch: pytest.MonkeyPatch):
     app = Loading(signal.SIGTERM, is_early=True)
     monkeypatch.setattr(starting, "build", app.build)
-    await asyncio.wait_for(serve._serve(Settings(), ""), 5)
-    assert (app.is_closed, app.is_begun) == (True, False)
+    await asyncio.wait_for(serve.run_server(Settings(), ""), 5)
+    assert (app.is_closed, app.is_started) == (True, False)
 
 
 async def test_a_model_that_cannot_be_loaded_ends_the_server(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(starting, "build", Loading(None).build)
     with pytest.raises(EngineFailed):
-        await asyncio.wait_for(serve._serve(Settings(), ""), 5)
+        await asyncio.wait_for(serve.run_server(Settings(), ""), 5)
 
 
-def test_the_key_that_it_says_to_make_goes_where_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings_file, data_dir = tmp_path / "my settings.toml", tmp_path / "my data"
     settings_file.write_text("max_api_keys = 1", "utf-8")
-    said: list[str] = []
+    texts: list[str] = []
 
     async def no_server(settings: Settings, variables: str) -> None:
         engine = SimpleNamespace(device=SimpleNamespace(name="cuda", compute_type="float16"))
         app: Any = SimpleNamespace(port=50051, engine=engine, model="base")
-        said.append(serve.ready_text(app, settings, variables))
+        texts.append(serve.ready_text(app, settings, variables))
 
-    monkeypatch.setattr(serve, "_serve", no_server)
+    monkeypatch.setattr(serve, "run_server", no_server)
     monkeypatch.setattr("typeless_grpc.cli.models.fetch", lambda *_: None)
     monkeypatch.setattr("typeless_grpc.telemetry.logs.configure", lambda *_: None)
     monkeypatch.setenv("TYPELESS_AUTH_ENABLED", "true")
     arguments = ["serve", "--config", str(settings_file), "--data-dir", str(data_dir)]
     assert CliRunner().invoke(commands.app, arguments).exit_code == 0
-    line = next(line for line in said[0].splitlines() if "keys create" in line)
+    line = next(line for line in texts[0].splitlines() if "keys create" in line)
     *variables, _, keys, create, local = shlex.split(line.partition("$(")[2].removesuffix(")"))
     made = CliRunner().invoke(
         commands.app, [keys, create, local], env=dict(variable.split("=", 1) for variable in variables)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from typeless_grpc.cli.signals import say, told_to_stop
+from tests.unit.idle import until_idle
+from typeless_grpc.cli.signals import say, stop_event
 
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
@@ -24,13 +25,13 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 async def delivered() -> None:
-    for _ in range(5):  # the loop hears of a signal by a pipe
-        await asyncio.sleep(0)
+    for _ in range(2):  # the loop gets a signal through a pipe, and then calls its handler
+        await until_idle()
 
 
 @pytest.mark.parametrize("number", STOPS)
-async def test_any_of_them_asks_to_stop(number: signal.Signals, ends: list[int]):
-    stop = told_to_stop()
+async def test_each_signal_sets_the_event(number: signal.Signals, ends: list[int]):
+    stop = stop_event()
     assert not stop.is_set()
     signal.raise_signal(number)
     await asyncio.wait_for(stop.wait(), 5)
@@ -49,8 +50,8 @@ async def test_any_of_them_asks_to_stop(number: signal.Signals, ends: list[int])
     ],
     ids=lambda value: " ".join(one.name for one in value) if isinstance(value, list) else "",
 )
-async def test_who_asks_twice_does_not_wait(numbers: list[signal.Signals], is_ended: bool, ends: list[int]):
-    stop = told_to_stop()
+async def test_the_second_signal_ends_the_process(numbers: list[signal.Signals], is_ended: bool, ends: list[int]):
+    stop = stop_event()
     for number in numbers:
         signal.raise_signal(number)
         await delivered()
@@ -58,20 +59,20 @@ async def test_who_asks_twice_does_not_wait(numbers: list[signal.Signals], is_en
     assert ends == ([130] if is_ended else [])
 
 
-async def test_under_nohup_the_end_of_the_terminal_means_nothing(ends: list[int]):
+async def test_under_nohup_sighup_is_ignored(ends: list[int]):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    stop = told_to_stop()
+    stop = stop_event()
     signal.raise_signal(signal.SIGHUP)
     await delivered()
     assert not stop.is_set()
 
 
 @pytest.mark.parametrize("to_stderr", [False, True])
-def test_a_terminal_that_is_gone_is_told_nothing(to_stderr: bool, monkeypatch: pytest.MonkeyPatch):
+def test_printing_to_a_closed_terminal_is_ignored(to_stderr: bool, monkeypatch: pytest.MonkeyPatch):
     reading, writing = os.pipe()
     os.close(reading)
-    with open(writing, "w", encoding="utf-8", closefd=False) as gone:
-        monkeypatch.setattr(sys, "stderr" if to_stderr else "stdout", gone)
+    with open(writing, "w", encoding="utf-8", closefd=False) as closed:
+        monkeypatch.setattr(sys, "stderr" if to_stderr else "stdout", closed)
         say("Stopping.", to_stderr=to_stderr)
         monkeypatch.undo()
         os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what is left to write goes there

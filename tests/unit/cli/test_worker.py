@@ -15,23 +15,23 @@ STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
 class Jobs:
-    """What a worker builds; it is told to stop while that takes for ever, or once it runs jobs."""
+    """What a worker builds; a signal arrives while that takes for ever, or once it runs jobs."""
 
-    def __init__(self, number: signal.Signals, *, has_begun: bool) -> None:
-        self.number, self.has_begun = number, has_begun
-        self.is_handed_back = self.is_given_up = False
+    def __init__(self, number: signal.Signals, *, has_started: bool) -> None:
+        self.number, self.has_started = number, has_started
+        self.is_returned = self.is_cancelled = False
 
     @asynccontextmanager
     async def build(self, _settings: Settings) -> AsyncIterator[None]:
         signal.raise_signal(self.number)
-        if not self.has_begun:
+        if not self.has_started:
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
-                self.is_given_up = True
+                self.is_cancelled = True
                 raise
         yield
-        self.is_handed_back = True
+        self.is_returned = True
 
 
 @pytest.fixture
@@ -42,23 +42,23 @@ def ends_within(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("number", STOPS)
-async def test_a_worker_told_to_stop_hands_its_jobs_back(
+async def test_a_signal_makes_a_worker_return_its_jobs(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, ends_within: list[float]
 ):
-    jobs = Jobs(number, has_begun=True)
+    jobs = Jobs(number, has_started=True)
     monkeypatch.setattr(starting, "build_worker", jobs.build)
-    await asyncio.wait_for(worker._work(Settings()), 5)
-    assert (jobs.is_handed_back, ends_within) == (True, [])
+    await asyncio.wait_for(worker.run_worker(Settings()), 5)
+    assert (jobs.is_returned, ends_within) == (True, [])
 
 
 @pytest.mark.parametrize("number", STOPS)
-async def test_a_worker_told_to_stop_before_it_has_jobs_ends_at_once(
+async def test_a_signal_before_a_worker_has_jobs_ends_it_at_once(
     number: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
     ends_within: list[float],
     capsys: pytest.CaptureFixture[str],
 ):
-    jobs = Jobs(number, has_begun=False)
+    jobs = Jobs(number, has_started=False)
     monkeypatch.setattr(starting, "build_worker", jobs.build)
-    await asyncio.wait_for(worker._work(Settings()), 5)
-    assert (jobs.is_given_up, ends_within, capsys.readouterr().out) == (True, [worker.STARTING_S], "")
+    await asyncio.wait_for(worker.run_worker(Settings()), 5)
+    assert (jobs.is_cancelled, ends_within, capsys.readouterr().out) == (True, [worker.STARTING_S], "")

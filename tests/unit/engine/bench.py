@@ -127,7 +127,7 @@ async def serving(*, max_batch: int = 8, vad_threads: Executor | None = None, **
         pool,  # type: ignore[arg-type]
         detector,
         scheduler,
-        RecognizerOptions("scripted", **{"cuts": CUTS} | options),
+        RecognizerOptions("scripted", **{"beam_size": 1, "cuts": CUTS} | options),
         vad_threads=vad_threads or threads,
         live_vad_threads=threads,
     )

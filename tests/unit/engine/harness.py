@@ -24,7 +24,7 @@ class ManualExecutor(Executor):
         return future
 
     async def until(self, n_waiting: int) -> None:
-        """Wait until this many pieces of work are submitted and did not run yet."""
+        """Wait until this many requests are submitted and have not run yet."""
         while len(self.waiting) < n_waiting:
             self._submitted.clear()
             await self._submitted.wait()

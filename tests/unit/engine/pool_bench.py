@@ -126,5 +126,5 @@ def opened(options: PoolOptions, *, has_footprints: bool = False) -> Iterator[Be
 
 
 async def until(event: threading.Event) -> None:
-    """Wait for what happens in another thread."""
+    """Wait for an event of another thread."""
     assert await asyncio.to_thread(event.wait, 10)

@@ -12,7 +12,7 @@ from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.errors import Overloaded, RateLimited
 
 
-def test_calls_beyond_the_limit_are_refused_and_told_to_come_again():
+def test_calls_beyond_the_limit_are_refused_with_a_time_to_wait():
     admission = Admission(AdmissionOptions(max_calls=2))
     with admission.call("a"), admission.call("b"), pytest.raises(Overloaded) as caught, admission.call("c"):
         pytest.fail("let in")

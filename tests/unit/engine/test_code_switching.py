@@ -80,7 +80,7 @@ def detects(audio: Audio) -> Languages:
 
 
 def spanish_then_english(decode: RecordedDecode) -> Hypothesis:
-    """English is no likely text in Spanish, and the other way round."""
+    """A text in the wrong language is less likely."""
     language, has_both = decode.task.language, is_spanish(decode.audio) and is_english(decode.audio)
     is_right = has_both or (language == "es") == is_spanish(decode.audio)
     return hypothesis_of(f"in {language}", avg_logprob=-0.2 if is_right else -0.4)

@@ -34,7 +34,7 @@ def samples(seconds: float) -> int:
 
 
 def speech(*parts_s: float) -> tuple[list[Span], int]:
-    """Spans from seconds of pause, speech, pause, speech, ..., and the length of the whole in samples."""
+    """Spans from alternating seconds of pause and speech, and the length of the recording in samples."""
     edges = list(itertools.accumulate(samples(part_s) for part_s in parts_s))
     spans = [Span(start, end) for start, end in itertools.pairwise(edges)][::2]
     return spans, edges[-1]

@@ -65,24 +65,24 @@ def test_segments_keep_their_order():
     ],
 )
 def test_suppressed_text_has_its_reason_and_its_time(made_up: RawSegment, reason: SuppressionReason):
-    result = filter_hallucinations(DecodeResult((raw(text="said"), made_up), "en", 1.0), chunk(10.0, 20.0))
-    assert [segment.text for segment in result.segments] == ["said"]
+    result = filter_hallucinations(DecodeResult((raw(text="spoken"), made_up), "en", 1.0), chunk(10.0, 20.0))
+    assert [segment.text for segment in result.segments] == ["spoken"]
     (suppressed,) = result.suppressed
     assert suppressed.reason is reason
     assert (suppressed.segment.start_s, suppressed.segment.text) == (10.5, made_up.segment.text)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "spoken",
     [
-        pytest.param(raw(no_speech=0.9), id="no speech, and yet probable"),
-        pytest.param(raw(avg_logprob=-1.5), id="improbable, and yet speech"),
-        pytest.param(raw(compression_ratio=9.0), id="compressed well, and yet no loop"),
-        pytest.param(raw(compression_ratio=9.0, text="thank you " * 3), id="said three times, in the time it takes"),
+        pytest.param(raw(no_speech=0.9), id="no speech, but probable"),
+        pytest.param(raw(avg_logprob=-1.5), id="improbable, but speech"),
+        pytest.param(raw(compression_ratio=9.0), id="compressed well, but no loop"),
+        pytest.param(raw(compression_ratio=9.0, text="thank you " * 3), id="spoken three times, with time for it"),
     ],
 )
-def test_one_sign_alone_does_not_suppress_a_text(said: RawSegment):
-    result = filter_hallucinations(DecodeResult((said,), "en", 1.0), chunk(0.0, 5.0))
+def test_one_sign_alone_does_not_suppress_a_text(spoken: RawSegment):
+    result = filter_hallucinations(DecodeResult((spoken,), "en", 1.0), chunk(0.0, 5.0))
     assert result.suppressed == ()
     assert len(result.segments) == 1
 

@@ -1,4 +1,4 @@
-"""The Hugging Face path with the real client, against a hub of a few lines on loopback."""
+"""The real client of the Hugging Face hub against a minimal hub on loopback."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ from typeless_grpc.engine.hub import HuggingFaceHub
 from typeless_grpc.errors import SourceUnavailable
 
 cache = pathlib.Path(sys.argv[1])
-hub, heard = HuggingFaceHub(), []
+hub, reported = HuggingFaceHub(), []
 assert hub.cached("tiny", cache) is None
 try:
-    found = hub.fetch("tiny", cache, lambda done, total: heard.append((done, total)))
+    found = hub.fetch("tiny", cache, lambda done, total: reported.append((done, total)))
 except SourceUnavailable as error:
     print(json.dumps({"refused": error.message, "reason": error.reason}))
 else:
     files = sorted(path.name for path in found.iterdir())
-    print(json.dumps({"files": files, "heard": heard, "cached": hub.cached("tiny", cache) == found}))
+    print(json.dumps({"files": files, "reported": reported, "cached": hub.cached("tiny", cache) == found}))
 """
 
 
@@ -109,11 +109,11 @@ def test_a_model_is_fetched_and_its_bytes_are_reported(hub: str, tmp_path: Path)
     answer = fetch(hub, tmp_path / "cache")
     assert answer["files"] == ["config.json", "model.bin", "tokenizer.json", "vocabulary.txt"]
     assert answer["cached"] is True
-    heard = answer["heard"]
-    assert isinstance(heard, list)
+    reported = answer["reported"]
+    assert isinstance(reported, list)
     n_bytes = sum(len(content) for name, content in FILES.items() if name != "README.md")
-    assert heard[-1][0] == n_bytes
-    assert [done for done, _ in heard] == sorted(done for done, _ in heard)
+    assert reported[-1][0] == n_bytes
+    assert [done for done, _ in reported] == sorted(done for done, _ in reported)
 
 
 def test_a_hub_that_cannot_be_reached_is_an_error_of_one_line(tmp_path: Path):

@@ -25,7 +25,7 @@ def entry(
     return Entry(work, key, cost_s, lane, caller, queued_s)
 
 
-def line(*entries: Entry[str], starve_after_s: float = STARVE_AFTER_S) -> LaneQueue[str]:
+def queue(*entries: Entry[str], starve_after_s: float = STARVE_AFTER_S) -> LaneQueue[str]:
     lanes: LaneQueue[str] = LaneQueue(starve_after_s=starve_after_s)
     for one in entries:
         lanes.push(one)
@@ -33,7 +33,7 @@ def line(*entries: Entry[str], starve_after_s: float = STARVE_AFTER_S) -> LaneQu
 
 
 def drain(lanes: LaneQueue[str], now_s: float = 0.0, max_batch: int = 1) -> list[Entry[str]]:
-    """Everything, in the order in which it is served at one moment."""
+    """Serve all entries at one moment, and return them in order."""
     served: list[Entry[str]] = []
     while batch := lanes.pop(now_s, max_batch=max_batch):
         served += batch
@@ -45,23 +45,23 @@ def drain(lanes: LaneQueue[str], now_s: float = 0.0, max_batch: int = 1) -> list
 
 @given(st.permutations(list(Lane)))
 def test_the_more_urgent_lane_is_served_first(order: list[Lane]):
-    lanes = line(*(entry(lane=lane) for lane in order))
+    lanes = queue(*(entry(lane=lane) for lane in order))
     assert [one.lane for one in drain(lanes)] == list(Lane)
 
 
 def test_work_of_one_caller_is_served_in_its_order():
-    lanes = line(*(entry(str(number)) for number in range(5)))
+    lanes = queue(*(entry(str(number)) for number in range(5)))
     assert [one.work for one in drain(lanes)] == ["0", "1", "2", "3", "4"]
 
 
 def test_an_empty_queue_gives_an_empty_batch():
-    lanes = line()
+    lanes = queue()
     assert lanes.pop(0.0, max_batch=8) == []
     assert lanes.next_batch_size(0.0) == 0
 
 
 def test_a_starving_lane_gets_one_batch_before_all_others():
-    lanes = line(entry("job", Lane.JOBS), entry("job", Lane.JOBS))
+    lanes = queue(entry("job", Lane.JOBS), entry("job", Lane.JOBS))
     for number in range(4):
         lanes.push(entry(f"final {number}", Lane.LIVE_FINAL))
     moments = [0.0, STARVE_AFTER_S - 0.1, STARVE_AFTER_S, STARVE_AFTER_S + 0.1, 2 * STARVE_AFTER_S, 2 * STARVE_AFTER_S]
@@ -70,13 +70,13 @@ def test_a_starving_lane_gets_one_batch_before_all_others():
 
 
 def test_the_lane_that_starves_longer_goes_first():
-    lanes = line(entry(lane=Lane.BATCH, queued_s=1.0), entry(lane=Lane.JOBS, queued_s=0.0))
+    lanes = queue(entry(lane=Lane.BATCH, queued_s=1.0), entry(lane=Lane.JOBS, queued_s=0.0))
     lanes.push(entry(lane=Lane.LIVE_FINAL, queued_s=100.0))
     assert [one.lane for one in drain(lanes, now_s=100.0)] == [Lane.JOBS, Lane.BATCH, Lane.LIVE_FINAL]
 
 
 def test_an_empty_lane_does_not_starve():
-    lanes = line(entry("old", Lane.JOBS))
+    lanes = queue(entry("old", Lane.JOBS))
     assert lanes.pop(0.0, max_batch=1)
     lanes.push(entry("new", Lane.JOBS, queued_s=1000.0))
     lanes.push(entry("final", Lane.LIVE_FINAL, queued_s=1000.0))
@@ -85,7 +85,7 @@ def test_an_empty_lane_does_not_starve():
 
 @pytest.mark.parametrize("starved", [lane for lane in Lane if lane is not Lane.LIVE_FINAL], ids=lambda lane: lane.name)
 def test_no_lane_starves_under_a_flood_of_more_urgent_work(starved: Lane):
-    lanes = line(entry("patient", starved))
+    lanes = queue(entry("patient", starved))
     for now_s in range(100):
         lanes.push(entry("urgent", Lane.LIVE_FINAL, queued_s=now_s))
         if any(one.work == "patient" for one in lanes.pop(now_s, max_batch=1)):
@@ -98,36 +98,36 @@ def test_no_lane_starves_under_a_flood_of_more_urgent_work(starved: Lane):
 
 
 def test_only_equal_keys_share_a_batch():
-    lanes = line(entry("1", key="15 s"), entry("2", key="30 s"), entry("3", key="15 s"))
+    lanes = queue(entry("1", key="15 s"), entry("2", key="30 s"), entry("3", key="15 s"))
     assert [one.work for one in lanes.pop(0.0, max_batch=8)] == ["1", "3"]
     assert [one.work for one in lanes.pop(0.0, max_batch=8)] == ["2"]
 
 
 def test_a_batch_is_never_larger_than_allowed():
-    lanes = line(*(entry() for _ in range(10)))
+    lanes = queue(*(entry() for _ in range(10)))
     assert [len(lanes.pop(0.0, max_batch=4)) for _ in range(4)] == [4, 4, 2, 0]
 
 
 def test_less_urgent_work_does_not_join_a_batch():
-    lanes = line(entry("job", Lane.JOBS), entry("unary", Lane.UNARY), entry("final", Lane.LIVE_FINAL))
+    lanes = queue(entry("job", Lane.JOBS), entry("unary", Lane.UNARY), entry("final", Lane.LIVE_FINAL))
     assert [one.work for one in lanes.pop(0.0, max_batch=8)] == ["final"]
     assert [one.work for one in lanes.pop(0.0, max_batch=8)] == ["unary"]
 
 
 def test_more_urgent_work_joins_the_batch_of_a_starving_lane():
-    lanes = line(entry("job", Lane.JOBS), entry("job 2", Lane.JOBS))
+    lanes = queue(entry("job", Lane.JOBS), entry("job 2", Lane.JOBS))
     lanes.push(entry("final", Lane.LIVE_FINAL, queued_s=STARVE_AFTER_S))
     lanes.push(entry("batch", Lane.BATCH, queued_s=STARVE_AFTER_S, key="other"))
     assert [one.work for one in lanes.pop(STARVE_AFTER_S, max_batch=2)] == ["job", "final"]
 
 
 def test_callers_take_turns_within_a_batch():
-    lanes = line(*(entry(f"a{number}", caller="a") for number in range(6)), entry("b", caller="b"))
+    lanes = queue(*(entry(f"a{number}", caller="a") for number in range(6)), entry("b", caller="b"))
     assert {one.work for one in lanes.pop(0.0, max_batch=2)} == {"a0", "b"}
 
 
 def test_the_next_batch_size_is_that_of_the_next_pop():
-    lanes = line(
+    lanes = queue(
         entry(lane=Lane.UNARY), entry(lane=Lane.UNARY, key="other"), entry(lane=Lane.UNARY), entry(lane=Lane.JOBS)
     )
     assert lanes.next_batch_size(0.0) == 2
@@ -138,7 +138,7 @@ def test_the_next_batch_size_is_that_of_the_next_pop():
 
 
 def test_one_caller_with_a_hundred_files_does_not_delay_anothers_one():
-    lanes = line(*(entry(caller="many") for _ in range(100)))
+    lanes = queue(*(entry(caller="many") for _ in range(100)))
     for _ in range(10):
         lanes.pop(0.0, max_batch=1)
     lanes.push(entry("the one", caller="one"))
@@ -146,7 +146,7 @@ def test_one_caller_with_a_hundred_files_does_not_delay_anothers_one():
 
 
 def test_callers_share_by_cost_and_not_by_count():
-    lanes = line(*(entry(caller="long", cost_s=4.0) for _ in range(40)))
+    lanes = queue(*(entry(caller="long", cost_s=4.0) for _ in range(40)))
     for _ in range(160):
         lanes.push(entry(caller="short", cost_s=1.0))
     seconds = Counter[str]()
@@ -156,7 +156,7 @@ def test_callers_share_by_cost_and_not_by_count():
 
 
 def test_an_idle_caller_gains_nothing():
-    lanes = line(*(entry(caller="steady") for _ in range(200)), entry(caller="away"))
+    lanes = queue(*(entry(caller="steady") for _ in range(200)), entry(caller="away"))
     for _ in range(100):
         lanes.pop(0.0, max_batch=1)
     for _ in range(50):
@@ -166,7 +166,7 @@ def test_an_idle_caller_gains_nothing():
 
 
 def test_submitting_one_at_a_time_is_no_way_past_the_others():
-    lanes = line(*(entry(caller="many") for _ in range(50)))
+    lanes = queue(*(entry(caller="many") for _ in range(50)))
     lanes.push(entry(caller="polite"))
     served = Counter[str]()
     for _ in range(40):
@@ -178,7 +178,7 @@ def test_submitting_one_at_a_time_is_no_way_past_the_others():
 
 
 def test_a_caller_that_fills_batches_does_not_set_the_time_of_new_callers():
-    lanes = line(entry(caller="slow"), *(entry(caller="flood") for _ in range(200)))
+    lanes = queue(entry(caller="slow"), *(entry(caller="flood") for _ in range(200)))
     for _ in range(30):
         lanes.push(entry(caller="slow", key="other"))
     assert Counter(one.caller for one in lanes.pop(0.0, max_batch=8)) == {"slow": 1, "flood": 7}
@@ -189,7 +189,7 @@ def test_a_caller_that_fills_batches_does_not_set_the_time_of_new_callers():
 
 def test_filling_batches_counts_against_a_caller_up_to_a_limit(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lanes_module, "MAX_LEAD_S", 10.0)
-    lanes = line(*(entry(caller="flood") for _ in range(1000)), *(entry(caller="slow") for _ in range(20)))
+    lanes = queue(*(entry(caller="flood") for _ in range(1000)), *(entry(caller="slow") for _ in range(20)))
     for _ in range(10):  # the flood fills each batch that the slow one begins
         lanes.pop(0.0, max_batch=50)
     for _ in range(100):
@@ -200,7 +200,7 @@ def test_filling_batches_counts_against_a_caller_up_to_a_limit(monkeypatch: pyte
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.1, 5.0)), min_size=1, max_size=60))
 def test_waiting_callers_are_never_further_apart_than_their_largest_work(files: list[tuple[str, float]]):
-    lanes = line(*(entry(caller=caller, cost_s=cost_s) for caller, cost_s in files))
+    lanes = queue(*(entry(caller=caller, cost_s=cost_s) for caller, cost_s in files))
     left = Counter(caller for caller, _ in files)
     given_s = dict.fromkeys(left, 0.0)
     largest_s = max(cost_s for _, cost_s in files)
@@ -213,7 +213,7 @@ def test_waiting_callers_are_never_further_apart_than_their_largest_work(files: 
 
 
 def test_the_cost_ahead_is_that_of_what_is_served_before():
-    lanes = line(*(entry(caller="many", lane=Lane.UNARY) for _ in range(100)), entry(lane=Lane.LIVE_FINAL, cost_s=3.0))
+    lanes = queue(*(entry(caller="many", lane=Lane.UNARY) for _ in range(100)), entry(lane=Lane.LIVE_FINAL, cost_s=3.0))
     assert lanes.cost_ahead_s(Lane.LIVE_FINAL) == 3.0
     assert lanes.cost_ahead_s(Lane.UNARY) == 103.0
     assert lanes.cost_ahead_s(Lane.JOBS) == 103.0
@@ -225,17 +225,17 @@ def test_the_cost_ahead_is_that_of_what_is_served_before():
 
 
 def test_removed_work_is_not_served():
-    gone, stays = entry("gone"), entry("stays")
-    lanes = line(gone, stays)
-    assert lanes.remove(gone)
-    assert not lanes.remove(gone)
+    removed, stays = entry("removed"), entry("stays")
+    lanes = queue(removed, stays)
+    assert lanes.remove(removed)
+    assert not lanes.remove(removed)
     assert drain(lanes) == [stays]
     assert not lanes.remove(stays)
 
 
-def test_equal_entries_are_told_apart():
+def test_equal_entries_are_distinct():
     first, second = entry("same"), entry("same")
-    lanes = line(first, second)
+    lanes = queue(first, second)
     assert lanes.remove(second)
     (served,) = drain(lanes)
     assert served is first
@@ -243,7 +243,7 @@ def test_equal_entries_are_told_apart():
 
 def test_entries_queued_before_a_moment_are_listed_by_lane():
     early, late = entry("early", Lane.LIVE_INTERIM, queued_s=1.0), entry("late", Lane.LIVE_INTERIM, queued_s=3.0)
-    lanes = line(early, late, entry("other", Lane.UNARY, queued_s=0.0))
+    lanes = queue(early, late, entry("other", Lane.UNARY, queued_s=0.0))
     assert lanes.queued_before(Lane.LIVE_INTERIM, 2.0) == [early]
 
 
@@ -262,7 +262,7 @@ STEPS = st.one_of(
 
 @given(st.lists(STEPS, max_size=80))
 def test_any_sequence_serves_each_entry_exactly_once(steps: list[tuple]):
-    lanes = line()
+    lanes = queue()
     pushed: list[Entry[str]] = []
     waiting: list[Entry[str]] = []
     served: list[Entry[str]] = []
@@ -304,7 +304,7 @@ def test_any_sequence_serves_each_entry_exactly_once(steps: list[tuple]):
 
 def test_idle_callers_are_forgotten(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lanes_module, "MAX_IDLE_CALLERS", 10)
-    lanes = line(*(entry(caller="steady", key="never alike", cost_s=1e-6) for _ in range(3)))
+    lanes = queue(*(entry(caller="steady", key="never alike", cost_s=1e-6) for _ in range(3)))
     most = 0
     for number in range(1000):
         one = entry(caller=f"visitor {number}", cost_s=5.0)

@@ -48,7 +48,7 @@ def test_a_phrase_that_returns_later_or_rarely_does_not_repeat(text: str):
 
 
 def timed(*words: str, spoken: int | None = None, word_s: float = 0.3) -> list[TimedWord]:
-    """Words one after the other; those after the first `spoken` are squeezed into no time."""
+    """Words one after the other; all but the first `spoken` have no time."""
     n_spoken = len(words) if spoken is None else spoken
     starts_s = [min(index, n_spoken) * word_s for index in range(len(words))]
     return [
@@ -64,9 +64,9 @@ def text(words: list[TimedWord]) -> str:
 @pytest.mark.parametrize(
     ("phrase", "times", "spoken_times"),
     [
-        pytest.param("no", 64, 14, id="a word that was said fourteen times"),
-        pytest.param("no", 40, 1, id="a word that was said once"),
-        pytest.param("what has happened to me", 10, 1, id="a sentence that was said once"),
+        pytest.param("no", 64, 14, id="a word that is spoken fourteen times"),
+        pytest.param("no", 40, 1, id="a word that is spoken once"),
+        pytest.param("what has happened to me", 10, 1, id="a sentence that is spoken once"),
         pytest.param("we will rock you", 9, 3, id="a chorus"),
         pytest.param("let me see how can I begin", 2, 1, id="a sentence that is written twice"),
     ],

@@ -22,9 +22,9 @@ def segment(words: tuple[Word, ...]) -> Segment:
 def window(
     start_s: float, end_s: float, words: tuple[Word, ...] = SPOKEN, *, per_segment: int = 7
 ) -> PartialTranscript:
-    """What a perfect listener hears in a window: the words that lie in it whole."""
-    heard = [word for word in words if start_s <= word.start_s and word.end_s <= end_s]
-    rows = [tuple(heard[i : i + per_segment]) for i in range(0, len(heard), per_segment)]
+    """The transcript of a window by a perfect model: the words that are whole in it."""
+    recognized = [word for word in words if start_s <= word.start_s and word.end_s <= end_s]
+    rows = [tuple(recognized[i : i + per_segment]) for i in range(0, len(recognized), per_segment)]
     return PartialTranscript(start_s, end_s, tuple(segment(row) for row in rows))
 
 
@@ -108,7 +108,7 @@ def test_times_never_go_back_even_if_windows_disagree(shift_s: float):
 
 @st.composite
 def windows(draw: st.DrawFn) -> list[PartialTranscript]:
-    """Windows of any length over one recording, no moment in more than two, each heard a little differently."""
+    """Windows of any length over one recording, no moment in more than two, each recognized a little differently."""
     noise = random.Random(draw(st.integers(0, 10_000)))
     n_mistakes = draw(st.integers(0, 4))
     edges = [0.0]
@@ -118,15 +118,15 @@ def windows(draw: st.DrawFn) -> list[PartialTranscript]:
     for start_s, end_s in itertools.pairwise(edges):
         early_s = max(0.0, start_s - (draw(st.floats(1.0, 3.0)) if found else 0.0))
         jitter_s = noise.uniform(-0.1, 0.1)
-        heard = [
+        recognized = [
             Word(w.text, max(0.0, w.start_s + jitter_s), w.end_s + jitter_s, 0.9)
             for w in SPOKEN
             if early_s <= w.start_s and w.end_s <= end_s
         ]
-        for _ in range(n_mistakes if heard else 0):
-            i = noise.randrange(len(heard))
-            heard[i] = Word(f"x{noise.random()}", heard[i].start_s, heard[i].end_s, 0.4)
-        rows = [tuple(heard[i : i + 5]) for i in range(0, len(heard), 5)]
+        for _ in range(n_mistakes if recognized else 0):
+            i = noise.randrange(len(recognized))
+            recognized[i] = Word(f"x{noise.random()}", recognized[i].start_s, recognized[i].end_s, 0.4)
+        rows = [tuple(recognized[i : i + 5]) for i in range(0, len(recognized), 5)]
         found.append(PartialTranscript(early_s, end_s, tuple(segment(row) for row in rows)))
     return found
 
@@ -143,9 +143,9 @@ def test_joining_is_associative(parts: list[PartialTranscript]):
 
 @given(windows())
 def test_no_word_is_lost_or_doubled(parts: list[PartialTranscript]):
-    said = [text for text in texts(merge(parts)) if text.startswith("w")]
-    numbers = [int(text[1:]) for text in said]
+    kept = [text for text in texts(merge(parts)) if text.startswith("w")]
+    numbers = [int(text[1:]) for text in kept]
     assert numbers == sorted(set(numbers)) == numbers
     everything = {text for part in parts for text in texts(part.segments) if text.startswith("w")}
     mistakes = sum(text.startswith("x") for part in parts for text in texts(part.segments))
-    assert len(everything) - len(said) <= mistakes
+    assert len(everything) - len(kept) <= mistakes

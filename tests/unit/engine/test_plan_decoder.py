@@ -47,29 +47,29 @@ async def test_a_given_language_is_not_detected():
 
 
 @pytest.mark.parametrize(
-    ("asked", "audio_s", "used"),
+    ("requested", "audio_s", "used"),
     [
         (Chunking.AUTO, 20.0, Chunking.WHOLE),
         (Chunking.AUTO, 40.0, Chunking.HYBRID),
         *((one, 40.0, one) for one in (Chunking.WHOLE, Chunking.FIXED, Chunking.VAD, Chunking.HYBRID)),
     ],
 )
-async def test_the_strategy_that_was_used_is_reported(asked: Chunking, audio_s: float, used: Chunking):
+async def test_the_strategy_that_was_used_is_reported(requested: Chunking, audio_s: float, used: Chunking):
     async with serving() as bench:
-        recognition = await bench.transcribe(audio(1.0, audio_s - 1.0), replace(ENGLISH, chunking=asked))
+        recognition = await bench.transcribe(audio(1.0, audio_s - 1.0), replace(ENGLISH, chunking=requested))
     assert recognition.chunking is used
     assert recognition.n_chunks == len(bench.model.decodes)
 
 
 async def test_whole_conditions_each_chunk_on_the_text_before_it():
     async with serving() as bench:
-        texts = iter(["what was said first,", "what was said second,", "what was said third"])
+        texts = iter(["the first sentence,", "the second sentence,", "the third sentence"])
         bench.model.script = lambda decode: next(texts)
-        asked = DecodeOptions(language="en", prompt="A talk.", chunking=Chunking.WHOLE)
-        recognition = await bench.transcribe(utterances(3), asked)
+        requested = DecodeOptions(language="en", prompt="A talk.", chunking=Chunking.WHOLE)
+        recognition = await bench.transcribe(utterances(3), requested)
     prompts = [decode.task.prompt for decode in bench.model.decodes]
-    assert prompts == ["A talk.", "A talk. what was said first,", "A talk. what was said first, what was said second,"]
-    assert recognition.transcript.text == "what was said first, what was said second, what was said third"
+    assert prompts == ["A talk.", "A talk. the first sentence,", "A talk. the first sentence, the second sentence,"]
+    assert recognition.transcript.text == "the first sentence, the second sentence, the third sentence"
 
 
 async def test_whole_does_not_condition_on_suppressed_text():
@@ -88,7 +88,7 @@ async def test_the_text_that_a_chunk_is_conditioned_on_is_bounded():
 
 
 def counting(decode: RecordedDecode) -> str:
-    """A word for each second of the recording, which the loudness of the audio tells."""
+    """A word for each second of the recording; the loudness of the audio encodes the second."""
     seconds = range(int(decode.audio_s))
     return " ".join(f"w{round(float(decode.audio[round((n + 0.5) * SAMPLE_RATE_HZ)]) * 1000)}" for n in seconds)
 

@@ -18,7 +18,7 @@ from typeless_grpc.errors import NotFound, Overloaded, WrongState
 FOOTPRINTS = pytest.mark.parametrize("bench", [{"has_footprints": True}], indirect=True, ids=["footprints"])
 
 
-# ---- the memory bound -------------------------------------------------------------------------------------------
+# ---- the memory limit -------------------------------------------------------------------------------------------
 
 
 async def test_the_least_recently_used_model_is_evicted(bench: Bench):
@@ -59,12 +59,12 @@ async def test_an_evicted_model_is_loaded_again(bench: Bench):
 
 async def test_an_unloaded_model_is_freed(bench: Bench):
     model = await bench.pool.load("a")
-    gone = weakref.ref(model)
+    reference = weakref.ref(model)
     del model
     await bench.pool.unload("a")
     await until_idle()
     gc.collect()
-    assert gone() is None
+    assert reference() is None
 
 
 # ---- memory is checked before a model is loaded -----------------------------------------------------------------

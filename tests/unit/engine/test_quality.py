@@ -40,7 +40,7 @@ def test_each_issue_is_found(changes: dict[str, object], speech_s: float, issue:
         pytest.param("", 0.4, id="no text where a moment sounds like speech"),
         pytest.param("Yes.", 1.7, id="a short answer"),
         pytest.param("Yes.", 0.0, id="a word where no speech was found"),
-        pytest.param("No, no, no, no, no, no, no, no.", 4.0, id="a word that was said eight times"),
+        pytest.param("No, no, no, no, no, no, no, no.", 4.0, id="a word that is spoken eight times"),
     ],
 )
 def test_an_unusual_text_has_no_issues(text: str, speech_s: float):

@@ -73,7 +73,7 @@ async def test_a_hallucination_is_reported_with_its_reason():
 
 
 @pytest.mark.parametrize(
-    ("asked", "n_chunks"),
+    ("requested", "n_chunks"),
     [
         pytest.param(VoiceActivityOptions(), 1, id="the engine's choice"),
         pytest.param(VoiceActivityOptions(end_silence_s=0.4), 2, id="a shorter pause ends an utterance"),
@@ -82,12 +82,12 @@ async def test_a_hallucination_is_reported_with_its_reason():
     ],
 )
 async def test_the_callers_voice_activity_options_decide_where_utterances_end(
-    asked: VoiceActivityOptions, n_chunks: int
+    requested: VoiceActivityOptions, n_chunks: int
 ):
     async with serving() as bench:
-        recognition = await bench.transcribe(audio(1.0, 4.0, 0.6, 4.0, 1.0), replace(ENGLISH, voice_activity=asked))
+        recognition = await bench.transcribe(audio(1.0, 4.0, 0.6, 4.0, 1.0), replace(ENGLISH, voice_activity=requested))
     assert recognition.n_chunks == n_chunks
-    assert max(decode.audio_s for decode in bench.model.decodes) <= (asked.max_utterance_s or CUTS.longest_s)
+    assert max(decode.audio_s for decode in bench.model.decodes) <= (requested.max_utterance_s or CUTS.longest_s)
 
 
 async def test_the_callers_threshold_decides_what_is_speech():
@@ -145,10 +145,10 @@ async def test_every_call_keeps_its_options_inside_a_mixed_batch():
     assert {decode.beam_size for decode in bench.model.decodes} == {2}
 
 
-@pytest.mark.parametrize(("asked", "beam_size"), [(None, 3), (1, 1), (5, 5)])
-async def test_the_beam_size_is_the_callers_or_the_servers(asked: int | None, beam_size: int):
+@pytest.mark.parametrize(("requested", "beam_size"), [(None, 3), (1, 1), (5, 5)])
+async def test_the_beam_size_is_the_callers_or_the_servers(requested: int | None, beam_size: int):
     async with serving(beam_size=3) as bench:
-        await bench.transcribe(utterances(1), replace(ENGLISH, beam_size=asked))
+        await bench.transcribe(utterances(1), replace(ENGLISH, beam_size=requested))
     assert [decode.beam_size for decode in bench.model.decodes] == [beam_size]
 
 
@@ -278,7 +278,7 @@ async def test_a_recording_too_long_for_its_deadline_is_refused_once_its_windows
         assert len(bench.model.decodes) == n_before
 
 
-async def test_a_call_is_told_that_the_server_shuts_down():
+async def test_a_call_fails_with_the_reason_that_the_server_shuts_down():
     async with serving() as bench:
         call = bench.start(utterances(3))
         await bench.threads.until(n_waiting=1)
@@ -290,7 +290,7 @@ async def test_a_call_is_told_that_the_server_shuts_down():
         assert caught.value.reason == "DRAINING"
 
 
-# ---- what it tells of time --------------------------------------------------------------------------------------
+# ---- queue time -------------------------------------------------------------------------------------------------
 
 
 async def test_the_queue_time_excludes_the_time_of_work():
@@ -325,7 +325,7 @@ def test_the_queue_time_is_that_in_which_no_window_ran(turns: list[Timing], wait
     assert queue_s(turns) == waited
 
 
-# ---- what the model cannot do -----------------------------------------------------------------------------------
+# ---- unsupported options ----------------------------------------------------------------------------------------
 
 
 async def test_an_unsupported_language_is_refused_before_any_work():

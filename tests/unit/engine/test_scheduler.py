@@ -103,7 +103,7 @@ async def test_an_item_that_breaks_its_batch_fails_alone():
 async def test_a_wrong_number_of_results_fails_and_does_not_hang():
     async with serving() as bench:
         bench.n_extra = 1
-        call = bench.submit("asked")
+        call = bench.submit("work")
         await bench.threads.run_all()
         with pytest.raises(EngineFailed):
             await call
@@ -130,7 +130,7 @@ async def test_a_full_queue_refuses_work_and_says_when_to_retry():
         with pytest.raises(Overloaded) as caught:
             await bench.submit("one too many")
         assert caught.value.reason == "OVERLOADED"
-        assert caught.value.retry_after_s == pytest.approx(2.0 + 3 * 2.0)  # the running one, and three in line
+        assert caught.value.retry_after_s == pytest.approx(2.0 + 3 * 2.0)  # the running one, and three in the queue
         await bench.threads.run_all()
         await asyncio.gather(*calls)
         assert "one too many" not in [work for batch in bench.batches for work in batch]

@@ -14,7 +14,7 @@ from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.engine.scheduler import LIVE_LASTS_S, Completed, SchedulerOptions
 from typeless_grpc.errors import Overloaded, RateLimited
 
-# ---- live work under load ---------------------------------------------------------------------------------------
+# ---- live speech ------------------------------------------------------------------------------------------------
 
 
 async def test_interims_are_dropped_before_finals_wait():
@@ -69,7 +69,7 @@ def test_finals_are_never_lost(steps: list[tuple[bool, float]], takes_s: float):
     run_until_complete(talk())
 
 
-# ---- gathering --------------------------------------------------------------------------------------------------
+# ---- batches that wait ------------------------------------------------------------------------------------------
 
 
 async def test_a_batch_does_not_wait_if_no_work_is_expected():
@@ -113,7 +113,7 @@ async def test_a_batch_waits_no_longer_than_allowed():
             assert (await first).result == "FIRST"
 
 
-# ---- workers and the end ----------------------------------------------------------------------------------------
+# ---- workers, stopping, callers ---------------------------------------------------------------------------------
 
 
 async def test_several_workers_run_batches_in_parallel():
@@ -197,7 +197,7 @@ async def test_batches_are_small_during_live_speech():
 
 
 async def test_stopping_refuses_queued_and_new_work():
-    bench = Bench(SchedulerOptions(gather_ms=0.0))
+    bench = Bench(SchedulerOptions(max_batch=8, gather_ms=0.0))
     await bench.scheduler.start()
     running = await bench.busy()
     waiting = bench.submit("waiting")

@@ -91,12 +91,12 @@ def test_chunks_fit_the_encoder():
             assert chunk.window_s <= 30.0
 
 
-# Someone speaks for so long, at so many words a second, and then is silent for so long.
+# The seconds of speech, the words per second, and the seconds of the pause after it.
 TALK = st.lists(st.tuples(st.floats(0.4, 70.0), st.floats(2.0, 4.0), st.floats(0.2, 12.0)), max_size=5)
 
 
 def recording(talk: list[tuple[float, float, float]]) -> tuple[list[Span], int, list[Word]]:
-    """The speech, the length in samples, and the words that are said, none across a pause."""
+    """The speech, the length in samples, and the spoken words, none across a pause."""
     now_s, found, words = 0.5, list[tuple[float, float]](), list[Word]()
     for length_s, rate, pause_s in talk:
         starts = [now_s + i / rate for i in range(max(1, int(length_s * rate)))]
@@ -106,8 +106,8 @@ def recording(talk: list[tuple[float, float, float]]) -> tuple[list[Span], int, 
     return spans(*found), round(now_s * RATE), words
 
 
-def heard(plan: Plan, words: list[Word]) -> tuple[Segment, ...]:
-    """What a listener hears in each chunk who knows only words that lie whole in it, merged."""
+def recognized(plan: Plan, words: list[Word]) -> tuple[Segment, ...]:
+    """The merged transcripts of a model that recognizes the words that are whole in a chunk."""
     stretches = []
     for chunk in plan.chunks:
         start_s, end_s = chunk.start / RATE, chunk.end / RATE
@@ -128,12 +128,12 @@ def test_no_strategy_loses_or_doubles_words(
 ):
     speech, n_samples, words = recording(talk)
     plan = plan_recording(chunking, DetectedSpeech(tuple(speech)), n_samples, replace(POLICY, longest_s=longest_s))
-    said = [word.text for segment in heard(plan, words) for word in segment.words]
+    kept = [word.text for segment in recognized(plan, words) for word in segment.words]
     everything = [word.text for word in words]
-    assert len(said) == len(set(said))
-    assert [text for text in everything if text in set(said)] == said
+    assert len(kept) == len(set(kept))
+    assert [text for text in everything if text in set(kept)] == kept
     # Only a cut in the middle of a word, without overlap, can cost it.
     n_hard_cuts = sum(a.end >= b.start for a, b in itertools.pairwise(plan.chunks))
     is_merged = plan.chunking in (Chunking.FIXED, Chunking.HYBRID) and longest_s >= 6.0
-    assert len(everything) - len(said) <= (0 if is_merged else n_hard_cuts)
+    assert len(everything) - len(kept) <= (0 if is_merged else n_hard_cuts)
     assert all(0 <= chunk.start < chunk.end <= n_samples for chunk in plan.chunks)

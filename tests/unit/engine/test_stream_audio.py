@@ -82,9 +82,9 @@ async def test_a_stream_that_is_closed_while_it_waits_leaves_its_turn_and_its_pa
     first, with_pass, closed, last = (Holding(audio) for _ in range(4))
     await first.grow(BYTES_PER_S)
     await with_pass.grow(BYTES_PER_S)
-    gone, waiting = growing(closed, 1.0), growing(last, 1.0)
+    cancelled, waiting = growing(closed, 1.0), growing(last, 1.0)
     await until_idle()
-    gone.cancel()
+    cancelled.cancel()
     closed.close()
     await until_idle()
     assert last.is_waiting

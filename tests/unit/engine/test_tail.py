@@ -98,7 +98,7 @@ def test_the_calibration_speech_is_that_of_the_fixtures():
         assert file.read_bytes() == (AUDIO / f"{language}_{name}.ogg").read_bytes()
 
 
-# ---- behind the speech ------------------------------------------------------------------------------------------
+# ---- after the speech -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ def test_silence_pads_the_speech_to_one_of_a_few_lengths(n_positions: int):
     assert whole.dtype == encoded.dtype
 
 
-# ---- kept beside the model --------------------------------------------------------------------------------------
+# ---- stored beside the model ------------------------------------------------------------------------------------
 
 TAIL = Tail(np.linspace(-1, 1, FULL_POSITIONS * 2, dtype=np.float32).reshape(FULL_POSITIONS, 2))
 
 
 class Calibration:
-    """Counts how often it is asked."""
+    """Counts its calls."""
 
     def __init__(self, tail: Tail | None = TAIL) -> None:
         self.n_calls, self._tail = 0, tail

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 
 from tests.unit.interceptors.harness import SERVICE, SHAPES, echo
 from typeless_grpc.client import CallFailed
-from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
+from typeless_grpc.errors import TooLarge
+from typeless_grpc.interceptors.message_size import MAX_FIELDS, MessageSizeInterceptor
 from typeless_grpc.interceptors.status import StatusInterceptor
 
 # A StringValue of n < 128 characters is n + 2 bytes on the wire.
@@ -40,3 +44,16 @@ async def test_malformed_messages_are_invalid_arguments_in_every_shape(shape: st
             await (anext(aiter(sent)) if shape.endswith("stream") else sent)
     failed = CallFailed.of(caught.value)
     assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_MALFORMED")
+
+
+@pytest.mark.parametrize("inner", [None, bytes, StringValue], ids=["none", "bytes", "a class"])
+def test_requests_that_are_not_parsed_by_a_message_class_are_left_alone(inner: Any):
+    assert MessageSizeInterceptor(LIMIT_BYTES).deserializer(inner) is inner
+
+
+def test_a_message_class_counts_fields_first():
+    parse = MessageSizeInterceptor(LIMIT_BYTES).deserializer(StringValue.FromString)
+    assert parse(StringValue(value="hello").SerializeToString()).value == "hello"
+    with pytest.raises(TooLarge) as caught:
+        parse(b"\x98\x06\x01" * (MAX_FIELDS + 1))
+    assert caught.value.reason == "TOO_MANY_FIELDS"

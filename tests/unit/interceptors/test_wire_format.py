@@ -69,6 +69,11 @@ def test_messages_of_many_fields_are_found(kind: type[Message], data: bytes):
     assert has_more_fields(data, kind.DESCRIPTOR, 100)
 
 
+def test_the_elements_of_a_short_packed_field_count():
+    options = transcription_pb2.TranscriptionOptions(output_formats=[1] * 11)
+    assert has_more_fields(options.SerializeToString(), options.DESCRIPTOR, 11)
+
+
 def test_large_values_are_one_field():
     request = transcription_pb2.TranscribeRequest()
     request.audio.content = bytes(10_000_000)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from typeless_grpc import errors
-from typeless_grpc.jobs.job import TRANSITIONS, Failure, RetryPolicy, State, can_pass, joined, states_before
+from typeless_grpc.jobs.job import TRANSITIONS, Failure, RetryPolicy, State, is_transient, joined, states_before
 from typeless_grpc.jobs.worker import settled_language
 from typeless_grpc.speech.transcript import Segment, Transcript
 
@@ -34,7 +34,7 @@ def test_an_ended_job_stays_so(state: State, is_final: bool):
     assert state.is_final == is_final
 
 
-PASSING = [
+TRANSIENT = [
     errors.Overloaded("full"),
     errors.EngineFailed("broken"),
     errors.SourceUnavailable("away", reason="STORE_UNAVAILABLE"),
@@ -50,36 +50,36 @@ PERMANENT = [
 ]
 
 
-@pytest.mark.parametrize("error", PASSING + PERMANENT, ids=lambda error: type(error).__name__)
-def test_only_faults_that_can_pass_are_tried_again(error: Exception):
-    assert can_pass(error) == (error in PASSING)
-    assert (RetryPolicy().delay_s(1, error) is not None) == (error in PASSING)
+@pytest.mark.parametrize("error", TRANSIENT + PERMANENT, ids=lambda error: type(error).__name__)
+def test_only_transient_faults_are_retried(error: Exception):
+    assert is_transient(error) == (error in TRANSIENT)
+    assert (RetryPolicy().delay_s(1, error) is not None) == (error in TRANSIENT)
 
 
-def test_waits_grow_up_to_a_limit_and_end():
+def test_retry_delays_grow_up_to_a_limit_and_end():
     policy = RetryPolicy(max_attempts=6, first_delay_s=2.0, max_delay_s=100.0)
     waits = [policy.delay_s(n, errors.EngineFailed("broken")) for n in range(1, 8)]
     assert waits == [2.0, 8.0, 32.0, 100.0, 100.0, None, None]
 
 
-def test_an_error_that_says_how_long_to_wait_is_believed():
+def test_the_retry_delay_of_an_error_is_used():
     assert RetryPolicy(first_delay_s=2.0).delay_s(1, errors.Overloaded("full", retry_after_s=30.0)) == 30.0
 
 
-def test_a_failure_keeps_what_an_error_says():
+def test_a_failure_keeps_the_fields_of_an_error():
     failure = Failure.of(errors.Overloaded("Full.", retry_after_s=2.0))
     assert failure == Failure("Overloaded", "OVERLOADED", "Full.", 2.0)
     assert type(failure.error) is errors.Overloaded
 
 
-def test_a_failure_that_nobody_foresaw_says_nothing_of_it():
+def test_the_failure_of_an_unforeseen_error_hides_its_text():
     failure = Failure.of(ValueError("secret text of a caller"))
     assert "secret" not in failure.message
     assert (failure.reason, type(failure.error)) == ("INTERNAL", errors.EngineFailed)
 
 
 @pytest.mark.parametrize("kind", ["Unheard", "FieldViolation", "annotations"])
-def test_a_failure_of_another_version_is_the_engines(kind: str):
+def test_a_failure_of_an_unknown_class_becomes_engine_failed(kind: str):
     assert type(Failure(kind, "X", "x").error) is errors.EngineFailed
 
 

@@ -7,11 +7,11 @@ import pytest
 from typeless_grpc.jobs.turns import LEAST_TURN_S, Turns
 
 
-def turns(n_places: int, running: dict[str, int]) -> Turns:
-    return Turns(n_places, Counter(running).__getitem__)
+def turns(n_slots: int, running: dict[str, int]) -> Turns:
+    return Turns(n_slots, Counter(running).__getitem__)
 
 
-def test_a_caller_alone_may_have_all_places():
+def test_a_caller_that_is_alone_may_have_all_slots():
     assert turns(3, {}).next(["a"], 3) == (["a"], 3)
 
 
@@ -25,14 +25,14 @@ def test_of_equals_the_one_that_was_served_longest_ago_is_next():
     assert chosen == [["a"], ["b"], ["c"]] * 2
 
 
-def test_who_was_served_while_nobody_else_waited_is_not_next():
+def test_a_caller_that_was_served_while_no_other_waited_is_not_next():
     sharing = turns(1, {})
     for waiting in (["a"], []):
         sharing.next(waiting, 1)
     assert sharing.next(["a", "b"], 1)[0] == ["b"]
 
 
-def test_who_waits_no_more_has_no_turn_to_wait_for():
+def test_a_caller_that_no_longer_waits_has_no_turn():
     sharing = turns(1, {})
     for _ in range(2):
         sharing.next(["a", "b"], 1)
@@ -50,12 +50,12 @@ def test_who_waits_no_more_has_no_turn_to_wait_for():
         pytest.param({"a": 1, "b": 2}, 1e6, False, id="fewer"),
     ],
 )
-def test_a_job_makes_way_where_another_caller_has_fewer_places(running: dict[str, int], ran_s: float, is_over: bool):
-    assert turns(3, running).must_make_way("a", ["a", "b"], n_making_way=0, ran_s=ran_s) is is_over
+def test_a_job_yields_if_another_caller_has_fewer_slots(running: dict[str, int], ran_s: float, is_over: bool):
+    assert turns(3, running).must_yield("a", ["a", "b"], n_yielding=0, ran_s=ran_s) is is_over
 
 
-def test_no_job_makes_way_for_its_own_caller_or_where_enough_do():
+def test_no_job_yields_to_its_own_caller_or_if_enough_jobs_yield():
     sharing = turns(3, {"a": 3})
-    assert not sharing.must_make_way("a", ["a"], n_making_way=0, ran_s=1e6)
-    assert not sharing.must_make_way("a", ["a", "b"], n_making_way=1, ran_s=1e6)
-    assert sharing.must_make_way("a", ["a", "b", "c"], n_making_way=1, ran_s=1e6)
+    assert not sharing.must_yield("a", ["a"], n_yielding=0, ran_s=1e6)
+    assert not sharing.must_yield("a", ["a", "b"], n_yielding=1, ran_s=1e6)
+    assert sharing.must_yield("a", ["a", "b", "c"], n_yielding=1, ran_s=1e6)

@@ -5,7 +5,7 @@ import functools
 import io
 import threading
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from typeless_grpc.audio.formats import AudioFormat
+from typeless_grpc.audio.source import no_bound
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
 from typeless_grpc.engine.scripted import Script, ScriptedEngine
@@ -51,7 +52,7 @@ class Sources:
     def is_remote(self, uri: str) -> bool:
         return True
 
-    def open(self, uri: str, owner: str | None, field: str) -> BinaryIO:
+    def open(self, uri: str, owner: str | None, field: str, reserve: Callable[[int], None] = no_bound) -> BinaryIO:
         return HeldBack(self)
 
 
@@ -145,7 +146,7 @@ async def test_what_is_held_is_all_channels_and_no_more():
         assert bench.admission.room_s == 4000.0
 
 
-async def test_a_caller_that_goes_away_holds_its_audio_until_its_decoding_has_stopped():
+async def test_the_audio_of_a_cancelled_call_is_reserved_until_its_decoding_stops():
     async with serving(4000.0) as bench:
         released = asyncio.Event()
         bench.admission.freed = released.set

@@ -8,7 +8,7 @@ from typeless_grpc.streaming.endpoint import EndpointOptions
 
 
 @pytest.mark.parametrize(
-    ("asked_s", "expected_s"),
+    ("requested_s", "expected_s"),
     [
         (None, (EndpointOptions.end_silence_s, EndpointOptions.low_confidence_silence_s)),
         (0.3, (0.3, 0.3)),
@@ -16,8 +16,8 @@ from typeless_grpc.streaming.endpoint import EndpointOptions
     ],
 )
 def test_who_says_how_long_a_pause_ends_an_utterance_has_no_other(
-    asked_s: float | None, expected_s: tuple[float, float]
+    requested_s: float | None, expected_s: tuple[float, float]
 ):
-    segmentation = StreamDefaults("base").segmentation(VoiceActivityOptions(end_silence_s=asked_s), is_file=False)
+    segmentation = StreamDefaults("base").segmentation(VoiceActivityOptions(end_silence_s=requested_s), is_file=False)
     assert isinstance(segmentation, EndpointOptions)
     assert (segmentation.end_silence_s, segmentation.low_confidence_silence_s) == expected_s

@@ -23,7 +23,7 @@ def test_only_the_allowed_are_possible_and_their_probabilities_add_up():
     ],
     ids=["nothing known", "clearly another", "not clearly", "too short to tell", "as expected"],
 )
-def test_a_piece_is_in_the_language_expected_unless_it_clearly_is_not(found, expected, speech_s, language):
+def test_a_chunk_is_in_the_expected_language_unless_it_clearly_is_not(found, expected, speech_s, language):
     assert chosen(found, expected, speech_s) == (language, dict(found)[language])
 
 

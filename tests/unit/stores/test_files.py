@@ -17,7 +17,7 @@ def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     return Files(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
 
 
-def test_what_is_written_is_read(files: Files):
+def test_written_data_can_be_read(files: Files):
     files.write("a/one", b"1")
     files.write("a/two", io.BytesIO(b"22"))
     assert files.read(["a/two", "a/one"]) == [b"22", b"1"]
@@ -38,7 +38,7 @@ def test_a_tree_is_deleted_as_a_whole(files: Files):
     assert files.read(["c/two"]) == [b"2"]
 
 
-def test_what_is_not_there_is_not_found(files: Files):
+def test_a_missing_file_is_not_found(files: Files):
     with pytest.raises(FileNotFoundError):
         files.open("none")
     with pytest.raises(FileNotFoundError):
@@ -61,7 +61,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path):
     assert os.listdir(tmp_path / "a") == []
 
 
-def test_a_storage_nobody_knows_is_refused():
+def test_an_unknown_storage_scheme_is_refused():
     with pytest.raises(InvalidInput) as caught:
         Files("nosuchthing://bucket/")
     assert caught.value.reason == "CONFIG_INVALID"

@@ -19,7 +19,7 @@ def followed(clock: FakeClock, *, offset_s: float, seconds: int, steady: SteadyC
     return steady.now_s() - before_s
 
 
-def test_the_first_look_is_believed_and_time_goes_on_between_looks():
+def test_the_first_reading_is_taken_and_time_passes_between_readings():
     clock = FakeClock()
     steady = SteadyClock(clock.now_s)
     assert steady.is_due
@@ -32,7 +32,7 @@ def test_the_first_look_is_believed_and_time_goes_on_between_looks():
 
 
 @pytest.mark.parametrize(("leap_s", "rate"), [(86_400.0, 1 + SLEW), (-86_400.0, 1 - SLEW)], ids=["ahead", "back"])
-def test_a_leap_is_followed_slowly(leap_s: float, rate: float, caplog: pytest.LogCaptureFixture):
+def test_a_step_is_followed_slowly(leap_s: float, rate: float, caplog: pytest.LogCaptureFixture):
     clock = FakeClock()
     steady = SteadyClock(clock.now_s)
     steady.follow(T0)
@@ -40,7 +40,7 @@ def test_a_leap_is_followed_slowly(leap_s: float, rate: float, caplog: pytest.Lo
     assert caplog.text.count("clock of the database was set") == 1
 
 
-def test_a_leap_that_is_taken_back_leaves_little_behind():
+def test_a_step_that_is_reversed_has_little_effect():
     clock = FakeClock()
     steady = SteadyClock(clock.now_s)
     steady.follow(T0)
@@ -49,7 +49,7 @@ def test_a_leap_that_is_taken_back_leaves_little_behind():
     assert steady.now_s() == pytest.approx(T0 + 300)
 
 
-def test_a_clock_that_drifts_is_kept_up_with():
+def test_a_drifting_clock_is_followed():
     clock = FakeClock()
     steady = SteadyClock(clock.now_s)
     steady.follow(T0)

@@ -54,7 +54,7 @@ def test_speech_begins_with_its_first_frame_and_ends_where_the_pause_begins():
     assert endpoint == Endpoint(speech_end=30 * FRAME_SAMPLES, audio_end=34 * FRAME_SAMPLES)
 
 
-def test_a_pause_is_told_when_the_utterance_may_be_over_and_again_when_that_is_likely():
+def test_a_pause_is_reported_once_it_has_padding_and_again_when_the_end_is_likely():
     options = EndpointOptions(end_silence_s=20 * FRAME_S, low_confidence_silence_s=0.0, padding_s=4 * FRAME_S)
     endpointer = Endpointer(options)
     at = {i: boundary for i, p in enumerate(frames((0.9, 20), (0.0, 20))) for boundary in endpointer.take(p)}
@@ -67,7 +67,7 @@ def test_a_pause_is_told_when_the_utterance_may_be_over_and_again_when_that_is_l
     }
 
 
-def test_after_speech_went_on_the_next_pause_is_told_anew():
+def test_after_speech_resumed_the_next_pause_is_reported_anew():
     found = boundaries(frames((0.9, 20), (0.0, 9), (0.9, 20), (0.0, 5)), end=False)
     assert [type(boundary) for boundary in found] == [Onset, Pause, SpeechResumed, Pause]
 
@@ -90,7 +90,7 @@ def test_a_pause_that_is_too_short_ends_nothing():
 CONFIDENCE_MATTERS = replace(OPTIONS, low_confidence_silence_s=16 * FRAME_S)
 
 
-def test_a_pause_ends_an_utterance_once_its_text_can_be_trusted():
+def test_a_pause_ends_an_utterance_of_high_confidence():
     endpointer = Endpointer(CONFIDENCE_MATTERS)
     found = [boundary for probability in frames((0.9, 20), (0.0, 10)) for boundary in endpointer.take(probability)]
     undecided = found[-1]
@@ -100,7 +100,7 @@ def test_a_pause_ends_an_utterance_once_its_text_can_be_trusted():
     assert not endpointer.is_undecided
 
 
-def test_of_doubtful_text_only_a_longer_pause_is_the_end():
+def test_only_a_longer_pause_ends_an_utterance_of_low_confidence():
     found = boundaries(frames((0.9, 20), (0.0, 16)), CONFIDENCE_MATTERS, end=False, is_endpoint=lambda: False)
     assert [type(boundary) for boundary in found] == [Onset, Pause, PossibleEndpoint, Endpoint]
     assert found[-1] == Endpoint(20 * FRAME_SAMPLES, 24 * FRAME_SAMPLES)
@@ -112,7 +112,7 @@ def test_of_doubtful_text_only_a_longer_pause_is_the_end():
     )
 
 
-def test_after_speech_went_on_it_is_asked_about_the_text_anew():
+def test_after_speech_resumed_the_confidence_is_needed_anew():
     found = boundaries(
         frames((0.9, 20), (0.0, 12), (0.9, 20), (0.0, 12)), CONFIDENCE_MATTERS, end=False, is_endpoint=lambda: False
     )
@@ -127,7 +127,7 @@ def test_after_speech_went_on_it_is_asked_about_the_text_anew():
     assert found[-1] == PossibleEndpoint(52 * FRAME_SAMPLES, 56 * FRAME_SAMPLES)
 
 
-def test_nobody_is_asked_where_the_utterance_ends_anyway():
+def test_the_confidence_is_not_needed_where_the_utterance_ends_anyway():
     options = replace(CONFIDENCE_MATTERS, max_utterance_s=30 * FRAME_S)
     assert not any(
         isinstance(boundary, PossibleEndpoint) for boundary in boundaries(frames((0.9, 20), (0.0, 10)), options)
@@ -208,7 +208,7 @@ def test_speech_without_a_pause_is_cut_where_it_is_quietest():
     assert found[2] == Onset(85 * FRAME_SAMPLES, 85 * FRAME_SAMPLES)
 
 
-def test_new_options_hold_from_the_next_utterance_on():
+def test_new_options_are_in_force_from_the_next_utterance_on():
     endpointer = Endpointer(OPTIONS)
     found = [boundary for _ in range(20) for boundary in endpointer.take(0.9)]
     endpointer.reconfigure(EndpointOptions(end_silence_s=30 * FRAME_S, low_confidence_silence_s=0.0, padding_s=0.0))
@@ -237,10 +237,10 @@ def test_more_padding_than_before_does_not_reach_into_settled_audio():
     st.integers(0, 30),
     st.lists(st.booleans(), min_size=1),
 )
-def test_utterances_are_in_order_apart_and_never_too_long(runs, max_frames, padding_frames, doubtful_frames, sure):
+def test_utterances_are_in_order_apart_and_never_too_long(runs, max_frames, padding_frames, low_frames, sure):
     options = EndpointOptions(
         end_silence_s=10 * FRAME_S,
-        low_confidence_silence_s=doubtful_frames * FRAME_S,
+        low_confidence_silence_s=low_frames * FRAME_S,
         padding_s=padding_frames * FRAME_S,
         max_utterance_s=max_frames * FRAME_S,
     )

@@ -1,4 +1,4 @@
-"""What is kept of what was said."""
+"""What the journal keeps of a session's events."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_entries_are_numbered_and_read_from_anywhere():
     assert [entry.event for entry in await read(journal, 1, after=2)] == [SpeechStart(2)]
 
 
-async def test_a_reader_waits_for_what_comes():
+async def test_a_reader_waits_for_new_events():
     journal = written()
     reading = asyncio.create_task(read(journal, 1))
     await until_idle()
@@ -47,7 +47,7 @@ async def test_a_reader_waits_for_what_comes():
     assert (await reading)[0].acknowledged_bytes == 7
 
 
-async def test_an_event_counts_as_sent_once_the_next_is_asked_for():
+async def test_an_event_counts_as_sent_once_the_next_is_requested():
     journal = written(SpeechStart(0), SpeechStart(1))
     async with aclosing(journal.after(0, nothing)) as entries:
         await anext(entries)
@@ -56,7 +56,7 @@ async def test_an_event_counts_as_sent_once_the_next_is_asked_for():
         assert journal.n_unsent == 1
 
 
-async def test_old_interims_that_were_sent_are_forgotten_and_finals_are_not():
+async def test_old_interims_that_were_sent_are_dropped_and_finals_are_not():
     journal = written(SpeechStart(0), *map(passing, range(7)), keep_passing=4)
     await read(journal, 8)
     for n in range(7, 12):
@@ -68,7 +68,7 @@ async def test_old_interims_that_were_sent_are_forgotten_and_finals_are_not():
     assert 4 <= len(kept) - 1 < 9
 
 
-async def test_old_answers_to_updates_are_forgotten_too():
+async def test_old_answers_to_updates_are_dropped_too():
     answers = [Configured(DecodeOptions(prompt=str(n))) for n in range(20)]
     journal = written(*answers, keep_passing=4)
     await read(journal, 20)
@@ -77,7 +77,7 @@ async def test_old_answers_to_updates_are_forgotten_too():
     assert len([entry async for entry in journal.after(0, nothing)]) == 4
 
 
-async def test_interims_that_nobody_has_taken_stay():
+async def test_interims_that_nobody_has_read_stay():
     journal = written(*map(passing, range(20)), keep_passing=4)
     assert len(await read(journal, 20)) == 20
 
@@ -89,7 +89,7 @@ async def test_a_closed_journal_ends_with_its_failure():
         await read(journal, 2)
 
 
-async def test_what_breaks_a_reader_ends_it_at_once():
+async def test_an_error_of_the_reader_ends_it_at_once():
     journal = written(SpeechStart(0))
     broken: list[BaseException] = []
     entries = journal.after(0, lambda: broken[0] if broken else None)

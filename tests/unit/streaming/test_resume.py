@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,10 +28,12 @@ from typeless_grpc.streaming.resume import Call, SessionLimits, Sessions
 
 
 class Desk:
-    """Sessions, and the means to open more."""
+    """Sessions, and the means to open more. threads: the one in which longer audio is detected."""
 
-    def __init__(self, sessions: Sessions[str], clock: FakeClock, stream: Callable[[], Stream]) -> None:
-        self.sessions, self.clock, self._stream = sessions, clock, stream
+    def __init__(
+        self, sessions: Sessions[str], clock: FakeClock, threads: Executor, stream: Callable[[], Stream]
+    ) -> None:
+        self.sessions, self.clock, self.threads, self._stream = sessions, clock, threads, stream
 
     def open(self, caller: str = "a", owner: str | None = None, *, is_shared: bool = False) -> Call[str]:
         whose = owner if owner is not None else caller
@@ -48,11 +51,11 @@ async def desk(**limits: Any) -> AsyncIterator[Desk]:
         dependencies = Dependencies(ScriptedEngine(), LoudnessDetector(), threads, clock)
         options = StreamOptions(DecodeOptions(), EndpointOptions())
         raw = AudioFormat(Encoding.PCM_S16LE, 16_000)
-        yield Desk(sessions, clock, lambda: Stream(dependencies, live_reader(raw, field="config"), options))
+        yield Desk(sessions, clock, threads, lambda: Stream(dependencies, live_reader(raw, field="config"), options))
         await sessions.close()
 
 
-async def test_a_session_left_can_be_taken_up_by_its_owner_alone():
+async def test_only_its_owner_can_resume_a_session():
     async with desk() as d:
         call = d.open()
         await call.put(b"12345678")
@@ -64,7 +67,7 @@ async def test_a_session_left_can_be_taken_up_by_its_owner_alone():
         assert (again.is_resumed, again.acknowledged_bytes, again.config) == (True, 8, "config")
 
 
-async def test_names_cannot_be_guessed():
+async def test_session_ids_are_unpredictable():
     async with desk() as d:
         assert len({d.open(str(n)).session_id for n in range(100)}) == 100
         assert len(d.open().session_id) >= 22  # 128 bits
@@ -123,13 +126,16 @@ async def test_a_call_whose_caller_does_not_read_is_cut_and_its_session_kept():
         assert d.resume(held[0]).is_resumed
 
 
-async def test_what_an_older_call_waits_to_put_is_not_taken():
+async def test_a_waiting_request_of_an_older_call_is_not_taken():
     async with desk() as d:
+        is_resumed = threading.Event()
+        d.threads.submit(is_resumed.wait)  # no audio is worked on before, so the inbox stays full
         old = d.open()
         await old.put(bytes(2 << 20))
         waiting = asyncio.create_task(old.put(b"more"))
         await until_idle()
         new = d.resume(old)
+        is_resumed.set()
         await waiting
         assert new.acknowledged_bytes == new.stream.acknowledged_bytes == 2 << 20
 
@@ -143,20 +149,20 @@ async def test_a_sequence_that_never_was_is_refused(after):
         assert call.is_current
 
 
-async def test_a_caller_has_so_many_streams():
+async def test_the_streams_of_a_caller_are_bounded():
     async with desk(max_streams_per_caller=2) as d:
         first, _ = d.open(), d.open()
         with pytest.raises(RateLimited) as caught:
             d.open()
         assert caught.value.reason == "TOO_MANY_STREAMS"
         d.open("b")
-        d.sessions.leave(first)  # a broken one makes way
+        d.sessions.leave(first)  # a broken one is closed
         d.open()
         with pytest.raises(NotFound):
             d.resume(first)
 
 
-async def test_callers_that_cannot_be_told_apart_end_nobodys_session():
+async def test_callers_behind_one_address_do_not_end_each_others_sessions():
     async with desk(max_streams_per_caller=1) as d:
         broken = d.open()
         await broken.put(bytes(3200))
@@ -171,7 +177,7 @@ async def test_callers_that_cannot_be_told_apart_end_nobodys_session():
         d.open(is_shared=True)  # nobody has to come back for what is delivered
 
 
-async def test_a_session_that_is_complete_makes_way_before_one_that_is_broken():
+async def test_a_completed_session_is_dropped_before_a_broken_one():
     async with desk(max_streams_per_caller=2) as d:
         broken, complete = d.open(), d.open()
         d.sessions.leave(broken)
@@ -185,7 +191,7 @@ async def test_a_session_that_is_complete_makes_way_before_one_that_is_broken():
             d.resume(complete)
 
 
-async def test_a_server_has_so_many_streams():
+async def test_the_streams_of_a_server_are_bounded():
     async with desk(max_streams=2) as d:
         first, _ = d.open("a"), d.open("b")
         with pytest.raises(Overloaded):
@@ -196,7 +202,7 @@ async def test_a_server_has_so_many_streams():
             d.resume(first)
 
 
-async def test_no_session_makes_way_for_one_that_is_refused():
+async def test_no_session_is_dropped_for_a_refused_one():
     async with desk(max_streams=1, max_streams_per_caller=1) as d:
         broken = d.open("a")
         d.sessions.leave(broken)
@@ -207,7 +213,7 @@ async def test_no_session_makes_way_for_one_that_is_refused():
         assert d.resume(broken).is_resumed
 
 
-async def test_so_many_are_kept_and_the_oldest_goes_first():
+async def test_the_oldest_of_too_many_kept_sessions_is_dropped():
     async with desk(max_kept=2) as d:
         calls = [d.open(str(n)) for n in range(3)]
         for call in calls:
@@ -218,7 +224,7 @@ async def test_so_many_are_kept_and_the_oldest_goes_first():
             d.resume(calls[0], owner="0")
 
 
-async def test_a_failed_call_keeps_the_reason_for_whoever_asks_again():
+async def test_a_resumed_session_returns_the_error_that_ended_it():
     async with desk() as d:
         call = d.open()
         error = InvalidInput("config", "comes first and only once", reason="STREAM_ORDER")
@@ -243,8 +249,8 @@ async def test_a_drain_waits_for_sessions_whose_call_broke_until_they_are_delive
         await until_idle()
         assert not waiting.done()
         again = d.resume(broken)
-        said = [entry.event async for entry in again.events_after(0)]
-        assert [type(event) for event in said] == [Started, Warned, Completed]
+        received = [entry.event async for entry in again.events_after(0)]
+        assert [type(event) for event in received] == [Started, Warned, Completed]
         d.sessions.leave(again)
         d.sessions.tick()
         await asyncio.wait_for(waiting, 5)
@@ -263,15 +269,15 @@ async def test_a_drain_does_not_wait_for_a_session_past_its_window():
         await asyncio.wait_for(waiting, 5)
 
 
-async def test_sessions_say_whether_they_are_looked_after():
+async def test_sessions_report_whether_they_are_ticked():
     async with desk() as d:
-        assert not d.sessions.is_kept
+        assert not d.sessions.is_ticking
         running = asyncio.create_task(d.sessions.run())
         await until_idle()
-        assert d.sessions.is_kept
+        assert d.sessions.is_ticking
         running.cancel()
         await asyncio.wait([running])
-        assert not d.sessions.is_kept
+        assert not d.sessions.is_ticking
 
 
 async def test_a_dropped_session_stops_its_work():

@@ -17,28 +17,14 @@ from typeless_grpc.errors import EngineFailed, WrongState
 from typeless_grpc.speech.transcript import Segment, Transcript, Word
 from typeless_grpc.streaming import events
 from typeless_grpc.streaming.cadence import Cadence
+from typeless_grpc.streaming.effects import CancelSpeculation, Decode, Effect, Emit, InterimDue, Speculate
 from typeless_grpc.streaming.endpoint import EndpointOptions
+from typeless_grpc.streaming.inputs import End, EndpointDecision, Finalize, Frames, Input, InterimDecoded
 from typeless_grpc.streaming.modes import mode_of
 from typeless_grpc.streaming.planner import PlanOptions
 from typeless_grpc.streaming.release import FinalDecoded, FinalFailed
 from typeless_grpc.streaming.requests import SegmentationOptions, Update
-from typeless_grpc.streaming.session import (
-    TRANSITIONS,
-    CancelSpeculation,
-    Decode,
-    Effect,
-    Emit,
-    End,
-    EndpointDecision,
-    Finalize,
-    Frames,
-    Input,
-    InterimDecoded,
-    InterimDue,
-    Session,
-    Speculate,
-    State,
-)
+from typeless_grpc.streaming.session import TRANSITIONS, Session, State
 from typeless_grpc.streaming.stability import Stability
 
 FRAME_S = FRAME_SAMPLES / 16_000
@@ -76,7 +62,7 @@ class Run:
         self.effects += unwrapped
         return unwrapped
 
-    def hear(self, *runs: tuple[float, int]) -> list[Effect]:
+    def frames(self, *runs: tuple[float, int]) -> list[Effect]:
         probabilities = [probability for probability, n in runs for _ in range(n)]
         self.n_frames += len(probabilities)
         return self.give(Frames(self.n_frames * FRAME_SAMPLES, probabilities))
@@ -87,12 +73,12 @@ class Run:
 
 def in_state(state: State) -> Session:
     run = Run(replace(LIVE, low_confidence_silence_s=20 * FRAME_S))
-    run.hear((0.9, 20), (0.0, 20))  # one utterance is pending in every state but DONE
+    run.frames((0.9, 20), (0.0, 20))  # one utterance is pending in every state but DONE
     run.give(EndpointDecision(0, is_endpoint=True))
     if state in (State.SPEAKING, State.UNDECIDED):
-        run.hear((0.9, 20))
+        run.frames((0.9, 20))
     if state is State.UNDECIDED:
-        run.hear((0.0, 10))
+        run.frames((0.0, 10))
     if state in (State.ENDING, State.DONE):
         run.give(End())
     if state is State.DONE:
@@ -134,7 +120,7 @@ def test_every_state_takes_or_refuses_every_input(state, kind):
 
 def test_an_utterance_is_a_start_a_speculation_an_end_and_a_segment():
     run = Run()
-    run.hear((0.0, 10), (0.9, 20), (0.0, 10))
+    run.frames((0.0, 10), (0.9, 20), (0.0, 10))
     assert [type(effect) for effect in run.effects] == [events.SpeechStart, Speculate, events.SpeechEnd, Decode]
     (decode,) = run.of(Decode)
     assert run.of(Speculate)[0].utterance == decode.utterance
@@ -147,14 +133,14 @@ def test_an_utterance_is_a_start_a_speculation_an_end_and_a_segment():
 
 def test_resumed_speech_cancels_the_speculation():
     run = Run()
-    run.hear((0.9, 20), (0.0, 5), (0.9, 5))
+    run.frames((0.9, 20), (0.0, 5), (0.9, 5))
     assert run.of(Speculate, CancelSpeculation)[-1] == CancelSpeculation(0)
 
 
 def undecided() -> Run:
     """A pause is long enough to end an utterance of high confidence, and the next utterance has begun."""
     run = Run(replace(LIVE, low_confidence_silence_s=20 * FRAME_S))
-    run.hear((0.9, 20), (0.0, 12), (0.9, 20), (0.0, 5))
+    run.frames((0.9, 20), (0.0, 12), (0.9, 20), (0.0, 5))
     assert run.session.undecided == run.of(Speculate)[-1].utterance
     assert run.of(Decode) == []
     return run
@@ -197,14 +183,14 @@ def test_only_the_undecided_utterance_can_be_decided():
 
 def test_finals_are_released_in_the_order_of_the_audio():
     run = Run()
-    run.hear((0.9, 20), (0.0, 10), (0.9, 20), (0.0, 10))
+    run.frames((0.9, 20), (0.0, 10), (0.9, 20), (0.0, 10))
     assert run.give(FinalDecoded(1, recognized("second"))) == []
     assert [final.segment.text for final in run.give(FinalDecoded(0, recognized("first")))] == ["first", "second"]
 
 
 def test_an_utterance_is_decoded_once():
     run = Run()
-    run.hear((0.9, 20), (0.0, 10))
+    run.frames((0.9, 20), (0.0, 10))
     run.give(FinalDecoded(0, recognized("hello")))
     with pytest.raises(WrongState):
         run.give(FinalDecoded(0, recognized("hello again")))
@@ -212,7 +198,7 @@ def test_an_utterance_is_decoded_once():
 
 def test_a_silent_stream_completes_without_text():
     run = Run()
-    run.hear((0.0, 50))
+    run.frames((0.0, 50))
     (completed,) = run.give(End())
     assert completed.transcript.text == ""
     assert completed.transcript.audio_s == 50 * FRAME_S
@@ -221,7 +207,7 @@ def test_a_silent_stream_completes_without_text():
 
 def test_completed_comes_after_the_last_final_and_holds_them_all():
     run = Run()
-    run.hear((0.9, 20), (0.0, 10), (0.9, 20))
+    run.frames((0.9, 20), (0.0, 10), (0.9, 20))
     assert not [effect for effect in run.give(End()) if isinstance(effect, events.Completed)]
     run.give(FinalDecoded(0, recognized("one")))
     last, completed = run.give(FinalDecoded(1, recognized("two")))
@@ -233,11 +219,11 @@ def test_completed_comes_after_the_last_final_and_holds_them_all():
 
 def test_committed_words_begin_the_segment_whatever_the_final_decode_returns():
     run = Run(stability=quick)
-    run.hear((0.9, 20))
+    run.frames((0.9, 20))
     for text in ("good morning", "good morning all"):
         run.give(InterimDecoded(0, text, run.n_frames * FRAME_SAMPLES))
     assert run.of(events.Interim)[-1].stable_text == "good morning"
-    run.hear((0.0, 10))
+    run.frames((0.0, 10))
     (final,) = run.give(FinalDecoded(0, recognized("good mourning all of you")))
     assert final.segment.text == "good morning all of you"
 
@@ -245,20 +231,20 @@ def test_committed_words_begin_the_segment_whatever_the_final_decode_returns():
 @pytest.mark.parametrize("has_words", [True, False])
 def test_committed_words_are_released_even_if_the_final_is_empty_or_fails(has_words):
     run = Run(stability=quick)
-    run.hear((0.9, 20))
+    run.frames((0.9, 20))
     for _ in range(2):
         run.give(InterimDecoded(0, "good morning", run.n_frames * FRAME_SAMPLES))
-    run.hear((0.0, 10))
+    run.frames((0.0, 10))
     result = FinalDecoded(0, recognized("")) if has_words else FinalFailed(0, EngineFailed("broken"))
     assert [e.segment.text for e in run.give(result) if isinstance(e, events.Final)] == ["good morning"]
 
 
 def test_words_are_those_of_the_text_with_times_of_the_stream():
     run = Run(options=replace(OPTIONS, word_timestamps=True), stability=quick)
-    run.hear((0.0, 100), (0.9, 40))
+    run.frames((0.0, 100), (0.9, 40))
     for _ in range(2):
         run.give(InterimDecoded(0, "good morning", run.n_frames * FRAME_SAMPLES))
-    run.hear((0.0, 10))
+    run.frames((0.0, 10))
     words = (Word("good", 0.1, 0.3, 0.9), Word("mourning", 0.3, 0.6, 0.4), Word("all", 0.7, 0.9, 0.9))
     (final,) = run.give(FinalDecoded(0, recognized("good mourning all", *words)))
     assert [word.text for word in final.segment.words] == ["good", "morning", "all"]
@@ -278,7 +264,7 @@ def test_nothing_reaches_beyond_audio_that_ends_within_a_frame():
 
 def test_a_failed_utterance_is_a_warning_and_counts_as_dropped():
     run = Run()
-    run.hear((0.9, 20), (0.0, 10))
+    run.frames((0.9, 20), (0.0, 10))
     error = EngineFailed("broken")
     assert run.give(FinalFailed(0, error)) == [events.Warned(error)]
     assert run.session.cursors.dropped_s == 24 * FRAME_S
@@ -286,7 +272,7 @@ def test_a_failed_utterance_is_a_warning_and_counts_as_dropped():
 
 def test_words_that_were_not_requested_are_kept_for_renditions_only():
     run = Run()
-    run.hear((0.9, 40), (0.0, 10))
+    run.frames((0.9, 40), (0.0, 10))
     (final,) = run.give(FinalDecoded(0, recognized("good", Word("good", 0.1, 0.3, 0.9))))
     assert final.segment.words == ()
     (completed,) = run.give(End())
@@ -295,7 +281,7 @@ def test_words_that_were_not_requested_are_kept_for_renditions_only():
 
 def test_an_interim_of_a_closed_utterance_is_not_emitted():
     run = Run()
-    run.hear((0.9, 20), (0.0, 10), (0.9, 20))
+    run.frames((0.9, 20), (0.0, 10), (0.9, 20))
     assert run.give(InterimDecoded(0, "late", 20 * FRAME_SAMPLES)) == []
     assert len(run.give(InterimDecoded(1, "now", 50 * FRAME_SAMPLES))) == 1
 
@@ -304,12 +290,12 @@ def test_the_words_an_interim_commits_do_not_depend_on_when_it_comes():
     texts = []
     for is_late in (False, True):
         run = Run(stability=quick)
-        run.hear((0.9, 20))
+        run.frames((0.9, 20))
         run.give(InterimDecoded(0, "good morning", 10 * FRAME_SAMPLES))
         last = InterimDecoded(0, "good morning", 20 * FRAME_SAMPLES)
         if not is_late:
             run.give(last)
-        run.hear((0.0, 10), (0.9, 20))
+        run.frames((0.0, 10), (0.9, 20))
         if is_late:
             run.give(last)
         texts += [one.segment.text for one in run.give(FinalDecoded(0, recognized("good mourning")))]
@@ -318,30 +304,30 @@ def test_the_words_an_interim_commits_do_not_depend_on_when_it_comes():
 
 def test_interims_are_due_by_the_audio_and_not_while_the_speaker_pauses():
     run = Run(cadence=OFTEN)
-    run.hear((0.0, 10), (0.9, 20), (0.0, 8), (0.9, 70), (0.0, 12), (0.9, 10))
+    run.frames((0.0, 10), (0.9, 20), (0.0, 8), (0.9, 70), (0.0, 12), (0.9, 10))
     dues = [(due.utterance.id, due.up_to // FRAME_SAMPLES) for due in run.of(InterimDue)]
     assert dues == [(0, 16), (0, 26), (0, 39), (0, 49), (0, 59), (0, 69), (0, 79), (0, 91), (0, 105), (1, 126)]
 
 
 def test_without_a_cadence_no_interims_are_due():
     run = Run()
-    run.hear((0.9, 100))
+    run.frames((0.9, 100))
     assert not run.of(InterimDue)
 
 
 def test_an_update_is_confirmed_and_in_force_from_the_next_utterance_on():
     run = Run()
-    run.hear((0.9, 20))
+    run.frames((0.9, 20))
     french = replace(OPTIONS, language="fr")
     assert run.give(Update(french, LIVE)) == [events.Configured(french)]
-    run.hear((0.0, 10), (0.9, 20), (0.0, 10))
+    run.frames((0.0, 10), (0.9, 20), (0.0, 10))
     assert [decode.utterance.options.language for decode in run.of(Decode)] == ["en", "fr"]
 
 
 def test_finalize_ends_the_utterance_and_between_utterances_changes_nothing():
     run = Run()
     assert run.give(Finalize()) == []
-    run.hear((0.9, 20))
+    run.frames((0.9, 20))
     assert [type(effect) for effect in run.give(Finalize())] == [events.SpeechEnd, Decode]
     assert run.give(Finalize()) == []
 
@@ -349,7 +335,7 @@ def test_finalize_ends_the_utterance_and_between_utterances_changes_nothing():
 def test_a_file_is_cut_where_a_whole_recording_would_be():
     run = Run(PlanOptions())
     talk = [run_ for _ in range(40) for run_ in ((0.9, 120), (0.0, 12))]  # 3.8 s and a pause of 0.4 s, 40 times
-    run.hear(*talk)
+    run.frames(*talk)
     run.give(End())
     chunks = [decode.utterance for decode in run.of(Decode)]
     assert 6 <= len(chunks) <= 14
@@ -368,11 +354,11 @@ def test_a_file_is_cut_where_a_whole_recording_would_be():
 def test_any_cutting_of_the_audio_gives_the_same_finals_and_interims(runs, sizes, random, segmentation):
     probabilities = [probability for probability, n in runs for _ in range(n)]
     whole, cut = Run(segmentation, cadence=OFTEN), Run(segmentation, cadence=OFTEN)
-    whole.hear(*((p, 1) for p in probabilities))
+    whole.frames(*((p, 1) for p in probabilities))
     at = 0
     while at < len(probabilities):
         size = random.choice(sizes)
-        cut.hear(*((p, 1) for p in probabilities[at : at + size]))
+        cut.frames(*((p, 1) for p in probabilities[at : at + size]))
         at += size
     finals = []
     for run in (whole, cut):
@@ -399,7 +385,7 @@ def test_cursors_only_grow_and_keep_their_order(seed, segmentation):
     for _ in range(60):
         choice = random.random()
         if choice < 0.6:
-            effects = run.hear((random.choice([0.0, 0.9]), random.randint(1, 60)))
+            effects = run.frames((random.choice([0.0, 0.9]), random.randint(1, 60)))
         elif choice < 0.8 and waiting:
             effects = run.give(FinalDecoded(waiting.pop(random.randrange(len(waiting))), recognized("x")))
         else:
@@ -421,7 +407,7 @@ def test_events_carry_cursors_that_never_reach_beyond_what_was_emitted(seed, seg
     random = Random(seed)
     run = Run(segmentation)
     for _ in range(30):
-        run.hear((random.choice([0.0, 0.9]), random.randint(1, 60)))
+        run.frames((random.choice([0.0, 0.9]), random.randint(1, 60)))
     run.give(End())
     waiting = [decode.utterance for decode in run.of(Decode)]
     random.shuffle(waiting)

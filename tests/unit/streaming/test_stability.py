@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from typeless_grpc.streaming.stability import Stability, merged, tokens_of
 
 
-def test_a_word_is_certain_once_three_in_a_row_agree_on_it():
+def test_a_word_is_committed_once_three_hypotheses_in_a_row_agree():
     stability = Stability(hold_back=0)
     stability.add("Good mor")
     stability.add("Good morning")
@@ -19,7 +19,7 @@ def test_a_word_is_certain_once_three_in_a_row_agree_on_it():
     assert stability.add("Good morning and thank you") == ("Good morning and", " thank you")
 
 
-def test_two_in_a_row_are_enough_where_that_is_asked_for():
+def test_two_hypotheses_are_enough_if_so_configured():
     stability = Stability(n_agreeing=2, hold_back=0)
     assert stability.add("Good mor") == ("", "Good mor")
     assert stability.add("Good morning and") == ("Good", " morning and")
@@ -32,7 +32,7 @@ def test_the_newest_words_are_held_back():
     assert stability.add("one two three four") == ("one two", " three four")
 
 
-def test_a_mark_at_the_end_of_what_is_certain_may_still_change():
+def test_punctuation_at_the_end_of_the_stable_prefix_may_still_change():
     stability = Stability(n_agreeing=2, hold_back=0)
     stability.add("Good morning.")
     assert stability.add("Good morning.") == ("Good morning", ".")
@@ -44,13 +44,13 @@ def test_a_mark_at_the_end_of_what_is_certain_may_still_change():
     [("वह घर जा रही है और मैं", "वह घर जा रही है"), ("แล้วรัก", "แล้ว"), ("c# is good, yes!", "c# is")],
     ids=["Hindi", "Thai", "symbols"],
 )
-def test_no_word_is_cut_within_its_signs(text, stable):
+def test_no_word_is_cut_before_its_vowel_signs(text, stable):
     stability = Stability(n_agreeing=2, hold_back=2)
     stability.add(text)
     assert stability.add(text)[0] == stable
 
 
-def test_characters_are_words_where_none_are_written():
+def test_characters_are_words_where_no_spaces_are_written():
     stability = Stability(n_agreeing=2, hold_back=0)
     stability.add("明天早")
     assert stability.add("明天早上我") == ("明天早", "上我")
@@ -81,7 +81,7 @@ def test_characters_are_words_where_none_are_written():
         "signs",
     ],
 )
-def test_what_was_certain_begins_what_follows(committed, text, expected):
+def test_committed_text_begins_the_next_hypotheses(committed, text, expected):
     assert merged(committed, text) == expected
 
 
@@ -91,7 +91,7 @@ hypotheses = st.lists(
 
 
 @given(hypotheses, st.integers(0, 3), st.text(alphabet="ab c.天", max_size=12))
-def test_certain_text_only_grows_and_begins_all_that_follows(texts, hold_back, final):
+def test_the_stable_prefix_only_grows_and_begins_all_that_follows(texts, hold_back, final):
     stability = Stability(2, hold_back)
     certain = ""
     for text in texts:

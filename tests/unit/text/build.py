@@ -10,7 +10,7 @@ from typeless_grpc.speech.transcript import Segment, Transcript, Word, joined
 def segment(
     text: str, language: str = "en", *, start_s: float = 0.0, end_s: float = 0.0, words: bool = False
 ) -> Segment:
-    """A segment that is spoken at a quarter of a second a word unless it is told when it ends."""
+    """A segment that is spoken at a quarter of a second a word unless `end_s` is given."""
     spoken = _spoken(text, language)
     end_s = end_s or start_s + 0.25 * max(1, len(spoken))
     share_s = (end_s - start_s) / max(1, len(spoken))

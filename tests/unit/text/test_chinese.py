@@ -8,7 +8,7 @@ from typeless_grpc.text.chinese import in_script
 
 
 @pytest.mark.parametrize(
-    ("script", "heard", "expected"),
+    ("script", "recognized", "expected"),
     [
         (Script.SIMPLIFIED, "漢字後來乾杯,頭髮,這個", "汉字后来干杯,头发,这个"),
         (Script.SIMPLIFIED, "汉字", "汉字"),
@@ -18,8 +18,8 @@ from typeless_grpc.text.chinese import in_script
         (Script.SIMPLIFIED, "Anna 說 OK 🙂", "Anna 说 OK 🙂"),
     ],
 )
-def test_one_script(script: Script, heard: str, expected: str):
-    assert in_script(segment(heard, "zh"), script).text == expected
+def test_one_script(script: Script, recognized: str, expected: str):
+    assert in_script(segment(recognized, "zh"), script).text == expected
 
 
 def test_words_follow_and_keep_their_times():

@@ -32,7 +32,7 @@ def test_as_many_words_as_before_keep_their_own_times():
     assert [(word.start_s, word.end_s) for word in after.words] == [(w.start_s, w.end_s) for w in before.words]
 
 
-def test_a_word_that_is_taken_out_is_gone_with_its_time():
+def test_a_removed_word_takes_its_time_with_it():
     before = segment("So, um, I think", words=True)
     after = edited(before, [Edit(3, 7, "")])
     assert after.text == "So, I think"

@@ -16,7 +16,7 @@ def written(text: str, language: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("spoken", "expected"),
     [
         (
             "twenty-four chairs and three tables for one hundred and fifty dollars.",
@@ -56,12 +56,12 @@ def written(text: str, language: str) -> str:
         ("my number is five five five, one two three four", "my number is 555, 1234"),
     ],
 )
-def test_english(said: str, expected: str):
-    assert written(said, "en") == expected
+def test_english(spoken: str, expected: str):
+    assert written(spoken, "en") == expected
 
 
 @pytest.mark.parametrize(
-    "said",
+    "spoken",
     [
         "tens of thousands, in the nineteen eighties, a fifty-fifty chance, fifty fifty",
         "at ten thirty, boeing seven forty seven, flight one twenty three, twenty four seven, nine eleven",
@@ -73,12 +73,12 @@ def test_english(said: str, expected: str):
         "version three point one point four, fourteen ninety-two, seventeen eighteen, minus one",
     ],
 )
-def test_english_that_stays_in_words(said: str):
-    assert written(said, "en") == said
+def test_english_that_stays_in_words(spoken: str):
+    assert written(spoken, "en") == spoken
 
 
 @pytest.mark.parametrize(
-    ("language", "said"),
+    ("language", "spoken"),
     [
         ("es", "Uno de nosotros, una vez, el segundo piso, mil euros, cien por cien, decenas de miles"),
         ("es", "las diez y media, las dos y veinte, las diez menos cinco, dos euros y medio, veinte y pico"),
@@ -100,12 +100,12 @@ def test_english_that_stays_in_words(said: str):
         ("zh", "三点一刻，三三两两，三四个，十七八岁，十几个，几十个，八月十五，一二三走，十分，二百五"),
     ],
 )
-def test_others_that_stay_in_words(language: str, said: str):
-    assert written(said, language) == said
+def test_others_that_stay_in_words(language: str, spoken: str):
+    assert written(spoken, language) == spoken
 
 
 @pytest.mark.parametrize(
-    ("language", "said", "expected"),
+    ("language", "spoken", "expected"),
     [
         ("es", "El tres de mayo de dos mil veinticuatro, una casa.", "El 3 de mayo de 2024, una casa."),
         ("es", "el primero de mayo, tres euros con cincuenta", "el 1 de mayo, 3,50~€"),
@@ -139,12 +139,12 @@ def test_others_that_stay_in_words(language: str, said: str):
         ("sw", "ishirini na nne", "ishirini na nne"),
     ],
 )
-def test_other_languages(language: str, said: str, expected: str):
-    assert written(said, language) == expected
+def test_other_languages(language: str, spoken: str, expected: str):
+    assert written(spoken, language) == expected
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("spoken", "expected"),
     [
         ("今天是二零二四年五月三号，一百二十块钱。", "今天是2024年5月3号，120块钱。"),
         ("下午三点十五分，百分之五十的人", "下午3:15，50%的人"),
@@ -155,8 +155,8 @@ def test_other_languages(language: str, said: str, expected: str):
         ("没有数字", "没有数字"),
     ],
 )
-def test_chinese(said: str, expected: str):
-    assert written(said, "zh") == expected
+def test_chinese(spoken: str, expected: str):
+    assert written(spoken, "zh") == expected
 
 
 def test_times_of_a_number_are_those_of_its_words():

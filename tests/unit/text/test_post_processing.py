@@ -15,8 +15,8 @@ from typeless_grpc.text.post_processing import PostProcessor
 LIST = profanity.parse(["gosh", "# a comment", "[en]", "darn*", "[zh]", "坏蛋"])
 
 
-def processed(text: str, language: str = "en", **asked: Any) -> str:
-    return PostProcessor(PostProcessing(**asked), LIST).segment(segment(text, language)).text
+def processed(text: str, language: str = "en", **options: Any) -> str:
+    return PostProcessor(PostProcessing(**options), LIST).segment(segment(text, language)).text
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_each_mode_does_more(mode: Mode, expected: str):
     assert processed("Um, the the price  is twenty dollars .", mode=mode) == expected
 
 
-def test_nothing_asked_changes_nothing_and_keeps_no_raw_text():
+def test_without_options_nothing_changes_and_there_is_no_raw_text():
     before = transcript(segment("Um, hello  there"))
     assert PostProcessor(PostProcessing(), LIST).transcript(before) is before
 
@@ -108,8 +108,8 @@ def test_replacements_are_whole_words_in_any_case_applied_once(replacements, tex
 
 
 def test_replacements_come_last():
-    asked = PostProcessing(Mode.STANDARD, {"$20": "twenty bucks", "g***": "gee"}, mask_profanity=True)
-    assert PostProcessor(asked, LIST).segment(segment("Gosh, twenty dollars")).text == "gee, twenty bucks"
+    options = PostProcessing(Mode.STANDARD, {"$20": "twenty bucks", "g***": "gee"}, mask_profanity=True)
+    assert PostProcessor(options, LIST).segment(segment("Gosh, twenty dollars")).text == "gee, twenty bucks"
 
 
 @given(

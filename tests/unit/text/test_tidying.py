@@ -16,7 +16,7 @@ def changed(rule: Callable[[str, str], list[Edit]], text: str, language: str) ->
 
 
 @pytest.mark.parametrize(
-    ("language", "said", "written"),
+    ("language", "spoken", "written"),
     [
         ("en", "I I think the the dog dog barks", "I think the dog barks"),
         ("en", "The the dog", "The dog"),
@@ -43,12 +43,12 @@ def changed(rule: Callable[[str, str], list[Edit]], text: str, language: str) ->
         ("vi", "xanh xanh", "xanh xanh"),
     ],
 )
-def test_repeated_words(language: str, said: str, written: str):
-    assert changed(repeated_words, said, language) == written
+def test_repeated_words(language: str, spoken: str, written: str):
+    assert changed(repeated_words, spoken, language) == written
 
 
 @pytest.mark.parametrize(
-    ("language", "said", "written"),
+    ("language", "spoken", "written"),
     [
         ("en", "Um, so I think", "So I think"),
         ("en", "So, um, I think", "So, I think"),
@@ -70,12 +70,12 @@ def test_repeated_words(language: str, said: str, written: str):
         ("pt", "um homem em casa", "um homem em casa"),
     ],
 )
-def test_fillers(language: str, said: str, written: str):
-    assert changed(fillers, said, language) == written
+def test_fillers(language: str, spoken: str, written: str):
+    assert changed(fillers, spoken, language) == written
 
 
 @pytest.mark.parametrize(
-    ("language", "said", "written"),
+    ("language", "spoken", "written"),
     [
         ("en", "Hello  ,  world !", "Hello, world!"),
         ("en", "( yes )", "(yes)"),
@@ -86,8 +86,8 @@ def test_fillers(language: str, said: str, written: str):
         ("de", "30\u00a0°C", "30\u00a0°C"),
     ],
 )
-def test_stray_spaces(language: str, said: str, written: str):
-    assert changed(stray_spaces, said, language) == written
+def test_stray_spaces(language: str, spoken: str, written: str):
+    assert changed(stray_spaces, spoken, language) == written
 
 
 @pytest.mark.parametrize("rule", [repeated_words, fillers, stray_spaces])

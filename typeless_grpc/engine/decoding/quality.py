@@ -29,12 +29,13 @@ CHARACTERS_PER_DENSE_ONE = 3
 MIN_COMPARED_S = 4.0
 # Even slow speech with pauses has as many characters a second.
 MIN_CHARACTERS_PER_S = 4.0
-# A text has stopped early if more speech than this follows its last word.
+# A text has stopped early if more speech than MAX_UNCOVERED_S follows its last word, and that word ends at
+# MIN_PROGRESS_S or later. The rest is decoded from SILENCE_BEFORE_S before its speech.
 MAX_UNCOVERED_S = 2.0
 MIN_PROGRESS_S = 1.0
 SILENCE_BEFORE_S = 0.3
-# As many words in a row that the prompt has, too, may come from the prompt. Decoding without the prompt tells: of words
-# that were spoken it has most, of others next to none.
+# A text that has MIN_ECHO_WORDS words in a row in common with the prompt may come from there. The text without the
+# prompt decides: if the words were spoken, the two texts are similar.
 MIN_ECHO_WORDS = 8
 MIN_SIMILARITY = 0.6
 
@@ -42,9 +43,9 @@ MIN_SIMILARITY = 0.6
 class Issue(Enum):
     """Why a text may be wrong."""
 
-    EMPTY = "empty"
-    CUT_OFF = "cut_off"
-    TOO_FAST = "too_fast"
+    EMPTY = "empty"  # no text where there is speech
+    CUT_OFF = "cut_off"  # the search reached its limit of tokens
+    TOO_FAST = "too_fast"  # more text than anybody can say in the time
     LOW_CONFIDENCE = "low_confidence"
 
 

@@ -1,6 +1,6 @@
 """Requests to a model and their results: plain values, without the model.
 
-`chunk_decoder.py` and its neighbours make requests, the scheduler puts those with equal keys into batches, and
+`chunk_decoder.py` makes requests, the scheduler puts those with equal keys into batches, and
 `inference.py` runs the batches.
 """
 

@@ -29,7 +29,7 @@ class RecognizerOptions:
     """
 
     default_model: str
-    beam_size: int = 1
+    beam_size: int
     is_full_window: bool = False
     cuts: CutPolicy = field(default_factory=CutPolicy)
     max_parallel_chunks: int = 16

@@ -20,5 +20,5 @@ def units_of(text: str) -> list[str]:
 
 
 def is_dense(character: str) -> bool:
-    """Whether a character stands for about as much speech as a syllable or a word."""
+    """Whether a character is of a script without spaces, whose characters stand for more speech than letters."""
     return ord(character) > LAST_SPACED_CODE_POINT

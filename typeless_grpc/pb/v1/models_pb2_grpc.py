@@ -89,10 +89,10 @@ class ModelServiceServicer(object):
 
     def UnloadModel(self, request, context):
         """Unloads a model, after the work in progress on it. Needs an admin key. A later call that names
-        the model loads it again.
+        the model loads it again. A model that is not loaded is OK, so that a request can be repeated.
 
-        Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND), PERMISSION_DENIED (not an
-        admin key).
+        Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND: no model has this name),
+        PERMISSION_DENIED (not an admin key), FAILED_PRECONDITION (MODEL_IS_DEFAULT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

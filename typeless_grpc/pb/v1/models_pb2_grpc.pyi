@@ -131,10 +131,10 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
 
     UnloadModel: _ModelServiceUnloadModelType
     """Unloads a model, after the work in progress on it. Needs an admin key. A later call that names
-    the model loads it again.
+    the model loads it again. A model that is not loaded is OK, so that a request can be repeated.
 
-    Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND), PERMISSION_DENIED (not an
-    admin key).
+    Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND: no model has this name),
+    PERMISSION_DENIED (not an admin key), FAILED_PRECONDITION (MODEL_IS_DEFAULT).
     """
 
 ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
@@ -193,10 +193,10 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[typeless_grpc.pb.v1.models_pb2.UnloadModelResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.models_pb2.UnloadModelResponse]]:
         """Unloads a model, after the work in progress on it. Needs an admin key. A later call that names
-        the model loads it again.
+        the model loads it again. A model that is not loaded is OK, so that a request can be repeated.
 
-        Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND), PERMISSION_DENIED (not an
-        admin key).
+        Statuses: INVALID_ARGUMENT (no name), NOT_FOUND (MODEL_NOT_FOUND: no model has this name),
+        PERMISSION_DENIED (not an admin key), FAILED_PRECONDITION (MODEL_IS_DEFAULT).
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -23,7 +23,7 @@ import java.util.Optional;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Supplier;
 
-/** What every call needs: a key, a deadline, and patience with a server that says when to come back. */
+/** What every call needs: a key, a deadline, and retries. */
 final class Calls {
   private static final int MAX_ATTEMPTS = 4;
   private static final Metadata.Key<String> KEY_HEADER =
@@ -32,15 +32,15 @@ final class Calls {
   private Calls() {}
 
   /**
-   * Opens a channel. Over a network, take TlsChannelCredentials: what is sent in plain text can be
-   * read on the way.
+   * Opens a channel. Over a network, use TlsChannelCredentials: others can read plain text on the
+   * way.
    */
   static ManagedChannel connect(String target, String key) {
     var builder =
         Grpc.newChannelBuilder(target, InsecureChannelCredentials.create())
             // A transcript of hours is larger than gRPC's 4 MiB.
             .maxInboundMessageSize(64 << 20)
-            // Tells a dead connection from a long silence; the server takes a ping every 10 s.
+            // Detects a dead connection; the server accepts a ping every 5 s.
             .keepAliveTime(30, TimeUnit.SECONDS)
             .keepAliveTimeout(10, TimeUnit.SECONDS);
     return key == null || key.isEmpty() ? builder.build() : builder.intercept(sendKey(key)).build();
@@ -53,10 +53,10 @@ final class Calls {
   }
 
   /**
-   * Makes a call, and makes it again where the server says that it can succeed later, after the time
-   * the server names and as long as the deadline leaves room. The call has to be safe to repeat.
+   * Makes a call, and repeats it after the time in RetryInfo, within the deadline. The call must be
+   * safe to repeat.
    */
-  static <T> T patiently(Deadline deadline, Supplier<T> call) throws InterruptedException {
+  static <T> T withRetries(Deadline deadline, Supplier<T> call) throws InterruptedException {
     for (int attempt = 1; ; attempt++) {
       try {
         return call.get();
@@ -73,26 +73,26 @@ final class Calls {
     }
   }
 
-  /** How long the server asks to wait; empty where waiting would not help. */
+  /** The time in RetryInfo; empty if waiting would not help. */
   private static Optional<Long> retryDelayMs(StatusRuntimeException failed) {
-    var told = detail(failed, RetryInfo.class).map(RetryInfo::getRetryDelay).map(Calls::milliseconds);
-    // Where no server was reached, none could say.
-    boolean isAway = failed.getStatus().getCode() == Status.Code.UNAVAILABLE;
-    return told.isPresent() || !isAway ? told : Optional.of(1000L);
+    var requested = detail(failed, RetryInfo.class).map(RetryInfo::getRetryDelay).map(Calls::milliseconds);
+    // UNAVAILABLE without RetryInfo: no server was reached.
+    boolean isUnreachable = failed.getStatus().getCode() == Status.Code.UNAVAILABLE;
+    return requested.isPresent() || !isUnreachable ? requested : Optional.of(1000L);
   }
 
   private static long milliseconds(Duration duration) {
     return duration.getSeconds() * 1000 + (duration.getNanos() + 999_999) / 1_000_000;
   }
 
-  /** The stable word for programs ("RATE_LIMITED"), or the status where there is none. */
+  /** The stable reason for programs ("RATE_LIMITED"), or the status if there is none. */
   private static String reason(StatusRuntimeException failed) {
     return detail(failed, ErrorInfo.class)
         .map(ErrorInfo::getReason)
         .orElseGet(() -> failed.getStatus().getCode().name());
   }
 
-  /** Prints all that the server says about a call that failed. */
+  /** Prints the full error details of a failed call. */
   static void explain(StatusRuntimeException failed) {
     var status = failed.getStatus();
     System.err.printf("%s: %s%n", status.getCode(), status.getDescription());

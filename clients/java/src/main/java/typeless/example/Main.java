@@ -37,11 +37,11 @@ public final class Main {
   private static final String USAGE =
       """
       usage: java -cp 'target/classes:target/lib/*' typeless.example.Main COMMAND FILE...
-        transcribe FILE   print what is said
+        transcribe FILE   print the text
         stream FILE       send raw samples (16 kHz, 16 bits, mono) at the pace of speech
         batch FILE...     several recordings in one call
         job FILE          transcribe in the background, print subtitles
-        error FILE        ask for something impossible, show how the server says so
+        error FILE        send an invalid request, show the error details
       TYPELESS_SERVER (localhost:50051) and TYPELESS_API_KEY are read from the environment.""";
 
   private final ManagedChannel channel;
@@ -98,7 +98,7 @@ public final class Main {
 
   private void transcribe(String file, TranscriptionOptions options) throws Exception {
     var request = TranscribeRequest.newBuilder().setAudio(audio(file)).setOptions(options).build();
-    var response = Calls.patiently(deadline, () -> transcription().transcribe(request));
+    var response = Calls.withRetries(deadline, () -> transcription().transcribe(request));
     System.out.println(response.getTranscript().getText());
   }
 
@@ -165,7 +165,7 @@ public final class Main {
       var name = Path.of(file).getFileName().toString();
       request.addItems(BatchItem.newBuilder().setName(name).setAudio(audio(file)));
     }
-    var response = Calls.patiently(deadline, () -> transcription().batchTranscribe(request.build()));
+    var response = Calls.withRetries(deadline, () -> transcription().batchTranscribe(request.build()));
     for (var result : response.getResultsList()) {
       var outcome =
           result.hasFailure() ? "failed: " + result.getFailure().getReason() : result.getTranscript().getText();
@@ -184,7 +184,7 @@ public final class Main {
             .setRequestId(UUID.randomUUID().toString())
             .build();
     var jobs = JobsServiceGrpc.newBlockingStub(channel).withDeadline(deadline);
-    Job last = Calls.patiently(deadline, () -> jobs.submitJob(request)).getJob();
+    Job last = Calls.withRetries(deadline, () -> jobs.submitJob(request)).getJob();
     var changes = jobs.watchJob(WatchJobRequest.newBuilder().setJobId(last.getJobId()).build());
     while (changes.hasNext()) {
       last = changes.next().getJob();

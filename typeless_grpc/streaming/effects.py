@@ -1,0 +1,49 @@
+"""The effects of a `session.Session`: what the driver must do, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from typeless_grpc.streaming import events
+from typeless_grpc.streaming.utterances import OpenUtterance, Utterance
+
+
+@dataclass(frozen=True)
+class Emit:
+    """Send an event to the caller. cursors: as they are with this event, and no later one."""
+
+    event: events.Event
+    cursors: events.Cursors
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Decode this utterance for its final."""
+
+    utterance: Utterance
+
+
+@dataclass(frozen=True)
+class Speculate:
+    """This utterance is decoded unless speech resumes: a decode that begins now saves time. is_likely: it will be."""
+
+    utterance: Utterance
+    is_likely: bool
+
+
+@dataclass(frozen=True)
+class CancelSpeculation:
+    """Speech resumed: a speculative decode of this utterance is worthless."""
+
+    utterance_id: int
+
+
+@dataclass(frozen=True)
+class InterimDue:
+    """Decode the open utterance up to this sample. `InterimDecoded` may follow, before its final."""
+
+    utterance: OpenUtterance
+    up_to: int
+
+
+Effect = Emit | Decode | Speculate | CancelSpeculation | InterimDue
