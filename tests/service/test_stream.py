@@ -13,6 +13,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from tests.harness import AUDIO, Served, fixture, serving
+from tests.media import KINDS, media
 from tests.speech import BYTES_PER_S, cut, samples_as_text, silence, speech, tone, words_as_they_come
 from typeless_grpc.client import CallFailed
 from typeless_grpc.clock import FakeClock
@@ -191,6 +192,18 @@ async def test_a_container_is_decoded_as_it_arrives(name):
         await call.done_writing()
         got += await reads(call, is_kind("completed"))
     assert seconds(got[-1].completed.transcript.audio_duration) == pytest.approx(fixture(name)["duration_s"], abs=0.1)
+
+
+@pytest.mark.parametrize("mode", [transcription_pb2.STREAM_MODE_LIVE, transcription_pb2.STREAM_MODE_FILE])
+async def test_text_has_the_times_of_the_container(mode):
+    data = media(KINDS["flv, MP3"], moved=lambda at_s: at_s + (4.9 if at_s < 2.5 else 14.9), with_video=True)
+    async with serving(ScriptedEngine(lambda call: "tone")) as served:
+        got = await events(served, [config(format=None, mode=mode), *audio(data, 5000)])
+    transcript = got[-1].completed.transcript
+    assert seconds(transcript.audio_duration) == pytest.approx(14.9 + 4.5, abs=0.2)
+    segments = [response.segment for response in got if response.HasField("segment")]
+    assert seconds(segments[0].start_offset) == pytest.approx(4.9 + 0.5, abs=0.8)
+    assert seconds(segments[-1].end_offset) == pytest.approx(14.9 + 3.6, abs=0.8)
 
 
 async def test_a_wav_header_that_lies_about_its_length_is_not_believed():

@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from tests.harness import AUDIO, fixture, request, serving
+from tests.media import KINDS, TONES_S, media, onsets_s
 from typeless_grpc.client import CallFailed
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Task, VoiceActivityOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
@@ -86,6 +87,16 @@ async def test_a_file_of_any_container_is_decoded(suffix: str):
     async with serving(engine) as served:
         await served.transcription.Transcribe(transcription_pb2.TranscribeRequest(audio=source))
     assert len(engine.calls[0].audio) / 16_000 == pytest.approx(fixture(file)["duration_s"], abs=0.1)
+
+
+async def test_text_has_the_times_of_the_video_that_a_recording_is_of():
+    engine = ScriptedEngine()
+    video = media(KINDS["mp4"], moved=lambda at_s: at_s + 4.9, with_video=True)
+    source = audio_pb2.AudioSource(content=video)
+    async with serving(engine) as served:
+        answer = await served.transcription.Transcribe(transcription_pb2.TranscribeRequest(audio=source))
+    assert onsets_s(engine.calls[0].audio) == pytest.approx([at_s + 4.9 for at_s in TONES_S], abs=0.07)
+    assert answer.transcript.audio_duration.ToTimedelta().total_seconds() == pytest.approx(4.9 + 4.5, abs=0.1)
 
 
 def audio(content: bytes = b"", **fields: Any) -> transcription_pb2.TranscribeRequest:

@@ -8,7 +8,7 @@ container says in its header how much there should be. So three things are held 
 - seconds: fewer than the header declares, for formats whose header counts samples.
 
 A header that promises less than there is breaks no promise, and one written before the length was known (0, all ones)
-promises nothing. Small losses are let pass: what decodes is honest, and nearly everything.
+promises nothing. Small losses are accepted: the rest is nearly everything, and right.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _SLACK_BYTES, _SLACK_BYTES_SHARE = 1024, 0.01  # the smaller counts: writers tha
 _SLACK_PACKETS_SHARE = 0.02
 _SLACK_S, _SLACK_S_SHARE, _MAX_SLACK_S = 0.3, 0.02, 2.0
 
-# Demuxers whose declared duration is a count of samples, and not a guess from the bit rate.
+# Demuxers whose declared duration is a count of samples, not an estimate from the bit rate.
 _EXACT_DURATIONS = frozenset({"flac", "aiff", "au", "caf", "nistsphere", "w64", "tta", "wv", "ape"})
 
 
 @dataclass
 class Yield:
-    """What came out of a container: bytes of packets, of those that their decoder refused, and seconds of audio."""
+    """The yield of a container: bytes of packets, of those that the decoder refused, and seconds of audio."""
 
     packet_bytes: int = 0
     lost_bytes: int = 0

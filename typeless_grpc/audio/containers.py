@@ -26,12 +26,12 @@ from typeless_grpc.audio.level import FullScale
 from typeless_grpc.audio.timeline import timeline_of
 from typeless_grpc.errors import InvalidInput
 
-# What people record with, and what it is stored in; each reads nothing but the bytes it is handed.
+# The formats that people record and store audio in. None reads anything but the bytes that it is given.
 DEMUXERS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,ircam,loas,matroska,mov,mp3,mpc,mpc8,"
     "mpeg,mpegts,nistsphere,nut,ogg,qcp,rm,sox,tak,tta,voc,w64,wav,wv"
 )
-# The codecs of audio in them, and none of video, pictures or subtitles: what is not named is neither opened nor probed.
+# Their audio codecs, and none of video, pictures or subtitles. FFmpeg neither opens nor probes a codec not named here.
 DECODERS = (
     "aac,aac_latm,ac3,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,adpcm_swf,adpcm_yamaha,alac,als,amrnb,amrwb,"
     "ape,cook,dca,dsd_lsbf,dsd_lsbf_planar,dsd_msbf,dsd_msbf_planar,dst,eac3,evrc,flac,g722,g723_1,"
@@ -67,7 +67,7 @@ class DecodeCancelled(Exception):
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What audio was before decoding: FFmpeg's names of container ("raw" if none) and codec, rate, channels."""
+    """The format of audio before decoding: FFmpeg's names of container ("raw" if none) and codec, rate, channels."""
 
     container: str
     codec: str
@@ -77,7 +77,7 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a source, float32 of shape (n_channels, n_samples), at the source's own rate."""
+    """Decoded audio, float32 of shape (n_channels, n_samples), at the source's own rate."""
 
     samples: Audio
     rate_hz: int
@@ -147,7 +147,7 @@ class ContainerReader:
             raise
 
     def close(self) -> None:
-        """Let go of the decoder; the file stays open."""
+        """Free the decoder; the file stays open."""
         self._container.close()
 
     def blocks(self) -> Iterator[Block]:
@@ -200,7 +200,7 @@ class ContainerReader:
     def _check_holes(self, file: BinaryIO) -> None:
         if not self._is_seekable or self._container.format.name != "ogg":
             return
-        position = file.tell()  # the decoder has read ahead, and goes on from there
+        position = file.tell()  # the decoder has read ahead, and continues there
         n_bytes = file.seek(0, io.SEEK_END)
         n_lost = structures.ogg_holes_bytes(file, n_bytes=n_bytes)
         file.seek(position)
@@ -220,12 +220,7 @@ class ContainerReader:
 
     def _check_source(self, format: AudioFormat) -> None:
         source = self.source
-        if format.sample_rate_hz and format.sample_rate_hz != source.sample_rate_hz:
-            why = f"{format.sample_rate_hz} Hz was said, the file says {source.sample_rate_hz}; leave it out"
-            raise InvalidInput(f"{self._field}.format.sample_rate_hertz", why)
-        if format.n_channels and format.n_channels != source.n_channels:
-            why = f"{format.n_channels} was said, the file says {source.n_channels}; leave it out"
-            raise InvalidInput(f"{self._field}.format.channel_count", why)
+        format.check_file(source.sample_rate_hz, source.n_channels, field=self._field)
         if source.n_channels:  # 0: not known until the first frame is decoded
             self._check_shape(source.sample_rate_hz, source.n_channels)
 

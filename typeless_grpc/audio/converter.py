@@ -1,4 +1,4 @@
-"""From a source's samples to what the engine takes: mixed, at 16 kHz, and loud enough."""
+"""Converts a source's samples for the engine: mixed, at 16 kHz, and loud enough."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typeless_grpc.audio.resampler import Resampler
 
 
 class ChannelsChanged(Exception):
-    """Channels that are kept apart became more or fewer on the way."""
+    """The number of separate channels changed in the middle of the audio."""
 
 
 class Converter:
-    """One recording's or stream's way to 16 kHz; its rate and, where they are mixed, its channels may change."""
+    """Converts one recording or stream. Its rate may change, and so may its channels where they are mixed."""
 
     def __init__(self, *, separate_channels: bool = False, is_live: bool = False) -> None:
         """separate_channels: return shape (n_channels, n_samples) in place of the mono mix (n_samples,).
 
-        is_live: samples are wanted as they come; otherwise some seconds are held, to judge them by what follows.
+        is_live: return samples at once; otherwise hold some seconds, to judge them by the next ones.
         """
         self._separate_channels, self._is_live = separate_channels, is_live
         self._mixer: Mixer | None = None
         self._resampler: Resampler | None = None
         self._levelers: list[Leveler] = []
-        self._uneven: list[Audio] = []  # of each channel: what came before its like of the others
+        self._uneven: list[Audio] = []  # of each channel: samples that the others do not have yet
 
     def feed(self, samples: Audio, rate_hz: int) -> Audio:
-        """What is ready now. samples: shape (n_channels, n_samples), at least one. Raises ChannelsChanged."""
+        """Return the audio that is ready. samples: shape (n_channels, n_samples). Raises ChannelsChanged."""
         before = self._switched(samples.shape[0], rate_hz)
         assert self._resampler is not None
         mixed = samples if self._mixer is None else self._mixer.feed(samples)
@@ -43,7 +43,7 @@ class Converter:
         return np.concatenate([rest, self._shaped([leveler.flush() for leveler in self._levelers])], axis=-1)
 
     def _switched(self, n_channels: int, rate_hz: int) -> Audio | None:
-        """Begin, or go on with another format, as in a chained file; what was left of the one before."""
+        """Begin, or change to another format, as in a chained file; return the rest of the one before."""
         n_mixed = n_channels if self._separate_channels else 1
         is_same_mix = self._separate_channels or (self._mixer is not None and self._mixer.n_channels == n_channels)
         if self._resampler is not None and self._resampler.rate_hz == rate_hz and is_same_mix:
@@ -75,7 +75,7 @@ class Converter:
         return rows[0] if rows else np.zeros(0, dtype=np.float32)
 
     def _stacked(self, rows: list[Audio]) -> Audio:
-        """As much as there is of every channel: each leveler lets go of what it holds in its own time."""
+        """Return what every channel has: the levelers hold samples for different times."""
         if not rows:
             return np.zeros((1, 0), dtype=np.float32)
         if self._uneven:

@@ -1,4 +1,4 @@
-"""Bytes in, float32 at 16 kHz out: whole, or piece by piece so that hours fit into little memory.
+"""Bytes in, float32 at 16 kHz out: whole, or block by block so that hours fit into little memory.
 
 Only decoded samples are counted against the limit: what a header declares is neither believed nor held against good
 audio. Blocks are counted as they come, so a file of any promise costs at most the limit.
@@ -36,7 +36,7 @@ __all__ = ["AudioReader", "DecodeCancelled", "DecodeLimits", "Decoded", "SourceI
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What one recording may cost.
+    """The limits of one recording.
 
     max_duration_s: seconds of decoded audio, above 0. `decode`, which holds all of it, counts those of each channel
     that is kept apart, and takes 64 kB for each. max_channels: of a recording whose channels are kept apart.
@@ -67,7 +67,7 @@ class AudioReader:
     """A recording that is decoded as it is read. Close it, or read its blocks to their end.
 
     data: bytes, or a binary file of any kind, a pipe too; a file is read from its start if it can seek, and not closed.
-    field: path of the `audio` message in the request, "items[3].audio". cancelled: asked at every packet.
+    field: path of the `audio` message in the request, "items[3].audio". cancelled: called for every packet.
     separate_channels: blocks have shape (n_channels, n_samples) in place of the mono mix, (n_samples,).
     block_s: how long a block is, about; it also bounds memory.
     Raises InvalidInput with reason AUDIO_MISSING, AUDIO_UNDECODABLE, AUDIO_EMPTY, AUDIO_TRUNCATED, AUDIO_TOO_LONG, or
@@ -118,7 +118,7 @@ class AudioReader:
         """
         with closing(self):
             n_samples = 0
-            block_samples = max(1, round(1.2 * self._block_s * SAMPLE_RATE_HZ))  # what was held comes all at once
+            block_samples = max(1, round(1.2 * self._block_s * SAMPLE_RATE_HZ))  # held samples come all at once
             parts = self._raw_parts() if self._container is None else self._container_parts(self._container)
             for part in parts:
                 n_samples += part.shape[-1]
@@ -148,7 +148,7 @@ class AudioReader:
                 yield self._container_of(part)
                 continue
             for wav in wavs:
-                # A part has what ContainerReader and PyAV use of a file.
+                # A part has the methods of a file that ContainerReader and PyAV use.
                 yield self._container_of(cast(BinaryIO, wav), {"ignore_length": "1"})
             if completeness.is_much(wavs.n_missing, self._n_bytes or 0):
                 raise truncated(wavs.n_missing, self._field)
@@ -242,7 +242,7 @@ def iter_decode(
     separate_channels: bool = False,
     block_s: float = 1.0,
 ) -> Iterator[Audio]:
-    """Decode piece by piece; arguments, blocks and errors as AudioReader has them."""
+    """Decode block by block; arguments, blocks and errors are those of AudioReader."""
     return AudioReader(
         data,
         format,

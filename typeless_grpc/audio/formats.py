@@ -1,4 +1,4 @@
-"""What audio may look like when it arrives, and what it looks like from here on: float32, mono, 16 kHz."""
+"""The formats that audio may arrive in, and the one that it is decoded to: float32, mono, 16 kHz."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _SAMPLE_BYTES = {
 
 @dataclass(frozen=True)
 class AudioFormat:
-    """What the caller says about its audio.
+    """The format of audio by its request.
 
-    sample_rate_hz, n_channels: needed for raw encodings (channels: 1 unless said); for a container None, or what the
-    file says too. Channels are interleaved.
+    sample_rate_hz, n_channels: needed for raw encodings (channels: 1 by default); for a container None, or the values
+    of the file. Channels are interleaved.
     """
 
     encoding: Encoding = Encoding.CONTAINER
@@ -86,6 +86,19 @@ class AudioFormat:
         if problems:
             raise InvalidInput.of(problems)
         return replace(self, sample_rate_hz=rate_hz, n_channels=n_channels)
+
+    def check_file(self, sample_rate_hz: int | None, n_channels: int | None, *, field: str) -> None:
+        """Raise InvalidInput if the request says another rate or number of channels than its file has.
+
+        field: path of the message that holds `format`.
+        """
+        for name, requested, found in (
+            ("sample_rate_hertz", self.sample_rate_hz, sample_rate_hz),
+            ("channel_count", self.n_channels, n_channels),
+        ):
+            if requested and requested != found:
+                why = f"the request says {requested}, but the file has {found}; omit the field"
+                raise InvalidInput(f"{field}.format.{name}", why)
 
 
 def _rate_problem(rate_hz: int | None, *, is_raw: bool) -> str | None:

@@ -10,10 +10,10 @@ _AVI_READ_BYTES = 4096
 
 
 class InputFile:
-    """What PyAV needs of a file, and no more: it has no name, and no read returns more bytes than requested."""
+    """The methods of a file that PyAV uses. It has no name, and no read returns more bytes than requested."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """file: seekable, or a pipe. What was read of a pipe is kept until `settle`."""
+        """file: seekable, or a pipe. The bytes read from a pipe are kept until `settle`."""
         self._file = file
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
         self._history: bytearray | None = None if file.seekable() else bytearray()

@@ -150,7 +150,7 @@ def parts(file: BinaryIO) -> list[BinaryIO]:
     file.seek(0)
     if len(starts) == 1:
         return [file]
-    # A part has what ContainerReader and PyAV use of a file.
+    # A part has the methods of a file that ContainerReader and PyAV use.
     return [cast(BinaryIO, FilePart(file, *span)) for span in zip(starts, [*starts[1:], n_bytes], strict=True)]
 
 

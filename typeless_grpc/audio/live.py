@@ -20,30 +20,30 @@ _STEP_BYTES = 1 << 16  # fed to the reader of raw samples at once; at most 8 s o
 
 
 class LiveReader(Protocol):
-    """One stream's way from bytes to mono samples at 16 kHz. Raises InvalidInput with AUDIO_… reasons."""
+    """Decodes one stream to mono samples at 16 kHz. Raises InvalidInput with AUDIO_… reasons."""
 
     def feed(self, data: bytes) -> AsyncIterator[Audio]:
-        """The audio that these bytes complete, in blocks of a few seconds at most."""
+        """Return the audio that these bytes complete, in blocks of a few seconds at most."""
         ...
 
     def finish(self) -> AsyncIterator[Audio]:
-        """What is left once no byte follows."""
+        """Return the rest of the audio, after the last byte."""
         ...
 
     def close(self) -> None:
-        """Let go of everything; may be called at any time, and twice."""
+        """Free everything; may be called at any time, and twice."""
         ...
 
     @property
     def declared_s(self) -> float | None:
-        """How long the audio's header says it is; None where it does not."""
+        """The length of the audio in its header, None if unknown."""
         ...
 
 
 def live_reader(format: AudioFormat, *, field: str, is_live: bool = True) -> LiveReader:
     """The reader for a format. field: path of the message that holds `format`. Raises InvalidInput about it.
 
-    is_live: samples are wanted as soon as their bytes are there; otherwise they may wait for a few seconds that follow.
+    is_live: return samples as soon as their bytes arrive; otherwise they may wait for the next few seconds.
     """
     format = format.validated(field)
     reader = RawLiveReader if format.is_raw else _JoinedReader
@@ -177,9 +177,10 @@ class _SniffingReader:
                 yield block
 
     async def _begun(self, header: WavHeader) -> AsyncIterator[Audio]:
-        """Choose the reader of the file that begins; what is left of the one before."""
+        """Choose a reader for the file that begins; return the rest of the file before it."""
         if header.format is not None:
-            self._check_same(header.format)
+            found = header.format
+            self._format.check_file(found.sample_rate_hz, found.n_channels, field=self._field)
         if isinstance(self._reader, RawLiveReader) and header.format == self._raw_format:
             self._reader.begin_anew()
             return
@@ -192,15 +193,6 @@ class _SniffingReader:
             self._reader = ContainerLiveReader(self._format, field=self._field, is_live=self._is_live)
         else:
             self._reader = RawLiveReader(header.format, field=self._field, is_live=self._is_live, may_end_anywhere=True)
-
-    def _check_same(self, found: AudioFormat) -> None:
-        for name, said, says in (
-            ("sample_rate_hertz", self._format.sample_rate_hz, found.sample_rate_hz),
-            ("channel_count", self._format.n_channels, found.n_channels),
-        ):
-            if said and said != says:
-                why = f"{said} was said, the file says {says}; leave it out"
-                raise InvalidInput(f"{self._field}.format.{name}", why)
 
 
 class RawLiveReader:
@@ -233,7 +225,7 @@ class RawLiveReader:
             raise InvalidInput(AUDIO_FIELD, ends, reason="AUDIO_TRUNCATED")
 
     def begin_anew(self) -> None:
-        """What follows begins with a whole sample."""
+        """Drop an incomplete sample: the next data begins with a whole one."""
         self._reader.begin_anew()
 
     def close(self) -> None:

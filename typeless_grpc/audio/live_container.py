@@ -47,7 +47,7 @@ class ContainerLiveReader:
         self.declared_s: float | None = None
 
     async def feed(self, data: bytes) -> AsyncIterator[Audio]:
-        """See `LiveReader`. What follows the end of the container is ignored."""
+        """See `LiveReader`. Bytes after the end of the container are ignored."""
         if self._ended or not data:
             return
         self._pipe.data += data
@@ -109,7 +109,7 @@ class ContainerLiveReader:
         return of_the_stream(error, self._field) if isinstance(error, InvalidInput) else error
 
     def _decode(self) -> None:
-        # The pipe has what ContainerReader and PyAV use of a file.
+        # The pipe has the methods of a file that ContainerReader and PyAV use.
         file = cast(BinaryIO, self._pipe)
         reader = ContainerReader(
             file, self._format, field=self._field, cancelled=lambda: self._closed, options=_LIVE_OPTIONS
@@ -125,7 +125,7 @@ class ContainerLiveReader:
             self._flush()
 
     def _starve(self) -> None:
-        """The decoder wants bytes that are not there: give what is ready, and wait for more."""
+        """Hand over the audio that is ready, and wait for more bytes."""
         self._flush()
         self._hand_over(_Need())
         self._wait()

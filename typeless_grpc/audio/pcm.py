@@ -1,4 +1,4 @@
-"""Raw samples, as telephones and microphones send them, to float32 at 16 kHz."""
+"""Converts raw samples, as telephones and microphones send them, to float32 at 16 kHz."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typeless_grpc.errors import InvalidInput
 
 
 class PcmReader:
-    """Reads a stream of raw audio that comes in pieces of any size; any cutting gives the same samples.
+    """Reads a stream of raw audio, cut anywhere; any cutting gives the same samples.
 
-    Memory is bounded by the piece that is fed: between pieces it keeps less than one frame of bytes, and what
-    `Converter` holds.
+    Memory is bounded by the data that is fed: between two feeds it keeps less than one frame of bytes, and the samples
+    that `Converter` holds.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class PcmReader:
 
     @property
     def n_pending_bytes(self) -> int:
-        """Bytes that wait for the rest of their frame. Not 0 at the end: the stream was cut within a sample."""
+        """Bytes of an incomplete frame. If it is not 0 at the end, the stream was cut within a sample."""
         return len(self._pending)
 
     def begin_anew(self) -> None:
-        """What follows begins with a whole frame: leave out what waits."""
+        """Drop an incomplete frame: the next data begins with a whole one."""
         self._pending = b""
 
     def feed(self, data: bytes) -> Audio:
@@ -69,7 +69,7 @@ class PcmReader:
         return self._converter.feed(samples, self._format.sample_rate_hz or 0)
 
     def flush(self) -> Audio:
-        """What is still held; an incomplete last frame is left out. Ends the stream. Raises as `feed` does."""
+        """End the stream and return the samples still held; an incomplete last frame is dropped."""
         if self._check is not None:
             self._check.finish()
         return self._converter.flush()

@@ -1,4 +1,4 @@
-"""Resamples any rate to 16 kHz, block by block."""
+"""From any sample rate to 16 kHz, block by block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 
 
 class Resampler:
-    """Resamples one recording or stream to 16 kHz, each channel separately.
+    """One recording's or stream's way to 16 kHz; each channel on its own.
 
     libswresample with its default filter (Kaiser window, 32 taps at the lower rate): flat to 7 kHz, -26 dB at 8.5 kHz,
     under -60 dB from 9 kHz. Its output is bit for bit the same however the input is cut into blocks.
@@ -19,7 +19,7 @@ class Resampler:
         self.rate_hz = rate_hz
         self.n_channels = n_channels
         self._channels = [
-            # "flt" and "mono" on both sides, so that libswresample never mixes or guesses a layout.
+            # "flt" and "mono" on both sides: libswresample neither mixes nor guesses a layout.
             av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
             for _ in range(n_channels if rate_hz != SAMPLE_RATE_HZ else 0)
         ]

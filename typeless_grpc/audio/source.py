@@ -1,4 +1,4 @@
-"""Audio whose bytes do not come with the request."""
+"""Fetches audio whose bytes do not come with the request."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class SileroDetector:
 
     def __init__(self, model_path: Path | None = None) -> None:
         """model_path: faster-whisper's own file unless given. Raises EngineFailed if it is absent or broken."""
-        # From 1.29 on, onnxruntime reports to its makers on Linux too, unless told otherwise before it is imported.
+        # From 1.29 on, onnxruntime reports to its makers on Linux too, unless this is set before it is imported.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
@@ -128,7 +128,7 @@ class SpeechSpanOptions:
 
     @property
     def end_threshold(self) -> float:
-        """Speech that has begun goes on until a frame is below this: Silero's hysteresis."""
+        """Speech lasts until a frame is below this: Silero's hysteresis."""
         return max(self.threshold - 0.15, 0.01)
 
 
@@ -186,7 +186,7 @@ def _speech(
 
 
 def _cut(speech: Span, pauses: list[Span], *, max_samples: float) -> Iterator[Span]:
-    """Pieces of at most max_samples: cut at the longest pause within reach, and hard where there is none."""
+    """Cut speech into spans of at most max_samples: at the longest pause within reach, or anywhere if there is none."""
     start = speech.start
     while speech.end - start > max_samples:
         limit = start + int(max_samples)

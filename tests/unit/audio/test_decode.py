@@ -225,15 +225,15 @@ def test_a_wav_cut_short_is_truncated_and_says_by_how_much() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "field"),
+    ("requested", "field"),
     [
         (AudioFormat(sample_rate_hz=8_000), "audio.format.sample_rate_hertz"),
         (AudioFormat(n_channels=2), "audio.format.channel_count"),
     ],
 )
-def test_what_is_said_of_a_container_must_be_what_it_says_itself(said: AudioFormat, field: str) -> None:
+def test_the_format_of_a_container_must_be_that_of_the_request(requested: AudioFormat, field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        decode(SMALL["wav"], said, LIMITS)
+        decode(SMALL["wav"], requested, LIMITS)
     assert caught.value.violations[0].field == field
     decode(SMALL["wav"], AudioFormat(sample_rate_hz=16_000, n_channels=1), LIMITS)
 

@@ -23,8 +23,8 @@ from typeless_grpc.errors import InvalidInput
 CONTAINER = AudioFormat()
 
 
-async def read(reader: LiveReader, pieces: Iterable[bytes], *, finish: bool = True) -> Audio:
-    blocks = [block for piece in pieces async for block in reader.feed(piece)]
+async def read(reader: LiveReader, parts: Iterable[bytes], *, finish: bool = True) -> Audio:
+    blocks = [block for part in parts async for block in reader.feed(part)]
     if finish:
         blocks += [block async for block in reader.finish()]
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
@@ -124,7 +124,7 @@ async def test_blocks_are_short_however_much_is_fed():
     reader.close()
 
 
-async def test_raw_audio_that_ends_within_a_sample_is_told():
+async def test_raw_audio_that_ends_within_a_sample_is_reported():
     reader = live_reader(AudioFormat(Encoding.PCM_S16LE, 16_000), field="config")
     await read(reader, [b"\1\2\3"], finish=False)
     with pytest.raises(InvalidInput) as caught:
@@ -133,7 +133,7 @@ async def test_raw_audio_that_ends_within_a_sample_is_told():
 
 
 @pytest.mark.parametrize(("rate_hz", "field"), [(44_100, "sample_rate_hertz"), (16_000, "")])
-async def test_a_wav_that_is_not_what_was_said_is_refused(rate_hz, field):
+async def test_a_wav_that_is_not_as_requested_is_refused(rate_hz, field):
     reader = live_reader(AudioFormat(Encoding.CONTAINER, rate_hz), field="config")
     data = (AUDIO / "en_short.wav").read_bytes()
     if field:

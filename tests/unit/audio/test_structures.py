@@ -1,4 +1,4 @@
-"""What is left of damaged files: nothing is taken for whole that is not, and what is heard has its right time."""
+"""Damaged files: none is taken for a whole one, and the audio that is left has its right times."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def webm_with_a_pause(start_s: float, pause_s: float) -> bytes:
 
 
 def test_a_pause_that_was_not_recorded_is_silence():
-    heard = decode(webm_with_a_pause(1.0, 3.0), CONTAINER, LIMITS)
-    assert heard.duration_s == pytest.approx(5.0, abs=0.1)
-    loud = np.abs(heard.samples) > 0.1
+    decoded = decode(webm_with_a_pause(1.0, 3.0), CONTAINER, LIMITS)
+    assert decoded.duration_s == pytest.approx(5.0, abs=0.1)
+    loud = np.abs(decoded.samples) > 0.1
     assert loud[: int(0.9 * SAMPLE_RATE_HZ)].any()
     assert loud[int(4.1 * SAMPLE_RATE_HZ) :].any()
     assert not loud[int(1.2 * SAMPLE_RATE_HZ) : int(3.8 * SAMPLE_RATE_HZ)].any()
 
 
-def test_the_track_that_is_the_default_is_heard():
+def test_the_default_track_is_decoded():
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
         streams = [container.add_stream("flac", rate=16_000, layout="mono") for _ in range(2)]
@@ -72,7 +72,7 @@ def test_an_ogg_file_with_a_hole_is_not_taken_for_whole(kind: str):
     assert reason_of(b"".join(pages)) == "AUDIO_TRUNCATED"
 
 
-def test_who_comes_late_to_a_broadcast_in_ogg_is_heard():
+def test_a_broadcast_in_ogg_may_be_joined_late():
     pages = pages_of(OGG)
     n_headers = 2
     late = b"".join(pages[:n_headers] + pages[n_headers + 3 :])
