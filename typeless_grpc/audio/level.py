@@ -1,4 +1,4 @@
-"""Samples whose size is not what it should be: far outside their range, or too faint for the voice activity model."""
+"""Corrects samples that are far out of range, or too faint for the voice activity model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 
-LOOKAHEAD_S = 3.0  # of recordings; what is levelled as it arrives cannot look ahead
+LOOKAHEAD_S = 3.0  # of recordings; live audio is leveled without lookahead
 
 _FULL_SCALES = (1.0, float(1 << 15), float(1 << 23), float(1 << 31))  # of floats, and of integers written as floats
 _HEADROOM = 1.5  # above full scale: loud, and clipped
@@ -20,26 +20,26 @@ _FAINT = 10 ** (-56 / 20)  # Silero finds all speech whose peaks are above it, h
 _OFFSET = 0.02  # a constant one, louder than all else, hides speech from Silero
 _TARGET = 0.1
 _MAX_GAIN = 10_000.0
-_LOUD_HOPS = 3  # louder than faint for so long: no click
+_LOUD_HOPS = 3  # this long above faint: no click
 _WINDOW_HOPS = 30
 _MIN_HOPS = 5
 _FLOOR = 1e-14  # power, so that it has a logarithm; the noise of rounding to 16 bits is far above
-_SPEECH_RANGE_DB = 12.0  # between loud and quiet tenths of a second; the noise of a room has less
-_MIN_TURNS = 3  # times that loud and quiet take turns
+_SPEECH_RANGE_DB = 12.0  # between loud and quiet tenths of a second; room noise has less
+_MIN_TURNS = 3  # changes between loud and quiet
 
 
 class FullScale:
-    """Scales floats that were written as integers to [-1, 1]; the result does not depend on how they are cut."""
+    """Scales floats with the values of integers to [-1, 1]. The result does not depend on how the input is cut."""
 
     def __init__(self) -> None:
         self._scale = _FULL_SCALES[0]
         self._n_over = self._n_sounding = self._n_fractions = 0
 
     def scaled(self, samples: Audio | npt.NDArray[np.float64]) -> Audio | None:
-        """In [-1, 1]; None where they are larger than any format writes them.
+        """The samples in [-1, 1]; None if they are too large for any format.
 
-        samples: finite, in their order in time, any number of them. What is a little too loud is clipped, and so are
-        the few samples that it takes to find out.
+        samples: finite, in order, any number. Samples that are a little too loud are clipped, as are the few before the
+        scale is known.
         """
         done: list[Audio] = []
         while len(samples):
@@ -68,10 +68,10 @@ class FullScale:
 
 
 class Leveler:
-    """Raises a recording that is too faint for the voice activity model, if there is something like speech in it.
+    """Raises one channel at 16 kHz if it is too faint for the voice activity model and resembles speech.
 
-    And takes off a constant offset that is louder than the speech. Of one channel at 16 kHz. What is loud enough and
-    has no such offset passes as it is, to the bit, and so does all that follows it.
+    It also removes a constant offset that is louder than the speech. Audio that is loud enough and has no such offset
+    passes unchanged, and so does everything after it.
     """
 
     def __init__(self, *, lookahead_s: float = 0.0) -> None:
@@ -101,21 +101,21 @@ class Leveler:
             if self._n_ahead == 0:
                 done.append(self._raised(part))
             if self._n_hop == _HOP_SAMPLES:
-                self._look()
+                self._analyze()
                 done.append(self._released(self._whole_hop()))
         return _joined(done)
 
     def flush(self) -> Audio:
         """The rest. Nothing may be fed after it."""
         if self._n_hop and not self._is_settled:
-            self._look()
+            self._analyze()
         if _MIN_HOPS <= self._n_hops < _WINDOW_HOPS:
             self._judge_offset()
         return self._released(self._whole_hop(), all=True)
 
     @property
     def _is_settled(self) -> bool:
-        """Whether nothing that follows can change how it passes."""
+        """Whether later audio cannot change the result any more."""
         return self._n_loud >= _LOUD_HOPS and (abs(self._offset) <= _OFFSET or self._n_hops >= _WINDOW_HOPS)
 
     def _whole_hop(self) -> Audio:
@@ -123,21 +123,21 @@ class Leveler:
         self._hop, self._n_hop = [], 0
         return hop if self._n_ahead else hop[:0]
 
-    def _look(self) -> None:
+    def _analyze(self) -> None:
         hop = np.concatenate(self._hop)
         self._n_hops += 1
         self._offset += (float(hop.mean()) - self._offset) / self._n_hops
         hop = hop - hop.mean()
         peak = float(np.abs(hop).max())
         self._n_loud += peak > _FAINT
-        if peak <= _FAINT or self._n_loud > 1:  # else it may be a click
+        if peak <= _FAINT or self._n_loud > 1:  # otherwise it may be a click
             self._peak = max(self._peak, peak)
         if self._n_hops == _WINDOW_HOPS:
             self._judge_offset()
         if self._n_loud >= _LOUD_HOPS:
             self._gain = 1.0
             return
-        if hop.any():  # between words a noise gate leaves nothing, which says nothing of the noise
+        if hop.any():  # a noise gate leaves zeros between words, which tell nothing about the noise
             self._powers.append(float((hop.astype(np.float64) ** 2).mean()))
         if self._gain > 1.0 or self._is_like_speech():
             self._gain = min(_MAX_GAIN, _TARGET / self._peak)
@@ -154,7 +154,7 @@ class Leveler:
         return bool(loud - quiet > _SPEECH_RANGE_DB and turns >= _MIN_TURNS)
 
     def _released(self, samples: Audio, *, all: bool = False) -> Audio:
-        """Hold samples, and give those of which enough that follows is known."""
+        """Hold samples, and release those that have enough lookahead."""
         self._ahead.append(samples)
         self._n_held += len(samples)
         ready: list[Audio] = []

@@ -1,13 +1,13 @@
-"""Many channels to one, so that whoever speaks is heard in it.
+"""Mixes several channels to one without losing the speech of any.
 
-The mean of all channels is right for nearly every recording: it cannot clip, and drops nobody. It is wrong where
+The mean of all channels is right for nearly every recording: it cannot clip, and drops no speaker. It is wrong if
 
-- channels cancel one another, since one of them is inverted (a wrong cable): their signs are aligned;
-- a channel is a late copy of another, which blurs every word: the copy is left out;
-- a channel holds nothing but hum or noise, loud enough to cover the speech of another: it is left out, until
-  something happens in it.
+- channels cancel each other, because one is inverted (a wrong cable): the mixer aligns their signs;
+- a channel is a late copy of another, which blurs every word: the mixer leaves the copy out;
+- a channel has only hum or noise, loud enough to mask the speech of another: the mixer leaves it out until it changes.
 
-Each is told from the tenths of a second around the one that is mixed. Without evidence it is the mean, to the bit.
+Each decision depends on the tenths of a second around the one that is mixed. Without evidence, the result is exactly
+the mean. docs/measurements/signals.md has the measurements of late copies.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ import numpy.typing as npt
 
 from typeless_grpc.audio.formats import Audio
 
-LOOKAHEAD_S = 2.0  # of recordings; what is mixed as it arrives cannot look ahead
+LOOKAHEAD_S = 2.0  # of recordings; live audio is mixed without lookahead
 
 _HOPS_PER_S = 10
 _PAST_HOPS = 20
-_FADE_S = 0.01  # from one mix to the next, so that it does not click
+_FADE_S = 0.01  # from one mix to the next, without a click
 _SPEECH_HZ = (300, 3400)  # what telephones carry: enough to understand, and above the hum of the mains
 _CANCELS = 0.25  # the mean keeps less than so much of the energy that it has with the signs aligned: 6 dB
 _COPY_RATE_HZ = 8_000
 _COPY_EVERY_HOPS = 5
-_COPY_LAGS_S = (0.002, 1.5)  # a shorter delay is that of two microphones, and blurs nothing
-_COPY, _NO_COPY = 0.2, 0.1  # whitened correlation above which it is a copy, and below which it is none any more
-_EXPLAINS = 0.7  # correlation above which a tenth of a second holds the copy, and nothing else that is as loud
-_MAX_COPY_CHANNELS = 4  # more are not compared, in pairs
-_STEADY_DB, _LIVELY_DB = 4.0, 9.0  # between loud and quiet tenths: noise and hum have less, speech has more
-_COVERS_DB = -20.0  # noise below the speech by more than this does no harm
-_EVENT_DB = 4.0  # louder than usual: something happens
+_COPY_LAGS_S = (0.002, 1.5)  # two microphones have shorter delays, which blur nothing
+_COPY, _NO_COPY = 0.2, 0.1  # whitened correlation: above, a channel is a copy; below, it is no longer one
+_EXPLAINS = 0.7  # correlation above which a tenth of a second is mostly the copy
+_MAX_COPY_CHANNELS = 4  # with more channels, pairs are not compared
+_STEADY_DB, _LIVELY_DB = 4.0, 9.0  # range of loudness: noise and hum have less, speech has more
+_COVERS_DB = -20.0  # noise this far below the speech does no harm
+_EVENT_DB = 4.0  # louder than usual by this: not only noise
 _SILENCE_DB = -100.0
 
 _Matrix = npt.NDArray[np.float64]
@@ -61,7 +61,7 @@ class _Late:
 
 
 class Mixer:
-    """One recording's or stream's way to mono. The result does not depend on how the input is cut."""
+    """Mixes one recording or stream to mono. The result does not depend on how the input is cut."""
 
     def __init__(self, rate_hz: int, n_channels: int, *, lookahead_s: float = 0.0) -> None:
         self.rate_hz, self.n_channels = rate_hz, n_channels
@@ -69,7 +69,7 @@ class Mixer:
         self._n_ahead = round(lookahead_s * _HOPS_PER_S)
         self._pending: list[Audio] = []  # less than a hop
         self._n_pending = 0
-        self._ahead: deque[Audio] = deque()  # hops that were looked at, and are not mixed yet
+        self._ahead: deque[Audio] = deque()  # hops that are analyzed, and not mixed yet
         self._hops: deque[_Hop] = deque(maxlen=_PAST_HOPS + self._n_ahead + 1)
         self._weights = self._mean = np.full(n_channels, 1 / n_channels)
         self._signs = np.ones(n_channels)
@@ -145,7 +145,7 @@ class Mixer:
         return mixed
 
     def _decided(self) -> _Matrix:
-        """What each channel counts in the hop that is next, by those around it."""
+        """The weight of each channel in the next hop, from the hops around it."""
         gram = np.sum([hop.gram for hop in self._hops], axis=0)
         self._align(gram)
         if self.n_channels <= _MAX_COPY_CHANNELS and self._n_hops % _COPY_EVERY_HOPS == 0:
@@ -180,12 +180,12 @@ class Mixer:
             self._signs = np.ones(self.n_channels)
 
     def _find_late(self) -> None:
-        """Look for channels that are another one, later."""
+        """Find channels that are late copies of another."""
         coarse = np.diff(np.concatenate([hop.coarse for hop in self._hops], axis=1), axis=1)
         energy = float(np.sum(coarse.astype(np.float64) ** 2, axis=1).max(initial=0.0))
         self._loudest = max(self._loudest, energy)
         if coarse.shape[1] < self._coarse_hop_samples or energy <= 0.01 * self._loudest:
-            return  # nobody speaks: it is as it was
+            return  # no speech: nothing changes
         n_points = 1 << (2 * coarse.shape[1] - 1).bit_length()
         spectra = np.fft.rfft(coarse, n_points, axis=1)
         # Whitened, so that all of speech counts and not its loudest tone, which is like itself at any lag.
@@ -200,7 +200,7 @@ class Mixer:
                 self._late.pop(channel, None)
 
     def _copies(self) -> npt.NDArray[np.bool_]:
-        """Which channels say now what another one said before, and nothing of their own."""
+        """Which channels now hold a late copy and no speech of their own."""
         copies = np.zeros(self.n_channels, dtype=bool)
         if not self._late:
             return copies
@@ -233,7 +233,7 @@ class Mixer:
 def _late_likeness(
     one: npt.NDArray[np.complex128], other: npt.NDArray[np.complex128], lags: tuple[int, int]
 ) -> tuple[float, int]:
-    """How like one is to what other was before, and how long before: 1 for a copy, 0 for a stranger or if in step."""
+    """Similarity of one to an earlier part of other, and the lag: 1 for a copy, 0 if unrelated or simultaneous."""
     products = np.abs(np.fft.irfft(one * other.conj()))
     shortest, longest = lags[0], min(lags[1], len(products) // 2)
     if longest <= shortest:

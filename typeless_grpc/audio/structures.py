@@ -1,4 +1,4 @@
-"""How long a recording is by its own structure: what its first bytes, chunks, boxes and pages say of the rest."""
+"""How many bytes a recording should have by its own chunks, boxes and pages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import BinaryIO
 
 from typeless_grpc.audio.wav import is_open_ended
 
-_MAX_ELEMENTS = 100_000  # chunks, boxes or pages looked at, against files made of headers
+_MAX_ELEMENTS = 100_000  # chunks, boxes or pages read; bounds files that are made of headers
 _MAX_EBML_HEADER_BYTES = 4096  # some 40 in practice
 _MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
-_OGG_HEADER_PAGES = 4  # behind them the numbers jump where somebody came late to a broadcast
+_OGG_HEADER_PAGES = 4  # page numbers may jump after them in a recording of a broadcast
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_BROADCAST = 1  # a flag: sizes and durations were not known when the header was written
@@ -19,7 +19,7 @@ _W64_HEADER = b"riff\x2e\x91\xcf\x11"
 
 
 def missing_bytes(file: BinaryIO, *, n_bytes: int) -> int:
-    """How many bytes the file's own structure says should follow its end; 0 if it says nothing.
+    """How many bytes are missing at the end, by the file's own structure; 0 if it does not say.
 
     file: seekable, n_bytes long; left at its start.
     """
@@ -46,7 +46,7 @@ def missing_bytes(file: BinaryIO, *, n_bytes: int) -> int:
         elif head[:3] == b"ID3" or head[:1] == b"\xff":
             promised = _mp3_end(file, head)
     except (struct.error, IndexError, ValueError):
-        pass  # The structure itself is cut or nonsense: its decoder will say so.
+        pass  # The structure itself is damaged, which its decoder reports.
     file.seek(0)
     return max(0, promised - n_bytes)
 
@@ -149,9 +149,9 @@ def _mp3_end(file: BinaryIO, head: bytes) -> int:
 
 
 def ogg_holes_bytes(file: BinaryIO, *, n_bytes: int) -> int:
-    """How many bytes of an Ogg file are between its pages, or gone by the pages' numbers (RFC 3533, section 6).
+    """How many bytes of an Ogg file are outside its pages, or missing by the page numbers (RFC 3533, section 6).
 
-    A decoder goes on behind a hole as if nothing had been said there.
+    Decoders continue after a hole as if it were not there.
     """
     n_lost, at = 0, 0
     n_pages, n_missing_pages = 0, 0

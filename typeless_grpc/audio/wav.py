@@ -1,9 +1,8 @@
-"""WAV as it arrives: its header read by us, its lengths not believed.
+"""Parses WAV as it arrives, without trusting its lengths.
 
-A recorder that writes into a pipe puts anything for a length, one that crashes leaves an old one, and `cat` puts files
-one after another. So samples go on until something tells that they do not: the header of another file, or a chunk of
-metadata. FFmpeg believes lengths, or else takes what follows the samples for samples; and it looks at the first 64 kB
-before it gives one, which is two seconds of speech.
+A recorder that writes to a pipe cannot know the length, one that crashes leaves an old one, and `cat` joins files. So
+samples continue until the header of another file or a chunk of metadata follows. FFmpeg trusts lengths, or else reads
+what follows as samples, and it reads 64 kB, two seconds of speech, before it returns any.
 """
 
 from __future__ import annotations
@@ -31,27 +30,27 @@ _W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_WAVE = b"wave" + _W64_TAIL
 _W64_OPEN_ENDED = 1 << 62  # FFmpeg reads until the file ends
 
-# What cannot be samples: seven bytes at least that are right at one place; some of them are looked for first.
+# Signatures of at least seven bytes, which samples do not have by chance. The marks within them are searched first.
 _FILE = re.compile(rb"(?:RIFF|RIFX|RF64|BW64)....WAVE|" + re.escape(_W64_RIFF), re.DOTALL)
 _METADATA = re.compile(rb"LIST....(?:INFO|adtl)|(?:id3 |ID3 )....ID3[\x02-\x04]", re.DOTALL)
 _MARKS = {b"WAVE": 8, b"INFO": 8, b"adtl": 8, b"ID3": 8, _W64_RIFF: 0}
 _SIGNATURE_BYTES = 24  # the longest header of a chunk
-# At the very place where the samples are said to end, less will do: a name, and a length that metadata may have.
+# Where the header says that the samples end, a name and a plausible length are enough.
 _CHUNK_NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_ ]{3}")
 _MAX_METADATA_BYTES = 1 << 24
 _ID3V1_BYTES = 128
 
 
 class NotForUs(Exception):
-    """No WAV file, or one of a kind that is left to FFmpeg."""
+    """Not a WAV file, or one of a kind that FFmpeg has to read."""
 
 
 @dataclass(frozen=True)
 class WavHeader:
-    """A file begins. head: all bytes before its samples, with a length that FFmpeg takes to be open-ended.
+    """The beginning of a file. head: all bytes before its samples, with a length that means open-ended to FFmpeg.
 
-    format: raw, with its rate and channels; None where only FFmpeg reads the samples. n_bytes: where the samples
-    begin. n_declared: bytes of samples that the header promises; None if it does not know.
+    format: raw, with its rate and channels; None if only FFmpeg reads the samples. n_bytes: where the samples begin.
+    n_declared: bytes of samples by the header; None if it does not say.
     """
 
     format: AudioFormat | None
@@ -61,7 +60,7 @@ class WavHeader:
 
 
 def wav_header(head: bytes) -> WavHeader | None:
-    """The header at the beginning of head, None where more bytes are needed to tell. Raises NotForUs."""
+    """The header at the beginning of head, None if more bytes are needed. Raises NotForUs."""
     if head[:16] == _W64_RIFF[: len(head[:16])] and head[:1]:
         return _w64_header(head)
     return _riff_header(head)
@@ -111,7 +110,7 @@ def _w64_header(head: bytes) -> WavHeader | None:
 
 
 def is_open_ended(size: int) -> bool:
-    """Sizes that writers to a pipe put where they cannot know it: 0, and those next to 2^31 and 2^32."""
+    """Whether a size stands for an unknown one: 0, or next to 2^31 or 2^32, as writers to a pipe have it."""
     return size == 0 or 0x7FFF0000 <= size <= 0x80000000 or size >= 0xFFFF0000
 
 
@@ -128,32 +127,32 @@ def _format(body: bytes, order: str) -> AudioFormat | None:
 
 
 class WavParser:
-    """Takes the bytes of WAV files that follow one another, and gives their headers and samples, however it is cut."""
+    """Parses WAV files that follow one another into headers and samples, however the input is cut."""
 
     def __init__(self) -> None:
-        self.waiting = bytearray()  # not looked at, or not known what it is
+        self.waiting = bytearray()  # not parsed yet
         self._header: WavHeader | None = None
         self._is_between = True  # before a header
-        self._is_denied = False  # it is none, though it begins like one
+        self._is_denied = False  # it begins like a header, and is none
         self._n_samples = 0  # bytes of samples of this file so far
-        self._n_end: int | None = None  # of them, by its own account
+        self._n_end: int | None = None  # of them, by the header
         self._n_skip = 0  # bytes of metadata that are still to come
 
     @property
     def n_missing(self) -> int:
-        """Bytes of samples that the last file promises, and that have not come."""
+        """Bytes of samples that the last file declares and does not have."""
         return max(0, self._n_end - self._n_samples) if self._n_end is not None else 0
 
     def feed(self, data: bytes) -> Iterator[WavHeader | bytes]:
-        """What these bytes complete: a header where a file begins, then its samples.
+        """The headers and samples that these bytes complete.
 
-        Raises NotForUs instead of the first header; all bytes are in `waiting` then.
+        Raises NotForUs instead of the first header; all bytes are then in `waiting`.
         """
         self.waiting += data
         yield from self._parsed(is_end=False)
 
     def finish(self) -> Iterator[WavHeader | bytes]:
-        """What is left once no byte follows."""
+        """The rest, at the end of the input."""
         yield from self._parsed(is_end=True)
 
     def _parsed(self, *, is_end: bool) -> Iterator[WavHeader | bytes]:
@@ -174,12 +173,12 @@ class WavParser:
                 self.waiting.clear()  # the padding at the end of the file
             elif not (self._n_samples == self._n_end and self._has_passed_chunk(may_be_any=True)):
                 if self._n_samples == self._n_end:
-                    self._n_end = None  # that was not true
+                    self._n_end = None  # the header is wrong
                 if samples := self._taken(is_end=is_end):
                     yield samples
 
     def _next_header(self, *, is_end: bool) -> WavHeader | None:
-        """None where more bytes are needed, or where it only looked like one, in the middle of samples."""
+        """The next header; None if more bytes are needed, or if these are samples that resemble one."""
         try:
             header = wav_header(bytes(self.waiting))
             is_none = header is None and is_end
@@ -197,7 +196,7 @@ class WavParser:
         return header
 
     def _taken(self, *, is_end: bool) -> bytes:
-        """Samples up to their declared end or what cannot be some; none where it is something else that comes now."""
+        """Samples up to their declared end or the next signature; none if a file or a chunk begins here."""
         at = self._signature(0)
         if at == 0:
             if self._is_denied:
@@ -216,7 +215,7 @@ class WavParser:
         return samples
 
     def _signature(self, start: int) -> int | None:
-        """Where the next file or chunk of metadata begins, from start on."""
+        """Where the next file or chunk of metadata begins, at or after start."""
         found = []
         for mark, n_before in _MARKS.items():
             at = self.waiting.find(mark, start + n_before)
@@ -228,10 +227,10 @@ class WavParser:
         return min(found, default=None)
 
     def _has_passed_chunk(self, *, may_be_any: bool) -> bool:
-        """Whether what comes now is no sample, but another file, or a chunk, which is passed over.
+        """Skip a chunk, or begin another file, if one follows; whether it did.
 
-        After an odd number of bytes there should be one more, which many writers leave out. may_be_any: the samples are
-        said to end here.
+        An odd number of bytes should have one byte of padding, which many writers omit. may_be_any: by the header, the
+        samples end here.
         """
         for n_padding in (0, 1) if may_be_any else (0,):
             head = bytes(self.waiting[n_padding : n_padding + _SIGNATURE_BYTES])
@@ -254,7 +253,7 @@ class WavParser:
 
 
 def _metadata_bytes(head: bytes) -> int | None:
-    """How long the chunk that begins so is, without its padding; None if it is none."""
+    """The length of the chunk with this head, without its padding; None if it is not a chunk."""
     if head[:3] == b"TAG":
         return _ID3V1_BYTES
     if re.match(rb"ID3[\x02-\x04]", head) and len(head) >= 10 and max(head[6:10]) < 128:
@@ -270,7 +269,7 @@ def _metadata_bytes(head: bytes) -> int | None:
 
 
 class WavPart:
-    """One file among those that follow one another, as a file that cannot seek; its lengths are open-ended."""
+    """One of several WAV files, as a file object that cannot seek; its header says open-ended."""
 
     def __init__(self, header: WavHeader, parts: WavParts) -> None:
         self._data, self._parts = header.head, parts
@@ -294,10 +293,10 @@ class WavPart:
 
 
 class WavParts:
-    """The WAV files in a file, one after the other; each is to be read to its end before the next."""
+    """The WAV files within a file. Read each to its end before the next."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """file: read from where it stands. Raises NotForUs, having read some of it, if it begins with no WAV file."""
+        """file: read from its position. Raises NotForUs, after reading some of it, if it is not WAV."""
         self._file = file
         self._parser = WavParser()
         self._items = self._all()
@@ -311,15 +310,15 @@ class WavParts:
             header, self._next = self._next, None
             yield WavPart(header, self)
             while self.next_samples():
-                pass  # the decoder had enough
+                pass  # the decoder stopped early
 
     @property
     def n_missing(self) -> int:
-        """See `WavParser`; known once all parts were read."""
+        """See `WavParser`. Known once all parts are read."""
         return self._parser.n_missing
 
     def next_samples(self) -> bytes:
-        """More samples of the part; empty at its end."""
+        """More samples of the current part; empty at its end."""
         if self._next is not None:
             return b""
         item = next(self._items, b"")
