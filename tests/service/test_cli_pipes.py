@@ -329,7 +329,7 @@ async def test_a_long_name_does_not_break_the_table(command: str, tmp_path: Path
 
 async def test_an_error_of_a_pipe_names_it(monkeypatch: pytest.MonkeyPatch):
     def broken(_file: Path, _block_bytes: int = 0) -> Any:
-        return audio_sources.from_thread(audio_sources._input(lambda: os.read(-1, 1)))
+        return audio_sources.from_thread(audio_sources.blocks_of(lambda: os.read(-1, 1)))
 
     monkeypatch.setattr(audio_sources, "piped", broken)
     async with serving(ScriptedEngine()) as served:

@@ -48,6 +48,11 @@ class Failures:
         self._blocked_until_s: OrderedDict[str, float] = OrderedDict()
         self._proven: OrderedDict[tuple[str, str], None] = OrderedDict()
 
+    @property
+    def n_remembered(self) -> tuple[int, int]:
+        """How many blocked addresses, and how many callers with a good key, are remembered."""
+        return len(self._blocked_until_s), len(self._proven)
+
     def check(self, address: str, caller: str = "") -> None:
         """Raise RateLimited if the address has sent too many wrong keys, unless caller was good from it before."""
         wait_s = self._blocked_until_s.get(address, 0.0) - self._clock.now_s()

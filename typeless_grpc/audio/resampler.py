@@ -19,7 +19,7 @@ class Resampler:
         self.rate_hz = rate_hz
         self.n_channels = n_channels
         self._channels = [
-            # "flt" and "mono" on both sides: libswresample neither mixes nor guesses a layout.
+            # "flt" and "mono" on both sides: libswresample neither mixes nor chooses a layout.
             av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
             for _ in range(n_channels if rate_hz != SAMPLE_RATE_HZ else 0)
         ]

@@ -25,30 +25,30 @@ def missing_bytes(file: BinaryIO, *, n_bytes: int) -> int:
     """
     file.seek(0)
     head = file.read(12)
-    promised = 0
+    declared_end = 0
     try:
         if head[:4] in (b"RIFF", b"RF64", b"RIFX"):
-            promised = _riff_end(file, head)
+            declared_end = _riff_end(file, head)
         elif head[:4] == b"\x1aE\xdf\xa3":
-            promised = _matroska_end(file)
+            declared_end = _matroska_end(file)
         elif head[:4] == b"OggS":
-            promised = _ogg_end(file, n_bytes)
+            declared_end = _ogg_end(file, n_bytes)
         elif head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
-            promised = _aiff_end(head)
+            declared_end = _aiff_end(head)
         elif head[:4] == b"caff":
-            promised = _caf_end(file, n_bytes)
+            declared_end = _caf_end(file, n_bytes)
         elif head[:8] == _W64_HEADER:
-            promised = _w64_end(file)
+            declared_end = _w64_end(file)
         elif head == _ASF_HEADER[:12]:
-            promised = _asf_end(file)
+            declared_end = _asf_end(file)
         elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            promised = _mp4_end(file, n_bytes)
+            declared_end = _mp4_end(file, n_bytes)
         elif head[:3] == b"ID3" or head[:1] == b"\xff":
-            promised = _mp3_end(file, head)
+            declared_end = _mp3_end(file, head)
     except (struct.error, IndexError, ValueError):
         pass  # The structure itself is damaged, which its decoder reports.
     file.seek(0)
-    return max(0, promised - n_bytes)
+    return max(0, declared_end - n_bytes)
 
 
 def _riff_end(file: BinaryIO, head: bytes) -> int:

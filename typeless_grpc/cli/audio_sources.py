@@ -67,8 +67,8 @@ def piped(file: Path, block_bytes: int = _PIPE_BLOCK_BYTES) -> AsyncGenerator[by
         number = sys.stdin.fileno()
     except io.UnsupportedOperation:  # replaced by a test
         stdin = cast(io.BufferedReader, sys.stdin.buffer)
-        return from_thread(_input(lambda: stdin.read1(block_bytes)))
-    return from_thread(_input(lambda: os.read(number, block_bytes)))
+        return from_thread(blocks_of(lambda: stdin.read1(block_bytes)))
+    return from_thread(blocks_of(lambda: os.read(number, block_bytes)))
 
 
 async def not_empty(blocks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -110,10 +110,10 @@ def _pipe(file: Path, block_bytes: int) -> Generator[bytes, None, None]:
     except OSError as error:
         raise BrokenInput(f"cannot be read: {error.strerror}") from error
     with pipe:
-        yield from _input(lambda: pipe.read(block_bytes))
+        yield from blocks_of(lambda: pipe.read(block_bytes))
 
 
-def _input(read: Callable[[], bytes]) -> Generator[bytes, None, None]:
+def blocks_of(read: Callable[[], bytes]) -> Generator[bytes, None, None]:
     try:
         while data := read():
             yield data

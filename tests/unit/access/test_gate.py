@@ -133,7 +133,7 @@ async def test_the_memory_of_addresses_is_bounded():
     for n in range(5):
         assert [await wrong(setting, f"192.0.2.{n}") for _ in range(2)] == ["Unauthenticated", "RateLimited"]
         await setting.gate.admit(await setting.key(), f"198.51.100.{n}", USER)
-    assert len(setting.failures._blocked_until_s) == len(setting.failures._proven) == 2
+    assert setting.failures.n_remembered == (2, 2)
 
 
 def test_services_are_closed_by_name():
