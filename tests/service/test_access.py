@@ -185,7 +185,7 @@ async def test_the_engine_gets_the_caller_of_its_work():
         made = await new_key(served)
         await served.transcription.Transcribe(request(), metadata=(("x-api-key", made.secret),))
         await served.transcription.Transcribe(request())
-    assert [asked.ticket.caller for asked in engine.calls] == [f"key:{made.api_key.key_id}", "address:127.0.0.1"]
+    assert [call.ticket.caller for call in engine.calls] == [f"key:{made.api_key.key_id}", "address:127.0.0.1"]
 
 
 async def test_revoking_a_key_ends_its_calls_and_no_others():

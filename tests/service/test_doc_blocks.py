@@ -101,7 +101,7 @@ async def ran(command: list[str], folder: Path, **env: str) -> tuple[int | None,
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 async def test_python_runs(block: Block, folder: Path):
-    async with serving_jobs(ScriptedEngine(lambda call: "what was said"), folder / "data") as served:
+    async with serving_jobs(ScriptedEngine(lambda call: "the decoded text"), folder / "data") as served:
         text = block.text.replace("localhost:50051", served.target)
         if re.search(r"^async |^\s*await ", text, re.M) and "def main" not in text:
             text = "async def main():\n" + "".join(f"    {line}\n" for line in text.splitlines())
@@ -109,12 +109,12 @@ async def test_python_runs(block: Block, folder: Path):
         (folder / "block.py").write_text(PRELUDE + text, "utf-8")
         code, out, errors = await ran([sys.executable, "block.py"], folder)
     assert (code, errors) == (0, "")
-    assert "what was said" in out
+    assert "the decoded text" in out
 
 
 @pytest.mark.parametrize("block", [one for one in SHELL if one.document != "security.md"], ids=str)
 async def test_commands_run(block: Block, folder: Path):
-    engine = ScriptedEngine(lambda call: "what was said")
+    engine = ScriptedEngine(lambda call: "the decoded text")
     async with serving_jobs(engine, folder / "data") as served:
         for line in block.text.splitlines():
             command = line.removeprefix("$ ").partition("  #")[0].strip()

@@ -97,7 +97,7 @@ async def test_a_job_is_accepted_run_and_watched_to_its_end(tmp_path: Path):
     assert ends_s[-1] == 100.0
     progress = [answer.job.progress for answer in answers]
     assert progress == sorted(progress)
-    assert {asked.ticket.lane for asked in engine.calls} == {Lane.JOBS}
+    assert {call.ticket.lane for call in engine.calls} == {Lane.JOBS}
 
 
 async def test_a_compressed_recording_is_transcribed_too(tmp_path: Path):
@@ -335,7 +335,7 @@ async def test_users_get_statistics_of_their_own_jobs_and_admins_of_all(tmp_path
     sent = {name: (("authorization", f"Bearer {secret}"),) for name, secret in secrets.items()}
     async with serving_jobs(ScriptedEngine(), tmp_path, max_concurrent_jobs=0, **keys) as served:
         job = (await served.jobs.SubmitJob(submission(), metadata=sent["ann"])).job
-        asked = {
+        stats_of = {
             name: await served.jobs.GetQueueStats(jobs_pb2.GetQueueStatsRequest(), metadata=metadata)
             for name, metadata in sent.items()
         }
@@ -343,6 +343,6 @@ async def test_users_get_statistics_of_their_own_jobs_and_admins_of_all(tmp_path
         for name in ("ann", "ann", "admin"):  # as if the first answer had been lost
             await served.jobs.DeleteJob(deletion, metadata=sent[name])
         failed = await refused(served.jobs.DeleteJob(deletion, metadata=sent["bob"]))
-    assert {name: stats.total for name, stats in asked.items()} == {"ann": 1, "bob": 0, "admin": 1}
-    assert not asked["bob"].HasField("oldest_pending_age")
+    assert {name: stats.total for name, stats in stats_of.items()} == {"ann": 1, "bob": 0, "admin": 1}
+    assert not stats_of["bob"].HasField("oldest_pending_age")
     assert failed.reason == "JOB_NOT_FOUND"

@@ -85,7 +85,7 @@ async def test_long_jobs_of_one_caller_yield_to_another(n_slots: int, tmp_path: 
         quiet_is_done.set()
         done = [await asyncio.to_thread(ended, served, job_id) for job_id in long]
     assert {(job.state, job.audio_s, job.n_chunks) for job in done} == {(State.COMPLETED, 100.0, 3)}
-    n_samples = sum(len(asked.audio) for asked in engine.calls if asked.ticket.caller == "busy")
+    n_samples = sum(len(call.audio) for call in engine.calls if call.ticket.caller == "busy")
     assert n_samples == len(long) * 100 * 16_000  # no chunk was done twice
 
 

@@ -1,4 +1,4 @@
-"""Quotas that hold: over real channels, with one server and with two, with Redis there, gone and back."""
+"""Quotas over real channels, with one server and with two, while Redis is available, unavailable and back."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ async def test_the_eleventh_call_gets_a_retry_delay_and_succeeds_after_it():
 async def test_an_admitted_call_reports_the_state_of_its_quota():
     async with limited(rate_limit_transcribe="6/hour:3") as served:
         standing = [await transcribe(served) for _ in range(2)]
-    told = [
+    trailers = [
         {name: int(value) for name, value in one if name.startswith("ratelimit-")}
         for one in standing
         if not isinstance(one, CallFailed)
     ]
-    assert [one.pop("ratelimit-reset") for one in told] == [600, pytest.approx(1200, abs=60)]
-    assert told == [{"ratelimit-limit": 3, "ratelimit-remaining": left} for left in (2, 1)]
+    assert [one.pop("ratelimit-reset") for one in trailers] == [600, pytest.approx(1200, abs=60)]
+    assert trailers == [{"ratelimit-limit": 3, "ratelimit-remaining": left} for left in (2, 1)]
 
 
 async def test_a_refusal_says_why_and_when_to_come_back_in_every_form():
@@ -287,8 +287,8 @@ async def test_no_call_fails_while_redis_is_unavailable_and_limits_are_exact_aft
 
 
 async def test_an_operator_can_refuse_calls_but_not_probes_while_redis_is_unavailable():
-    away = f"redis://127.0.0.1:{servers.free_port()}/0"
-    async with limited(redis_url=away, redis_fallback="refuse") as served:
+    unreachable = f"redis://127.0.0.1:{servers.free_port()}/0"
+    async with limited(redis_url=unreachable, redis_fallback="refuse") as served:
         failed = await outcome(served, INFO)
         assert await outcome(served, CHECK) is None
         watch = served.channel.unary_stream(WATCH)(b"")

@@ -433,7 +433,7 @@ async def test_a_stream_that_ends_before_its_config_is_refused():
         (Overloaded("Full."), grpc.StatusCode.UNAVAILABLE),
     ],
 )
-async def test_what_the_engine_cannot_do_is_said_at_once(error, code):
+async def test_an_option_that_the_engine_lacks_is_refused_at_once(error, code):
     async with serving(ScriptedEngine(lambda call: error)) as served:
         failed = await refused(served, [config()])
     assert (failed.code, failed.reason) == (code, error.reason)

@@ -133,7 +133,7 @@ async def test_a_caller_over_its_streams_is_refused():
     assert failed.code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_draining_is_said_to_those_who_stream_and_they_may_finish():
+async def test_a_drain_warns_open_streams_and_lets_them_finish():
     async with serving(ScriptedEngine(lambda call: "hello")) as served:
         call = served.transcription.StreamTranscribe()
         for request in [config(), *audio(tone(1.0))]:

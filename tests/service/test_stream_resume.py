@@ -285,7 +285,7 @@ async def test_what_the_server_refuses_is_raised_and_not_tried_again():
         assert caught.value.reason == "AUDIO_UNDECODABLE"
 
 
-async def test_no_server_is_said_soon():
+async def test_an_absent_server_is_reported_soon():
     async with AsyncClient("127.0.0.1:1") as client:
         with pytest.raises(CallFailed) as caught:
             [event async for event in client.stream(paced(), StreamOptions(raw_format=RAW))]

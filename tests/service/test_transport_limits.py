@@ -50,9 +50,9 @@ class RawConnection:
         )
         self._frame(1, 4, stream, block)
 
-    def part_of_message(self, stream: int, promised_bytes: int, sent_bytes: int) -> None:
+    def part_of_message(self, stream: int, declared_bytes: int, sent_bytes: int) -> None:
         """The prefix of a message, and less of it than that says."""
-        self._frame(0, 0, stream, b"\0" + promised_bytes.to_bytes(4, "big") + b"x" * sent_bytes)
+        self._frame(0, 0, stream, b"\0" + declared_bytes.to_bytes(4, "big") + b"x" * sent_bytes)
 
     def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         self.writer.write(len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload)
@@ -127,7 +127,7 @@ async def test_a_call_without_a_key_is_refused_before_its_message_arrives(method
         RawConnection.to(served.target) as connection,
     ):
         connection.begin(1, method)
-        connection.part_of_message(1, promised_bytes=30 * MIB, sent_bytes=1000)
+        connection.part_of_message(1, declared_bytes=30 * MIB, sent_bytes=1000)
         await connection.until(b"This call needs a key")
 
 
@@ -174,7 +174,7 @@ async def test_a_message_that_is_never_complete_ends_its_call():
         RawConnection.to(served.target) as connection,
     ):
         connection.begin(1, TRANSCRIBE)
-        connection.part_of_message(1, promised_bytes=30 * MIB, sent_bytes=1000)
+        connection.part_of_message(1, declared_bytes=30 * MIB, sent_bytes=1000)
         await connection.until(b"The request was not complete")
 
 
@@ -185,7 +185,7 @@ async def test_incomplete_messages_are_bounded_and_short_calls_continue():
     ):
         for stream in (1, 3):
             connection.begin(stream, TRANSCRIBE)
-            connection.part_of_message(stream, promised_bytes=30 * MIB, sent_bytes=1000)
+            connection.part_of_message(stream, declared_bytes=30 * MIB, sent_bytes=1000)
         # Of four slots, one caller may use one: its second request is refused.
         await connection.until(b"1 requests of this caller are already arriving slowly")
         assert (await served.transcription.Transcribe(request())).transcript.text
@@ -203,7 +203,7 @@ async def test_connections_beyond_the_limit_are_closed():
 async def test_a_silent_peer_is_disconnected():
     async with serving(ScriptedEngine(), keepalive_s=1) as served, RawConnection.to(served.target) as connection:
         connection.begin(1, "/grpc.health.v1.Health/Watch")
-        connection.part_of_message(1, promised_bytes=0, sent_bytes=0)
+        connection.part_of_message(1, declared_bytes=0, sent_bytes=0)
         ping = bytes([0, 0, 8, 6, 0])
         await connection.until(ping)
 
