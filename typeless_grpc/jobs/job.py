@@ -24,7 +24,7 @@ from typeless_grpc import errors
 from typeless_grpc.audio.formats import AudioFormat
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.speech.languages import LanguageTally
-from typeless_grpc.speech.transcript import Segment, Transcript
+from typeless_grpc.speech.transcript import Transcript
 from typeless_grpc.speech.transcript import joined as joined_text
 from typeless_grpc.text.finishing import with_renditions, without_words
 
@@ -208,16 +208,6 @@ def shown(transcript: Transcript, options: DecodeOptions) -> Transcript:
     """Return a job's transcript as requested: with its file formats, and with words only if they were requested."""
     with_files = with_renditions(transcript, options.output_formats, words=options.word_timestamps)
     return with_files if options.word_timestamps else without_words(with_files)
-
-
-@dataclass(frozen=True)
-class Progressed:
-    """An update for a watcher: the job, its transcript once it is COMPLETED, and segments from first_index on."""
-
-    job: Job
-    first_index: int
-    segments: Sequence[Segment]
-    transcript: Transcript | None = None
 
 
 @dataclass(frozen=True)

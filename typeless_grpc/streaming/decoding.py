@@ -5,7 +5,6 @@ The engine is asked again while that can help: no speech is lost to a moment's l
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Protocol
@@ -100,12 +99,3 @@ async def retried(dependencies: Dependencies, decode: Callable[[], Awaitable[Rec
                 raise
             await dependencies.sleep(min(error.retry_after_s or 0.1, _MAX_RETRY_S) * attempt)
     return await decode()
-
-
-async def result_of(task: asyncio.Task[Recognition]) -> Recognition:
-    """Return the task's result; cancelling this cancels the task."""
-    try:
-        return await task
-    except asyncio.CancelledError:
-        task.cancel()
-        raise

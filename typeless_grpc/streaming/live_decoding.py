@@ -16,7 +16,7 @@ from typing import Any
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
 from typeless_grpc.errors import TypelessError
 from typeless_grpc.speech.languages import is_clear
-from typeless_grpc.streaming.decoding import StreamLanguage, final_options, result_of, retried
+from typeless_grpc.streaming.decoding import StreamLanguage, final_options, retried
 from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
 from typeless_grpc.streaming.finals import confidence_of
 from typeless_grpc.streaming.samples import SampleBuffer
@@ -57,7 +57,7 @@ class LiveDecoder:
     async def _final(self, utterance: Utterance) -> Recognition:
         if (adopted := self._adopted.pop(utterance.id, None)) is not None:
             with suppress(TypelessError):
-                return await result_of(adopted)
+                return await _result_of(adopted)
         options = self._decode_options(utterance)
         return await retried(self._dependencies, lambda: self._decode(utterance, options))
 
@@ -134,6 +134,15 @@ class LiveDecoder:
 
 def _span(utterance: Utterance) -> tuple[int, int]:
     return utterance.audio_start, utterance.audio_end
+
+
+async def _result_of(task: asyncio.Task[Recognition]) -> Recognition:
+    """Return the task's result; cancelling this cancels the task."""
+    try:
+        return await task
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
 
 
 def _clear_language(recognition: Recognition) -> str:

@@ -17,20 +17,12 @@ from typeless_grpc.streaming.progress import FileProgress, NoProgress, ProgressH
 from typeless_grpc.streaming.requests import SegmentationOptions
 from typeless_grpc.streaming.samples import SampleBuffer
 from typeless_grpc.streaming.segmentation import Segmenter
-from typeless_grpc.streaming.session import Session
+from typeless_grpc.streaming.session import Mode, Session
 from typeless_grpc.streaming.utterances import Utterance
 
 
-class StreamMode(Protocol):
-    """What differs between the modes; the first two are a `session.Mode`."""
-
-    def segmenter(self) -> Segmenter:
-        """Return the segmenter of a new stream."""
-        ...
-
-    def segments(self, utterance: Utterance, recognition: Recognition | None, committed: str) -> list[Segment]:
-        """Return the segments of an utterance. recognition: None if it could not be decoded."""
-        ...
+class StreamMode(Mode, Protocol):
+    """What differs between the modes, for a session and for what runs it."""
 
     def decoder(self, dependencies: Dependencies, options: StreamOptions, samples: SampleBuffer) -> Decoder:
         """Return the decoder of a new stream."""
