@@ -82,8 +82,11 @@ def test_a_worker_that_was_frozen_does_not_overwrite_its_successor(cluster: Clus
 
 
 def test_a_poison_job_fails_and_harms_no_other(cluster: Cluster):
-    node = cluster.start()
-    ids = submit(node, range(POISON - 3, POISON + 4))
+    server = cluster.start(max_concurrent_jobs=0)  # the poison job must not crash it while others are submitted
+    ids = submit(server, range(POISON - 3, POISON + 4))
+    server.signal(signal.SIGTERM)
+    server.wait(30)
+    node = cluster.start(successor_of=server)
     for _ in range(10):
         wait_until(lambda: node.has_ended or _none_left(node), timeout_s=60)  # noqa: B023
         if not node.has_ended:
@@ -93,7 +96,7 @@ def test_a_poison_job_fails_and_harms_no_other(cluster: Cluster):
     poison = jobs.pop(POISON)
     assert poison.state == jobs_pb2.JOB_STATE_FAILED
     assert (poison.failure.reason, poison.attempt) == ("JOB_CRASHED", 3)
-    assert cluster.n_started == 4
+    assert cluster.n_started == 1 + 4
     for number, job in jobs.items():
         check_whole(job, number)
 
