@@ -134,6 +134,7 @@ verify: $(PROTO_BIN)/protoc-gen-mypy $(VENV)/dev.stamp ## check that generated c
 	$(call generate,.cache/pb)
 	diff -r -x __pycache__ .cache/pb typeless_grpc/pb || { echo "typeless_grpc/pb is out of date: make proto" >&2; exit 1; }
 	$(BIN)/typeless config --reference | diff - docs/configuration.md || { echo "docs/configuration.md is out of date: make golden" >&2; exit 1; }
+	$(BIN)/python deploy/helm/settings_schema.py | diff - deploy/helm/typeless/values.schema.json || { echo "values.schema.json is out of date: make golden" >&2; exit 1; }
 	if [ -z "$(BASE)" ]; then echo "not a git checkout: skipping the comparison of the contract with its past"; exit 0; fi
 	cd protos && ../$(BIN)/buf breaking --against '../.git#ref=$(BASE),subdir=protos'
 
