@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from typeless_grpc.access.address import is_loopback
-from typeless_grpc.app.access import open_access
+from typeless_grpc.access.usage import UsageReader
+from typeless_grpc.app.access import Access, open_access
 from typeless_grpc.app.background import Background, admission_options
 from typeless_grpc.app.models import BuiltEngine
 from typeless_grpc.app.streams import open_streams
@@ -108,7 +109,7 @@ async def listen(
                 streams=streams,
             ),
             ServerServicer(_facts(settings, background)),
-            AdminServicer(registry=access.registry, settings=_shown(settings)),
+            AdminServicer(registry=access.registry, usage=_usage(access, background), settings=_shown(settings)),
             *more,
             *(background.services if background else ()),
         ]
@@ -206,6 +207,11 @@ def _facts(settings: Settings, background: Background | None) -> ServerFacts:
     if background is None:
         return facts
     return replace(facts, max_upload_bytes=settings.max_upload_bytes, uri_schemes=background.sources.schemes)
+
+
+def _usage(access: Access, background: Background | None) -> UsageReader:
+    of_jobs = [background.usage] if background is not None else []
+    return UsageReader([access.registry.store, *of_jobs], access.recorder)
 
 
 def _shown(settings: Settings) -> dict[str, str]:
