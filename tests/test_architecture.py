@@ -30,7 +30,7 @@ LAYERS = (
     {"text"},  # works on the results of the engine
     {"engine", "access"},
     {"audio", "disk", "speech"},
-    {"errors", "clock", "version", "pb"},
+    {"errors", "clock", "account", "version", "pb"},
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 # What only these may import; a unit stands for all that is in it.

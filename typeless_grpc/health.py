@@ -45,9 +45,9 @@ class HealthCheck:
 class Probe:
     """Calls something that may be unavailable, again and again, each time in a new thread: it may never return."""
 
-    def __init__(self, ask: Callable[[], None]) -> None:
-        """ask: blocks; raises if there is no answer."""
-        self._ask = ask
+    def __init__(self, ask: Callable[[], None], every_s: float = PROBE_EVERY_S) -> None:
+        """ask: blocks; raises if there is no answer. every_s: pause between calls."""
+        self._ask, self._every_s = ask, every_s
         self.answers = True
 
     async def run(self) -> None:
@@ -61,7 +61,7 @@ class Probe:
             except TimeoutError:
                 self.answers = False
                 self.answers = await answer  # no second call beside one that has not returned
-            await asyncio.sleep(PROBE_EVERY_S)
+            await asyncio.sleep(self._every_s)
 
     def _run(self, answer: asyncio.Future[bool]) -> None:
         try:
@@ -101,6 +101,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         self._notified = asyncio.Event()
         self._behind: set[object] = set()  # watchers that have not sent the last change yet
         self._watchers: set[object] = set()
+
+    @property
+    def statuses(self) -> Mapping[str, bool]:
+        """Whether each service reports SERVING, by name."""
+        return {name: status == SERVING for name, status in self._status.items()}
 
     def begin(self) -> None:
         """Report SERVING from now on, as far as the checks allow it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -100,6 +100,11 @@ class Server:
             service.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable((*self._names, health.SERVICE_NAME), self._server)
+
+    @property
+    def statuses(self) -> Mapping[str, bool]:
+        """Whether each service reports SERVING, by name; "" for the server as a whole."""
+        return self._health.statuses
 
     async def start(self) -> int:
         """Listen and return the port. Raises SourceUnavailable if the address cannot be used."""

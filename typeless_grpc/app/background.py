@@ -38,10 +38,12 @@ from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts
 from typeless_grpc.stores.runs import SqlRunStore
 from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
 from typeless_grpc.telemetry.context import CallThreads
+from typeless_grpc.telemetry.job_metrics import JobMetrics, StoredJobs, StoreReader
 
 STORE_THREADS = 8  # for calls of the database and of the storage; each takes milliseconds
 FETCH_THREADS = 16  # for recordings fetched from other machines; a slow one delays only those queued behind it
 HASH_THREADS = 2  # for the SHA-256 of whole uploads; only uploads wait for them
+STATS_EVERY_S = 5.0  # for the metrics of jobs; counting them takes the database milliseconds
 STORED = frozenset({JobsServicer.NAME, UploadServicer.NAME})
 
 
@@ -72,11 +74,12 @@ async def keep_jobs(
     has_model: Callable[[str], bool] = lambda name: True,
     is_ready: asyncio.Event | None = None,
     timeouts: DatabaseTimeouts = TIMEOUTS,
+    metrics: JobMetrics | None = None,
 ) -> AsyncIterator[Background]:
     """Open the stores of jobs and uploads, and run jobs in this process unless max_concurrent_jobs is 0.
 
     has_model: whether jobs may name a model; blocks. is_ready: set when the engine is ready; jobs wait for it.
-    timeouts: of waits for the database.
+    timeouts: of waits for the database. metrics: of this process.
     """
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(CallThreads(STORE_THREADS, "stores"))
@@ -98,7 +101,13 @@ async def keep_jobs(
         stack.callback(queue.close)
         table = JobTable(database=database, files=files, queue=queue, options=job_store_options(settings))
         maintenance = JobMaintenance(table)
-        checks = [await stack.enter_async_context(_checked(database))]
+        store = SqlJobStore(table)
+        probe = Probe(database.probe)
+        if metrics is not None:
+            reader = StoreReader(lambda: StoredJobs(store.stats(), table.quota.total_bytes()))
+            metrics.watch_store(reader.latest, lambda: probe.answers)
+            stack.push_async_callback(cancelled, asyncio.create_task(Probe(reader.refresh, STATS_EVERY_S).run()))
+        checks = [await stack.enter_async_context(_checked(probe))]
         admission = Admission(admission_options(settings))
         if settings.max_concurrent_jobs:
             worker = Worker(
@@ -109,6 +118,7 @@ async def keep_jobs(
                 detector=detector,
                 options=worker_options(settings),
                 admission=admission,
+                observer=metrics,
             )
             runner = DbosRunner(
                 database=database, maintenance=maintenance, worker=worker, options=dbos_options(settings, database)
@@ -118,7 +128,7 @@ async def keep_jobs(
         janitor.start()
         stack.push_async_callback(asyncio.to_thread, janitor.stop)
         jobs = JobsServicer(
-            store=SqlJobStore(table),
+            store=store,
             uploads=uploads,
             sources=sources,
             executor=executor,
@@ -139,9 +149,8 @@ async def keep_jobs(
 
 
 @asynccontextmanager
-async def _checked(database: Database) -> AsyncIterator[HealthCheck]:
+async def _checked(probe: Probe) -> AsyncIterator[HealthCheck]:
     """Probe the database until the end."""
-    probe = Probe(database.probe)
     probing = asyncio.create_task(probe.run())
     try:
         yield HealthCheck("database of jobs", STORED, lambda: probe.answers and not probing.done())

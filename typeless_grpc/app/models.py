@@ -29,6 +29,7 @@ from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
 from typeless_grpc.engine.whisper import WhisperModel, is_calibrated
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.context import CallThreads
+from typeless_grpc.telemetry.engine_metrics import EngineMetrics
 from typeless_grpc.text import profanity
 from typeless_grpc.text.finishing import FinishingEngine
 
@@ -104,7 +105,7 @@ def _loader(settings: Settings, device: Device, n_workers: int, n_threads: int) 
 
 
 @asynccontextmanager
-async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
+async def build_engine(settings: Settings, metrics: EngineMetrics | None = None) -> AsyncIterator[BuiltEngine]:
     """Build the engine over real models. Raises SourceUnavailable if the default model is not on this machine."""
     async with AsyncExitStack() as stack:
         device = choose_device(settings.device, settings.compute_type)
@@ -129,7 +130,11 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
             options=SchedulerOptions(max_batch=settings.max_batch, n_workers=n_workers),
             clock=SystemClock(),
             executor=stack.enter_context(ThreadPoolExecutor(n_workers, "inference")),
+            observer=metrics,
         )
+        if metrics is not None:
+            metrics.watch_queue(scheduler.n_queued)
+            metrics.watch_models(lambda: {name: model.memory_bytes for name, model in models.loaded().items()})
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
         detector = SileroDetector()
@@ -140,6 +145,7 @@ async def build_engine(settings: Settings) -> AsyncIterator[BuiltEngine]:
             options=recognizer_options(settings),
             vad_threads=stack.enter_context(CallThreads(settings.decode_threads, "detecting")),
             live_vad_threads=stack.enter_context(CallThreads(settings.decode_threads, "detecting-live")),
+            observer=metrics,
         )
         yield BuiltEngine(
             model=settings.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,8 +12,10 @@ from typeless_grpc.access.address import is_loopback
 from typeless_grpc.access.usage import UsageReader
 from typeless_grpc.app.access import Access, open_access
 from typeless_grpc.app.background import Background, admission_options
+from typeless_grpc.app.metrics import open_metrics_port
 from typeless_grpc.app.models import BuiltEngine
 from typeless_grpc.app.streams import open_streams
+from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
@@ -20,12 +23,12 @@ from typeless_grpc.engine.admission import Admission
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.stream_audio import StreamAudio
 from typeless_grpc.health import SERVER, HealthCheck
+from typeless_grpc.interceptors.accounting import AccountingInterceptor
 from typeless_grpc.interceptors.arrival import ArrivalInterceptor, ArrivalOptions
 from typeless_grpc.interceptors.deadline import DeadlineInterceptor
 from typeless_grpc.interceptors.drain import DrainInterceptor
 from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
 from typeless_grpc.interceptors.metadata import MetadataInterceptor
-from typeless_grpc.interceptors.metrics import MetricsInterceptor
 from typeless_grpc.interceptors.open_calls import OpenCallsInterceptor
 from typeless_grpc.interceptors.request_id import RequestIdInterceptor
 from typeless_grpc.interceptors.seam import Chain
@@ -39,9 +42,10 @@ from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionServicer
 from typeless_grpc.sources.checked import NoSources
 from typeless_grpc.streaming.dependencies import Dependencies, InterimSlots
+from typeless_grpc.telemetry.call_log import CallLog
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.logs import get_logger
-from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
+from typeless_grpc.telemetry.metrics import Metrics
 from typeless_grpc.tls import TlsFiles, TlsReloader
 from typeless_grpc.version import VERSION
 
@@ -70,16 +74,17 @@ async def listen(
     more: Sequence[Service] = (),
     background: Background | None = None,
     clock: Clock | None = None,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Listening]:
     """Wire services and interceptors around an engine, and listen.
 
     engine: as callers use it, see `models.finishing`. more: services that need a real model, which this function does
-    not. clock: of streams; the system's unless given.
+    not. clock: of streams; the system's unless given. metrics: of this process, if the caller has added to them.
     """
     async with AsyncExitStack() as stack:
         decoding = stack.enter_context(CallThreads(settings.decode_threads, "decoding"))
         streaming = stack.enter_context(CallThreads(settings.decode_threads, "streaming"))
-        metrics = Metrics()
+        metrics = metrics or Metrics()
         access = await stack.enter_async_context(open_access(settings, metrics))
         admission = background.admission if background else Admission(admission_options(settings))
         drain = DrainInterceptor(decide_themselves=[STREAMS])
@@ -98,6 +103,7 @@ async def listen(
             clock=clock or SystemClock(),
             interim_slots=InterimSlots(settings.stream_interims_at_once),
             audio=StreamAudio(admission),
+            observer=metrics.streams,
         )
         streams = await stack.enter_async_context(open_streams(settings, dependencies))
         drain.when_closing(streams.draining, streams.drained)
@@ -116,7 +122,7 @@ async def listen(
         options = server_options(settings)
         interceptors = [
             RequestIdInterceptor(),
-            MetricsInterceptor(metrics),
+            AccountingInterceptor([metrics.calls, CallLog()], keeps_text=settings.log_text),
             StatusInterceptor(),
             MetadataInterceptor(settings.max_metadata_entries),
             drain,
@@ -141,8 +147,12 @@ async def listen(
                 *(background.checks if background else ()),
             ],
         )
-        if settings.metrics_port is not None:
-            stack.callback(MetricsPort.open(metrics, settings.metrics_host, settings.metrics_port).close)
+        metrics.watch_admission(lambda: admission.held_s, settings.max_held_audio_s)
+        metrics.watch_health(lambda: server.statuses)
+        metrics.engine.watch_engine(lambda: engine.backlog_s, lambda: engine.stalled_s)
+        metrics.streams.watch(lambda: streams.n_open, lambda: streams.n_sessions)
+        stack.push_async_callback(cancelled, asyncio.create_task(metrics.loop_lag.run(), name="loop-lag"))
+        open_metrics_port(stack, settings, metrics)
         port = await server.start()
         stack.push_async_callback(server.stop)
         yield Listening(server=server, port=port)

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from typeless_grpc.app.memory import share_heaps
+from typeless_grpc.app.metrics import open_metrics_port
 from typeless_grpc.app.models import BuiltEngine, build_engine
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.config import Settings
+from typeless_grpc.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from typeless_grpc.server import Server
@@ -46,7 +48,8 @@ async def build(settings: Settings) -> AsyncIterator[App]:
     Raises SourceUnavailable if the default model is not on this machine.
     """
     async with AsyncExitStack() as stack:
-        built, warming = await stack.enter_async_context(_loading(settings))
+        metrics = Metrics()
+        built, warming = await stack.enter_async_context(_loading(settings, metrics))
         await _import("typeless_grpc.app.background", "typeless_grpc.app.root")
         from typeless_grpc.app.background import keep_jobs
         from typeless_grpc.app.root import listen, model_service
@@ -59,6 +62,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
                 detector=built.detector,
                 has_model=built.has_model,
                 is_ready=is_warm,
+                metrics=metrics.jobs,
             )
         )
         listening = await stack.enter_async_context(
@@ -68,6 +72,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
                 detector=built.detector,
                 more=[model_service(settings, built)],
                 background=background,
+                metrics=metrics,
             )
         )
         yield App(
@@ -84,22 +89,33 @@ async def build(settings: Settings) -> AsyncIterator[App]:
 async def build_worker(settings: Settings) -> AsyncIterator[None]:
     """Run jobs with an engine of their own, and accept no calls."""
     async with AsyncExitStack() as stack:
-        built, warming = await stack.enter_async_context(_loading(settings))
+        metrics = Metrics()
+        built, warming = await stack.enter_async_context(_loading(settings, metrics))
         await _import("typeless_grpc.app.background")
         from typeless_grpc.app.background import keep_jobs
 
         await warming
-        await stack.enter_async_context(
-            keep_jobs(settings, engine=built.engine, detector=built.detector, has_model=built.has_model)
+        background = await stack.enter_async_context(
+            keep_jobs(
+                settings,
+                engine=built.engine,
+                detector=built.detector,
+                has_model=built.has_model,
+                metrics=metrics.jobs,
+            )
         )
+        metrics.watch_admission(lambda: background.admission.held_s, settings.max_held_audio_s)
+        metrics.engine.watch_engine(lambda: built.engine.backlog_s, lambda: built.engine.stalled_s)
+        stack.push_async_callback(cancelled, asyncio.create_task(metrics.loop_lag.run(), name="loop-lag"))
+        open_metrics_port(stack, settings, metrics)
         yield
 
 
 @asynccontextmanager
-async def _loading(settings: Settings) -> AsyncIterator[tuple[BuiltEngine, asyncio.Task[None]]]:
+async def _loading(settings: Settings, metrics: Metrics) -> AsyncIterator[tuple[BuiltEngine, asyncio.Task[None]]]:
     """The engine, and the task that loads its default model and runs it once."""
     share_heaps()
-    async with build_engine(settings) as built:
+    async with build_engine(settings, metrics.engine) as built:
         warming = asyncio.create_task(built.warm())
         try:
             yield built, warming

@@ -22,7 +22,7 @@ DRAIN_PAUSE_S = 5.0  # within which nearly all speakers pause for the half secon
 @asynccontextmanager
 async def open_streams(settings: Settings, dependencies: Dependencies) -> AsyncIterator[StreamService]:
     """Open the service of streams. All sessions end with it."""
-    sessions: Sessions[StreamConfig] = Sessions(session_limits(settings), dependencies.clock)
+    sessions: Sessions[StreamConfig] = Sessions(session_limits(settings), dependencies.clock, dependencies.observer)
     ticking = asyncio.create_task(sessions.run())
     limits = StreamLimits(
         options=stream_options(settings),

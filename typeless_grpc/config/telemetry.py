@@ -18,10 +18,13 @@ class TelemetrySettings(Group):
     log_format: Literal["auto", "text", "json"] = Field(
         "auto", description="Format of log lines. auto is text on a terminal and JSON otherwise."
     )
+    log_text: bool = Field(
+        False, description="Write the text of transcripts to the log line of each call. Texts may be personal data."
+    )
     metrics_port: int | None = Field(
         None,
         ge=0,
         le=65535,
-        description="TCP port for Prometheus (`GET /metrics`). Off by default; 0 takes a free port.",
+        description="TCP port for Prometheus (`GET /metrics`) of a server or a worker. Off by default; 0 takes any.",
     )
     metrics_host: str = Field("127.0.0.1", description="Address that the metrics port listens on.")

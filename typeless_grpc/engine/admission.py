@@ -54,6 +54,12 @@ class Admission:
             return self._room_s()
 
     @property
+    def held_s(self) -> float:
+        """How much audio is held, in seconds of all channels together."""
+        with self._lock:
+            return self._options.max_audio_s - self._room_s()
+
+    @property
     def n_callers(self) -> int:
         """How many callers have anything inside."""
         return len(self._callers)

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from typeless_grpc import account
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import DetectorState, Probabilities, Span, VoiceActivityDetector
 from typeless_grpc.engine.decoding.hallucinations import filter_hallucinations
@@ -22,6 +23,7 @@ from typeless_grpc.engine.decoding.plan_decoder import PlanDecoder, language_of
 from typeless_grpc.engine.decoding.submission import DecodeContext, RecognizerOptions, WindowScheduler
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Task, Ticket
 from typeless_grpc.engine.model import FULL_WINDOW_S, Model
+from typeless_grpc.engine.observer import EngineObserver, NoObserver
 from typeless_grpc.engine.planning.chunk import Chunk
 from typeless_grpc.engine.planning.speech import DetectedSpeech, detect_speech
 from typeless_grpc.engine.planning.strategies import Plan, plan_recording, plan_utterance
@@ -48,12 +50,14 @@ class Recognizer:
         *,
         vad_threads: Executor,
         live_vad_threads: Executor,
+        observer: EngineObserver | None = None,
     ) -> None:
         """vad_threads: run the detector on recordings; live_vad_threads: on utterances, which must not wait."""
         self._models = models
         self._detector = detector
         self._scheduler = scheduler
-        self._decoder = PlanDecoder(scheduler, options)
+        self._observer = observer or NoObserver()
+        self._decoder = PlanDecoder(scheduler, options, self._observer)
         self._options = options
         self._vad_threads, self._live_vad_threads = vad_threads, live_vad_threads
 
@@ -133,6 +137,11 @@ class Recognizer:
         context = DecodeContext(model, audio, options, ticket, timings, options.expected_language)
         results = await self._decoder.decode(context, plan)
         filtered = [(chunk, filter_hallucinations(result, chunk, plan.speech.unlikely)) for chunk, result in results]
+        if ticket.lane is not Lane.LIVE_INTERIM:
+            for suppressed in (suppressed for _, one in filtered for suppressed in one.suppressed):
+                self._observer.suppressed(suppressed.reason.value)
+        waited_s = queue_s(timings)
+        account.current().queue_s += waited_s
         segments = merge([_partial_transcript(chunk, one.segments) for chunk, one in filtered])
         language, probability = language_of(results, options)
         transcript = Transcript(
@@ -144,7 +153,7 @@ class Recognizer:
             speech_s=plan.speech.seconds,
             model=model.name,
         )
-        return Recognition(transcript, queue_s=queue_s(timings), n_chunks=len(filtered), chunking=plan.chunking)
+        return Recognition(transcript, queue_s=waited_s, n_chunks=len(filtered), chunking=plan.chunking)
 
 
 def queue_s(timings: Sequence[Timing]) -> float:

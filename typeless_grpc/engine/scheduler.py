@@ -18,15 +18,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from typeless_grpc.clock import Clock
 from typeless_grpc.engine.costs import MAX_BATCH_COST, MAX_LIVE_BATCH_COST
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.engine.lanes import Entry, LaneQueue
+from typeless_grpc.engine.observer import BatchReport, EngineObserver, NoObserver, Stage, WindowReport
 from typeless_grpc.engine.shares import may_hold, share_is_used_up
 from typeless_grpc.errors import DeadlineExceeded, EngineFailed, Overloaded, TypelessError
 
@@ -68,11 +71,15 @@ class SchedulerOptions:
 
 @dataclass(frozen=True)
 class Timing:
-    """When a window was submitted, and when its batch ran; seconds of the clock."""
+    """When a window was submitted, and when its batch ran; seconds of the clock.
+
+    model_s: its share of the time that the model took for the batch.
+    """
 
     submitted_s: float
     started_s: float
     ended_s: float
+    model_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,11 +92,16 @@ class Completed(Generic[ResultT]):
 
 @dataclass(eq=False)
 class WorkItem(Generic[WorkT, ResultT]):
-    """Submitted work, and the future that its caller waits for."""
+    """Submitted work, and the future that its caller waits for.
+
+    context: of the caller. stages: of the batch that ran it; set by `run_batch`.
+    """
 
     work: WorkT
     future: asyncio.Future[Completed[ResultT]]
     deadline_s: float | None
+    context: Context = field(default_factory=copy_context)
+    stages: tuple[Stage, ...] = ()
 
     def is_wanted(self) -> bool:
         """Whether the caller still waits; may be called from any thread."""
@@ -104,13 +116,19 @@ class Scheduler(Generic[WorkT, ResultT]):
     """Takes windows and returns their results. Belongs to the event loop that starts it."""
 
     def __init__(
-        self, run_batch: RunBatch[WorkT, ResultT], options: SchedulerOptions, clock: Clock, executor: Executor
+        self,
+        run_batch: RunBatch[WorkT, ResultT],
+        options: SchedulerOptions,
+        clock: Clock,
+        executor: Executor,
+        observer: EngineObserver | None = None,
     ) -> None:
         """executor: threads for `run_batch`; at least options.n_workers of them."""
         self._run_batch = run_batch
         self._options = options
         self._clock = clock
         self._executor = executor
+        self._observer = observer or NoObserver()
         self._queue: LaneQueue[WorkItem[WorkT, ResultT]] = LaneQueue(starve_after_s=options.starve_after_s)
         self._changed = asyncio.Event()  # work was queued, or a worker is free
         self._n_expected = 0
@@ -146,7 +164,11 @@ class Scheduler(Generic[WorkT, ResultT]):
         share of the queue), DeadlineExceeded, or the exception that `run_batch` returned; EngineFailed for an
         unforeseen one.
         """
-        self.check(cost_s, ticket, is_continuation=is_continuation)
+        try:
+            self.check(cost_s, ticket, is_continuation=is_continuation)
+        except TypelessError as error:
+            self._observer.refused(ticket.lane, error.reason)
+            raise
         now_s = self._clock.now_s()
         item: WorkItem[WorkT, ResultT] = WorkItem(work, asyncio.get_running_loop().create_future(), ticket.deadline_s)
         entry = Entry(item, key, cost_s, ticket.lane, ticket.caller, now_s)
@@ -203,6 +225,10 @@ class Scheduler(Generic[WorkT, ResultT]):
         if not self._is_stopped and any(worker.done() for worker in self._workers):
             return float("inf")
         return self._clock.now_s() - self._progress_s if self._has_work else 0.0
+
+    def n_queued(self, lane: Lane) -> int:
+        """How many windows of a lane are in the queue."""
+        return self._queue.n_queued(lane)
 
     @property
     def _has_work(self) -> bool:
@@ -280,11 +306,15 @@ class Scheduler(Generic[WorkT, ResultT]):
         ended_s = self._clock.now_s()
         if all(result is not None and not isinstance(result, Exception) for result in results):
             self._measure((ended_s - started_s) / max(cost_s, 1e-6))
+        self._observer.batch_ended(_report(batch, results, started_s, ended_s))
+        n_sharing = Counter(id(entry.work.stages) for entry in batch)
         for entry, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
                 self._refuse(entry, result if isinstance(result, TypelessError) else _failed(result))
             elif result is not None and entry.work.is_wanted():
-                entry.work.future.set_result(Completed(result, Timing(entry.queued_s, started_s, ended_s)))
+                model_s = sum(stage.seconds for stage in entry.work.stages) / n_sharing[id(entry.work.stages)]
+                timing = Timing(entry.queued_s, started_s, ended_s, model_s)
+                entry.work.future.set_result(Completed(result, timing))
 
     async def _results(self, items: list[WorkItem[WorkT, ResultT]]) -> Sequence[ResultT | Exception | None]:
         try:
@@ -314,6 +344,27 @@ class Scheduler(Generic[WorkT, ResultT]):
     def _refuse(self, entry: Entry[WorkItem[WorkT, ResultT]], error: Exception) -> None:
         if entry.work.is_wanted():
             entry.work.future.set_exception(error)
+            self._observer.refused(entry.lane, error.reason if isinstance(error, TypelessError) else "")
+
+
+def _report(
+    batch: Sequence[Entry[WorkItem[WorkT, ResultT]]],
+    results: Sequence[ResultT | Exception | None],
+    started_s: float,
+    ended_s: float,
+) -> BatchReport:
+    windows = [
+        WindowReport(
+            lane=entry.lane,
+            submitted_s=entry.queued_s,
+            context=entry.work.context,
+            is_done=result is not None and not isinstance(result, Exception) and entry.work.is_wanted(),
+        )
+        for entry, result in zip(batch, results, strict=True)
+    ]
+    # The windows that ran together have the same stages.
+    stages = {id(entry.work.stages): entry.work.stages for entry in batch}
+    return BatchReport(windows, started_s, ended_s, [stage for one in stages.values() for stage in one])
 
 
 def _failed(error: Exception) -> EngineFailed:

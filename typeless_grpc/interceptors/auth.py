@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from typeless_grpc import account
 from typeless_grpc.access import principal
 from typeless_grpc.access.address import Network, caller_address, is_local
 from typeless_grpc.access.gate import Credentials, Gate
@@ -51,6 +52,7 @@ class AuthInterceptor(Interceptor):
             reason = "TOO_MANY_WRONG_KEYS" if isinstance(error, RateLimited) else error.reason
             self._metrics.refused_callers.labels(reason).inc()
             raise
+        account.current().identify(caller.id, caller.owner, caller.key_id)
         token = principal.enter(caller)
         try:
             async with self._while_valid(caller):

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import re
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from typeless_grpc.interceptors.seam import Call, Interceptor
 from typeless_grpc.telemetry.context import request_id
-from typeless_grpc.telemetry.logs import get_logger
 
 HEADER = "x-request-id"
 # Printable and short, so that callers cannot inject lines into the log.
 ACCEPTED = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-
-log = get_logger(__name__)
 
 
 class RequestIdInterceptor(Interceptor):
@@ -29,18 +24,9 @@ class RequestIdInterceptor(Interceptor):
         current = given if given and ACCEPTED.fullmatch(given) else _new_id()
         token = request_id.set(current)
         call.context.set_trailing_metadata(((HEADER, current),))
-        started_s = time.monotonic()
         try:
             yield
         finally:
-            if log.isEnabledFor(logging.DEBUG):
-                code = call.context.code()
-                log.debug(
-                    "call ended",
-                    method=call.method,
-                    code=getattr(code, "name", code) or "OK",
-                    seconds=round(time.monotonic() - started_s, 4),
-                )
             request_id.reset(token)
 
 

@@ -12,7 +12,7 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from typeless_grpc import errors
+from typeless_grpc import account, errors
 from typeless_grpc.interceptors.seam import Call, Interceptor
 from typeless_grpc.telemetry.context import request_id
 from typeless_grpc.telemetry.logs import get_logger
@@ -47,6 +47,7 @@ class StatusInterceptor(Interceptor):
         try:
             yield
         except errors.TypelessError as error:
+            account.current().reason = error.reason
             call.add_trailers(*_when_to_retry(error))
             await _abort(call, status_of(error))
         except (asyncio.CancelledError, grpc.aio.BaseError):
@@ -56,9 +57,11 @@ class StatusInterceptor(Interceptor):
             missing = errors.NotImplementedHere(
                 f"This server does not implement {call.method}.", reason="NOT_IMPLEMENTED"
             )
+            account.current().reason = missing.reason
             await _abort(call, status_of(missing))
         except Exception:
             log.exception("unforeseen error", method=call.method)
+            account.current().reason = "INTERNAL"
             await _abort(call, _internal(request_id.get()))
 
 

@@ -32,6 +32,7 @@ from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable, Typ
 from typeless_grpc.jobs.active_run import ActiveRun, RunStopped
 from typeless_grpc.jobs.chunks import AudioChunk, ChunkReader
 from typeless_grpc.jobs.job import Chunk, Failure, RetryPolicy
+from typeless_grpc.jobs.observer import JobObserver, NoJobObserver
 from typeless_grpc.jobs.store import RunLost, RunStore
 from typeless_grpc.speech.languages import is_clear
 from typeless_grpc.speech.transcript import Transcript
@@ -89,11 +90,13 @@ class Worker:
         detector: VoiceActivityDetector,
         options: WorkerOptions,
         admission: Admission,
+        observer: JobObserver | None = None,
     ) -> None:
         """worker_id: of this process alone, never used before. admission: of the loop; counts the audio of runs."""
         self.worker_id = worker_id
         self._store, self._engine, self._loop = store, engine, loop
         self._detector, self._options, self._admission = detector, options, admission
+        self._observer = observer or NoJobObserver()
         self._runs: dict[str, ActiveRun] = {}
         self._stopping = threading.Event()
         self._idle = threading.Condition()
@@ -179,6 +182,7 @@ class Worker:
             except _Preempted:
                 self._retried(lambda: self._store.hand_back(active.run), active.wait)
                 log.info("job %s yields its slot to another caller's job", job_id)
+                self._observer.run_ended("preempted")
                 return RunEnd.PREEMPTED
             except Exception as error:
                 if not isinstance(error, TypelessError):
@@ -186,8 +190,10 @@ class Worker:
                 self._failed(active, error)
         except RunLost:
             log.info("run of job %s ends: it has lost its lease", job_id)
+            self._observer.run_ended("released")
             return RunEnd.RELEASED
         except (RunStopped, DecodeCancelled):
+            self._observer.run_ended("released")
             if not active.is_lost:
                 # If this fails, the next run takes this one for a crash, which does no harm.
                 with suppress(SourceUnavailable, RunLost):
@@ -204,6 +210,7 @@ class Worker:
                 raise _Preempted
         self._retried(lambda: self._store.complete(active.run), active.wait)
         log.info("job %s completed in %d chunks", active.run.job.job_id, index + 1)
+        self._ended(active, "completed")
 
     def _failed(self, active: ActiveRun, error: Exception) -> None:
         """Store that the run failed, for a retry or for good."""
@@ -212,9 +219,15 @@ class Worker:
         if delay_s is None:
             self._retried(lambda: self._store.fail(active.run, failure), active.wait)
             log.info("job %s failed: %s", job_id, failure.reason)
+            self._ended(active, "failed")
         else:
             self._retried(lambda: self._store.retry(active.run, failure, delay_s), active.wait)
             log.warning("job %s is retried in %.1f s: %s", job_id, delay_s, failure.reason)
+            self._observer.run_ended("retried")
+
+    def _ended(self, active: ActiveRun, state: str) -> None:
+        self._observer.run_ended(state)
+        self._observer.job_ended(active.run.job, state, time.time())
 
     def _chunk(self, active: ActiveRun, index: int, leave_quarantine: Callable[[], None]) -> bool:
         """Transcribe and store the index-th chunk unless it is stored already; return whether it is the last."""
@@ -226,10 +239,11 @@ class Worker:
         self._wait_for_room(active, reader.most_held_s)
         audio = reader.chunk(index)
         active.wait(0.0)
-        began_s = time.monotonic()
+        began_s, started_s = time.monotonic(), time.time()
         active.first_chunk_s = active.first_chunk_s or began_s
         chunk = self._transcribed(active, index, audio, began_s)
         self._retried(lambda: self._store.keep_chunk(run, chunk), active.wait)
+        self._observer.chunk_stored(run.job, chunk, (audio.end - audio.start) / SAMPLE_RATE_HZ, started_s)
         active.n_failures, active.language, active.position = 0, chunk.language, chunk.end
         leave_quarantine()
         return chunk.is_last

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from typeless_grpc import account
 from typeless_grpc.access import principal
 from typeless_grpc.audio.source import AudioSources
 from typeless_grpc.errors import InvalidInput, NotFound, TypelessError
@@ -63,7 +64,8 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         new = convert_jobs.new_job(request, principal.current())
         is_remote = bool(new.uri) and self._sources.is_remote(new.uri)
         executor = self._fetching if is_remote else self._executor
-        job = await asyncio.get_running_loop().run_in_executor(executor, self._submit, request, new)
+        job, is_new = await asyncio.get_running_loop().run_in_executor(executor, self._submit, request, new)
+        account.current().n_jobs += is_new
         return jobs_pb2.SubmitJobResponse(job=await self._converted(job))
 
     async def GetJob(
@@ -127,11 +129,15 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         """Stop the background tasks."""
         await self._watch.close()
 
-    def _submit(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> Job:
+    def _submit(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> tuple[Job, bool]:
+        """Return the job, and whether it did not exist before."""
         new = replace(new, fingerprint=convert_jobs.fingerprint(request, self._uploaded_sha256(new)))
         # Before a fetch: the address of a stored job may no longer have the recording.
         if (made := self._store.made_by(new)) is not None:
-            return made
+            return made, False
+        return self._submit_new(request, new), True
+
+    def _submit_new(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> Job:
         if new.options.model and not self._has_model(new.options.model):
             raise NotFound(f"This server has no model called '{new.options.model[:128]}'.", reason="MODEL_NOT_FOUND")
         if not new.uri:

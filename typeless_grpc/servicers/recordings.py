@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from typeless_grpc import account
 from typeless_grpc.access import principal, rate_limit
 from typeless_grpc.audio.decode import Decoded, DecodeLimits, decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, AudioFormat
@@ -86,7 +87,11 @@ class RecordingTranscriber:
             with fields_at(recording.options_field):
                 samples = (await asyncio.wrap_future(decoding)).samples
                 async with rate_limit.current().recording(samples.size / SAMPLE_RATE_HZ):
-                    return await self._engine.transcribe(samples, recording.options, ticket)
+                    recognition = await self._engine.transcribe(samples, recording.options, ticket)
+                call = account.current()
+                call.add_audio(samples.size / SAMPLE_RATE_HZ)
+                call.add_text(recognition.transcript.text)
+                return recognition
         finally:
             is_over.set()
             _close_after(decoding, reservation)

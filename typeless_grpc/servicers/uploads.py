@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from typeless_grpc import account
 from typeless_grpc.access import principal
 from typeless_grpc.errors import InvalidInput, WrongState
 from typeless_grpc.jobs.store import Upload, UploadStore
@@ -136,7 +137,9 @@ class Receiving:
         if self._finish is None:
             return upload
         digest = await self._digest(upload, self._finish.sha256)
-        return await self._run(lambda: self._store.complete(upload, digest))
+        completed = await self._run(lambda: self._store.complete(upload, digest))
+        account.current().n_uploads += 1
+        return completed
 
     async def keep(self) -> None:
         """Write the data in memory, also if the call is cancelled meanwhile."""
@@ -155,6 +158,7 @@ class Receiving:
             return self._store.append(upload, data)
 
         self._upload = await self._run(write)
+        account.current().uploaded_bytes += sum(map(len, data))
 
     async def _digest(self, upload: Upload, expected: bytes) -> bytes:
         """Return the SHA-256 of all data; b"" if it is not requested and not known. Raises InvalidInput."""

@@ -24,6 +24,13 @@ class StorageQuota:
     def __init__(self, database: Database, max_bytes: int) -> None:
         self._db, self._max_bytes = database, max_bytes
 
+    def total_bytes(self) -> int:
+        """Return the bytes of all owners' uploads and audio of jobs."""
+        counted = sa.union_all(sa.select(uploads.c.size_bytes), sa.select(job_audio.c.size_bytes)).subquery()
+        total = sa.select(sa.func.coalesce(sa.func.sum(counted.c.size_bytes), 0))
+        with self._db.reading() as connection:
+            return int(connection.execute(total).scalar_one())
+
     def check(self, owner: str, n_bytes: int) -> None:
         """Raise RateLimited if the owner may not store so many more bytes; before they are written."""
         with self._db.reading() as connection:

@@ -13,6 +13,7 @@ from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import DecodeOptions, Engine
 from typeless_grpc.engine.stream_audio import StreamAudio
 from typeless_grpc.streaming.cadence import Cadence
+from typeless_grpc.streaming.observer import NoStreamObserver, StreamObserver
 from typeless_grpc.streaming.requests import SegmentationOptions
 
 
@@ -84,3 +85,4 @@ class Dependencies:
     interim_slots: InterimSlots = field(default_factory=InterimSlots)
     audio: StreamAudio = field(default_factory=lambda: StreamAudio(Admission(AdmissionOptions())))
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    observer: StreamObserver = field(default_factory=NoStreamObserver)

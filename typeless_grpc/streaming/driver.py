@@ -25,6 +25,7 @@ from typeless_grpc.streaming.inbox import DrainTimes, Idleness, IdleTimer, Inbox
 from typeless_grpc.streaming.inputs import End, EndpointDecision, Finalize, Frames, Input, InterimDecoded
 from typeless_grpc.streaming.interims import Interims
 from typeless_grpc.streaming.journal import Journal
+from typeless_grpc.streaming.meter import StreamMeter
 from typeless_grpc.streaming.modes import mode_of
 from typeless_grpc.streaming.release import FinalDecoded, FinalFailed, FinalResult
 from typeless_grpc.streaming.rendering import rendered_transcript
@@ -43,10 +44,10 @@ class Stream:
 
     def __init__(self, dependencies: Dependencies, reader: LiveReader, options: StreamOptions) -> None:
         self._dependencies, self._reader, self._options = dependencies, reader, options
-        self.journal = Journal()
-        self.acknowledged_bytes = 0
+        self.journal, self.acknowledged_bytes = Journal(), 0
         self.end_reason: events.EndReason | None = None  # why no more audio is taken; None while it is
         mode = mode_of(options.segmentation)
+        self.meter = StreamMeter(dependencies, mode.name)
         self._max_backlog_s = mode.max_backlog_s(options)
         self._session = Session(options.options, mode, cadence=options.cadence)
         self._held = Holding(dependencies.audio)
@@ -66,7 +67,7 @@ class Stream:
         self._completed: Emit | None = None
         self._crash: BaseException | None = None
         self.emit(events.Started())
-        self._work = asyncio.create_task(self._run(), name="stream")
+        self._work = asyncio.create_task(self._run(), name="stream", context=self.meter.context)
         self._work.add_done_callback(lambda _: self._held.close())
 
     # ---- for calls ------------------------------------------------------------------------------------------
@@ -112,6 +113,7 @@ class Stream:
             return
         if isinstance(request, bytes):
             self.acknowledged_bytes += len(request)
+            self.meter.put()
         self._inbox.put(request)
 
     async def events_after(
@@ -202,6 +204,7 @@ class Stream:
         """Append an event to the journal. cursors: those of this moment by default."""
         if not self.journal.is_closed:
             self.journal.add(event, cursors or self._session.cursors, self.acknowledged_bytes)
+            self.meter.emitted(event)
 
     def accepts_interims_of(self, utterance_id: int) -> bool:
         """See `InterimHost`."""
@@ -258,6 +261,7 @@ class Stream:
             request = await self._inbox.get()
             match request:
                 case bytes():
+                    self.meter.taken()
                     async for block in self._reader.feed(request):
                         await self._take_audio(block)
                 case Update():
@@ -311,11 +315,14 @@ class Stream:
 
     async def _take_audio(self, block: Audio) -> None:
         room = round(self._options.max_audio_s * SAMPLE_RATE_HZ) - self._samples.end
-        await self._wait_for_engine()
+        while self._finals and self._is_ahead():
+            self._moved.clear()
+            await self._moved.wait()
         taken = block[: max(0, room)]
         for start in range(0, len(taken), _STEP_SAMPLES):
             part = taken[start : start + _STEP_SAMPLES]
             await self._samples.append(part)
+            self.meter.reached(self._samples.end)
             self._apply(Frames(self._samples.end, await self._detector.probabilities(part)))
             await self._decide_endpoints()
             self._interims.begin()  # one that had to wait may begin now
@@ -324,13 +331,8 @@ class Stream:
             why = f"a stream takes {self._options.max_audio_s:g} s of audio"
             raise InvalidInput("audio", why, reason="AUDIO_TOO_LONG")
 
-    async def _wait_for_engine(self) -> None:
-        """Wait while the stream holds as much audio as it may, or more than the engine will soon decode."""
-        while self._finals and self._is_ahead():
-            self._moved.clear()
-            await self._moved.wait()
-
     def _is_ahead(self) -> bool:
+        """Whether the stream holds as much audio as it may, or more than the engine will soon decode."""
         held = self._samples.end - self._session.needed_from
         is_behind = self._dependencies.engine.backlog_s > self._max_backlog_s
         return is_behind or held > self._options.max_held_s * SAMPLE_RATE_HZ
@@ -357,7 +359,7 @@ class Stream:
             case Decode(utterance):
                 if not self._decoder.adopt(utterance):
                     self._interims.yield_to_finals()
-                self._finals[utterance.id] = asyncio.create_task(self._decode(utterance))
+                self._finals[utterance.id] = asyncio.create_task(self._decode(utterance), context=self.meter.context)
                 self._finals[utterance.id].add_done_callback(self.task_ended)
             case Speculate(utterance, is_likely):
                 if (is_likely or not self._finals) and not self._decoder.is_speculated(utterance):
@@ -370,7 +372,7 @@ class Stream:
             case Emit(events.Completed()):
                 self._completed = effect
             case Emit(events.Interim()) if self.journal.n_unsent > _MAX_UNREAD_FOR_INTERIMS:
-                pass  # the words that it commits count as if it had been read
+                self.meter.unread()  # the words that it commits count as if it had been read
             case Emit(event, cursors):
                 self.emit(event, cursors)
 

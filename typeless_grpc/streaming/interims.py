@@ -26,6 +26,7 @@ from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
 from typeless_grpc.streaming.effects import InterimDue
 from typeless_grpc.streaming.finals import text_of
 from typeless_grpc.streaming.inputs import InterimDecoded
+from typeless_grpc.streaming.meter import StreamMeter
 from typeless_grpc.streaming.samples import SampleBuffer
 from typeless_grpc.streaming.session import Session
 
@@ -42,7 +43,9 @@ _FINAL_WAITS_S = 2.0  # longest wait of a final for its interims, on an engine t
 
 
 class InterimHost(Protocol):
-    """The stream that interims belong to."""
+    """The stream that interims belong to. meter: has the context of the decodes: other streams may call `begin`."""
+
+    meter: StreamMeter
 
     def accepts_interims_of(self, utterance_id: int) -> bool:
         """Whether an interim of this utterance is of use now: no earlier utterance is pending."""
@@ -80,6 +83,7 @@ class Interims:
 
     def add(self, due: InterimDue) -> None:
         """Decode this interim as soon as the engine has time for it."""
+        self._skipped(len(self._due) == _MAX_QUEUED)
         self._due.append(due)
         self.begin()
 
@@ -96,16 +100,18 @@ class Interims:
             return
         self._lacked_slot = False
         if is_behind:
+            self._skipped(len(self._due) - 1)
             self._due.clear()
         else:
             self._due.popleft()
         self._up_to, self._task_utterance_id = one.up_to, one.utterance.id
-        self._task = asyncio.create_task(self._decode(one, self._audio_of(one)))
+        self._task = asyncio.create_task(self._decode(one, self._audio_of(one)), context=self._host.meter.context)
         self._task.add_done_callback(self._ended)
 
     def yield_to_finals(self) -> None:
         """Cancel all interims if a final would have to wait for the engine."""
         if self._dependencies.engine.backlog_s > 0:
+            self._skipped(len(self._due))
             self._due.clear()
             if self._task is not None:
                 self._task.cancel()
@@ -135,6 +141,7 @@ class Interims:
                 self._task.cancel()
         for one in [one for one in self._due if one.utterance.id == utterance_id]:
             self._due.remove(one)
+            self._skipped(1)
 
     async def close(self) -> None:
         """Cancel all, and wait until none runs."""
@@ -188,9 +195,14 @@ class Interims:
             recognition = await self._dependencies.engine.recognize(audio, options, ticket)
         except TypelessError:
             self._next_s = clock.now_s() + interval_s  # nobody depends on an interim
+            self._dependencies.observer.interim("dropped")
             return
         self._next_s = clock.now_s() + _REST * (clock.now_s() - began_s)
         self._host.take_interim(InterimDecoded(now.id, text_of(recognition), one.up_to))
+
+    def _skipped(self, n: int) -> None:
+        for _ in range(n):
+            self._dependencies.observer.interim("skipped")
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task = None

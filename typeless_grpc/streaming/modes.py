@@ -24,6 +24,11 @@ from typeless_grpc.streaming.utterances import Utterance
 class StreamMode(Mode, Protocol):
     """What differs between the modes, for a session and for what runs it."""
 
+    @property
+    def name(self) -> str:
+        """Its name for observers."""
+        ...
+
     def decoder(self, dependencies: Dependencies, options: StreamOptions, samples: SampleBuffer) -> Decoder:
         """Return the decoder of a new stream."""
         ...
@@ -39,6 +44,8 @@ class StreamMode(Mode, Protocol):
 
 class LiveMode:
     """Somebody speaks: short utterances with interims, each decoded as soon as it may be over. See `StreamMode`."""
+
+    name = "live"
 
     def __init__(self, options: EndpointOptions) -> None:
         self._options = options
@@ -66,6 +73,8 @@ class LiveMode:
 
 class FileMode:
     """A recording is uploaded: chunks as for `Transcribe`, as fast as the engine decodes them. See `StreamMode`."""
+
+    name = "file"
 
     def __init__(self, options: PlanOptions) -> None:
         self._options = options

@@ -16,6 +16,7 @@ from typeless_grpc.clock import Clock
 from typeless_grpc.errors import InvalidInput, NotFound, Overloaded, RateLimited, TypelessError, WrongState
 from typeless_grpc.streaming.driver import Stream
 from typeless_grpc.streaming.events import EndReason, Entry
+from typeless_grpc.streaming.observer import NoStreamObserver, StreamObserver
 from typeless_grpc.streaming.requests import Request
 
 _TICKS_PER_S = 4
@@ -108,8 +109,9 @@ class Sessions(Generic[C]):
     `tick` must be called a few times a second, by `run` or by a test. is_ticking: whether `run` does.
     """
 
-    def __init__(self, limits: SessionLimits, clock: Clock) -> None:
+    def __init__(self, limits: SessionLimits, clock: Clock, observer: StreamObserver | None = None) -> None:
         self._limits, self._clock = limits, clock
+        self._observer = observer or NoStreamObserver()
         self._held: dict[str, _Held[C]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._ticked = asyncio.Event()
@@ -117,6 +119,11 @@ class Sessions(Generic[C]):
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def n_open(self) -> int:
+        """How many sessions a call has."""
+        return sum(held.call is not None for held in self._held.values())
 
     def open(
         self, caller: str, owner: str, config: C, stream: Callable[[], Stream], *, is_shared: bool = False
@@ -156,7 +163,7 @@ class Sessions(Generic[C]):
         held.stream.detach()
         kept = [other for other in self._held.values() if other.call is None]
         if len(kept) > self._limits.max_kept:
-            self._drop(min(kept, key=_worth))
+            self._evict(kept)
 
     def drain(self, error: TypelessError, within_s: float) -> None:
         """Warn every caller, and end every session's audio at the next pause, at the latest after within_s."""
@@ -185,6 +192,7 @@ class Sessions(Generic[C]):
             if held.call is not None and held.stream.is_stuck:
                 held.call.cut()
             if held.call is None and now_s - held.left_s > self._limits.resume_window_s:
+                self._observer.session("expired")
                 self._drop(held)
         self._ticked.set()
 
@@ -207,6 +215,7 @@ class Sessions(Generic[C]):
     def _given(self, held: _Held[C], *, resumed: bool) -> Call[C]:
         held.call = Call(held, resumed=resumed)
         held.stream.attach()
+        self._observer.session("resumed" if resumed else "opened")
         return held.call
 
     def _make_room(self, caller: str, *, is_shared: bool) -> None:
@@ -219,12 +228,17 @@ class Sessions(Generic[C]):
             raise RateLimited(message, reason="TOO_MANY_STREAMS", retry_after_s=1.0, subject=caller)
         self._check_capacity()
         if has_its_limit:
-            self._drop(min(left, key=_worth))
+            self._evict(left)
 
     def _check_capacity(self) -> None:
-        n_open = sum(held.call is not None for held in self._held.values())
+        n_open = self.n_open
         if n_open >= self._limits.max_streams:
             raise Overloaded(f"This server has {n_open} streams open, its limit. Try again, or another replica.")
+
+    def _evict(self, candidates: list[_Held[C]]) -> None:
+        """Drop the session of least worth."""
+        self._observer.session("evicted")
+        self._drop(min(candidates, key=_worth))
 
     def _drop(self, held: _Held[C]) -> None:
         del self._held[held.id]

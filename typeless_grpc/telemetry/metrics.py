@@ -7,30 +7,36 @@ and from our own tables, never from callers, so that callers cannot create metri
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, PlatformCollector, ProcessCollector, start_http_server
 
 from typeless_grpc.access.listening import why_unusable
 from typeless_grpc.errors import SourceUnavailable
-
-METHOD = ("grpc_type", "grpc_service", "grpc_method")
-# Seconds, from calls of a few milliseconds to recordings of an hour.
-BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+from typeless_grpc.telemetry.call_metrics import AudioMetrics, CallMetrics
+from typeless_grpc.telemetry.engine_metrics import EngineMetrics
+from typeless_grpc.telemetry.gauges import add_gauge, add_gauges
+from typeless_grpc.telemetry.job_metrics import JobMetrics
+from typeless_grpc.telemetry.loop_lag import LoopLag
+from typeless_grpc.telemetry.stream_metrics import StreamMetrics
+from typeless_grpc.version import VERSION
 
 
 class Metrics:
-    """All metrics of one server, in their own registry."""
+    """All metrics of one process, in their own registry. The parts are observers of the calls, the engine and so on."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.started = Counter("grpc_server_started_total", "Calls begun.", METHOD, registry=registry)
-        self.handled = Counter(
-            "grpc_server_handled_total", "Calls ended, by status.", (*METHOD, "grpc_code"), registry=registry
-        )
-        self.seconds = Histogram(
-            "grpc_server_handling_seconds", "How long calls took.", METHOD, buckets=BUCKETS_S, registry=registry
-        )
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        Gauge("typeless_build_info", "Always 1.", ("version",), registry=registry).labels(VERSION).set(1)
+        audio = AudioMetrics(registry)
+        self.calls = CallMetrics(registry, audio)
+        self.engine = EngineMetrics(registry)
+        self.streams = StreamMetrics(registry)
+        self.jobs = JobMetrics(registry, audio)
+        self.loop_lag = LoopLag(registry)
         self.refused_callers = Counter(
             "typeless_auth_failures_total", "Calls refused for their key, by reason.", ("reason",), registry=registry
         )
@@ -50,6 +56,24 @@ class Metrics:
             registry=registry,
         )
         self.token_keys_up = self._availability("typeless_token_keys_up", "the identity provider")
+
+    def watch_admission(self, held_s: Callable[[], float], max_s: float) -> None:
+        """Show how much decoded audio calls, streams and jobs hold, and how much they may."""
+        add_gauge(
+            self.registry, "typeless_held_audio_seconds", "Decoded audio in memory, of all channels together.", held_s
+        )
+        limit = "How much decoded audio may be in memory: max_held_audio_s."
+        add_gauge(self.registry, "typeless_held_audio_limit_seconds", limit, lambda: max_s)
+
+    def watch_health(self, statuses: Callable[[], Mapping[str, bool]]) -> None:
+        """Show which services report SERVING. statuses: by name; "" is the server as a whole."""
+        add_gauges(
+            self.registry,
+            "typeless_serving",
+            "Whether a service reports SERVING; the service without a name is the server as a whole.",
+            ("service",),
+            lambda: {(name,): float(is_serving) for name, is_serving in statuses().items()},
+        )
 
     def _availability(self, name: str, what: str) -> Gauge:
         """Return a gauge that is 1 until a service fails to answer; it stays 1 if the service is not used."""

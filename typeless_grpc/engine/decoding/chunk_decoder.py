@@ -56,6 +56,7 @@ class ChunkDecoder:
     def __init__(self, submitter: Submitter, options: RecognizerOptions) -> None:
         self._submitter = submitter
         self._options = options
+        self.observer = submitter.observer
 
     async def decode(self, context: DecodeContext, chunk: Chunk) -> DecodeResult:
         """Decode a chunk with the caller's hints, and without them if they may have cost it its text."""
@@ -69,6 +70,7 @@ class ChunkDecoder:
             return result
         unhinted = context.in_language(context.options.language or result.language)
         unhinted = replace(unhinted, options=replace(unhinted.options, prompt="", hotwords=()), has_hints=False)
+        self.observer.decoded_again("hints")
         other = await self._decode_with_retry(unhinted, chunk)
         if is_lost:
             best = min((result, other), key=lambda one: (loses_speech(one, window), _severity(one), -one.avg_logprob))
@@ -99,6 +101,7 @@ class ChunkDecoder:
         is_short = chunk.window_s <= SECOND_PASS_MAX_S and first.n_tokens <= SECOND_PASS_MAX_TOKENS
         if not first.issues & UNUSABLE and not (first.issues and is_short):
             return first
+        self.observer.decoded_again(_worst(first.issues).value)
         again = context if context.options.language else context.in_language(first.language)
         second = await self._second_pass(again, chunk, first, has_more_beams=is_short)
         best = better(first, second)
@@ -144,6 +147,11 @@ def loses_speech(result: DecodeResult, window: Window) -> bool:
         return True
     texts = [TimedWord(one.text, one.start_s, one.end_s, one.confidence) for one in segments]
     return result.uncovered_from_s is None and uncovered_from(texts, window.spans_s) is not None
+
+
+def _worst(issues: frozenset[Issue]) -> Issue:
+    """The first of the issues in the order of their definition, the most severe first."""
+    return next(issue for issue in Issue if issue in issues)
 
 
 def _severity(result: DecodeResult) -> int:

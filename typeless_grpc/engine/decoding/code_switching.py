@@ -86,6 +86,7 @@ class CodeSwitchingDecoder:
         runs = language_runs(chunk, await self._verify(context, chunk, detected, result))
         if [run.language for run in runs] == [result.language]:
             return [(chunk, result)]
+        self._chunks.observer.decoded_again("language")
         again = await gather([self._chunks.decode(context.in_language(run.language), run.chunk) for run in runs])
         return [
             (run.chunk, replace(one, language_probability=run.probability))

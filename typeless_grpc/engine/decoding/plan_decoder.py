@@ -17,6 +17,7 @@ from typeless_grpc.engine.decoding.submission import (
     WindowScheduler,
 )
 from typeless_grpc.engine.interface import DecodeOptions, Lane
+from typeless_grpc.engine.observer import EngineObserver, NoObserver
 from typeless_grpc.engine.planning.chunk import Chunk
 from typeless_grpc.engine.planning.strategies import Plan
 from typeless_grpc.engine.tasks import gather
@@ -32,8 +33,11 @@ N_DETECTION_CHUNKS = 3
 class PlanDecoder:
     """Decodes plans. `Recognizer` has one."""
 
-    def __init__(self, scheduler: WindowScheduler, options: RecognizerOptions) -> None:
-        chunks = ChunkDecoder(Submitter(scheduler, options), options)
+    def __init__(
+        self, scheduler: WindowScheduler, options: RecognizerOptions, observer: EngineObserver | None = None
+    ) -> None:
+        self._observer = observer or NoObserver()
+        chunks = ChunkDecoder(Submitter(scheduler, options, self._observer), options)
         self._decoder = CodeSwitchingDecoder(chunks, options)
         self._options = options
 
@@ -90,6 +94,7 @@ class PlanDecoder:
             if result.uncovered_from_s is None or context.ticket.lane is Lane.LIVE_INTERIM:
                 results.append((part, result))
                 continue
+            self._observer.decoded_again("uncovered")
             before, rest = part.split(result.uncovered_from_s)
             results.append((before, result))
             results += await self._decode_chunk(context.in_language(result.language), rest)

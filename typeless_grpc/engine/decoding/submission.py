@@ -8,15 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from typeless_grpc import account
 from typeless_grpc.audio.formats import Audio
+from typeless_grpc.clock import SystemClock
 from typeless_grpc.engine.costs import decode_cost
 from typeless_grpc.engine.decoding.inference import run
 from typeless_grpc.engine.decoding.requests import DecodeResult, DetectRequest, Request, Window, batch_key
 from typeless_grpc.engine.interface import DecodeOptions, Ticket
 from typeless_grpc.engine.model import FULL_WINDOW_S, Model
+from typeless_grpc.engine.observer import EngineObserver, NoObserver
 from typeless_grpc.engine.planning.chunk import Chunk
 from typeless_grpc.engine.planning.cuts import CutPolicy
 from typeless_grpc.engine.scheduler import Scheduler, Timing, WorkItem
+from typeless_grpc.engine.timed_model import TimedModel
+
+CLOCK = SystemClock()
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,13 @@ WindowScheduler = Scheduler[ModelRequest, DecodeResult]
 
 def run_batch(items: Sequence[WorkItem[ModelRequest, DecodeResult]]) -> Sequence[DecodeResult | Exception | None]:
     """Run a batch of the scheduler; all of it is for one model, because the model is part of the batch key."""
-    return run(items[0].work.model, [item.work.request for item in items], [item.is_wanted for item in items])
+    model = TimedModel(items[0].work.model, CLOCK)
+    try:
+        return run(model, [item.work.request for item in items], [item.is_wanted for item in items])
+    finally:
+        stages = model.stages
+        for item in items:
+            item.stages = stages
 
 
 @dataclass(frozen=True)
@@ -81,11 +93,14 @@ class DecodeContext:
 
 
 class Submitter:
-    """Submits requests, and records when they ran."""
+    """Submits requests, and records when they ran. observer: of what is decoded again."""
 
-    def __init__(self, scheduler: WindowScheduler, options: RecognizerOptions) -> None:
+    def __init__(
+        self, scheduler: WindowScheduler, options: RecognizerOptions, observer: EngineObserver | None = None
+    ) -> None:
         self._scheduler = scheduler
         self._options = options
+        self.observer = observer or NoObserver()
 
     async def submit(self, context: DecodeContext, request: Request, encoded_s: float) -> DecodeResult:
         """Wait for the result of a request. encoded_s: how much audio and silence it encodes."""
@@ -97,4 +112,5 @@ class Submitter:
             is_continuation=bool(context.timings),
         )
         context.timings.append(completed.timing)
+        account.current().processing_s += completed.timing.model_s
         return completed.result

@@ -1,0 +1,60 @@
+"""Measures one stream for observers: what its work uses, and how long its finals take after their speech."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+
+from typeless_grpc.account import CallAccount, in_context
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
+from typeless_grpc.streaming import events
+from typeless_grpc.streaming.dependencies import Dependencies
+
+# Blocks of audio that are remembered: more than a minute of the shortest that clients send, 20 ms.
+_MAX_BLOCKS = 4096
+
+
+class StreamMeter:
+    """Follows audio from its arrival to the samples that it became, and these to their final.
+
+    account: what all calls of the stream have used together. context: in which its work runs.
+    """
+
+    def __init__(self, dependencies: Dependencies, mode: str) -> None:
+        self._clock, self._observer, self._mode = dependencies.clock, dependencies.observer, mode
+        self.account = CallAccount()
+        self.context = in_context(self.account)
+        self._waiting: deque[float] = deque()  # arrival times of the requests in the inbox, which bounds them
+        self._taken_s = 0.0
+        self._blocks: deque[tuple[int, float]] = deque(maxlen=_MAX_BLOCKS)  # end of each in samples, arrival time
+
+    def put(self) -> None:
+        """A request with audio was put into the inbox."""
+        self._waiting.append(self._clock.now_s())
+
+    def taken(self) -> None:
+        """The oldest request with audio was taken from the inbox."""
+        self._taken_s = self._waiting.popleft()
+
+    def reached(self, end: int) -> None:
+        """The audio of the taken request is decoded up to this sample."""
+        self._blocks.append((end, self._taken_s))
+
+    def unread(self) -> None:
+        """An interim was not sent, because the caller reads too slowly."""
+        self._observer.interim("unread")
+
+    def emitted(self, event: events.Event) -> None:
+        """An event was put into the journal."""
+        match event:
+            case events.Interim():
+                self._observer.interim("sent")
+            case events.Final(segment=segment):
+                self._observer.final(self._mode, self._since(segment.end_s), self.context)
+
+    def _since(self, offset_s: float) -> float | None:
+        """Return the seconds since the audio at offset_s arrived; None if it is not remembered."""
+        index = bisect_left(self._blocks, (int(offset_s * SAMPLE_RATE_HZ), 0.0))
+        if index == len(self._blocks) or (index == 0 and len(self._blocks) == _MAX_BLOCKS):
+            return None
+        return self._clock.now_s() - self._blocks[index][1]
