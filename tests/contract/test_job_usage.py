@@ -60,6 +60,13 @@ def test_a_job_whose_runs_crash_and_fail_counts_its_audio_once(stores: Stores):
     assert used(stores) == {"key:k1": Usage(jobs=1, audio_us=3_000_000)}
 
 
+def test_each_separate_channel_counts(stores: Stores):
+    run = claimed(stores, stores.submit(owner="key:k1"))
+    stores.runs.keep_chunk(run, chunk(0, "one", n_channels=2))
+    stores.runs.keep_chunk(run, chunk(1, "two", is_last=True, n_channels=2))
+    assert used(stores) == {"key:k1": Usage(jobs=1, audio_us=4_000_000)}
+
+
 def test_a_job_that_is_submitted_again_counts_once(stores: Stores):
     new = new_job(owner="key:k1", request_id="r", fingerprint="f")
     first = stores.jobs.submit(new, b"\0\0" * 16)

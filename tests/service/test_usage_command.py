@@ -70,13 +70,13 @@ def text_of(result: Result) -> list[str]:
 
 def test_a_table_has_names_and_totals(data_dir: Path):
     assert text_of(usage(*SINCE)) == [
-        "day         key    name                     calls  failed    audio  jobs",
-        '2025-01-31  k0123  night, "shift"              10       1  1:00:00     2',
-        "2025-02-01         (callers without a key)      7       7  0:00:00     0",
-        "2025-02-01         token of ann@example.org     4       0  0:01:00     0",
-        '2025-02-01  k0123  night, "shift"               1       0  0:00:00     0',
-        "2025-02-01  kgone                               1       0  0:00:00     0",
-        "total                                          23       8  1:01:01     2",
+        " day         key    name                      calls  failed    audio  jobs",
+        ' 2025-01-31  k0123  night, "shift"               10       1  1:00:00     2',
+        " 2025-02-01  -      (callers without a key)       7       7  0:00:00     0",
+        " 2025-02-01  -      token of ann@example.org      4       0  0:01:00     0",
+        ' 2025-02-01  k0123  night, "shift"                1       0  0:00:00     0',
+        " 2025-02-01  kgone  -                             1       0  0:00:00     0",
+        " total                                           23       8  1:01:01     2",
     ]
 
 
@@ -113,7 +113,7 @@ def test_days_are_inclusive_and_the_default_is_the_last_month(data_dir: Path):
     assert text_of(usage("--local", "--csv")) == [
         "day,key_id,display_name,token_subject,calls,failed_calls,audio_s,jobs"
     ]
-    assert text_of(usage("--local")) == ["day  key  name  calls  failed  audio  jobs"]
+    assert text_of(usage("--local")) == [" day  key  name  calls  failed  audio  jobs"]
 
 
 def test_without_jobs_no_database_of_jobs_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -124,7 +124,7 @@ class UsageOptions:
 
 
 def usage_caller(owner: str) -> str | None:
-    """The caller, as in `DailyUsage`, of an owner's work (see `Principal`); None if keys are off: nothing is counted."""
+    """The caller, as in `DailyUsage`, for an owner (see `Principal`); None if keys are off, when nothing is counted."""
     if not owner:
         return None
     return owner if owner.startswith((_KEY, _TOKEN)) else ANONYMOUS

@@ -32,9 +32,11 @@ from typeless_grpc.interceptors.seam import Interceptor
 from typeless_grpc.servicers.admin import AdminServicer
 from typeless_grpc.stores.buckets import FallbackBuckets, MemoryBuckets, RedisBuckets, RefusingBuckets
 from typeless_grpc.stores.memory_access import MemoryAccessStore
+from typeless_grpc.telemetry.calls import CallObserver
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics
 from typeless_grpc.telemetry.reachability import Freshness, Reachability
+from typeless_grpc.telemetry.usage import UsageObserver
 
 log = get_logger(__name__)
 
@@ -48,6 +50,7 @@ class Access:
     """Admission of callers, their quotas and usage.
 
     interceptors: enforce both, in order. checks: of the key store. recorder: of usage; None if keys are off.
+    observers: report calls to it.
     """
 
     registry: Registry
@@ -55,6 +58,7 @@ class Access:
     interceptors: Sequence[Interceptor]
     checks: Sequence[HealthCheck] = ()
     recorder: UsageRecorder | None = None
+    observers: Sequence[CallObserver] = ()
 
 
 @asynccontextmanager
@@ -97,7 +101,14 @@ async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Acc
             buckets = await stack.enter_async_context(_buckets(settings, clock, metrics))
             limiter = Limiter(quotas=quotas, buckets=buckets, long_audio_s=settings.long_audio_s)
             interceptors.append(RateLimitInterceptor(limiter=limiter, rules=known, metrics=metrics))
-        yield Access(registry=registry, rules=known, interceptors=interceptors, checks=checks, recorder=recorder)
+        yield Access(
+            registry=registry,
+            rules=known,
+            interceptors=interceptors,
+            checks=checks,
+            recorder=recorder,
+            observers=[UsageObserver(recorder)] if recorder is not None else [],
+        )
 
 
 @asynccontextmanager

@@ -122,7 +122,7 @@ async def listen(
         options = server_options(settings)
         interceptors = [
             RequestIdInterceptor(),
-            AccountingInterceptor([metrics.calls, CallLog()], keeps_text=settings.log_text),
+            AccountingInterceptor([metrics.calls, CallLog(), *access.observers], keeps_text=settings.log_text),
             StatusInterceptor(),
             MetadataInterceptor(settings.max_metadata_entries),
             drain,

@@ -126,7 +126,8 @@ class SqlRunStore:
                     path=path,
                 )
             )
-            self._table.usage.transcribed(connection, run.job.owner, chunk.end - (position or 0))
+            n_samples = (chunk.end - (position or 0)) * chunk.n_channels
+            self._table.usage.transcribed(connection, run.job.owner, n_samples)
 
     def complete(self, run: Run) -> None:
         """See `RunStore`."""

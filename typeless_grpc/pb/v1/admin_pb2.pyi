@@ -506,7 +506,7 @@ class DailyUsage(google.protobuf.message.Message):
     @property
     def audio_duration(self) -> google.protobuf.duration_pb2.Duration:
         """Length of the audio that was accepted for transcription, also that of streams that are still
-        open and of jobs that still run. Channels do not multiply it.
+        open and of jobs that still run. With CHANNEL_MODE_SEPARATE, each channel counts.
         """
 
     def __init__(
