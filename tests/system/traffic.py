@@ -156,7 +156,11 @@ class Traffic:
         answer = await self._unary("JobsService/SubmitJob", self._jobs.SubmitJob, request)
         if answer is not None:
             job_id = answer.job.job_id
-            await self._unary("JobsService/CancelJob", self._jobs.CancelJob, jobs_pb2.CancelJobRequest(job_id=job_id))
+            cancel = jobs_pb2.CancelJobRequest(job_id=job_id)
+            await self._unary("JobsService/CancelJob", self._jobs.CancelJob, cancel)
+            found = await self._unary("JobsService/GetJob", self._jobs.GetJob, jobs_pb2.GetJobRequest(job_id=job_id))
+            if found is not None and found.job.progress == 1.0:  # its only chunk was stored before the cancellation
+                self.tally.audio_s["job"] += 2.0
         await self._unary("JobsService/ListJobs", self._jobs.ListJobs, jobs_pb2.ListJobsRequest(page_size=10))
         await self._unary("JobsService/GetQueueStats", self._jobs.GetQueueStats, jobs_pb2.GetQueueStatsRequest())
 
