@@ -25,7 +25,7 @@ MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
-.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages dist lock clean
+.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system dist lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -99,7 +99,11 @@ clients: $(VENV)/dev.stamp ## build the example clients whose toolchain is insta
 packages: $(VENV)/dev.stamp ## build the packages and install them in clean environments
 	@$(BIN)/python -m pytest -m packages tests/packages $(ARGS)
 
-check: lint type test clients packages verify ## run all that CI runs: lint, type, test, clients, packages, verify
+system: $(VENV)/dev.stamp ## run a whole installation under mixed traffic for two minutes, and account for every call
+	@$(BIN)/typeless models pull tiny.en >/dev/null
+	$(BIN)/python -m pytest -m system tests/system $(ARGS)
+
+check: lint type test clients packages system verify ## run all that CI runs: lint, type, test, clients, packages, system, verify
 
 lint: $(VENV)/dev.stamp ## check the style of code and protos; edits nothing
 	@$(BIN)/ruff check .
