@@ -130,9 +130,10 @@ endef
 proto: $(PROTO_BIN)/protoc-gen-mypy ## generate typeless_grpc/pb from protos/
 	$(call generate,typeless_grpc/pb)
 
-golden: $(VENV)/dev.stamp ## generate docs/configuration.md and docs/metrics.md
+golden: $(VENV)/dev.stamp ## generate docs/configuration.md, docs/metrics.md and the settings in the chart's schema
 	@$(BIN)/typeless config --reference >docs/configuration.md
 	@$(BIN)/python -m typeless_grpc.telemetry.reference >docs/metrics.md
+	@schema=$$($(BIN)/python deploy/helm/settings_schema.py) && echo "$$schema" >deploy/helm/typeless/values.schema.json
 
 verify: $(PROTO_BIN)/protoc-gen-mypy $(VENV)/dev.stamp ## check that generated code and docs are current, and that the contract only grew
 	$(call generate,.cache/pb)
