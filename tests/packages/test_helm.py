@@ -59,7 +59,7 @@ def pods(created: Objects) -> dict[str, dict[str, Any]]:
 
 
 def refusal(*sets: str, values: str = "default") -> str:
-    """What Helm says of values that it refuses."""
+    """The complaint of Helm about values that it refuses."""
     flags = [word for one in sets for word in ("--set-json", one)]
     done = run(tool("helm"), "template", "speech", CHART, *arguments(values, *flags))
     assert done.returncode != 0, f"{sets} were not refused"
@@ -156,9 +156,9 @@ def test_the_chart_has_the_version_of_the_software(tmp_path: Path):
     ],
 )  # fmt: skip
 def test_wrong_values_are_refused_with_their_name(setting: str, complaint: str):
-    said = refusal(setting)
-    assert "don't meet the specifications of the schema" in said
-    assert complaint in said
+    shown = refusal(setting)
+    assert "don't meet the specifications of the schema" in shown
+    assert complaint in shown
 
 
 @pytest.mark.parametrize(
@@ -374,14 +374,14 @@ def test_the_network_policy_lets_through_what_is_used():
 
 
 @pytest.mark.parametrize(
-    ("values", "said", "unsaid"),
+    ("values", "shown", "hidden"),
     [
         ("default", ["rollout status deployment/speech-typeless", "Anyone who reaches"], ["persistence is off"]),
         ("shared", ["dns:///speech-typeless-headless.default:50051", "follows the CPU"], ["Anyone who reaches"]),
         ("full", ["port-forward service/speech 50051:443"], ["Anyone who reaches", "follows the CPU"]),
     ],
 )
-def test_the_notes_say_what_to_do_next(values: str, said: list[str], unsaid: list[str], tmp_path: Path):
+def test_the_notes_tell_what_to_do_next(values: str, shown: list[str], hidden: list[str], tmp_path: Path):
     # Only `helm install` prints notes, and it needs a cluster. So a copy of the chart has them as an object.
     copy = tmp_path / "typeless"
     shutil.copytree(CHART, copy)
@@ -389,5 +389,5 @@ def test_the_notes_say_what_to_do_next(values: str, said: list[str], unsaid: lis
     (copy / "templates/notes.yaml").write_text('notes: {{ tpl (.Files.Get "NOTES.txt") . | toJson }}', "utf-8")
     show = ("--show-only", "templates/notes.yaml")
     notes = yaml.safe_load(output(tool("helm"), "template", "speech", copy, *arguments(values, *show)))["notes"]
-    assert all(one in notes for one in said)
-    assert not any(one in notes for one in unsaid)
+    assert all(one in notes for one in shown)
+    assert not any(one in notes for one in hidden)
