@@ -17,6 +17,7 @@ from typeless_grpc.app.metrics import open_metrics_port
 from typeless_grpc.app.models import BuiltEngine
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.app.tls import tls_of
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
@@ -47,7 +48,6 @@ from typeless_grpc.telemetry.call_log import CallLog
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics
-from typeless_grpc.tls import TlsFiles, TlsReloader
 from typeless_grpc.version import VERSION
 
 log = get_logger(__name__)
@@ -142,7 +142,7 @@ async def listen(
             interceptors=[Chain(interceptors)],
             drain=drain,
             options=options,
-            tls=_tls(settings),
+            tls=tls_of(settings),
             checks=[
                 HealthCheck("engine", NEEDS_ENGINE, lambda: engine.stalled_s < settings.engine_stall_s),
                 HealthCheck("sessions of streams", NEEDS_ENGINE, lambda: streams.is_well),
@@ -247,11 +247,3 @@ def _shown(settings: Settings) -> dict[str, str]:
         ENV_PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value)
         for name, value in shown.items()
     }
-
-
-def _tls(settings: Settings) -> TlsReloader | None:
-    if settings.tls_cert_file is None or settings.tls_key_file is None:
-        return None
-    return TlsReloader(
-        TlsFiles(cert=settings.tls_cert_file, key=settings.tls_key_file, client_ca=settings.tls_client_ca_file)
-    )

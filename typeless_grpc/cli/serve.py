@@ -54,7 +54,8 @@ def serve(
 
         settings = load_settings(flags, file=config).settings
         logs.configure(settings.log_level, settings.log_format)
-        fetch(catalog(settings), settings.model)
+        if not settings.engine_address:
+            fetch(catalog(settings), settings.model)
         asyncio.run(run_server(settings, _variables(config, data_dir)))
 
 
@@ -101,10 +102,6 @@ def ready_text(app: App, settings: Settings, variables: str = "") -> str:
     """
     address = f"localhost:{app.port}"
     sample = os.path.relpath(SAMPLE) if SAMPLE.is_file() else "RECORDING"
-    engine = app.engine
-    on = f"{engine.device.name}, {engine.device.compute_type}"
-    if engine.device.name == "cpu":
-        on += f", {engine.n_workers} x {engine.n_threads} threads"
     method = "typeless.v1.TranscriptionService/Transcribe"
     server = "" if app.port == 50051 else f" --server {address}"
     typeless = _command()
@@ -114,7 +111,7 @@ def ready_text(app: App, settings: Settings, variables: str = "") -> str:
         key = f"  export TYPELESS_API_KEY=$({variables}{typeless} keys create --local)\n"
         grpcurl += ' -H "x-api-key: $TYPELESS_API_KEY"'
     return f"""\
-typeless {VERSION} takes calls on {settings.host}:{app.port}: model {app.model} ({on})
+typeless {VERSION} takes calls on {settings.host}:{app.port}: model {app.model} ({app.engine.runs_on()})
 
 Try next:
 {key}  {typeless} transcribe{server}{tls} {sample}

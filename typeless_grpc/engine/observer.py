@@ -1,7 +1,6 @@
 """What the engine reports about its work: to metrics, to traces, or to nobody.
 
-Methods are called on the event loop, except `decoded_again` and `suppressed`, which any thread may call. They must
-return at once, and must not raise.
+Methods are called on the event loop, those about one call in its context. They must return at once, and must not raise.
 """
 
 from __future__ import annotations
@@ -79,3 +78,30 @@ class NoObserver:
 
     def suppressed(self, reason: str) -> None:
         """See `EngineObserver`."""
+
+
+class Observers:
+    """Passes everything on to several observers."""
+
+    def __init__(self, *observers: EngineObserver) -> None:
+        self._observers = observers
+
+    def batch_ended(self, batch: BatchReport) -> None:
+        """See `EngineObserver`."""
+        for observer in self._observers:
+            observer.batch_ended(batch)
+
+    def refused(self, lane: Lane, reason: str) -> None:
+        """See `EngineObserver`."""
+        for observer in self._observers:
+            observer.refused(lane, reason)
+
+    def decoded_again(self, reason: str) -> None:
+        """See `EngineObserver`."""
+        for observer in self._observers:
+            observer.decoded_again(reason)
+
+    def suppressed(self, reason: str) -> None:
+        """See `EngineObserver`."""
+        for observer in self._observers:
+            observer.suppressed(reason)

@@ -79,7 +79,7 @@ def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, 
     texts: list[str] = []
 
     async def no_server(settings: Settings, variables: str) -> None:
-        engine = SimpleNamespace(device=SimpleNamespace(name="cuda", compute_type="float16"))
+        engine = SimpleNamespace(runs_on=lambda: "cuda, float16")
         app: Any = SimpleNamespace(port=50051, engine=engine, model="base")
         texts.append(serve.ready_text(app, settings, variables))
 
