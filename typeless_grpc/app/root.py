@@ -135,7 +135,7 @@ async def listen(
         ]
         for warning in warnings(settings):
             log.warning(warning)
-        console = await open_console(stack, settings)
+        console = await open_console(stack, settings, metrics)
         server = Server(
             services=services,
             interceptors=[Chain(interceptors)],
