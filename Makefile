@@ -130,14 +130,16 @@ endef
 proto: $(PROTO_BIN)/protoc-gen-mypy ## generate typeless_grpc/pb from protos/
 	$(call generate,typeless_grpc/pb)
 
-golden: $(VENV)/dev.stamp ## generate docs/configuration.md and docs/metrics.md
+golden: $(VENV)/dev.stamp ## generate docs/configuration.md, docs/metrics.md and the settings in the chart's schema
 	@$(BIN)/typeless config --reference >docs/configuration.md
 	@$(BIN)/python -m typeless_grpc.telemetry.reference >docs/metrics.md
+	@schema=$$($(BIN)/python deploy/helm/settings_schema.py) && echo "$$schema" >deploy/helm/typeless/values.schema.json
 
 verify: $(PROTO_BIN)/protoc-gen-mypy $(VENV)/dev.stamp ## check that generated code and docs are current, and that the contract only grew
 	$(call generate,.cache/pb)
 	diff -r -x __pycache__ .cache/pb typeless_grpc/pb || { echo "typeless_grpc/pb is out of date: make proto" >&2; exit 1; }
 	$(BIN)/typeless config --reference | diff - docs/configuration.md || { echo "docs/configuration.md is out of date: make golden" >&2; exit 1; }
+	$(BIN)/python deploy/helm/settings_schema.py | diff - deploy/helm/typeless/values.schema.json || { echo "values.schema.json is out of date: make golden" >&2; exit 1; }
 	if [ -z "$(BASE)" ]; then echo "not a git checkout: skipping the comparison of the contract with its past"; exit 0; fi
 	cd protos && ../$(BIN)/buf breaking --against '../.git#ref=$(BASE),subdir=protos'
 
