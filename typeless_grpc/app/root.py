@@ -9,7 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from typeless_grpc.access.address import is_loopback
-from typeless_grpc.app.access import open_access
+from typeless_grpc.access.usage import UsageReader
+from typeless_grpc.app.access import Access, open_access
 from typeless_grpc.app.background import Background, admission_options
 from typeless_grpc.app.console import open_console
 from typeless_grpc.app.metrics import open_metrics_port
@@ -116,14 +117,14 @@ async def listen(
                 streams=streams,
             ),
             ServerServicer(_facts(settings, background)),
-            AdminServicer(registry=access.registry, settings=_shown(settings)),
+            AdminServicer(registry=access.registry, usage=_usage(access, background), settings=_shown(settings)),
             *more,
             *(background.services if background else ()),
         ]
         options = server_options(settings)
         interceptors = [
             RequestIdInterceptor(),
-            AccountingInterceptor([metrics.calls, CallLog()], keeps_text=settings.log_text),
+            AccountingInterceptor([metrics.calls, CallLog(), *access.observers], keeps_text=settings.log_text),
             StatusInterceptor(),
             MetadataInterceptor(settings.max_metadata_entries),
             drain,
@@ -232,6 +233,11 @@ def _facts(settings: Settings, background: Background | None) -> ServerFacts:
     if background is None:
         return facts
     return replace(facts, max_upload_bytes=settings.max_upload_bytes, uri_schemes=background.sources.schemes)
+
+
+def _usage(access: Access, background: Background | None) -> UsageReader:
+    of_jobs = [background.usage] if background is not None else []
+    return UsageReader([access.registry.store, *of_jobs], access.recorder)
 
 
 def _shown(settings: Settings) -> dict[str, str]:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 
 from typeless_grpc import account
+from typeless_grpc.account import CallAccount
 from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.scripted import ScriptedEngine
@@ -79,3 +80,25 @@ def test_work_of_a_stream_counts_on_its_own_account():
     meter, _, _ = metered()
     meter.context.run(lambda: account.current().add_audio(3.0))
     assert meter.account.audio_s == 3.0
+
+
+def test_audio_counts_once_for_the_calls_that_have_the_stream():
+    meter, _, _ = metered()
+    ended, resumed = CallAccount(), CallAccount()
+    with meter.counted_for(ended):
+        meter.reached(16_000)
+        assert ended.audio_s == 1.0
+        meter.reached(3 * 16_000)
+    meter.reached(6 * 16_000)  # was in the inbox when the call ended
+    with meter.counted_for(resumed):
+        assert resumed.audio_s == 3.0
+        meter.reached(10 * 16_000)
+    assert (ended.audio_s, resumed.audio_s, meter.account.audio_s) == (3.0, 7.0, 10.0)
+
+
+def test_audio_counts_for_the_call_that_resumed_while_the_older_one_has_not_ended():
+    meter, _, _ = metered()
+    older, newer = CallAccount(), CallAccount()
+    with meter.counted_for(older), meter.counted_for(newer):
+        meter.reached(16_000)
+    assert (older.audio_s, newer.audio_s) == (0.0, 1.0)
