@@ -61,7 +61,7 @@ def session_limits(settings: Settings) -> SessionLimits:
 
 
 def stream_limits(settings: Settings) -> StreamLimits:
-    """Return the bounds of streams, as their callers are told them."""
+    """Return the bounds of streams, which `started` reports to callers."""
     return StreamLimits(
         options=stream_options(settings),
         resume_window_s=settings.stream_resume_window_s,

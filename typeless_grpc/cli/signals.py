@@ -16,7 +16,7 @@ HANG_UP_S = 0.2
 
 @dataclass(frozen=True)
 class Requests:
-    """What signals request. stop: to end. reload: to read the settings again; whoever does clears it."""
+    """What signals request. stop: to end. reload: to read the settings again; the reader clears it."""
 
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     reload: asyncio.Event = field(default_factory=asyncio.Event)
