@@ -25,7 +25,7 @@ MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
-.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages dist lock clean
+.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system dist lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -99,7 +99,11 @@ clients: $(VENV)/dev.stamp ## build the example clients whose toolchain is insta
 packages: $(VENV)/dev.stamp ## build the packages and install them in clean environments
 	@$(BIN)/python -m pytest -m packages tests/packages $(ARGS)
 
-check: lint type test clients packages verify ## run all that CI runs: lint, type, test, clients, packages, verify
+system: $(VENV)/dev.stamp ## run a whole installation under mixed traffic for two minutes, and account for every call
+	@$(BIN)/typeless models pull tiny.en >/dev/null
+	$(BIN)/python -m pytest -m system tests/system $(ARGS)
+
+check: lint type test clients packages system verify ## run all that CI runs: lint, type, test, clients, packages, system, verify
 
 lint: $(VENV)/dev.stamp ## check the style of code and protos; edits nothing
 	@$(BIN)/ruff check .
@@ -126,13 +130,16 @@ endef
 proto: $(PROTO_BIN)/protoc-gen-mypy ## generate typeless_grpc/pb from protos/
 	$(call generate,typeless_grpc/pb)
 
-golden: $(VENV)/dev.stamp ## generate docs/configuration.md
+golden: $(VENV)/dev.stamp ## generate docs/configuration.md, docs/metrics.md and the settings in the chart's schema
 	@$(BIN)/typeless config --reference >docs/configuration.md
+	@$(BIN)/python -m typeless_grpc.telemetry.reference >docs/metrics.md
+	@schema=$$($(BIN)/python deploy/helm/settings_schema.py) && echo "$$schema" >deploy/helm/typeless/values.schema.json
 
 verify: $(PROTO_BIN)/protoc-gen-mypy $(VENV)/dev.stamp ## check that generated code and docs are current, and that the contract only grew
 	$(call generate,.cache/pb)
 	diff -r -x __pycache__ .cache/pb typeless_grpc/pb || { echo "typeless_grpc/pb is out of date: make proto" >&2; exit 1; }
 	$(BIN)/typeless config --reference | diff - docs/configuration.md || { echo "docs/configuration.md is out of date: make golden" >&2; exit 1; }
+	$(BIN)/python deploy/helm/settings_schema.py | diff - deploy/helm/typeless/values.schema.json || { echo "values.schema.json is out of date: make golden" >&2; exit 1; }
 	if [ -z "$(BASE)" ]; then echo "not a git checkout: skipping the comparison of the contract with its past"; exit 0; fi
 	cd protos && ../$(BIN)/buf breaking --against '../.git#ref=$(BASE),subdir=protos'
 

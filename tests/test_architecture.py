@@ -13,6 +13,7 @@ from tests.harness import REPOSITORY
 LAYERS = (
     {"cli"},
     {"app"},
+    {"console"},
     {
         "config",
         "server",
@@ -35,8 +36,8 @@ LAYERS = (
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 # What only these may import; a unit stands for all that is in it.
 ONLY = {
-    "typeless_grpc.pb": {"pb", "servicers", "client", "cli"},
-    "grpc": {"pb", "servicers", "cli", "server", "health", "reflection", "tls", "interceptors", "client"},
+    "typeless_grpc.pb": {"pb", "servicers", "client", "cli", "console"},
+    "grpc": {"pb", "console", "servicers", "cli", "server", "health", "reflection", "tls", "interceptors", "client"},
     "faster_whisper": {"engine.runtime", "engine.hub"},
     "ctranslate2": {"engine.runtime", "engine.device"},
 }

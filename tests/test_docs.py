@@ -23,6 +23,7 @@ from tests.harness import REPOSITORY
 from typeless_grpc.cli.commands import app
 from typeless_grpc.cli.reference import reference
 from typeless_grpc.config import Settings
+from typeless_grpc.telemetry.reference import reference as metrics_reference
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
 DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -66,6 +67,10 @@ def test_every_make_target_that_is_named_exists():
 
 def test_the_reference_of_settings_is_current():
     assert (REPOSITORY / "docs" / "configuration.md").read_text("utf-8") == reference(), "make golden"
+
+
+def test_the_reference_of_metrics_is_current():
+    assert (REPOSITORY / "docs" / "metrics.md").read_text("utf-8") == metrics_reference(), "make golden"
 
 
 def test_settings_in_the_readme_have_their_true_defaults():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
@@ -87,9 +88,14 @@ class Server:
         options: ServerOptions,
         tls: Certificates | None = None,
         checks: Sequence[HealthCheck] = (),
+        console_socket: Path | None = None,
     ) -> None:
-        """interceptors: outermost first, drain among them. tls: None for plain text."""
+        """interceptors: outermost first, drain among them. tls: None for plain text.
+
+        console_socket: where to listen for the console, without TLS; None if there is no console.
+        """
         self._tls = tls
+        self._console_socket = console_socket
         self._names = tuple(service.NAME for service in services)
         self._drain = drain
         self._options = options
@@ -127,6 +133,8 @@ class Server:
                 f"Cannot listen on {address}: is another server running there? Choose another with --port.",
                 reason="ADDRESS_IN_USE",
             ) from error
+        if self._console_socket is not None:
+            self._server.add_insecure_port(f"unix:{self._console_socket}")
         await self._server.start()
         return port
 

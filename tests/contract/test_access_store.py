@@ -1,4 +1,4 @@
-"""What every store of keys and limits does."""
+"""What every store of keys, limits and usage does."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -18,6 +20,7 @@ from typeless_grpc.access.methods import Group
 from typeless_grpc.access.principal import Role
 from typeless_grpc.access.quota import Limit, Quota, Unit
 from typeless_grpc.access.store import AccessStore
+from typeless_grpc.access.usage import DailyUsage, Usage, UsageBatch, UsageQuery
 from typeless_grpc.errors import SourceUnavailable, TooLarge
 from typeless_grpc.stores.memory_access import MemoryAccessStore
 from typeless_grpc.stores.sql_access import SqlAccessStore, sqlite_url
@@ -256,3 +259,101 @@ async def test_rows_of_a_newer_version_do_not_hide_the_others(tmp_path: Path, ca
 def test_another_database_is_refused():
     with pytest.raises(ValueError, match="postgresql"):
         SqlAccessStore("mysql://host/db", lambda: NOW_S)
+
+
+DAY = date(2025, 1, 31)
+
+
+def row(caller: str, day: date = DAY, **sums: int) -> DailyUsage:
+    return DailyUsage(day, caller, Usage(**sums))
+
+
+async def all_usage(store: AccessStore, **query: Any) -> Sequence[DailyUsage]:
+    return await store.usage(UsageQuery(n_most=MANY, **query))
+
+
+async def test_usage_of_several_servers_adds_up(connect: Connect):
+    a, b = await connect(), await connect()
+    await a.add_usage(UsageBatch("a", 1, [row("key:k1", calls=2, failed_calls=1, audio_us=1_500_000), row("")]))
+    await b.add_usage(UsageBatch("b", 1, [row("key:k1", calls=3, audio_us=2**40, jobs=4)]))
+    await a.add_usage(UsageBatch("a", 2, [row("key:k1", calls=1)]))
+    added = row("key:k1", calls=6, failed_calls=1, audio_us=1_500_000 + 2**40, jobs=4)
+    for store in (a, b):
+        assert await all_usage(store) == [row(""), added]
+
+
+async def test_a_batch_that_is_sent_again_is_added_once(connect: Connect):
+    a, b = await connect(), await connect()
+    first = UsageBatch("a", 1, [row("key:k1", calls=2)])
+    second = UsageBatch("a", 2, [row("key:k1", calls=5)])
+    for store in (a, a, b):
+        await store.add_usage(first)
+    for store in (b, a):
+        await store.add_usage(second)
+    await a.add_usage(first)
+    assert await all_usage(a) == [row("key:k1", calls=7)]
+
+
+async def test_servers_that_write_usage_at_once_lose_none_of_it(connect: Connect):
+    stores = [await connect() for _ in range(3)]
+    callers = [f"key:k{n}" for n in range(40)]
+    # Each in another order: writers must not wait for each other in a circle.
+    orders = [callers, callers[::-1], callers[20:] + callers[:20]]
+
+    async def write(n: int) -> None:
+        for sequence in range(1, 6):
+            rows = [row(caller, calls=1) for caller in orders[n]]
+            await stores[n].add_usage(UsageBatch(f"w{n}", sequence, rows))
+
+    await asyncio.gather(*map(write, range(3)))
+    assert {one.usage.calls for one in await all_usage(stores[0])} == {15}
+
+
+async def test_pages_of_usage_are_in_the_order_of_day_and_caller(store: AccessStore):
+    days = [DAY + timedelta(days=n) for n in range(3)]
+    # In the order of Python and of bytes: capitals first, and beyond ASCII last.
+    callers = ["", "key:K", "key:a", "key:ä", "token:Z", "token:z"]
+    rows = [row(caller, day, calls=1) for day in days for caller in callers]
+    await store.add_usage(UsageBatch("a", 1, rows[::-1]))
+    found: list[DailyUsage] = []
+    while page := await store.usage(UsageQuery(n_most=4, after=(found[-1].day, found[-1].caller) if found else None)):
+        found += page
+    assert found == rows
+
+
+@pytest.mark.parametrize(
+    ("query", "n_rows"),
+    [
+        ({"caller": "key:k1"}, 3),
+        ({"caller": ""}, 3),
+        ({"caller": "key:k9"}, 0),
+        ({"first_day": DAY + timedelta(days=1)}, 4),
+        ({"last_day": DAY}, 2),
+        ({"first_day": DAY + timedelta(days=1), "last_day": DAY + timedelta(days=1), "caller": "key:k1"}, 1),
+        ({"first_day": DAY + timedelta(days=3)}, 0),
+    ],
+)
+async def test_usage_is_found_by_caller_and_day(store: AccessStore, query: dict[str, Any], n_rows: int):
+    rows = [row(caller, DAY + timedelta(days=n), calls=1) for n in range(3) for caller in ("", "key:k1")]
+    await store.add_usage(UsageBatch("a", 1, rows))
+    assert len(await all_usage(store, **query)) == n_rows
+
+
+async def test_old_usage_is_deleted_and_the_rest_stays(store: AccessStore):
+    rows = [row("key:k1", DAY + timedelta(days=n), calls=1) for n in range(3)]
+    await store.add_usage(UsageBatch("a", 1, rows))
+    await store.delete_usage(DAY + timedelta(days=1))
+    assert await all_usage(store) == rows[1:]
+
+
+async def test_usage_is_added_again_after_the_table_was_unavailable(tmp_path: Path):
+    file = tmp_path / "access.sqlite3"
+    store = await sqlite(file)
+    change(file, "ALTER TABLE access_usage RENAME TO away")
+    batch = UsageBatch("a", 1, [row("key:k1", calls=1)])
+    with pytest.raises(SourceUnavailable):  # after the batch was noted, in the same transaction
+        await store.add_usage(batch)
+    change(file, "ALTER TABLE away RENAME TO access_usage")
+    await store.add_usage(batch)
+    assert await all_usage(store) == batch.rows
+    await store.close()

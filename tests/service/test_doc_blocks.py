@@ -137,7 +137,7 @@ async def finished_job(target: str) -> str:
 
 
 async def test_a_server_can_be_made_safe_as_the_security_guide_says(folder: Path):
-    (block,) = (block for block in SHELL if block.document == "security.md")
+    block, usage = (block for block in SHELL if block.document == "security.md")
     made = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout key.pem -out cert.pem"
     assert (await ran(made.split(), folder))[0] == 0
     assert block.text.rstrip().endswith("\ntypeless serve")
@@ -149,6 +149,9 @@ async def test_a_server_can_be_made_safe_as_the_security_guide_says(folder: Path
     in_force = {name: row["value"] for name, row in json.loads(settings).items()}
     assert in_force["auth_enabled"] is in_force["require_auth"] is True
     assert in_force["tls_cert_file"] == "cert.pem"
+    code, out, errors = await ran(["bash", "-c", usage.text], folder, TYPELESS_DATA_DIR=str(folder / "data"))
+    assert (code, errors) == (0, "")
+    assert out.startswith("month,key_id,")
 
 
 @pytest.mark.parametrize("block", SETTINGS, ids=str)

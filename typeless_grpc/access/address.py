@@ -22,15 +22,17 @@ def caller_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Ne
     """The caller's address for quotas: an IPv4 address, an IPv6 /64 network, or "local" for a socket of this machine.
 
     peer: as gRPC names it ("ipv4:192.0.2.1:5000"). forwarded_for: the `x-forwarded-for` values in order. Only trusted
-    proxies are believed: from the last address back, the first one that is no trusted proxy is the caller's.
+    proxies are believed: from the last address back, the first one that is no trusted proxy is the caller's. A Unix
+    socket is this server's own console, and is always trusted.
     """
-    address = _address_of(peer)
-    hops = [hop.strip() for value in forwarded_for for hop in value.split(",")]
-    while address is not None and hops and any(address in network for network in trusted):
+    address, hops = _address_of(peer), _hops(forwarded_for)
+    is_trusted = _is_unix(peer)
+    while hops and (is_trusted or (address is not None and any(address in network for network in trusted))):
         try:
             address = _plain(ip_address(hops.pop().strip("[]")))
         except ValueError:
             break
+        is_trusted = False
     if address is None:
         return "local"
     if isinstance(address, IPv6Address):
@@ -41,11 +43,22 @@ def caller_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Ne
 def is_local(peer: str, forwarded_for: Sequence[str]) -> bool:
     """Whether a call comes from this machine, and no proxy forwards it for another address.
 
-    peer, forwarded_for: as in `caller_address`.
+    peer, forwarded_for: as in `caller_address`. The console forwards calls of its own visitors.
     """
+    if _is_unix(peer) and forwarded_for:
+        hops = _hops(forwarded_for)
+        return len(hops) == 1 and is_loopback(hops[0])
     address = _address_of(peer)
-    is_here = peer.startswith("unix:") if address is None else address.is_loopback
+    is_here = _is_unix(peer) if address is None else address.is_loopback
     return is_here and not forwarded_for
+
+
+def _is_unix(peer: str) -> bool:
+    return peer.startswith("unix:")
+
+
+def _hops(forwarded_for: Sequence[str]) -> list[str]:
+    return [hop.strip() for value in forwarded_for for hop in value.split(",")]
 
 
 def is_loopback(host: str) -> bool:

@@ -77,6 +77,7 @@ RULES: Mapping[str, Rule] = {
     "/typeless.v1.AdminService/RevokeApiKey": Rule(Access.ADMIN_KEY, Group.CONFIG),
     "/typeless.v1.AdminService/GetConfig": Rule(Access.ADMIN_KEY, Group.CONFIG),
     "/typeless.v1.AdminService/UpdateRateLimit": Rule(Access.ADMIN_KEY, Group.CONFIG),
+    "/typeless.v1.AdminService/ListUsage": Rule(Access.ADMIN_KEY, Group.CONFIG),
     "/typeless.v1.ServerService/GetServerInfo": Rule(Access.OPEN, Group.CONFIG),
     "/grpc.health.v1.Health/Check": Rule(Access.OPEN, Group.HEALTH, is_free=True),
     "/grpc.health.v1.Health/List": Rule(Access.OPEN, Group.HEALTH, is_free=True),

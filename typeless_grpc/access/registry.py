@@ -48,7 +48,7 @@ class Registry:
         """wall_s: Unix time in seconds."""
         self.ring = ring
         self.quotas = quotas
-        self._store = store
+        self.store = store
         self._options = options
         self._wall_s = wall_s
         self._revision = 0
@@ -59,7 +59,7 @@ class Registry:
     async def load(self, settings_keys: Sequence[ApiKey]) -> None:
         """Read the store, and add the keys of the settings to it, so that they can be listed and revoked."""
         for key in settings_keys:
-            await self._store.add_key(key, max_keys=self._options.max_keys)
+            await self.store.add_key(key, max_keys=self._options.max_keys)
         await self.refresh()
 
     async def prepare(self, settings_keys: Sequence[ApiKey], options: RegistryOptions) -> Callable[[], None]:
@@ -67,7 +67,7 @@ class Registry:
 
         Raises TooLarge, SourceUnavailable.
         """
-        stored = [await self._store.add_key(key, max_keys=options.max_keys) for key in settings_keys]
+        stored = [await self.store.add_key(key, max_keys=options.max_keys) for key in settings_keys]
 
         def use() -> None:
             self._options = options
@@ -88,7 +88,7 @@ class Registry:
     async def _refresh(self) -> None:
         self._n_begun += 1
         try:
-            changes = await self._store.changes(self._revision)
+            changes = await self.store.changes(self._revision)
         except SourceUnavailable as error:
             self._failure = error
         else:
@@ -109,13 +109,13 @@ class Registry:
     async def create_key(self, display_name: str, role: Role, expires_s: float | None) -> tuple[ApiKey, str]:
         """Make a key, good from now on; returns it with its secret. Raises TooLarge, SourceUnavailable."""
         key, secret = new_key(display_name, role, self._wall_s(), expires_s)
-        kept = await self._store.add_key(key, max_keys=self._options.max_keys)
+        kept = await self.store.add_key(key, max_keys=self._options.max_keys)
         self.ring.apply([kept])
         return kept, secret
 
     async def revoke_key(self, key_id: str) -> ApiKey:
         """End a key and the calls made with it. Raises NotFound, SourceUnavailable."""
-        key = await self._store.revoke_key(key_id)
+        key = await self.store.revoke_key(key_id)
         if key is None:
             raise _no_key(key_id)
         self.ring.apply([key])
@@ -124,7 +124,7 @@ class Registry:
     async def keys_after(self, position: int, n_most: int) -> Sequence[ApiKey]:
         """A page of keys, their last uses on this server included. Raises SourceUnavailable."""
         await self.flush()
-        return await self._store.keys_after(position, n_most)
+        return await self.store.keys_after(position, n_most)
 
     async def set_limit(self, limit: Limit) -> None:
         """Put a limit in force, for one key or for all. Raises NotFound (an unknown key), SourceUnavailable."""
@@ -132,13 +132,13 @@ class Registry:
             await self.refresh()
             if limit.key_id not in self.ring:
                 raise _no_key(limit.key_id)
-        await self._store.set_limit(limit)
+        await self.store.set_limit(limit)
         self.quotas.apply([limit])
 
     async def flush(self) -> None:
         """Write the last uses of keys to the store. Raises SourceUnavailable."""
         if uses := self.ring.take_uses():
-            await self._store.record_uses(uses)
+            await self.store.record_uses(uses)
 
     async def follow(self, report: Callable[[bool], None]) -> None:
         """Read the store periodically, until cancelled. Calls report each time with whether it answered.

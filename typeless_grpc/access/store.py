@@ -1,4 +1,4 @@
-"""The store of keys and limits, as a `Protocol`. Many servers may share one."""
+"""The store of keys, limits and usage, as a `Protocol`. Many servers may share one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 
 from typeless_grpc.access.keys import ApiKey
 from typeless_grpc.access.quota import Limit
+from typeless_grpc.access.usage import UsageStore
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Changes:
     limits: Sequence[Limit]
 
 
-class AccessStore(Protocol):
-    """Durable keys and limits. Every call raises SourceUnavailable if the store is unavailable."""
+class AccessStore(UsageStore, Protocol):
+    """Durable keys, limits and usage. Every call raises SourceUnavailable if the store is unavailable."""
 
     async def add_key(self, key: ApiKey, *, max_keys: int) -> ApiKey:
         """Store a new key, and return it with its position. An existing key with this id is returned unchanged.

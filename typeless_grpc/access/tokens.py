@@ -171,6 +171,8 @@ class TokenVerifier:
         subject = claims["sub"]
         if not isinstance(subject, str) or not 0 < len(subject) <= MAX_SUBJECT_CHARACTERS:
             raise _invalid("it names no subject")
+        if "\0" in subject or any("\ud800" <= character <= "\udfff" for character in subject):
+            raise _invalid("its subject cannot be stored")  # neither JSON's NUL nor lone surrogates are text
         roles = _roles(claims, self._options.roles_claim)
         is_admin = bool(self._options.admin_role) and self._options.admin_role in roles
         if not is_admin and self._options.user_role and self._options.user_role not in roles:

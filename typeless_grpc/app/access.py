@@ -20,8 +20,10 @@ from typeless_grpc.access.rate_limit import BucketStore, Limiter
 from typeless_grpc.access.registry import Registry, RegistryOptions
 from typeless_grpc.access.store import AccessStore
 from typeless_grpc.access.tokens import SigningKeys, TokenOptions, TokenVerifier, jwks
+from typeless_grpc.access.usage import UsageRecorder
 from typeless_grpc.app.reloading import Reloads, Take
 from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.app.usage import recorded
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import Settings
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
@@ -32,9 +34,11 @@ from typeless_grpc.interceptors.seam import Interceptor
 from typeless_grpc.servicers.admin import AdminServicer
 from typeless_grpc.stores.buckets import FallbackBuckets, MemoryBuckets, RedisBuckets, RefusingBuckets
 from typeless_grpc.stores.memory_access import MemoryAccessStore
+from typeless_grpc.telemetry.calls import CallObserver
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics
 from typeless_grpc.telemetry.reachability import Freshness, Reachability
+from typeless_grpc.telemetry.usage import UsageObserver
 
 log = get_logger(__name__)
 
@@ -45,12 +49,18 @@ JWKS_TIMEOUT_S = 5.0  # for the identity provider to send its keys, a few kiloby
 
 @dataclass(frozen=True)
 class Access:
-    """Admission of callers, and their quotas. interceptors: enforce both, in order. checks: of the key store."""
+    """Admission of callers, their quotas and usage.
+
+    interceptors: enforce both, in order. checks: of the key store. recorder: of usage; None if keys are off.
+    observers: report calls to it.
+    """
 
     registry: Registry
     rules: Rules
     interceptors: Sequence[Interceptor]
     checks: Sequence[HealthCheck] = ()
+    recorder: UsageRecorder | None = None
+    observers: Sequence[CallObserver] = ()
 
 
 @asynccontextmanager
@@ -61,9 +71,11 @@ async def open_access(settings: Settings, metrics: Metrics, reloads: Reloads) ->
         quotas = Quotas(limits(settings), anonymous_percent=_anonymous_percent(settings))
         checks: list[HealthCheck] = []
         verifiers: _Verifiers | None = None
+        recorder: UsageRecorder | None = None
         if settings.auth_enabled:
             registry = await stack.enter_async_context(open_registry(settings, quotas))
             checks.append(await stack.enter_async_context(_followed(registry, settings, metrics)))
+            recorder = await stack.enter_async_context(recorded(registry.store, settings))
             verifiers = stack.enter_context(_verifiers(clock, metrics))
         else:  # nobody can change keys or limits, and there is nothing to store
             registry = _registry(settings, MemoryAccessStore(), quotas)
@@ -104,7 +116,14 @@ async def open_access(settings: Settings, metrics: Metrics, reloads: Reloads) ->
         )
         if settings.auth_enabled:
             reloads.follow_last(functools.partial(_prepare_keys, registry))
-        yield Access(registry=registry, rules=known, interceptors=interceptors, checks=checks)
+        yield Access(
+            registry=registry,
+            rules=known,
+            interceptors=interceptors,
+            checks=checks,
+            recorder=recorder,
+            observers=[UsageObserver(recorder)] if recorder is not None else [],
+        )
 
 
 async def _prepare_keys(registry: Registry, settings: Settings) -> Take:

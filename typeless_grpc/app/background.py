@@ -8,6 +8,8 @@ from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from typeless_grpc.access.usage import UsageSource
+from typeless_grpc.app.databases import jobs_database_url
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.audio.vad import VoiceActivityDetector
@@ -22,7 +24,7 @@ from typeless_grpc.server import Service
 from typeless_grpc.servicers.jobs import JobsServicer
 from typeless_grpc.servicers.uploads import UploadServicer
 from typeless_grpc.sources.checked import CheckedSources, SourceOptions
-from typeless_grpc.stores.database import Database, sqlite_url
+from typeless_grpc.stores.database import Database
 from typeless_grpc.stores.dbos.liveness import new_worker_id
 from typeless_grpc.stores.dbos.queue import DbosQueue
 from typeless_grpc.stores.dbos.runner import DbosOptions, DbosRunner
@@ -30,6 +32,7 @@ from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.identity import StoreIdentity
 from typeless_grpc.stores.janitor import Janitor
 from typeless_grpc.stores.job_table import JobStoreOptions, JobTable
+from typeless_grpc.stores.job_usage import JobUsageSource
 from typeless_grpc.stores.jobs import SqlJobStore
 from typeless_grpc.stores.maintenance import JobMaintenance
 from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts
@@ -50,7 +53,8 @@ class Background:
     """Jobs and uploads.
 
     services: their servicers. sources: where audio may be fetched from; fetching: the threads for that. table: where
-    jobs are stored. admission: counts the audio of running jobs. checks: the health of what the services need.
+    jobs are stored. admission: counts the audio of running jobs. usage: of jobs. checks: the health of what the
+    services need.
     """
 
     services: Sequence[Service]
@@ -58,6 +62,7 @@ class Background:
     table: JobTable
     fetching: Executor
     admission: Admission
+    usage: UsageSource
     checks: Sequence[HealthCheck] = ()
 
 
@@ -84,7 +89,7 @@ async def keep_jobs(
         fetching = stack.enter_context(CallThreads(FETCH_THREADS, "fetching"))
         hashing = stack.enter_context(CallThreads(HASH_THREADS, "hashing"))
         (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # transcripts are private
-        database = Database(database_url(settings), timeouts)
+        database = Database(jobs_database_url(settings), timeouts)
         stack.callback(database.close)
         await asyncio.to_thread(database.create_tables)
         files = Files(
@@ -147,6 +152,7 @@ async def keep_jobs(
             table=table,
             fetching=fetching,
             admission=admission,
+            usage=JobUsageSource(table.usage, executor),
             checks=checks,
         )
 
@@ -184,11 +190,6 @@ async def _running(runner: DbosRunner, is_ready: asyncio.Event | None) -> AsyncI
             await starting
 
 
-def database_url(settings: Settings) -> str:
-    """Return the database's URL; the default is a file in the data directory."""
-    return settings.database_url.get_secret_value() or sqlite_url(settings.data_dir / "jobs" / "jobs.db")
-
-
 def source_options(settings: Settings) -> SourceOptions:
     """Return the part of the settings that says what audio may be fetched."""
     return SourceOptions(
@@ -219,6 +220,7 @@ def job_store_options(settings: Settings) -> JobStoreOptions:
         max_owner_bytes=settings.max_upload_bytes_per_caller,
         keep_audio=settings.keep_job_audio,
         fetch_timeout_s=settings.audio_uri_timeout_s,
+        usage_retention_days=settings.usage_retention_days,
     )
 
 

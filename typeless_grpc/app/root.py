@@ -9,8 +9,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from typeless_grpc.access.address import is_loopback
-from typeless_grpc.app.access import open_access
+from typeless_grpc.access.usage import UsageReader
+from typeless_grpc.app.access import Access, open_access
 from typeless_grpc.app.background import Background, admission_options
+from typeless_grpc.app.console import open_console
 from typeless_grpc.app.metrics import open_metrics_port
 from typeless_grpc.app.models import BuiltEngine
 from typeless_grpc.app.reloading import Reloads
@@ -59,10 +61,11 @@ NEEDS_ENGINE = frozenset({SERVER, TranscriptionServicer.NAME})
 
 @dataclass(frozen=True)
 class Listening:
-    """A server that listens but does not report SERVING yet, and its port."""
+    """A server that listens but does not report SERVING yet, and its ports. console_port: None without a console."""
 
     server: Server
     port: int
+    console_port: int | None = None
 
 
 @asynccontextmanager
@@ -114,7 +117,7 @@ async def listen(
         drain.when_closing(streams.draining, streams.drained)
         batches = BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items)
         info = ServerServicer(_facts(settings, background))
-        admin = AdminServicer(registry=access.registry, settings=_shown(settings))
+        admin = AdminServicer(registry=access.registry, usage=_usage(access, background), settings=_shown(settings))
         services: list[Service] = [
             TranscriptionServicer(admission=admission, recordings=recordings, batches=batches, streams=streams),
             info,
@@ -123,7 +126,7 @@ async def listen(
             *(background.services if background else ()),
         ]
         options = server_options(settings)
-        accounting = AccountingInterceptor([metrics.calls, CallLog()], keeps_text=settings.log_text)
+        accounting = AccountingInterceptor([metrics.calls, CallLog(), *access.observers], keeps_text=settings.log_text)
         metadata = MetadataInterceptor(settings.max_metadata_entries)
         open_calls = OpenCallsInterceptor(settings.max_open_calls)
         arrival = ArrivalInterceptor(arrival_options(settings, options))
@@ -140,6 +143,7 @@ async def listen(
             MessageSizeInterceptor(settings.max_message_bytes),
         ]
         _warn(settings)
+        console = await open_console(stack, settings)
         server = Server(
             services=services,
             interceptors=[Chain(interceptors)],
@@ -152,6 +156,7 @@ async def listen(
                 *access.checks,
                 *(background.checks if background else ()),
             ],
+            console_socket=console.grpc_socket if console else None,
         )
         reloads.follow(recording_limits, recordings.use)
         reloads.follow(lambda settings: settings.max_batch_items, batches.use)
@@ -171,7 +176,7 @@ async def listen(
         open_metrics_port(stack, settings, metrics)
         port = await server.start()
         stack.push_async_callback(server.stop)
-        yield Listening(server=server, port=port)
+        yield Listening(server=server, port=port, console_port=console.port if console else None)
 
 
 def model_service(settings: Settings, engine: BuiltEngine) -> Service:
@@ -186,6 +191,7 @@ def _warn(settings: Settings) -> None:
 
 def warnings(settings: Settings) -> Iterator[str]:
     """Yield what an operator should know about the security of these settings."""
+    yield from _console_warnings(settings)
     if is_loopback(settings.host):
         return
     if not settings.auth_enabled:
@@ -196,6 +202,17 @@ def warnings(settings: Settings) -> Iterator[str]:
         yield "callers without a key are served as anonymous ones: TYPELESS_REQUIRE_AUTH is off"
     if any(len(secret) < WEAK_KEY_CHARACTERS for secret in (*settings.api_keys, *settings.admin_keys)):
         yield f"a key in the settings is weak: it has fewer than {WEAK_KEY_CHARACTERS} characters"
+
+
+def _console_warnings(settings: Settings) -> Iterator[str]:
+    if settings.console_port is None or is_loopback(settings.console_host):
+        return
+    if not settings.auth_enabled:
+        yield "anyone who reaches the console's address may call: TYPELESS_AUTH_ENABLED is off"
+    else:
+        yield "the console sends keys in plain text, unless a proxy in front of it uses TLS"
+    if settings.tls_client_ca_file is not None:
+        yield "the console's callers need no client certificate"
 
 
 def recording_limits(settings: Settings) -> RecordingLimits:
@@ -243,6 +260,11 @@ def _facts(settings: Settings, background: Background | None) -> ServerFacts:
     if background is None:
         return facts
     return replace(facts, max_upload_bytes=settings.max_upload_bytes, uri_schemes=background.sources.schemes)
+
+
+def _usage(access: Access, background: Background | None) -> UsageReader:
+    of_jobs = [background.usage] if background is not None else []
+    return UsageReader([access.registry.store, *of_jobs], access.recorder)
 
 
 def _shown(settings: Settings) -> dict[str, str]:

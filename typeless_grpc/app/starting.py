@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 class App:
     """A server that listens, and its engine, whose default model may still be loading.
 
-    model: the default model's name. warming: loads it and runs it once. is_warm: set when the server serves.
-    reloads: the settings in force.
+    console_port: None without a console. model: the default model's name. warming: loads it and runs it once.
+    is_warm: set when the server serves. reloads: the settings in force.
     """
 
     server: Server
     port: int
+    console_port: int | None
     model: str
     engine: BuiltEngine
     warming: asyncio.Task[None]
@@ -84,6 +85,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
         yield App(
             server=listening.server,
             port=listening.port,
+            console_port=listening.console_port,
             model=settings.model,
             engine=built,
             warming=warming,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from typeless_grpc.cli import batch, bench, config, jobs, keys, models, serve, stream, transcribe, worker
+from typeless_grpc.cli import batch, bench, config, jobs, keys, models, serve, stream, transcribe, usage, worker
 from typeless_grpc.cli.failures import command
 from typeless_grpc.version import VERSION
 
@@ -27,6 +27,7 @@ command(app, "config")(config.config)
 command(app, "bench")(bench.bench)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+command(keys.app, "usage")(usage.usage)
 app.add_typer(keys.app, name="keys")
 
 

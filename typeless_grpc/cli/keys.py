@@ -27,7 +27,7 @@ from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
 
 T = TypeVar("T")
 
-app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list and revoke API keys, and show their usage.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Role = Literal["user", "admin"]
@@ -73,7 +73,7 @@ def create(
         role=admin_pb2.ApiKeyRole.Value(f"API_KEY_ROLE_{role.upper()}"),
         expire_time=expiry(expires),
     )
-    answer = _run(store, lambda admin: admin.CreateApiKey(request))
+    answer = with_admin(store, lambda admin: admin.CreateApiKey(request))
     key_id = answer.api_key.key_id
     try:
         if as_json:
@@ -97,17 +97,7 @@ def list_keys(
     Example: typeless keys list --local
     """
 
-    async def every(admin: Any) -> list[admin_pb2.ApiKey]:
-        keys: list[admin_pb2.ApiKey] = []
-        request = admin_pb2.ListApiKeysRequest(page_size=1000)
-        while True:
-            answer = await admin.ListApiKeys(request)
-            keys.extend(answer.api_keys)
-            if not answer.next_page_token:
-                return keys
-            request.page_token = answer.next_page_token
-
-    rows = [_row(key) for key in _run(store, every)]
+    rows = [_row(key) for key in with_admin(store, all_keys)]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -115,7 +105,7 @@ def list_keys(
     for title in ("key", "name", "begins", "role", "state", "created", "expires", "last used"):
         table.add_column(title, no_wrap=title != "name", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(cell(value) for value in row.values()))
     print_table(table, min_width=MIN_WIDTH)
 
 
@@ -129,11 +119,25 @@ def revoke(
 
     Example: typeless keys revoke k0123456789abcdef --local
     """
-    answer = _run(store, lambda admin: admin.RevokeApiKey(admin_pb2.RevokeApiKeyRequest(key_id=key_id)))
+    answer = with_admin(store, lambda admin: admin.RevokeApiKey(admin_pb2.RevokeApiKeyRequest(key_id=key_id)))
     typer.echo(json.dumps(_row(answer.api_key)) if as_json else f"revoked {key_id}")
 
 
-def _run(store: KeyStore, work: Callable[[Any], Awaitable[T]]) -> T:
+async def all_keys(admin: Any) -> list[admin_pb2.ApiKey]:
+    """Fetch all keys. admin: a stub of AdminService."""
+    keys: list[admin_pb2.ApiKey] = []
+    request = admin_pb2.ListApiKeysRequest(page_size=1000)
+    while True:
+        answer = await admin.ListApiKeys(request)
+        keys.extend(answer.api_keys)
+        if not answer.next_page_token:
+            return keys
+        request.page_token = answer.next_page_token
+
+
+def with_admin(store: KeyStore, work: Callable[[Any], Awaitable[T]]) -> T:
+    """Do work with a stub of AdminService. Prints a failure as a line, and exits."""
+
     async def run() -> T:
         async with _admin(store) as admin:
             return await work(admin)
@@ -159,6 +163,7 @@ async def _admin(store: KeyStore) -> AsyncIterator[Any]:
 @asynccontextmanager
 async def _local_admin() -> AsyncIterator[Any]:
     from typeless_grpc.app.access import open_registry
+    from typeless_grpc.app.usage import stored_usage
     from typeless_grpc.servicers.admin import AdminServicer
     from typeless_grpc.telemetry import logs
 
@@ -173,8 +178,8 @@ async def _local_admin() -> AsyncIterator[Any]:
 
     settings = load_settings().settings
     logs.configure("warning", settings.log_format)  # stdout is for the secret
-    async with open_registry(settings) as registry:
-        yield Direct(AdminServicer(registry, {}))
+    async with open_registry(settings) as registry, stored_usage(settings, registry) as usage:
+        yield Direct(AdminServicer(registry, usage, {}))
 
 
 def expiry(lifetime: str) -> Timestamp | None:
@@ -201,7 +206,7 @@ def _row(key: admin_pb2.ApiKey) -> dict[str, str | None]:
     }
 
 
-def _cell(value: str | None) -> Text:
+def cell(value: str | None) -> Text:
     """A cell without markup or control characters."""
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value or "-"))
 

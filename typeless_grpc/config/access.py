@@ -47,6 +47,13 @@ class AccessSettings(Group):
         le=60,
         description="Seconds between reads of the database for keys and limits that other servers changed.",
     )
+    usage_retention_days: int = Field(
+        400,
+        ge=1,
+        le=36_500,
+        description="Days for which the usage of each caller is kept: calls, audio and jobs by day "
+        "(`typeless keys usage`). Usage is counted while `auth_enabled` is on.",
+    )
 
     jwt_issuer: Reloadable[str] = Field(
         "", description="Accept JSON Web Tokens of this issuer (`iss`) in addition to keys. Tokens are off by default."

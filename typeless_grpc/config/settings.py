@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from typeless_grpc.config.access import AccessSettings
+from typeless_grpc.config.console import ConsoleSettings
 from typeless_grpc.config.engine import EngineSettings
 from typeless_grpc.config.jobs import JobSettings
 from typeless_grpc.config.limits import LimitSettings
@@ -26,6 +27,7 @@ GROUPS: Mapping[str, type[Group]] = {
     "jobs": JobSettings,
     "streams": StreamSettings,
     "telemetry": TelemetrySettings,
+    "console": ConsoleSettings,
 }
 
 # Old name to new. The old ones still work, with a warning.
@@ -53,6 +55,7 @@ class Settings(
     JobSettings,
     StreamSettings,
     TelemetrySettings,
+    ConsoleSettings,
     BaseSettings,
 ):
     """The settings of a server. Their descriptions are the text of `docs/configuration.md`."""
@@ -78,6 +81,6 @@ def group_of(name: str) -> str:
 
 
 def private(settings: Settings) -> Settings:
-    """Return settings for a server that only its own process calls: without keys, limits, TLS and metrics."""
+    """Return settings for a server that only its own process calls: without keys, limits, TLS, metrics and console."""
     disabled = {"auth_enabled": False, "require_auth": False, "rate_limit_enabled": False}
-    return settings.model_copy(update=disabled | {"tls_cert_file": None, "metrics_port": None})
+    return settings.model_copy(update=disabled | {"tls_cert_file": None, "metrics_port": None, "console_port": None})

@@ -26,6 +26,8 @@ from typeless_grpc.errors import NotImplementedHere
 # A refusal is sent when the caller has paused for PAUSE_S, at the latest after READ_ON_S.
 PAUSE_S = 0.05
 READ_ON_S = 2.0
+# When a call is cancelled, its requests end as if half-closed, and the handler is cancelled a moment later.
+HALF_CLOSE_GRACE_S = 0.02
 
 
 class Requests:
@@ -204,7 +206,8 @@ def _handled(method: Callable[[Any, Any], Any], *, is_unary: bool) -> Handler:
 async def _single(requests: AsyncIterator[Any], call: Call) -> Any:
     async for request in requests:
         return request
-    await asyncio.sleep(0)  # raises CancelledError if the iterator ended because the caller cancelled
+    # Raises CancelledError if the iterator ended because the caller cancelled.
+    await asyncio.sleep(HALF_CLOSE_GRACE_S)
     # UNIMPLEMENTED is the code that gRPC uses for a wrong number of requests.
     raise NotImplementedHere(f"{call.method} takes one request, but none arrived.", reason="REQUEST_MISSING")
 

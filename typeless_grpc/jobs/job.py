@@ -172,7 +172,7 @@ class Chunk:
     """The result of one chunk of a job's audio. Times of its transcript count from the start of the recording.
 
     index: 0, 1, 2, …; end: samples at 16 kHz from the start of the recording. is_last: the audio ends here. progress:
-    of the whole job, in [0, 1]. language: settled for the next chunks, "" if it is not.
+    of the whole job, in [0, 1]. language: settled for the next chunks, "" if it is not. n_channels: transcribed apart.
     """
 
     index: int
@@ -184,6 +184,7 @@ class Chunk:
     processing_s: float = 0.0
     queue_s: float = 0.0
     n_windows: int = 0
+    n_channels: int = 1
 
 
 def joined(chunks: Sequence[Transcript], model: str = "") -> Transcript:

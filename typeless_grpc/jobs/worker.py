@@ -300,6 +300,7 @@ class Worker:
             processing_s=time.monotonic() - began_s,
             queue_s=recognition.queue_s,
             n_windows=recognition.n_chunks,
+            n_channels=1 if audio.samples.ndim == 1 else len(audio.samples),
         )
 
     def _infer(self, active: ActiveRun, samples: Audio, options: DecodeOptions) -> Recognition:

@@ -1,9 +1,12 @@
-"""AdminService: keys and limits while the server runs."""
+"""AdminService: keys, limits and usage while the server runs."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import time
 from collections.abc import Callable, Mapping
+from datetime import date
 from typing import Any
 
 import grpc
@@ -15,6 +18,7 @@ from typeless_grpc.access.methods import Group
 from typeless_grpc.access.principal import Role
 from typeless_grpc.access.quota import MAX_AMOUNT, Limit, Quota, Unit, is_counted
 from typeless_grpc.access.registry import Registry
+from typeless_grpc.access.usage import DailyUsage, UsageQuery, UsageReader, caller_of_key
 from typeless_grpc.errors import FieldViolation, InvalidInput
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc
 from typeless_grpc.telemetry.logs import get_logger
@@ -48,11 +52,13 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     def __init__(
         self,
         registry: Registry,
+        usage: UsageReader,
         settings: Mapping[str, str],
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         """settings: for GetConfig, without secrets. wall_s: Unix time in seconds."""
         self._registry = registry
+        self._usage = usage
         self._settings = settings
         self._wall_s = wall_s
 
@@ -71,6 +77,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         problems = []
         if request.role not in ROLES:
             problems.append(FieldViolation("role", "is none of ApiKeyRole"))
+        if "\0" in request.display_name:
+            problems.append(FieldViolation("display_name", "holds a NUL character"))
         if len(request.display_name) > MAX_NAME_CHARACTERS:
             problems.append(FieldViolation("display_name", f"must have at most {MAX_NAME_CHARACTERS} characters"))
         expires_s = None
@@ -88,12 +96,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.ListApiKeysRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> admin_pb2.ListApiKeysResponse:
         """Return a page of keys, oldest first."""
-        if not 0 <= request.page_size <= MAX_PAGE_SIZE:
-            raise InvalidInput("page_size", f"must be 0 to {MAX_PAGE_SIZE}")
+        size = _page_size(request.page_size)
         # A page token is the position of the last key of the page before.
         if request.page_token and not (request.page_token.isdecimal() and len(request.page_token) <= 18):
             raise InvalidInput("page_token", "is not one that ListApiKeys gave", reason="PAGE_TOKEN_INVALID")
-        size = request.page_size or DEFAULT_PAGE_SIZE
         keys = await self._registry.keys_after(int(request.page_token or 0), size + 1)
         return admin_pb2.ListApiKeysResponse(
             api_keys=[_key(key) for key in keys[:size]],
@@ -106,7 +112,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Revoke a key, and end the calls made with it."""
         if not request.key_id:
             raise InvalidInput("key_id", "must be set")
-        key = await self._registry.revoke_key(request.key_id)
+        key = await self._registry.revoke_key(_key_id(request.key_id))
         log.info("key revoked", key_id=key.key_id, by=principal.current().id)
         return admin_pb2.RevokeApiKeyResponse(api_key=_key(key))
 
@@ -124,10 +130,30 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.UpdateRateLimitRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> admin_pb2.UpdateRateLimitResponse:
         """Set a limit for one key, or for all."""
-        limit = parse_limit(request.rate_limit, request.key_id, "rate_limit")
+        limit = parse_limit(request.rate_limit, _key_id(request.key_id), "rate_limit")
         await self._registry.set_limit(limit)
         log.info("limit set", limit=f"{limit.group.value}: {limit}", key_id=limit.key_id, by=principal.current().id)
         return admin_pb2.UpdateRateLimitResponse(rate_limit=_limit(limit))
+
+    async def ListUsage(
+        self, request: admin_pb2.ListUsageRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> admin_pb2.ListUsageResponse:
+        """Return a page of usage, earliest day first."""
+        size = _page_size(request.page_size)
+        query = UsageQuery(
+            n_most=size + 1,
+            caller=caller_of_key(_key_id(request.key_id)) if request.key_id else None,
+            first_day=_day(request.first_day, "first_day"),
+            last_day=_day(request.last_day, "last_day"),
+            after=_page_start(request.page_token),
+        )
+        if query.first_day and query.last_day and query.last_day < query.first_day:
+            raise InvalidInput("last_day", "is before first_day")
+        rows = await self._usage.page(query)
+        return admin_pb2.ListUsageResponse(
+            usage=[_daily_usage(row) for row in rows[:size]],
+            next_page_token=_page_token(rows[size - 1]) if len(rows) > size else "",
+        )
 
 
 def parse_limit(message: admin_pb2.RateLimit, key_id: str, field: str) -> Limit:
@@ -162,6 +188,59 @@ def parse_limit(message: admin_pb2.RateLimit, key_id: str, field: str) -> Limit:
         raise InvalidInput.of(problems)
     assert unit is not None
     return Limit(groups[message.group], unit, quota, key_id)
+
+
+def _key_id(value: str) -> str:
+    if "\0" in value:  # PostgreSQL stores none
+        raise InvalidInput("key_id", "holds a NUL character")
+    return value
+
+
+def _page_size(value: int) -> int:
+    if not 0 <= value <= MAX_PAGE_SIZE:
+        raise InvalidInput("page_size", f"must be 0 to {MAX_PAGE_SIZE}")
+    return value or DEFAULT_PAGE_SIZE
+
+
+def _day(text: str, field: str) -> date | None:
+    if not text:
+        return None
+    try:
+        if len(text) != len("2025-01-31"):
+            raise ValueError("another form of ISO 8601")
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidInput(field, 'must be a day such as "2025-01-31"') from error
+
+
+def _page_token(last: DailyUsage) -> str:
+    return base64.urlsafe_b64encode(f"{last.day.isoformat()}/{last.caller}".encode()).decode()
+
+
+def _page_start(token: str) -> tuple[date, str] | None:
+    """The day and the caller of the last row of the page before."""
+    if not token:
+        return None
+    try:
+        day, _, caller = base64.urlsafe_b64decode(token.encode("ascii")).decode().partition("/")
+        if "\0" in caller:
+            raise ValueError("a NUL character")
+        return date.fromisoformat(day), caller
+    except (ValueError, binascii.Error) as error:
+        raise InvalidInput("page_token", "is not one that ListUsage gave", reason="PAGE_TOKEN_INVALID") from error
+
+
+def _daily_usage(row: DailyUsage) -> admin_pb2.DailyUsage:
+    message = admin_pb2.DailyUsage(
+        day=row.day.isoformat(),
+        key_id=row.key_id,
+        token_subject=row.token_subject,
+        calls=row.usage.calls,
+        failed_calls=row.usage.failed_calls,
+        jobs=row.usage.jobs,
+    )
+    message.audio_duration.FromMicroseconds(row.usage.audio_us)
+    return message
 
 
 def _key(key: ApiKey) -> admin_pb2.ApiKey:

@@ -11,7 +11,6 @@ import numpy as np
 
 from typeless_grpc import account
 from typeless_grpc.access import principal, rate_limit
-from typeless_grpc.account import CallAccount
 from typeless_grpc.audio.live import live_reader
 from typeless_grpc.audio.vad import FRAME_SAMPLES
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
@@ -92,21 +91,21 @@ class StreamService:
             call = await self._opened(first.config)
         started = self._started(call)
         messages = EventMessages(call.config, self._defaults, self._code_of)
-        async with (
-            _metered(call.stream.meter.account),
-            self._fed(call, requests) as feeding,
-            aclosing(call.events_after(after)) as entries,
-        ):
-            if call.is_resumed:
-                yield self._resumed(call, started)
-            async for entry in entries:
-                if isinstance(entry.event, Final):
-                    account.current().add_text(entry.event.segment.text)
-                await _charge(call, entry, may_refuse=not self._sessions.is_draining)
-                if not (call.is_resumed and isinstance(entry.event, Started)):
-                    yield messages.message(entry, started)
-            if call.stream.end_reason is EndReason.DRAINING:
-                await asyncio.wait([feeding], timeout=LAST_REQUESTS_S)
+        with call.stream.meter.counted_for(account.current()):
+            async with (
+                self._fed(call, requests) as feeding,
+                aclosing(call.events_after(after)) as entries,
+            ):
+                if call.is_resumed:
+                    yield self._resumed(call, started)
+                async for entry in entries:
+                    if isinstance(entry.event, Final):
+                        account.current().add_text(entry.event.segment.text)
+                    await _charge(call, entry, may_refuse=not self._sessions.is_draining)
+                    if not (call.is_resumed and isinstance(entry.event, Started)):
+                        yield messages.message(entry, started)
+                if call.stream.end_reason is EndReason.DRAINING:
+                    await asyncio.wait([feeding], timeout=LAST_REQUESTS_S)
 
     @property
     def n_open(self) -> int:
@@ -250,18 +249,6 @@ class StreamService:
         )
 
 
-@asynccontextmanager
-async def _metered(stream: CallAccount) -> AsyncIterator[None]:
-    """Add to the call's account what its stream uses meanwhile."""
-    queue_s, processing_s = stream.queue_s, stream.processing_s
-    try:
-        yield
-    finally:
-        call = account.current()
-        call.queue_s += stream.queue_s - queue_s
-        call.processing_s += stream.processing_s - processing_s
-
-
 async def _nothing_follows(requests: Requests) -> None:
     """Wait a moment for a request behind the end. Raises InvalidInput if there is one."""
     following = asyncio.ensure_future(anext(requests, None))
@@ -292,4 +279,3 @@ async def _charge(call: Call[StreamConfig], entry: Entry, *, may_refuse: bool) -
             if not isinstance(entry.event, Completed) and may_refuse:
                 call.charged_s -= due_s
                 raise
-        account.current().add_audio(due_s)

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
+from typeless_grpc.stores import sql_usage
 from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts, postgresql_engine
 from typeless_grpc.stores.steady import SteadyClock
 
@@ -164,6 +165,9 @@ job_deletions = sa.Table(
     sa.Column("expire_s", sa.Double, nullable=False),
     sa.Index("typeless_job_deletions_expire", "expire_s"),
 )
+
+# What the owners of jobs used. It outlives the jobs.
+job_usage = sql_usage.usage_table("job_usage", metadata)
 
 # One row: the id that the storage of this database also has.
 store_identity = sa.Table(

@@ -52,6 +52,7 @@ class Janitor:
         self._jobs.drop_audio()
         if time.monotonic() >= self._orphans_due_s:
             self._orphans_due_s = time.monotonic() + ORPHAN_S
+            self._jobs.delete_old_usage()
             if not self._may_sweep():
                 log.error("the storage no longer belongs to the database: orphans stay; restart to see why")
                 return n_deleted

@@ -23,6 +23,7 @@ from typeless_grpc.jobs.store import Run, RunLost
 from typeless_grpc.speech.transcript import Transcript
 from typeless_grpc.stores.database import Database, job_audio, job_chunks, jobs, upload_digests, uploads
 from typeless_grpc.stores.files import Files
+from typeless_grpc.stores.job_usage import JobUsage
 from typeless_grpc.stores.storage_quota import StorageQuota
 from typeless_grpc.telemetry.logs import get_logger
 
@@ -63,6 +64,7 @@ class JobStoreOptions:
     ttl_s: how long a job is kept after its end. max_pending: of one caller. worker_timeout_s: after so long without a
     heartbeat a worker is dead. max_owner_bytes: of one owner's uploads and the audio of its jobs together. keep_audio:
     keep a job's audio as long as the job, and not only until the job ends. fetch_timeout_s: for the audio of a job.
+    usage_retention_days: how long the usage of owners is kept.
     """
 
     ttl_s: float = 86_400.0
@@ -71,14 +73,16 @@ class JobStoreOptions:
     max_owner_bytes: int = 20 * 1024**3
     keep_audio: bool = False
     fetch_timeout_s: float = 300.0
+    usage_retention_days: int = 400
 
 
 class JobTable:
-    """What the stores of jobs share, with its `db`, `files`, `queue`, `quota` and `options`."""
+    """What the stores of jobs share, with its `db`, `files`, `queue`, `quota`, `usage` and `options`."""
 
     def __init__(self, database: Database, files: Files, queue: Queue, options: JobStoreOptions) -> None:
         self.db, self.files, self.queue, self.options = database, files, queue, options
         self.quota = StorageQuota(database, options.max_owner_bytes)
+        self.usage = JobUsage(database, options.usage_retention_days)
 
     def use(self, options: JobStoreOptions) -> None:
         """Apply these options from now on. Jobs that have ended keep the time at which they expire."""

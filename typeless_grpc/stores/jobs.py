@@ -252,6 +252,7 @@ class SqlJobStore:
                 .returning(jobs)
             ).one()
             self._table.queue.enqueue(connection, job_id, job_id, new.caller, int(new.priority))
+            self._table.usage.submitted(connection, new.owner)  # last: it locks a row that an owner's jobs share
         return job_of(row)
 
     def _check_pending(self, connection: sa.Connection, new: NewJob) -> None:

@@ -79,6 +79,10 @@ class JobMaintenance:
             self._table.drop_audio(job_id)
         return len(ids)
 
+    def delete_old_usage(self) -> None:
+        """Delete usage that is older than its retention."""
+        self._table.usage.delete_old()
+
     def delete_orphans(self, before_s: float) -> int:
         """Quarantine files of jobs that have no row; return of how many jobs. before_s: Unix time."""
         return self._orphans.delete(before_s)

@@ -1,14 +1,16 @@
-"""Keys and limits in memory, until the process ends. Tests use it; it obeys the contract of the real stores."""
+"""Keys, limits and usage in memory, until the process ends. Tests use it; it obeys the contract of the real stores."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 
 from typeless_grpc.access.keys import ApiKey
 from typeless_grpc.access.quota import Limit
 from typeless_grpc.access.store import Changes
+from typeless_grpc.access.usage import DailyUsage, Usage, UsageBatch, UsageQuery
 from typeless_grpc.errors import SourceUnavailable, TooLarge
 
 
@@ -20,6 +22,8 @@ class MemoryAccessStore:
         self._revision = 0
         self._keys: dict[str, tuple[int, ApiKey]] = {}
         self._limits: dict[tuple[object, ...], tuple[int, Limit]] = {}
+        self._usage: dict[tuple[date, str], Usage] = {}
+        self._sequences: dict[str, int] = {}
         self.is_unavailable = False
 
     async def add_key(self, key: ApiKey, *, max_keys: int) -> ApiKey:
@@ -77,6 +81,34 @@ class MemoryAccessStore:
             [key for revision, key in self._keys.values() if revision > since],
             [limit for revision, limit in self._limits.values() if revision > since],
         )
+
+    async def add_usage(self, batch: UsageBatch) -> None:
+        """See `UsageStore`."""
+        self._reach()
+        if self._sequences.get(batch.writer_id, 0) >= batch.sequence:
+            return
+        self._sequences[batch.writer_id] = batch.sequence
+        for row in batch.rows:
+            key = row.day, row.caller
+            self._usage[key] = self._usage.get(key, Usage()) + row.usage
+
+    async def usage(self, query: UsageQuery) -> Sequence[DailyUsage]:
+        """See `UsageSource`."""
+        self._reach()
+        rows = [
+            DailyUsage(day, caller, usage)
+            for (day, caller), usage in sorted(self._usage.items(), key=lambda item: item[0])
+            if (query.caller is None or caller == query.caller)
+            and (query.first_day is None or day >= query.first_day)
+            and (query.last_day is None or day <= query.last_day)
+            and (query.after is None or (day, caller) > query.after)
+        ]
+        return rows[: query.n_most]
+
+    async def delete_usage(self, before: date) -> None:
+        """See `UsageStore`."""
+        self._reach()
+        self._usage = {key: usage for key, usage in self._usage.items() if key[0] >= before}
 
     def _reach(self) -> None:
         if self.is_unavailable:

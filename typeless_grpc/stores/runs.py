@@ -95,6 +95,7 @@ class SqlRunStore:
         self._table.files.write(path, TRANSCRIPT.dump_json(chunk.transcript))
         end_s = chunk.end / SAMPLE_RATE_HZ
         with self._table.db.writing() as connection:
+            position = connection.execute(sa.select(jobs.c.position).where(jobs.c.job_id == job_id)).scalar()
             self._table.write(
                 connection,
                 run,
@@ -125,6 +126,8 @@ class SqlRunStore:
                     path=path,
                 )
             )
+            n_samples = (chunk.end - (position or 0)) * chunk.n_channels
+            self._table.usage.transcribed(connection, run.job.owner, n_samples)
 
     def complete(self, run: Run) -> None:
         """See `RunStore`."""

@@ -1,4 +1,4 @@
-"""Keys and limits in a database: a SQLite file, or a PostgreSQL that many servers share.
+"""Keys, limits and usage in a database: a SQLite file, or a PostgreSQL that many servers share.
 
 Every change increments one row, `access_revision`, in its own transaction, which locks that row until it commits. So
 changes become visible in the order of their numbers, and a reader of all changes after the last one it saw misses none.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ from typeless_grpc.access.methods import Group
 from typeless_grpc.access.principal import Role
 from typeless_grpc.access.quota import Limit, Quota, Unit
 from typeless_grpc.access.store import Changes
+from typeless_grpc.access.usage import DailyUsage, UsageBatch, UsageQuery, utc_day
+from typeless_grpc.stores import sql_usage
 from typeless_grpc.stores.memory_access import too_many_keys, unavailable
 from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts, postgresql_engine
 from typeless_grpc.telemetry.logs import get_logger
@@ -64,6 +67,15 @@ _revision = sa.Table(
     _metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
+)
+_usage = sql_usage.usage_table("access_usage", _metadata)
+# The last batch of each writer, so that none is added twice.
+_writers = sa.Table(
+    "access_usage_writers",
+    _metadata,
+    sa.Column("writer_id", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("day", sa.Date, nullable=False),
 )
 
 
@@ -163,6 +175,34 @@ class SqlAccessStore:
             return Changes(revision, list(self._known(_key, keys)), list(self._known(_limit, limits)))
 
         return await self._run(work)
+
+    async def add_usage(self, batch: UsageBatch) -> None:
+        """See `UsageStore`."""
+
+        def work(connection: sa.Connection) -> None:
+            new = sql_usage.upsert(connection, _writers).values(
+                writer_id=batch.writer_id, sequence=batch.sequence, day=utc_day(self._wall_s())
+            )
+            values = {"sequence": new.excluded.sequence, "day": new.excluded.day}
+            is_new = _writers.c.sequence < new.excluded.sequence
+            note = new.on_conflict_do_update(index_elements=["writer_id"], set_=values, where=is_new)
+            if connection.execute(note.returning(_writers.c.sequence)).first() is not None:
+                sql_usage.add(connection, _usage, batch.rows)
+
+        await self._run(work)
+
+    async def usage(self, query: UsageQuery) -> Sequence[DailyUsage]:
+        """See `UsageSource`."""
+        return await self._run(lambda connection: sql_usage.page(connection, _usage, query))
+
+    async def delete_usage(self, before: date) -> None:
+        """See `UsageStore`."""
+
+        def work(connection: sa.Connection) -> None:
+            sql_usage.delete(connection, _usage, before)
+            connection.execute(sa.delete(_writers).where(_writers.c.day < before))
+
+        await self._run(work)
 
     def _known(self, read: Callable[[sa.RowMapping], T], rows: Iterable[sa.RowMapping]) -> Iterator[T]:
         """Read rows, without those with a role, group or unit that only a newer version knows."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from typeless_grpc.account import CallAccount, in_context
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
@@ -27,6 +29,22 @@ class StreamMeter:
         self._waiting: deque[float] = deque()  # arrival times of the requests in the inbox, which bounds them
         self._taken_s = 0.0
         self._blocks: deque[tuple[int, float]] = deque(maxlen=_MAX_BLOCKS)  # end of each in samples, arrival time
+        self._calls: list[CallAccount] = []  # of the calls that have the stream; the last one resumed it
+        self._uncounted_s = 0.0  # audio that was decoded while no call had the stream
+
+    @contextmanager
+    def counted_for(self, call: CallAccount) -> Iterator[None]:
+        """Add to a call's account what the stream uses while the block runs. Audio counts as it is decoded."""
+        queue_s, processing_s = self.account.queue_s, self.account.processing_s
+        self._calls.append(call)
+        call.add_audio(self._uncounted_s)
+        self._uncounted_s = 0.0
+        try:
+            yield
+        finally:
+            self._calls.remove(call)
+            call.queue_s += self.account.queue_s - queue_s
+            call.processing_s += self.account.processing_s - processing_s
 
     def put(self) -> None:
         """A request with audio was put into the inbox."""
@@ -39,6 +57,12 @@ class StreamMeter:
     def reached(self, end: int) -> None:
         """The audio of the taken request is decoded up to this sample."""
         self._blocks.append((end, self._taken_s))
+        added_s = end / SAMPLE_RATE_HZ - self.account.audio_s
+        self.account.add_audio(added_s)
+        if self._calls:
+            self._calls[-1].add_audio(added_s)
+        else:
+            self._uncounted_s += added_s
 
     def unread(self) -> None:
         """An interim was not sent, because the caller reads too slowly."""

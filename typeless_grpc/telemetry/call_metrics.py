@@ -37,6 +37,7 @@ class AudioMetrics:
         )
         for kind in (*KINDS.values(), JOB):
             self.seconds.labels(kind)
+            self.factor.labels(kind)
 
 
 class CallMetrics:

@@ -62,10 +62,9 @@ class EngineMetrics:
             ("reason",),
             registry=registry,
         )
-        for lane in Lane:
-            self.waits.labels(lane_label(lane))
-        for stage in STAGES:
-            self.stages.labels(stage)
+        # Looking a metric up by its labels takes longer than counting.
+        self._waits = {lane: self.waits.labels(lane_label(lane)) for lane in Lane}
+        self._stages = {stage: self.stages.labels(stage) for stage in STAGES}
         for reason in RETRIES:
             self.retries.labels(reason)
         for suppression in SuppressionReason:
@@ -108,9 +107,9 @@ class EngineMetrics:
         self.sizes.observe(len(batch.windows))
         self.batch_seconds.observe(batch.ended_s - batch.started_s)
         for window in batch.windows:
-            self.waits.labels(lane_label(window.lane)).observe(max(0.0, batch.started_s - window.submitted_s))
+            self._waits[window.lane].observe(max(0.0, batch.started_s - window.submitted_s))
         for stage in batch.stages:
-            self.stages.labels(stage.name).inc(stage.seconds)
+            self._stages[stage.name].inc(stage.seconds)
 
     def refused(self, lane: Lane, reason: str) -> None:
         """See `EngineObserver`."""

@@ -13,6 +13,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Counter, Gauge, PlatformCollector, ProcessCollector, start_http_server
 
 from typeless_grpc.access.listening import why_unusable
+from typeless_grpc.access.methods import Group
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.call_metrics import AudioMetrics, CallMetrics
 from typeless_grpc.telemetry.engine_metrics import EngineMetrics
@@ -31,11 +32,11 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         Gauge("typeless_build_info", "Always 1.", ("version",), registry=registry).labels(VERSION).set(1)
-        audio = AudioMetrics(registry)
-        self.calls = CallMetrics(registry, audio)
+        self.audio = AudioMetrics(registry)
+        self.calls = CallMetrics(registry, self.audio)
         self.engine = EngineMetrics(registry)
         self.streams = StreamMetrics(registry)
-        self.jobs = JobMetrics(registry, audio)
+        self.jobs = JobMetrics(registry, self.audio)
         self.loop_lag = LoopLag(registry)
         self.refused_callers = Counter(
             "typeless_auth_failures_total", "Calls refused for their key, by reason.", ("reason",), registry=registry
@@ -43,6 +44,8 @@ class Metrics:
         self.rate_limited = Counter(
             "typeless_rate_limited_total", "Calls refused for their caller's quota.", ("group",), registry=registry
         )
+        for group in Group:
+            self.rate_limited.labels(group.value)
         self.rate_limit_store_up = self._availability("typeless_rate_limit_store_up", "the Redis of the rate limits")
         self.rate_limit_fallbacks = Counter(
             "typeless_rate_limit_fallbacks_total",

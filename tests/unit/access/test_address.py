@@ -37,7 +37,11 @@ def test_the_peer_is_the_caller(peer: str, address: str):
         ("ipv4:10.0.0.1:1", ["[2001:db8:2::1]"], "2001:db8:2::/64"),
         ("ipv6:[2001:db8:1::1]:1", ["198.51.100.1"], "198.51.100.1"),
         ("ipv6:[::ffff:10.0.0.1]:1", ["198.51.100.1"], "198.51.100.1"),
-        ("unix:/run/proxy", ["198.51.100.1"], "local"),
+        # The console's own socket.
+        ("unix:", ["198.51.100.1"], "198.51.100.1"),
+        ("unix:", ["203.0.113.9, 198.51.100.1"], "198.51.100.1"),
+        ("unix:", ["198.51.100.1, 10.0.0.1"], "198.51.100.1"),
+        ("unix:", ["somebody"], "local"),
     ],
 )
 def test_forwarded_addresses_are_trusted_as_far_as_trusted_proxies_wrote_them(
@@ -78,7 +82,12 @@ def test_loopback_addresses_are_recognized(expected: bool, hosts: list[str]):
         ("ipv6:[2001:db8::1]:50000", [], False),
         ("ipv6:[::2]:50000", [], False),
         ("ipv4:127.0.0.1:50000", ["198.51.100.1"], False),
-        ("unix:/run/proxy", [""], False),
+        ("unix:", [""], False),
+        ("unix:", ["127.0.0.1"], True),
+        ("unix:", ["::1"], True),
+        ("unix:", ["198.51.100.1"], False),
+        ("unix:", ["198.51.100.1, 127.0.0.1"], False),
+        ("unix:", ["127.0.0.1, 127.0.0.1"], False),
         ("ipv4:nonsense", [], False),
         ("", [], False),
     ],

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from tests.unit.engine.harness import ManualExecutor
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.interface import Lane, Ticket
+from typeless_grpc.engine.observer import EngineObserver, NoObserver, Stage
 from typeless_grpc.engine.scheduler import Completed, Scheduler, SchedulerOptions, WorkItem
 
 Answer = str | Exception | None
@@ -28,7 +29,7 @@ class Bench:
 
     takes_s: for each item. answer: the result of an item. breaks: whether a batch fails as a whole. crashes: whether
     running a batch ends its worker. n_extra: results beyond those of the items. unwanted: items that were not wanted
-    any more when their batch ran.
+    any more when their batch ran. observer: of the scheduler. stages: of each batch.
     """
 
     options: SchedulerOptions
@@ -41,12 +42,18 @@ class Bench:
     batches: list[list[str]] = field(default_factory=list)
     unwanted: list[str] = field(default_factory=list)
 
+    observer: EngineObserver = field(default_factory=NoObserver)
+    stages: tuple[Stage, ...] = ()
+
     def __post_init__(self) -> None:
         self.threads = ManualExecutor()
-        self.scheduler: Scheduler[str, str] = Scheduler(self.run, self.options, self.clock, self.threads)
+        self.scheduler: Scheduler[str, str] = Scheduler(self.run, self.options, self.clock, self.threads, self.observer)
 
     def run(self, items: Sequence[WorkItem[str, str]]) -> Sequence[Answer]:
         self.batches.append([item.work for item in items])
+        stages = tuple(self.stages)
+        for item in items:
+            item.stages = stages
         self.clock.advance(self.takes_s * len(items))
         self.unwanted += [item.work for item in items if not item.is_wanted()]
         if self.crashes:
@@ -84,8 +91,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def serving(**options: object) -> AsyncIterator[Bench]:
-    bench = Bench(SchedulerOptions(**DEFAULTS | options))  # type: ignore[arg-type]
+async def serving(observer: EngineObserver | None = None, **options: object) -> AsyncIterator[Bench]:
+    bench = Bench(SchedulerOptions(**DEFAULTS | options), observer=observer or NoObserver())  # type: ignore[arg-type]
     await bench.scheduler.start()
     try:
         yield bench

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17typeless/v1/admin.proto\x12\x0btypeless.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x02\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06prefix\x18\x03 \x01(\t\x12%\n\x04role\x18\x04 \x01(\x0e\x32\x17.typeless.v1.ApiKeyRole\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07revoked\x18\x08 \x01(\x08\"\x83\x01\n\x13\x43reateApiKeyRequest\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12%\n\x04role\x18\x02 \x01(\x0e\x32\x17.typeless.v1.ApiKeyRole\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x14\x43reateApiKeyResponse\x12$\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x13.typeless.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\";\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"U\n\x13ListApiKeysResponse\x12%\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x13.typeless.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x13RevokeApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"<\n\x14RevokeApiKeyResponse\x12$\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x13.typeless.v1.ApiKey\"{\n\tRateLimit\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x05\x12\x16\n\x0eperiod_seconds\x18\x03 \x01(\x05\x12\r\n\x05\x62urst\x18\x04 \x01(\x05\x12(\n\x04unit\x18\x05 \x01(\x0e\x32\x1a.typeless.v1.RateLimitUnit\"\x12\n\x10GetConfigRequest\"\xc2\x01\n\x11GetConfigResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12+\n\x0brate_limits\x18\x02 \x03(\x0b\x32\x16.typeless.v1.RateLimit\x12>\n\x08settings\x18\x03 \x03(\x0b\x32,.typeless.v1.GetConfigResponse.SettingsEntry\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x16UpdateRateLimitRequest\x12*\n\nrate_limit\x18\x01 \x01(\x0b\x32\x16.typeless.v1.RateLimit\x12\x0e\n\x06key_id\x18\x02 \x01(\t\"E\n\x17UpdateRateLimitResponse\x12*\n\nrate_limit\x18\x01 \x01(\x0b\x32\x16.typeless.v1.RateLimit*Y\n\nApiKeyRole\x12\x1c\n\x18\x41PI_KEY_ROLE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41PI_KEY_ROLE_USER\x10\x01\x12\x16\n\x12\x41PI_KEY_ROLE_ADMIN\x10\x02*\x94\x01\n\rRateLimitUnit\x12\x1f\n\x1bRATE_LIMIT_UNIT_UNSPECIFIED\x10\x00\x12\x19\n\x15RATE_LIMIT_UNIT_CALLS\x10\x01\x12!\n\x1dRATE_LIMIT_UNIT_AUDIO_SECONDS\x10\x02\x12$\n RATE_LIMIT_UNIT_CONCURRENT_CALLS\x10\x03\x32\xb4\x03\n\x0c\x41\x64minService\x12S\n\x0c\x43reateApiKey\x12 .typeless.v1.CreateApiKeyRequest\x1a!.typeless.v1.CreateApiKeyResponse\x12P\n\x0bListApiKeys\x12\x1f.typeless.v1.ListApiKeysRequest\x1a .typeless.v1.ListApiKeysResponse\x12S\n\x0cRevokeApiKey\x12 .typeless.v1.RevokeApiKeyRequest\x1a!.typeless.v1.RevokeApiKeyResponse\x12J\n\tGetConfig\x12\x1d.typeless.v1.GetConfigRequest\x1a\x1e.typeless.v1.GetConfigResponse\x12\\\n\x0fUpdateRateLimit\x12#.typeless.v1.UpdateRateLimitRequest\x1a$.typeless.v1.UpdateRateLimitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17typeless/v1/admin.proto\x12\x0btypeless.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x02\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06prefix\x18\x03 \x01(\t\x12%\n\x04role\x18\x04 \x01(\x0e\x32\x17.typeless.v1.ApiKeyRole\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07revoked\x18\x08 \x01(\x08\"\x83\x01\n\x13\x43reateApiKeyRequest\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12%\n\x04role\x18\x02 \x01(\x0e\x32\x17.typeless.v1.ApiKeyRole\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x14\x43reateApiKeyResponse\x12$\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x13.typeless.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\";\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"U\n\x13ListApiKeysResponse\x12%\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x13.typeless.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x13RevokeApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"<\n\x14RevokeApiKeyResponse\x12$\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x13.typeless.v1.ApiKey\"{\n\tRateLimit\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x05\x12\x16\n\x0eperiod_seconds\x18\x03 \x01(\x05\x12\r\n\x05\x62urst\x18\x04 \x01(\x05\x12(\n\x04unit\x18\x05 \x01(\x0e\x32\x1a.typeless.v1.RateLimitUnit\"\x12\n\x10GetConfigRequest\"\xc2\x01\n\x11GetConfigResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12+\n\x0brate_limits\x18\x02 \x03(\x0b\x32\x16.typeless.v1.RateLimit\x12>\n\x08settings\x18\x03 \x03(\x0b\x32,.typeless.v1.GetConfigResponse.SettingsEntry\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x16UpdateRateLimitRequest\x12*\n\nrate_limit\x18\x01 \x01(\x0b\x32\x16.typeless.v1.RateLimit\x12\x0e\n\x06key_id\x18\x02 \x01(\t\"E\n\x17UpdateRateLimitResponse\x12*\n\nrate_limit\x18\x01 \x01(\x0b\x32\x16.typeless.v1.RateLimit\"n\n\x10ListUsageRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\tfirst_day\x18\x02 \x01(\t\x12\x10\n\x08last_day\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"T\n\x11ListUsageResponse\x12&\n\x05usage\x18\x01 \x03(\x0b\x32\x17.typeless.v1.DailyUsage\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa6\x01\n\nDailyUsage\x12\x0b\n\x03\x64\x61y\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x15\n\rtoken_subject\x18\x03 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x04 \x01(\x03\x12\x14\n\x0c\x66\x61iled_calls\x18\x05 \x01(\x03\x12\x31\n\x0e\x61udio_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04jobs\x18\x07 \x01(\x03*Y\n\nApiKeyRole\x12\x1c\n\x18\x41PI_KEY_ROLE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41PI_KEY_ROLE_USER\x10\x01\x12\x16\n\x12\x41PI_KEY_ROLE_ADMIN\x10\x02*\x94\x01\n\rRateLimitUnit\x12\x1f\n\x1bRATE_LIMIT_UNIT_UNSPECIFIED\x10\x00\x12\x19\n\x15RATE_LIMIT_UNIT_CALLS\x10\x01\x12!\n\x1dRATE_LIMIT_UNIT_AUDIO_SECONDS\x10\x02\x12$\n RATE_LIMIT_UNIT_CONCURRENT_CALLS\x10\x03\x32\x80\x04\n\x0c\x41\x64minService\x12S\n\x0c\x43reateApiKey\x12 .typeless.v1.CreateApiKeyRequest\x1a!.typeless.v1.CreateApiKeyResponse\x12P\n\x0bListApiKeys\x12\x1f.typeless.v1.ListApiKeysRequest\x1a .typeless.v1.ListApiKeysResponse\x12S\n\x0cRevokeApiKey\x12 .typeless.v1.RevokeApiKeyRequest\x1a!.typeless.v1.RevokeApiKeyResponse\x12J\n\tGetConfig\x12\x1d.typeless.v1.GetConfigRequest\x1a\x1e.typeless.v1.GetConfigResponse\x12\\\n\x0fUpdateRateLimit\x12#.typeless.v1.UpdateRateLimitRequest\x1a$.typeless.v1.UpdateRateLimitResponse\x12J\n\tListUsage\x12\x1d.typeless.v1.ListUsageRequest\x1a\x1e.typeless.v1.ListUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,36 +35,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETCONFIGRESPONSE_SETTINGSENTRY']._loaded_options = None
   _globals['_GETCONFIGRESPONSE_SETTINGSENTRY']._serialized_options = b'8\001'
-  _globals['_APIKEYROLE']._serialized_start=1303
-  _globals['_APIKEYROLE']._serialized_end=1392
-  _globals['_RATELIMITUNIT']._serialized_start=1395
-  _globals['_RATELIMITUNIT']._serialized_end=1543
-  _globals['_APIKEY']._serialized_start=74
-  _globals['_APIKEY']._serialized_end=341
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=344
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=475
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=477
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=553
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=555
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=614
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=616
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=701
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=703
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=740
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=742
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=802
-  _globals['_RATELIMIT']._serialized_start=804
-  _globals['_RATELIMIT']._serialized_end=927
-  _globals['_GETCONFIGREQUEST']._serialized_start=929
-  _globals['_GETCONFIGREQUEST']._serialized_end=947
-  _globals['_GETCONFIGRESPONSE']._serialized_start=950
-  _globals['_GETCONFIGRESPONSE']._serialized_end=1144
-  _globals['_GETCONFIGRESPONSE_SETTINGSENTRY']._serialized_start=1097
-  _globals['_GETCONFIGRESPONSE_SETTINGSENTRY']._serialized_end=1144
-  _globals['_UPDATERATELIMITREQUEST']._serialized_start=1146
-  _globals['_UPDATERATELIMITREQUEST']._serialized_end=1230
-  _globals['_UPDATERATELIMITRESPONSE']._serialized_start=1232
-  _globals['_UPDATERATELIMITRESPONSE']._serialized_end=1301
-  _globals['_ADMINSERVICE']._serialized_start=1546
-  _globals['_ADMINSERVICE']._serialized_end=1982
+  _globals['_APIKEYROLE']._serialized_start=1702
+  _globals['_APIKEYROLE']._serialized_end=1791
+  _globals['_RATELIMITUNIT']._serialized_start=1794
+  _globals['_RATELIMITUNIT']._serialized_end=1942
+  _globals['_APIKEY']._serialized_start=106
+  _globals['_APIKEY']._serialized_end=373
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=376
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=507
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=509
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=585
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=587
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=646
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=648
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=733
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=735
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=772
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=774
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=834
+  _globals['_RATELIMIT']._serialized_start=836
+  _globals['_RATELIMIT']._serialized_end=959
+  _globals['_GETCONFIGREQUEST']._serialized_start=961
+  _globals['_GETCONFIGREQUEST']._serialized_end=979
+  _globals['_GETCONFIGRESPONSE']._serialized_start=982
+  _globals['_GETCONFIGRESPONSE']._serialized_end=1176
+  _globals['_GETCONFIGRESPONSE_SETTINGSENTRY']._serialized_start=1129
+  _globals['_GETCONFIGRESPONSE_SETTINGSENTRY']._serialized_end=1176
+  _globals['_UPDATERATELIMITREQUEST']._serialized_start=1178
+  _globals['_UPDATERATELIMITREQUEST']._serialized_end=1262
+  _globals['_UPDATERATELIMITRESPONSE']._serialized_start=1264
+  _globals['_UPDATERATELIMITRESPONSE']._serialized_end=1333
+  _globals['_LISTUSAGEREQUEST']._serialized_start=1335
+  _globals['_LISTUSAGEREQUEST']._serialized_end=1445
+  _globals['_LISTUSAGERESPONSE']._serialized_start=1447
+  _globals['_LISTUSAGERESPONSE']._serialized_end=1531
+  _globals['_DAILYUSAGE']._serialized_start=1534
+  _globals['_DAILYUSAGE']._serialized_end=1700
+  _globals['_ADMINSERVICE']._serialized_start=1945
+  _globals['_ADMINSERVICE']._serialized_end=2457
 # @@protoc_insertion_point(module_scope)

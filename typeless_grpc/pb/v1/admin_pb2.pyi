@@ -6,6 +6,7 @@ isort:skip_file
 import builtins
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
@@ -412,3 +413,114 @@ class UpdateRateLimitResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["rate_limit", b"rate_limit"]) -> None: ...
 
 Global___UpdateRateLimitResponse: typing_extensions.TypeAlias = UpdateRateLimitResponse
+
+@typing.final
+class ListUsageRequest(google.protobuf.message.Message):
+    """Requests a page of usage."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: builtins.int
+    FIRST_DAY_FIELD_NUMBER: builtins.int
+    LAST_DAY_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    key_id: builtins.str
+    """Only the usage of this key. Empty is all callers. A revoked key still has its usage."""
+    first_day: builtins.str
+    """The first day, in UTC, as "2025-01-31". Empty is the earliest that is kept."""
+    last_day: builtins.str
+    """The last day, in UTC, as "2025-01-31"; not before `first_day`. Empty is the latest."""
+    page_size: builtins.int
+    """At most 1000; 0 is 100."""
+    page_token: builtins.str
+    """The `next_page_token` of the page before, with the other fields unchanged. Empty is the first
+    page.
+    """
+    def __init__(
+        self,
+        *,
+        key_id: builtins.str = ...,
+        first_day: builtins.str = ...,
+        last_day: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_day", b"first_day", "key_id", b"key_id", "last_day", b"last_day", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+Global___ListUsageRequest: typing_extensions.TypeAlias = ListUsageRequest
+
+@typing.final
+class ListUsageResponse(google.protobuf.message.Message):
+    """A page of usage."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    USAGE_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty on the last page."""
+    @property
+    def usage(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DailyUsage]:
+        """At most `page_size` of them, the earliest day first."""
+
+    def __init__(
+        self,
+        *,
+        usage: collections.abc.Iterable[Global___DailyUsage] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "usage", b"usage"]) -> None: ...
+
+Global___ListUsageResponse: typing_extensions.TypeAlias = ListUsageResponse
+
+@typing.final
+class DailyUsage(google.protobuf.message.Message):
+    """What one caller used on one day. Days without usage have none."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: builtins.int
+    KEY_ID_FIELD_NUMBER: builtins.int
+    TOKEN_SUBJECT_FIELD_NUMBER: builtins.int
+    CALLS_FIELD_NUMBER: builtins.int
+    FAILED_CALLS_FIELD_NUMBER: builtins.int
+    AUDIO_DURATION_FIELD_NUMBER: builtins.int
+    JOBS_FIELD_NUMBER: builtins.int
+    day: builtins.str
+    """In UTC, as "2025-01-31". Calls and jobs belong to the day on which they ended or were
+    submitted; audio to the day on which it was received or, for jobs, transcribed.
+    """
+    key_id: builtins.str
+    """ApiKey.key_id of the caller's key. Empty for tokens and for callers without a key."""
+    token_subject: builtins.str
+    """The subject (`sub`) of the caller's token. If `key_id` is empty as well, this is the usage of
+    all callers without a key together.
+    """
+    calls: builtins.int
+    """Calls that have ended, without health checks, reflection, and calls refused for their key."""
+    failed_calls: builtins.int
+    """How many of `calls` ended with another status than OK and CANCELLED."""
+    jobs: builtins.int
+    """Jobs submitted. A job that is submitted again with the same `request_id` counts once."""
+    @property
+    def audio_duration(self) -> google.protobuf.duration_pb2.Duration:
+        """Length of the audio that was accepted for transcription, also that of streams that are still
+        open and of jobs that still run. With CHANNEL_MODE_SEPARATE, each channel counts.
+        """
+
+    def __init__(
+        self,
+        *,
+        day: builtins.str = ...,
+        key_id: builtins.str = ...,
+        token_subject: builtins.str = ...,
+        calls: builtins.int = ...,
+        failed_calls: builtins.int = ...,
+        audio_duration: google.protobuf.duration_pb2.Duration | None = ...,
+        jobs: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["audio_duration", b"audio_duration"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["audio_duration", b"audio_duration", "calls", b"calls", "day", b"day", "failed_calls", b"failed_calls", "jobs", b"jobs", "key_id", b"key_id", "token_subject", b"token_subject"]) -> None: ...
+
+Global___DailyUsage: typing_extensions.TypeAlias = DailyUsage

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """Manages keys and limits while the server runs. Every call needs an admin key.
+    """Manages keys and limits while the server runs, and reports usage. Every call needs an admin key.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key, or a
     wrong, expired or revoked one), PERMISSION_DENIED (a key that is not an admin's),
@@ -66,10 +66,15 @@ class AdminServiceStub(object):
                 request_serializer=typeless_dot_v1_dot_admin__pb2.UpdateRateLimitRequest.SerializeToString,
                 response_deserializer=typeless_dot_v1_dot_admin__pb2.UpdateRateLimitResponse.FromString,
                 _registered_method=True)
+        self.ListUsage = channel.unary_unary(
+                '/typeless.v1.AdminService/ListUsage',
+                request_serializer=typeless_dot_v1_dot_admin__pb2.ListUsageRequest.SerializeToString,
+                response_deserializer=typeless_dot_v1_dot_admin__pb2.ListUsageResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
-    """Manages keys and limits while the server runs. Every call needs an admin key.
+    """Manages keys and limits while the server runs, and reports usage. Every call needs an admin key.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key, or a
     wrong, expired or revoked one), PERMISSION_DENIED (a key that is not an admin's),
@@ -123,6 +128,16 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUsage(self, request, context):
+        """Lists what each caller used on each day, in pages, ordered by day. It includes what the server
+        that answers has counted so far, and what other servers counted until a few seconds ago.
+
+        Statuses: INVALID_ARGUMENT (a bad day, page size or page token).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -151,6 +166,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=typeless_dot_v1_dot_admin__pb2.UpdateRateLimitRequest.FromString,
                     response_serializer=typeless_dot_v1_dot_admin__pb2.UpdateRateLimitResponse.SerializeToString,
             ),
+            'ListUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsage,
+                    request_deserializer=typeless_dot_v1_dot_admin__pb2.ListUsageRequest.FromString,
+                    response_serializer=typeless_dot_v1_dot_admin__pb2.ListUsageResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'typeless.v1.AdminService', rpc_method_handlers)
@@ -160,7 +180,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """Manages keys and limits while the server runs. Every call needs an admin key.
+    """Manages keys and limits while the server runs, and reports usage. Every call needs an admin key.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key, or a
     wrong, expired or revoked one), PERMISSION_DENIED (a key that is not an admin's),
@@ -294,6 +314,33 @@ class AdminService(object):
             '/typeless.v1.AdminService/UpdateRateLimit',
             typeless_dot_v1_dot_admin__pb2.UpdateRateLimitRequest.SerializeToString,
             typeless_dot_v1_dot_admin__pb2.UpdateRateLimitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/typeless.v1.AdminService/ListUsage',
+            typeless_dot_v1_dot_admin__pb2.ListUsageRequest.SerializeToString,
+            typeless_dot_v1_dot_admin__pb2.ListUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

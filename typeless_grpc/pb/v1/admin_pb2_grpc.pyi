@@ -105,8 +105,24 @@ _AdminServiceUpdateRateLimitType = typing_extensions.TypeVar(
     ],
 )
 
-class AdminServiceStub(typing.Generic[_AdminServiceCreateApiKeyType, _AdminServiceListApiKeysType, _AdminServiceRevokeApiKeyType, _AdminServiceGetConfigType, _AdminServiceUpdateRateLimitType]):
-    """Manages keys and limits while the server runs. Every call needs an admin key.
+_AdminServiceListUsageType = typing_extensions.TypeVar(
+    '_AdminServiceListUsageType',
+    grpc.UnaryUnaryMultiCallable[
+        typeless_grpc.pb.v1.admin_pb2.ListUsageRequest,
+        typeless_grpc.pb.v1.admin_pb2.ListUsageResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        typeless_grpc.pb.v1.admin_pb2.ListUsageRequest,
+        typeless_grpc.pb.v1.admin_pb2.ListUsageResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        typeless_grpc.pb.v1.admin_pb2.ListUsageRequest,
+        typeless_grpc.pb.v1.admin_pb2.ListUsageResponse,
+    ],
+)
+
+class AdminServiceStub(typing.Generic[_AdminServiceCreateApiKeyType, _AdminServiceListApiKeysType, _AdminServiceRevokeApiKeyType, _AdminServiceGetConfigType, _AdminServiceUpdateRateLimitType, _AdminServiceListUsageType]):
+    """Manages keys and limits while the server runs, and reports usage. Every call needs an admin key.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key, or a
     wrong, expired or revoked one), PERMISSION_DENIED (a key that is not an admin's),
@@ -137,6 +153,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceCreateApiKeyType, _AdminServi
             typeless_grpc.pb.v1.admin_pb2.UpdateRateLimitRequest,
             typeless_grpc.pb.v1.admin_pb2.UpdateRateLimitResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            typeless_grpc.pb.v1.admin_pb2.ListUsageRequest,
+            typeless_grpc.pb.v1.admin_pb2.ListUsageResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -160,6 +180,10 @@ class AdminServiceStub(typing.Generic[_AdminServiceCreateApiKeyType, _AdminServi
         grpc.aio.UnaryUnaryMultiCallable[
             typeless_grpc.pb.v1.admin_pb2.UpdateRateLimitRequest,
             typeless_grpc.pb.v1.admin_pb2.UpdateRateLimitResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            typeless_grpc.pb.v1.admin_pb2.ListUsageRequest,
+            typeless_grpc.pb.v1.admin_pb2.ListUsageResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -192,6 +216,13 @@ class AdminServiceStub(typing.Generic[_AdminServiceCreateApiKeyType, _AdminServi
     (KEY_NOT_FOUND).
     """
 
+    ListUsage: _AdminServiceListUsageType
+    """Lists what each caller used on each day, in pages, ordered by day. It includes what the server
+    that answers has counted so far, and what other servers counted until a few seconds ago.
+
+    Statuses: INVALID_ARGUMENT (a bad day, page size or page token).
+    """
+
 AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         typeless_grpc.pb.v1.admin_pb2.CreateApiKeyRequest,
@@ -213,10 +244,14 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
         typeless_grpc.pb.v1.admin_pb2.UpdateRateLimitRequest,
         typeless_grpc.pb.v1.admin_pb2.UpdateRateLimitResponse,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        typeless_grpc.pb.v1.admin_pb2.ListUsageRequest,
+        typeless_grpc.pb.v1.admin_pb2.ListUsageResponse,
+    ],
 ]
 
 class AdminServiceServicer(metaclass=abc.ABCMeta):
-    """Manages keys and limits while the server runs. Every call needs an admin key.
+    """Manages keys and limits while the server runs, and reports usage. Every call needs an admin key.
 
     Besides the statuses named at each call, every call can end with UNAUTHENTICATED (no key, or a
     wrong, expired or revoked one), PERMISSION_DENIED (a key that is not an admin's),
@@ -277,6 +312,18 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
 
         Statuses: INVALID_ARGUMENT (an unknown group, a number out of range), NOT_FOUND
         (KEY_NOT_FOUND).
+        """
+
+    @abc.abstractmethod
+    def ListUsage(
+        self,
+        request: typeless_grpc.pb.v1.admin_pb2.ListUsageRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[typeless_grpc.pb.v1.admin_pb2.ListUsageResponse, collections.abc.Awaitable[typeless_grpc.pb.v1.admin_pb2.ListUsageResponse]]:
+        """Lists what each caller used on each day, in pages, ordered by day. It includes what the server
+        that answers has counted so far, and what other servers counted until a few seconds ago.
+
+        Statuses: INVALID_ARGUMENT (a bad day, page size or page token).
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

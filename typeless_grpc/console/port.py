@@ -1,0 +1,191 @@
+"""The console's TCP port, with uvicorn in this process's event loop; and its way to gRPC, a private Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from typeless_grpc.access.listening import why_unusable
+from typeless_grpc.console.bridge import Bridge, BridgeOptions
+from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+HEAD_S = 20.0  # from a connection's start, or the end of its last answer, to the complete head of a request
+LAST_WORDS_S = 5.0  # for what gRPC has answered to reach its sockets, once gRPC has stopped
+CLOSE_S = 2.0  # for connections to close, after that
+BACKLOG = 128
+MAX_SOCKET_MESSAGE_BYTES = 1024 * 1024
+SILENT_MS = 60_000  # without a sign of the peer's TCP, after which the connection counts as broken
+PING_S = 20.0
+
+
+@dataclass(frozen=True)
+class ConsoleOptions:
+    """Where to listen. max_connections: further ones are closed as they arrive."""
+
+    host: str
+    port: int
+    max_connections: int
+
+
+@dataclass(frozen=True)
+class Console:
+    """A console that listens. grpc_socket: gRPC has to listen there, too. port: its TCP port."""
+
+    grpc_socket: Path
+    port: int
+
+
+@asynccontextmanager
+async def open_console(options: ConsoleOptions, bridge_options: BridgeOptions) -> AsyncIterator[Console]:
+    """Listen. Close it after gRPC has stopped, so that open calls get their ends.
+
+    Raises SourceUnavailable if the address cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(contextlib.closing(await _listen(options.host, options.port)))
+        grpc_socket = stack.enter_context(_private_directory()) / "grpc"
+        threads = stack.enter_context(ThreadPoolExecutor(2, "console"))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"unix:{grpc_socket}", _CHANNEL_OPTIONS))
+        bridge = Bridge(channel, threads, bridge_options)
+        server = _EmbeddedServer(_uvicorn_config(bridge, options.max_connections))
+        serving = asyncio.create_task(server.serve(sockets=[listener]), name="console")
+        try:
+            yield Console(grpc_socket=grpc_socket, port=int(listener.getsockname()[1]))
+        finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await bridge.idle()
+            server.should_exit = True
+            await serving
+
+
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+
+class _EmbeddedServer(uvicorn.Server):
+    """A server that leaves the signals of its process to others."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _BoundedProtocol(H11Protocol):
+    """Closes connections over the limit, and those that do not send a request in time."""
+
+    def __init__(self, max_connections: int, **server: Any) -> None:
+        super().__init__(**server)
+        self._max_connections = max_connections
+        self._waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._max_connections:
+            log.warning("too many connections to the console", max_connections=self._max_connections)
+            transport.abort()
+            return
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._waiting is not None and (self._is_upgraded() or not self._is_between_requests()):
+            self._waiting.cancel()
+            self._waiting = None
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._waiting = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _is_between_requests(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _is_upgraded(self) -> bool:
+        return self.transport.get_protocol() is not self
+
+
+def _uvicorn_config(bridge: Bridge, max_connections: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        bridge.app,
+        http=functools.partial(_BoundedProtocol, max_connections),  # type: ignore[arg-type]  # it is called, no more
+        ws="websockets-sansio",
+        ws_max_size=MAX_SOCKET_MESSAGE_BYTES,
+        # Pings keep proxies from closing a quiet socket. They find no broken ones, because a socket that gRPC does not
+        # read from does not read its pongs; TCP does that.
+        ws_ping_interval=PING_S,
+        ws_ping_timeout=None,
+        ws_per_message_deflate=False,  # audio does not shrink, and it costs memory and time of the event loop
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,  # gRPC decides which proxies are trusted
+        server_header=False,
+        timeout_graceful_shutdown=CLOSE_S,  # type: ignore[arg-type]  # its stub wants whole seconds
+    )
+
+
+async def _listen(host: str, port: int) -> socket.socket:
+    where = f"Cannot serve the console on {host}:{port}"
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, _, _, _, address = found[0]
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        if why := await asyncio.to_thread(why_unusable, host, port):
+            raise SourceUnavailable(f"{where}: {why}.", reason="ADDRESS_UNUSABLE") from error
+        message = f"{where}: choose another port with TYPELESS_CONSOLE_PORT."
+        raise SourceUnavailable(message, reason="ADDRESS_IN_USE") from error
+    # Connections inherit these.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_MS)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_MS // 2000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENT_MS // 6000)
+    return listener
+
+
+@contextmanager
+def _private_directory() -> Iterator[Path]:
+    """A directory that only this user can enter, so that nobody else can connect to a socket in it."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="typeless-", ignore_cleanup_errors=True) as name:
+            yield Path(name)
+    except FileNotFoundError as error:
+        raise SourceUnavailable(
+            "The console needs a directory for temporary files: set TMPDIR.", reason="ADDRESS_UNUSABLE"
+        ) from error
