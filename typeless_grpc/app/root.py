@@ -143,7 +143,7 @@ async def listen(
             MessageSizeInterceptor(settings.max_message_bytes),
         ]
         _warn(settings)
-        console = await open_console(stack, settings)
+        console = await open_console(stack, settings, metrics)
         server = Server(
             services=services,
             interceptors=[Chain(interceptors)],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from typeless_grpc.access.address import is_loopback
 from typeless_grpc.cli.output import failures_as_lines
 from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.cli.signals import hold_hang_ups, requests, say
@@ -121,14 +122,23 @@ def ready_text(app: App, settings: Settings, variables: str = "") -> str:
     if settings.auth_enabled:
         key = f"  export TYPELESS_API_KEY=$({variables}{typeless} keys create --local)\n"
         grpcurl += ' -H "x-api-key: $TYPELESS_API_KEY"'
+    console = f"The console: {_console_url(settings, app.console_port)}\n" if app.console_port is not None else ""
     return f"""\
 typeless {VERSION} takes calls on {settings.host}:{app.port}: model {app.model} ({on})
-
+{console}
 Try next:
 {key}  {typeless} transcribe{server}{tls} {sample}
   {grpcurl} {address} list
   echo '{{"audio": {{"content": "'$(base64 -w0 {sample})'"}}}}' | {grpcurl} -d @ {address} {method}
 """
+
+
+def _console_url(settings: Settings, port: int) -> str:
+    """The address for a browser on this machine, if the console listens here; browsers trust localhost."""
+    host = settings.console_host.strip("[]")
+    if is_loopback(host) or host in ("0.0.0.0", "::"):
+        host = "localhost"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def _command() -> str:

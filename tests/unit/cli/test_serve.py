@@ -80,7 +80,7 @@ def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, 
 
     async def no_server(settings: Settings, variables: str, reading: object) -> None:
         engine = SimpleNamespace(device=SimpleNamespace(name="cuda", compute_type="float16"))
-        app: Any = SimpleNamespace(port=50051, engine=engine, model="base")
+        app: Any = SimpleNamespace(port=50051, console_port=None, engine=engine, model="base")
         texts.append(serve.ready_text(app, settings, variables))
 
     monkeypatch.setattr(serve, "run_server", no_server)
@@ -97,3 +97,21 @@ def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, 
     assert made.exit_code == 0, made.output
     assert (data_dir / "access.sqlite3").is_file()
     assert "TYPELESS_CONFIG" in line
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "http://localhost:8080/"),
+        ("0.0.0.0", "http://localhost:8080/"),
+        ("[::1]", "http://localhost:8080/"),
+        ("192.0.2.1", "http://192.0.2.1:8080/"),
+        ("2001:db8::1", "http://[2001:db8::1]:8080/"),
+    ],
+)
+def test_the_address_of_the_console_is_printed(host: str, address: str):
+    engine = SimpleNamespace(device=SimpleNamespace(name="cuda", compute_type="float16"))
+    app: Any = SimpleNamespace(port=50051, console_port=8080, engine=engine, model="base")
+    assert f"The console: {address}\n" in serve.ready_text(app, Settings(console_host=host, console_port=8080))
+    app.console_port = None
+    assert "console" not in serve.ready_text(app, Settings())
