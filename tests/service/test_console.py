@@ -10,20 +10,22 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from websockets.exceptions import InvalidStatus
 
 from tests import servers
 from tests.harness import pcm, serving, serving_jobs
-from tests.service.access import ADMIN, USER, guarded, methods
+from tests.service.access import ADMIN, KEYS, USER, guarded, methods
 from tests.service.console import END, RAW, closed, config, reason, receive, texts, until, with_console
 from tests.service.test_metrics import scrape
 from tests.service.test_tls import Authority
 from tests.speech import BYTES_PER_S, cut, samples_as_text, silence, speech, tone, words_as_they_come
+from typeless_grpc.console.activity import GAUGES, HISTOGRAMS
 from typeless_grpc.console.contract import METHODS
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import SourceUnavailable
-from typeless_grpc.pb.v1 import server_pb2
+from typeless_grpc.pb.v1 import models_pb2, models_pb2_grpc, server_pb2
 
 HELLO = {"audio": {"content": base64.b64encode(pcm()).decode(), "format": RAW}}
 
@@ -407,6 +409,36 @@ async def test_calls_are_counted_as_those_of_grpc():
     counts = {name: n for name, n in seen.items() if name.startswith("grpc_server_handled_total")}
     assert sum(counts.values()) == 2
     assert all('grpc_code="OK"' in name for name in counts)
+
+
+class OneModel(models_pb2_grpc.ModelServiceServicer):
+    """A service with one model, which a server around a scripted engine lacks."""
+
+    NAME = "typeless.v1.ModelService"
+
+    def register(self, server: grpc.aio.Server) -> None:
+        models_pb2_grpc.add_ModelServiceServicer_to_server(self, server)
+
+    async def ListModels(self, request: Any, context: Any) -> models_pb2.ListModelsResponse:
+        return models_pb2.ListModelsResponse(models=[models_pb2.Model(name="base", is_default=True)])
+
+
+async def test_activity_is_that_of_the_metrics_and_needs_a_key():
+    engine = ScriptedEngine(lambda call: "hello")
+    settings = KEYS | {"require_auth": True, "more": [OneModel()]}
+    async with with_console(serving, engine, **settings) as (_, site), site.socket(key=USER) as ws:
+        await ws.send(config())
+        await ws.send(speech(1.0, 1.0))
+        await until(ws, "segment")
+        refused = await site.send("/v1/activity")
+        answer = await site.send("/v1/activity", headers={"authorization": f"Bearer {USER}"})
+    assert (refused.status, refused.reason) == (401, "KEY_REQUIRED")
+    assert answer.status == 200
+    assert answer.json["gauges"]["typeless_streams_open"] == {"": 1}
+    # The scripted engine has no queue; the test of the page sees that of a real one.
+    assert set(GAUGES) - set(answer.json["gauges"]) == {"typeless_queue_depth"}
+    assert set(answer.json["histograms"]) == set(HISTOGRAMS)
+    assert answer.json["histograms"]["typeless_final_latency_seconds"]["live"]["+Inf"] == 1
 
 
 # ---- pages of other sites -------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from tests.harness import request
 from tests.service.access import USER, guarded, outcome
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
-from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
+from typeless_grpc.telemetry.metrics import Metrics
+from typeless_grpc.telemetry.metrics_port import MetricsPort
 
 TRANSCRIBE = 'grpc_method="Transcribe",grpc_service="typeless.v1.TranscriptionService",grpc_type="unary"'
 WATCH = 'grpc_method="Watch",grpc_service="grpc.health.v1.Health",grpc_type="server_stream"'

@@ -11,17 +11,19 @@ from typeless_grpc.config import Settings
 
 if TYPE_CHECKING:
     from typeless_grpc.console.port import Console
+    from typeless_grpc.telemetry.metrics import Metrics
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 MAX_BODIES_BYTES = 64 * 1024 * 1024
 SEND_TIMEOUT_S = 60.0
 
 
-async def open_console(stack: AsyncExitStack, settings: Settings) -> Console | None:
+async def open_console(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Console | None:
     """Listen for the console until the stack closes; None if it has no port. Raises SourceUnavailable."""
     if settings.console_port is None:
         return None
     await asyncio.to_thread(importlib.import_module, "typeless_grpc.console.port")
+    from typeless_grpc.console.activity import activity
     from typeless_grpc.console.bridge import BridgeOptions
     from typeless_grpc.console.port import ConsoleOptions
     from typeless_grpc.console.port import open_console as listen
@@ -36,4 +38,4 @@ async def open_console(stack: AsyncExitStack, settings: Settings) -> Console | N
         arrival_timeout_s=settings.request_arrival_timeout_s,
         send_timeout_s=SEND_TIMEOUT_S,
     )
-    return await stack.enter_async_context(listen(options, bridge_options))
+    return await stack.enter_async_context(listen(options, bridge_options, activity(metrics.registry)))

@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from typeless_grpc.console.activity import Activity
 from typeless_grpc.console.calls import metadata
 from typeless_grpc.console.contract import METHODS, Method
 from typeless_grpc.console.messages import Json
@@ -27,6 +28,7 @@ from typeless_grpc.console.requests import Bodies, RequestCalls, error_response
 from typeless_grpc.console.sockets import SocketCalls
 from typeless_grpc.console.visitors import CheckedVisitors, Visitors
 from typeless_grpc.errors import NotImplementedHere, TypelessError
+from typeless_grpc.pb.v1 import models_pb2, models_pb2_grpc
 
 PAGE = Path(__file__).with_name("page")
 STREAM = METHODS["TranscriptionService", "StreamTranscribe"]
@@ -52,10 +54,14 @@ class BridgeOptions:
 class Bridge:
     """Carries HTTP and WebSocket calls over a channel to this server's gRPC. `app` is its ASGI application."""
 
-    def __init__(self, channel: grpc.aio.Channel, threads: Executor, options: BridgeOptions) -> None:
-        """threads: convert large messages."""
+    def __init__(
+        self, channel: grpc.aio.Channel, threads: Executor, options: BridgeOptions, activity: Activity
+    ) -> None:
+        """threads: convert large messages. activity: see `activity.activity`."""
         json = Json(threads)
         self._sockets = SocketCalls(channel, json)
+        self._activity = activity
+        self._models = models_pb2_grpc.ModelServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
         self._requests = RequestCalls(
             channel, json, Bodies(options.max_body_bytes, options.max_bodies_bytes), options.arrival_timeout_s
@@ -66,6 +72,7 @@ class Bridge:
         self.app = Starlette(
             routes=[
                 Route("/health", self._serve_health),
+                Route("/v1/activity", self._serve_activity),
                 Route("/v1/{service}/{method}", self._serve_request, methods=["POST"]),
                 WebSocketRoute("/v1/stream", self._serve_stream),
                 WebSocketRoute("/v1/{service}/{method}", self._serve_socket),
@@ -118,6 +125,14 @@ class Bridge:
             self._n_open -= 1
             if not self._n_open:
                 self._idle.set()
+
+    async def _serve_activity(self, request: Request) -> Response:
+        """Answer those who may list the models, and charge it as that call."""
+        try:
+            await self._models.ListModels(models_pb2.ListModelsRequest(), metadata=metadata(request.scope))
+        except (TypelessError, grpc.aio.AioRpcError) as error:
+            return error_response(error)
+        return JSONResponse(self._activity())
 
     async def _serve_health(self, request: Request) -> Response:
         try:

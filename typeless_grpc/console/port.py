@@ -19,6 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from typeless_grpc.access.listening import why_unusable
+from typeless_grpc.console.activity import Activity
 from typeless_grpc.console.bridge import Bridge, BridgeOptions
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.logs import get_logger
@@ -52,7 +53,9 @@ class Console:
 
 
 @asynccontextmanager
-async def open_console(options: ConsoleOptions, bridge_options: BridgeOptions) -> AsyncIterator[Console]:
+async def open_console(
+    options: ConsoleOptions, bridge_options: BridgeOptions, activity: Activity
+) -> AsyncIterator[Console]:
     """Listen. Close it after gRPC has stopped, so that open calls get their ends.
 
     Raises SourceUnavailable if the address cannot be used.
@@ -62,7 +65,7 @@ async def open_console(options: ConsoleOptions, bridge_options: BridgeOptions) -
         grpc_socket = stack.enter_context(_private_directory()) / "grpc"
         threads = stack.enter_context(ThreadPoolExecutor(2, "console"))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"unix:{grpc_socket}", _CHANNEL_OPTIONS))
-        bridge = Bridge(channel, threads, bridge_options)
+        bridge = Bridge(channel, threads, bridge_options, activity)
         server = _EmbeddedServer(_uvicorn_config(bridge, options.max_connections))
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="console")
         try:

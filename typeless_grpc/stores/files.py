@@ -39,6 +39,10 @@ class Files:
         self._is_local = isinstance(self._fs, LocalFileSystem)
         self._min_free_percent = min_free_percent
 
+    def use(self, min_free_percent: float) -> None:
+        """Let new audio leave so much of a local disk free from now on."""
+        self._min_free_percent = min_free_percent
+
     def check_room(self, n_bytes: int) -> None:
         """Raise SourceUnavailable if new audio of that size would leave too little of the disk free."""
         if self._is_local:
