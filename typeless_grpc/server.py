@@ -112,6 +112,10 @@ class Server:
         """Whether each service reports SERVING, by name; "" for the server as a whole."""
         return self._health.statuses
 
+    def use(self, options: ServerOptions) -> None:
+        """Drain with these options. The others are in force since the server was made."""
+        self._options = options
+
     async def start(self) -> int:
         """Listen and return the port. Raises SourceUnavailable if the address cannot be used."""
         host, port = self._options.host, self._options.port

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from typeless_grpc.access.usage import UsageSource
 from typeless_grpc.app.databases import jobs_database_url
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.config import Settings
@@ -75,12 +76,14 @@ async def keep_jobs(
     is_ready: asyncio.Event | None = None,
     timeouts: DatabaseTimeouts = TIMEOUTS,
     metrics: JobMetrics | None = None,
+    reloads: Reloads | None = None,
 ) -> AsyncIterator[Background]:
     """Open the stores of jobs and uploads, and run jobs in this process unless max_concurrent_jobs is 0.
 
     has_model: whether jobs may name a model; blocks. is_ready: set when the engine is ready; jobs wait for it.
-    timeouts: of waits for the database. metrics: of this process.
+    timeouts: of waits for the database. metrics: of this process. reloads: of the settings.
     """
+    reloads = reloads or Reloads(settings)
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(CallThreads(STORE_THREADS, "stores"))
         fetching = stack.enter_context(CallThreads(FETCH_THREADS, "fetching"))
@@ -93,22 +96,27 @@ async def keep_jobs(
             url=settings.storage_url or str(settings.data_dir / "jobs" / "files"),
             min_free_percent=settings.min_free_disk_percent,
         )
+        reloads.follow(lambda settings: settings.min_free_disk_percent, files.use)
         identity = StoreIdentity(database=database, files=files)
         await asyncio.to_thread(identity.settle)
         uploads = SqlUploadStore(database=database, files=files, options=upload_options(settings))
+        reloads.follow(upload_options, uploads.use)
         sources = CheckedSources(uploads=uploads, options=source_options(settings))
+        reloads.follow(source_options, sources.use)
         queue = DbosQueue(database)
         stack.callback(queue.close)
         table = JobTable(database=database, files=files, queue=queue, options=job_store_options(settings))
+        reloads.follow(job_store_options, table.use)
         maintenance = JobMaintenance(table)
         store = SqlJobStore(table)
         probe = Probe(database.probe)
         if metrics is not None:
-            reader = StoreReader(lambda: StoredJobs(store.stats(), table.quota.total_bytes()))
+            reader = StoreReader(lambda: StoredJobs(store.stats(), table.quota.total_bytes(), files.free_ratio()))
             metrics.watch_store(reader.latest, lambda: probe.answers)
             stack.push_async_callback(cancelled, asyncio.create_task(Probe(reader.refresh, STATS_EVERY_S).run()))
         checks = [await stack.enter_async_context(_checked(probe))]
         admission = Admission(admission_options(settings))
+        reloads.follow(admission_options, admission.use)
         if settings.max_concurrent_jobs:
             worker = Worker(
                 worker_id=new_worker_id(),
@@ -120,6 +128,7 @@ async def keep_jobs(
                 admission=admission,
                 observer=metrics,
             )
+            reloads.follow(worker_options, worker.use)
             runner = DbosRunner(
                 database=database, maintenance=maintenance, worker=worker, options=dbos_options(settings, database)
             )

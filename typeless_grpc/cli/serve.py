@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +17,12 @@ import typer
 from typeless_grpc.access.address import is_loopback
 from typeless_grpc.cli.output import failures_as_lines
 from typeless_grpc.cli.settings import load_settings
-from typeless_grpc.cli.signals import say, stop_event
+from typeless_grpc.cli.signals import hold_hang_ups, requests, say
 from typeless_grpc.version import VERSION
 
 if TYPE_CHECKING:
     from typeless_grpc.app.starting import App
-    from typeless_grpc.config import Settings
+    from typeless_grpc.config import Loaded, Settings
 
 SAMPLE = Path(__file__).parents[2] / "tests" / "audio" / "en_two_sentences.flac"
 
@@ -35,7 +37,9 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
 ) -> None:
-    """Serve until SIGTERM, SIGHUP or Ctrl-C, then finish running calls. `typeless config` shows all settings.
+    """Serve until SIGTERM or Ctrl-C, then finish running calls. SIGHUP reads the settings again.
+
+    `typeless config` shows all settings.
 
     Example: typeless serve --port 50051 --model base
     """
@@ -48,26 +52,30 @@ def serve(
         "data_dir": data_dir,
         "log_level": log_level,
     }
+    hold_hang_ups()
     with failures_as_lines():
         from typeless_grpc.app.models import catalog
         from typeless_grpc.cli.models import fetch
+        from typeless_grpc.config import load
         from typeless_grpc.telemetry import logs
 
         settings = load_settings(flags, file=config).settings
         logs.configure(settings.log_level, settings.log_format)
         fetch(catalog(settings), settings.model)
-        asyncio.run(run_server(settings, _variables(config, data_dir)))
+        reading = functools.partial(load, flags, file=config)
+        asyncio.run(run_server(settings, _variables(config, data_dir), reading))
 
 
-async def run_server(settings: Settings, variables: str) -> None:
-    """Run a server until a signal. variables: see `ready_text`."""
+async def run_server(settings: Settings, variables: str, reading: Callable[[], Loaded]) -> None:
+    """Run a server until a signal. variables: see `ready_text`. reading: reads the settings again."""
     from typeless_grpc.app.starting import build
 
-    stop = stop_event()
+    signals = requests()
     async with build(settings) as app:
-        if await _is_warm(app, stop):
+        if await _is_warm(app, signals.stop):
             say(ready_text(app, settings, variables))
-            await stop.wait()
+            async with app.reloads.running(signals.reload, reading):
+                await signals.stop.wait()
         say("Stopping: running calls may finish.", to_stderr=True)
 
 

@@ -102,6 +102,10 @@ class Worker:
         self._idle = threading.Condition()
         self._quarantine = threading.Lock()
 
+    def use(self, options: WorkerOptions) -> None:
+        """Apply these options from now on; to a run that reads its audio already, only the retries."""
+        self._options = options
+
     def run(self, job_id: str, step: Step, is_over: IsOver = lambda caller, worked_s: False) -> RunEnd:
         """Run a job until it ends, fails, or must leave this worker. is_over: called after each chunk."""
         if self._stopping.is_set():

@@ -84,6 +84,11 @@ class JobTable:
         self.quota = StorageQuota(database, options.max_owner_bytes)
         self.usage = JobUsage(database, options.usage_retention_days)
 
+    def use(self, options: JobStoreOptions) -> None:
+        """Apply these options from now on. Jobs that have ended keep the time at which they expire."""
+        self.options = options
+        self.quota.use(options.max_owner_bytes)
+
     def visible(self, owner: str | None) -> list[sa.ColumnElement[bool]]:
         """Return the condition on jobs that an owner may see: its own, until they expire."""
         kept = sa.or_(jobs.c.expire_s.is_(None), jobs.c.expire_s > self.db.steady_s())

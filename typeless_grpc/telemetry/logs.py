@@ -11,13 +11,16 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from typeless_grpc.telemetry.context import request_id
 
+# One list, changed in place: loggers keep it from their first line on, and must follow a change of the format.
+_processors: list[Processor] = []
+
 GRPC_CORE = "grpc._cython.cygrpc"
 
 LogFormat = Literal["auto", "text", "json"]
 
 
 def configure(level: str, log_format: LogFormat) -> None:
-    """Write log lines of this package and of its libraries to stderr.
+    """Write log lines of this package and of its libraries to stderr. May be called again.
 
     level: the lowest severity to write, "debug", "info", "warning" or "error". Libraries log from "warning" on.
     """
@@ -38,8 +41,13 @@ def configure(level: str, log_format: LogFormat) -> None:
     handler.addFilter(_is_not_a_disconnection)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("typeless_grpc").setLevel(level.upper())
+    _processors[:] = [
+        structlog.stdlib.filter_by_level,
+        *shared,
+        structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+    ]
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=_processors,
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,

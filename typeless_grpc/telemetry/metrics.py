@@ -56,13 +56,13 @@ class Metrics:
         )
         self.token_keys_up = self._availability("typeless_token_keys_up", "the identity provider")
 
-    def watch_admission(self, held_s: Callable[[], float], max_s: float) -> None:
+    def watch_admission(self, held_s: Callable[[], float], max_s: Callable[[], float]) -> None:
         """Show how much decoded audio calls, streams and jobs hold, and how much they may."""
         add_gauge(
             self.registry, "typeless_held_audio_seconds", "Decoded audio in memory, of all channels together.", held_s
         )
         limit = "How much decoded audio may be in memory: max_held_audio_s."
-        add_gauge(self.registry, "typeless_held_audio_limit_seconds", limit, lambda: max_s)
+        add_gauge(self.registry, "typeless_held_audio_limit_seconds", limit, max_s)
 
     def watch_health(self, statuses: Callable[[], Mapping[str, bool]]) -> None:
         """Show which services report SERVING. statuses: by name; "" is the server as a whole."""

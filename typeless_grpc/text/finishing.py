@@ -27,6 +27,10 @@ class FinishingEngine:
         self._profanity = profanity
         self._executor = executor
 
+    def use(self, profanity: Profanity) -> None:
+        """Mask these words from now on."""
+        self._profanity = profanity
+
     @property
     def backlog_s(self) -> float:
         """See `Engine`."""

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.unit.idle import until_idle
 from typeless_grpc.app import starting
 from typeless_grpc.cli import commands, serve
-from typeless_grpc.config import Settings
+from typeless_grpc.config import Settings, load
 from typeless_grpc.errors import EngineFailed
 
 
@@ -49,13 +49,13 @@ class Loading:
         await asyncio.Event().wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_while_the_model_loads_stops_the_server(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     app = Loading(number)
     monkeypatch.setattr(starting, "build", app.build)
-    await asyncio.wait_for(serve.run_server(Settings(), ""), 5)
+    await asyncio.wait_for(serve.run_server(Settings(), "", load), 5)
     assert app.is_closed
     assert capsys.readouterr().out == ""
 
@@ -63,14 +63,14 @@ async def test_a_signal_while_the_model_loads_stops_the_server(
 async def test_a_signal_before_that_prevents_the_start(monkeypatch: pytest.MonkeyPatch):
     app = Loading(signal.SIGTERM, is_early=True)
     monkeypatch.setattr(starting, "build", app.build)
-    await asyncio.wait_for(serve.run_server(Settings(), ""), 5)
+    await asyncio.wait_for(serve.run_server(Settings(), "", load), 5)
     assert (app.is_closed, app.is_started) == (True, False)
 
 
 async def test_a_model_that_cannot_be_loaded_ends_the_server(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(starting, "build", Loading(None).build)
     with pytest.raises(EngineFailed):
-        await asyncio.wait_for(serve.run_server(Settings(), ""), 5)
+        await asyncio.wait_for(serve.run_server(Settings(), "", load), 5)
 
 
 def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -78,7 +78,7 @@ def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, 
     settings_file.write_text("max_api_keys = 1", "utf-8")
     texts: list[str] = []
 
-    async def no_server(settings: Settings, variables: str) -> None:
+    async def no_server(settings: Settings, variables: str, reading: object) -> None:
         engine = SimpleNamespace(device=SimpleNamespace(name="cuda", compute_type="float16"))
         app: Any = SimpleNamespace(port=50051, console_port=None, engine=engine, model="base")
         texts.append(serve.ready_text(app, settings, variables))
