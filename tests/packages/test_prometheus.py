@@ -28,8 +28,9 @@ from tests.dashboards import (
 from tests.harness import AUDIO, REPOSITORY
 from tests.packages.tools import output, run, tool
 from tests.servers import free_port
+from tests.service.test_tls import Authority
 from tests.system.stack import Program
-from typeless_grpc.client import Client
+from typeless_grpc.client import Client, Tls
 
 pytestmark = pytest.mark.packages
 PROMETHEUS = REPOSITORY / "deploy/prometheus"
@@ -154,10 +155,14 @@ def test_the_dashboard_asks_the_data_source_of_its_variable():
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Families]]:
-    """The metrics of a server after a call, and of a worker, by name."""
+    """The metrics of a server with TLS after a call, and of a worker, by name."""
     directory: Path = tmp_path_factory.mktemp("metrics")
     ports = {name: free_port() for name in ("serve", "worker")}
+    authority = Authority(directory)
+    cert, key = authority.issue("server")
     settings = {
+        "TYPELESS_TLS_CERT_FILE": str(cert),
+        "TYPELESS_TLS_KEY_FILE": str(key),
         "TYPELESS_DATA_DIR": str(directory),
         "TYPELESS_MODEL_DIRS": f"tiny.en={model('tiny.en')}",
         "TYPELESS_MODEL": "tiny.en",
@@ -172,7 +177,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Familie
             program.start()
             found = program.until_logged(pattern)[1]
             if program.name == "serve":
-                with Client(found) as client:
+                with Client(found, tls=Tls(ca=authority.ca)) as client:
                     client.transcribe((AUDIO / "en_short.flac").read_bytes())
         yield {name: families(port) for name, port in ports.items()}
     finally:
