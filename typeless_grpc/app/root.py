@@ -150,12 +150,13 @@ async def listen(
         ]
         _warn(settings)
         console = await open_console(stack, settings, metrics)
+        tls = _tls(settings)
         server = Server(
             services=services,
             interceptors=[Chain(interceptors)],
             drain=drain,
             options=options,
-            tls=_tls(settings),
+            tls=tls,
             checks=[
                 HealthCheck("engine", NEEDS_ENGINE, lambda: engine.stalled_s < reloads.settings.engine_stall_s),
                 HealthCheck("sessions of streams", NEEDS_ENGINE, lambda: streams.is_well),
@@ -176,6 +177,8 @@ async def listen(
         reloads.follow(lambda settings: settings, _warn)
         metrics.watch_admission(lambda: admission.held_s, lambda: reloads.settings.max_held_audio_s)
         metrics.watch_health(lambda: server.statuses)
+        if tls is not None:
+            metrics.watch_certificate(tls.expires_s)
         metrics.engine.watch_engine(lambda: engine.backlog_s, lambda: engine.stalled_s)
         metrics.streams.watch(lambda: streams.n_open, lambda: streams.n_sessions)
         stack.push_async_callback(cancelled, asyncio.create_task(metrics.loop_lag.run(), name="loop-lag"))
