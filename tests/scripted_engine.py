@@ -22,6 +22,7 @@ import numpy as np
 from typeless_grpc.app.engine_process import main
 from typeless_grpc.app.engine_server import EngineServer, serve_port, serve_socket
 from typeless_grpc.app.engines import Connected, connected
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.clock import SystemClock
@@ -114,9 +115,9 @@ def served(engine: Built) -> Served:
 
 
 @asynccontextmanager
-async def serve(settings: Settings, socket: str, n_cores: int) -> AsyncIterator[EngineServer]:
+async def serve(reloads: Reloads, socket: str, n_cores: int) -> AsyncIterator[EngineServer]:
     reports = Reports()
-    async with built(reports) as engine, serve_socket(settings, socket, served(engine), reports, _warm(engine)) as one:
+    async with built(reports) as engine, serve_socket(reloads, socket, served(engine), reports, _warm(engine)) as one:
         yield one
 
 
@@ -124,7 +125,7 @@ async def serve(settings: Settings, socket: str, n_cores: int) -> AsyncIterator[
 async def on_port(**settings: Any) -> AsyncIterator[EngineServer]:
     """A scripted engine of this process on an address."""
     reports = Reports()
-    wanted = Settings(drain_timeout_s=5.0, **settings)
+    wanted = Reloads(Settings(drain_timeout_s=5.0, **settings))
     async with built(reports) as engine, serve_port(wanted, served(engine), reports, _warm(engine)) as server:
         await server.warming
         yield server
@@ -144,7 +145,8 @@ def _warm(engine: Built) -> Any:
 async def group(metrics: EngineMetrics | None = None, **settings: Any) -> AsyncIterator[Connected]:
     """Engine processes with scripted models, once one of them is up; all of them if they are several."""
     wanted = Settings(device="cpu", log_level="warning", **settings)
-    async with connected(wanted, metrics or Metrics().engine, module=MODULE) as parts:
+    metrics = metrics or Metrics().engine
+    async with connected(wanted, metrics, metrics, Reloads(wanted), module=MODULE) as parts:
         await parts.warm()
         yield parts
 

@@ -18,6 +18,7 @@ from tests.harness import REPOSITORY, request, serving
 from tests.scripted_engine import begun, options, speech, text_of, until
 from tests.servers import free_port
 from typeless_grpc.app.engines import Connected, connected
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import Lane, Ticket
@@ -131,7 +132,8 @@ async def test_while_no_engine_is_up_calls_wait_and_interims_are_dropped(journal
 
 async def test_an_engine_that_cannot_start_is_reported():
     settings = Settings(engine_processes=2, device="cpu", log_level="error")
-    async with connected(settings, Metrics().engine, module="tests.no_such_module") as parts:
+    metrics = Metrics().engine
+    async with connected(settings, metrics, metrics, Reloads(settings), module="tests.no_such_module") as parts:
         with pytest.raises(EngineFailed) as failure:
             await asyncio.wait_for(parts.warm(), 10)
     assert failure.value.reason == "ENGINE_NOT_STARTED"
@@ -195,7 +197,8 @@ async def front(*ports: int, key: str = KEY) -> AsyncIterator[Connected]:
     settings = Settings(
         engine_address=[f"127.0.0.1:{port}" for port in ports], engine_key=key, engine_stall_s=STALL_S, device="cpu"
     )
-    async with connected(settings, Metrics().engine) as parts:
+    metrics = Metrics().engine
+    async with connected(settings, metrics, metrics, Reloads(settings)) as parts:
         yield parts
 
 

@@ -15,12 +15,12 @@ from typeless_grpc.access.listening import why_unusable
 from typeless_grpc.app.memory import share_heaps
 from typeless_grpc.app.metrics import open_metrics_port
 from typeless_grpc.app.models import BuiltRecognizer, build_recognizer
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.app.tls import tls_of
 from typeless_grpc.clock import SystemClock
-from typeless_grpc.config import Settings
 from typeless_grpc.config.values import host_and_port
-from typeless_grpc.engine.observer import Observers
+from typeless_grpc.engine.observer import EngineObservers
 from typeless_grpc.engines.messages import MAX_SAMPLES_BYTES
 from typeless_grpc.engines.reports import Reports
 from typeless_grpc.engines.servicer import EngineServiceOptions, EngineServicer, Served
@@ -47,7 +47,7 @@ class EngineServer:
 
 
 @asynccontextmanager
-async def serve_process(settings: Settings, socket: str, n_cores: int) -> AsyncIterator[EngineServer]:
+async def serve_process(reloads: Reloads, socket: str, n_cores: int) -> AsyncIterator[EngineServer]:
     """Serve the front that has started this process, on a Unix socket. n_cores: what the engine may use.
 
     Raises SourceUnavailable if the default model is not on this machine.
@@ -55,27 +55,28 @@ async def serve_process(settings: Settings, socket: str, n_cores: int) -> AsyncI
     share_heaps()
     reports = Reports()
     async with (
-        build_recognizer(settings, reports, n_cores) as built,
-        serve_socket(settings, socket, _served(built), reports, built.warm) as server,
+        build_recognizer(reloads.settings, reports, reloads, n_cores) as built,
+        serve_socket(reloads, socket, _served(built), reports, built.warm) as server,
     ):
         yield server
 
 
 @asynccontextmanager
-async def serve_address(settings: Settings) -> AsyncIterator[EngineServer]:
+async def serve_address(reloads: Reloads) -> AsyncIterator[EngineServer]:
     """Serve fronts on `engine_listen`, with metrics of this process's own.
 
     Raises InvalidInput without an address, SourceUnavailable if it cannot be used or the model is not here.
     """
     share_heaps()
     reports, metrics = Reports(), Metrics()
+    settings, observers = reloads.settings, EngineObservers([reports, metrics.engine])
     async with AsyncExitStack() as stack:
-        built = await stack.enter_async_context(build_recognizer(settings, Observers(reports, metrics.engine)))
+        built = await stack.enter_async_context(build_recognizer(settings, observers, reloads))
         metrics.engine.watch_queue(built.scheduler.n_queued)
         metrics.engine.watch_models(lambda: {name: one.memory_bytes for name, one in built.models.loaded().items()})
         metrics.engine.watch_engine(lambda: built.recognizer.backlog_s, lambda: built.recognizer.stalled_s)
         open_metrics_port(stack, settings, metrics)
-        yield await stack.enter_async_context(serve_port(settings, _served(built), reports, built.warm))
+        yield await stack.enter_async_context(serve_port(reloads, _served(built), reports, built.warm))
 
 
 def _served(built: BuiltRecognizer) -> Served:
@@ -91,24 +92,25 @@ def _served(built: BuiltRecognizer) -> Served:
 
 @asynccontextmanager
 async def serve_socket(
-    settings: Settings, socket: str, served: Served, reports: Reports, warm: Callable[[], Coroutine[Any, Any, None]]
+    reloads: Reloads, socket: str, served: Served, reports: Reports, warm: Callable[[], Coroutine[Any, Any, None]]
 ) -> AsyncIterator[EngineServer]:
     """Serve an engine on a Unix socket. reports: what observes the engine. warm: makes it ready, while this listens."""
     server = _server()
     server.add_insecure_port(f"unix:{socket}")
-    servicer = _servicer(settings, served, reports, key="")
+    servicer = _servicer(reloads, served, reports, key="")
     async with _running(server, servicer, warm, drain_s=0.0) as warming:
         yield EngineServer(0, served.runs_on, warming)
 
 
 @asynccontextmanager
 async def serve_port(
-    settings: Settings, served: Served, reports: Reports, warm: Callable[[], Coroutine[Any, Any, None]]
+    reloads: Reloads, served: Served, reports: Reports, warm: Callable[[], Coroutine[Any, Any, None]]
 ) -> AsyncIterator[EngineServer]:
     """Serve an engine on `engine_listen`; on the way out, running calls finish. The rest is as in `serve_socket`.
 
     Raises InvalidInput without an address, SourceUnavailable if it cannot be used.
     """
+    settings = reloads.settings
     if settings.engine_listen is None:
         raise InvalidInput("engine_listen", "is not set: where should this engine listen?", reason="CONFIG_INVALID")
     host, port = host_and_port(settings.engine_listen)
@@ -127,13 +129,13 @@ async def serve_port(
     except RuntimeError as error:
         why = await asyncio.to_thread(why_unusable, host, port) or "another program listens there"
         raise SourceUnavailable(f"Cannot listen on {address}: {why}.", reason="ADDRESS_UNUSABLE") from error
-    servicer = _servicer(settings, served, reports, settings.engine_key.get_secret_value())
+    servicer = _servicer(reloads, served, reports, settings.engine_key.get_secret_value())
     async with _running(server, servicer, warm, settings.drain_timeout_s) as warming:
         yield EngineServer(port, served.runs_on, warming)
 
 
-def _servicer(settings: Settings, served: Served, reports: Reports, key: str) -> EngineServicer:
-    options = EngineServiceOptions(key=key, max_audio_s=settings.max_held_audio_s)
+def _servicer(reloads: Reloads, served: Served, reports: Reports, key: str) -> EngineServicer:
+    options = EngineServiceOptions(key=key, max_audio_s=lambda: reloads.settings.max_held_audio_s)
     return EngineServicer(served, reports, SystemClock(), options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import os
@@ -18,13 +19,17 @@ import grpc
 
 from typeless_grpc.app.cores import n_cores
 from typeless_grpc.app.memory import free_bytes
-from typeless_grpc.app.models import BuiltEngine, catalog, finishing
+from typeless_grpc.app.models import BuiltEngine, catalog, checked_pool_options, finishing
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.app.tracing import NO_TRACERS, Tracers
 from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
 from typeless_grpc.config.engine import EngineSettings
+from typeless_grpc.engine.catalog import Catalog
 from typeless_grpc.engine.device import choose_device, n_gpus
+from typeless_grpc.engine.observer import EngineObserver, EngineObservers
 from typeless_grpc.engines.connection import RemoteOptions
 from typeless_grpc.engines.group import EngineGroup, GroupOptions
 from typeless_grpc.engines.models import GroupModels
@@ -105,7 +110,9 @@ class Connected:
 
 
 @asynccontextmanager
-async def engine_group(settings: Settings, metrics: EngineMetrics) -> AsyncIterator[BuiltEngine]:
+async def engine_group(
+    settings: Settings, metrics: EngineMetrics, reloads: Reloads | None = None, tracers: Tracers = NO_TRACERS
+) -> AsyncIterator[BuiltEngine]:
     """Connect the engines that the settings name, and start their processes if they are this server's.
 
     Raises SourceUnavailable if the default model is not on this machine and its engines are.
@@ -115,7 +122,9 @@ async def engine_group(settings: Settings, metrics: EngineMetrics) -> AsyncItera
             f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
             reason="MODEL_UNAVAILABLE",
         )
-    async with connected(settings, metrics) as parts:
+    reloads = reloads or Reloads(settings)
+    observer = EngineObservers([metrics, *tracers.engine])
+    async with connected(settings, observer, metrics, reloads) as parts:
         metrics.watch_queue(parts.group.n_queued)
         metrics.watch_models(parts.models.memory_bytes)
         metrics.watch_engines(lambda: {engine.name: engine.is_up for engine in parts.engines})
@@ -126,7 +135,7 @@ async def engine_group(settings: Settings, metrics: EngineMetrics) -> AsyncItera
                 if engine.default_model not in ("", settings.model):
                     log.warning("engine has another default model", engine=engine.name, model=engine.default_model)
 
-        with finishing(settings, parts.group) as engine:
+        with finishing(settings, parts.group, reloads, tracers) as engine:
             yield BuiltEngine(
                 model=settings.model,
                 engine=engine,
@@ -140,21 +149,35 @@ async def engine_group(settings: Settings, metrics: EngineMetrics) -> AsyncItera
 
 @asynccontextmanager
 async def connected(
-    settings: Settings, metrics: EngineMetrics, *, module: str = "typeless_grpc.app.engine_process"
+    settings: Settings,
+    observer: EngineObserver,
+    metrics: EngineMetrics,
+    reloads: Reloads,
+    *,
+    module: str = "typeless_grpc.app.engine_process",
 ) -> AsyncIterator[Connected]:
-    """Connect engines, and start the processes of this server's own. module: what these processes run."""
+    """Connect engines, and start the processes of this server's own.
+
+    observer: of what all engines do. metrics: of the engines themselves. module: what the processes run.
+    """
     async with AsyncExitStack() as stack:
         on_change: list[Callable[[], None]] = []
         processes: list[EngineProcess] = []
         if settings.engine_address:
-            engines = _linked(settings, metrics, on_change)
+            engines = _linked(settings, observer, on_change)
         else:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="typeless-")))  # mode 0700
             engines = []
-            for name, options in _process_options(settings, module, directory):
-                process = EngineProcess(name, options, SystemClock(), metrics.engine_restarted)
-                engines.append(_own(process, directory / name, settings, metrics, on_change))
+            known = catalog(settings)
+            for name, place in _places(settings, module):
+                socket = directory / name
+                line = place.line(settings, socket)
+                process = EngineProcess(name, place.process, line, SystemClock(), metrics.engine_restarted)
+                reloads.follow(_checked(known, functools.partial(place.line, socket=socket)), process.apply)
+                engines.append(_own(process, socket, settings, observer, on_change))
                 processes.append(process)
+        for engine in engines:
+            reloads.follow(lambda settings: settings.engine_stall_s, engine.follow_stall_s)
         group = EngineGroup(
             engines,
             SystemClock(),
@@ -169,7 +192,7 @@ async def connected(
         yield Connected(group, engines, models, processes)
 
 
-def _linked(settings: Settings, metrics: EngineMetrics, on_change: list[Callable[[], None]]) -> list[RemoteEngine]:
+def _linked(settings: Settings, observer: EngineObserver, on_change: list[Callable[[], None]]) -> list[RemoteEngine]:
     """Return engines on other machines."""
     credentials = None
     if settings.engine_ca_file is not None:
@@ -184,7 +207,7 @@ def _linked(settings: Settings, metrics: EngineMetrics, on_change: list[Callable
             address,
             RemoteOptions(target=address, credentials=credentials, key=key, stall_s=stall_s),
             SystemClock(),
-            metrics,
+            observer,
             on_change=lambda: _call(on_change),
         )
         for address in settings.engine_address
@@ -195,7 +218,7 @@ def _own(
     process: EngineProcess,
     socket: Path,
     settings: Settings,
-    metrics: EngineMetrics,
+    observer: EngineObserver,
     on_change: list[Callable[[], None]],
 ) -> RemoteEngine:
     """Return the engine of a process of this server."""
@@ -209,17 +232,31 @@ def _own(
         process.name,
         RemoteOptions(target=f"unix:{socket}", stall_s=settings.engine_stall_s, is_own=True),
         SystemClock(),
-        metrics,
+        observer,
         on_change=changed,
         on_lost=process.lost,
     )
     return engine
 
 
-def _process_options(settings: Settings, module: str, directory: Path) -> Iterator[tuple[str, ProcessOptions]]:
-    """Yield the name and the options of each process. The process listens on the socket of its name in directory."""
+@dataclass(frozen=True)
+class _Place:
+    """Where an engine process runs: on its cores, on all if none are named, and on the GPU of its environment."""
+
+    process: ProcessOptions
+    cores: Sequence[int]
+    n_cores: int
+
+    def line(self, settings: Settings, socket: Path) -> str:
+        """Return what the process reads from its standard input. socket: where it listens."""
+        passed = settings.model_dump(mode="json", include=set(PASSED | ALSO_PASSED))
+        given = {"settings": passed, "socket": str(socket), "cores": list(self.cores), "n_cores": self.n_cores}
+        return json.dumps(given)
+
+
+def _places(settings: Settings, module: str) -> Iterator[tuple[str, _Place]]:
+    """Yield the name and the place of each process."""
     n = n_processes(settings)
-    passed = settings.model_dump(mode="json", include=set(PASSED | ALSO_PASSED))
     usable = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     quota = n_cores()
     # A quota does not say which cores to use, so engines with one are bounded by their threads alone.
@@ -227,14 +264,17 @@ def _process_options(settings: Settings, module: str, directory: Path) -> Iterat
     gpus = _gpus(settings)
     for index in range(n):
         environment = {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}
-        name = f"engine-{index}"
-        given = {
-            "settings": passed,
-            "socket": str(directory / name),
-            "cores": pinned[index],
-            "n_cores": max(1, quota // n),
-        }
-        yield name, ProcessOptions(python(module), json.dumps(given), environment)
+        yield f"engine-{index}", _Place(ProcessOptions(python(module), environment), pinned[index], max(1, quota // n))
+
+
+def _checked(known: Catalog, line: Callable[[Settings], str]) -> Callable[[Settings], str]:
+    """Return `line` for settings that engines would take. It raises InvalidInput for others."""
+
+    def parse(settings: Settings) -> str:
+        checked_pool_options(known, settings)
+        return line(settings)
+
+    return parse
 
 
 def _gpus(settings: Settings) -> list[str]:

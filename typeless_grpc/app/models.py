@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from typeless_grpc.app.cores import n_cores as n_cores_here
 from typeless_grpc.app.memory import free_bytes
+from typeless_grpc.app.reloading import Reloads
+from typeless_grpc.app.tracing import NO_TRACERS, Tracers
 from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
@@ -24,12 +26,12 @@ from typeless_grpc.engine.device import Device, choose_device, footprint
 from typeless_grpc.engine.hub import HuggingFaceHub
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.model import Model
-from typeless_grpc.engine.observer import EngineObserver
+from typeless_grpc.engine.observer import EngineObserver, EngineObservers
 from typeless_grpc.engine.pool import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
 from typeless_grpc.engine.whisper import WhisperModel, is_calibrated
-from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.errors import InvalidInput, SourceUnavailable
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.engine_metrics import EngineMetrics
 from typeless_grpc.text import profanity
@@ -135,12 +137,19 @@ def _loader(settings: Settings, device: Device, n_workers: int, n_threads: int) 
 
 
 @asynccontextmanager
-async def build_engine(settings: Settings, metrics: EngineMetrics) -> AsyncIterator[BuiltEngine]:
+async def build_engine(
+    settings: Settings,
+    metrics: EngineMetrics,
+    reloads: Reloads | None = None,
+    tracers: Tracers = NO_TRACERS,
+) -> AsyncIterator[BuiltEngine]:
     """Build the engine over real models. Raises SourceUnavailable if the default model is not on this machine."""
-    async with build_recognizer(settings, metrics) as built:
+    reloads = reloads or Reloads(settings)
+    observer = EngineObservers([metrics, *tracers.engine])
+    async with build_recognizer(settings, observer, reloads) as built:
         metrics.watch_queue(built.scheduler.n_queued)
         metrics.watch_models(lambda: {name: model.memory_bytes for name, model in built.models.loaded().items()})
-        with finishing(settings, built.recognizer) as engine:
+        with finishing(settings, built.recognizer, reloads, tracers) as engine:
             yield BuiltEngine(
                 model=settings.model,
                 engine=engine,
@@ -154,7 +163,7 @@ async def build_engine(settings: Settings, metrics: EngineMetrics) -> AsyncItera
 
 @asynccontextmanager
 async def build_recognizer(
-    settings: Settings, observer: EngineObserver, n_cores: int | None = None
+    settings: Settings, observer: EngineObserver, reloads: Reloads, n_cores: int | None = None
 ) -> AsyncIterator[BuiltRecognizer]:
     """Build the engine without the work on the text. n_cores: what it may use; None for all of this process.
 
@@ -173,6 +182,7 @@ async def build_recognizer(
             footprint=functools.partial(footprint, device=device),
             free_bytes=free_bytes,
         )
+        reloads.follow(functools.partial(checked_pool_options, known), models.set_options)
         if await asyncio.to_thread(known.find, settings.model) is None:
             raise SourceUnavailable(
                 f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
@@ -219,6 +229,15 @@ def pool_options(settings: Settings) -> PoolOptions:
     )
 
 
+def checked_pool_options(known: Catalog, settings: Settings) -> PoolOptions:
+    """Return the model pool's part of new settings. Raises InvalidInput if they allow a model that nobody knows."""
+    names = set(known.names())
+    unknown = [name for name in settings.user_models if name not in names and known.find(name) is None]
+    if unknown:
+        raise InvalidInput("user_models", f"no model is called {', '.join(unknown)}", reason="CONFIG_INVALID")
+    return pool_options(settings)
+
+
 def recognizer_options(settings: Settings) -> RecognizerOptions:
     """Return the recognizer's part of the settings."""
     return RecognizerOptions(
@@ -229,12 +248,20 @@ def recognizer_options(settings: Settings) -> RecognizerOptions:
 
 
 @contextmanager
-def finishing(settings: Settings, engine: Engine) -> Iterator[Engine]:
+def finishing(
+    settings: Settings, engine: Engine, reloads: Reloads | None = None, tracers: Tracers = NO_TRACERS
+) -> Iterator[Engine]:
     """Wrap an engine as callers use it: with separate channels, and with the work on the text."""
     with CallThreads(FINISHING_THREADS, "finishing") as threads:
-        yield FinishingEngine(
-            engine=ChannelEngine(engine), profanity=profanity.load(settings.profanity_file), executor=threads
+        finished = FinishingEngine(
+            engine=ChannelEngine(engine),
+            profanity=profanity.load(settings.profanity_file),
+            executor=threads,
+            observer=tracers.text,
         )
+        if reloads is not None:
+            reloads.follow(lambda settings: profanity.load(settings.profanity_file), finished.use)
+        yield finished
 
 
 def parallelism(settings: Settings, device: Device, n_cores: int | None = None) -> tuple[int, int]:

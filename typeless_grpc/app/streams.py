@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import DecodeOptions
@@ -20,23 +21,25 @@ DRAIN_PAUSE_S = 5.0  # within which nearly all speakers pause for the half secon
 
 
 @asynccontextmanager
-async def open_streams(settings: Settings, dependencies: Dependencies) -> AsyncIterator[StreamService]:
+async def open_streams(
+    settings: Settings, dependencies: Dependencies, reloads: Reloads
+) -> AsyncIterator[StreamService]:
     """Open the service of streams. All sessions end with it."""
     sessions: Sessions[StreamConfig] = Sessions(session_limits(settings), dependencies.clock, dependencies.observer)
     ticking = asyncio.create_task(sessions.run())
-    limits = StreamLimits(
-        options=stream_options(settings),
-        resume_window_s=settings.stream_resume_window_s,
-        drain_pause_s=drain_pause_s(settings),
+    reloads.follow(session_limits, sessions.use)
+    service = StreamService(
+        dependencies=dependencies,
+        sessions=sessions,
+        defaults=stream_defaults(settings),
+        limits=stream_limits(settings),
+        code_of=code_of,
+    )
+    reloads.follow(
+        lambda settings: (stream_defaults(settings), stream_limits(settings)), lambda both: service.use(*both)
     )
     try:
-        yield StreamService(
-            dependencies=dependencies,
-            sessions=sessions,
-            defaults=stream_defaults(settings),
-            limits=limits,
-            code_of=code_of,
-        )
+        yield service
     finally:
         await cancelled(ticking)
         await sessions.close()
@@ -54,6 +57,15 @@ def session_limits(settings: Settings) -> SessionLimits:
         max_streams=settings.max_streams,
         max_streams_per_caller=settings.max_streams_per_caller,
         max_kept=settings.max_kept_streams,
+    )
+
+
+def stream_limits(settings: Settings) -> StreamLimits:
+    """Return the bounds of streams, which `started` reports to callers."""
+    return StreamLimits(
+        options=stream_options(settings),
+        resume_window_s=settings.stream_resume_window_s,
+        drain_pause_s=drain_pause_s(settings),
     )
 
 

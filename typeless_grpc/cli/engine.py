@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +12,10 @@ import typer
 
 from typeless_grpc.cli.output import failures_as_lines
 from typeless_grpc.cli.settings import load_settings
-from typeless_grpc.cli.signals import say, stop_event
+from typeless_grpc.cli.signals import requests, say
 
 if TYPE_CHECKING:
-    from typeless_grpc.config import Settings
+    from typeless_grpc.config import Loaded, Settings
 
 
 def engine(
@@ -25,7 +27,7 @@ def engine(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
 ) -> None:
-    """Decode for servers whose TYPELESS_ENGINE_ADDRESS names this engine, until SIGTERM, SIGHUP or Ctrl-C.
+    """Decode for servers whose TYPELESS_ENGINE_ADDRESS names this engine, until SIGTERM or Ctrl-C.
 
     Other machines need the key in TYPELESS_ENGINE_KEY.
 
@@ -42,23 +44,26 @@ def engine(
     with failures_as_lines():
         from typeless_grpc.app.models import catalog
         from typeless_grpc.cli.models import fetch
+        from typeless_grpc.config import load
         from typeless_grpc.telemetry import logs
 
         settings = load_settings(flags, file=config).settings
         logs.configure(settings.log_level, settings.log_format)
         fetch(catalog(settings), settings.model)
-        asyncio.run(run_engine(settings))
+        asyncio.run(run_engine(settings, functools.partial(load, flags, file=config)))
 
 
-async def run_engine(settings: Settings) -> None:
-    """Serve until a signal."""
+async def run_engine(settings: Settings, reading: Callable[[], Loaded]) -> None:
+    """Serve until a signal. reading: reads the settings again."""
     from typeless_grpc.app.engine_server import serve_address
+    from typeless_grpc.app.reloading import Reloads, follow_logs
 
-    stop = stop_event()
-    async with serve_address(settings) as server:
-        stopping = asyncio.create_task(stop.wait())
+    signals, reloads = requests(), Reloads(settings)
+    follow_logs(reloads)
+    async with serve_address(reloads) as server, reloads.running(signals.reload, reading):
+        stopping = asyncio.create_task(signals.stop.wait())
         await asyncio.wait({server.warming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
+        if not signals.stop.is_set():
             await server.warming
             address = f"{(settings.engine_listen or '').rpartition(':')[0]}:{server.port}"
             say(f"typeless engine decodes on {address}: model {settings.model} ({server.runs_on})")

@@ -80,10 +80,10 @@ class NoObserver:
         """See `EngineObserver`."""
 
 
-class Observers:
-    """Passes everything on to several observers."""
+class EngineObservers:
+    """An `EngineObserver` that notifies several."""
 
-    def __init__(self, *observers: EngineObserver) -> None:
+    def __init__(self, observers: Sequence[EngineObserver]) -> None:
         self._observers = observers
 
     def batch_ended(self, batch: BatchReport) -> None:

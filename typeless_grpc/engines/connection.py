@@ -101,11 +101,16 @@ class EngineConnection:
         self.clock = clock
         self.on_change, self._on_lost = on_change, on_lost
         self.front = uuid.uuid4().hex
+        self.stall_s = options.stall_s
         self.report = StateReport()
         self.is_connected = False
         self.generation = 0  # of the connection: rises with each new one
         self._problem = ""
         self._broken = asyncio.Event()
+
+    def follow_stall_s(self, stall_s: float) -> None:
+        """Take a new value of the setting."""
+        self.stall_s = stall_s
 
     def replay(self, reports: Sequence[pb.Report], offset_s: float) -> None:
         """Take what the engine did since the last report. offset_s: what the clock here is ahead of the engine's."""
@@ -120,7 +125,7 @@ class EngineConnection:
         """Whether calls can be sent."""
         state = self.report.state
         is_running = self.is_connected and state.is_ready and not state.is_draining
-        return is_running and state.stalled_s < self.options.stall_s
+        return is_running and state.stalled_s < self.stall_s
 
     @property
     def is_suspicious(self) -> bool:
@@ -231,9 +236,9 @@ class EngineConnection:
             now_s = self.clock.now_s()
             self.report.silent_s += min(now_s - before_s, 2 * CHECK_EVERY_S)
             before_s = now_s
-            if self.report.silent_s > min(MAX_SILENCE_S, self.options.stall_s):
+            if self.report.silent_s > min(MAX_SILENCE_S, self.stall_s):
                 return "silent"
-            if self.is_connected and self.report.state.stalled_s > self.options.stall_s:
+            if self.is_connected and self.report.state.stalled_s > self.stall_s:
                 return "stalled"
 
     def _take(self, state: pb.WatchResponse) -> None:

@@ -28,10 +28,9 @@ STOP_S = 5.0  # for an engine to end by itself
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """What to start. settings: for its standard input, one line. environment: in addition to this process's."""
+    """What to start. environment: in addition to this process's."""
 
     command: Sequence[str]
-    settings: str
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -39,11 +38,20 @@ class EngineProcess:
     """The process of one engine. Belongs to one event loop; `run` keeps it running."""
 
     def __init__(
-        self, name: str, options: ProcessOptions, clock: Clock, on_restart: Callable[[str, str], None]
+        self,
+        name: str,
+        options: ProcessOptions,
+        settings: str,
+        clock: Clock,
+        on_restart: Callable[[str, str], None],
     ) -> None:
-        """on_restart: called with the name and the reason: "exited", "silent", "stalled" or "not ready"."""
+        """settings: a line for its standard input.
+
+        on_restart: called with the name and the reason: "exited", "silent", "stalled" or "not ready".
+        """
         self.name = name
         self._options = options
+        self._settings = settings
         self._clock = clock
         self._on_restart = on_restart
         self._process: asyncio.subprocess.Process | None = None
@@ -55,6 +63,12 @@ class EngineProcess:
     def pid(self) -> int | None:
         """The id of the process; None while it is not running."""
         return self._process.pid if self._process else None
+
+    def apply(self, settings: str) -> None:
+        """Give new settings to the process, and to those that follow it."""
+        self._settings = settings
+        if self._process is not None and self._process.stdin is not None and self._process.returncode is None:
+            self._process.stdin.write(settings.encode() + b"\n")
 
     def ready(self) -> None:
         """Note that the engine is ready."""
@@ -114,7 +128,7 @@ class EngineProcess:
         late = asyncio.get_running_loop().call_later(MAX_START_S, self._check_is_ready, process)
         try:
             with suppress(BrokenPipeError, ConnectionResetError):
-                process.stdin.write(self._options.settings.encode() + b"\n")
+                process.stdin.write(self._settings.encode() + b"\n")
                 await process.stdin.drain()
             log.info("engine process started", engine=self.name, pid=process.pid)
             return await process.wait()

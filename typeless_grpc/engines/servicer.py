@@ -95,7 +95,7 @@ class EngineServiceOptions:
     """key: the secret that fronts must present; "" for none. max_audio_s: that all running calls hold together."""
 
     key: str
-    max_audio_s: float
+    max_audio_s: Callable[[], float]
 
 
 class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
@@ -138,7 +138,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         n_samples = first.header.n_samples
         if self._is_draining:
             return pb.DecodeResponse(error=error_message(_draining()))
-        if self._held_samples + n_samples > self._options.max_audio_s * SAMPLE_RATE_HZ:
+        if self._held_samples + n_samples > self._options.max_audio_s() * SAMPLE_RATE_HZ:
             full = Overloaded("The engine holds as much audio as it may.", reason="ENGINE_FULL")
             return pb.DecodeResponse(error=error_message(full))
         self._held_samples += n_samples

@@ -62,6 +62,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._settings = settings
         self._wall_s = wall_s
 
+    def use(self, settings: Mapping[str, str]) -> None:
+        """Answer GetConfig with these settings from now on."""
+        self._settings = settings
+
     def register(self, server: grpc.aio.Server) -> None:
         """Register this service with a server."""
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self, server)

@@ -78,6 +78,10 @@ class RecordingTranscriber:
         self._sources = sources
         self._fetching = fetching
 
+    def use(self, limits: RecordingLimits) -> None:
+        """Apply these limits to recordings that are decoded from now on."""
+        self._limits = limits
+
     async def transcribe(self, recording: Recording, ticket: Ticket) -> Recognition:
         """Transcribe one recording. Raises what decoding and the engine raise, Overloaded and RateLimited."""
         reservation = self._admission.reserve(ticket.caller)
