@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from benchmarks.recordings import AUDIO
+from tests.harness import AUDIO
 from typeless_grpc.app.engines import Connected, connected
 from typeless_grpc.app.models import build_recognizer
 from typeless_grpc.app.reloading import Reloads
@@ -99,9 +99,7 @@ async def main(model: str, rounds: int) -> None:
     """Print both tables."""
     logs.configure("warning", "text")
     settings = Settings(model=model, device="cpu")
-    audio = [
-        decode((AUDIO / name).read_bytes(), AudioFormat(), DecodeLimits(60.0)).samples for name in RECORDINGS
-    ]
+    audio = [decode((AUDIO / name).read_bytes(), AudioFormat(), DecodeLimits(60.0)).samples for name in RECORDINGS]
     seconds = [len(samples) / SAMPLE_RATE_HZ for samples in audio]
     print(f"{len(audio)} recordings of {min(seconds):.1f} to {max(seconds):.1f} s, {rounds} rounds, {model}")
     async with AsyncExitStack() as stack:
