@@ -280,6 +280,11 @@ async def test_a_key_is_requested_kept_in_the_tab_and_sent(browser: Browser):
         await page.get_by_label("Recording", exact=True).set_input_files(AUDIO / RECORDING)
         await page.get_by_role("button", name="Transcribe").click()
         await expect(page.locator("#files .segments li").first).to_contain_text("hello")
+        # A key that is refused in the middle is requested again.
+        await page.evaluate("() => sessionStorage.setItem('typeless.key', 'revoked')")
+        await page.get_by_role("button", name="Transcribe").click()
+        await expect(page.get_by_role("dialog")).to_be_visible()
+        await page.keyboard.press("Escape")
         assert await page.evaluate("localStorage.length") == 0
         assert await page.evaluate("document.cookie") == ""
         assert any(url.startswith("ws:") for url in urls)

@@ -1,6 +1,6 @@
 // One StreamTranscribe session over as many sockets as it takes.
 
-import { Broken, CallError, UNAVAILABLE, delay, open, room, seconds } from "./bridge.js";
+import { Broken, CallError, UNAVAILABLE, delay, failed, open, room, seconds } from "./bridge.js";
 
 const RESOURCE_EXHAUSTED = 8;
 
@@ -67,7 +67,7 @@ export class Stream {
       return await new Promise((resolve, reject) => {
         socket.onmessage = ({ data }) => {
           const event = JSON.parse(data);
-          if (event.error) return reject(new CallError(event.error));
+          if (event.error) return reject(failed(event.error));
           if (event.started) {
             this.#sessionId = event.started.sessionId;
             this.#windowS = seconds(event.started.resumeWindow);
