@@ -153,6 +153,15 @@ class Stack:
     prometheus: Prometheus
     port: int
     metrics_ports: Mapping[str, int] = field(default_factory=dict)
+    storage: str = ""
+
+    def start_server(self) -> None:
+        """Start the server again, and wait until it serves on the same port."""
+        n_before = self.server.log.read_text().count("takes calls on")
+        self.server.start(TYPELESS_PORT=str(self.port))
+        wait_until(
+            lambda: self.server.log.read_text().count("takes calls on") > n_before, 60.0, "the server serves again"
+        )
 
     def scrape(self, name: str) -> list[tuple[str, Mapping[str, str], float]]:
         """The samples of "server" or "worker" now: name, labels, value."""
@@ -229,5 +238,6 @@ def running(directory: Path, rules: Mapping[str, Any], **settings: str) -> Itera
             worker=programs["worker"],
             prometheus=prometheus,
             port=port,
+            storage=str(Path(shared["TYPELESS_STORAGE_URL"]).parent),
             metrics_ports={name.removeprefix("typeless-"): port for name, port in metrics_ports.items()},
         )

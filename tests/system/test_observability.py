@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
+from tests.system.rules import queries, rules
 from tests.system.stack import Stack, running, wait_until
 from tests.system.traffic import Tally, Traffic
 
@@ -20,7 +22,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running(tmp_path_factory.mktemp("stack"), {"groups": []}) as started:
+    with running(tmp_path_factory.mktemp("stack"), rules()) as started:
         yield started
 
 
@@ -107,6 +109,15 @@ def test_jobs_and_uploads_are_counted(stack: Stack, tally: Tally):
     n_uploads = tally.calls["/typeless.v1.UploadService/UploadAudio", "OK"]
     assert total(stack, "server", "typeless_uploads_total") == n_uploads > 0
     assert total(stack, "server", "typeless_uploaded_bytes_total") == tally.audio_s["uploaded bytes"]
+
+
+def test_every_query_of_the_dashboard_has_values(stack: Stack, tally: Tally):
+    empty = [
+        f"{title}: {query}"
+        for title, query in queries()
+        if all(math.isnan(value) for _, value in stack.prometheus.query(query))
+    ]
+    assert empty == []
 
 
 def test_nothing_is_left_open(stack: Stack, tally: Tally):
