@@ -111,7 +111,7 @@ async def keep_jobs(
         store = SqlJobStore(table)
         probe = Probe(database.probe)
         if metrics is not None:
-            reader = StoreReader(lambda: StoredJobs(store.stats(), table.quota.total_bytes()))
+            reader = StoreReader(lambda: StoredJobs(store.stats(), table.quota.total_bytes(), files.free_ratio()))
             metrics.watch_store(reader.latest, lambda: probe.answers)
             stack.push_async_callback(cancelled, asyncio.create_task(Probe(reader.refresh, STATS_EVERY_S).run()))
         checks = [await stack.enter_async_context(_checked(probe))]
