@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from tests.system.rules import queries, rules
+from tests.dashboards import dashboard_queries
 from tests.system.stack import Stack, running, wait_until
 from tests.system.traffic import Tally, Traffic
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running(tmp_path_factory.mktemp("stack"), rules()) as started:
+    with running(tmp_path_factory.mktemp("stack"), {"groups": []}) as started:
         yield started
 
 
@@ -113,9 +113,9 @@ def test_jobs_and_uploads_are_counted(stack: Stack, tally: Tally):
 
 def test_every_query_of_the_dashboard_has_values(stack: Stack, tally: Tally):
     empty = [
-        f"{title}: {query}"
-        for title, query in queries()
-        if all(math.isnan(value) for _, value in stack.prometheus.query(query))
+        f"{query}: {query.expression}"
+        for query in dashboard_queries(window="3m")
+        if all(math.isnan(value) for _, value in stack.prometheus.query(query.expression))
     ]
     assert empty == []
 
