@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from cryptography import x509
 
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.logs import get_logger
@@ -37,6 +38,10 @@ class TlsReloader:
         except (OSError, ValueError) as error:
             # Errors of the ssl module are OSErrors.
             raise SourceUnavailable(f"The TLS files cannot be used: {_reason(error)}", reason="TLS_UNUSABLE") from error
+
+    def expires_s(self) -> float:
+        """Return the Unix time at which the server's certificate expires."""
+        return self._expires_s
 
     def credentials(self) -> grpc.ServerCredentials:
         """Return the credentials of a port."""
@@ -70,7 +75,9 @@ class TlsReloader:
         if files.client_ca is not None:
             context.load_verify_locations(files.client_ca)
             ca = files.client_ca.read_bytes()
-        return grpc.ssl_server_certificate_configuration([(files.key.read_bytes(), files.cert.read_bytes())], ca)
+        chain = files.cert.read_bytes()
+        self._expires_s = x509.load_pem_x509_certificate(chain).not_valid_after_utc.timestamp()
+        return grpc.ssl_server_certificate_configuration([(files.key.read_bytes(), chain)], ca)
 
     def _stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
         return tuple(_stamp(file) for file in (self._files.cert, self._files.key, self._files.client_ca) if file)

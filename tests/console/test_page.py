@@ -116,6 +116,7 @@ async def screenshot(page: Page, name: str) -> None:
     if folder := os.environ.get("CONSOLE_SCREENSHOTS"):
         if name == "console-live":
             await page.evaluate(STABLE)
+        await page.evaluate("() => scrollTo(0, 0)")
         await page.screenshot(path=str(Path(folder) / f"{name}.png"), animations="disabled")
 
 

@@ -28,8 +28,9 @@ from tests.dashboards import (
 from tests.harness import AUDIO, REPOSITORY
 from tests.packages.tools import output, run, tool
 from tests.servers import free_port
+from tests.service.test_tls import Authority
 from tests.system.stack import Program
-from typeless_grpc.client import Client
+from typeless_grpc.client import Client, Tls
 
 pytestmark = pytest.mark.packages
 PROMETHEUS = REPOSITORY / "deploy/prometheus"
@@ -76,7 +77,9 @@ def test_an_alert_that_never_fires_fails_its_unit_test(tmp_path: Path):
 def test_hurried_rules_are_valid(tmp_path: Path):
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(hurried_rules(60)), "utf-8")
     assert f"{len(alerts())} rules found" in output(tool("promtool"), "check", "rules", tmp_path / "rules.yml")
-    assert "[5m]" not in (tmp_path / "rules.yml").read_text("utf-8")
+    text = (tmp_path / "rules.yml").read_text("utf-8")
+    assert "[5m]" not in text
+    assert "typeless_engine_stalled_seconds > 5" in text
 
 
 def test_the_queries_of_the_dashboard_are_promql(tmp_path: Path):
@@ -154,10 +157,14 @@ def test_the_dashboard_asks_the_data_source_of_its_variable():
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Families]]:
-    """The metrics of a server after a call, and of a worker, by name."""
+    """The metrics of a server with TLS after a call, and of a worker, by name."""
     directory: Path = tmp_path_factory.mktemp("metrics")
     ports = {name: free_port() for name in ("serve", "worker")}
+    authority = Authority(directory)
+    cert, key = authority.issue("server")
     settings = {
+        "TYPELESS_TLS_CERT_FILE": str(cert),
+        "TYPELESS_TLS_KEY_FILE": str(key),
         "TYPELESS_DATA_DIR": str(directory),
         "TYPELESS_MODEL_DIRS": f"tiny.en={model('tiny.en')}",
         "TYPELESS_MODEL": "tiny.en",
@@ -172,7 +179,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Familie
             program.start()
             found = program.until_logged(pattern)[1]
             if program.name == "serve":
-                with Client(found) as client:
+                with Client(found, tls=Tls(ca=authority.ca)) as client:
                     client.transcribe((AUDIO / "en_short.flac").read_bytes())
         yield {name: families(port) for name, port in ports.items()}
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import socket
@@ -21,6 +22,7 @@ from tests.service.console import END, RAW, closed, config, reason, receive, tex
 from tests.service.test_metrics import scrape
 from tests.service.test_tls import Authority
 from tests.speech import BYTES_PER_S, cut, samples_as_text, silence, speech, tone, words_as_they_come
+from typeless_grpc.console import port
 from typeless_grpc.console.activity import GAUGES, HISTOGRAMS
 from typeless_grpc.console.contract import METHODS
 from typeless_grpc.engine.scripted import ScriptedEngine
@@ -260,29 +262,63 @@ async def test_a_socket_is_read_only_as_fast_as_the_engine_takes_its_audio():
         assert n_sent > before
 
 
-async def test_a_peer_that_does_not_read_holds_up_only_itself():
-    async with (
-        with_console(serving, ScriptedEngine(lambda call: "hello " * 2000), stream_idle_timeout_s=2) as (
-            _,
-            site,
-        ),
-        site.socket(max_queue=1) as ws,
-    ):  # reads nothing
-        await ws.send(config())
-        sending = asyncio.create_task(_send_all(ws, speech(*(0.3, 0.9) * 200)))
+async def test_a_peer_that_does_not_read_loses_its_connection_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(port, "UNREAD_S", 1.0)
+    engine = ScriptedEngine(lambda call: " ".join(map(str, range(20_000))))  # 100 kB
+    async with with_console(serving, engine) as (_, site):
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", site.port))
+        reader, writer = await asyncio.open_connection(sock=deaf)
+        writer.write(b"GET /v1/stream HTTP/1.1\r\nhost: 127.0.0.1\r\nupgrade: websocket\r\nconnection: upgrade\r\n")
+        writer.write(b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()
+        writer.write(frame(1, config().encode()))
+
+        async def send() -> None:
+            for part in cut(speech(*(0.3, 0.9) * 500), [32_000]):
+                writer.write(frame(2, part))
+                await writer.drain()
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(send(), 30)
         async with site.socket() as other:
             await other.send(config())
             await other.send(tone(1.0))
             await other.send(END)
             got, code = await closed(other)
         assert (len(texts(got)), code) == (1, 1000)
+        writer.transport.abort()
+
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    """A frame of a WebSocket, with a mask of zeros."""
+    return bytes([0x80 | opcode, 0x80 | 126]) + len(payload).to_bytes(2, "big") + bytes(4) + payload
+
+
+async def test_a_connection_that_does_not_send_its_request_is_closed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(port, "HEAD_S", 0.5)
+    async with with_console(serving, ScriptedEngine()) as (_, site):
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+        writer.write(b"GET /health HTTP/1.1\r\n")
+
+        async def send_slowly() -> None:
+            while True:
+                writer.write(b"x-slow: header\r\n")
+                await asyncio.sleep(0.1)
+
+        sending = asyncio.create_task(send_slowly())
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
         sending.cancel()
-        ws.transport.abort()
-
-
-async def _send_all(ws: Any, data: bytes) -> None:
-    for part in cut(data, [32_000]):
-        await ws.send(part)
+        writer.close()
+        async with site.socket() as ws:  # one that has sent its request stays
+            await ws.send(config())
+            await receive(ws)
+            await asyncio.sleep(1)
+            await ws.send(END)
+            assert (await closed(ws))[1] == 1000
 
 
 # ---- jobs and uploads -----------------------------------------------------------------------------------------
@@ -406,7 +442,7 @@ async def test_calls_are_counted_as_those_of_grpc():
             await ws.send(END)
             await closed(ws)
         seen = await scrape(metrics_port)
-    counts = {name: n for name, n in seen.items() if name.startswith("grpc_server_handled_total")}
+    counts = {name: n for name, n in seen.items() if name.startswith("grpc_server_handled_total") and n}
     assert sum(counts.values()) == 2
     assert all('grpc_code="OK"' in name for name in counts)
 

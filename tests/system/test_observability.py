@@ -51,7 +51,7 @@ def handled(stack: Stack) -> Counter[tuple[str, str, str]]:
         {
             (labels["grpc_service"], labels["grpc_method"], labels["grpc_code"]): int(value)
             for name, labels, value in stack.scrape("server")
-            if name == "grpc_server_handled_total"
+            if name == "grpc_server_handled_total" and value
         }
     )
 

@@ -12,6 +12,7 @@ from typeless_grpc.access.usage import UsageSource
 from typeless_grpc.app.databases import jobs_database_url
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.app.tracing import NO_TRACERS, Tracers
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
@@ -19,6 +20,7 @@ from typeless_grpc.engine.interface import Engine
 from typeless_grpc.health import HealthCheck, Probe
 from typeless_grpc.interceptors.status import code_of
 from typeless_grpc.jobs.job import RetryPolicy
+from typeless_grpc.jobs.observer import JobObservers
 from typeless_grpc.jobs.worker import Worker, WorkerOptions
 from typeless_grpc.server import Service
 from typeless_grpc.servicers.jobs import JobsServicer
@@ -77,6 +79,7 @@ async def keep_jobs(
     timeouts: DatabaseTimeouts = TIMEOUTS,
     metrics: JobMetrics | None = None,
     reloads: Reloads | None = None,
+    tracers: Tracers = NO_TRACERS,
 ) -> AsyncIterator[Background]:
     """Open the stores of jobs and uploads, and run jobs in this process unless max_concurrent_jobs is 0.
 
@@ -126,7 +129,7 @@ async def keep_jobs(
                 detector=detector,
                 options=worker_options(settings),
                 admission=admission,
-                observer=metrics,
+                observer=JobObservers([*([metrics] if metrics else []), *tracers.jobs]),
             )
             reloads.follow(worker_options, worker.use)
             runner = DbosRunner(

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 MAX_BODIES_BYTES = 64 * 1024 * 1024
-SEND_TIMEOUT_S = 60.0
 
 
 async def open_console(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Console | None:
@@ -36,6 +35,5 @@ async def open_console(stack: AsyncExitStack, settings: Settings, metrics: Metri
         max_body_bytes=min(MAX_BODY_BYTES, settings.max_message_bytes),
         max_bodies_bytes=MAX_BODIES_BYTES,
         arrival_timeout_s=settings.request_arrival_timeout_s,
-        send_timeout_s=SEND_TIMEOUT_S,
     )
     return await stack.enter_async_context(listen(options, bridge_options, activity(metrics.registry)))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typeless_grpc.app.cores import n_cores as n_cores_here
 from typeless_grpc.app.memory import free_bytes
 from typeless_grpc.app.reloading import Reloads
+from typeless_grpc.app.tracing import NO_TRACERS, Tracers
 from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
@@ -24,6 +25,7 @@ from typeless_grpc.engine.device import Device, choose_device, footprint
 from typeless_grpc.engine.hub import HuggingFaceHub
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.model import Model
+from typeless_grpc.engine.observer import EngineObservers
 from typeless_grpc.engine.pool import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
@@ -107,7 +109,10 @@ def _loader(settings: Settings, device: Device, n_workers: int, n_threads: int) 
 
 @asynccontextmanager
 async def build_engine(
-    settings: Settings, metrics: EngineMetrics | None = None, reloads: Reloads | None = None
+    settings: Settings,
+    metrics: EngineMetrics | None = None,
+    reloads: Reloads | None = None,
+    tracers: Tracers = NO_TRACERS,
 ) -> AsyncIterator[BuiltEngine]:
     """Build the engine over real models. Raises SourceUnavailable if the default model is not on this machine."""
     async with AsyncExitStack() as stack:
@@ -130,12 +135,13 @@ async def build_engine(
                 f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
                 reason="MODEL_UNAVAILABLE",
             )
+        observer = EngineObservers([*([metrics] if metrics else []), *tracers.engine])
         scheduler: WindowScheduler = Scheduler(
             run_batch=run_batch,
             options=SchedulerOptions(max_batch=settings.max_batch, n_workers=n_workers),
             clock=SystemClock(),
             executor=stack.enter_context(ThreadPoolExecutor(n_workers, "inference")),
-            observer=metrics,
+            observer=observer,
         )
         if metrics is not None:
             metrics.watch_queue(scheduler.n_queued)
@@ -150,11 +156,11 @@ async def build_engine(
             options=recognizer_options(settings),
             vad_threads=stack.enter_context(CallThreads(settings.decode_threads, "detecting")),
             live_vad_threads=stack.enter_context(CallThreads(settings.decode_threads, "detecting-live")),
-            observer=metrics,
+            observer=observer,
         )
         yield BuiltEngine(
             model=settings.model,
-            engine=stack.enter_context(finishing(settings, recognizer, reloads)),
+            engine=stack.enter_context(finishing(settings, recognizer, reloads, tracers)),
             detector=detector,
             models=models,
             known=known,
@@ -192,11 +198,16 @@ def recognizer_options(settings: Settings) -> RecognizerOptions:
 
 
 @contextmanager
-def finishing(settings: Settings, engine: Engine, reloads: Reloads | None = None) -> Iterator[Engine]:
+def finishing(
+    settings: Settings, engine: Engine, reloads: Reloads | None = None, tracers: Tracers = NO_TRACERS
+) -> Iterator[Engine]:
     """Wrap an engine as callers use it: with separate channels, and with the work on the text."""
     with CallThreads(FINISHING_THREADS, "finishing") as threads:
         finished = FinishingEngine(
-            engine=ChannelEngine(engine), profanity=profanity.load(settings.profanity_file), executor=threads
+            engine=ChannelEngine(engine),
+            profanity=profanity.load(settings.profanity_file),
+            executor=threads,
+            observer=tracers.text,
         )
         if reloads is not None:
             reloads.follow(lambda settings: profanity.load(settings.profanity_file), finished.use)

@@ -18,6 +18,7 @@ from typeless_grpc.app.models import BuiltEngine
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.app.tracing import NO_TRACERS, Tracers
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
@@ -44,6 +45,7 @@ from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionServicer
 from typeless_grpc.sources.checked import NoSources
 from typeless_grpc.streaming.dependencies import Dependencies, InterimSlots
+from typeless_grpc.streaming.observer import StreamObservers
 from typeless_grpc.telemetry.call_log import CallLog
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.logs import get_logger
@@ -79,6 +81,7 @@ async def listen(
     clock: Clock | None = None,
     metrics: Metrics | None = None,
     reloads: Reloads | None = None,
+    tracers: Tracers = NO_TRACERS,
 ) -> AsyncIterator[Listening]:
     """Wire services and interceptors around an engine, and listen.
 
@@ -111,7 +114,7 @@ async def listen(
             clock=clock or SystemClock(),
             interim_slots=InterimSlots(settings.stream_interims_at_once),
             audio=StreamAudio(admission),
-            observer=metrics.streams,
+            observer=StreamObservers([metrics.streams, *tracers.streams]),
         )
         streams = await stack.enter_async_context(open_streams(settings, dependencies, reloads))
         drain.when_closing(streams.draining, streams.drained)
@@ -126,12 +129,15 @@ async def listen(
             *(background.services if background else ()),
         ]
         options = server_options(settings)
-        accounting = AccountingInterceptor([metrics.calls, CallLog(), *access.observers], keeps_text=settings.log_text)
+        accounting = AccountingInterceptor(
+            [metrics.calls, CallLog(), *access.observers, *tracers.calls], keeps_text=settings.log_text
+        )
         metadata = MetadataInterceptor(settings.max_metadata_entries)
         open_calls = OpenCallsInterceptor(settings.max_open_calls)
         arrival = ArrivalInterceptor(arrival_options(settings, options))
         interceptors = [
             RequestIdInterceptor(),
+            *tracers.interceptors,
             accounting,
             StatusInterceptor(),
             metadata,
@@ -144,12 +150,13 @@ async def listen(
         ]
         _warn(settings)
         console = await open_console(stack, settings, metrics)
+        tls = _tls(settings)
         server = Server(
             services=services,
             interceptors=[Chain(interceptors)],
             drain=drain,
             options=options,
-            tls=_tls(settings),
+            tls=tls,
             checks=[
                 HealthCheck("engine", NEEDS_ENGINE, lambda: engine.stalled_s < reloads.settings.engine_stall_s),
                 HealthCheck("sessions of streams", NEEDS_ENGINE, lambda: streams.is_well),
@@ -170,6 +177,8 @@ async def listen(
         reloads.follow(lambda settings: settings, _warn)
         metrics.watch_admission(lambda: admission.held_s, lambda: reloads.settings.max_held_audio_s)
         metrics.watch_health(lambda: server.statuses)
+        if tls is not None:
+            metrics.watch_certificate(tls.expires_s)
         metrics.engine.watch_engine(lambda: engine.backlog_s, lambda: engine.stalled_s)
         metrics.streams.watch(lambda: streams.n_open, lambda: streams.n_sessions)
         stack.push_async_callback(cancelled, asyncio.create_task(metrics.loop_lag.run(), name="loop-lag"))

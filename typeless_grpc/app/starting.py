@@ -14,6 +14,7 @@ from typeless_grpc.app.metrics import open_metrics_port
 from typeless_grpc.app.models import BuiltEngine, build_engine
 from typeless_grpc.app.reloading import Reloads, follow_logs
 from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.app.tracing import Tracers, open_tracing
 from typeless_grpc.config import Settings
 from typeless_grpc.telemetry.metrics import Metrics
 
@@ -54,7 +55,8 @@ async def build(settings: Settings) -> AsyncIterator[App]:
     async with AsyncExitStack() as stack:
         metrics, reloads = Metrics(), Reloads(settings)
         follow_logs(reloads)
-        built, warming = await stack.enter_async_context(_loading(settings, metrics, reloads))
+        tracers = await stack.enter_async_context(open_tracing())
+        built, warming = await stack.enter_async_context(_loading(settings, metrics, reloads, tracers))
         await _import("typeless_grpc.app.background", "typeless_grpc.app.root")
         from typeless_grpc.app.background import keep_jobs
         from typeless_grpc.app.root import listen, model_service
@@ -69,6 +71,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
                 is_ready=is_warm,
                 metrics=metrics.jobs,
                 reloads=reloads,
+                tracers=tracers,
             )
         )
         listening = await stack.enter_async_context(
@@ -80,6 +83,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
                 background=background,
                 metrics=metrics,
                 reloads=reloads,
+                tracers=tracers,
             )
         )
         yield App(
@@ -100,7 +104,8 @@ async def build_worker(settings: Settings) -> AsyncIterator[Reloads]:
     async with AsyncExitStack() as stack:
         metrics, reloads = Metrics(), Reloads(settings)
         follow_logs(reloads)
-        built, warming = await stack.enter_async_context(_loading(settings, metrics, reloads))
+        tracers = await stack.enter_async_context(open_tracing())
+        built, warming = await stack.enter_async_context(_loading(settings, metrics, reloads, tracers))
         await _import("typeless_grpc.app.background")
         from typeless_grpc.app.background import keep_jobs
 
@@ -113,6 +118,7 @@ async def build_worker(settings: Settings) -> AsyncIterator[Reloads]:
                 has_model=built.has_model,
                 metrics=metrics.jobs,
                 reloads=reloads,
+                tracers=tracers,
             )
         )
         metrics.watch_admission(lambda: background.admission.held_s, lambda: reloads.settings.max_held_audio_s)
@@ -124,11 +130,11 @@ async def build_worker(settings: Settings) -> AsyncIterator[Reloads]:
 
 @asynccontextmanager
 async def _loading(
-    settings: Settings, metrics: Metrics, reloads: Reloads
+    settings: Settings, metrics: Metrics, reloads: Reloads, tracers: Tracers
 ) -> AsyncIterator[tuple[BuiltEngine, asyncio.Task[None]]]:
     """The engine, and the task that loads its default model and runs it once."""
     share_heaps()
-    async with build_engine(settings, metrics.engine, reloads) as built:
+    async with build_engine(settings, metrics.engine, reloads, tracers) as built:
         warming = asyncio.create_task(built.warm())
         try:
             yield built, warming

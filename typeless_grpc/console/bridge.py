@@ -41,14 +41,13 @@ class BridgeOptions:
     """Bounds of the bridge.
 
     origins: of other pages that may use it. max_body_bytes: of a request; max_bodies_bytes: of all that are in memory.
-    arrival_timeout_s: for a request to arrive. send_timeout_s: for a peer to take an answer.
+    arrival_timeout_s: for a request to arrive.
     """
 
     origins: Sequence[str]
     max_body_bytes: int
     max_bodies_bytes: int
     arrival_timeout_s: float
-    send_timeout_s: float
 
 
 class Bridge:
@@ -79,7 +78,7 @@ class Bridge:
                 Mount("/", _Page(directory=PAGE, html=True)),
             ],
             middleware=[
-                Middleware(CheckedVisitors, visitors=Visitors(options.origins), send_timeout_s=options.send_timeout_s),
+                Middleware(CheckedVisitors, visitors=Visitors(options.origins)),
                 Middleware(
                     CORSMiddleware,
                     allow_origins=list(options.origins),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from typeless_grpc.jobs.job import Chunk, Job, State
+from typeless_grpc.jobs.observer import NoJobObserver
 from typeless_grpc.jobs.store import QueueStats
 from typeless_grpc.telemetry.call_metrics import JOB, AudioMetrics
 from typeless_grpc.telemetry.gauges import add_gauge, add_gauges
@@ -29,7 +30,7 @@ class StoredJobs:
     free_ratio: float | None = None
 
 
-class JobMetrics:
+class JobMetrics(NoJobObserver):
     """A `JobObserver` that counts, and gauges of what is stored."""
 
     def __init__(self, registry: CollectorRegistry, audio: AudioMetrics) -> None:

@@ -1,4 +1,7 @@
-"""Log lines: one event each, as text or JSON, always with the request id. They never contain audio, text or keys."""
+"""Log lines: one event each, as text or JSON, with the ids of the request and of its trace.
+
+They never contain audio or keys, and text only if `log_text` is set.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Literal
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from typeless_grpc.telemetry.context import request_id
+from typeless_grpc.telemetry.context import request_id, trace_id
 
 # One list, changed in place: loggers keep it from their first line on, and must follow a change of the format.
 _processors: list[Processor] = []
@@ -27,7 +30,7 @@ def configure(level: str, log_format: LogFormat) -> None:
     as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
-        _add_request_id,
+        _add_ids,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info if as_json else _as_it_is,
     ]
@@ -71,9 +74,11 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     return logger
 
 
-def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _add_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     if current := request_id.get():
         event["request_id"] = current
+    if trace := trace_id.get():
+        event["trace_id"] = trace
     return event
 
 

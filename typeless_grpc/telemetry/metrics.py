@@ -74,6 +74,11 @@ class Metrics:
             lambda: {(name,): float(is_serving) for name, is_serving in statuses().items()},
         )
 
+    def watch_certificate(self, expires_s: Callable[[], float]) -> None:
+        """Show when the server's certificate expires, as Unix time."""
+        help = "Unix time at which the server's TLS certificate expires; absent without TLS."
+        add_gauge(self.registry, "typeless_tls_certificate_expiry_timestamp_seconds", help, expires_s)
+
     def _availability(self, name: str, what: str) -> Gauge:
         """Return a gauge that is 1 until a service fails to answer; it stays 1 if the service is not used."""
         gauge = Gauge(name, f"0 while {what} is unavailable, else 1.", registry=self.registry)
