@@ -137,7 +137,7 @@ def repeated(work: Callable[[], object], pause_s: float = 0.3) -> Iterator[None]
 
 
 def channel(stack: Stack) -> grpc.Channel:
-    return grpc.insecure_channel(f"127.0.0.1:{stack.port}")
+    return grpc.secure_channel(stack.target, stack.credentials)
 
 
 def info(stack: Stack) -> None:
@@ -296,11 +296,23 @@ def full_storage(stack: Stack) -> Iterator[None]:
         filler.unlink()
 
 
+@contextlib.contextmanager
+def old_certificate(stack: Stack) -> Iterator[None]:
+    stack.issue(valid_h=24)
+    try:
+        with repeated(lambda: info(stack)):  # the server reads its files at handshakes
+            yield
+    finally:
+        stack.issue(valid_h=30 * 24)
+        info(stack)
+
+
 FAULTS: dict[str, Callable[[Stack], AbstractContextManager[None]]] = {
     "TypelessDown": away,
     "TypelessProcessDown": away,
     "TypelessRestarting": restarting,
     "TypelessNotServing": busy,
+    "TypelessCertificateExpires": old_certificate,
     "TypelessEventLoopSlow": freezing,
     "TypelessErrors": broken_model,
     "TypelessRefusesCalls": no_database,
