@@ -1,6 +1,6 @@
 """The console's page in a real Chromium, with a real model and a microphone that plays a recording.
 
-CONSOLE_SCREENSHOTS=docs/images writes the screenshots of the documentation.
+CONSOLE_SCREENSHOTS=docs/images writes the screenshots of the documentation; reduce them to 64 colours before a commit.
 """
 
 from __future__ import annotations
@@ -200,6 +200,9 @@ async def test_the_stable_part_of_an_interim_only_grows(browser: Browser):
         await page.evaluate(WATCH)
         await page.keyboard.press("Control+Enter")
         await expect(page.locator("#live .segments li").first).to_be_visible()
+        await page.get_by_text("Options:").click()
+        await page.get_by_label("Mask profanity").check()
+        await expect(page.locator("#live-state")).to_contain_text("The new options are in force")
         await page.keyboard.press("Control+Enter")
         await expect(page.locator("#live-state")).to_have_text("Done.")
         stable = [one["stable"] for one in await seen(page) if one["nFinals"] == 0 and one["stable"]]
@@ -229,7 +232,6 @@ async def test_a_recording_is_transcribed_with_progress(browser: Browser, site: 
         await page.get_by_role("button", name="Transcribe").click()
         await expect(page.locator("#file-state")).to_contain_text("Done: 5.", timeout=TIMEOUT_MS)
         assert is_the_recording(await finals(page, "files"))
-        await screenshot(page, "console-recording")
         assert (await saved(page, "files", "VTT")).startswith("WEBVTT")
         assert '"words"' in await saved(page, "files", "JSON")
 
@@ -281,6 +283,11 @@ async def test_a_key_is_requested_kept_in_the_tab_and_sent(browser: Browser):
         await page.get_by_label("Recording", exact=True).set_input_files(AUDIO / RECORDING)
         await page.get_by_role("button", name="Transcribe").click()
         await expect(page.locator("#files .segments li").first).to_contain_text("hello")
+        # A key that is refused in the middle is requested again.
+        await page.evaluate("() => sessionStorage.setItem('typeless.key', 'revoked')")
+        await page.get_by_role("button", name="Transcribe").click()
+        await expect(page.get_by_role("dialog")).to_be_visible()
+        await page.keyboard.press("Escape")
         assert await page.evaluate("localStorage.length") == 0
         assert await page.evaluate("document.cookie") == ""
         assert any(url.startswith("ws:") for url in urls)

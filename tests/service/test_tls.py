@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.certificates import Authority
@@ -127,6 +129,28 @@ def test_unusable_files_fail_the_start(authority: Authority, tmp_path: Path, spo
         TlsReloader(TlsFiles(cert, key, ca))
     assert caught.value.reason == "TLS_UNUSABLE"
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("a pipe", "regular file"), ("a device", "regular file"), ("huge", "too large"), ("encrypted", "encrypted")],
+)
+def test_a_file_that_could_block_handshakes_is_refused_at_once(authority: Authority, kind: str, why: str):
+    cert, key = authority.issue("server")
+    reloader = TlsReloader(TlsFiles(cert, key))
+    if kind == "encrypted":  # OpenSSL would ask for the password on the terminal
+        private = serialization.load_pem_private_key(key.read_bytes(), None)
+        password = serialization.BestAvailableEncryption(b"password")
+        pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        key.write_bytes(private.private_bytes(pem, form, password))
+    elif kind == "huge":
+        cert.write_bytes(cert.read_bytes() + b"\n" * 2_000_000)
+    else:
+        cert.unlink()
+        os.mkfifo(cert) if kind == "a pipe" else cert.symlink_to("/dev/zero")
+    with pytest.raises(SourceUnavailable, match=f"(?i){why}"):
+        TlsReloader(TlsFiles(cert, key))
+    assert reloader.changed() is None
 
 
 def test_the_certificate_that_is_in_force_tells_when_it_expires(authority: Authority):

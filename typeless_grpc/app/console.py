@@ -7,6 +7,7 @@ import importlib
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+from typeless_grpc.access.address import networks
 from typeless_grpc.config import Settings
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ async def open_console(stack: AsyncExitStack, settings: Settings, metrics: Metri
     from typeless_grpc.console.port import open_console as listen
 
     options = ConsoleOptions(
-        host=settings.console_host, port=settings.console_port, max_connections=settings.max_console_connections
+        host=settings.console_host,
+        port=settings.console_port,
+        max_connections=settings.max_console_connections,
+        proxies=networks(settings.trusted_proxies),
     )
     bridge_options = BridgeOptions(
         origins=settings.console_origins,

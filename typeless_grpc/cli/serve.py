@@ -8,9 +8,9 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -75,8 +75,20 @@ async def run_server(settings: Settings, variables: str, reading: Callable[[], L
         if await _is_warm(app, signals.stop):
             say(ready_text(app, settings, variables))
             async with app.reloads.running(signals.reload, reading):
-                await signals.stop.wait()
+                await until_stopped(signals.stop, app.server.failed())
         say("Stopping: running calls may finish.", to_stderr=True)
+
+
+async def until_stopped(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) -> None:
+    """Wait for stop. Raises the error of failed: without gRPC's server, the process would live on and serve nobody."""
+    failing, stopping = asyncio.create_task(failed), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            failing.result()
+    finally:
+        failing.cancel()
+        stopping.cancel()
 
 
 async def _is_warm(app: App, stop: asyncio.Event) -> bool:

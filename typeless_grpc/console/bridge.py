@@ -24,6 +24,7 @@ from typeless_grpc.console.activity import Activity
 from typeless_grpc.console.calls import metadata
 from typeless_grpc.console.contract import METHODS, Method
 from typeless_grpc.console.messages import Json
+from typeless_grpc.console.peers import Peers
 from typeless_grpc.console.requests import Bodies, RequestCalls, error_response
 from typeless_grpc.console.sockets import SocketCalls
 from typeless_grpc.console.visitors import CheckedVisitors, Visitors
@@ -54,7 +55,7 @@ class Bridge:
     """Carries HTTP and WebSocket calls over a channel to this server's gRPC. `app` is its ASGI application."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, threads: Executor, options: BridgeOptions, activity: Activity
+        self, channel: grpc.aio.Channel, threads: Executor, peers: Peers, options: BridgeOptions, activity: Activity
     ) -> None:
         """threads: convert large messages. activity: see `activity.activity`."""
         json = Json(threads)
@@ -63,7 +64,11 @@ class Bridge:
         self._models = models_pb2_grpc.ModelServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
         self._requests = RequestCalls(
-            channel, json, Bodies(options.max_body_bytes, options.max_bodies_bytes), options.arrival_timeout_s
+            channel=channel,
+            json=json,
+            peers=peers,
+            bodies=Bodies(options.max_body_bytes, options.max_bodies_bytes),
+            arrival_timeout_s=options.arrival_timeout_s,
         )
         self._n_open = 0
         self._idle = asyncio.Event()

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -19,9 +19,11 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from typeless_grpc.access.address import Network
 from typeless_grpc.access.listening import why_unusable
 from typeless_grpc.console.activity import Activity
 from typeless_grpc.console.bridge import Bridge, BridgeOptions
+from typeless_grpc.console.peers import Peers
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.logs import get_logger
 
@@ -39,11 +41,12 @@ PING_S = 20.0
 
 @dataclass(frozen=True)
 class ConsoleOptions:
-    """Where to listen. max_connections: further ones are closed as they arrive."""
+    """Where to listen. max_connections: further ones are closed as they arrive. proxies: those that are trusted."""
 
     host: str
     port: int
     max_connections: int
+    proxies: Sequence[Network]
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ async def open_console(
         grpc_socket = stack.enter_context(_private_directory()) / "grpc"
         threads = stack.enter_context(ThreadPoolExecutor(2, "console"))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"unix:{grpc_socket}", _CHANNEL_OPTIONS))
-        bridge = Bridge(channel, threads, bridge_options, activity)
-        server = _EmbeddedServer(_uvicorn_config(bridge, options.max_connections))
+        peers = Peers(options.proxies)
+        bridge = Bridge(channel, threads, peers, bridge_options, activity)
+        server = _EmbeddedServer(_uvicorn_config(bridge, peers, options.max_connections))
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="console")
         await _first(serving, server.is_listening.wait())
         try:
@@ -148,16 +152,18 @@ class _BoundedSocket(WebSocketsSansIOProtocol):
 class _BoundedHttp(H11Protocol):
     """Closes connections over the limit, of peers that do not read, and of those that do not send a request in time."""
 
-    def __init__(self, max_connections: int, **server: Any) -> None:
+    def __init__(self, peers: Peers, max_connections: int, **server: Any) -> None:
         super().__init__(**server)
+        self._peers = peers
         self._max_connections = max_connections
         self._waiting = _Limit(HEAD_S)
         self._unread = _Limit(UNREAD_S)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._max_connections:
-            log.warning("too many connections to the console", max_connections=self._max_connections)
+        address = _address(self)
+        if self._peers.is_over(address, map(_address, self.connections), self._max_connections):
+            log.warning("too many connections to the console", address=address, max_connections=self._max_connections)
             transport.abort()
             return
         self._waiting.start(transport)
@@ -186,10 +192,14 @@ class _BoundedHttp(H11Protocol):
         super().connection_lost(exc)
 
 
-def _uvicorn_config(bridge: Bridge, max_connections: int) -> uvicorn.Config:
+def _address(connection: Any) -> str:
+    return str(connection.client[0]) if connection.client else "127.0.0.1"
+
+
+def _uvicorn_config(bridge: Bridge, peers: Peers, max_connections: int) -> uvicorn.Config:
     return uvicorn.Config(
         bridge.app,
-        http=functools.partial(_BoundedHttp, max_connections),  # type: ignore[arg-type]  # it is called, no more
+        http=functools.partial(_BoundedHttp, peers, max_connections),  # type: ignore[arg-type]  # it is called, no more
         ws=_BoundedSocket,
         ws_max_size=MAX_SOCKET_MESSAGE_BYTES,
         # Pings keep proxies from closing a quiet socket. They find no broken ones, because a socket that gRPC does not

@@ -18,6 +18,13 @@ from typeless_grpc.telemetry.context import request_id, trace_id
 _processors: list[Processor] = []
 
 GRPC_CORE = "grpc._cython.cygrpc"
+# How grpc's errors about its clients begin, with a traceback each: a client that disconnects during a response, and
+# headers that are not UTF-8, which may be a mistyped key.
+CLIENTS_FAULTS = (
+    "ExecuteBatchError raised in core",
+    "Invalid encoding on ",
+    "Unexpected [UnicodeDecodeError] raised by servicer method",
+)
 
 LogFormat = Literal["auto", "text", "json"]
 
@@ -41,7 +48,7 @@ def configure(level: str, log_format: LogFormat) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared
         )
     )
-    handler.addFilter(_is_not_a_disconnection)
+    handler.addFilter(_is_no_fault_of_a_client)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("typeless_grpc").setLevel(level.upper())
     _processors[:] = [
@@ -57,9 +64,9 @@ def configure(level: str, log_format: LogFormat) -> None:
     )
 
 
-def _is_not_a_disconnection(record: logging.LogRecord) -> bool:
-    """Drop grpc's errors about clients that disconnect during a response: any client could fill the log with them."""
-    return record.name != GRPC_CORE or not record.getMessage().startswith("ExecuteBatchError raised in core")
+def _is_no_fault_of_a_client(record: logging.LogRecord) -> bool:
+    """Drop errors that any client could fill the log with."""
+    return record.name != GRPC_CORE or not record.getMessage().startswith(CLIENTS_FAULTS)
 
 
 def _for_people() -> Processor:

@@ -73,6 +73,27 @@ async def test_a_model_that_cannot_be_loaded_ends_the_server(monkeypatch: pytest
         await asyncio.wait_for(serve.run_server(Settings(), "", load), 5)
 
 
+async def test_a_server_that_grpc_ends_by_itself_ends_the_process():
+    async def failed() -> None:
+        raise UnicodeError("a bug of gRPC")
+
+    with pytest.raises(UnicodeError):
+        await serve.until_stopped(asyncio.Event(), failed())
+
+
+async def test_a_signal_stops_a_server_that_has_not_failed():
+    stop, never = asyncio.Event(), asyncio.Event()
+
+    async def failed() -> None:
+        await never.wait()
+
+    waiting = asyncio.create_task(serve.until_stopped(stop, failed()))
+    await until_idle()
+    assert not waiting.done()
+    stop.set()
+    await waiting
+
+
 def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings_file, data_dir = tmp_path / "my settings.toml", tmp_path / "my data"
     settings_file.write_text("max_api_keys = 1", "utf-8")

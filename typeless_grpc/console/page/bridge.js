@@ -16,6 +16,13 @@ export class CallError extends Error {
   }
 }
 
+/** The error for a Status. If the key is at fault, the page requests another one. */
+export function failed(status) {
+  const error = new CallError(status);
+  if (error.code === UNAUTHENTICATED) dispatchEvent(new CustomEvent("key-needed", { detail: error.message }));
+  return error;
+}
+
 /** The connection broke. */
 export class Broken extends Error {}
 
@@ -39,9 +46,7 @@ async function post(path, request, signal) {
     throw new Broken("The server cannot be reached.");
   }
   if (!answer.ok) {
-    const status = await answer.json().catch(() => ({ message: `The server answered ${answer.status}.` }));
-    if (status.code === UNAUTHENTICATED) dispatchEvent(new CustomEvent("key-needed", { detail: status.message }));
-    throw new CallError(status);
+    throw failed(await answer.json().catch(() => ({ message: `The server answered ${answer.status}.` })));
   }
   return answer;
 }
@@ -62,7 +67,7 @@ export async function* watch(path, request, signal) {
     rest = lines.pop();
     for (const line of lines) {
       const { result, error } = JSON.parse(line);
-      if (error) throw new CallError(error);
+      if (error) throw failed(error);
       yield result;
     }
   }
@@ -108,7 +113,7 @@ export async function upload(file, onProgress, signal) {
     socket.onmessage = ({ data }) => (last = JSON.parse(data));
     socket.onclose = () => {
       if (last?.upload) resolve(last.upload);
-      else reject(last?.error ? new CallError(last.error) : new Broken("The connection broke."));
+      else reject(last?.error ? failed(last.error) : new Broken("The connection broke."));
     };
   });
   answer.catch(() => {});

@@ -1,6 +1,6 @@
 // What the server does now, and its limits.
 
-import { CallError, key, seconds } from "./bridge.js";
+import { failed, key, seconds } from "./bridge.js";
 
 const EVERY_MS = 5000; // it is charged as a call of the group `config`
 const WINDOW_S = 60; // over which waits and latencies are counted
@@ -19,7 +19,7 @@ let readings = []; // the oldest first
 async function read() {
   const headers = key.get() ? { authorization: `Bearer ${key.get()}` } : {};
   const answer = await fetch("v1/activity", { headers });
-  if (!answer.ok) throw new CallError(await answer.json().catch(() => ({})));
+  if (!answer.ok) throw failed(await answer.json().catch(() => ({})));
   return answer.json();
 }
 
@@ -51,7 +51,7 @@ function draw(now, before) {
   const over = span ? `last ${span} s` : "since the start";
   list($("activity"), [
     ["Streams open", gauge("typeless_streams_open")],
-    ["Waiting to be resumed", gauge("typeless_sessions_kept")],
+    ["Sessions kept", gauge("typeless_sessions_kept")],
     ["Work in the queue", `${gauge("typeless_engine_backlog_seconds").toFixed(1)} s`],
     ["Audio held", `${minutes(gauge("typeless_held_audio_seconds"))} of ${minutes(gauge("typeless_held_audio_limit_seconds"))}`],
     [`Live final, median (${over})`, time(quantile(live, 0.5))],
