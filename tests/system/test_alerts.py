@@ -48,17 +48,17 @@ STORAGE_MIB = 32
 
 
 class Provider:
-    """An identity provider with one key, which can be away."""
+    """An identity provider with one key, which can be stopped."""
 
     def __init__(self) -> None:
-        self.is_away = False
+        self.is_unavailable = False
         provider = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 key = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(PRIVATE.public_key()))
                 body = json.dumps({"keys": [key | {"kid": "one", "use": "sig", "alg": "RS256"}]}).encode()
-                self.send_response(503 if provider.is_away else 200)
+                self.send_response(503 if provider.is_unavailable else 200)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -165,7 +165,7 @@ def submit(stack: Stack, content: bytes) -> Any:
 
 
 @contextlib.contextmanager
-def away(stack: Stack) -> Iterator[None]:
+def stopped(stack: Stack) -> Iterator[None]:
     stack.server.stop()
     try:
         yield
@@ -308,8 +308,8 @@ def old_certificate(stack: Stack) -> Iterator[None]:
 
 
 FAULTS: dict[str, Callable[[Stack], AbstractContextManager[None]]] = {
-    "TypelessDown": away,
-    "TypelessProcessDown": away,
+    "TypelessDown": stopped,
+    "TypelessProcessDown": stopped,
     "TypelessRestarting": restarting,
     "TypelessNotServing": busy,
     "TypelessCertificateExpires": old_certificate,
@@ -358,7 +358,7 @@ def test_alerts_fire_with_their_fault_and_clear_after_it(
 
 
 def test_the_keys_of_tokens(stack: Stack, provider: Provider):
-    """An identity provider that is away makes its alert fire."""
+    """An identity provider that is stopped makes its alert fire."""
 
     def call(kid: str) -> None:
         claims = {"iss": "https://id.example", "aud": "typeless", "sub": "ada", "exp": time.time() + 60}
@@ -370,10 +370,10 @@ def test_the_keys_of_tokens(stack: Stack, provider: Provider):
             )
 
     name = "TypelessTokenKeysUnavailable"
-    provider.is_away = True
+    provider.is_unavailable = True
     with repeated(lambda: call("unknown")):
         wait_until(lambda: name in stack.prometheus.firing(), FIRES_WITHIN_S, f"{name} fires")
-    provider.is_away = False
+    provider.is_unavailable = False
     with repeated(lambda: call("unknown")):
         wait_until(lambda: name not in stack.prometheus.firing(), CLEARS_WITHIN_S, f"{name} clears")
 
