@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -114,7 +114,13 @@ async def main(model: str, rounds: int) -> None:
         await compare(f"{CALLERS} callers", [here, beside, pair], together, audio, max(1, rounds // 4))
 
 
-async def compare(title: str, contestants: Sequence[Contestant], work, audio: Sequence[Audio], rounds: int) -> None:
+Work = Callable[[Contestant, Sequence[Audio], Sums], Awaitable[None]]
+
+
+async def compare(
+    title: str, contestants: Sequence[Contestant], work: Work, audio: Sequence[Audio], rounds: int
+) -> None:
+    """Let each contestant do the work in turn, and print the sums and their ratios to those of the first."""
     sums = {one.name: Sums() for one in contestants}
     for number in range(-1, rounds):
         for one in contestants if number % 2 else contestants[::-1]:
