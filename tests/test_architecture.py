@@ -42,6 +42,7 @@ ONLY = {
         *("pb", "console", "servicers", "cli", "server", "health", "reflection", "tls", "interceptors", "client"),
         *("engines", "app.engines", "app.engine_server"),
     },
+    "opentelemetry": {"telemetry", "client"},
     "faster_whisper": {"engine.runtime", "engine.hub"},
     "ctranslate2": {"engine.runtime", "engine.device"},
 }
