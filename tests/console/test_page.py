@@ -200,6 +200,9 @@ async def test_the_stable_part_of_an_interim_only_grows(browser: Browser):
         await page.evaluate(WATCH)
         await page.keyboard.press("Control+Enter")
         await expect(page.locator("#live .segments li").first).to_be_visible()
+        await page.get_by_text("Options:").click()
+        await page.get_by_label("Mask profanity").check()
+        await expect(page.locator("#live-state")).to_contain_text("The new options are in force")
         await page.keyboard.press("Control+Enter")
         await expect(page.locator("#live-state")).to_have_text("Done.")
         stable = [one["stable"] for one in await seen(page) if one["nFinals"] == 0 and one["stable"]]

@@ -608,6 +608,14 @@ async def test_an_address_that_cannot_be_used_fails_the_start(host: str, why: st
     assert "console" in caught.value.message
 
 
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "::", "[::]"])
+async def test_a_console_on_every_address_can_be_reached_over_ipv4(host: str):
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    async with with_console(serving, ScriptedEngine(), console_host=host) as (_, site):
+        assert (await site.call("ServerService", "GetServerInfo")).status == 200
+
+
 async def test_connections_are_bounded():
     async with with_console(serving, ScriptedEngine(), max_console_connections=2) as (_, site):
         kept = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(2)]

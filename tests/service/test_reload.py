@@ -23,11 +23,13 @@ from tests.service.test_stream import END, RAW, audio, config
 from tests.service.test_tokens import bearer, jwks_url
 from tests.service.test_uploads import chunk, finish, header, uploaded
 from tests.speech import speech
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.client import CallFailed
-from typeless_grpc.config import Settings, is_reloadable
+from typeless_grpc.config import Settings, is_reloadable, load
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import EngineFailed
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc, audio_pb2, jobs_pb2, server_pb2, transcription_pb2
+from typeless_grpc.telemetry.metrics import Metrics
 
 __all__ = ["jwks_url"]  # the fixture
 
@@ -775,3 +777,23 @@ async def test_calls_in_progress_survive_a_reload_that_lowers_their_bounds():
         assert [(await call).transcript.text for call in calls] == ["1.0 seconds"] * 3
         refused = await outcome(served, TRANSCRIBE, request=ONE.SerializeToString())
     assert code(refused) == "INVALID_ARGUMENT"
+
+
+async def test_the_metrics_say_whether_the_last_reload_succeeded_and_how_old_the_settings_are():
+    metrics = Metrics()
+    reloads = Reloads(Settings(), report=metrics.reloaded)
+
+    def shown() -> tuple[float | None, float | None]:
+        value = metrics.registry.get_sample_value
+        return value("typeless_config_reload_successful"), value("typeless_config_reload_timestamp_seconds")
+
+    is_successful, began_s = shown()
+    assert is_successful == 1
+    assert not await reloads.reload(lambda: load(file=Path("/no/such/file")))
+    assert shown() == (0, began_s)
+    assert await reloads.reload(load)
+    is_successful, reloaded_s = shown()
+    assert is_successful == 1
+    assert reloaded_s is not None
+    assert began_s is not None
+    assert reloaded_s > began_s

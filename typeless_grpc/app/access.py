@@ -205,7 +205,12 @@ async def _buckets(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncI
         raise InvalidInput("redis_url", "is not the URL of a Redis", reason="CONFIG_INVALID") from error
     try:
         fallback = local if settings.redis_fallback == "local" else RefusingBuckets()
-        yield FallbackBuckets(shared=shared, local=fallback, clock=clock, metrics=metrics)
+        buckets = FallbackBuckets(shared=shared, local=fallback, clock=clock, metrics=metrics)
+        watching = asyncio.create_task(buckets.watch(), name="redis")
+        try:
+            yield buckets
+        finally:
+            await cancelled(watching)
     finally:
         await shared.close()
 

@@ -232,8 +232,10 @@ async def _listen(host: str, port: int) -> socket.socket:
         found = await asyncio.get_running_loop().getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        family, _, _, _, address = found[0]
-        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        # Of a name with both, IPv4; and [::] is for both, as it is for gRPC.
+        family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:
         if why := await asyncio.to_thread(why_unusable, host, port):
             raise SourceUnavailable(f"{where}: {why}.", reason="ADDRESS_UNUSABLE") from error

@@ -37,9 +37,14 @@ async def test_traces_are_off_by_default():
         ({"OTEL_TRACES_EXPORTER": "no-such-exporter"}, "OTEL_TRACES_EXPORTER"),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"} | ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL"),
         ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "x"} | ENDPOINT, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "OTEL_TRACES_EXPORTER"),
     ],
 )
-async def test_an_unknown_exporter_is_an_error_that_names_its_variable(environ: dict[str, str], variable: str):
+async def test_a_variable_that_cannot_be_used_is_an_error_that_names_it(
+    environ: dict[str, str], variable: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in environ.items():  # the SDK reads them itself
+        monkeypatch.setenv(name, value)
     with pytest.raises(InvalidInput) as caught:
         async with open_tracing(environ):
             pass

@@ -2,7 +2,7 @@
 
 import { Broken, CallError, UNAVAILABLE, delay, seconds } from "./bridge.js";
 import { Microphone, microphones, whyNoMicrophone } from "./microphone.js";
-import { options } from "./options.js";
+import { onOptions, options } from "./options.js";
 import { LiveSource, Stream } from "./stream.js";
 import { TranscriptView } from "./transcript.js";
 
@@ -69,6 +69,10 @@ class Recording {
     this.#stream?.finalize();
   }
 
+  update() {
+    this.#stream?.update(options());
+  }
+
   #fail(error) {
     this.stop();
     this.#stream?.cancel();
@@ -112,6 +116,7 @@ class Recording {
       $("fact-median").textContent = `${sorted[sorted.length >> 1].toFixed(2)} s`;
       view.segment(event.segment, `final after ${latency.toFixed(2)} s`, this.#offsetS);
     }
+    if (event.configured) say("The new options are in force from the next utterance on.");
     if (event.warning) say(event.warning.message, true);
   }
 
@@ -182,6 +187,7 @@ export function start() {
     else return;
     event.preventDefault();
   });
+  onOptions(() => recording?.update());
   addEventListener("beforeunload", (event) => recording && event.preventDefault());
   if (!why) listMicrophones();
 }

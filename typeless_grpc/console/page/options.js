@@ -25,6 +25,9 @@ export function options() {
   return found;
 }
 
+/** Calls a function when the options have changed. */
+export const onOptions = (callback) => form.addEventListener("change", callback);
+
 /** Lists the models, and fills the form with them and their languages. */
 export async function readModels() {
   models = (await call("ModelService/ListModels")).models ?? [];
@@ -61,6 +64,6 @@ function describe() {
   summary.textContent = chosen.join(", ");
 }
 
-form.onchange = ({ target }) => (target === form.elements.model ? fillLanguages() : describe());
+form.addEventListener("change", ({ target }) => (target === form.elements.model ? fillLanguages() : describe()));
 form.onsubmit = (event) => event.preventDefault();
 describe();

@@ -51,7 +51,7 @@ function draw(now, before) {
   const over = span ? `last ${span} s` : "since the start";
   list($("activity"), [
     ["Streams open", gauge("typeless_streams_open")],
-    ["Waiting to be resumed", gauge("typeless_sessions_kept")],
+    ["Sessions kept", gauge("typeless_sessions_kept")],
     ["Work in the queue", `${gauge("typeless_engine_backlog_seconds").toFixed(1)} s`],
     ["Audio held", `${minutes(gauge("typeless_held_audio_seconds"))} of ${minutes(gauge("typeless_held_audio_limit_seconds"))}`],
     [`Live final, median (${over})`, time(quantile(live, 0.5))],

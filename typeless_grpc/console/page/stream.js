@@ -19,6 +19,7 @@ export class Stream {
   #windowS = 60;
   #sequence = 0;
   #isCancelled = false;
+  #update = null; // options that no socket has taken yet
 
   constructor(config, source, { onEvent, onBreak }) {
     this.#config = config;
@@ -48,6 +49,17 @@ export class Stream {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#control("STREAM_CONTROL_FINALIZE");
   }
 
+  /** Replaces the options from the next utterance on; answered by the event `configured`. */
+  update(options) {
+    this.#update = options;
+    if (this.#socket?.readyState === WebSocket.OPEN && this.#sessionId) this.#sendUpdate();
+  }
+
+  #sendUpdate() {
+    if (this.#update) this.#socket.send(JSON.stringify({ update: this.#update }));
+    this.#update = null;
+  }
+
   /** Gives up: the server finishes what it has, and nobody reads it. */
   cancel() {
     this.#isCancelled = true;
@@ -72,6 +84,7 @@ export class Stream {
             this.#sessionId = event.started.sessionId;
             this.#windowS = seconds(event.started.resumeWindow);
             onStarted();
+            this.#sendUpdate();
             this.#pump(socket, Number(event.acknowledgedBytes ?? 0)).catch(reject);
           }
           this.#source.release(Number(event.acknowledgedBytes ?? 0));

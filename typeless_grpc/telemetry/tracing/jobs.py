@@ -46,6 +46,10 @@ class JobTracer(NoJobObserver):
         try:
             with entered(span, parent):
                 yield
+        except BaseException as error:
+            span.set_attribute("error.type", type(error).__name__)
+            span.set_status(Status(StatusCode.ERROR))
+            raise
         finally:
             span.end()
 

@@ -74,7 +74,12 @@ def _exporters(environ: Mapping[str, str]) -> Iterator[SpanExporter]:
     names = environ.get("OTEL_TRACES_EXPORTER") or "otlp"
     for name in (one.strip() for one in names.split(",")):
         if name and name != "none":
-            yield _exporter(_protocol(environ) if name == "otlp" else name)()
+            make = _exporter(_protocol(environ) if name == "otlp" else name)
+            try:
+                yield make()
+            except ValueError as error:  # of one of its own variables
+                why = f"the exporter '{name}' cannot be made: {error}"
+                raise InvalidInput("OTEL_TRACES_EXPORTER", why, reason="CONFIG_INVALID") from error
 
 
 def _protocol(environ: Mapping[str, str]) -> str:
