@@ -41,6 +41,7 @@ BATCH, STREAM = (
 )
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 AS_USER, AS_ADMIN = ("x-api-key", USER), ("x-api-key", ADMIN)
+DAY_S = 86_400  # of tokens: they are made when the tests are collected, and the whole suite takes minutes
 TOKENS = {"jwt_issuer": "https://id.example", "jwt_audience": "typeless", "jwt_jwks_url": "{jwks}"}
 LIMITED = {"rate_limit_enabled": True}
 SHORT_RETRIES = {"job_retry_delay_s": 0.01, "job_poll_s": 0.05}
@@ -404,7 +405,7 @@ ROWS: dict[str, Row] = {
     "jwt_issuer": Row(
         {"jwt_issuer": "https://other.example"},
         TOKENS,
-        called(TRANSCRIBE, bearer(), message=ONE),
+        called(TRANSCRIBE, bearer(DAY_S), message=ONE),
         ["UNAUTHENTICATED"],
         ["OK"],
         KEYS | TOKENS,
@@ -412,7 +413,7 @@ ROWS: dict[str, Row] = {
     "jwt_audience": Row(
         {"jwt_audience": "other"},
         TOKENS,
-        called(TRANSCRIBE, bearer(), message=ONE),
+        called(TRANSCRIBE, bearer(DAY_S), message=ONE),
         ["UNAUTHENTICATED"],
         ["OK"],
         KEYS | TOKENS,
@@ -420,7 +421,7 @@ ROWS: dict[str, Row] = {
     "jwt_jwks_url": Row(
         {"jwt_jwks_url": "http://127.0.0.1:1/keys"},
         TOKENS,
-        called(TRANSCRIBE, bearer(), message=ONE),
+        called(TRANSCRIBE, bearer(DAY_S), message=ONE),
         ["UNAVAILABLE"],
         ["OK"],
         KEYS | TOKENS,
@@ -428,7 +429,7 @@ ROWS: dict[str, Row] = {
     "jwt_algorithms": Row(
         {"jwt_algorithms": "ES256"},
         {"jwt_algorithms": "RS256"},
-        called(TRANSCRIBE, bearer(), message=ONE),
+        called(TRANSCRIBE, bearer(DAY_S), message=ONE),
         ["UNAUTHENTICATED"],
         ["OK"],
         KEYS | TOKENS,
@@ -436,7 +437,7 @@ ROWS: dict[str, Row] = {
     "jwt_roles_claim": Row(
         {"jwt_roles_claim": "roles"},
         {"jwt_roles_claim": "groups"},
-        called(CONFIG, bearer(groups=["admin"])),
+        called(CONFIG, bearer(DAY_S, groups=["admin"])),
         ["PERMISSION_DENIED"],
         ["OK"],
         KEYS | TOKENS,
@@ -444,7 +445,7 @@ ROWS: dict[str, Row] = {
     "jwt_user_role": Row(
         {"jwt_user_role": ""},
         {"jwt_user_role": "speech"},
-        called(TRANSCRIBE, bearer(), message=ONE),
+        called(TRANSCRIBE, bearer(DAY_S), message=ONE),
         ["OK"],
         ["UNAUTHENTICATED"],
         KEYS | TOKENS,
@@ -452,7 +453,7 @@ ROWS: dict[str, Row] = {
     "jwt_admin_role": Row(
         {"jwt_admin_role": "admin"},
         {"jwt_admin_role": "boss"},
-        called(CONFIG, bearer(roles=["boss"])),
+        called(CONFIG, bearer(DAY_S, roles=["boss"])),
         ["PERMISSION_DENIED"],
         ["OK"],
         KEYS | TOKENS,
