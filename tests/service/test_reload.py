@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import time
 from collections import Counter, namedtuple
@@ -14,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from tests.harness import Served, ServedJobs, pcm, request, serving, serving_jobs
 from tests.service.access import ADMIN, KEYS, USER, outcome
@@ -23,11 +25,13 @@ from tests.service.test_stream import END, RAW, audio, config
 from tests.service.test_tokens import bearer, jwks_url
 from tests.service.test_uploads import chunk, finish, header, uploaded
 from tests.speech import speech
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.client import CallFailed
-from typeless_grpc.config import Settings, is_reloadable
+from typeless_grpc.config import Settings, is_reloadable, load
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import EngineFailed
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc, audio_pb2, jobs_pb2, server_pb2, transcription_pb2
+from typeless_grpc.telemetry.metrics import Metrics
 
 __all__ = ["jwks_url"]  # the fixture
 
@@ -39,6 +43,7 @@ BATCH, STREAM = (
 )
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 AS_USER, AS_ADMIN = ("x-api-key", USER), ("x-api-key", ADMIN)
+DAY_S = 86_400  # of tokens: they are made when the tests are collected, and the whole suite takes minutes
 TOKENS = {"jwt_issuer": "https://id.example", "jwt_audience": "typeless", "jwt_jwks_url": "{jwks}"}
 LIMITED = {"rate_limit_enabled": True}
 SHORT_RETRIES = {"job_retry_delay_s": 0.01, "job_poll_s": 0.05}
@@ -107,6 +112,15 @@ async def transcribed(world: World, **options: Any) -> str:
 async def masked(world: World) -> str:
     post = transcription_pb2.PostProcessing(mask_profanity=True)
     return await transcribed(world, post_processing=post)
+
+
+async def logged(world: World) -> list[str | None]:
+    """The text in the log line of a call."""
+    logging.getLogger("typeless_grpc").setLevel(logging.INFO)
+    with capture_logs() as lines:
+        await transcribed(world)
+        await until(lambda: any(line["event"] == "call ended" for line in lines))
+    return [line.get("text") for line in lines if line["event"] == "call ended"]
 
 
 async def created(world: World) -> str:
@@ -365,6 +379,7 @@ ROWS: dict[str, Row] = {
     "drain_timeout_s": Row({"drain_timeout_s": 60}, {"drain_timeout_s": 0}, drained, ANY, lambda s: s < 20),
     "engine_stall_s": Row({"engine_stall_s": 60}, {"engine_stall_s": 1}, stalled, 1, 2),
     "profanity_file": Row({"profanity_file": None}, {"profanity_file": "{words}"}, masked, "a banana", "a b*****"),
+    "log_text": Row({"log_text": False}, {"log_text": True}, logged, [None], ["a banana"]),
     # keys and tokens
     "require_auth": Row(
         {"require_auth": False},
@@ -402,7 +417,7 @@ ROWS: dict[str, Row] = {
     "jwt_issuer": Row(
         {"jwt_issuer": "https://other.example"},
         TOKENS,
-        called(TRANSCRIBE, bearer(), message=ONE),
+        called(TRANSCRIBE, bearer(DAY_S), message=ONE),
         ["UNAUTHENTICATED"],
         ["OK"],
         KEYS | TOKENS,
@@ -410,7 +425,7 @@ ROWS: dict[str, Row] = {
     "jwt_audience": Row(
         {"jwt_audience": "other"},
         TOKENS,
-        called(TRANSCRIBE, bearer(), message=ONE),
+        called(TRANSCRIBE, bearer(DAY_S), message=ONE),
         ["UNAUTHENTICATED"],
         ["OK"],
         KEYS | TOKENS,
@@ -418,7 +433,7 @@ ROWS: dict[str, Row] = {
     "jwt_jwks_url": Row(
         {"jwt_jwks_url": "http://127.0.0.1:1/keys"},
         TOKENS,
-        called(TRANSCRIBE, bearer(), message=ONE),
+        called(TRANSCRIBE, bearer(DAY_S), message=ONE),
         ["UNAVAILABLE"],
         ["OK"],
         KEYS | TOKENS,
@@ -426,7 +441,7 @@ ROWS: dict[str, Row] = {
     "jwt_algorithms": Row(
         {"jwt_algorithms": "ES256"},
         {"jwt_algorithms": "RS256"},
-        called(TRANSCRIBE, bearer(), message=ONE),
+        called(TRANSCRIBE, bearer(DAY_S), message=ONE),
         ["UNAUTHENTICATED"],
         ["OK"],
         KEYS | TOKENS,
@@ -434,7 +449,7 @@ ROWS: dict[str, Row] = {
     "jwt_roles_claim": Row(
         {"jwt_roles_claim": "roles"},
         {"jwt_roles_claim": "groups"},
-        called(CONFIG, bearer(groups=["admin"])),
+        called(CONFIG, bearer(DAY_S, groups=["admin"])),
         ["PERMISSION_DENIED"],
         ["OK"],
         KEYS | TOKENS,
@@ -442,7 +457,7 @@ ROWS: dict[str, Row] = {
     "jwt_user_role": Row(
         {"jwt_user_role": ""},
         {"jwt_user_role": "speech"},
-        called(TRANSCRIBE, bearer(), message=ONE),
+        called(TRANSCRIBE, bearer(DAY_S), message=ONE),
         ["OK"],
         ["UNAUTHENTICATED"],
         KEYS | TOKENS,
@@ -450,7 +465,7 @@ ROWS: dict[str, Row] = {
     "jwt_admin_role": Row(
         {"jwt_admin_role": "admin"},
         {"jwt_admin_role": "boss"},
-        called(CONFIG, bearer(roles=["boss"])),
+        called(CONFIG, bearer(DAY_S, roles=["boss"])),
         ["PERMISSION_DENIED"],
         ["OK"],
         KEYS | TOKENS,
@@ -620,7 +635,6 @@ ELSEWHERE = {
     "max_model_memory_bytes": "tests/model/test_reloaded_models.py",
     "log_level": "tests/service/test_hang_up.py",
     "log_format": "tests/service/test_hang_up.py",
-    "log_text": "tests/service/test_hang_up.py",
 }
 
 
@@ -775,3 +789,23 @@ async def test_calls_in_progress_survive_a_reload_that_lowers_their_bounds():
         assert [(await call).transcript.text for call in calls] == ["1.0 seconds"] * 3
         refused = await outcome(served, TRANSCRIBE, request=ONE.SerializeToString())
     assert code(refused) == "INVALID_ARGUMENT"
+
+
+async def test_the_metrics_say_whether_the_last_reload_succeeded_and_how_old_the_settings_are():
+    metrics = Metrics()
+    reloads = Reloads(Settings(), report=metrics.reloaded)
+
+    def shown() -> tuple[float | None, float | None]:
+        value = metrics.registry.get_sample_value
+        return value("typeless_config_reload_successful"), value("typeless_config_reload_timestamp_seconds")
+
+    is_successful, began_s = shown()
+    assert is_successful == 1
+    assert not await reloads.reload(lambda: load(file=Path("/no/such/file")))
+    assert shown() == (0, began_s)
+    assert await reloads.reload(load)
+    is_successful, reloaded_s = shown()
+    assert is_successful == 1
+    assert reloaded_s is not None
+    assert began_s is not None
+    assert reloaded_s > began_s

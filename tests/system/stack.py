@@ -146,9 +146,10 @@ class Prometheus:
 
 @dataclass
 class Stack:
-    """All of it, running."""
+    """All of it, running. settings: the file of settings, which is empty."""
 
     directory: Path
+    settings: Path
     postgres: Postgres
     redis: RedisServer
     server: Program
@@ -236,6 +237,9 @@ def running(directory: Path, rules: Mapping[str, Any], **settings: str) -> Itera
             "OTEL_BSP_MAX_QUEUE_SIZE": "65536",
             **{f"TYPELESS_RATE_LIMIT_{group}": "6000/minute" for group in GROUPS},
         } | settings
+        settings_file = directory / "typeless.toml"
+        settings_file.touch()
+        shared["TYPELESS_CONFIG"] = str(settings_file)
         programs = {}
         for name, command in (("server", ["serve"]), ("worker", ["worker"])):
             own = directory / name
@@ -258,6 +262,7 @@ def running(directory: Path, rules: Mapping[str, Any], **settings: str) -> Itera
         stack.callback(prometheus.stop)
         yield Stack(
             directory=directory,
+            settings=settings_file,
             postgres=postgres,
             redis=redis,
             server=programs["server"],

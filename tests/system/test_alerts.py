@@ -307,11 +307,23 @@ def old_certificate(stack: Stack) -> Iterator[None]:
         info(stack)
 
 
+@contextlib.contextmanager
+def bad_settings(stack: Stack) -> Iterator[None]:
+    stack.settings.write_text("max_audio_s = -1", "utf-8")
+    stack.server.send(signal.SIGHUP)
+    try:
+        yield
+    finally:
+        stack.settings.write_text("", "utf-8")
+        stack.server.send(signal.SIGHUP)
+
+
 FAULTS: dict[str, Callable[[Stack], AbstractContextManager[None]]] = {
     "TypelessDown": stopped,
     "TypelessProcessDown": stopped,
     "TypelessRestarting": restarting,
     "TypelessNotServing": busy,
+    "TypelessReloadFailed": bad_settings,
     "TypelessCertificateExpires": old_certificate,
     "TypelessEventLoopSlow": freezing,
     "TypelessErrors": broken_model,

@@ -27,8 +27,10 @@ KEPT = "settings not reloaded: all old ones stay in force"
 class Reloads:
     """The settings in force, and the parts of a process that follow them. settings: those in force now."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, report: Callable[[bool], None] = lambda _: None) -> None:
+        """report: called after each reload with whether it succeeded."""
         self.settings = settings
+        self._report = report
         self._prepare: list[Callable[[Settings], Awaitable[Take]]] = []
         self._prepare_last: list[Callable[[Settings], Awaitable[Take]]] = []
 
@@ -72,6 +74,11 @@ class Reloads:
 
         load: reads them as at the start; called in a thread.
         """
+        is_good = await self._has_reloaded(load)
+        self._report(is_good)
+        return is_good
+
+    async def _has_reloaded(self, load: Callable[[], Loaded]) -> bool:
         try:
             await self._reload(load)
         except InvalidInput as error:

@@ -106,6 +106,7 @@ async def listen(
             limits=recording_limits(settings),
             sources=background.sources if background else NoSources(),
             fetching=background.fetching if background else decoding,
+            observer=tracers.audio,
         )
         dependencies = Dependencies(
             engine=engine,

@@ -53,7 +53,8 @@ async def build(settings: Settings) -> AsyncIterator[App]:
     Raises SourceUnavailable if the default model is not on this machine.
     """
     async with AsyncExitStack() as stack:
-        metrics, reloads = Metrics(), Reloads(settings)
+        metrics = Metrics()
+        reloads = Reloads(settings, report=metrics.reloaded)
         follow_logs(reloads)
         tracers = await stack.enter_async_context(open_tracing())
         built, warming = await stack.enter_async_context(_loading(settings, metrics, reloads, tracers))
@@ -102,7 +103,8 @@ async def build(settings: Settings) -> AsyncIterator[App]:
 async def build_worker(settings: Settings) -> AsyncIterator[Reloads]:
     """Run jobs with an engine of their own, and accept no calls. Yields the settings in force."""
     async with AsyncExitStack() as stack:
-        metrics, reloads = Metrics(), Reloads(settings)
+        metrics = Metrics()
+        reloads = Reloads(settings, report=metrics.reloaded)
         follow_logs(reloads)
         tracers = await stack.enter_async_context(open_tracing())
         built, warming = await stack.enter_async_context(_loading(settings, metrics, reloads, tracers))

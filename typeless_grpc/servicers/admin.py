@@ -206,9 +206,10 @@ def _day(text: str, field: str) -> date | None:
     if not text:
         return None
     try:
-        if len(text) != len("2025-01-31"):
+        day = date.fromisoformat(text)
+        if day.isoformat() != text:
             raise ValueError("another form of ISO 8601")
-        return date.fromisoformat(text)
+        return day
     except ValueError as error:
         raise InvalidInput(field, 'must be a day such as "2025-01-31"') from error
 

@@ -56,6 +56,25 @@ class Metrics:
         )
         self.token_keys_up = self._availability("typeless_token_keys_up", "the identity provider")
 
+        self.reload_successful = Gauge(
+            "typeless_config_reload_successful",
+            "0 if the last reload of the settings failed, so that the old ones are still in force; else 1.",
+            registry=registry,
+        )
+        self.reload_successful.set(1)
+        self.settings_read = Gauge(
+            "typeless_config_reload_timestamp_seconds",
+            "Unix time at which the settings in force were read.",
+            registry=registry,
+        )
+        self.settings_read.set_to_current_time()
+
+    def reloaded(self, is_successful: bool) -> None:
+        """The settings were reloaded, or could not be."""
+        self.reload_successful.set(is_successful)
+        if is_successful:
+            self.settings_read.set_to_current_time()
+
     def watch_admission(self, held_s: Callable[[], float], max_s: Callable[[], float]) -> None:
         """Show how much decoded audio calls, streams and jobs hold, and how much they may."""
         add_gauge(
