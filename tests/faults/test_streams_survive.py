@@ -16,32 +16,36 @@ import numpy as np
 import pytest
 
 from tests.faults.conftest import Cluster, Node
-from tests.harness import AUDIO
-from typeless_grpc.client import CallFailed, Client, Options, RawFormat, StreamOptions
+from tests.harness import AUDIO, serving
+from tests.postgres import Postgres
+from tests.speech import speech
+from typeless_grpc.client import AsyncClient, CallFailed, Client, Options, RawFormat, StreamOptions
+from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2, transcription_pb2_grpc
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeRequest, StreamTranscribeResponse
 
 pytestmark = pytest.mark.timeout(200)
 
 SPOKEN = AUDIO / "en_minute.ogg"
-PART_S = 0.01  # of each tenth of a second of audio
+PART_S = 0.004  # of each tenth of a second of audio
 
 
 def raw_samples() -> bytes:
     with av.open(str(SPOKEN)) as file:
         resampler = av.AudioResampler(format="s16", layout="mono", rate=16_000)
         frames = [one for frame in file.decode(audio=0) for one in resampler.resample(frame)]
-    return np.concatenate([frame.to_ndarray().ravel() for frame in frames]).astype("<i2").tobytes()
+    return np.concatenate([frame.to_ndarray().ravel() for frame in frames]).astype("<i2").tobytes()[: 50 * 32_000]
 
 
 def sent(data: bytes, n_parts: int = 780) -> Iterator[bytes]:
-    """The recording, ten times as fast as it was spoken."""
-    size = len(data) // n_parts // 2 * 2
+    """The recording, some twenty times as fast as it was spoken."""
+    size = max(2, len(data) // n_parts // 2 * 2)
     for start in range(0, len(data), size):
         yield data[start : start + size]
         time.sleep(PART_S)
 
 
+POSTGRESQL = pytest.mark.parametrize("cluster", ["postgresql"], indirect=True)
 CONTENTS = {
     "raw": (raw_samples, StreamOptions(Options(language="en"), RawFormat("pcm_s16le", 16_000))),
     "container": (SPOKEN.read_bytes, StreamOptions(Options(language="en"))),
@@ -96,6 +100,7 @@ def test_a_stream_survives_the_death_of_its_server(cluster: Cluster, content: tu
     assert streamed(nodes, content, kill) == streamed(nodes[1:], content)
 
 
+@POSTGRESQL
 def test_a_stream_survives_servers_that_die_one_after_the_other(cluster: Cluster):
     read, options = CONTENTS["raw"]
     content = read(), options
@@ -109,6 +114,7 @@ def test_a_stream_survives_servers_that_die_one_after_the_other(cluster: Cluster
     assert streamed(nodes, content, kill) == expected
 
 
+@POSTGRESQL
 def test_a_stream_goes_on_where_another_server_stops(cluster: Cluster):
     read, options = CONTENTS["raw"]
     data = read()
@@ -168,6 +174,7 @@ class Attempt:
         self._channel.close()
 
 
+@POSTGRESQL
 def test_a_frozen_server_does_not_contradict_its_successor(cluster: Cluster):
     data = raw_samples()
     expected = streamed([start(cluster)], (data, CONTENTS["raw"][1]))
@@ -189,6 +196,7 @@ def test_a_frozen_server_does_not_contradict_its_successor(cluster: Cluster):
         one.close()
 
 
+@POSTGRESQL
 def test_callers_that_fight_for_a_session_cannot_harm_it(cluster: Cluster):
     data = raw_samples()
     nodes = [start(cluster), start(cluster)]
@@ -209,6 +217,7 @@ def test_callers_that_fight_for_a_session_cannot_harm_it(cluster: Cluster):
         one.close()
 
 
+@POSTGRESQL
 def test_a_session_is_its_owners_on_every_server(cluster: Cluster):
     keys = {"auth_enabled": True, "api_keys": ["a" * 32, "b" * 32]}
     first, second = start(cluster, **keys), start(cluster, **keys)
@@ -226,3 +235,23 @@ def test_a_session_is_its_owners_on_every_server(cluster: Cluster):
             except grpc.RpcError as error:
                 outcomes[key[0]] = CallFailed.of(error).reason
     assert outcomes == {"b": "SESSION_NOT_FOUND", "a": True}
+
+
+async def test_without_the_store_a_new_stream_is_in_memory_only(postgres: Postgres):
+    url = postgres.empty_database()
+    async with serving(ScriptedEngine(), stream_store="database", database_url=url) as served:
+        postgres.stop()
+        try:
+            options = StreamOptions(raw_format=RawFormat("pcm_s16le", 16_000))
+            async with AsyncClient(served.target) as client:
+                events = [event async for event in client.stream([speech(1.0, 1.0)], options)]
+            assert [event.warning.reason for event in events if event.HasField("warning")] == ["SESSION_NOT_DURABLE"]
+            assert events[-1].HasField("completed")
+            assert events[-1].acknowledged_bytes == len(speech(1.0, 1.0))
+            call = served.transcription.StreamTranscribe()
+            await call.write(StreamTranscribeRequest(config=transcription_pb2.StreamConfig(resume_session_id="x")))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert CallFailed.of(caught.value).reason == "STORE_UNAVAILABLE"
+        finally:
+            postgres.start()

@@ -144,9 +144,10 @@ class Servers:
         )
         self.streams: list[Stream] = []
         self.engines: list[ScriptedEngine] = []
+        self.clock = FakeClock()
 
     def _dependencies(self) -> Dependencies:
-        clock = FakeClock(100.0)
+        clock = self.clock = FakeClock(100.0)
 
         async def sleep(seconds: float) -> None:
             clock.advance(seconds)
@@ -423,3 +424,22 @@ async def test_a_sequence_that_the_session_cannot_have_reached_is_refused():
         with pytest.raises(InvalidInput) as caught:
             await on.next(10_000_000)
         assert caught.value.violations[0].field == "config.resume_after_sequence"
+
+
+async def test_a_store_that_is_away_for_long_ends_calls_and_not_the_session():
+    async with servers() as on:
+        on.store.is_away = True
+        stream = on.first()
+        await stream.put(tone(1.0))
+        async with asyncio.timeout(20):
+            while stream.trouble is None:
+                on.clock.advance(20.0)
+                await asyncio.sleep(0.1)
+        assert stream.trouble.reason == "STORE_UNAVAILABLE"
+        on.store.is_away = False
+        await stream.put(Control.END)
+        caller = Caller([], [])
+        async with asyncio.timeout(10):
+            await caller.read(stream)
+        assert stream.trouble is None
+        assert len(caller.kept()["finals"]) == 1
