@@ -190,6 +190,8 @@ class StreamService:
         if durable is not None:
             self._sessions.check_capacity()
             lease = await self._lease(durable, session_id, who, message)
+            if self._sessions.is_draining:
+                raise _draining_error()
 
         def stream() -> Stream:
             if durable is None or lease is None:
@@ -249,6 +251,8 @@ class StreamService:
         stream = DurableStream(self._dependencies, _reader(config), options, durable, stored.lease)
         try:
             await stream.restore(stored, message.resume_after_sequence)
+            if self._sessions.is_draining:
+                raise _draining_error()
         except BaseException:
             await stream.close()
             raise
