@@ -57,7 +57,7 @@ def proxied(tmp_path: Path) -> Iterator[Running]:
         yield Running(port)
 
 
-async def test_all_calls_of_a_stream_reach_the_same_server_and_another_when_it_is_gone(tmp_path: Path):
+async def test_all_calls_of_a_stream_reach_the_same_server_and_another_when_it_is_lost(tmp_path: Path):
     async with AsyncExitStack() as stack:
         guarded = {"auth_enabled": True, "require_auth": True, "api_keys": KEY}
         servers = [await stack.enter_async_context(serving(ScriptedEngine(), **guarded)) for _ in range(3)]

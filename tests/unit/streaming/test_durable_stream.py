@@ -111,13 +111,13 @@ class Caller:
 
 
 class UnreliableStore(MemorySessionStore):
-    """Unavailable while is_away."""
+    """Unavailable while is_unavailable."""
 
-    is_away = False
+    is_unavailable = False
 
     def append(self, lease: Lease, batch: Batch) -> None:
-        if self.is_away:
-            raise SourceUnavailable("It is away.", reason="STORE_UNAVAILABLE")
+        if self.is_unavailable:
+            raise SourceUnavailable("It is unavailable.", reason="STORE_UNAVAILABLE")
         super().append(lease, batch)
 
 
@@ -362,7 +362,7 @@ def test_audio_that_is_too_long_fails_on_the_other_server_as_well():
 
 async def test_nothing_that_is_not_stored_reaches_a_caller():
     async with servers() as on:
-        on.store.is_away = True
+        on.store.is_unavailable = True
         stream, caller = on.first(), Caller([], [])
         for data in cut(speech(1.0, 1.2), [3200]):
             await stream.put(data)
@@ -370,7 +370,7 @@ async def test_nothing_that_is_not_stored_reaches_a_caller():
         await asyncio.wait([reading], timeout=0.3)
         assert [type(entry.event) for entry in caller.got] == [Started]
         assert stream.acknowledged_bytes == 0
-        on.store.is_away = False
+        on.store.is_unavailable = False
         await stream.put(Control.END)
         async with asyncio.timeout(10):
             await reading
@@ -380,12 +380,12 @@ async def test_nothing_that_is_not_stored_reaches_a_caller():
 
 async def test_a_stream_without_its_store_takes_no_more_than_it_may_hold():
     async with servers(part_bytes=8_000, max_waiting_bytes=16_000) as on:
-        on.store.is_away = True
+        on.store.is_unavailable = True
         stream = on.first()
         sending = asyncio.create_task(_send(stream, list(cut(silence(20.0), [3200]))))
         await asyncio.wait([sending], timeout=0.3)
         assert not sending.done()
-        on.store.is_away = False
+        on.store.is_unavailable = False
         async with asyncio.timeout(10):
             await sending
 
@@ -426,9 +426,9 @@ async def test_a_sequence_that_the_session_cannot_have_reached_is_refused():
         assert caught.value.violations[0].field == "config.resume_after_sequence"
 
 
-async def test_a_store_that_is_away_for_long_ends_calls_and_not_the_session():
+async def test_a_store_that_is_unavailable_for_long_ends_calls_and_not_the_session():
     async with servers() as on:
-        on.store.is_away = True
+        on.store.is_unavailable = True
         stream = on.first()
         await stream.put(tone(1.0))
         async with asyncio.timeout(20):
@@ -436,7 +436,7 @@ async def test_a_store_that_is_away_for_long_ends_calls_and_not_the_session():
                 on.clock.advance(20.0)
                 await asyncio.sleep(0.1)
         assert stream.trouble.reason == "STORE_UNAVAILABLE"
-        on.store.is_away = False
+        on.store.is_unavailable = False
         await stream.put(Control.END)
         caller = Caller([], [])
         async with asyncio.timeout(10):
