@@ -61,10 +61,9 @@ class Journal:
     def release(self, up_to: int) -> None:
         """Let readers have all events up to this sequence, and those after it up to the next one that must be held."""
         if self._held_from is not None and self._held_from <= up_to:
-            held = (
-                one.sequence for one in self._entries if one.sequence > up_to and not isinstance(one.event, PASSING)
-            )
-            self._held_from = next(held, None)
+            start = bisect_right(self._entries, up_to, key=lambda entry: entry.sequence)
+            later = (one.sequence for one in self._entries[start:] if not isinstance(one.event, PASSING))
+            self._held_from = next(later, None)
             self._news.set()
 
     def restore(self, entries: list[Entry], last: int) -> None:
