@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -21,16 +22,22 @@ from tests.postgres import Postgres, start_or_skip
 from typeless_grpc.client import AsyncClient
 from typeless_grpc.stores.database import Database, sqlite_url
 
+
 # Log lines go through Python's logging to pytest, which shows those of failed tests.
-structlog.configure(
-    processors=[
-        structlog.stdlib.filter_by_level,
-        structlog.processors.format_exc_info,
-        structlog.processors.KeyValueRenderer(),
-    ],
-    logger_factory=structlog.stdlib.LoggerFactory(),
-    wrapper_class=structlog.stdlib.BoundLogger,
-)
+def log_to_pytest() -> None:
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(),
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+log_to_pytest()
 
 # Properties test results, not how fast they come on a shared machine.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -38,6 +45,14 @@ settings.load_profile("unhurried")
 
 # Variables that a test run may take from outside; any other would change what is tested.
 KEPT = {"TYPELESS_DATA_DIR", "TYPELESS_SHARED_AUDIO"}
+
+
+@pytest.fixture(autouse=True)
+def the_log_is_pytests() -> Iterator[None]:
+    """Undo what a command that ran in this process has set."""
+    yield
+    logging.getLogger("typeless_grpc").setLevel(logging.NOTSET)
+    log_to_pytest()
 
 
 @pytest.fixture(autouse=True)

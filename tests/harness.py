@@ -16,11 +16,12 @@ import numpy as np
 
 from typeless_grpc.app.background import keep_jobs
 from typeless_grpc.app.models import finishing
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.root import listen
 from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.clock import Clock
-from typeless_grpc.config import Settings
+from typeless_grpc.config import Loaded, Settings
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.pb.v1 import (
     audio_pb2,
@@ -40,11 +41,17 @@ AUDIO = REPOSITORY / "tests" / "audio"
 
 @dataclass(frozen=True)
 class Served:
-    """A server of one test, and a channel to it. target: "127.0.0.1:PORT"."""
+    """A server of one test, and a channel to it. target: "127.0.0.1:PORT". given: the settings of the test."""
 
     server: Server
     target: str
     channel: grpc.aio.Channel
+    reloads: Reloads
+    given: dict[str, Any]
+
+    async def reload(self, **settings: Any) -> bool:
+        """Reload the settings with these instead; return whether they were good."""
+        return await self.reloads.reload(lambda: Loaded(Settings(**self.given | settings), {}))
 
     @property
     def transcription(self) -> transcription_pb2_grpc.TranscriptionServiceStub:
@@ -81,15 +88,16 @@ async def serving(
     async with AsyncExitStack() as stack:
         defaults["data_dir"] = stack.enter_context(TemporaryDirectory())
         wanted = Settings(**defaults | settings)
-        finished = stack.enter_context(finishing(wanted, engine))
+        reloads = Reloads(wanted)
+        finished = stack.enter_context(finishing(wanted, engine, reloads))
         listening = await stack.enter_async_context(
-            listen(wanted, engine=finished, detector=LoudnessDetector(), more=more, clock=clock)
+            listen(wanted, engine=finished, detector=LoudnessDetector(), more=more, clock=clock, reloads=reloads)
         )
         if warm:
             await listening.server.serving()
         target = f"127.0.0.1:{listening.port}"
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(target))
-        yield Served(listening.server, target, channel)
+        yield Served(listening.server, target, channel, reloads, defaults | settings)
 
 
 @dataclass(frozen=True)
@@ -104,17 +112,21 @@ class ServedJobs(Served):
 async def serving_jobs(engine: Engine, data_dir: Path, **settings: Any) -> AsyncIterator[ServedJobs]:
     """The same with jobs and uploads in data_dir; they are run in this process unless max_concurrent_jobs is 0."""
     defaults = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 1.0, "rate_limit_enabled": False}
-    wanted = Settings(**defaults | {"data_dir": data_dir} | settings)
+    given = defaults | {"data_dir": data_dir} | settings
+    wanted = Settings(**given)
+    reloads = Reloads(wanted)
     known = {"", "tiny"}
     async with AsyncExitStack() as stack:
-        parts: dict[str, Any] = {"engine": stack.enter_context(finishing(wanted, engine)), "detector": detector()}
+        parts: dict[str, Any] = {"detector": detector(), "reloads": reloads}
+        parts["engine"] = stack.enter_context(finishing(wanted, engine, reloads))
         background = await stack.enter_async_context(keep_jobs(wanted, **parts, has_model=known.__contains__))
         listening = await stack.enter_async_context(listen(wanted, **parts, background=background))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{listening.port}"))
         await listening.server.serving()
         runs = SqlRunStore(background.table, background.sources)
         store = SqlJobStore(background.table)
-        yield ServedJobs(listening.server, f"127.0.0.1:{listening.port}", channel, store, runs)
+        target = f"127.0.0.1:{listening.port}"
+        yield ServedJobs(listening.server, target, channel, reloads, given, store, runs)
 
 
 @cache

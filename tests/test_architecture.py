@@ -38,6 +38,7 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 ONLY = {
     "typeless_grpc.pb": {"pb", "servicers", "client", "cli", "console"},
     "grpc": {"pb", "console", "servicers", "cli", "server", "health", "reflection", "tls", "interceptors", "client"},
+    "opentelemetry": {"telemetry", "client"},
     "faster_whisper": {"engine.runtime", "engine.hub"},
     "ctranslate2": {"engine.runtime", "engine.device"},
 }

@@ -10,12 +10,27 @@ from typeless_grpc.errors import SourceUnavailable
 
 def check_disk(directory: Path, n_bytes: int, min_free_percent: float) -> None:
     """Raise SourceUnavailable if n_bytes more would leave less than min_free_percent of the directory's disk free."""
+    disk = _usage(directory)
+    if disk is None:  # the write that follows reports what is wrong
+        return
+    total, free = disk
+    if free - n_bytes < total * min_free_percent / 100:
+        message = "The storage of this server is almost full: it takes no new audio now."
+        raise SourceUnavailable(message, reason="STORAGE_FULL", retry_after_s=30.0)
+
+
+def free_ratio(directory: Path) -> float | None:
+    """Return the free share of the directory's disk, from 0 to 1; None if the disk cannot be read."""
+    total, free = _usage(directory) or (0, 0)
+    return free / total if total else None
+
+
+def _usage(directory: Path) -> tuple[int, int] | None:
+    """Return the disk's bytes, all and free."""
     while not directory.exists():
         directory = directory.parent
     try:
         disk = shutil.disk_usage(directory)
-    except OSError:  # the write that follows reports what is wrong
-        return
-    if disk.free - n_bytes < disk.total * min_free_percent / 100:
-        message = "The storage of this server is almost full: it takes no new audio now."
-        raise SourceUnavailable(message, reason="STORAGE_FULL", retry_after_s=30.0)
+    except OSError:
+        return None
+    return disk.total, disk.free

@@ -19,6 +19,7 @@ from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
+WATCH_S = 1.0  # between two looks at whether gRPC has ended
 NOTIFY_S = 1.0  # to send all health watchers a few bytes each
 HANDSHAKE_MS = 20_000  # from a connection's first byte to its first frame, TLS included
 KEEPALIVE_TIMEOUT_MS = 20_000  # for the answer to a keepalive ping
@@ -112,6 +113,10 @@ class Server:
         """Whether each service reports SERVING, by name; "" for the server as a whole."""
         return self._health.statuses
 
+    def use(self, options: ServerOptions) -> None:
+        """Drain with these options. The others are in force since the server was made."""
+        self._options = options
+
     async def start(self) -> int:
         """Listen and return the port. Raises SourceUnavailable if the address cannot be used."""
         host, port = self._options.host, self._options.port
@@ -138,6 +143,11 @@ class Server:
         """Report SERVING from now on, while the health checks pass."""
         self._health.begin()
         self._updating = self._updating or asyncio.create_task(self._health.run(), name="health")
+
+    async def failed(self) -> None:
+        """Wait until gRPC ends the server by itself, and raise its error. Returns once `stop` has stopped it."""
+        while await self._server.wait_for_termination(timeout=WATCH_S):
+            pass
 
     async def stop(self) -> None:
         """Drain: report NOT_SERVING, refuse new calls, wait for running ones up to the drain timeout, cancel the rest.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
+from tests.servers import redis_server
 from typeless_grpc.access.quota import Quota
 from typeless_grpc.access.rate_limit import BucketStore, Taken
 from typeless_grpc.clock import FakeClock, SystemClock
@@ -156,3 +158,17 @@ async def test_one_caller_at_a_time_retries_shared_buckets_that_do_not_answer(na
         shared.answers.set()
         await waits
         shared.answers.clear()
+
+
+async def test_probes_find_out_without_a_call_whether_shared_buckets_answer(tmp_path: Path):
+    with redis_server(tmp_path) as server:
+        shared, metrics = RedisBuckets(server.url, timeout_s=1.0), Metrics()
+        either = FallbackBuckets(shared, MemoryBuckets(100), SystemClock(), metrics)
+        seen = []
+        for change in (lambda: None, server.kill, server.start):
+            change()
+            await either.probe()
+            seen.append(metrics.registry.get_sample_value("typeless_rate_limit_store_up"))
+        await shared.close()
+    assert seen == [1, 0, 1]
+    assert metrics.registry.get_sample_value("typeless_rate_limit_fallbacks_total") == 0

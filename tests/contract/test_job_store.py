@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
-from tests.contract.conftest import Stores, claimed, done
+from tests.contract.conftest import FAULT, Stores, claimed, done
 from typeless_grpc.engine.interface import (
     Chunking,
     DecodeOptions,
@@ -25,7 +26,7 @@ from typeless_grpc.jobs.job import Priority, State
 from typeless_grpc.jobs.store import JobQuery
 from typeless_grpc.speech.transcript import OutputFormat
 from typeless_grpc.stores import steady
-from typeless_grpc.stores.database import Database
+from typeless_grpc.stores.database import Database, job_traces
 from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.jobs import filters_digest
 
@@ -267,6 +268,30 @@ def test_deleting_a_job_deletes_all_its_data(stores: Stores):
     assert stores.queue.forgotten == [job.job_id]
     assert stores.jobs.versions([job.job_id]) == {}
     assert stores.submit(request_id="r1", fingerprint="y").job_id != job.job_id
+
+
+def test_the_trace_of_a_submission_reaches_its_runs_and_is_deleted_with_the_job(stores: Stores, database: Database):
+    trace = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01", "tracestate": "a=b"}
+    job, without = stores.submit(trace=trace), stores.submit()
+    assert claimed(stores, without).trace == {}
+    run = claimed(stores, job)
+    assert run.trace == trace
+    assert 0 <= run.waited_s < 60
+    stores.runs.retry(run, FAULT, 0)
+    again = claimed(stores, job)
+    assert again.trace == trace
+    stores.runs.complete(again)
+    stores.jobs.delete(job.job_id, "ann")
+    with database.reading() as connection:
+        assert connection.execute(sa.select(job_traces)).all() == []
+
+
+def test_a_database_of_an_earlier_version_gets_the_table_of_traces(database: Database):
+    with database.writing() as connection:
+        job_traces.drop(connection)
+    database.create_tables()
+    with database.reading() as connection:
+        assert connection.execute(sa.select(job_traces)).all() == []
 
 
 def test_jobs_expire_after_their_end(database: Database, files: Files):

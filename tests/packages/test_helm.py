@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from deploy.helm.settings_schema import schema
+from tests.dashboards import ALERTS, dashboard
 from tests.harness import REPOSITORY
 from tests.packages.tools import output, run, tool
 from typeless_grpc.config import Settings, load
@@ -56,6 +57,13 @@ def pods(created: Objects) -> dict[str, dict[str, Any]]:
     """The specification of the pods, by component."""
     found = [one["spec"]["template"] for (kind, _), one in created.items() if kind == "Deployment"]
     return {pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod["spec"] for pod in found}
+
+
+def settings_file(created: Objects) -> str:
+    """The TOML file of the pods."""
+    names = {pod["volumes"][0]["configMap"]["name"] for pod in pods(created).values()}
+    (content,) = [str(created["ConfigMap", name]["data"]["typeless.toml"]) for name in names]
+    return content
 
 
 def refusal(*sets: str, values: str = "default") -> str:
@@ -193,7 +201,7 @@ def test_every_variable_of_a_pod_is_a_setting_with_a_valid_value(
     values: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     created = objects(values)
-    (toml,) = [one["data"]["typeless.toml"] for (kind, _), one in created.items() if kind == "ConfigMap"][:1]
+    toml = settings_file(created)
     file = tmp_path / "typeless.toml"
     file.write_text(toml, "utf-8")
     secrets = {
@@ -243,7 +251,7 @@ def test_pods_may_little(values: str):
 def test_a_server_has_time_to_drain(values: str):
     created = objects(values)
     pod = pods(created)["server"]
-    toml = next(one["data"]["typeless.toml"] for (kind, _), one in created.items() if kind == "ConfigMap")
+    toml = settings_file(created)
     (drain_s,) = re.findall(r"drain_timeout_s = ([\d.]+)", toml) or [Settings().drain_timeout_s]
     sleep_s = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert sleep_s >= 5
@@ -371,6 +379,24 @@ def test_the_network_policy_lets_through_what_is_used():
     ]
     alone = objects("default")["NetworkPolicy", "speech-typeless"]["spec"]
     assert [[port["port"] for port in rule["ports"]] for rule in alone["egress"]] == [[53, 53], [443]]
+
+
+def test_alerts_and_dashboard_are_those_of_deploy():
+    created = objects("full")
+    rules = yaml.safe_load(ALERTS.read_text("utf-8"))
+    assert created["PrometheusRule", "speech"]["spec"] == rules
+    assert "{{ $labels.job }}" in str(rules)  # Helm leaves Prometheus's templates alone
+    boards = created["ConfigMap", "speech-dashboard"]
+    assert boards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(boards["data"]["typeless.json"]) == dashboard()
+    jobs = {
+        relabeling["replacement"]
+        for (kind, _), one in created.items()
+        if kind == "PodMonitor"
+        for endpoint in one["spec"]["podMetricsEndpoints"]
+        for relabeling in endpoint["relabelings"]
+    }
+    assert jobs == {"typeless-server", "typeless-worker"}
 
 
 @pytest.mark.parametrize(

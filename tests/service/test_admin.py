@@ -98,6 +98,8 @@ async def test_keys_come_in_pages_each_key_once():
         ("CreateApiKey", admin_pb2.CreateApiKeyRequest(expire_time=Timestamp()), "expire_time"),
         ("CreateApiKey", admin_pb2.CreateApiKeyRequest(expire_time=Timestamp(seconds=2**62)), "expire_time"),
         ("CreateApiKey", admin_pb2.CreateApiKeyRequest(display_name="x" * 257), "display_name"),
+        ("CreateApiKey", admin_pb2.CreateApiKeyRequest(display_name="x\0"), "display_name"),
+        ("RevokeApiKey", admin_pb2.RevokeApiKeyRequest(key_id="k\0"), "key_id"),
         ("ListApiKeys", admin_pb2.ListApiKeysRequest(page_size=-1), "page_size"),
         ("ListApiKeys", admin_pb2.ListApiKeysRequest(page_size=1001), "page_size"),
         ("ListApiKeys", admin_pb2.ListApiKeysRequest(page_token="next, please"), "page_token"),

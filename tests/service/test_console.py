@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import socket
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from websockets.exceptions import InvalidStatus
 
 from tests import servers
 from tests.harness import pcm, serving, serving_jobs
-from tests.service.access import ADMIN, USER, guarded, methods
+from tests.service.access import ADMIN, KEYS, USER, guarded, methods
 from tests.service.console import END, RAW, closed, config, reason, receive, texts, until, with_console
 from tests.service.test_metrics import scrape
 from tests.service.test_tls import Authority
 from tests.speech import BYTES_PER_S, cut, samples_as_text, silence, speech, tone, words_as_they_come
+from typeless_grpc.console import port
+from typeless_grpc.console.activity import GAUGES, HISTOGRAMS
 from typeless_grpc.console.contract import METHODS
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import SourceUnavailable
-from typeless_grpc.pb.v1 import server_pb2
+from typeless_grpc.pb.v1 import models_pb2, models_pb2_grpc, server_pb2
 
 HELLO = {"audio": {"content": base64.b64encode(pcm()).decode(), "format": RAW}}
 
@@ -258,29 +262,63 @@ async def test_a_socket_is_read_only_as_fast_as_the_engine_takes_its_audio():
         assert n_sent > before
 
 
-async def test_a_peer_that_does_not_read_holds_up_only_itself():
-    async with (
-        with_console(serving, ScriptedEngine(lambda call: "hello " * 2000), stream_idle_timeout_s=2) as (
-            _,
-            site,
-        ),
-        site.socket(max_queue=1) as ws,
-    ):  # reads nothing
-        await ws.send(config())
-        sending = asyncio.create_task(_send_all(ws, speech(*(0.3, 0.9) * 200)))
+async def test_a_peer_that_does_not_read_loses_its_connection_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(port, "UNREAD_S", 1.0)
+    engine = ScriptedEngine(lambda call: " ".join(map(str, range(20_000))))  # 100 kB
+    async with with_console(serving, engine) as (_, site):
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", site.port))
+        reader, writer = await asyncio.open_connection(sock=deaf)
+        writer.write(b"GET /v1/stream HTTP/1.1\r\nhost: 127.0.0.1\r\nupgrade: websocket\r\nconnection: upgrade\r\n")
+        writer.write(b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()
+        writer.write(frame(1, config().encode()))
+
+        async def send() -> None:
+            for part in cut(speech(*(0.3, 0.9) * 500), [32_000]):
+                writer.write(frame(2, part))
+                await writer.drain()
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(send(), 30)
         async with site.socket() as other:
             await other.send(config())
             await other.send(tone(1.0))
             await other.send(END)
             got, code = await closed(other)
         assert (len(texts(got)), code) == (1, 1000)
+        writer.transport.abort()
+
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    """A frame of a WebSocket, with a mask of zeros."""
+    return bytes([0x80 | opcode, 0x80 | 126]) + len(payload).to_bytes(2, "big") + bytes(4) + payload
+
+
+async def test_a_connection_that_does_not_send_its_request_is_closed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(port, "HEAD_S", 0.5)
+    async with with_console(serving, ScriptedEngine()) as (_, site):
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+        writer.write(b"GET /health HTTP/1.1\r\n")
+
+        async def send_slowly() -> None:
+            while True:
+                writer.write(b"x-slow: header\r\n")
+                await asyncio.sleep(0.1)
+
+        sending = asyncio.create_task(send_slowly())
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
         sending.cancel()
-        ws.transport.abort()
-
-
-async def _send_all(ws: Any, data: bytes) -> None:
-    for part in cut(data, [32_000]):
-        await ws.send(part)
+        writer.close()
+        async with site.socket() as ws:  # one that has sent its request stays
+            await ws.send(config())
+            await receive(ws)
+            await asyncio.sleep(1)
+            await ws.send(END)
+            assert (await closed(ws))[1] == 1000
 
 
 # ---- jobs and uploads -----------------------------------------------------------------------------------------
@@ -404,9 +442,39 @@ async def test_calls_are_counted_as_those_of_grpc():
             await ws.send(END)
             await closed(ws)
         seen = await scrape(metrics_port)
-    counts = {name: n for name, n in seen.items() if name.startswith("grpc_server_handled_total")}
+    counts = {name: n for name, n in seen.items() if name.startswith("grpc_server_handled_total") and n}
     assert sum(counts.values()) == 2
     assert all('grpc_code="OK"' in name for name in counts)
+
+
+class OneModel(models_pb2_grpc.ModelServiceServicer):
+    """A service with one model, which a server around a scripted engine lacks."""
+
+    NAME = "typeless.v1.ModelService"
+
+    def register(self, server: grpc.aio.Server) -> None:
+        models_pb2_grpc.add_ModelServiceServicer_to_server(self, server)
+
+    async def ListModels(self, request: Any, context: Any) -> models_pb2.ListModelsResponse:
+        return models_pb2.ListModelsResponse(models=[models_pb2.Model(name="base", is_default=True)])
+
+
+async def test_activity_is_that_of_the_metrics_and_needs_a_key():
+    engine = ScriptedEngine(lambda call: "hello")
+    settings = KEYS | {"require_auth": True, "more": [OneModel()]}
+    async with with_console(serving, engine, **settings) as (_, site), site.socket(key=USER) as ws:
+        await ws.send(config())
+        await ws.send(speech(1.0, 1.0))
+        await until(ws, "segment")
+        refused = await site.send("/v1/activity")
+        answer = await site.send("/v1/activity", headers={"authorization": f"Bearer {USER}"})
+    assert (refused.status, refused.reason) == (401, "KEY_REQUIRED")
+    assert answer.status == 200
+    assert answer.json["gauges"]["typeless_streams_open"] == {"": 1}
+    # The scripted engine has no queue; the test of the page sees that of a real one.
+    assert set(GAUGES) - set(answer.json["gauges"]) == {"typeless_queue_depth"}
+    assert set(answer.json["histograms"]) == set(HISTOGRAMS)
+    assert answer.json["histograms"]["typeless_final_latency_seconds"]["live"]["+Inf"] == 1
 
 
 # ---- pages of other sites -------------------------------------------------------------------------------------
@@ -538,6 +606,14 @@ async def test_an_address_that_cannot_be_used_fails_the_start(host: str, why: st
             pass
     assert caught.value.reason == why
     assert "console" in caught.value.message
+
+
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "::", "[::]"])
+async def test_a_console_on_every_address_can_be_reached_over_ipv4(host: str):
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    async with with_console(serving, ScriptedEngine(), console_host=host) as (_, site):
+        assert (await site.call("ServerService", "GetServerInfo")).status == 200
 
 
 async def test_connections_are_bounded():

@@ -20,6 +20,7 @@ import pytest
 
 from tests.clients.test_clients import LANGUAGES
 from tests.harness import AUDIO, REPOSITORY, ServedJobs, serving_jobs
+from tests.servers import free_port
 from typeless_grpc.client import AsyncClient, Options
 from typeless_grpc.config import load
 from typeless_grpc.engine.scripted import ScriptedEngine
@@ -101,8 +102,10 @@ async def ran(command: list[str], folder: Path, **env: str) -> tuple[int | None,
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 async def test_python_runs(block: Block, folder: Path):
-    async with serving_jobs(ScriptedEngine(lambda call: "the decoded text"), folder / "data") as served:
-        text = block.text.replace("localhost:50051", served.target)
+    console = f"localhost:{free_port()}"
+    engine, port = ScriptedEngine(lambda call: "the decoded text"), int(console.partition(":")[2])
+    async with serving_jobs(engine, folder / "data", console_port=port) as served:
+        text = block.text.replace("localhost:50051", served.target).replace("localhost:8080", console)
         if re.search(r"^async |^\s*await ", text, re.M) and "def main" not in text:
             text = "async def main():\n" + "".join(f"    {line}\n" for line in text.splitlines())
             text += "import asyncio\nasyncio.run(main())\n"
@@ -115,9 +118,11 @@ async def test_python_runs(block: Block, folder: Path):
 @pytest.mark.parametrize("block", [one for one in SHELL if one.document != "security.md"], ids=str)
 async def test_commands_run(block: Block, folder: Path):
     engine = ScriptedEngine(lambda call: "the decoded text")
-    async with serving_jobs(engine, folder / "data") as served:
+    port = free_port()
+    async with serving_jobs(engine, folder / "data", console_port=port) as served:
         for line in block.text.splitlines():
             command = line.removeprefix("$ ").partition("  #")[0].strip()
+            command = command.replace("localhost:8080", f"localhost:{port}")
             if not re.search(NO_DEVICE, command):
                 await runs(command, served, folder)
 

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ async def test_a_long_response_arrives_completely_while_the_server_stops():
     async with serving(engine) as served:
         options = [("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(served.target, options=options) as channel:
-            running = Served(served.server, served.target, channel).transcription.Transcribe(request())
+            running = replace(served, channel=channel).transcription.Transcribe(request())
             await engine.until(n_calls=1)
             stopping = asyncio.create_task(served.server.stop())
             engine.gate.set()

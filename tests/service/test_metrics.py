@@ -14,7 +14,9 @@ from tests.harness import request
 from tests.service.access import USER, guarded, outcome
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
-from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
+from typeless_grpc.telemetry.call_metrics import ALERTED_CODES
+from typeless_grpc.telemetry.metrics import Metrics
+from typeless_grpc.telemetry.metrics_port import MetricsPort
 
 TRANSCRIBE = 'grpc_method="Transcribe",grpc_service="typeless.v1.TranscriptionService",grpc_type="unary"'
 WATCH = 'grpc_method="Watch",grpc_service="grpc.health.v1.Health",grpc_type="server_stream"'
@@ -55,6 +57,7 @@ async def test_calls_are_counted_by_their_status():
         for name, count in seen.items()
         if name.startswith("grpc_server_handled_total") and "Transcribe" in name
     }
+    assert {code: ended.pop(code) for code in ALERTED_CODES} == dict.fromkeys(ALERTED_CODES, 0)
     assert ended == {"OK": 2, "INVALID_ARGUMENT": 1, "CANCELLED": 1, "RESOURCE_EXHAUSTED": 1, "UNAUTHENTICATED": 1}
     assert seen[f"grpc_server_started_total{{{TRANSCRIBE}}}"] == 6
     assert seen[f"grpc_server_handling_seconds_count{{{TRANSCRIBE}}}"] == 6

@@ -3,68 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
+import os
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.certificates import Authority
 from tests.harness import serving
+from tests.servers import free_port
 from tests.service.access import USER, guarded
+from tests.service.test_metrics import scrape
 from typeless_grpc.client import AsyncClient, CallFailed, Client, Tls, async_channel
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.tls import TlsFiles, TlsReloader
-
-
-class Authority:
-    """Signs certificates for 127.0.0.1. ca: its own, as a PEM file."""
-
-    def __init__(self, folder: Path, name: str = "authority") -> None:
-        self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._certificate = self._sign(self._name, self._key, is_ca=True)
-        self.ca = folder / f"{name}.pem"
-        self.ca.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """A certificate and its key, as PEM files."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        cert_file, key_file = self._folder / f"{name}.cert.pem", self._folder / f"{name}.key.pem"
-        cert_file.write_bytes(self._sign(subject, key).public_bytes(serialization.Encoding.PEM))
-        key_file.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        return cert_file, key_file
-
-    def _sign(self, subject: x509.Name, key: Any, *, is_ca: bool = False) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-            )
-        )
-        return builder.sign(self._key, hashes.SHA256())
 
 
 @pytest.fixture
@@ -172,6 +129,50 @@ def test_unusable_files_fail_the_start(authority: Authority, tmp_path: Path, spo
         TlsReloader(TlsFiles(cert, key, ca))
     assert caught.value.reason == "TLS_UNUSABLE"
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("a pipe", "regular file"), ("a device", "regular file"), ("huge", "too large"), ("encrypted", "encrypted")],
+)
+def test_a_file_that_could_block_handshakes_is_refused_at_once(authority: Authority, kind: str, why: str):
+    cert, key = authority.issue("server")
+    reloader = TlsReloader(TlsFiles(cert, key))
+    if kind == "encrypted":  # OpenSSL would ask for the password on the terminal
+        private = serialization.load_pem_private_key(key.read_bytes(), None)
+        password = serialization.BestAvailableEncryption(b"password")
+        pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        key.write_bytes(private.private_bytes(pem, form, password))
+    elif kind == "huge":
+        cert.write_bytes(cert.read_bytes() + b"\n" * 2_000_000)
+    else:
+        cert.unlink()
+        os.mkfifo(cert) if kind == "a pipe" else cert.symlink_to("/dev/zero")
+    with pytest.raises(SourceUnavailable, match=f"(?i){why}"):
+        TlsReloader(TlsFiles(cert, key))
+    assert reloader.changed() is None
+
+
+def test_the_certificate_that_is_in_force_tells_when_it_expires(authority: Authority):
+    cert, key = authority.issue("server")
+    reloader = TlsReloader(TlsFiles(cert, key))
+    first_s = reloader.expires_s()
+    assert first_s == x509.load_pem_x509_certificate(cert.read_bytes()).not_valid_after_utc.timestamp()
+    later_cert, later_key = authority.issue("later", valid_h=48)
+    cert.write_bytes(later_cert.read_bytes())
+    assert reloader.changed() is None  # not yet a pair
+    assert reloader.expires_s() == first_s
+    key.write_bytes(later_key.read_bytes())
+    assert reloader.changed() is not None
+    assert reloader.expires_s() == pytest.approx(first_s + 47 * 3600, abs=60)
+
+
+async def test_the_metrics_tell_when_the_certificate_expires(authority: Authority):
+    cert, key = authority.issue("server")
+    port = free_port()
+    async with serving(ScriptedEngine(), tls_cert_file=cert, tls_key_file=key, metrics_port=port):
+        seen = await scrape(port)
+    assert seen["typeless_tls_certificate_expiry_timestamp_seconds"] == TlsReloader(TlsFiles(cert, key)).expires_s()
 
 
 def test_a_changed_link_is_a_change(authority: Authority, tmp_path: Path):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import grpc
 import pytest
 
 from tests.harness import request, serving
-from tests.service.access import outcome
+from tests.service.access import KEYS, outcome
 from typeless_grpc.client import CallFailed
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
 
 CHECK = "/grpc.health.v1.Health/Check"
+INFO = "/typeless.v1.ServerService/GetServerInfo"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 PING = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"12345678"
 
@@ -45,7 +46,7 @@ class RawConnection:
         """Open a call: its headers, not indexed and not compressed (RFC 7541, 6.2.2)."""
         usual = [(":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "a"), ("te", "trailers")]
         block = b"".join(
-            b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in pair)
+            b"\0" + b"".join(bytes([len(text)]) + text.encode("latin-1") for text in pair)
             for pair in (*usual, ("content-type", "application/grpc"), *headers)
         )
         self._frame(1, 4, stream, block)
@@ -75,6 +76,35 @@ async def test_too_large_headers_are_refused_and_other_calls_continue():
     assert large is not None
     assert large.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert again is None
+
+
+NO_UTF8 = "\xff\xe9\x80"
+
+
+@pytest.mark.parametrize("authenticated", [False, True], ids=["without keys", "with keys"])
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [
+        (f"/{NO_UTF8}/{NO_UTF8}", []),
+        (f"{CHECK}{NO_UTF8}", []),
+        *((INFO, [(name, NO_UTF8)]) for name in ("x-api-key", "authorization", "x-request-id", "x-forwarded-for")),
+        *((INFO, [(name, NO_UTF8)]) for name in ("traceparent", "tracestate", "grpc-timeout", "user-agent", NO_UTF8)),
+    ],
+    ids=lambda value: ascii(value[0][0] if isinstance(value, list) and value else value),
+)
+async def test_headers_that_are_not_utf_8_end_at_most_their_own_call(
+    method: str, headers: list[tuple[str, str]], authenticated: bool
+):
+    keys = KEYS if authenticated else {}
+    async with serving(ScriptedEngine(), **keys) as served:
+        running = served.transcription.Transcribe(request())
+        async with RawConnection.to(served.target) as connection:
+            connection.begin(1, method, *headers)
+            connection.part_of_message(1, 0, 0)
+            with suppress(AssertionError):  # the connection may be closed
+                await connection.until(b"grpc-status")
+        assert (await running).transcript.text
+        assert await outcome(served, CHECK) is None
 
 
 async def test_a_client_that_floods_the_server_with_pings_is_disconnected():

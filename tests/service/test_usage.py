@@ -220,6 +220,7 @@ async def test_a_database_that_is_unavailable_for_a_while_loses_no_usage(postgre
     [
         ({"first_day": "yesterday"}, "first_day"),
         ({"first_day": "20250131"}, "first_day"),
+        ({"first_day": "2025-W05-5"}, "first_day"),
         ({"last_day": "2025-02-30"}, "last_day"),
         ({"first_day": "2025-02-01", "last_day": "2025-01-31"}, "last_day"),
         ({"page_size": -1}, "page_size"),

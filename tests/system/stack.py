@@ -17,10 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
 
+from tests.certificates import Authority
 from tests.clients.serving import model, without_settings
+from tests.collector import Collector, collecting
 from tests.harness import REPOSITORY
 from tests.postgres import Postgres, binaries
 from tests.servers import RedisServer, free_port
@@ -143,16 +146,41 @@ class Prometheus:
 
 @dataclass
 class Stack:
-    """All of it, running."""
+    """All of it, running. settings: the file of settings, which is empty."""
 
     directory: Path
+    settings: Path
     postgres: Postgres
     redis: RedisServer
     server: Program
     worker: Program
     prometheus: Prometheus
     port: int
+    authority: Authority
+    collector: Collector
     metrics_ports: Mapping[str, int] = field(default_factory=dict)
+    storage: str = ""
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def credentials(self) -> grpc.ChannelCredentials:
+        """With which clients trust the server."""
+        return grpc.ssl_channel_credentials(root_certificates=self.authority.ca.read_bytes())
+
+    def issue(self, valid_h: float) -> None:
+        """Give the server a new certificate, which it reads by itself."""
+        self.authority.issue("server", valid_h=valid_h)
+
+    def start_server(self) -> None:
+        """Start the server again, and wait until it serves on the same port."""
+        n_before = self.server.log.read_text().count("takes calls on")
+        self.server.start(TYPELESS_PORT=str(self.port))
+        wait_until(
+            lambda: self.server.log.read_text().count("takes calls on") > n_before, 60.0, "the server serves again"
+        )
 
     def scrape(self, name: str) -> list[tuple[str, Mapping[str, str], float]]:
         """The samples of "server" or "worker" now: name, labels, value."""
@@ -187,6 +215,9 @@ def running(directory: Path, rules: Mapping[str, Any], **settings: str) -> Itera
         redis = RedisServer(directory)
         redis.start()
         stack.callback(redis.kill)
+        collector = stack.enter_context(collecting())
+        authority = Authority(directory)
+        certificate, private_key = authority.issue("server", valid_h=30 * 24)
         metrics_ports = {"typeless-server": free_port(), "typeless-worker": free_port()}
         shared = {
             "TYPELESS_MODEL": "tiny.en",
@@ -199,8 +230,16 @@ def running(directory: Path, rules: Mapping[str, Any], **settings: str) -> Itera
             "TYPELESS_API_KEYS": KEY,
             "TYPELESS_ADMIN_KEYS": ADMIN_KEY,
             "TYPELESS_PORT": "0",
+            "TYPELESS_TLS_CERT_FILE": str(certificate),
+            "TYPELESS_TLS_KEY_FILE": str(private_key),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.target,
+            "OTEL_BSP_SCHEDULE_DELAY": "500",
+            "OTEL_BSP_MAX_QUEUE_SIZE": "65536",
             **{f"TYPELESS_RATE_LIMIT_{group}": "6000/minute" for group in GROUPS},
         } | settings
+        settings_file = directory / "typeless.toml"
+        settings_file.touch()
+        shared["TYPELESS_CONFIG"] = str(settings_file)
         programs = {}
         for name, command in (("server", ["serve"]), ("worker", ["worker"])):
             own = directory / name
@@ -223,11 +262,15 @@ def running(directory: Path, rules: Mapping[str, Any], **settings: str) -> Itera
         stack.callback(prometheus.stop)
         yield Stack(
             directory=directory,
+            settings=settings_file,
             postgres=postgres,
             redis=redis,
             server=programs["server"],
             worker=programs["worker"],
             prometheus=prometheus,
             port=port,
+            authority=authority,
+            collector=collector,
+            storage=str(Path(shared["TYPELESS_STORAGE_URL"]).parent),
             metrics_ports={name.removeprefix("typeless-"): port for name, port in metrics_ports.items()},
         )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
 
+from tests.dashboards import dashboard_queries
 from tests.system.stack import Stack, running, wait_until
 from tests.system.traffic import Tally, Traffic
 
+SERVER = 2  # opentelemetry.proto.trace.v1.Span.SpanKind.SPAN_KIND_SERVER
 SECONDS = float(os.environ.get("TRAFFIC_S", "120"))
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
@@ -29,7 +33,7 @@ def tally(stack: Stack) -> Tally:
     """What the callers saw in two minutes."""
 
     async def run() -> Tally:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{stack.port}") as channel:
+        async with grpc.aio.secure_channel(stack.target, stack.credentials) as channel:
             traffic = Traffic(channel, SECONDS, seed=1)
             await traffic.run()
             return traffic.tally
@@ -43,13 +47,19 @@ def n_ended(stack: Stack) -> float:
     return sum(value for (service, _, _), value in handled(stack).items() if service.startswith("typeless."))
 
 
+def call_lines(stack: Stack) -> list[dict[str, Any]]:
+    """The lines of the calls of our contract."""
+    lines = [line for line in stack.server.lines() if line["event"] == "call ended"]
+    return [line for line in lines if line["method"].startswith("/typeless.")]
+
+
 def handled(stack: Stack) -> Counter[tuple[str, str, str]]:
     """The calls that have ended, by service, method and code."""
     return Counter(
         {
             (labels["grpc_service"], labels["grpc_method"], labels["grpc_code"]): int(value)
             for name, labels, value in stack.scrape("server")
-            if name == "grpc_server_handled_total"
+            if name == "grpc_server_handled_total" and value
         }
     )
 
@@ -81,8 +91,7 @@ def test_every_call_is_in_the_metrics_by_method_and_code(stack: Stack, tally: Ta
 
 
 def test_every_call_has_a_line_in_the_log(stack: Stack, tally: Tally):
-    lines = [line for line in stack.server.lines() if line["event"] == "call ended"]
-    ours = [line for line in lines if line["method"].startswith("/typeless.")]
+    ours = call_lines(stack)
     assert Counter((line["method"], line["code"]) for line in ours) == tally.calls
     assert len({line["request_id"] for line in ours}) == len(ours)
     failed = [line for line in ours if line["code"] not in ("OK", "CANCELLED")]
@@ -107,6 +116,40 @@ def test_jobs_and_uploads_are_counted(stack: Stack, tally: Tally):
     n_uploads = tally.calls["/typeless.v1.UploadService/UploadAudio", "OK"]
     assert total(stack, "server", "typeless_uploads_total") == n_uploads > 0
     assert total(stack, "server", "typeless_uploaded_bytes_total") == tally.audio_s["uploaded bytes"]
+
+
+def test_every_query_of_the_dashboard_has_values(stack: Stack, tally: Tally):
+    empty = [
+        f"{query}: {query.expression}"
+        for query in dashboard_queries(window="3m")
+        if all(math.isnan(value) for _, value in stack.prometheus.query(query.expression))
+    ]
+    assert empty == []
+
+
+def test_every_call_has_a_trace(stack: Stack, tally: Tally):
+    n_calls = sum(tally.calls.values())
+    spans = stack.collector.until(lambda found: sum(span.kind == SERVER for span in found) >= n_calls)
+    calls = [span for span in spans if span.kind == SERVER]
+    codes = {code.value[0]: code.name for code in grpc.StatusCode}
+    seen = Counter((f"/{span.name}", codes[span.attributes["rpc.grpc.status_code"]]) for span in calls)
+    assert seen == tally.calls
+    lines = {line["request_id"]: line["trace_id"] for line in call_lines(stack)}
+    assert {span.attributes["typeless.request_id"]: span.trace_id for span in calls} == lines
+
+
+def test_every_batch_is_linked_to_its_calls_and_every_job_to_its_submission(stack: Stack, tally: Tally):
+    n_batches = sum(total(stack, where, "typeless_batch_seconds_count") for where in ("server", "worker"))
+    spans = stack.collector.until(lambda found: sum(span.name == "batch" for span in found) >= n_batches)
+    by_id = {span.id: span for span in spans}
+    batches = [span for span in spans if span.name == "batch"]
+    assert len(batches) == n_batches
+    assert [span for span in batches if not span.links] == []
+    assert [link for span in batches for link in span.links if link not in by_id] == []
+    submissions = {span.id for span in spans if span.name == "typeless.v1.JobsService/SubmitJob"}
+    runs = [span for span in spans if span.name == "job"]
+    assert len(runs) >= tally.n_jobs_run > 0
+    assert [span for span in runs if not set(span.links) & submissions] == []
 
 
 def test_nothing_is_left_open(stack: Stack, tally: Tally):

@@ -214,7 +214,9 @@ class Traffic:
 
     async def give_up(self) -> None:
         """Cancel calls in the middle."""
-        request = transcription_pb2.TranscribeRequest(audio=self._file("en_minute.ogg"))
+        # So long that it cannot be done before the cancellation arrives.
+        long = audio_pb2.AudioSource(content=5 * self._files["en_minute.ogg"])
+        request = transcription_pb2.TranscribeRequest(audio=long)
         with self._counted("TranscriptionService/Transcribe", gives_up=True):
             call = self._transcription.Transcribe(request, metadata=self._key(KEY))
             await asyncio.sleep(0.3)

@@ -48,6 +48,10 @@ class Failures:
         self._blocked_until_s: OrderedDict[str, float] = OrderedDict()
         self._proven: OrderedDict[tuple[str, str], None] = OrderedDict()
 
+    def use(self, quota: Quota | None) -> None:
+        """Count wrong keys with this quota from now on; None for no limit."""
+        self._quota = quota
+
     @property
     def n_remembered(self) -> tuple[int, int]:
         """How many blocked addresses, and how many callers with a good key, are remembered."""
@@ -107,6 +111,10 @@ class Gate:
         self._failures = failures
         self._is_required = is_required
         self._wall_s = wall_s
+
+    def use(self, tokens: TokenVerifier | None, *, is_required: bool) -> None:
+        """Apply these from the next call on; see the constructor."""
+        self._tokens, self._is_required = tokens, is_required
 
     async def admit(self, credentials: Credentials, address: str, rule: Rule, *, is_local: bool = False) -> Principal:
         """Return the caller, if it may make this call. is_local: it calls from this machine, not through a proxy.

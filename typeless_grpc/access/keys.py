@@ -88,6 +88,17 @@ class KeyRing:
     def __contains__(self, key_id: str) -> bool:
         return key_id in self._keys
 
+    def set_settings_roles(self, roles: Mapping[bytes, Role]) -> None:
+        """Replace the secrets of the settings. A key that is no longer among them is forgotten, and its calls end."""
+        self._settings_roles = roles
+        for key in [key for key in self._keys.values() if key.from_settings]:
+            if (role := roles.get(key.digest)) is not None:
+                self._keys[key.key_id] = replace(key, role=role)
+                continue
+            del self._keys[key.key_id]
+            self._index[key.digest[:_INDEX_BYTES]].discard(key.key_id)
+            self._notify(key.key_id)
+
     def find(self, secret: str) -> ApiKey | None:
         """The key with this secret, ended ones too; None if there is none."""
         digest = digest_of(secret)
@@ -118,8 +129,11 @@ class KeyRing:
             self._keys[key.key_id] = replace(key, role=role)
             self._index.setdefault(key.digest[:_INDEX_BYTES], set()).add(key.key_id)
             if key.is_revoked:
-                for tell in tuple(self._watchers.get(key.key_id, ())):
-                    tell()
+                self._notify(key.key_id)
+
+    def _notify(self, key_id: str) -> None:
+        for tell in tuple(self._watchers.get(key_id, ())):
+            tell()
 
     def watch(self, key_id: str, on_end: Callable[[], None]) -> Callable[[], None]:
         """Call on_end when the key is revoked. Returns a function that ends the watch."""

@@ -111,18 +111,22 @@ class Quotas:
     def __init__(self, limits: Iterable[Limit], *, anonymous_percent: int = 100) -> None:
         """limits: of the settings. anonymous_percent: the part of each for callers without a key."""
         self._limits: dict[tuple[str, Group, Unit], Limit] = {}
+        self.set_settings(limits, anonymous_percent=anonymous_percent)
+
+    def set_settings(self, limits: Iterable[Limit], *, anonymous_percent: int) -> None:
+        """Replace the limits of the settings, from the next call on. Those that were set at run time stay in force."""
+        self._of_settings = {(limit.key_id, limit.group, limit.unit): limit for limit in limits}
         self._anonymous_percent = anonymous_percent
-        self.apply(limits)
 
     def apply(self, limits: Iterable[Limit]) -> None:
-        """Replace the limits of the same key, group and unit, from the next call on."""
+        """Set limits at run time, from the next call on; each replaces that of the same key, group and unit."""
         for limit in limits:
             self._limits[limit.key_id, limit.group, limit.unit] = limit
 
     def of(self, principal: Principal, group: Group, unit: Unit) -> Limit | None:
         """The limit of this caller; None if there is none."""
         own = self._limits.get((principal.key_id, group, unit)) if principal.key_id else None
-        limit = own or self._limits.get(("", group, unit))
+        limit = own or self._limits.get(("", group, unit)) or self._of_settings.get(("", group, unit))
         if limit is None or not principal.is_anonymous or self._anonymous_percent >= 100:
             return limit
         return Limit(group, unit, limit.quota.share(self._anonymous_percent))
@@ -130,7 +134,7 @@ class Quotas:
     def for_everyone(self) -> list[Limit]:
         """The limits for every key, in the order of the groups."""
         order: Mapping[Enum, int] = {member: n for n, member in enumerate((*Group, *Unit))}
-        everyone = [limit for (key_id, _, _), limit in self._limits.items() if not key_id]
+        everyone = [limit for (key_id, _, _), limit in (self._of_settings | self._limits).items() if not key_id]
         return sorted(everyone, key=lambda limit: (order[limit.group], order[limit.unit]))
 
 

@@ -195,6 +195,10 @@ class Limiter:
         self.long_audio_s = long_audio_s
         self._n_open: Counter[tuple[str, Group]] = Counter()
 
+    def use(self, long_audio_s: float) -> None:
+        """Count longer recordings as long from now on."""
+        self.long_audio_s = long_audio_s
+
     async def admit(
         self, principal: Principal, group: Group, *, is_counted: bool = True, is_free: bool = False
     ) -> CallCharge:

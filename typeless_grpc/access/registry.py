@@ -62,6 +62,20 @@ class Registry:
             await self.store.add_key(key, max_keys=self._options.max_keys)
         await self.refresh()
 
+    async def prepare(self, settings_keys: Sequence[ApiKey], options: RegistryOptions) -> Callable[[], None]:
+        """Store the keys of new settings; the returned function puts them and the options in force.
+
+        Raises TooLarge, SourceUnavailable.
+        """
+        stored = [await self.store.add_key(key, max_keys=options.max_keys) for key in settings_keys]
+
+        def use() -> None:
+            self._options = options
+            self.ring.set_settings_roles({key.digest: key.role for key in settings_keys})
+            self.ring.apply(stored)
+
+        return use
+
     async def refresh(self) -> None:
         """Read what changed in the store. Callers that arrive during a read share the next one."""
         wanted = self._n_begun + 1  # a read that begins from now on; the running one may have begun too early

@@ -140,9 +140,17 @@ def utc_day(unix_s: float) -> date:
     return datetime.fromtimestamp(unix_s, UTC).date()
 
 
-def expired_before(unix_s: float, retention_days: int) -> date:
-    """The first day that is kept if every day is kept for so long."""
-    return utc_day(unix_s) - timedelta(days=retention_days)
+class Retention:
+    """Says which days are kept. A clock that is set ahead while the process runs makes no day old."""
+
+    def __init__(self, days: int, wall_s: Callable[[], float], steady_s: Callable[[], float] = time.monotonic) -> None:
+        """days: how many are kept. wall_s: Unix time in seconds. steady_s: a clock that is never set."""
+        self._days, self._wall_s, self._steady_s = days, wall_s, steady_s
+        self._offset_s = wall_s() - steady_s()
+
+    def first_day(self) -> date:
+        """Return the first day that is kept."""
+        return utc_day(min(self._wall_s(), self._offset_s + self._steady_s())) - timedelta(days=self._days)
 
 
 class UsageReader:
@@ -209,6 +217,7 @@ class UsageRecorder:
 
     async def run(self) -> None:
         """Write and sweep periodically, until cancelled. The loop survives every error."""
+        retention = Retention(self.options.retention_days, self.wall_s)
         swept_s: float | None = None
         is_logged = False
         while True:
@@ -216,7 +225,7 @@ class UsageRecorder:
             try:
                 await self.flush()
                 if swept_s is None or time.monotonic() - swept_s >= SWEEP_S:
-                    await self.store.delete_usage(expired_before(self.wall_s(), self.options.retention_days))
+                    await self.store.delete_usage(retention.first_day())
                     swept_s = time.monotonic()
                 is_logged = False
             except SourceUnavailable:

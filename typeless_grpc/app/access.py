@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from typeless_grpc.access.registry import Registry, RegistryOptions
 from typeless_grpc.access.store import AccessStore
 from typeless_grpc.access.tokens import SigningKeys, TokenOptions, TokenVerifier, jwks
 from typeless_grpc.access.usage import UsageRecorder
+from typeless_grpc.app.reloading import Reloads, Take
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.app.usage import recorded
 from typeless_grpc.clock import Clock, SystemClock
@@ -62,45 +64,58 @@ class Access:
 
 
 @asynccontextmanager
-async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Access]:
+async def open_access(settings: Settings, metrics: Metrics, reloads: Reloads) -> AsyncIterator[Access]:
     """Open keys, tokens and limits."""
     async with AsyncExitStack() as stack:
         clock, known = SystemClock(), rules(settings.open_services)
         quotas = Quotas(limits(settings), anonymous_percent=_anonymous_percent(settings))
         checks: list[HealthCheck] = []
-        tokens: TokenVerifier | None = None
+        verifiers: _Verifiers | None = None
         recorder: UsageRecorder | None = None
         if settings.auth_enabled:
             registry = await stack.enter_async_context(open_registry(settings, quotas))
             checks.append(await stack.enter_async_context(_followed(registry, settings, metrics)))
             recorder = await stack.enter_async_context(recorded(registry.store, settings))
-            if settings.jwt_issuer:
-                tokens = stack.enter_context(_tokens(settings, clock, metrics))
+            verifiers = stack.enter_context(_verifiers(clock, metrics))
         else:  # nobody can change keys or limits, and there is nothing to store
             registry = _registry(settings, MemoryAccessStore(), quotas)
+        failures = Failures(
+            buckets=MemoryBuckets(settings.rate_limit_max_buckets), quota=_wrong_keys(settings), clock=clock
+        )
         gate = Gate(
             registry=registry if settings.auth_enabled else None,
-            tokens=tokens,
-            failures=Failures(
-                buckets=MemoryBuckets(settings.rate_limit_max_buckets),
-                quota=Quota.parse(settings.rate_limit_wrong_keys) if settings.rate_limit_enabled else None,
-                clock=clock,
-            ),
+            tokens=verifiers.verifier(settings) if verifiers else None,
+            failures=failures,
             is_required=settings.require_auth,
         )
-        interceptors: list[Interceptor] = [
-            AuthInterceptor(
-                gate=gate,
-                ring=registry.ring if settings.auth_enabled else None,
-                rules=known,
-                trusted_proxies=networks(settings.trusted_proxies),
-                metrics=metrics,
-            )
-        ]
+        auth = AuthInterceptor(
+            gate=gate,
+            ring=registry.ring if settings.auth_enabled else None,
+            rules=known,
+            trusted_proxies=networks(settings.trusted_proxies),
+            metrics=metrics,
+        )
+        interceptors: list[Interceptor] = [auth]
         if settings.rate_limit_enabled:
             buckets = await stack.enter_async_context(_buckets(settings, clock, metrics))
             limiter = Limiter(quotas=quotas, buckets=buckets, long_audio_s=settings.long_audio_s)
             interceptors.append(RateLimitInterceptor(limiter=limiter, rules=known, metrics=metrics))
+            reloads.follow(lambda settings: settings.long_audio_s, limiter.use)
+        reloads.follow(
+            lambda settings: (limits(settings), _anonymous_percent(settings)),
+            lambda both: quotas.set_settings(both[0], anonymous_percent=both[1]),
+        )
+        reloads.follow(_wrong_keys, failures.use)
+        reloads.follow(
+            lambda settings: (rules(settings.open_services), networks(settings.trusted_proxies)),
+            lambda both: auth.use(*both),
+        )
+        reloads.follow(
+            lambda settings: (verifiers.verifier(settings) if verifiers else None, settings.require_auth),
+            lambda both: gate.use(both[0], is_required=both[1]),
+        )
+        if settings.auth_enabled:
+            reloads.follow_last(functools.partial(_prepare_keys, registry))
         yield Access(
             registry=registry,
             rules=known,
@@ -109,6 +124,14 @@ async def open_access(settings: Settings, metrics: Metrics) -> AsyncIterator[Acc
             recorder=recorder,
             observers=[UsageObserver(recorder)] if recorder is not None else [],
         )
+
+
+async def _prepare_keys(registry: Registry, settings: Settings) -> Take:
+    return await registry.prepare(settings_keys(settings), registry_options(settings))
+
+
+def _wrong_keys(settings: Settings) -> Quota | None:
+    return Quota.parse(settings.rate_limit_wrong_keys) if settings.rate_limit_enabled else None
 
 
 @asynccontextmanager
@@ -162,8 +185,12 @@ async def open_registry(settings: Settings, quotas: Quotas | None = None) -> Asy
 
 def _registry(settings: Settings, store: AccessStore, quotas: Quotas) -> Registry:
     ring = KeyRing({key.digest: key.role for key in settings_keys(settings)})
-    options = RegistryOptions(max_keys=settings.max_api_keys, refresh_s=settings.key_refresh_s)
-    return Registry(store=store, ring=ring, quotas=quotas, options=options)
+    return Registry(store=store, ring=ring, quotas=quotas, options=registry_options(settings))
+
+
+def registry_options(settings: Settings) -> RegistryOptions:
+    """Return the registry's part of the settings."""
+    return RegistryOptions(max_keys=settings.max_api_keys, refresh_s=settings.key_refresh_s)
 
 
 @asynccontextmanager
@@ -178,7 +205,12 @@ async def _buckets(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncI
         raise InvalidInput("redis_url", "is not the URL of a Redis", reason="CONFIG_INVALID") from error
     try:
         fallback = local if settings.redis_fallback == "local" else RefusingBuckets()
-        yield FallbackBuckets(shared=shared, local=fallback, clock=clock, metrics=metrics)
+        buckets = FallbackBuckets(shared=shared, local=fallback, clock=clock, metrics=metrics)
+        watching = asyncio.create_task(buckets.watch(), name="redis")
+        try:
+            yield buckets
+        finally:
+            await cancelled(watching)
     finally:
         await shared.close()
 
@@ -207,19 +239,32 @@ def _anonymous_percent(settings: Settings) -> int:
     return settings.rate_limit_anonymous_percent if settings.auth_enabled else 100
 
 
+class _Verifiers:
+    """Makes verifiers of tokens; the keys of an identity provider are kept while its URL stays the same."""
+
+    def __init__(self, clock: Clock, metrics: Metrics, threads: Executor) -> None:
+        self._clock, self._threads = clock, threads
+        self._report = Reachability("identity provider's keys", metrics.token_keys_up).report
+        self._keys: dict[str, SigningKeys] = {}
+
+    def verifier(self, settings: Settings) -> TokenVerifier | None:
+        """Return the verifier for these settings; None if they accept no tokens."""
+        if not settings.jwt_issuer:
+            return None
+        options, url = token_options(settings), settings.jwt_jwks_url
+        if url not in self._keys:
+            fetch = jwks(url, timeout_s=JWKS_TIMEOUT_S)
+            keys = SigningKeys(
+                fetch=fetch, threads=self._threads, clock=self._clock, options=options, report=self._report
+            )
+            self._keys = {url: keys}
+        return TokenVerifier(keys=self._keys[url], options=options)
+
+
 @contextmanager
-def _tokens(settings: Settings, clock: Clock, metrics: Metrics) -> Iterator[TokenVerifier]:
-    """Verify tokens with the identity provider's keys."""
-    options = token_options(settings)
+def _verifiers(clock: Clock, metrics: Metrics) -> Iterator[_Verifiers]:
     with ThreadPoolExecutor(1, "token-keys") as threads:
-        keys = SigningKeys(
-            fetch=jwks(settings.jwt_jwks_url, timeout_s=JWKS_TIMEOUT_S),
-            threads=threads,
-            clock=clock,
-            options=options,
-            report=Reachability("identity provider's keys", metrics.token_keys_up).report,
-        )
-        yield TokenVerifier(keys=keys, options=options)
+        yield _Verifiers(clock, metrics, threads)
 
 
 def token_options(settings: Settings) -> TokenOptions:

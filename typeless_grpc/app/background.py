@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from typeless_grpc.access.usage import UsageSource
 from typeless_grpc.app.databases import jobs_database_url
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.app.tracing import NO_TRACERS, Tracers
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
@@ -18,6 +20,7 @@ from typeless_grpc.engine.interface import Engine
 from typeless_grpc.health import HealthCheck, Probe
 from typeless_grpc.interceptors.status import code_of
 from typeless_grpc.jobs.job import RetryPolicy
+from typeless_grpc.jobs.observer import JobObservers
 from typeless_grpc.jobs.worker import Worker, WorkerOptions
 from typeless_grpc.server import Service
 from typeless_grpc.servicers.jobs import JobsServicer
@@ -75,12 +78,15 @@ async def keep_jobs(
     is_ready: asyncio.Event | None = None,
     timeouts: DatabaseTimeouts = TIMEOUTS,
     metrics: JobMetrics | None = None,
+    reloads: Reloads | None = None,
+    tracers: Tracers = NO_TRACERS,
 ) -> AsyncIterator[Background]:
     """Open the stores of jobs and uploads, and run jobs in this process unless max_concurrent_jobs is 0.
 
     has_model: whether jobs may name a model; blocks. is_ready: set when the engine is ready; jobs wait for it.
-    timeouts: of waits for the database. metrics: of this process.
+    timeouts: of waits for the database. metrics: of this process. reloads: of the settings.
     """
+    reloads = reloads or Reloads(settings)
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(CallThreads(STORE_THREADS, "stores"))
         fetching = stack.enter_context(CallThreads(FETCH_THREADS, "fetching"))
@@ -93,22 +99,27 @@ async def keep_jobs(
             url=settings.storage_url or str(settings.data_dir / "jobs" / "files"),
             min_free_percent=settings.min_free_disk_percent,
         )
+        reloads.follow(lambda settings: settings.min_free_disk_percent, files.use)
         identity = StoreIdentity(database=database, files=files)
         await asyncio.to_thread(identity.settle)
         uploads = SqlUploadStore(database=database, files=files, options=upload_options(settings))
+        reloads.follow(upload_options, uploads.use)
         sources = CheckedSources(uploads=uploads, options=source_options(settings))
+        reloads.follow(source_options, sources.use)
         queue = DbosQueue(database)
         stack.callback(queue.close)
         table = JobTable(database=database, files=files, queue=queue, options=job_store_options(settings))
+        reloads.follow(job_store_options, table.use)
         maintenance = JobMaintenance(table)
         store = SqlJobStore(table)
         probe = Probe(database.probe)
         if metrics is not None:
-            reader = StoreReader(lambda: StoredJobs(store.stats(), table.quota.total_bytes()))
+            reader = StoreReader(lambda: StoredJobs(store.stats(), table.quota.total_bytes(), files.free_ratio()))
             metrics.watch_store(reader.latest, lambda: probe.answers)
             stack.push_async_callback(cancelled, asyncio.create_task(Probe(reader.refresh, STATS_EVERY_S).run()))
         checks = [await stack.enter_async_context(_checked(probe))]
         admission = Admission(admission_options(settings))
+        reloads.follow(admission_options, admission.use)
         if settings.max_concurrent_jobs:
             worker = Worker(
                 worker_id=new_worker_id(),
@@ -118,8 +129,9 @@ async def keep_jobs(
                 detector=detector,
                 options=worker_options(settings),
                 admission=admission,
-                observer=metrics,
+                observer=JobObservers([*([metrics] if metrics else []), *tracers.jobs]),
             )
+            reloads.follow(worker_options, worker.use)
             runner = DbosRunner(
                 database=database, maintenance=maintenance, worker=worker, options=dbos_options(settings, database)
             )

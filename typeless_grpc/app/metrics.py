@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from typeless_grpc.config import Settings
-from typeless_grpc.telemetry.metrics import Metrics, MetricsPort
+from typeless_grpc.telemetry.metrics import Metrics
+from typeless_grpc.telemetry.metrics_port import MetricsPort
 
 
 def open_metrics_port(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from typeless_grpc.app.cores import n_cores as n_cores_here
 from typeless_grpc.app.memory import free_bytes
+from typeless_grpc.app.reloading import Reloads
+from typeless_grpc.app.tracing import NO_TRACERS, Tracers
 from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.clock import SystemClock
 from typeless_grpc.config import Settings
@@ -23,11 +25,12 @@ from typeless_grpc.engine.device import Device, choose_device, footprint
 from typeless_grpc.engine.hub import HuggingFaceHub
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.model import Model
+from typeless_grpc.engine.observer import EngineObservers
 from typeless_grpc.engine.pool import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
 from typeless_grpc.engine.whisper import WhisperModel, is_calibrated
-from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.errors import InvalidInput, SourceUnavailable
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.engine_metrics import EngineMetrics
 from typeless_grpc.text import profanity
@@ -105,7 +108,12 @@ def _loader(settings: Settings, device: Device, n_workers: int, n_threads: int) 
 
 
 @asynccontextmanager
-async def build_engine(settings: Settings, metrics: EngineMetrics | None = None) -> AsyncIterator[BuiltEngine]:
+async def build_engine(
+    settings: Settings,
+    metrics: EngineMetrics | None = None,
+    reloads: Reloads | None = None,
+    tracers: Tracers = NO_TRACERS,
+) -> AsyncIterator[BuiltEngine]:
     """Build the engine over real models. Raises SourceUnavailable if the default model is not on this machine."""
     async with AsyncExitStack() as stack:
         device = choose_device(settings.device, settings.compute_type)
@@ -120,17 +128,20 @@ async def build_engine(settings: Settings, metrics: EngineMetrics | None = None)
             footprint=functools.partial(footprint, device=device),
             free_bytes=free_bytes,
         )
+        reloads = reloads or Reloads(settings)
+        reloads.follow(functools.partial(checked_pool_options, known), models.set_options)
         if await asyncio.to_thread(known.find, settings.model) is None:
             raise SourceUnavailable(
                 f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
                 reason="MODEL_UNAVAILABLE",
             )
+        observer = EngineObservers([*([metrics] if metrics else []), *tracers.engine])
         scheduler: WindowScheduler = Scheduler(
             run_batch=run_batch,
             options=SchedulerOptions(max_batch=settings.max_batch, n_workers=n_workers),
             clock=SystemClock(),
             executor=stack.enter_context(ThreadPoolExecutor(n_workers, "inference")),
-            observer=metrics,
+            observer=observer,
         )
         if metrics is not None:
             metrics.watch_queue(scheduler.n_queued)
@@ -145,11 +156,11 @@ async def build_engine(settings: Settings, metrics: EngineMetrics | None = None)
             options=recognizer_options(settings),
             vad_threads=stack.enter_context(CallThreads(settings.decode_threads, "detecting")),
             live_vad_threads=stack.enter_context(CallThreads(settings.decode_threads, "detecting-live")),
-            observer=metrics,
+            observer=observer,
         )
         yield BuiltEngine(
             model=settings.model,
-            engine=stack.enter_context(finishing(settings, recognizer)),
+            engine=stack.enter_context(finishing(settings, recognizer, reloads, tracers)),
             detector=detector,
             models=models,
             known=known,
@@ -168,6 +179,15 @@ def pool_options(settings: Settings) -> PoolOptions:
     )
 
 
+def checked_pool_options(known: Catalog, settings: Settings) -> PoolOptions:
+    """Return the model pool's part of new settings. Raises InvalidInput if they allow a model that nobody knows."""
+    names = set(known.names())
+    unknown = [name for name in settings.user_models if name not in names and known.find(name) is None]
+    if unknown:
+        raise InvalidInput("user_models", f"no model is called {', '.join(unknown)}", reason="CONFIG_INVALID")
+    return pool_options(settings)
+
+
 def recognizer_options(settings: Settings) -> RecognizerOptions:
     """Return the recognizer's part of the settings."""
     return RecognizerOptions(
@@ -178,12 +198,20 @@ def recognizer_options(settings: Settings) -> RecognizerOptions:
 
 
 @contextmanager
-def finishing(settings: Settings, engine: Engine) -> Iterator[Engine]:
+def finishing(
+    settings: Settings, engine: Engine, reloads: Reloads | None = None, tracers: Tracers = NO_TRACERS
+) -> Iterator[Engine]:
     """Wrap an engine as callers use it: with separate channels, and with the work on the text."""
     with CallThreads(FINISHING_THREADS, "finishing") as threads:
-        yield FinishingEngine(
-            engine=ChannelEngine(engine), profanity=profanity.load(settings.profanity_file), executor=threads
+        finished = FinishingEngine(
+            engine=ChannelEngine(engine),
+            profanity=profanity.load(settings.profanity_file),
+            executor=threads,
+            observer=tracers.text,
         )
+        if reloads is not None:
+            reloads.follow(lambda settings: profanity.load(settings.profanity_file), finished.use)
+        yield finished
 
 
 def parallelism(settings: Settings, device: Device, n_cores: int | None = None) -> tuple[int, int]:

@@ -15,8 +15,10 @@ from typeless_grpc.app.background import Background, admission_options
 from typeless_grpc.app.console import open_console
 from typeless_grpc.app.metrics import open_metrics_port
 from typeless_grpc.app.models import BuiltEngine
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.app.tracing import NO_TRACERS, Tracers
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
@@ -43,6 +45,7 @@ from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionServicer
 from typeless_grpc.sources.checked import NoSources
 from typeless_grpc.streaming.dependencies import Dependencies, InterimSlots
+from typeless_grpc.streaming.observer import StreamObservers
 from typeless_grpc.telemetry.call_log import CallLog
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.logs import get_logger
@@ -77,26 +80,33 @@ async def listen(
     background: Background | None = None,
     clock: Clock | None = None,
     metrics: Metrics | None = None,
+    reloads: Reloads | None = None,
+    tracers: Tracers = NO_TRACERS,
 ) -> AsyncIterator[Listening]:
     """Wire services and interceptors around an engine, and listen.
 
     engine: as callers use it, see `models.finishing`. more: services that need a real model, which this function does
     not. clock: of streams; the system's unless given. metrics: of this process, if the caller has added to them.
+    reloads: of the settings.
     """
+    reloads = reloads or Reloads(settings)
     async with AsyncExitStack() as stack:
         decoding = stack.enter_context(CallThreads(settings.decode_threads, "decoding"))
         streaming = stack.enter_context(CallThreads(settings.decode_threads, "streaming"))
         metrics = metrics or Metrics()
-        access = await stack.enter_async_context(open_access(settings, metrics))
+        access = await stack.enter_async_context(open_access(settings, metrics, reloads))
         admission = background.admission if background else Admission(admission_options(settings))
+        if background is None:
+            reloads.follow(admission_options, admission.use)
         drain = DrainInterceptor(decide_themselves=[STREAMS])
         recordings = RecordingTranscriber(
             engine=engine,
             admission=admission,
             decoding=decoding,
-            limits=RecordingLimits(max_audio_s=settings.max_audio_s),
+            limits=recording_limits(settings),
             sources=background.sources if background else NoSources(),
             fetching=background.fetching if background else decoding,
+            observer=tracers.audio,
         )
         dependencies = Dependencies(
             engine=engine,
@@ -105,54 +115,71 @@ async def listen(
             clock=clock or SystemClock(),
             interim_slots=InterimSlots(settings.stream_interims_at_once),
             audio=StreamAudio(admission),
-            observer=metrics.streams,
+            observer=StreamObservers([metrics.streams, *tracers.streams]),
         )
-        streams = await stack.enter_async_context(open_streams(settings, dependencies))
+        streams = await stack.enter_async_context(open_streams(settings, dependencies, reloads))
         drain.when_closing(streams.draining, streams.drained)
+        batches = BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items)
+        info = ServerServicer(_facts(settings, background))
+        admin = AdminServicer(registry=access.registry, usage=_usage(access, background), settings=_shown(settings))
         services: list[Service] = [
-            TranscriptionServicer(
-                admission=admission,
-                recordings=recordings,
-                batches=BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items),
-                streams=streams,
-            ),
-            ServerServicer(_facts(settings, background)),
-            AdminServicer(registry=access.registry, usage=_usage(access, background), settings=_shown(settings)),
+            TranscriptionServicer(admission=admission, recordings=recordings, batches=batches, streams=streams),
+            info,
+            admin,
             *more,
             *(background.services if background else ()),
         ]
         options = server_options(settings)
+        accounting = AccountingInterceptor(
+            [metrics.calls, CallLog(), *access.observers, *tracers.calls], keeps_text=settings.log_text
+        )
+        metadata = MetadataInterceptor(settings.max_metadata_entries)
+        open_calls = OpenCallsInterceptor(settings.max_open_calls)
+        arrival = ArrivalInterceptor(arrival_options(settings, options))
         interceptors = [
             RequestIdInterceptor(),
-            AccountingInterceptor([metrics.calls, CallLog(), *access.observers], keeps_text=settings.log_text),
+            *tracers.interceptors,
+            accounting,
             StatusInterceptor(),
-            MetadataInterceptor(settings.max_metadata_entries),
+            metadata,
             drain,
-            OpenCallsInterceptor(settings.max_open_calls),
+            open_calls,
             *access.interceptors,
             DeadlineInterceptor(access.rules, settings.max_call_s),
-            ArrivalInterceptor(arrival_options(settings, options)),
+            arrival,
             MessageSizeInterceptor(settings.max_message_bytes),
         ]
-        for warning in warnings(settings):
-            log.warning(warning)
-        console = await open_console(stack, settings)
+        _warn(settings)
+        console = await open_console(stack, settings, metrics)
+        tls = _tls(settings)
         server = Server(
             services=services,
             interceptors=[Chain(interceptors)],
             drain=drain,
             options=options,
-            tls=_tls(settings),
+            tls=tls,
             checks=[
-                HealthCheck("engine", NEEDS_ENGINE, lambda: engine.stalled_s < settings.engine_stall_s),
+                HealthCheck("engine", NEEDS_ENGINE, lambda: engine.stalled_s < reloads.settings.engine_stall_s),
                 HealthCheck("sessions of streams", NEEDS_ENGINE, lambda: streams.is_well),
                 *access.checks,
                 *(background.checks if background else ()),
             ],
             console_socket=console.grpc_socket if console else None,
         )
-        metrics.watch_admission(lambda: admission.held_s, settings.max_held_audio_s)
+        reloads.follow(recording_limits, recordings.use)
+        reloads.follow(lambda settings: settings.max_batch_items, batches.use)
+        reloads.follow(lambda settings: settings.max_metadata_entries, metadata.use)
+        reloads.follow(lambda settings: settings.max_open_calls, open_calls.use)
+        reloads.follow(lambda settings: settings.log_text, lambda log_text: accounting.use(keeps_text=log_text))
+        reloads.follow(lambda settings: arrival_options(settings, options), arrival.use)
+        reloads.follow(server_options, server.use)
+        reloads.follow(lambda settings: settings, lambda settings: info.use(_facts(settings, background)))
+        reloads.follow(_shown, admin.use)
+        reloads.follow(lambda settings: settings, _warn)
+        metrics.watch_admission(lambda: admission.held_s, lambda: reloads.settings.max_held_audio_s)
         metrics.watch_health(lambda: server.statuses)
+        if tls is not None:
+            metrics.watch_certificate(tls.expires_s)
         metrics.engine.watch_engine(lambda: engine.backlog_s, lambda: engine.stalled_s)
         metrics.streams.watch(lambda: streams.n_open, lambda: streams.n_sessions)
         stack.push_async_callback(cancelled, asyncio.create_task(metrics.loop_lag.run(), name="loop-lag"))
@@ -165,6 +192,11 @@ async def listen(
 def model_service(settings: Settings, engine: BuiltEngine) -> Service:
     """Return the service that lists, loads and unloads this engine's models."""
     return ModelServicer(pool=engine.models, catalog=engine.known, default_model=settings.model)
+
+
+def _warn(settings: Settings) -> None:
+    for warning in warnings(settings):
+        log.warning(warning)
 
 
 def warnings(settings: Settings) -> Iterator[str]:
@@ -191,6 +223,11 @@ def _console_warnings(settings: Settings) -> Iterator[str]:
         yield "the console sends keys in plain text, unless a proxy in front of it uses TLS"
     if settings.tls_client_ca_file is not None:
         yield "the console's callers need no client certificate"
+
+
+def recording_limits(settings: Settings) -> RecordingLimits:
+    """Return the limits of recordings in calls."""
+    return RecordingLimits(max_audio_s=settings.max_audio_s)
 
 
 def server_options(settings: Settings) -> ServerOptions:

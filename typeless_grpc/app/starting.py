@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from typeless_grpc.app.memory import share_heaps
 from typeless_grpc.app.metrics import open_metrics_port
 from typeless_grpc.app.models import BuiltEngine, build_engine
+from typeless_grpc.app.reloading import Reloads, follow_logs
 from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.app.tracing import Tracers, open_tracing
 from typeless_grpc.config import Settings
 from typeless_grpc.telemetry.metrics import Metrics
 
@@ -25,7 +27,7 @@ class App:
     """A server that listens, and its engine, whose default model may still be loading.
 
     console_port: None without a console. model: the default model's name. warming: loads it and runs it once.
-    is_warm: set when the server serves.
+    is_warm: set when the server serves. reloads: the settings in force.
     """
 
     server: Server
@@ -35,6 +37,7 @@ class App:
     engine: BuiltEngine
     warming: asyncio.Task[None]
     is_warm: asyncio.Event
+    reloads: Reloads
 
     async def warm(self) -> None:
         """Wait until the default model has run once, then report SERVING. Raises EngineFailed if it cannot run."""
@@ -51,7 +54,10 @@ async def build(settings: Settings) -> AsyncIterator[App]:
     """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
-        built, warming = await stack.enter_async_context(_loading(settings, metrics))
+        reloads = Reloads(settings, report=metrics.reloaded)
+        follow_logs(reloads)
+        tracers = await stack.enter_async_context(open_tracing())
+        built, warming = await stack.enter_async_context(_loading(settings, metrics, reloads, tracers))
         await _import("typeless_grpc.app.background", "typeless_grpc.app.root")
         from typeless_grpc.app.background import keep_jobs
         from typeless_grpc.app.root import listen, model_service
@@ -65,6 +71,8 @@ async def build(settings: Settings) -> AsyncIterator[App]:
                 has_model=built.has_model,
                 is_ready=is_warm,
                 metrics=metrics.jobs,
+                reloads=reloads,
+                tracers=tracers,
             )
         )
         listening = await stack.enter_async_context(
@@ -75,6 +83,8 @@ async def build(settings: Settings) -> AsyncIterator[App]:
                 more=[model_service(settings, built)],
                 background=background,
                 metrics=metrics,
+                reloads=reloads,
+                tracers=tracers,
             )
         )
         yield App(
@@ -85,15 +95,19 @@ async def build(settings: Settings) -> AsyncIterator[App]:
             engine=built,
             warming=warming,
             is_warm=is_warm,
+            reloads=reloads,
         )
 
 
 @asynccontextmanager
-async def build_worker(settings: Settings) -> AsyncIterator[None]:
-    """Run jobs with an engine of their own, and accept no calls."""
+async def build_worker(settings: Settings) -> AsyncIterator[Reloads]:
+    """Run jobs with an engine of their own, and accept no calls. Yields the settings in force."""
     async with AsyncExitStack() as stack:
         metrics = Metrics()
-        built, warming = await stack.enter_async_context(_loading(settings, metrics))
+        reloads = Reloads(settings, report=metrics.reloaded)
+        follow_logs(reloads)
+        tracers = await stack.enter_async_context(open_tracing())
+        built, warming = await stack.enter_async_context(_loading(settings, metrics, reloads, tracers))
         await _import("typeless_grpc.app.background")
         from typeless_grpc.app.background import keep_jobs
 
@@ -105,20 +119,24 @@ async def build_worker(settings: Settings) -> AsyncIterator[None]:
                 detector=built.detector,
                 has_model=built.has_model,
                 metrics=metrics.jobs,
+                reloads=reloads,
+                tracers=tracers,
             )
         )
-        metrics.watch_admission(lambda: background.admission.held_s, settings.max_held_audio_s)
+        metrics.watch_admission(lambda: background.admission.held_s, lambda: reloads.settings.max_held_audio_s)
         metrics.engine.watch_engine(lambda: built.engine.backlog_s, lambda: built.engine.stalled_s)
         stack.push_async_callback(cancelled, asyncio.create_task(metrics.loop_lag.run(), name="loop-lag"))
         open_metrics_port(stack, settings, metrics)
-        yield
+        yield reloads
 
 
 @asynccontextmanager
-async def _loading(settings: Settings, metrics: Metrics) -> AsyncIterator[tuple[BuiltEngine, asyncio.Task[None]]]:
+async def _loading(
+    settings: Settings, metrics: Metrics, reloads: Reloads, tracers: Tracers
+) -> AsyncIterator[tuple[BuiltEngine, asyncio.Task[None]]]:
     """The engine, and the task that loads its default model and runs it once."""
     share_heaps()
-    async with build_engine(settings, metrics.engine) as built:
+    async with build_engine(settings, metrics.engine, reloads, tracers) as built:
         warming = asyncio.create_task(built.warm())
         try:
             yield built, warming

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from typeless_grpc.app.databases import jobs_database_url
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import DecodeOptions
@@ -27,31 +28,32 @@ DRAIN_PAUSE_S = 5.0  # within which nearly all speakers pause for the half secon
 
 
 @asynccontextmanager
-async def open_streams(settings: Settings, dependencies: Dependencies) -> AsyncIterator[StreamService]:
+async def open_streams(
+    settings: Settings, dependencies: Dependencies, reloads: Reloads
+) -> AsyncIterator[StreamService]:
     """Open the service of streams. All sessions end with it."""
     sessions: Sessions[StreamConfig] = Sessions(session_limits(settings), dependencies.clock, dependencies.observer)
-    defaults = stream_defaults(settings)
     async with AsyncExitStack() as stack:
-        durable = await stack.enter_async_context(_durable(settings, defaults))
+        durable = await stack.enter_async_context(_durable(settings, reloads))
         stack.push_async_callback(sessions.close)
         stack.push_async_callback(cancelled, asyncio.create_task(sessions.run()))
-        limits = StreamLimits(
-            options=stream_options(settings),
-            resume_window_s=settings.stream_resume_window_s,
-            drain_pause_s=drain_pause_s(settings),
-        )
-        yield StreamService(
+        reloads.follow(session_limits, sessions.use)
+        service = StreamService(
             dependencies=dependencies,
             sessions=sessions,
-            defaults=defaults,
-            limits=limits,
+            defaults=stream_defaults(settings),
+            limits=stream_limits(settings),
             code_of=code_of,
             durable=durable,
         )
+        reloads.follow(
+            lambda settings: (stream_defaults(settings), stream_limits(settings)), lambda both: service.use(*both)
+        )
+        yield service
 
 
 @asynccontextmanager
-async def _durable(settings: Settings, defaults: StreamDefaults) -> AsyncIterator[DurableDependencies | None]:
+async def _durable(settings: Settings, reloads: Reloads) -> AsyncIterator[DurableDependencies | None]:
     """Open the store of sessions; None if they are in memory only. SQLAlchemy is imported only if it is needed."""
     if settings.stream_store == "none":
         yield None
@@ -66,12 +68,14 @@ async def _durable(settings: Settings, defaults: StreamDefaults) -> AsyncIterato
         url=settings.storage_url or str(settings.data_dir / "jobs" / "files"),
         min_free_percent=settings.min_free_disk_percent,
     )
-    store = SqlSessionStore(database, files, ttl_s=settings.stream_resume_window_s + 2 * EVERY_S)
+    store, updates = SqlSessionStore(database, files, _ttl_s(settings)), UpdateMessages(stream_defaults(settings))
+    reloads.follow(_ttl_s, store.use)
+    reloads.follow(stream_defaults, updates.use)
     with CallThreads(STORE_THREADS, "sessions") as threads:
         await asyncio.to_thread(database.create_tables)
         sweeping = asyncio.create_task(_swept(store))
         try:
-            yield DurableDependencies(store, threads, UpdateMessages(defaults))
+            yield DurableDependencies(store, threads, updates)
         finally:
             await cancelled(sweeping)
             database.close()
@@ -83,6 +87,11 @@ async def _swept(store: DurableStore) -> None:
         await asyncio.sleep(SWEEP_S)
         with suppress(SourceUnavailable):
             await asyncio.to_thread(store.delete_expired)
+
+
+def _ttl_s(settings: Settings) -> float:
+    """Return how long a session lives without a write: the resume window, from the last one on."""
+    return settings.stream_resume_window_s + 2 * EVERY_S
 
 
 def drain_pause_s(settings: Settings) -> float:
@@ -97,6 +106,15 @@ def session_limits(settings: Settings) -> SessionLimits:
         max_streams=settings.max_streams,
         max_streams_per_caller=settings.max_streams_per_caller,
         max_kept=settings.max_kept_streams,
+    )
+
+
+def stream_limits(settings: Settings) -> StreamLimits:
+    """Return the bounds of streams, which `started` reports to callers."""
+    return StreamLimits(
+        options=stream_options(settings),
+        resume_window_s=settings.stream_resume_window_s,
+        drain_pause_s=drain_pause_s(settings),
     )
 
 

@@ -236,6 +236,8 @@ class ContainerReader:
             try:
                 packet = next(packets, None)
             except (av.FFmpegError, ValueError) as error:
+                if self._container.format.name == "wv" and self._file.ends_in_a_tag():
+                    return  # FFmpeg takes a tag for a block, unless it has found it at the end of a file before
                 why = "it ends in the middle, or is damaged"
                 raise InvalidInput(f"{self._field}.content", why, reason="AUDIO_TRUNCATED") from error
             except IndexError:  # PyAV 18.1 at the end of a file in which tracks appeared that it did not know

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import BinaryIO
 
 from typeless_grpc.audio.avi import AviChunks
 
 _AVI_READ_BYTES = 4096
+_RECENT_BYTES = 1 << 16  # more than tags usually have, without a picture
 
 
 class InputFile:
@@ -19,6 +21,7 @@ class InputFile:
         self._history: bytearray | None = None if file.seekable() else bytearray()
         self._unread = bytearray()
         self._n_read = 0
+        self._recent = b""  # the last bytes that were read
         self._avi_chunks: AviChunks | None = AviChunks() if file.seekable() else None
 
     def read(self, n_bytes: int) -> bytes:
@@ -57,7 +60,15 @@ class InputFile:
             self.seek(current)
         return self._avi_chunks
 
+    def ends_in_a_tag(self) -> bool:
+        """Whether the last bytes, of a pipe those read so far, are metadata: an APE or an ID3v1 tag."""
+        if self.seekable():
+            self.seek(max(0, self.seek(0, io.SEEK_END) - _RECENT_BYTES))
+            self._recent = self._file.read(_RECENT_BYTES)
+        return b"APETAGEX" in self._recent or self._recent[-128:-125] == b"TAG"
+
     def _note(self, data: bytes) -> None:
+        self._recent = (self._recent + data)[-_RECENT_BYTES:]
         if self._history is not None:
             self._history += data
         if self._n_read == 0:

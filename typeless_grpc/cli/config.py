@@ -28,7 +28,7 @@ def config(
     """
     with failures_as_lines():
         from typeless_grpc.cli.reference import reference
-        from typeless_grpc.config import group_of, public
+        from typeless_grpc.config import group_of, is_reloadable, public
 
         if as_reference:
             typer.echo(reference(), nl=False)
@@ -38,7 +38,12 @@ def config(
             typer.echo("\n".join(_lines(loaded, describe=describe)))
             return
         rows = {
-            name: {"value": value, "origin": loaded.origins[name], "group": group_of(name)}
+            name: {
+                "value": value,
+                "origin": loaded.origins[name],
+                "group": group_of(name),
+                "reload": is_reloadable(name),
+            }
             for name, value in public(loaded.settings).items()
         }
     typer.echo(json.dumps(rows, indent=2))

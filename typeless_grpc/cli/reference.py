@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from typeless_grpc.config import ENV_PREFIX, GROUPS, RENAMED, SECRETS
+from typeless_grpc.config import ENV_PREFIX, GROUPS, RENAMED, SECRETS, is_reloadable
 from typeless_grpc.config.values import Group
 
 HEAD = """\
@@ -30,6 +30,9 @@ model = "small"
 ```
 
 {secrets}
+
+A change of a setting with "yes" under "Reload" takes effect on SIGHUP, without a restart: see
+[deployment.md](deployment.md#reload-the-settings).
 """
 SECRETS_IN_FILES = (
     "A setting that is secret, or may contain a password, can be read from a file as Docker and Kubernetes provide it: "
@@ -42,8 +45,8 @@ TABLE = """
 
 {meaning}
 
-| Setting | Variable | Default | Range | Meaning |
-| --- | --- | --- | --- | --- |
+| Setting | Variable | Default | Range | Reload | Meaning |
+| --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -65,7 +68,9 @@ def _old_names() -> str:
 
 def _row(name: str, field: FieldInfo) -> str:
     meaning = (field.description or "").replace("|", "\\|")
-    return f"| `{name}` | `{ENV_PREFIX}{name.upper()}` | {_default(field)} | {_range(field)} | {meaning} |\n"
+    reload = "yes" if is_reloadable(name) else "no"
+    variable = f"{ENV_PREFIX}{name.upper()}"
+    return f"| `{name}` | `{variable}` | {_default(field)} | {_range(field)} | {reload} | {meaning} |\n"
 
 
 def _default(field: FieldInfo) -> str:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from typeless_grpc.access.address import is_loopback
 from typeless_grpc.cli.output import failures_as_lines
 from typeless_grpc.cli.settings import load_settings
-from typeless_grpc.cli.signals import say, stop_event
+from typeless_grpc.cli.signals import hold_hang_ups, requests, say
 from typeless_grpc.version import VERSION
 
 if TYPE_CHECKING:
     from typeless_grpc.app.starting import App
-    from typeless_grpc.config import Settings
+    from typeless_grpc.config import Loaded, Settings
 
 SAMPLE = Path(__file__).parents[2] / "tests" / "audio" / "en_two_sentences.flac"
 
@@ -34,7 +37,9 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
 ) -> None:
-    """Serve until SIGTERM, SIGHUP or Ctrl-C, then finish running calls. `typeless config` shows all settings.
+    """Serve until SIGTERM or Ctrl-C, then finish running calls. SIGHUP reads the settings again.
+
+    `typeless config` shows all settings.
 
     Example: typeless serve --port 50051 --model base
     """
@@ -47,27 +52,43 @@ def serve(
         "data_dir": data_dir,
         "log_level": log_level,
     }
+    hold_hang_ups()
     with failures_as_lines():
         from typeless_grpc.app.models import catalog
         from typeless_grpc.cli.models import fetch
+        from typeless_grpc.config import load
         from typeless_grpc.telemetry import logs
 
         settings = load_settings(flags, file=config).settings
         logs.configure(settings.log_level, settings.log_format)
         fetch(catalog(settings), settings.model)
-        asyncio.run(run_server(settings, _variables(config, data_dir)))
+        reading = functools.partial(load, flags, file=config)
+        asyncio.run(run_server(settings, _variables(config, data_dir), reading))
 
 
-async def run_server(settings: Settings, variables: str) -> None:
-    """Run a server until a signal. variables: see `ready_text`."""
+async def run_server(settings: Settings, variables: str, reading: Callable[[], Loaded]) -> None:
+    """Run a server until a signal. variables: see `ready_text`. reading: reads the settings again."""
     from typeless_grpc.app.starting import build
 
-    stop = stop_event()
+    signals = requests()
     async with build(settings) as app:
-        if await _is_warm(app, stop):
+        if await _is_warm(app, signals.stop):
             say(ready_text(app, settings, variables))
-            await stop.wait()
+            async with app.reloads.running(signals.reload, reading):
+                await until_stopped(signals.stop, app.server.failed())
         say("Stopping: running calls may finish.", to_stderr=True)
+
+
+async def until_stopped(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) -> None:
+    """Wait for stop. Raises the error of failed: without gRPC's server, the process would live on and serve nobody."""
+    failing, stopping = asyncio.create_task(failed), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            failing.result()
+    finally:
+        failing.cancel()
+        stopping.cancel()
 
 
 async def _is_warm(app: App, stop: asyncio.Event) -> bool:
@@ -113,14 +134,23 @@ def ready_text(app: App, settings: Settings, variables: str = "") -> str:
     if settings.auth_enabled:
         key = f"  export TYPELESS_API_KEY=$({variables}{typeless} keys create --local)\n"
         grpcurl += ' -H "x-api-key: $TYPELESS_API_KEY"'
+    console = f"The console: {_console_url(settings, app.console_port)}\n" if app.console_port is not None else ""
     return f"""\
 typeless {VERSION} takes calls on {settings.host}:{app.port}: model {app.model} ({on})
-
+{console}
 Try next:
 {key}  {typeless} transcribe{server}{tls} {sample}
   {grpcurl} {address} list
   echo '{{"audio": {{"content": "'$(base64 -w0 {sample})'"}}}}' | {grpcurl} -d @ {address} {method}
 """
+
+
+def _console_url(settings: Settings, port: int) -> str:
+    """The address for a browser on this machine, if the console listens here; browsers trust localhost."""
+    host = settings.console_host.strip("[]")
+    if is_loopback(host) or host in ("0.0.0.0", "::"):
+        host = "localhost"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def _command() -> str:

@@ -1,4 +1,4 @@
-"""Signals that stop a server or a worker."""
+"""Signals that stop a server or a worker, or make it read its settings again."""
 
 from __future__ import annotations
 
@@ -8,29 +8,98 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import dataclass, field
+
+# After SIGHUP: if a terminal has closed, the kernel takes a moment to detach it. Joins signals that follow each other.
+HANG_UP_S = 0.2
 
 
-def stop_event() -> asyncio.Event:
-    """An event of the running loop that SIGTERM, Ctrl-C and SIGHUP set.
+@dataclass(frozen=True)
+class Requests:
+    """What signals request. stop: to end. reload: to read the settings again; the reader clears it."""
 
-    The second SIGTERM or Ctrl-C ends the process at once. SIGHUP does not count: the shell and the system each send one
-    when a terminal closes. `nohup` ignores SIGHUP, and then it stays ignored.
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    reload: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def requests() -> Requests:
+    """Handle signals in the running loop: SIGTERM and Ctrl-C stop the process, SIGHUP makes it reload its settings.
+
+    The second SIGTERM or Ctrl-C ends the process at once. SIGHUP also comes, often twice, when the process's terminal
+    closes. Then it stops the process, unless it was started by `nohup`, which ignores SIGHUP.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    requests: list[signal.Signals] = []
+    found, loop, terminal = Requests(), asyncio.get_running_loop(), Terminal()
+    held = signal.getsignal(signal.SIGHUP)
+    if isinstance(held, _HeldHangUp) and held.has_come:
+        found.reload.set()
+    stops: list[signal.Signals] = []
+    deciding: list[asyncio.TimerHandle] = []
 
-    def on_signal(number: signal.Signals) -> None:
-        if number is not signal.SIGHUP:
-            requests.append(number)
-        if len(requests) > 1:
+    def on_stop(number: signal.Signals) -> None:
+        stops.append(number)
+        if len(stops) > 1:
             os._exit(130)
-        stop.set()
+        found.stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, on_signal, number)
-    return stop
+    def on_hang_up() -> None:
+        if not deciding:
+            deciding.append(loop.call_later(HANG_UP_S, decide))
+
+    def decide() -> None:
+        deciding.clear()
+        if not terminal.has_closed():
+            found.reload.set()
+        elif not terminal.is_ignored:
+            found.stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_stop, number)
+    loop.add_signal_handler(signal.SIGHUP, on_hang_up)
+    return found
+
+
+class Terminal:
+    """The terminal of this process, if it has one. is_ignored: SIGHUP was ignored at the start, as under `nohup`."""
+
+    def __init__(self) -> None:
+        self.is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self._was_open = _has_terminal()
+
+    def has_closed(self) -> bool:
+        """Whether the terminal has closed since the last call that returned True, or since the start."""
+        has_closed = self._was_open and not _has_terminal()
+        self._was_open = self._was_open and not has_closed
+        return has_closed
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def hold_hang_ups() -> None:
+    """Until `requests` is called, let SIGHUP end this process only if its terminal has closed.
+
+    A service manager may request a reload while the program still loads; then it follows the start.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _HeldHangUp())
+
+
+class _HeldHangUp:
+    """A handler of SIGHUP. has_come: whether it came for another reason than that the terminal closed."""
+
+    def __init__(self) -> None:
+        self.has_come = False
+        self._terminal = Terminal()
+
+    def __call__(self, *_: object) -> None:
+        if self._terminal.has_closed():
+            sys.exit(128 + signal.SIGHUP)
+        self.has_come = True
 
 
 def say(text: str, *, to_stderr: bool = False) -> None:

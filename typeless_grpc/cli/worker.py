@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +12,10 @@ import typer
 
 from typeless_grpc.cli.output import failures_as_lines
 from typeless_grpc.cli.settings import load_settings
-from typeless_grpc.cli.signals import end_within, say, stop_event
+from typeless_grpc.cli.signals import end_within, hold_hang_ups, requests, say
 
 if TYPE_CHECKING:
-    from typeless_grpc.config import Settings
+    from typeless_grpc.config import Loaded, Settings
 
 STARTING_S = 1.0  # for a worker that has to stop before it has started
 
@@ -26,7 +28,9 @@ def worker(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
 ) -> None:
-    """Run jobs until SIGTERM, SIGHUP or Ctrl-C. Unfinished jobs continue on another worker, or at the next start.
+    """Run jobs until SIGTERM or Ctrl-C. Unfinished jobs continue on another worker, or at the next start.
+
+    SIGHUP reads the settings again.
 
     Needs the same TYPELESS_DATABASE_URL and TYPELESS_STORAGE_URL as the servers.
 
@@ -39,9 +43,11 @@ def worker(
         "max_concurrent_jobs": jobs,
         "log_level": log_level,
     }
+    hold_hang_ups()
     with failures_as_lines():
         from typeless_grpc.app.models import catalog
         from typeless_grpc.cli.models import fetch
+        from typeless_grpc.config import load
         from typeless_grpc.errors import InvalidInput
         from typeless_grpc.telemetry import logs
 
@@ -50,20 +56,22 @@ def worker(
             raise InvalidInput("max_concurrent_jobs", "is 0: this worker would run no jobs", reason="CONFIG_INVALID")
         logs.configure(settings.log_level, settings.log_format)
         fetch(catalog(settings), settings.model)
-        asyncio.run(run_worker(settings))
+        asyncio.run(run_worker(settings, functools.partial(load, flags, file=config)))
 
 
-async def run_worker(settings: Settings) -> None:
-    """Run jobs until a signal."""
+async def run_worker(settings: Settings, reading: Callable[[], Loaded]) -> None:
+    """Run jobs until a signal. reading: reads the settings again."""
     from typeless_grpc.app.starting import build_worker
 
-    stop, has_started = stop_event(), asyncio.Event()
+    signals, has_started = requests(), asyncio.Event()
+    stop = signals.stop
 
     async def run() -> None:
-        async with build_worker(settings):
+        async with build_worker(settings) as reloads:
             has_started.set()
             say(f"typeless worker runs up to {settings.max_concurrent_jobs} jobs")
-            await stop.wait()
+            async with reloads.running(signals.reload, reading):
+                await stop.wait()
             say("Stopping: returning running jobs to the queue.", to_stderr=True)
 
     running, stopping = asyncio.create_task(run()), asyncio.create_task(stop.wait())

@@ -1,4 +1,4 @@
-"""The connection of both clients: its API key, TLS and channel options."""
+"""The connection of both clients: its API key, TLS and channel options, and the headers of every call."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
+from typeless_grpc.client.propagation import trace_headers
 from typeless_grpc.client.retry import SERVICE_CONFIG
 from typeless_grpc.client.target import is_on_this_machine, target_to_call
 
@@ -51,7 +52,9 @@ class Tls:
 
 
 def channel(target: str, *, api_key: str | None = None, tls: Tls | None = None, retry: bool = True) -> grpc.Channel:
-    """Open a channel that sends the key with every call, for generated stubs. See `Client` for the arguments.
+    """Open a channel for generated stubs. It sends the key and the current trace with every call.
+
+    See `Client` for the arguments.
 
     >>> with channel("localhost:50051") as open_channel:
     ...     stub = server_pb2_grpc.ServerServiceStub(open_channel)
@@ -63,7 +66,7 @@ def channel(target: str, *, api_key: str | None = None, tls: Tls | None = None, 
         plain = grpc.insecure_channel(target, options=_options(target, retry))
     else:
         plain = grpc.secure_channel(target, tls.credentials(), options=_options(target, retry))
-    return grpc.intercept_channel(plain, _KeySender(key)) if key else plain
+    return grpc.intercept_channel(plain, _HeaderSender(key))
 
 
 def async_channel(
@@ -113,7 +116,7 @@ def _async_channel(target: str, key: str, credentials: grpc.ChannelCredentials |
         plain = grpc.aio.insecure_channel(target, options=_options(target, retry))
     else:
         plain = grpc.aio.secure_channel(target, credentials, options=_options(target, retry))
-    return cast("grpc.aio.Channel", _KeyedChannel(plain, key)) if key else plain
+    return cast("grpc.aio.Channel", _ChannelWithHeaders(plain, key))
 
 
 def key_to_send(api_key: str | None) -> str:
@@ -157,19 +160,24 @@ def _options(target: str, retry: bool) -> list[tuple[str, Any]]:
     ]
 
 
-class _KeySender(
+def _headers(given: Any, api_key: str) -> tuple[Any, ...]:
+    key = (("x-api-key", api_key),) if api_key else ()
+    return (*(given or ()), *key, *trace_headers())
+
+
+class _HeaderSender(
     grpc.UnaryUnaryClientInterceptor,
     grpc.UnaryStreamClientInterceptor,
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """Adds the key to the headers of every call, of any shape."""
+    """Adds the key and the current trace to the headers of every call, of any shape."""
 
     def __init__(self, api_key: str) -> None:
-        self._header = ("x-api-key", api_key)
+        self._api_key = api_key
 
     def _send(self, continuation: Any, details: Any, request: Any) -> Any:
-        return continuation(details._replace(metadata=(*(details.metadata or ()), self._header)), request)
+        return continuation(details._replace(metadata=_headers(details.metadata, self._api_key)), request)
 
     intercept_unary_unary: Any = _send
     intercept_unary_stream: Any = _send
@@ -177,39 +185,39 @@ class _KeySender(
     intercept_stream_stream: Any = _send
 
 
-class _KeyedChannel:
+class _ChannelWithHeaders:
     """The same for asyncio, where an interceptor would change the class of the call."""
 
     def __init__(self, plain: grpc.aio.Channel, api_key: str) -> None:
         self._plain = plain
-        self._header = ("x-api-key", api_key)
+        self._api_key = api_key
 
     def unary_unary(self, *method: Any, **options: Any) -> Any:
         """See `grpc.aio.Channel`."""
-        return self._keyed(self._plain.unary_unary(*method, **options))
+        return self._sending(self._plain.unary_unary(*method, **options))
 
     def unary_stream(self, *method: Any, **options: Any) -> Any:
         """See `grpc.aio.Channel`."""
-        return self._keyed(self._plain.unary_stream(*method, **options))
+        return self._sending(self._plain.unary_stream(*method, **options))
 
     def stream_unary(self, *method: Any, **options: Any) -> Any:
         """See `grpc.aio.Channel`."""
-        return self._keyed(self._plain.stream_unary(*method, **options))
+        return self._sending(self._plain.stream_unary(*method, **options))
 
     def stream_stream(self, *method: Any, **options: Any) -> Any:
         """See `grpc.aio.Channel`."""
-        return self._keyed(self._plain.stream_stream(*method, **options))
+        return self._sending(self._plain.stream_stream(*method, **options))
 
-    def _keyed(self, call: Any) -> Callable[..., Any]:
-        def with_key(*request: Any, metadata: Any = None, **options: Any) -> Any:
-            return call(*request, metadata=(*(metadata or ()), self._header), **options)
+    def _sending(self, call: Any) -> Callable[..., Any]:
+        def with_headers(*request: Any, metadata: Any = None, **options: Any) -> Any:
+            return call(*request, metadata=_headers(metadata, self._api_key), **options)
 
-        return with_key
+        return with_headers
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._plain, name)
 
-    async def __aenter__(self) -> _KeyedChannel:
+    async def __aenter__(self) -> _ChannelWithHeaders:
         await self._plain.__aenter__()
         return self
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from typeless_grpc.config.values import Group, SplitAtCommas
+from typeless_grpc.config.values import Group, Reloadable, SplitAtCommas
 
 OpenService = Literal["health", "reflection", "server"]
 JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -21,24 +21,24 @@ class AccessSettings(Group):
         description="Check callers' keys. If disabled, anyone who can reach the port may make every call except "
         "those of AdminService.",
     )
-    require_auth: bool = Field(
+    require_auth: Reloadable[bool] = Field(
         False,
         description="Refuse callers without a key. If disabled, they are anonymous and have a part of each limit. "
         "Wrong keys are always refused.",
     )
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, SplitAtCommas] = Field(
+    api_keys: Reloadable[Annotated[tuple[SecretStr, ...], NoDecode, SplitAtCommas]] = Field(
         (), description="Keys of users, separated by commas, in addition to those created with AdminService."
     )
-    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode, SplitAtCommas] = Field(
+    admin_keys: Reloadable[Annotated[tuple[SecretStr, ...], NoDecode, SplitAtCommas]] = Field(
         (),
         description="Keys of admins, separated by commas. Use one to create the first key with AdminService.",
     )
-    open_services: Annotated[tuple[OpenService, ...], NoDecode, SplitAtCommas] = Field(
+    open_services: Reloadable[Annotated[tuple[OpenService, ...], NoDecode, SplitAtCommas]] = Field(
         ("health", "reflection", "server"),
         description="Services that need no key even if `require_auth` is on: health, reflection, server "
         "(ServerService).",
     )
-    max_api_keys: int = Field(
+    max_api_keys: Reloadable[int] = Field(
         10_000, ge=1, le=1_000_000, description="Keys that may exist. Revoked and expired keys do not count."
     )
     key_refresh_s: float = Field(
@@ -55,23 +55,29 @@ class AccessSettings(Group):
         "(`typeless keys usage`). Usage is counted while `auth_enabled` is on.",
     )
 
-    jwt_issuer: str = Field(
+    jwt_issuer: Reloadable[str] = Field(
         "", description="Accept JSON Web Tokens of this issuer (`iss`) in addition to keys. Tokens are off by default."
     )
-    jwt_audience: str = Field("", description="Required `aud` of a token: the name of this service at the issuer.")
-    jwt_jwks_url: str = Field("", description="URL of the issuer's signing keys, https://…/jwks.json.")
-    jwt_algorithms: Annotated[tuple[JwtAlgorithm, ...], NoDecode, SplitAtCommas] = Field(
+    jwt_audience: Reloadable[str] = Field(
+        "", description="Required `aud` of a token: the name of this service at the issuer."
+    )
+    jwt_jwks_url: Reloadable[str] = Field("", description="URL of the issuer's signing keys, https://…/jwks.json.")
+    jwt_algorithms: Reloadable[Annotated[tuple[JwtAlgorithm, ...], NoDecode, SplitAtCommas]] = Field(
         ("RS256", "ES256"),
         min_length=1,
         description="Accepted signature algorithms. A token signed with another one is refused.",
     )
-    jwt_roles_claim: str = Field(
+    jwt_roles_claim: Reloadable[str] = Field(
         "roles",
         min_length=1,
         description="Claim with the caller's roles. Dots separate nested claims (realm_access.roles).",
     )
-    jwt_user_role: str = Field("", description="Role that a token must have. By default every valid token may call.")
-    jwt_admin_role: str = Field("admin", description="Role that makes a caller an admin. Empty means no role does.")
+    jwt_user_role: Reloadable[str] = Field(
+        "", description="Role that a token must have. By default every valid token may call."
+    )
+    jwt_admin_role: Reloadable[str] = Field(
+        "admin", description="Role that makes a caller an admin. Empty means no role does."
+    )
 
     @field_validator("require_auth", "api_keys", "admin_keys", "jwt_issuer")
     @classmethod

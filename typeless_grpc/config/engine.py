@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import NoDecode
 
-from typeless_grpc.config.values import ExpandedPath, Group, NamedDirectories, SplitAtCommas
+from typeless_grpc.config.values import ExpandedPath, Group, NamedDirectories, Reloadable, SplitAtCommas
 
 
 class EngineSettings(Group):
@@ -25,14 +25,14 @@ class EngineSettings(Group):
         description="Download the default model at the start if it is missing. Disable it on machines without "
         "internet access.",
     )
-    user_models: Annotated[tuple[str, ...], NoDecode, SplitAtCommas] = Field(
+    user_models: Reloadable[Annotated[tuple[str, ...], NoDecode, SplitAtCommas]] = Field(
         (),
         description="Models that users' calls may load besides the default one, separated by commas. Users can call"
         " other models only while an admin keeps them loaded. Empty allows every installed model; name "
         "some if you do not trust all callers, because each loaded model takes memory and time from the"
         " others.",
     )
-    max_model_memory_bytes: int = Field(
+    max_model_memory_bytes: Reloadable[int] = Field(
         4 * 1024**3,
         ge=0,
         description="Memory of all loaded models, in bytes. To load another model, the server unloads idle ones, "
@@ -67,7 +67,7 @@ class EngineSettings(Group):
         description="Audio windows decoded in one batch. More raises throughput with many callers and delays the "
         "first result.",
     )
-    engine_stall_s: float = Field(
+    engine_stall_s: Reloadable[float] = Field(
         60.0,
         ge=1,
         le=3600,
@@ -88,6 +88,6 @@ class EngineSettings(Group):
     decode_threads: int = Field(
         2, ge=1, le=64, description="Recordings converted to samples in parallel, one thread each."
     )
-    profanity_file: ExpandedPath | None = Field(
+    profanity_file: Reloadable[ExpandedPath | None] = Field(
         None, description="File with the words that `mask_profanity` masks. Replaces the built-in list."
     )

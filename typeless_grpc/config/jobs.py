@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import NoDecode
 
-from typeless_grpc.config.values import Group, Seconds, SplitAtCommas
+from typeless_grpc.config.values import Group, Reloadable, Seconds, SplitAtCommas
 
 
 class JobSettings(Group):
@@ -24,34 +24,34 @@ class JobSettings(Group):
         le=1000,
         description="Jobs that this process runs in parallel. 0 leaves all jobs to `typeless worker`.",
     )
-    max_pending_jobs: int = Field(
+    max_pending_jobs: Reloadable[int] = Field(
         10_000, ge=1, le=10_000_000, description="Pending jobs of one caller. Further ones are refused."
     )
-    max_job_audio_s: Seconds = Field(
+    max_job_audio_s: Reloadable[Seconds] = Field(
         86_400.0,
         gt=0,
         le=604_800,
         description="Longest recording of a job: seconds, or a number with a unit (90m, 24h). Jobs with longer ones"
         " fail.",
     )
-    job_ttl: Seconds = Field(
+    job_ttl: Reloadable[Seconds] = Field(
         86_400.0,
         ge=1,
         le=31_536_000,
         description="Time after its end at which a job and its transcript are deleted: seconds, or a number with a "
         "unit (90m, 24h, 7d).",
     )
-    job_max_attempts: int = Field(
+    job_max_attempts: Reloadable[int] = Field(
         5, ge=1, le=100, description="Consecutive runs with a transient error after which a job fails for good."
     )
-    job_retry_delay_s: float = Field(
+    job_retry_delay_s: Reloadable[float] = Field(
         2.0,
         gt=0,
         le=3600,
         description="Seconds before the first retry of a job. Each further delay is four times as long, at most 5 "
         "minutes.",
     )
-    job_chunk_s: float = Field(
+    job_chunk_s: Reloadable[float] = Field(
         60.0,
         ge=5,
         le=600,
@@ -73,23 +73,23 @@ class JobSettings(Group):
         description="Seconds without a heartbeat after which a worker's jobs are reassigned.",
     )
 
-    max_upload_bytes: int = Field(
+    max_upload_bytes: Reloadable[int] = Field(
         2 * 1024**3,
         ge=1024,
         le=1024**4,
         description="Size of an upload, and of audio fetched by URI, in bytes. Larger ones are refused.",
     )
-    max_unfinished_uploads: int = Field(
+    max_unfinished_uploads: Reloadable[int] = Field(
         100, ge=1, le=1_000_000, description="Unfinished uploads of one caller. Further ones are refused."
     )
-    max_upload_bytes_per_caller: int = Field(
+    max_upload_bytes_per_caller: Reloadable[int] = Field(
         20 * 1024**3,
         ge=1024,
         le=1024**5,
         description="Stored audio of one caller, in bytes: uploads, and audio that came with jobs or was fetched "
         "for them. More is refused.",
     )
-    upload_ttl: Seconds = Field(
+    upload_ttl: Reloadable[Seconds] = Field(
         86_400.0,
         ge=1,
         le=31_536_000,
@@ -97,12 +97,12 @@ class JobSettings(Group):
         "unfinished: seconds, or a number with a unit (90m, 24h, 7d). An upload that a job needs stays "
         "until the job ends.",
     )
-    keep_job_audio: bool = Field(
+    keep_job_audio: Reloadable[bool] = Field(
         False,
         description="Keep a job's audio as long as the job. If disabled, the audio is deleted when the job ends; "
         "the result stays.",
     )
-    min_free_disk_percent: float = Field(
+    min_free_disk_percent: Reloadable[float] = Field(
         2.0,
         ge=0,
         le=90,
@@ -110,7 +110,7 @@ class JobSettings(Group):
         " new audio is refused. Raise it if results or other programs need the space; 0 disables the "
         "check.",
     )
-    audio_uri_prefixes: Annotated[list[str], NoDecode, SplitAtCommas] = Field(
+    audio_uri_prefixes: Reloadable[Annotated[list[str], NoDecode, SplitAtCommas]] = Field(
         default_factory=list,
         description="Prefixes that AudioSource.uri may have besides uploads, separated by commas: "
         "`file:///srv/audio/,s3://bucket/calls/,https://media.example.com/`. None by default.",

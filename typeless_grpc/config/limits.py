@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
 
-from typeless_grpc.config.values import Group, Rate
+from typeless_grpc.config.values import Group, Rate, Reloadable
 
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "redis+cluster://")
 
@@ -17,33 +17,37 @@ class LimitSettings(Group):
     rate_limit_enabled: bool = Field(
         True, description="Limit what each caller may use. If disabled, no limit of a single caller applies."
     )
-    rate_limit_transcribe: Rate = Field(
+    rate_limit_transcribe: Reloadable[Rate] = Field(
         "10/minute",
         description="Transcribe calls of one caller: AMOUNT/PERIOD, AMOUNT/PERIOD:BURST, or off.",
     )
-    rate_limit_long: Rate = Field(
+    rate_limit_long: Reloadable[Rate] = Field(
         "5/minute",
         description="Recordings of one caller longer than `long_audio_s`, in Transcribe and BatchTranscribe. They "
         "also count against those calls' own limits.",
     )
-    rate_limit_batch: Rate = Field("3/minute", description="BatchTranscribe calls of one caller.")
-    rate_limit_stream: Rate = Field("10/minute", description="StreamTranscribe calls that one caller starts.")
-    rate_limit_jobs: Rate = Field("60/minute", description="JobsService and UploadService calls of one caller.")
-    rate_limit_config: Rate = Field(
+    rate_limit_batch: Reloadable[Rate] = Field("3/minute", description="BatchTranscribe calls of one caller.")
+    rate_limit_stream: Reloadable[Rate] = Field(
+        "10/minute", description="StreamTranscribe calls that one caller starts."
+    )
+    rate_limit_jobs: Reloadable[Rate] = Field(
+        "60/minute", description="JobsService and UploadService calls of one caller."
+    )
+    rate_limit_config: Reloadable[Rate] = Field(
         "60/minute", description="AdminService, ModelService and ServerService calls of one caller."
     )
-    rate_limit_health: Rate = Field(
+    rate_limit_health: Reloadable[Rate] = Field(
         "1000/minute", description="Reflection calls of one caller. Health checks are never limited."
     )
-    rate_limit_audio: Rate = Field(
+    rate_limit_audio: Reloadable[Rate] = Field(
         "3600/minute:14400",
         description="Seconds of audio of one caller, separately for each of transcribe, batch and stream.",
     )
-    rate_limit_wrong_keys: Rate = Field(
+    rate_limit_wrong_keys: Reloadable[Rate] = Field(
         "30/minute:60",
         description="Wrong keys from one address. Beyond it, calls from there with a wrong key must wait.",
     )
-    rate_limit_anonymous_percent: int = Field(
+    rate_limit_anonymous_percent: Reloadable[int] = Field(
         50,
         ge=1,
         le=100,
@@ -55,13 +59,13 @@ class LimitSettings(Group):
         le=10_000_000,
         description="Token buckets kept in memory. Beyond it, the least recently used one is dropped.",
     )
-    long_audio_s: float = Field(
+    long_audio_s: Reloadable[float] = Field(
         300.0,
         gt=0,
         le=86400,
         description="Length in seconds beyond which a recording counts against `rate_limit_long`.",
     )
-    max_calls_per_caller: int = Field(
+    max_calls_per_caller: Reloadable[int] = Field(
         32,
         ge=1,
         le=100_000,
@@ -85,14 +89,14 @@ class LimitSettings(Group):
         description="While Redis is unavailable, limit each server on its own (local) or refuse calls (refuse).",
     )
 
-    max_concurrent_calls: int = Field(
+    max_concurrent_calls: Reloadable[int] = Field(
         64,
         ge=1,
         le=100_000,
         description="Transcribe and BatchTranscribe calls in progress, including queued ones. Further ones get "
         "UNAVAILABLE.",
     )
-    max_open_calls: int = Field(
+    max_open_calls: Reloadable[int] = Field(
         1000,
         ge=1,
         le=1_000_000,
@@ -104,14 +108,16 @@ class LimitSettings(Group):
         le=86400,
         description="Seconds after which a call ends. Streams, uploads and watches are exempt.",
     )
-    max_audio_s: float = Field(
+    max_audio_s: Reloadable[float] = Field(
         3600.0,
         gt=0,
         le=86400,
         description="Longest recording of Transcribe and BatchTranscribe, in seconds. Checked while decoding.",
     )
-    max_batch_items: int = Field(10, ge=1, le=1000, description="Recordings in one BatchTranscribe request.")
-    max_held_audio_s: float = Field(
+    max_batch_items: Reloadable[int] = Field(
+        10, ge=1, le=1000, description="Recordings in one BatchTranscribe request."
+    )
+    max_held_audio_s: Reloadable[float] = Field(
         14400.0,
         gt=0,
         description="Decoded audio that all calls and streams hold in memory, in seconds of 64 kB; a second of a "
@@ -130,17 +136,17 @@ class LimitSettings(Group):
         le=1024 * 1024,
         description="Size of a call's headers in bytes, as HTTP/2 counts them. Calls with more are refused.",
     )
-    max_metadata_entries: int = Field(
+    max_metadata_entries: Reloadable[int] = Field(
         64, ge=16, le=10_000, description="Number of a call's headers. Calls with more are refused."
     )
-    request_arrival_timeout_s: float = Field(
+    request_arrival_timeout_s: Reloadable[float] = Field(
         120.0,
         gt=0,
         le=86400,
         description="Seconds within which the request of a unary call must arrive completely. Raise it for callers "
         "with slow connections.",
     )
-    max_unfinished_bytes: int = Field(
+    max_unfinished_bytes: Reloadable[int] = Field(
         1024**3,
         ge=1024**2,
         description="Memory for requests that take more than a second to arrive, in bytes. Each counts as the "

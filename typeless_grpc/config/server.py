@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from typeless_grpc.access.address import networks
-from typeless_grpc.config.values import ExpandedPath, Group, SplitAtCommas
+from typeless_grpc.config.values import ExpandedPath, Group, Reloadable, SplitAtCommas
 
 
 class ServerSettings(Group):
@@ -42,7 +42,7 @@ class ServerSettings(Group):
         description="PEM file with certificate authorities. Clients must then present a certificate that one of "
         "them signed (mutual TLS).",
     )
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode, SplitAtCommas] = Field(
+    trusted_proxies: Reloadable[Annotated[tuple[str, ...], NoDecode, SplitAtCommas]] = Field(
         (),
         description="Addresses or networks of proxies whose `x-forwarded-for` header is trusted, separated by "
         "commas: `10.0.0.0/8,192.0.2.1`.",
@@ -75,7 +75,7 @@ class ServerSettings(Group):
         description="Seconds, plus or minus 10 %, after which a client must reconnect, so that it finds new "
         "servers. Running calls may continue for `max_call_s`; clients resume streams that last longer.",
     )
-    drain_timeout_s: float = Field(
+    drain_timeout_s: Reloadable[float] = Field(
         30.0,
         ge=0,
         le=3600,

@@ -6,28 +6,28 @@ from typing import Literal
 
 from pydantic import Field
 
-from typeless_grpc.config.values import Group
+from typeless_grpc.config.values import Group, Reloadable
 
 
 class StreamSettings(Group):
     """Bounds of StreamTranscribe calls and of the sessions behind them."""
 
-    max_streams: int = Field(
+    max_streams: Reloadable[int] = Field(
         256,
         ge=1,
         le=100_000,
         description="Streams of all callers on this server. Further ones get UNAVAILABLE.",
     )
-    max_streams_per_caller: int = Field(
+    max_streams_per_caller: Reloadable[int] = Field(
         10, ge=1, le=100_000, description="Streams of one caller, including those that wait to be resumed."
     )
-    max_stream_s: float = Field(
+    max_stream_s: Reloadable[float] = Field(
         4 * 3600.0, ge=1, le=7 * 86400, description="Audio that one stream accepts in all, in seconds."
     )
-    stream_idle_timeout_s: float = Field(
+    stream_idle_timeout_s: Reloadable[float] = Field(
         60.0, ge=1, le=86400, description="Seconds without audio or KEEP_ALIVE after which a stream ends."
     )
-    stream_resume_window_s: float = Field(
+    stream_resume_window_s: Reloadable[float] = Field(
         60.0, ge=0, le=3600, description="Seconds for which a stream can be resumed after its call broke."
     )
     stream_store: Literal["none", "database"] = Field(
@@ -36,13 +36,13 @@ class StreamSettings(Group):
         "that of jobs (`database_url`) with its storage (`storage_url`). With `database`, another server resumes a "
         "session if its server is lost.",
     )
-    max_kept_streams: int = Field(
+    max_kept_streams: Reloadable[int] = Field(
         256,
         ge=0,
         le=100_000,
         description="Streams without a call that wait to be resumed. Beyond it, the oldest are dropped.",
     )
-    stream_interim_interval_s: float = Field(
+    stream_interim_interval_s: Reloadable[float] = Field(
         1.0,
         ge=0.2,
         le=60,

@@ -6,19 +6,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from typeless_grpc.config.values import Group
+from typeless_grpc.config.values import Group, Reloadable
 
 
 class TelemetrySettings(Group):
     """Logs and metrics."""
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
+    log_level: Reloadable[Literal["debug", "info", "warning", "error"]] = Field(
         "info", description="Lowest severity of log lines that are written."
     )
-    log_format: Literal["auto", "text", "json"] = Field(
+    log_format: Reloadable[Literal["auto", "text", "json"]] = Field(
         "auto", description="Format of log lines. auto is text on a terminal and JSON otherwise."
     )
-    log_text: bool = Field(
+    log_text: Reloadable[bool] = Field(
         False, description="Write the text of transcripts to the log line of each call. Texts may be personal data."
     )
     metrics_port: int | None = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from pydantic_settings import NoDecode
@@ -53,6 +53,11 @@ def _duration_s(value: Any) -> Any:
         raise ValueError("must be seconds, or a number with the unit s, m, h or d")
     return float(match[1]) * _UNITS_S[match[2]]
 
+
+# Marks a setting whose changes take effect without a restart; `app/reloading.py` applies them.
+RELOADABLE = "reloadable"
+T = TypeVar("T")
+Reloadable = Annotated[T, RELOADABLE]
 
 ExpandedPath = Annotated[Path, AfterValidator(_expanded)]
 NamedDirectories = Annotated[dict[str, ExpandedPath], NoDecode, BeforeValidator(_named_directories)]

@@ -20,13 +20,16 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from typeless_grpc.console.activity import Activity
 from typeless_grpc.console.calls import metadata
 from typeless_grpc.console.contract import METHODS, Method
 from typeless_grpc.console.messages import Json
+from typeless_grpc.console.peers import Peers
 from typeless_grpc.console.requests import Bodies, RequestCalls, error_response
 from typeless_grpc.console.sockets import SocketCalls
 from typeless_grpc.console.visitors import CheckedVisitors, Visitors
 from typeless_grpc.errors import NotImplementedHere, TypelessError
+from typeless_grpc.pb.v1 import models_pb2, models_pb2_grpc
 
 PAGE = Path(__file__).with_name("page")
 STREAM = METHODS["TranscriptionService", "StreamTranscribe"]
@@ -39,26 +42,33 @@ class BridgeOptions:
     """Bounds of the bridge.
 
     origins: of other pages that may use it. max_body_bytes: of a request; max_bodies_bytes: of all that are in memory.
-    arrival_timeout_s: for a request to arrive. send_timeout_s: for a peer to take an answer.
+    arrival_timeout_s: for a request to arrive.
     """
 
     origins: Sequence[str]
     max_body_bytes: int
     max_bodies_bytes: int
     arrival_timeout_s: float
-    send_timeout_s: float
 
 
 class Bridge:
     """Carries HTTP and WebSocket calls over a channel to this server's gRPC. `app` is its ASGI application."""
 
-    def __init__(self, channel: grpc.aio.Channel, threads: Executor, options: BridgeOptions) -> None:
-        """threads: convert large messages."""
+    def __init__(
+        self, channel: grpc.aio.Channel, threads: Executor, peers: Peers, options: BridgeOptions, activity: Activity
+    ) -> None:
+        """threads: convert large messages. activity: see `activity.activity`."""
         json = Json(threads)
         self._sockets = SocketCalls(channel, json)
+        self._activity = activity
+        self._models = models_pb2_grpc.ModelServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
         self._requests = RequestCalls(
-            channel, json, Bodies(options.max_body_bytes, options.max_bodies_bytes), options.arrival_timeout_s
+            channel=channel,
+            json=json,
+            peers=peers,
+            bodies=Bodies(options.max_body_bytes, options.max_bodies_bytes),
+            arrival_timeout_s=options.arrival_timeout_s,
         )
         self._n_open = 0
         self._idle = asyncio.Event()
@@ -66,13 +76,14 @@ class Bridge:
         self.app = Starlette(
             routes=[
                 Route("/health", self._serve_health),
+                Route("/v1/activity", self._serve_activity),
                 Route("/v1/{service}/{method}", self._serve_request, methods=["POST"]),
                 WebSocketRoute("/v1/stream", self._serve_stream),
                 WebSocketRoute("/v1/{service}/{method}", self._serve_socket),
                 Mount("/", _Page(directory=PAGE, html=True)),
             ],
             middleware=[
-                Middleware(CheckedVisitors, visitors=Visitors(options.origins), send_timeout_s=options.send_timeout_s),
+                Middleware(CheckedVisitors, visitors=Visitors(options.origins)),
                 Middleware(
                     CORSMiddleware,
                     allow_origins=list(options.origins),
@@ -118,6 +129,14 @@ class Bridge:
             self._n_open -= 1
             if not self._n_open:
                 self._idle.set()
+
+    async def _serve_activity(self, request: Request) -> Response:
+        """Answer those who may list the models, and charge it as that call."""
+        try:
+            await self._models.ListModels(models_pb2.ListModelsRequest(), metadata=metadata(request.scope))
+        except (TypelessError, grpc.aio.AioRpcError) as error:
+            return error_response(error)
+        return JSONResponse(self._activity())
 
     async def _serve_health(self, request: Request) -> Response:
         try:

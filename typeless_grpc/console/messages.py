@@ -19,7 +19,7 @@ from typeless_grpc.interceptors.status import DETAILS_TRAILER, status_of
 M = TypeVar("M", bound=Message)
 
 # Larger messages are converted in threads: a transcript of an hour takes a second.
-INLINE_BYTES = 16 * 1024
+INLINE_BYTES = 4 * 1024
 
 # As grpc-gateway maps them.
 HTTP_STATUS = {

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -17,15 +17,20 @@ from typing import Any
 import grpc
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from typeless_grpc.access.address import Network
 from typeless_grpc.access.listening import why_unusable
+from typeless_grpc.console.activity import Activity
 from typeless_grpc.console.bridge import Bridge, BridgeOptions
+from typeless_grpc.console.peers import Peers
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
 HEAD_S = 20.0  # from a connection's start, or the end of its last answer, to the complete head of a request
+UNREAD_S = 60.0  # for a peer to read, once more waits for it than the buffers take
 LAST_WORDS_S = 5.0  # for what gRPC has answered to reach its sockets, once gRPC has stopped
 CLOSE_S = 2.0  # for connections to close, after that
 BACKLOG = 128
@@ -36,11 +41,12 @@ PING_S = 20.0
 
 @dataclass(frozen=True)
 class ConsoleOptions:
-    """Where to listen. max_connections: further ones are closed as they arrive."""
+    """Where to listen. max_connections: further ones are closed as they arrive. proxies: those that are trusted."""
 
     host: str
     port: int
     max_connections: int
+    proxies: Sequence[Network]
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,9 @@ class Console:
 
 
 @asynccontextmanager
-async def open_console(options: ConsoleOptions, bridge_options: BridgeOptions) -> AsyncIterator[Console]:
+async def open_console(
+    options: ConsoleOptions, bridge_options: BridgeOptions, activity: Activity
+) -> AsyncIterator[Console]:
     """Listen. Close it after gRPC has stopped, so that open calls get their ends.
 
     Raises SourceUnavailable if the address cannot be used.
@@ -62,9 +70,11 @@ async def open_console(options: ConsoleOptions, bridge_options: BridgeOptions) -
         grpc_socket = stack.enter_context(_private_directory()) / "grpc"
         threads = stack.enter_context(ThreadPoolExecutor(2, "console"))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"unix:{grpc_socket}", _CHANNEL_OPTIONS))
-        bridge = Bridge(channel, threads, bridge_options)
-        server = _EmbeddedServer(_uvicorn_config(bridge, options.max_connections))
+        peers = Peers(options.proxies)
+        bridge = Bridge(channel, threads, peers, bridge_options, activity)
+        server = _EmbeddedServer(_uvicorn_config(bridge, peers, options.max_connections))
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="console")
+        await _first(serving, server.is_listening.wait())
         try:
             yield Console(grpc_socket=grpc_socket, port=int(listener.getsockname()[1]))
         finally:
@@ -85,61 +95,112 @@ _CHANNEL_OPTIONS = [
 
 
 class _EmbeddedServer(uvicorn.Server):
-    """A server that leaves the signals of its process to others."""
+    """A server that leaves the signals of its process to others. is_listening: set once it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_listening.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-class _BoundedProtocol(H11Protocol):
-    """Closes connections over the limit, and those that do not send a request in time."""
+class _Limit:
+    """Aborts a connection unless it is stopped in time. transport.close would wait for a peer that does not read."""
 
-    def __init__(self, max_connections: int, **server: Any) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, transport: asyncio.Transport) -> None:
+        """Begin again."""
+        self.stop()
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, transport.abort)
+
+    def stop(self) -> None:
+        """Do not abort."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _BoundedSocket(WebSocketsSansIOProtocol):
+    """Closes the connection of a peer that does not read."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unread = _Limit(UNREAD_S)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread.start(self.transport)
+
+    def resume_writing(self) -> None:
+        self._unread.stop()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unread.stop()
+        super().connection_lost(exc)
+
+
+class _BoundedHttp(H11Protocol):
+    """Closes connections over the limit, of peers that do not read, and of those that do not send a request in time."""
+
+    def __init__(self, peers: Peers, max_connections: int, **server: Any) -> None:
         super().__init__(**server)
+        self._peers = peers
         self._max_connections = max_connections
-        self._waiting: asyncio.TimerHandle | None = None
+        self._waiting = _Limit(HEAD_S)
+        self._unread = _Limit(UNREAD_S)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._max_connections:
-            log.warning("too many connections to the console", max_connections=self._max_connections)
+        address = _address(self)
+        if self._peers.is_over(address, map(_address, self.connections), self._max_connections):
+            log.warning("too many connections to the console", address=address, max_connections=self._max_connections)
             transport.abort()
             return
-        self._wait()
+        self._waiting.start(transport)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._waiting is not None and (self._is_upgraded() or not self._is_between_requests()):
-            self._waiting.cancel()
-            self._waiting = None
+        is_upgraded = self.transport.get_protocol() is not self
+        if is_upgraded or (self.cycle is not None and not self.cycle.response_complete):
+            self._waiting.stop()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._wait()
+        self._waiting.start(self.transport)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread.start(self.transport)
+
+    def resume_writing(self) -> None:
+        self._unread.stop()
+        super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
+        self._waiting.stop()
+        self._unread.stop()
         super().connection_lost(exc)
 
-    def _wait(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-        self._waiting = self.loop.call_later(HEAD_S, self.transport.close)
 
-    def _is_between_requests(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-    def _is_upgraded(self) -> bool:
-        return self.transport.get_protocol() is not self
+def _address(connection: Any) -> str:
+    return str(connection.client[0]) if connection.client else "127.0.0.1"
 
 
-def _uvicorn_config(bridge: Bridge, max_connections: int) -> uvicorn.Config:
+def _uvicorn_config(bridge: Bridge, peers: Peers, max_connections: int) -> uvicorn.Config:
     return uvicorn.Config(
         bridge.app,
-        http=functools.partial(_BoundedProtocol, max_connections),  # type: ignore[arg-type]  # it is called, no more
-        ws="websockets-sansio",
+        http=functools.partial(_BoundedHttp, peers, max_connections),  # type: ignore[arg-type]  # it is called, no more
+        ws=_BoundedSocket,
         ws_max_size=MAX_SOCKET_MESSAGE_BYTES,
         # Pings keep proxies from closing a quiet socket. They find no broken ones, because a socket that gRPC does not
         # read from does not read its pongs; TCP does that.
@@ -156,14 +217,25 @@ def _uvicorn_config(bridge: Bridge, max_connections: int) -> uvicorn.Config:
     )
 
 
+async def _first(serving: asyncio.Task[None], listening: Coroutine[Any, Any, Any]) -> None:
+    """Wait until the server listens. Raises what ends it before that."""
+    waiting = asyncio.create_task(listening)
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if serving.done():
+        await serving
+
+
 async def _listen(host: str, port: int) -> socket.socket:
     where = f"Cannot serve the console on {host}:{port}"
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        family, _, _, _, address = found[0]
-        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        # Of a name with both, IPv4; and [::] is for both, as it is for gRPC.
+        family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:
         if why := await asyncio.to_thread(why_unusable, host, port):
             raise SourceUnavailable(f"{where}: {why}.", reason="ADDRESS_UNUSABLE") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from typeless_grpc.console.calls import metadata, timeout_s
 from typeless_grpc.console.contract import Method
 from typeless_grpc.console.messages import Json, as_dict, failure, http_status
+from typeless_grpc.console.peers import SHARE, Peers
 from typeless_grpc.errors import DeadlineExceeded, InvalidInput, Overloaded, TooLarge, TypelessError
 
 JSON = "application/json"
@@ -30,23 +32,27 @@ _SHOWN = ("x-request-id", "retry-after")
 
 
 class Bodies:
-    """Bounds the bodies of requests: each, and all that are in memory together, in bytes."""
+    """Bounds the bodies of requests, in bytes: each, those of one visitor, and all that are in memory together."""
 
     def __init__(self, max_body_bytes: int, max_total_bytes: int) -> None:
         self._max_body_bytes = max_body_bytes
         self._max_total_bytes = max_total_bytes
         self._used_bytes = 0
+        self._by_visitor = Counter[str]()
 
     @contextmanager
-    def body(self) -> Iterator[Body]:
-        """Return an empty body; its bytes count until the context ends."""
-        body = Body(self)
+    def body(self, visitor: str) -> Iterator[Body]:
+        """Return an empty body; its bytes count until the context ends. visitor: see `Peers.visitor`."""
+        body = Body(self, visitor)
         try:
             yield body
         finally:
             self._used_bytes -= len(body.data)
+            self._by_visitor[visitor] -= len(body.data)
+            if not self._by_visitor[visitor]:
+                del self._by_visitor[visitor]
 
-    def take(self, n_bytes: int, n_before: int) -> None:
+    def take(self, visitor: str, n_bytes: int, n_before: int) -> None:
         """Count the next bytes of a body. Raises TooLarge or Overloaded."""
         if n_before + n_bytes > self._max_body_bytes:
             raise TooLarge(
@@ -54,9 +60,11 @@ class Bodies:
                 "/v1/UploadService/UploadAudio, and name them by their uri.",
                 reason="MESSAGE_TOO_LARGE",
             )
-        if self._used_bytes + n_bytes > self._max_total_bytes:
+        share = self._max_total_bytes if visitor == "" else self._max_total_bytes // SHARE
+        if self._used_bytes + n_bytes > self._max_total_bytes or self._by_visitor[visitor] + n_bytes > share:
             raise Overloaded("Too many large requests are under way.")
         self._used_bytes += n_bytes
+        self._by_visitor[visitor] += n_bytes
 
 
 @dataclass
@@ -64,11 +72,12 @@ class Body:
     """The bytes of one request, as they arrive."""
 
     bodies: Bodies
+    visitor: str
     data: bytearray = field(default_factory=bytearray)
 
     def add(self, data: bytes) -> None:
         """Add the next bytes. Raises TooLarge or Overloaded."""
-        self.bodies.take(len(data), len(self.data))
+        self.bodies.take(self.visitor, len(data), len(self.data))
         self.data += data
 
 
@@ -78,6 +87,7 @@ class RequestCalls:
 
     channel: grpc.aio.Channel
     json: Json
+    peers: Peers
     bodies: Bodies
     arrival_timeout_s: float
 
@@ -96,7 +106,8 @@ class RequestCalls:
             return error_response(error)
 
     async def _message(self, request: Request, method: Method) -> Any:
-        with self.bodies.body() as body:
+        visitor = self.peers.visitor(request.client.host) if request.client else ""
+        with self.bodies.body(visitor) as body:
             try:
                 async with asyncio.timeout(self.arrival_timeout_s):
                     async for data in request.stream():

@@ -8,8 +8,6 @@ somebody else may point here (DNS rebinding): an address, `localhost`, or the ho
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Iterable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -81,20 +79,12 @@ class Visitors:
         return True
 
 
-class _TooSlow(OSError):
-    """The peer did not read within the time. Starlette and uvicorn take an OSError for a disconnection."""
-
-
 class CheckedVisitors:
-    """ASGI middleware: refuses requests of other sites' pages, and adds the headers of security to every answer.
+    """ASGI middleware: refuses requests of other sites' pages, and adds the headers of security to every answer."""
 
-    A peer that does not read an answer for send_timeout_s loses its connection.
-    """
-
-    def __init__(self, app: ASGIApp, visitors: Visitors, send_timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, visitors: Visitors) -> None:
         self._app = app
         self._visitors = visitors
-        self._send_timeout_s = send_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -105,11 +95,7 @@ class CheckedVisitors:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-            try:
-                async with asyncio.timeout(self._send_timeout_s):
-                    await send(message)
-            except TimeoutError as error:
-                raise _TooSlow from error
+            await send(message)
 
         sent = {name: value.decode("latin-1") for name, value in scope["headers"] if name in (b"host", b"origin")}
         try:
@@ -118,5 +104,4 @@ class CheckedVisitors:
             status = failure(error)
             await JSONResponse(as_dict(status), http_status(status))(scope, receive, send_with_headers)
             return
-        with contextlib.suppress(_TooSlow):
-            await self._app(scope, receive, send_with_headers)
+        await self._app(scope, receive, send_with_headers)

@@ -47,6 +47,12 @@ class Admission:
         self.streams_s = 0.0  # held by streams, see stream_audio.py
         self.freed: Callable[[], None] = lambda: None  # called when a recording makes room
 
+    def use(self, options: AdmissionOptions) -> None:
+        """Apply these options from now on. What is inside stays, even if it is more than they allow."""
+        with self._lock:
+            self._options = options
+        self.freed()
+
     @property
     def room_s(self) -> float:
         """How much more audio may be held; negative if a single recording exceeds the limit."""

@@ -79,3 +79,30 @@ class NoObserver:
 
     def suppressed(self, reason: str) -> None:
         """See `EngineObserver`."""
+
+
+class EngineObservers:
+    """An `EngineObserver` that notifies several."""
+
+    def __init__(self, observers: Sequence[EngineObserver]) -> None:
+        self._observers = observers
+
+    def batch_ended(self, batch: BatchReport) -> None:
+        """See `EngineObserver`."""
+        for observer in self._observers:
+            observer.batch_ended(batch)
+
+    def refused(self, lane: Lane, reason: str) -> None:
+        """See `EngineObserver`."""
+        for observer in self._observers:
+            observer.refused(lane, reason)
+
+    def decoded_again(self, reason: str) -> None:
+        """See `EngineObserver`."""
+        for observer in self._observers:
+            observer.decoded_again(reason)
+
+    def suppressed(self, reason: str) -> None:
+        """See `EngineObserver`."""
+        for observer in self._observers:
+            observer.suppressed(reason)

@@ -110,6 +110,10 @@ class ModelPool(Generic[ModelT]):
         self._entries: dict[str, _Entry[ModelT]] = {}
         self._fetches: dict[str, asyncio.Future[Path]] = {}
 
+    def set_options(self, options: PoolOptions) -> None:
+        """Apply these options to the next load. Loaded models stay until others need their memory."""
+        self._options = options
+
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[ModelT]:
         """The model called name, which stays loaded while this is open.

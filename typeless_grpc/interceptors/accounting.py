@@ -38,6 +38,10 @@ class AccountingInterceptor(Interceptor):
         self._keeps_text = keeps_text
         self._methods: dict[str, Method] = {}
 
+    def use(self, *, keeps_text: bool) -> None:
+        """Keep texts, or do not, from the next call on."""
+        self._keeps_text = keeps_text
+
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         method = self._methods[call.method]

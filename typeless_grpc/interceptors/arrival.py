@@ -45,6 +45,10 @@ class ArrivalInterceptor(Interceptor):
         self._unary: set[str] = set()
         self._n_slow: Counter[str] = Counter()  # by caller
 
+    def use(self, options: ArrivalOptions) -> None:
+        """Apply these options to requests that arrive from now on."""
+        self._options = options
+
     def serves(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
         """Note which methods are unary."""
         if not handler.request_streaming:

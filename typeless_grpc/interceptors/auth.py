@@ -41,6 +41,10 @@ class AuthInterceptor(Interceptor):
         self._metrics = metrics
         self._wall_s = wall_s
 
+    def use(self, rules: Rules, trusted_proxies: Sequence[Network]) -> None:
+        """Apply these from the next call on; see the constructor."""
+        self._rules, self._trusted_proxies = rules, trusted_proxies
+
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         peer, forwarded_for = call.context.peer(), call.all_metadata("x-forwarded-for")

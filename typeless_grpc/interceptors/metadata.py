@@ -15,6 +15,10 @@ class MetadataInterceptor(Interceptor):
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
 
+    def use(self, max_entries: int) -> None:
+        """Apply this bound from the next call on."""
+        self._max_entries = max_entries
+
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         n_entries = len(call.headers)

@@ -18,6 +18,10 @@ class OpenCallsInterceptor(Interceptor):
         self._max_open_calls = max_open_calls
         self._n_open = 0
 
+    def use(self, max_open_calls: int) -> None:
+        """Apply this bound from the next call on."""
+        self._max_open_calls = max_open_calls
+
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         if self._n_open >= self._max_open_calls and call.method not in HEALTH_CHECKS:

@@ -113,7 +113,7 @@ class NewJob:
     owner: who may see it. caller: jobs of different callers take turns. uri: of the audio, "" if its bytes come with
     the request. options_message: the options as they were sent, opaque here. fingerprint: of the whole request; two
     with the same request_id ("" for none) must have the same. uploads_of: the owner of the uploads that the job may
-    use, None for all owners.
+    use, None for all owners. trace: headers that continue the trace of the submission; empty without one.
     """
 
     owner: str
@@ -127,6 +127,7 @@ class NewJob:
     request_id: str = ""
     fingerprint: str = ""
     uploads_of: str | None = None
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

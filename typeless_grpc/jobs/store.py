@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
 from typeless_grpc.jobs.job import Chunk, Failure, Job, NewJob, State
@@ -47,11 +47,16 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's lease of a job. job: as it was when the run began. n_failures: failed runs in a row before it."""
+    """A run's lease of a job. job: as it was when the run began. n_failures: failed runs in a row before it.
+
+    waited_s: since the job was submitted, or was put back into the queue. trace: of the submission, see `NewJob`.
+    """
 
     run_id: str
     job: Job
     n_failures: int
+    waited_s: float = 0.0
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 class RunLost(Exception):

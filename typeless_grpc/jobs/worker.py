@@ -102,6 +102,10 @@ class Worker:
         self._idle = threading.Condition()
         self._quarantine = threading.Lock()
 
+    def use(self, options: WorkerOptions) -> None:
+        """Apply these options from now on; to a run that reads its audio already, only the retries."""
+        self._options = options
+
     def run(self, job_id: str, step: Step, is_over: IsOver = lambda caller, worked_s: False) -> RunEnd:
         """Run a job until it ends, fails, or must leave this worker. is_over: called after each chunk."""
         if self._stopping.is_set():
@@ -112,7 +116,7 @@ class Worker:
                 if run is None:
                     return RunEnd.SETTLED
                 active = ActiveRun(run)
-                with self._registered(active):
+                with self._observer.running(run), self._registered(active):
                     return self._work(active, step, is_over, leave_quarantine)
         except _WorkerStopping:
             return RunEnd.RELEASED
@@ -241,8 +245,9 @@ class Worker:
         active.wait(0.0)
         began_s, started_s = time.monotonic(), time.time()
         active.first_chunk_s = active.first_chunk_s or began_s
-        chunk = self._transcribed(active, index, audio, began_s)
-        self._retried(lambda: self._store.keep_chunk(run, chunk), active.wait)
+        with self._observer.decoding(run, index):
+            chunk = self._transcribed(active, index, audio, began_s)
+            self._retried(lambda: self._store.keep_chunk(run, chunk), active.wait)
         self._observer.chunk_stored(run.job, chunk, (audio.end - audio.start) / SAMPLE_RATE_HZ, started_s)
         active.n_failures, active.language, active.position = 0, chunk.language, chunk.end
         leave_quarantine()

@@ -62,6 +62,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._settings = settings
         self._wall_s = wall_s
 
+    def use(self, settings: Mapping[str, str]) -> None:
+        """Answer GetConfig with these settings from now on."""
+        self._settings = settings
+
     def register(self, server: grpc.aio.Server) -> None:
         """Register this service with a server."""
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self, server)
@@ -202,9 +206,10 @@ def _day(text: str, field: str) -> date | None:
     if not text:
         return None
     try:
-        if len(text) != len("2025-01-31"):
+        day = date.fromisoformat(text)
+        if day.isoformat() != text:
             raise ValueError("another form of ISO 8601")
-        return date.fromisoformat(text)
+        return day
     except ValueError as error:
         raise InvalidInput(field, 'must be a day such as "2025-01-31"') from error
 

@@ -37,6 +37,10 @@ class BatchTranscriber:
         self._code_of = code_of
         self._max_items = max_items
 
+    def use(self, max_items: int) -> None:
+        """Accept so many items from the next batch on."""
+        self._max_items = max_items
+
     async def transcribe(
         self, request: transcription_pb2.BatchTranscribeRequest, ticket: Ticket
     ) -> transcription_pb2.BatchTranscribeResponse:

@@ -17,6 +17,7 @@ from typeless_grpc.jobs.store import JobQuery, QueueStats, Upload
 from typeless_grpc.pb.v1 import failure_pb2, jobs_pb2, transcription_pb2, uploads_pb2
 from typeless_grpc.servicers import convert
 from typeless_grpc.speech.transcript import Transcript
+from typeless_grpc.telemetry.context import trace_headers
 
 MAX_LABELS = 64
 MAX_LABEL_CHARACTERS = 128
@@ -71,6 +72,7 @@ def new_job(request: jobs_pb2.SubmitJobRequest, principal: Principal) -> NewJob:
         labels=labels(request.labels, "labels"),
         request_id=text(request.request_id, MAX_REQUEST_ID_CHARACTERS, "request_id"),
         uploads_of=reach(principal),
+        trace=trace_headers.get(),
     )
 
 

@@ -33,11 +33,15 @@ class ServerFacts:
 
 
 class ServerServicer(server_pb2_grpc.ServerServiceServicer):
-    """Returns facts that are fixed when the server starts, the same to every caller."""
+    """Returns the same facts to every caller; a reload of the settings may change them."""
 
     NAME = "typeless.v1.ServerService"
 
     def __init__(self, facts: ServerFacts) -> None:
+        self._facts = facts
+
+    def use(self, facts: ServerFacts) -> None:
+        """Answer with these facts from now on."""
         self._facts = facts
 
     def register(self, server: grpc.aio.Server) -> None:

@@ -152,6 +152,10 @@ class UpdateMessages:
     def __init__(self, defaults: StreamDefaults) -> None:
         self._defaults = defaults
 
+    def use(self, defaults: StreamDefaults) -> None:
+        """Apply these defaults from now on."""
+        self._defaults = defaults
+
     def encode(self, update: Update) -> bytes:
         """Return a byte for the mode, and the message of the update."""
         assert isinstance(update.requested, transcription_pb2.TranscriptionOptions)

@@ -92,6 +92,10 @@ class StreamService:
         self._defaults, self._limits, self._code_of = defaults, limits, code_of
         self._openings: set[asyncio.Timeout] = set()
 
+    def use(self, defaults: StreamDefaults, limits: StreamLimits) -> None:
+        """Apply these to streams that open from now on."""
+        self._defaults, self._limits = defaults, limits
+
     async def responses(self, requests: Requests) -> Responses:
         """Serve one call, from its first request to its last event."""
         async with self._opening() as limit:

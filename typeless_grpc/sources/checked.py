@@ -60,7 +60,12 @@ class CheckedSources:
     """`AudioSources` over uploads, files of this machine, object stores and the web."""
 
     def __init__(self, uploads: UploadStore, options: SourceOptions) -> None:
-        self._uploads, self._options = uploads, options
+        self._uploads = uploads
+        self.use(options)
+
+    def use(self, options: SourceOptions) -> None:
+        """Apply these options to what is opened from now on."""
+        self._options = options
         self._prefixes = [_split_prefix(prefix) for prefix in options.prefixes]
         self._web = WebOptions(options.max_bytes, options.timeout_s, options.private_hosts, options.min_free_percent)
 

@@ -8,6 +8,7 @@ is exact over any number of servers, whatever their clocks show.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 from collections.abc import Awaitable, Callable, Sequence
@@ -43,6 +44,8 @@ T = TypeVar("T")
 GIVE_BACK = "give_back"
 MAX_QUOTAS = 1000  # limiters kept, one for each quota in use; the least recently used are dropped first
 WAIT_MARGIN_S = 0.001  # added to every wait, so that no caller comes back a rounding error early
+PROBE_EVERY_S = 2.0
+PROBE_BUCKET, PROBE_QUOTA = "probe", Quota(amount=1000, period_s=1, burst=1000)
 RETRY_S = 1.0  # between attempts to reach an unavailable Redis
 
 
@@ -225,17 +228,38 @@ class FallbackBuckets:
         """See `BucketStore`."""
         await self._either(lambda buckets: buckets.give_back(bucket, quota, cost))
 
+    async def watch(self) -> None:
+        """Try the shared buckets every few seconds, until cancelled, so that their state is known without any call."""
+        while True:
+            await asyncio.sleep(PROBE_EVERY_S)
+            await self.probe()
+
+    async def probe(self) -> None:
+        """Try the shared buckets once, with a bucket that no caller has."""
+        if self._is_tried:
+            return
+        self._is_tried = self._unavailable_until_s is not None
+        with contextlib.suppress(SourceUnavailable):
+            await self._shared_answer(lambda buckets: buckets.take(PROBE_BUCKET, PROBE_QUOTA, 1))
+
     async def _either(self, ask: Callable[[BucketStore], Awaitable[T]]) -> T:
         if self._unavailable_until_s is not None:
             if self._is_tried or self._clock.now_s() < self._unavailable_until_s:
                 return await self._on_its_own(ask)
             self._is_tried = True  # by this call; others use the fallback meanwhile
         try:
+            return await self._shared_answer(ask)
+        except SourceUnavailable:
+            return await self._on_its_own(ask)
+
+    async def _shared_answer(self, ask: Callable[[BucketStore], Awaitable[T]]) -> T:
+        """Ask the shared buckets, and note whether they answer. Raises SourceUnavailable."""
+        try:
             answer = await ask(self._shared)
         except SourceUnavailable:
             self._unavailable_until_s = self._clock.now_s() + RETRY_S
             self._reached.report(False)
-            return await self._on_its_own(ask)
+            raise
         finally:
             self._is_tried = False
         self._unavailable_until_s = None

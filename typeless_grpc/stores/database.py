@@ -144,6 +144,15 @@ job_audio = sa.Table(
 )
 
 
+# The trace of the call that submitted a job, if there was one: headers as JSON.
+job_traces = sa.Table(
+    "job_traces",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("headers", sa.Text, nullable=False),
+)
+
+
 # Room for audio that is being fetched, until its job is submitted. One that outlives its server expires.
 audio_reservations = sa.Table(
     "audio_reservations",

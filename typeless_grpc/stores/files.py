@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from typeless_grpc.disk import check_disk
+from typeless_grpc.disk import check_disk, free_ratio
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.stores.database import unavailable
 
@@ -39,10 +39,18 @@ class Files:
         self._is_local = isinstance(self._fs, LocalFileSystem)
         self._min_free_percent = min_free_percent
 
+    def use(self, min_free_percent: float) -> None:
+        """Let new audio leave so much of a local disk free from now on."""
+        self._min_free_percent = min_free_percent
+
     def check_room(self, n_bytes: int) -> None:
         """Raise SourceUnavailable if new audio of that size would leave too little of the disk free."""
         if self._is_local:
             check_disk(Path(self._root), n_bytes, self._min_free_percent)
+
+    def free_ratio(self) -> float | None:
+        """Return the free share of a local disk, from 0 to 1; None for an object store."""
+        return free_ratio(Path(self._root)) if self._is_local else None
 
     def write(self, path: str, data: bytes | BinaryIO | Sequence[bytes]) -> None:
         """Write data to path ("jobs/ID/audio").

@@ -21,7 +21,7 @@ from typeless_grpc.errors import NotFound, SourceUnavailable
 from typeless_grpc.jobs.job import Failure, Job, Priority, State, states_before
 from typeless_grpc.jobs.store import Run, RunLost
 from typeless_grpc.speech.transcript import Transcript
-from typeless_grpc.stores.database import Database, job_audio, job_chunks, jobs, upload_digests, uploads
+from typeless_grpc.stores.database import Database, job_audio, job_chunks, job_traces, jobs, upload_digests, uploads
 from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.job_usage import JobUsage
 from typeless_grpc.stores.storage_quota import StorageQuota
@@ -84,6 +84,11 @@ class JobTable:
         self.quota = StorageQuota(database, options.max_owner_bytes)
         self.usage = JobUsage(database, options.usage_retention_days)
 
+    def use(self, options: JobStoreOptions) -> None:
+        """Apply these options from now on. Jobs that have ended keep the time at which they expire."""
+        self.options = options
+        self.quota.use(options.max_owner_bytes)
+
     def visible(self, owner: str | None) -> list[sa.ColumnElement[bool]]:
         """Return the condition on jobs that an owner may see: its own, until they expire."""
         kept = sa.or_(jobs.c.expire_s.is_(None), jobs.c.expire_s > self.db.steady_s())
@@ -143,7 +148,7 @@ class JobTable:
 
     def delete_dependents(self, connection: sa.Connection, deleted: Sequence[Any]) -> None:
         """Delete rows of results, and let uploads expire that no other job needs."""
-        for table in (job_chunks, job_audio):
+        for table in (job_chunks, job_audio, job_traces):
             connection.execute(sa.delete(table).where(table.c.job_id.in_([row.job_id for row in deleted])))
         upload_ids = [row.upload_id for row in deleted if row.upload_id]
         if upload_ids:

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 
 import sqlalchemy as sa
 
-from typeless_grpc.access.usage import DailyUsage, Usage, UsageQuery, expired_before, usage_caller, utc_day
+from typeless_grpc.access.usage import DailyUsage, Retention, Usage, UsageQuery, usage_caller, utc_day
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.stores import sql_usage
 from typeless_grpc.stores.database import Database, job_usage
@@ -20,7 +20,8 @@ class JobUsage:
 
     def __init__(self, database: Database, retention_days: int, wall_s: Callable[[], float] = time.time) -> None:
         """retention_days: how long usage is kept. wall_s: Unix time in seconds."""
-        self._database, self._retention_days, self._wall_s = database, retention_days, wall_s
+        self._database, self._wall_s = database, wall_s
+        self._retention = Retention(retention_days, wall_s)
 
     def submitted(self, connection: sa.Connection, owner: str) -> None:
         """Count a job in the transaction that stores it."""
@@ -38,7 +39,7 @@ class JobUsage:
     def delete_old(self) -> None:
         """Delete usage that is older than its retention. Raises SourceUnavailable."""
         with self._database.writing() as connection:
-            sql_usage.delete(connection, job_usage, expired_before(self._wall_s(), self._retention_days))
+            sql_usage.delete(connection, job_usage, self._retention.first_day())
 
     def _add(self, connection: sa.Connection, owner: str, usage: Usage) -> None:
         if (caller := usage_caller(owner)) is not None:

@@ -22,7 +22,16 @@ from typeless_grpc.errors import AlreadyExists, InvalidInput, NotFound, RateLimi
 from typeless_grpc.jobs.job import Job, NewJob, State, joined, shown
 from typeless_grpc.jobs.store import UPLOAD_SCHEME, AudioReservation, JobPage, JobQuery, QueueStats
 from typeless_grpc.speech.transcript import Segment, Transcript
-from typeless_grpc.stores.database import ID_BYTES, job_audio, job_chunks, job_deletions, jobs, uploads, workers
+from typeless_grpc.stores.database import (
+    ID_BYTES,
+    job_audio,
+    job_chunks,
+    job_deletions,
+    job_traces,
+    jobs,
+    uploads,
+    workers,
+)
 from typeless_grpc.stores.job_table import FORMAT, OPTIONS, TRANSCRIPT, JobTable, audio_path, job_of, larger, not_found
 
 # Added to the life of an upload, so that it does not expire while a job for it is stored.
@@ -251,6 +260,9 @@ class SqlJobStore:
                 )
                 .returning(jobs)
             ).one()
+            if new.trace:
+                headers = json.dumps(dict(new.trace))
+                connection.execute(sa.insert(job_traces).values(job_id=job_id, headers=headers))
             self._table.queue.enqueue(connection, job_id, job_id, new.caller, int(new.priority))
             self._table.usage.submitted(connection, new.owner)  # last: it locks a row that an owner's jobs share
         return job_of(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Collection
 from typing import Any, BinaryIO
@@ -13,7 +14,7 @@ from typeless_grpc.audio.source import AudioSources
 from typeless_grpc.errors import NotFound
 from typeless_grpc.jobs.job import CRASHED, MAX_CRASHES, Chunk, Failure, Job, State, states_before
 from typeless_grpc.jobs.store import Run, RunLost
-from typeless_grpc.stores.database import job_chunks, jobs
+from typeless_grpc.stores.database import job_chunks, job_traces, jobs
 from typeless_grpc.stores.job_table import TRANSCRIPT, JobTable, audio_path, held, job_of, larger
 from typeless_grpc.telemetry.logs import get_logger
 
@@ -44,11 +45,15 @@ class SqlRunStore:
                 self._table.end(connection, State.FAILED, found, failure=CRASHED)
             else:
                 claimed = self._claimed(connection, found, n_crashes)
+                headers = connection.execute(
+                    sa.select(job_traces.c.headers).where(job_traces.c.job_id == job_id)
+                ).scalar_one_or_none()
         if n_crashes >= MAX_CRASHES:
             self._table.drop_audio(job_id)
             return None
         log.info("job run begins", job_id=job_id, attempt=claimed.attempt, n_crashes=n_crashes, worker_id=worker_id)
-        return Run(claimed.run_id, job_of(claimed), claimed.n_failures)
+        waited_s = max(0.0, claimed.update_s - row.update_s)
+        return Run(claimed.run_id, job_of(claimed), claimed.n_failures, waited_s, json.loads(headers or "{}"))
 
     def _claimed(self, connection: sa.Connection, found: sa.ColumnElement[bool], n_crashes: int) -> Any:
         return connection.execute(

@@ -24,6 +24,7 @@ def usage_table(name: str, metadata: sa.MetaData) -> sa.Table:
         sa.Column("day", sa.Date, primary_key=True),
         sa.Column("caller", text, primary_key=True),
         *(sa.Column(column, sa.BigInteger, nullable=False) for column in _SUMS),
+        sa.Index(f"{name}_caller", "caller", "day"),
     )
 
 

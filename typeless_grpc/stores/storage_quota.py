@@ -24,6 +24,10 @@ class StorageQuota:
     def __init__(self, database: Database, max_bytes: int) -> None:
         self._db, self._max_bytes = database, max_bytes
 
+    def use(self, max_bytes: int) -> None:
+        """Apply this bound from now on; what is stored stays."""
+        self._max_bytes = max_bytes
+
     def total_bytes(self) -> int:
         """Return the bytes of all owners' uploads and audio of jobs."""
         counted = sa.union_all(sa.select(uploads.c.size_bytes), sa.select(job_audio.c.size_bytes)).subquery()

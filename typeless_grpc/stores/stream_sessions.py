@@ -52,6 +52,10 @@ class SqlSessionStore:
         self._db, self._files, self._ttl_s = database, files, ttl_s
         self._has_answered = False  # the last time that expired sessions were looked for
 
+    def use(self, ttl_s: float) -> None:
+        """Apply this time to live from the next write of a session on."""
+        self._ttl_s = ttl_s
+
     def create(self, session_id: str, owner: str, config: bytes) -> Lease:
         """See `DurableStore`."""
         with self._db.writing() as connection:

@@ -55,6 +55,11 @@ class SqlUploadStore:
         self._quota = StorageQuota(database, options.max_owner_bytes)
         self._orphans = Orphans(database, files, "uploads", uploads.c.upload_id)
 
+    def use(self, options: UploadOptions) -> None:
+        """Apply these options from now on. What is stored keeps the time at which it expires."""
+        self._options = options
+        self._quota.use(options.max_owner_bytes)
+
     def create(self, owner: str, filename: str) -> Upload:
         """See `UploadStore`."""
         with self._db.writing() as connection:

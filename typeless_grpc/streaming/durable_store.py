@@ -60,7 +60,7 @@ class DurableStore(Protocol):
         ...
 
     def take(self, session_id: str, owner: str) -> StoredSession | None:
-        """Take the lease of a session, from any server that has it, and return all of it. None if owner has no such session."""
+        """Take a session from the server that has it, and return all of it. None if owner has no such session."""
         ...
 
     def audio(self, name: str) -> bytes:

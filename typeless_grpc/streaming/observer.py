@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import Context
 from typing import Protocol
 
@@ -36,3 +37,25 @@ class NoStreamObserver:
 
     def final(self, mode: str, latency_s: float | None, context: Context) -> None:
         """See `StreamObserver`."""
+
+
+class StreamObservers:
+    """A `StreamObserver` that notifies several."""
+
+    def __init__(self, observers: Sequence[StreamObserver]) -> None:
+        self._observers = observers
+
+    def session(self, event: str) -> None:
+        """See `StreamObserver`."""
+        for observer in self._observers:
+            observer.session(event)
+
+    def interim(self, outcome: str) -> None:
+        """See `StreamObserver`."""
+        for observer in self._observers:
+            observer.interim(outcome)
+
+    def final(self, mode: str, latency_s: float | None, context: Context) -> None:
+        """See `StreamObserver`."""
+        for observer in self._observers:
+            observer.final(mode, latency_s, context)

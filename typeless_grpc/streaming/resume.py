@@ -116,6 +116,10 @@ class Sessions(Generic[C]):
         self._ticked = asyncio.Event()
         self.is_draining = self.is_ticking = False
 
+    def use(self, limits: SessionLimits) -> None:
+        """Apply these limits from now on; no session ends because of them, but that those without a call expire."""
+        self._limits = limits
+
     def __len__(self) -> int:
         return len(self._held)
 

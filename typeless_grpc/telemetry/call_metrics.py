@@ -16,6 +16,9 @@ FACTORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # The kinds of call that transcribe audio; jobs are counted where they run.
 KINDS = {"Transcribe": "transcribe", "BatchTranscribe": "batch", "StreamTranscribe": "stream"}
 JOB = "job"
+# Prometheus sees no increase in the first value of a series. So these exist from a method's first call on, at 0, and an
+# alert sees the first errors.
+ALERTED_CODES = ("INTERNAL", "UNAVAILABLE")
 
 
 class AudioMetrics:
@@ -81,4 +84,6 @@ class CallMetrics:
 
     def _find(self, method: Method, code: str) -> tuple[Counter, Histogram, Counter]:
         labels = (method.type, method.service, method.name)
+        for alerted in ALERTED_CODES:
+            self.handled.labels(*labels, alerted)
         return self.started.labels(*labels), self.seconds.labels(*labels), self.handled.labels(*labels, code)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from typeless_grpc.access import principal
@@ -18,6 +19,11 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 # The call's deadline on the monotonic clock, None if it has none.
 deadline_s: ContextVar[float | None] = ContextVar("deadline_s", default=None)
+
+# The trace that the code works for: its id in hexadecimal, and the headers that continue it elsewhere (W3C Trace
+# Context). Empty without a trace. `telemetry/tracing/` sets them.
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")
+trace_headers: ContextVar[Mapping[str, str]] = ContextVar("trace_headers", default=MappingProxyType({}))
 
 
 class CallThreads(ThreadPoolExecutor):

@@ -15,6 +15,7 @@ from typeless_grpc.telemetry.gauges import add_gauge, add_gauges
 WAITS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 STAGES = ("encode", "decode", "align", "detect_language", "decode_with_fallback")
+REFUSALS = ("OVERLOADED", "DEADLINE_CANNOT_BE_MET")
 RETRIES = (*(issue.value for issue in Issue), "hints", "uncovered", "language")
 
 
@@ -65,6 +66,9 @@ class EngineMetrics:
         # Looking a metric up by its labels takes longer than counting.
         self._waits = {lane: self.waits.labels(lane_label(lane)) for lane in Lane}
         self._stages = {stage: self.stages.labels(stage) for stage in STAGES}
+        for lane in Lane:
+            for refusal in REFUSALS:
+                self.refusals.labels(lane_label(lane), refusal)
         for reason in RETRIES:
             self.retries.labels(reason)
         for suppression in SuppressionReason:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from typeless_grpc.jobs.job import Chunk, Job, State
+from typeless_grpc.jobs.observer import NoJobObserver
 from typeless_grpc.jobs.store import QueueStats
 from typeless_grpc.telemetry.call_metrics import JOB, AudioMetrics
 from typeless_grpc.telemetry.gauges import add_gauge, add_gauges
@@ -19,13 +20,17 @@ RUN_OUTCOMES = ("completed", "failed", "retried", "preempted", "released")
 
 @dataclass(frozen=True)
 class StoredJobs:
-    """What the database has, of all servers that share it. n_bytes: of uploads and of the audio of jobs."""
+    """What the database has, of all servers that share it, and the storage.
+
+    n_bytes: of uploads and of the audio of jobs. free_ratio: the free share of the storage's disk, if it has one.
+    """
 
     queue: QueueStats
     n_bytes: int
+    free_ratio: float | None = None
 
 
-class JobMetrics:
+class JobMetrics(NoJobObserver):
     """A `JobObserver` that counts, and gauges of what is stored."""
 
     def __init__(self, registry: CollectorRegistry, audio: AudioMetrics) -> None:
@@ -48,8 +53,12 @@ class JobMetrics:
     def watch_store(self, read: Callable[[], StoredJobs | None], is_up: Callable[[], bool]) -> None:
         """Show the store. read: what it held a moment ago, None if that is not known. is_up: it answers."""
 
-        def show(name: str, help: str, value: Callable[[StoredJobs], float]) -> None:
-            add_gauges(self._registry, name, help, (), lambda: {(): value(stored)} if (stored := read()) else {})
+        def show(name: str, help: str, value: Callable[[StoredJobs], float | None]) -> None:
+            def known() -> Mapping[tuple[str, ...], float]:
+                found = value(stored) if (stored := read()) else None
+                return {} if found is None else {(): found}
+
+            add_gauges(self._registry, name, help, (), known)
 
         def by_state() -> Mapping[tuple[str, ...], float]:
             stored = read()
@@ -72,6 +81,11 @@ class JobMetrics:
             "typeless_stored_bytes",
             "Bytes of uploads and of the audio of jobs in the storage.",
             lambda stored: stored.n_bytes,
+        )
+        show(
+            "typeless_storage_free_ratio",
+            "Free share of the storage's disk, from 0 to 1; absent for an object store.",
+            lambda stored: stored.free_ratio,
         )
         add_gauge(self._registry, "typeless_database_up", "0 while the database of jobs is unavailable, else 1.", is_up)
 

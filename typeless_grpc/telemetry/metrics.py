@@ -1,4 +1,4 @@
-"""Metrics, and the port on which Prometheus reads them.
+"""Metrics; `metrics_port.py` has the port on which Prometheus reads them.
 
 The `grpc_server_*` names are those of go-grpc-prometheus, which existing dashboards use. Labels come from the contract
 and from our own tables, never from callers, so that callers cannot create metrics without bound.
@@ -6,15 +6,11 @@ and from our own tables, never from callers, so that callers cannot create metri
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, PlatformCollector, ProcessCollector
 
-from typeless_grpc.access.listening import why_unusable
 from typeless_grpc.access.methods import Group
-from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.call_metrics import AudioMetrics, CallMetrics
 from typeless_grpc.telemetry.engine_metrics import EngineMetrics
 from typeless_grpc.telemetry.gauges import add_gauge, add_gauges
@@ -60,13 +56,32 @@ class Metrics:
         )
         self.token_keys_up = self._availability("typeless_token_keys_up", "the identity provider")
 
-    def watch_admission(self, held_s: Callable[[], float], max_s: float) -> None:
+        self.reload_successful = Gauge(
+            "typeless_config_reload_successful",
+            "0 if the last reload of the settings failed, so that the old ones are still in force; else 1.",
+            registry=registry,
+        )
+        self.reload_successful.set(1)
+        self.settings_read = Gauge(
+            "typeless_config_reload_timestamp_seconds",
+            "Unix time at which the settings in force were read.",
+            registry=registry,
+        )
+        self.settings_read.set_to_current_time()
+
+    def reloaded(self, is_successful: bool) -> None:
+        """The settings were reloaded, or could not be."""
+        self.reload_successful.set(is_successful)
+        if is_successful:
+            self.settings_read.set_to_current_time()
+
+    def watch_admission(self, held_s: Callable[[], float], max_s: Callable[[], float]) -> None:
         """Show how much decoded audio calls, streams and jobs hold, and how much they may."""
         add_gauge(
             self.registry, "typeless_held_audio_seconds", "Decoded audio in memory, of all channels together.", held_s
         )
         limit = "How much decoded audio may be in memory: max_held_audio_s."
-        add_gauge(self.registry, "typeless_held_audio_limit_seconds", limit, lambda: max_s)
+        add_gauge(self.registry, "typeless_held_audio_limit_seconds", limit, max_s)
 
     def watch_health(self, statuses: Callable[[], Mapping[str, bool]]) -> None:
         """Show which services report SERVING. statuses: by name; "" is the server as a whole."""
@@ -78,41 +93,13 @@ class Metrics:
             lambda: {(name,): float(is_serving) for name, is_serving in statuses().items()},
         )
 
+    def watch_certificate(self, expires_s: Callable[[], float]) -> None:
+        """Show when the server's certificate expires, as Unix time."""
+        help = "Unix time at which the server's TLS certificate expires; absent without TLS."
+        add_gauge(self.registry, "typeless_tls_certificate_expiry_timestamp_seconds", help, expires_s)
+
     def _availability(self, name: str, what: str) -> Gauge:
         """Return a gauge that is 1 until a service fails to answer; it stays 1 if the service is not used."""
         gauge = Gauge(name, f"0 while {what} is unavailable, else 1.", registry=self.registry)
         gauge.set(1)
         return gauge
-
-
-class MetricsPort:
-    """An HTTP port that answers `GET /metrics`."""
-
-    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
-        self._server = server
-        self._thread = thread
-
-    @property
-    def port(self) -> int:
-        """The TCP port it listens on."""
-        return int(self._server.server_port)
-
-    @classmethod
-    def open(cls, metrics: Metrics, host: str, port: int) -> MetricsPort:
-        """Listen; port 0 takes a free one. Raises SourceUnavailable if the address cannot be used."""
-        try:
-            return cls(*start_http_server(port, host, metrics.registry))
-        except (OSError, UnicodeError) as error:
-            if why := why_unusable(host, port):
-                where = f"Cannot serve metrics on {host}:{port}"
-                raise SourceUnavailable(f"{where}: {why}.", reason="ADDRESS_UNUSABLE") from error
-            raise SourceUnavailable(
-                f"Cannot serve metrics on {host}:{port}: choose another port with TYPELESS_METRICS_PORT.",
-                reason="ADDRESS_IN_USE",
-            ) from error
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -37,8 +37,9 @@ def _complete() -> Metrics:
     """Return metrics to which everything has been added that a server adds."""
     metrics = Metrics()
     stored = StoredJobs(QueueStats({}, 0, 0, None), 0)
-    metrics.watch_admission(lambda: 0.0, 0.0)
+    metrics.watch_admission(lambda: 0.0, lambda: 0.0)
     metrics.watch_health(lambda: {"": True})
+    metrics.watch_certificate(lambda: 0.0)
     metrics.engine.watch_queue(lambda lane: 0)
     metrics.engine.watch_engine(lambda: 0.0, lambda: 0.0)
     metrics.engine.watch_models(lambda: {"": 0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typeless_grpc.audio.formats import Audio
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Recognition, Script, Task, Ticket
 from typeless_grpc.speech.transcript import OutputFormat, Segment, Transcript
 from typeless_grpc.text.chinese import in_script
+from typeless_grpc.text.observer import TextObserver
 from typeless_grpc.text.post_processing import PostProcessor
 from typeless_grpc.text.profanity import Profanity
 from typeless_grpc.text.renditions import rendered
@@ -21,11 +23,18 @@ TIMED_FORMATS = frozenset({OutputFormat.SRT, OutputFormat.WEBVTT, OutputFormat.T
 class FinishingEngine:
     """An engine that edits and renders the text of another engine, as the options request."""
 
-    def __init__(self, engine: Engine, profanity: Profanity, executor: Executor) -> None:
+    def __init__(
+        self, engine: Engine, profanity: Profanity, executor: Executor, observer: TextObserver | None = None
+    ) -> None:
         """executor: threads for the work on text, which takes about a millisecond a sentence."""
         self._engine = engine
         self._profanity = profanity
         self._executor = executor
+        self._observer = observer
+
+    def use(self, profanity: Profanity) -> None:
+        """Mask these words from now on."""
+        self._profanity = profanity
 
     @property
     def backlog_s(self) -> float:
@@ -52,9 +61,12 @@ class FinishingEngine:
     async def _finished(self, recognition: Recognition, options: DecodeOptions) -> Recognition:
         if not needs_work(recognition.transcript, options):
             return recognition
+        started_s = time.monotonic()
         transcript = await asyncio.get_running_loop().run_in_executor(
             self._executor, finished, recognition.transcript, options, self._profanity
         )
+        if self._observer is not None:
+            self._observer.text_finished(time.monotonic() - started_s)
         return replace(recognition, transcript=transcript)
 
 

@@ -92,3 +92,12 @@ def test_everyones_limits_are_shown_in_the_order_of_the_groups():
 @pytest.mark.parametrize(("seconds", "cost"), [(0, 0), (0.2, 1), (1.0, 1), (1.0000001, 1), (1.5, 2), (60.0, 60)])
 def test_audio_costs_every_second_that_has_begun(seconds: float, cost: int):
     assert whole(seconds) == cost
+
+
+def test_new_settings_replace_those_before_but_no_limit_that_was_set_at_run_time():
+    quotas = Quotas([limit(10), limit(20, group=Group.BATCH)])
+    quotas.apply([limit(5, group=Group.BATCH)])
+    quotas.set_settings([limit(30, group=Group.BATCH)], anonymous_percent=50)
+    assert quotas.of(CALLER, Group.TRANSCRIBE, Unit.CALLS) is None
+    assert quotas.of(CALLER, Group.BATCH, Unit.CALLS) == limit(5, group=Group.BATCH)
+    assert quotas.for_everyone() == [limit(5, group=Group.BATCH)]

@@ -101,6 +101,8 @@ async def test_a_good_token_names_its_caller(verifier: TokenVerifier):
         ({"nbf": FAR_S - 1}, "TOKEN_INVALID"),
         ({"sub": "x" * 256}, "TOKEN_INVALID"),
         ({"sub": ""}, "TOKEN_INVALID"),
+        ({"sub": "a\0da"}, "TOKEN_INVALID"),
+        ({"sub": "a\ud800da"}, "TOKEN_INVALID"),
         ({"exp": None}, "TOKEN_INVALID"),
         ({"iss": None}, "TOKEN_INVALID"),
         ({"aud": None}, "TOKEN_INVALID"),

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.idle import until_idle
 from typeless_grpc.access.usage import (
     DailyUsage,
+    Retention,
     Usage,
     UsageBatch,
     UsageOptions,
@@ -19,6 +20,7 @@ from typeless_grpc.access.usage import (
     usage_caller,
 )
 from typeless_grpc.account import CallAccount
+from typeless_grpc.clock import FakeClock
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.stores.memory_access import MemoryAccessStore, unavailable
 
@@ -228,6 +230,18 @@ async def test_the_loop_writes_and_sweeps_and_survives_every_error(wall: Wall):
         await store.swept.wait()
     running.cancel()
     assert await store.usage(ALL) == [kept, DailyUsage(AFTER, "key:k1", Usage(calls=1))]
+
+
+def test_a_clock_that_is_set_ahead_makes_no_day_old(wall: Wall):
+    steady = FakeClock()
+    retention = Retention(10, wall, steady.now_s)
+    assert retention.first_day() == date(2025, 1, 22)
+    wall.now_s += 500 * 86_400.0
+    assert retention.first_day() == date(2025, 1, 22)
+    steady.advance(86_400.0)
+    assert retention.first_day() == date(2025, 1, 23)
+    wall.now_s = MIDNIGHT_S - 86_400.0
+    assert retention.first_day() == date(2025, 1, 21)
 
 
 async def test_what_cannot_be_written_at_the_end_is_logged(

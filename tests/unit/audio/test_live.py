@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.harness import AUDIO
 from tests.speech import cut
+from tests.unit.audio.test_decode import encoded
 from tests.webm import recorded
 from typeless_grpc.audio.decode import DecodeLimits, decode
 from typeless_grpc.audio.formats import Audio, AudioFormat, Encoding
@@ -48,6 +49,21 @@ async def test_an_mp3_too_but_for_the_padding_at_its_end():
     expected = whole("en_short.mp3")
     assert 0 <= len(got) - len(expected) < 2000
     np.testing.assert_allclose(got[: len(expected) - 2000], expected[: len(expected) - 2000], atol=1e-6)
+
+
+@pytest.mark.parametrize("tag", [b"", b"TAG" + bytes(125)], ids=["APE", "APE and ID3v1"])
+async def test_a_tag_at_the_end_of_wavpack_is_no_damage(tag):
+    data = encoded("wv", "wavpack", seconds=3.0) + tag
+    assert b"APETAGEX" in data[-300:]
+    got = await read(live_reader(CONTAINER, field="config"), cut(data, [500]))
+    np.testing.assert_array_equal(got, decode(data, CONTAINER, DecodeLimits(3600)).samples)
+
+
+async def test_wavpack_that_ends_in_the_middle_is_refused():
+    data = encoded("wv", "wavpack", seconds=3.0)
+    with pytest.raises(InvalidInput) as caught:
+        await read(live_reader(CONTAINER, field="config"), cut(data[: len(data) // 2], [500]))
+    assert caught.value.reason == "AUDIO_TRUNCATED"
 
 
 @pytest.mark.parametrize(

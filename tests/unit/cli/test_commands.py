@@ -60,8 +60,8 @@ def test_config_prints_a_settings_file_that_means_the_same(
 def test_config_shows_the_origin_of_each_setting(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TYPELESS_PORT", "7000")
     shown = json.loads(typeless("config", "--json").output)
-    assert shown["port"] == {"value": 7000, "origin": "environment", "group": "server"}
-    assert shown["model"] == {"value": "base", "origin": "default", "group": "engine"}
+    assert shown["port"] == {"value": 7000, "origin": "environment", "group": "server", "reload": False}
+    assert shown["model"] == {"value": "base", "origin": "default", "group": "engine", "reload": False}
     assert set(shown) == set(Settings.model_fields)
     assert "port = 7000  # environment" in typeless("config").output
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.unit.idle import until_idle
 from typeless_grpc.app import starting
 from typeless_grpc.cli import commands, serve
-from typeless_grpc.config import Settings
+from typeless_grpc.config import Settings, load
 from typeless_grpc.errors import EngineFailed
 
 
@@ -49,13 +49,13 @@ class Loading:
         await asyncio.Event().wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_while_the_model_loads_stops_the_server(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     app = Loading(number)
     monkeypatch.setattr(starting, "build", app.build)
-    await asyncio.wait_for(serve.run_server(Settings(), ""), 5)
+    await asyncio.wait_for(serve.run_server(Settings(), "", load), 5)
     assert app.is_closed
     assert capsys.readouterr().out == ""
 
@@ -63,14 +63,35 @@ async def test_a_signal_while_the_model_loads_stops_the_server(
 async def test_a_signal_before_that_prevents_the_start(monkeypatch: pytest.MonkeyPatch):
     app = Loading(signal.SIGTERM, is_early=True)
     monkeypatch.setattr(starting, "build", app.build)
-    await asyncio.wait_for(serve.run_server(Settings(), ""), 5)
+    await asyncio.wait_for(serve.run_server(Settings(), "", load), 5)
     assert (app.is_closed, app.is_started) == (True, False)
 
 
 async def test_a_model_that_cannot_be_loaded_ends_the_server(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(starting, "build", Loading(None).build)
     with pytest.raises(EngineFailed):
-        await asyncio.wait_for(serve.run_server(Settings(), ""), 5)
+        await asyncio.wait_for(serve.run_server(Settings(), "", load), 5)
+
+
+async def test_a_server_that_grpc_ends_by_itself_ends_the_process():
+    async def failed() -> None:
+        raise UnicodeError("a bug of gRPC")
+
+    with pytest.raises(UnicodeError):
+        await serve.until_stopped(asyncio.Event(), failed())
+
+
+async def test_a_signal_stops_a_server_that_has_not_failed():
+    stop, never = asyncio.Event(), asyncio.Event()
+
+    async def failed() -> None:
+        await never.wait()
+
+    waiting = asyncio.create_task(serve.until_stopped(stop, failed()))
+    await until_idle()
+    assert not waiting.done()
+    stop.set()
+    await waiting
 
 
 def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -78,9 +99,9 @@ def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, 
     settings_file.write_text("max_api_keys = 1", "utf-8")
     texts: list[str] = []
 
-    async def no_server(settings: Settings, variables: str) -> None:
+    async def no_server(settings: Settings, variables: str, reading: object) -> None:
         engine = SimpleNamespace(device=SimpleNamespace(name="cuda", compute_type="float16"))
-        app: Any = SimpleNamespace(port=50051, engine=engine, model="base")
+        app: Any = SimpleNamespace(port=50051, console_port=None, engine=engine, model="base")
         texts.append(serve.ready_text(app, settings, variables))
 
     monkeypatch.setattr(serve, "run_server", no_server)
@@ -97,3 +118,21 @@ def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, 
     assert made.exit_code == 0, made.output
     assert (data_dir / "access.sqlite3").is_file()
     assert "TYPELESS_CONFIG" in line
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "http://localhost:8080/"),
+        ("0.0.0.0", "http://localhost:8080/"),
+        ("[::1]", "http://localhost:8080/"),
+        ("192.0.2.1", "http://192.0.2.1:8080/"),
+        ("2001:db8::1", "http://[2001:db8::1]:8080/"),
+    ],
+)
+def test_the_address_of_the_console_is_printed(host: str, address: str):
+    engine = SimpleNamespace(device=SimpleNamespace(name="cuda", compute_type="float16"))
+    app: Any = SimpleNamespace(port=50051, console_port=8080, engine=engine, model="base")
+    assert f"The console: {address}\n" in serve.ready_text(app, Settings(console_host=host, console_port=8080))
+    app.console_port = None
+    assert "console" not in serve.ready_text(app, Settings())

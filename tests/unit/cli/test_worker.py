@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from typeless_grpc.app import starting
+from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.cli import worker
-from typeless_grpc.config import Settings
+from typeless_grpc.config import Settings, load
 
-STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+STOPS = [signal.SIGTERM, signal.SIGINT]
 
 
 class Jobs:
@@ -22,7 +23,7 @@ class Jobs:
         self.is_returned = self.is_cancelled = False
 
     @asynccontextmanager
-    async def build(self, _settings: Settings) -> AsyncIterator[None]:
+    async def build(self, settings: Settings) -> AsyncIterator[Reloads]:
         signal.raise_signal(self.number)
         if not self.has_started:
             try:
@@ -30,7 +31,7 @@ class Jobs:
             except asyncio.CancelledError:
                 self.is_cancelled = True
                 raise
-        yield
+        yield Reloads(settings)
         self.is_returned = True
 
 
@@ -47,7 +48,7 @@ async def test_a_signal_makes_a_worker_return_its_jobs(
 ):
     jobs = Jobs(number, has_started=True)
     monkeypatch.setattr(starting, "build_worker", jobs.build)
-    await asyncio.wait_for(worker.run_worker(Settings()), 5)
+    await asyncio.wait_for(worker.run_worker(Settings(), load), 5)
     assert (jobs.is_returned, ends_within) == (True, [])
 
 
@@ -60,5 +61,5 @@ async def test_a_signal_before_a_worker_has_jobs_ends_it_at_once(
 ):
     jobs = Jobs(number, has_started=False)
     monkeypatch.setattr(starting, "build_worker", jobs.build)
-    await asyncio.wait_for(worker.run_worker(Settings()), 5)
+    await asyncio.wait_for(worker.run_worker(Settings(), load), 5)
     assert (jobs.is_cancelled, ends_within, capsys.readouterr().out) == (True, [worker.STARTING_S], "")

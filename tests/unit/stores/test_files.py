@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,10 @@ def test_an_unknown_storage_scheme_is_refused():
     with pytest.raises(InvalidInput) as caught:
         Files("nosuchthing://bucket/")
     assert caught.value.reason == "CONFIG_INVALID"
+
+
+def test_the_free_share_of_a_disk_is_known_before_the_first_file(tmp_path: Path):
+    disk = shutil.disk_usage(tmp_path)
+    free = Files(str(tmp_path / "not" / "there")).free_ratio()
+    assert free == pytest.approx(disk.free / disk.total, abs=0.05)
+    assert Files(f"memory://{tmp_path.name}").free_ratio() is None

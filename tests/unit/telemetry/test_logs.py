@@ -71,10 +71,12 @@ from typeless_grpc.telemetry import logs
 logs.configure("info", "json")
 grpc_core = logging.getLogger("grpc._cython.cygrpc")
 grpc_core.error("ExecuteBatchError raised in core by servicer method [%s]", "/a.Service/Method")
+grpc_core.error("Invalid encoding on %s", b"a-mistyped-key\\xff")
+grpc_core.error("Unexpected [%s] raised by servicer method [%s]" % ("UnicodeDecodeError", "/a.Service/Method"))
 grpc_core.error("another error")
 """
 
 
-def test_disconnections_of_clients_do_not_fill_the_log():
+def test_faults_of_clients_do_not_fill_the_log():
     ran = subprocess.run([sys.executable, "-c", DISCONNECTION], capture_output=True, text=True, check=True, timeout=60)
     assert [json.loads(line)["event"] for line in ran.stderr.splitlines()] == ["another error"]
