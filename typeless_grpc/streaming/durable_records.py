@@ -17,11 +17,13 @@ import numpy as np
 from typeless_grpc import errors
 from typeless_grpc.audio.vad import DetectorState
 from typeless_grpc.engine.interface import Chunking, Recognition
-from typeless_grpc.errors import TypelessError
+from typeless_grpc.errors import NotFound, TypelessError
 from typeless_grpc.speech.transcript import Segment, Suppressed, SuppressionReason, Transcript, Word
 from typeless_grpc.streaming.inputs import End, EndpointDecision, Finalize, Frames, Input, InterimDecoded
 from typeless_grpc.streaming.release import FinalDecoded, FinalFailed
 from typeless_grpc.streaming.requests import Update
+
+_FORMAT = 1  # of records and checkpoints; change it with either
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,19 @@ def decode(data: bytes, updates: UpdateCodec) -> Iterator[Record]:
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     """Return a checkpoint as bytes."""
-    row = {name: value for name, value in vars(checkpoint).items() if name != "detector"}
+    row: dict[str, Any] = {name: value for name, value in vars(checkpoint).items() if name != "detector"}
+    row["format"] = _FORMAT
     if checkpoint.detector is not None:
         row["detector"] = {name: _floats(array) for name, array in vars(checkpoint.detector).items()}
     return json.dumps(row).encode()
 
 
 def decode_checkpoint(data: bytes) -> Checkpoint:
-    """Return the checkpoint that has these bytes."""
+    """Return the checkpoint that has these bytes. Raises NotFound if a server of another version stored the session."""
     row = json.loads(data)
+    if row.pop("format", None) != _FORMAT:
+        message = "A server of another version stored this session, in a form that this one cannot read."
+        raise NotFound(message, reason="SESSION_NOT_FOUND")
     state = DetectorState()
     for name, text in row.pop("detector", {}).items():
         setattr(state, name, _array(text).reshape(getattr(state, name).shape if name != "pending" else -1))

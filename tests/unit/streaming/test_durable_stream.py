@@ -25,7 +25,7 @@ from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.interface import DecodeOptions, Lane
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
-from typeless_grpc.errors import InvalidInput, SourceUnavailable, WrongState
+from typeless_grpc.errors import InvalidInput, NotFound, SourceUnavailable, WrongState
 from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.servicers.stream_messages import StreamDefaults, UpdateMessages
 from typeless_grpc.speech.transcript import OutputFormat
@@ -443,3 +443,12 @@ async def test_a_store_that_is_unavailable_for_long_ends_calls_and_not_the_sessi
             await caller.read(stream)
         assert stream.trouble is None
         assert len(caller.kept()["finals"]) == 1
+
+
+async def test_a_session_in_another_form_is_not_found():
+    async with servers() as on:
+        lease = on.store.create("s", "me", b"")
+        on.store.append(lease, Batch(0, b"", b'{"format": 2}'))
+        with pytest.raises(NotFound) as caught:
+            await on.next(0)
+        assert caught.value.reason == "SESSION_NOT_FOUND"
