@@ -19,7 +19,7 @@ FLOOR_BIN := .venv-floor/bin
 RECORDINGS ?= ../shared/audio
 # Tests run in so many processes, a file in one of them; 0 runs them in this one, with a debugger, say.
 WORKERS ?= 2
-PROTOS := $(wildcard protos/typeless/v1/*.proto)
+PROTOS := $(wildcard protos/typeless/v1/*.proto protos/typeless/engine/v1/*.proto)
 # `make run MODEL=small` passes a flag, which overrides TYPELESS_MODEL and the settings file.
 MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
@@ -123,8 +123,8 @@ define generate
 	@rm -rf $(1).tmp && mkdir -p $(1).tmp/out
 	PATH=$(CURDIR)/$(PROTO_BIN):$$PATH $(PROTO_BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1).tmp/out \
 	  --grpc_python_out=$(1).tmp/out --mypy_out=$(1).tmp/out --mypy_grpc_out=$(1).tmp/out $(PROTOS) 2>$(1).tmp/log || { cat $(1).tmp/log >&2; exit 1; }
-	find $(1).tmp/out -name '*.py*' -exec sed -i -E 's/^(from|import) typeless\./\1 typeless_grpc.pb./; s/\btypeless\.v1\.([a-z]+_pb2)/typeless_grpc.pb.v1.\1/g' {} +
-	rm -rf $(1) && mkdir -p $(1) && mv $(1).tmp/out/typeless/v1 $(1)/v1 && touch $(1)/__init__.py $(1)/v1/__init__.py && rm -rf $(1).tmp
+	find $(1).tmp/out -name '*.py*' -exec sed -i -E 's/^(from|import) typeless\./\1 typeless_grpc.pb./; s/\btypeless\.((engine\.)?v1\.[a-z]+_pb2)/typeless_grpc.pb.\1/g' {} +
+	rm -rf $(1) && mv $(1).tmp/out/typeless $(1) && touch $(1)/__init__.py $(1)/v1/__init__.py $(1)/engine/__init__.py $(1)/engine/v1/__init__.py && rm -rf $(1).tmp
 endef
 
 proto: $(PROTO_BIN)/protoc-gen-mypy ## generate typeless_grpc/pb from protos/

@@ -22,6 +22,7 @@ LAYERS = (
         "servicers",
         "sources",
         "stores",
+        "engines",
         "client",
         *("client_jobs", "client_mic", "client_stream"),  # deprecated aliases
     },
@@ -36,8 +37,11 @@ LAYERS = (
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 # What only these may import; a unit stands for all that is in it.
 ONLY = {
-    "typeless_grpc.pb": {"pb", "servicers", "client", "cli", "console"},
-    "grpc": {"pb", "console", "servicers", "cli", "server", "health", "reflection", "tls", "interceptors", "client"},
+    "typeless_grpc.pb": {"pb", "servicers", "engines", "client", "cli", "console"},
+    "grpc": {
+        *("pb", "console", "servicers", "cli", "server", "health", "reflection", "tls", "interceptors", "client"),
+        *("engines", "app.engines", "app.engine_server"),
+    },
     "opentelemetry": {"telemetry", "client"},
     "faster_whisper": {"engine.runtime", "engine.hub"},
     "ctranslate2": {"engine.runtime", "engine.device"},

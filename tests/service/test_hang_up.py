@@ -1,6 +1,6 @@
 """SIGHUP to real processes: `typeless serve` and `typeless worker` read their settings again.
 
-Also log_level, log_format and log_text, which only a process of its own has.
+Also log_level and log_format, which only a process of its own has.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import time
 from collections import Counter, namedtuple
@@ -14,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from tests.harness import Served, ServedJobs, pcm, request, serving, serving_jobs
 from tests.service.access import ADMIN, KEYS, USER, outcome
@@ -110,6 +112,15 @@ async def transcribed(world: World, **options: Any) -> str:
 async def masked(world: World) -> str:
     post = transcription_pb2.PostProcessing(mask_profanity=True)
     return await transcribed(world, post_processing=post)
+
+
+async def logged(world: World) -> list[str | None]:
+    """The text in the log line of a call."""
+    logging.getLogger("typeless_grpc").setLevel(logging.INFO)
+    with capture_logs() as lines:
+        await transcribed(world)
+        await until(lambda: any(line["event"] == "call ended" for line in lines))
+    return [line.get("text") for line in lines if line["event"] == "call ended"]
 
 
 async def created(world: World) -> str:
@@ -368,6 +379,7 @@ ROWS: dict[str, Row] = {
     "drain_timeout_s": Row({"drain_timeout_s": 60}, {"drain_timeout_s": 0}, drained, ANY, lambda s: s < 20),
     "engine_stall_s": Row({"engine_stall_s": 60}, {"engine_stall_s": 1}, stalled, 1, 2),
     "profanity_file": Row({"profanity_file": None}, {"profanity_file": "{words}"}, masked, "a banana", "a b*****"),
+    "log_text": Row({"log_text": False}, {"log_text": True}, logged, [None], ["a banana"]),
     # keys and tokens
     "require_auth": Row(
         {"require_auth": False},
@@ -623,7 +635,6 @@ ELSEWHERE = {
     "max_model_memory_bytes": "tests/model/test_reloaded_models.py",
     "log_level": "tests/service/test_hang_up.py",
     "log_format": "tests/service/test_hang_up.py",
-    "log_text": "tests/service/test_hang_up.py",
 }
 
 

@@ -130,7 +130,7 @@ async def test_a_call_is_one_trace_from_the_client_through_queue_encoder_and_dec
     async with AsyncClient(server.target) as client:
         with traced() as trace_id:
             await client.transcribe(SPEECH, options)
-    spans = collector.trace(trace_id, TRANSCRIBE, *ENGINE, "text")
+    spans = collector.trace(trace_id, TRANSCRIBE, *ENGINE, "audio", "text")
     call = one(spans, TRANSCRIBE)
     assert call.kind == SERVER
     assert call.parent_id  # the client's span
@@ -140,12 +140,22 @@ async def test_a_call_is_one_trace_from_the_client_through_queue_encoder_and_dec
     assert call.attributes["rpc.grpc.status_code"] == 0
     assert call.attributes["typeless.audio_s"] > 4
     queue, inference = by_name(spans, "queue")[0], by_name(spans, "inference")[0]
-    assert {queue.parent_id, inference.parent_id, one(spans, "text").parent_id} == {call.span_id}
+    audio, text = one(spans, "audio"), one(spans, "text")
+    assert {span.parent_id for span in (audio, queue, inference, text)} == {call.span_id}
     assert {span.parent_id for span in spans if span.name in ("encode", "decode")} == {
         span.span_id for span in by_name(spans, "inference")
     }
     # All of it within the call, each after the other.
-    assert call.start_ns <= queue.start_ns <= queue.end_ns == inference.start_ns < inference.end_ns <= call.end_ns
+    assert (
+        call.start_ns
+        <= audio.start_ns
+        <= audio.end_ns
+        <= queue.start_ns
+        <= queue.end_ns
+        == inference.start_ns
+        < inference.end_ns
+        <= call.end_ns
+    )
     encode, decode = by_name(spans, "encode")[0], by_name(spans, "decode")[0]
     slack_ns = 2_000_000  # clocks are converted from one to the other
     assert inference.start_ns - slack_ns <= encode.start_ns < decode.start_ns <= inference.end_ns

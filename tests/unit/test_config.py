@@ -294,6 +294,7 @@ SECRET_TEXTS = {
     "api_keys": "a-key,b-key",
     "admin_keys": "a-key\nb-key",
     "database_url": "postgresql://u:p@h/d",
+    "engine_key": "a-key-of-more-than-20-characters",
     "redis_url": "redis://:p@h/0",
     "storage_url": "s3://KEY:p@h/calls",
     "jwt_jwks_url": "https://u:p@h/jwks.json",

@@ -20,7 +20,6 @@ def of(service: str) -> health_pb2.HealthCheckRequest:
 
 
 async def statuses(served: Health) -> dict[str, int]:
-    """The status of each service. `List` would return the same, where the library knows it."""
     return {name: (await served.Check(of(name), None)).status for name in ("", JOBS, LIVE)}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from typeless_grpc.app.cores import n_cores as n_cores_here
 from typeless_grpc.app.memory import free_bytes
@@ -25,7 +26,7 @@ from typeless_grpc.engine.device import Device, choose_device, footprint
 from typeless_grpc.engine.hub import HuggingFaceHub
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.model import Model
-from typeless_grpc.engine.observer import EngineObservers
+from typeless_grpc.engine.observer import EngineObserver, EngineObservers
 from typeless_grpc.engine.pool import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
@@ -35,6 +36,9 @@ from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.engine_metrics import EngineMetrics
 from typeless_grpc.text import profanity
 from typeless_grpc.text.finishing import FinishingEngine
+
+if TYPE_CHECKING:  # the model begins to load before the servicers are imported
+    from typeless_grpc.servicers.models import Names, Pool
 
 PARALLEL_LOADS = 1  # each takes a core and twice the model's memory, and any caller may cause one
 # On a CPU, as in CTranslate2: more threads for one inference gain little.
@@ -57,15 +61,16 @@ def is_path(model: str) -> bool:
 
 
 @dataclass(frozen=True)
-class BuiltEngine:
-    """The engine and its parts.
+class BuiltRecognizer:
+    """The engine of one process, without the work on the text, and its parts.
 
-    model: the default model's name. engine: as callers use it. detector: the one voice activity detector of this
-    process. n_workers: batches in parallel; n_threads: CPU threads of each.
+    model: the default model's name. detector: the one voice activity detector of this process. n_workers: batches in
+    parallel; n_threads: CPU threads of each.
     """
 
     model: str
-    engine: Engine
+    recognizer: Recognizer
+    scheduler: WindowScheduler
     detector: SileroDetector
     models: ModelPool[Model]
     known: Catalog
@@ -73,14 +78,38 @@ class BuiltEngine:
     n_workers: int
     n_threads: int
 
-    def has_model(self, name: str) -> bool:
-        """Whether jobs may name this model."""
-        return self.models.may_load(name) and self.known.find(name) is not None
+    @property
+    def runs_on(self) -> str:
+        """Where models run, for people: "cpu, int8, 2 x 1 threads"."""
+        on = f"{self.device.name}, {self.device.compute_type}"
+        return f"{on}, {self.n_workers} x {self.n_threads} threads" if self.device.name == "cpu" else on
 
     async def warm(self) -> None:
         """Load the default model and run it once. Raises EngineFailed if it cannot be loaded."""
         model = await self.models.load(self.model)
         await asyncio.to_thread(warm_up, model)
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """The engine as a server uses it, and its parts.
+
+    model: the default model's name. engine: as callers use it. detector: the one voice activity detector of this
+    process. models: the loaded ones. known: their names. warm: waits until the engine can be used. runs_on: where
+    models run, for people; known when it is warm.
+    """
+
+    model: str
+    engine: Engine
+    detector: SileroDetector
+    models: Pool
+    known: Names
+    warm: Callable[[], Coroutine[Any, Any, None]]
+    runs_on: Callable[[], str]
+
+    def has_model(self, name: str) -> bool:
+        """Whether jobs may name this model."""
+        return self.models.may_load(name) and self.known.find(name) is not None
 
 
 def needs_calibration(settings: Settings, directory: Path) -> bool:
@@ -110,14 +139,39 @@ def _loader(settings: Settings, device: Device, n_workers: int, n_threads: int) 
 @asynccontextmanager
 async def build_engine(
     settings: Settings,
-    metrics: EngineMetrics | None = None,
+    metrics: EngineMetrics,
     reloads: Reloads | None = None,
     tracers: Tracers = NO_TRACERS,
 ) -> AsyncIterator[BuiltEngine]:
     """Build the engine over real models. Raises SourceUnavailable if the default model is not on this machine."""
+    reloads = reloads or Reloads(settings)
+    observer = EngineObservers([metrics, *tracers.engine])
+    async with build_recognizer(settings, observer, reloads) as built:
+        metrics.watch_queue(built.scheduler.n_queued)
+        metrics.watch_models(lambda: {name: model.memory_bytes for name, model in built.models.loaded().items()})
+        with finishing(settings, built.recognizer, reloads, tracers) as engine:
+            yield BuiltEngine(
+                model=settings.model,
+                engine=engine,
+                detector=built.detector,
+                models=built.models,
+                known=built.known,
+                warm=built.warm,
+                runs_on=lambda: built.runs_on,
+            )
+
+
+@asynccontextmanager
+async def build_recognizer(
+    settings: Settings, observer: EngineObserver, reloads: Reloads, n_cores: int | None = None
+) -> AsyncIterator[BuiltRecognizer]:
+    """Build the engine without the work on the text. n_cores: what it may use; None for all of this process.
+
+    Raises SourceUnavailable if the default model is not on this machine.
+    """
     async with AsyncExitStack() as stack:
         device = choose_device(settings.device, settings.compute_type)
-        n_workers, n_threads = parallelism(settings, device)
+        n_workers, n_threads = parallelism(settings, device, n_cores)
         known = catalog(settings)
         models: ModelPool[Model] = ModelPool(
             source=known,
@@ -128,14 +182,12 @@ async def build_engine(
             footprint=functools.partial(footprint, device=device),
             free_bytes=free_bytes,
         )
-        reloads = reloads or Reloads(settings)
         reloads.follow(functools.partial(checked_pool_options, known), models.set_options)
         if await asyncio.to_thread(known.find, settings.model) is None:
             raise SourceUnavailable(
                 f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
                 reason="MODEL_UNAVAILABLE",
             )
-        observer = EngineObservers([*([metrics] if metrics else []), *tracers.engine])
         scheduler: WindowScheduler = Scheduler(
             run_batch=run_batch,
             options=SchedulerOptions(max_batch=settings.max_batch, n_workers=n_workers),
@@ -143,9 +195,6 @@ async def build_engine(
             executor=stack.enter_context(ThreadPoolExecutor(n_workers, "inference")),
             observer=observer,
         )
-        if metrics is not None:
-            metrics.watch_queue(scheduler.n_queued)
-            metrics.watch_models(lambda: {name: model.memory_bytes for name, model in models.loaded().items()})
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
         detector = SileroDetector()
@@ -158,9 +207,10 @@ async def build_engine(
             live_vad_threads=stack.enter_context(CallThreads(settings.decode_threads, "detecting-live")),
             observer=observer,
         )
-        yield BuiltEngine(
+        yield BuiltRecognizer(
             model=settings.model,
-            engine=stack.enter_context(finishing(settings, recognizer, reloads, tracers)),
+            recognizer=recognizer,
+            scheduler=scheduler,
             detector=detector,
             models=models,
             known=known,

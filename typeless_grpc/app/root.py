@@ -18,6 +18,7 @@ from typeless_grpc.app.models import BuiltEngine
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.app.tls import tls_of
 from typeless_grpc.app.tracing import NO_TRACERS, Tracers
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.clock import Clock, SystemClock
@@ -50,7 +51,6 @@ from typeless_grpc.telemetry.call_log import CallLog
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics
-from typeless_grpc.tls import TlsFiles, TlsReloader
 from typeless_grpc.version import VERSION
 
 log = get_logger(__name__)
@@ -106,6 +106,7 @@ async def listen(
             limits=recording_limits(settings),
             sources=background.sources if background else NoSources(),
             fetching=background.fetching if background else decoding,
+            observer=tracers.audio,
         )
         dependencies = Dependencies(
             engine=engine,
@@ -150,7 +151,7 @@ async def listen(
         ]
         _warn(settings)
         console = await open_console(stack, settings, metrics)
-        tls = _tls(settings)
+        tls = tls_of(settings)
         server = Server(
             services=services,
             interceptors=[Chain(interceptors)],
@@ -283,11 +284,3 @@ def _shown(settings: Settings) -> dict[str, str]:
         ENV_PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value)
         for name, value in shown.items()
     }
-
-
-def _tls(settings: Settings) -> TlsReloader | None:
-    if settings.tls_cert_file is None or settings.tls_key_file is None:
-        return None
-    return TlsReloader(
-        TlsFiles(cert=settings.tls_cert_file, key=settings.tls_key_file, client_ca=settings.tls_client_ca_file)
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -136,12 +136,25 @@ async def _loading(
 ) -> AsyncIterator[tuple[BuiltEngine, asyncio.Task[None]]]:
     """The engine, and the task that loads its default model and runs it once."""
     share_heaps()
-    async with build_engine(settings, metrics.engine, reloads, tracers) as built:
+    async with await _engine(settings, metrics, reloads, tracers) as built:
         warming = asyncio.create_task(built.warm())
         try:
             yield built, warming
         finally:
             await cancelled(warming)
+
+
+async def _engine(
+    settings: Settings, metrics: Metrics, reloads: Reloads, tracers: Tracers
+) -> AbstractAsyncContextManager[BuiltEngine]:
+    """The engine of this process, or a group of others."""
+    if settings.engine_address or settings.engine_processes != 1:
+        await _import("typeless_grpc.app.engines")
+        from typeless_grpc.app.engines import engine_group, n_processes
+
+        if settings.engine_address or await asyncio.to_thread(n_processes, settings) > 1:
+            return engine_group(settings, metrics.engine, reloads, tracers)
+    return build_engine(settings, metrics.engine, reloads, tracers)
 
 
 async def _import(*modules: str) -> None:

@@ -13,6 +13,7 @@ from typeless_grpc.clock import SystemClock
 from typeless_grpc.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from typeless_grpc.audio.observer import AudioObserver
     from typeless_grpc.engine.observer import EngineObserver
     from typeless_grpc.interceptors.seam import Interceptor
     from typeless_grpc.jobs.observer import JobObserver
@@ -33,6 +34,7 @@ class Tracers:
     engine: Sequence[EngineObserver] = ()
     streams: Sequence[StreamObserver] = ()
     jobs: Sequence[JobObserver] = ()
+    audio: AudioObserver | None = None
     text: TextObserver | None = None
     calls: Sequence[CallObserver] = ()
     interceptors: Sequence[Interceptor] = ()
@@ -57,7 +59,7 @@ async def open_tracing(environ: Mapping[str, str] = os.environ) -> AsyncIterator
         from typeless_grpc.telemetry.tracing.calls import CallTracer
         from typeless_grpc.telemetry.tracing.jobs import JobTracer
         from typeless_grpc.telemetry.tracing.setup import Tracing
-        from typeless_grpc.telemetry.tracing.work import EngineTracer, StreamTracer, TextTracer
+        from typeless_grpc.telemetry.tracing.work import AudioTracer, EngineTracer, StreamTracer, TextTracer
     except ModuleNotFoundError as error:
         why = f"is set, but traces need an extra ({error.name} is missing): pip install 'typeless-grpc[otel]'"
         raise InvalidInput(variable, why, reason="CONFIG_INVALID") from error
@@ -70,6 +72,7 @@ async def open_tracing(environ: Mapping[str, str] = os.environ) -> AsyncIterator
             engine=[EngineTracer(tracing, SystemClock())],
             streams=[StreamTracer(tracing)],
             jobs=[JobTracer(tracing)],
+            audio=AudioTracer(tracing),
             text=TextTracer(tracing),
             calls=[calls],
             interceptors=[TracingInterceptor(calls)],

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from typeless_grpc.cli import batch, bench, config, jobs, keys, models, serve, stream, transcribe, usage, worker
+from typeless_grpc.cli import batch, bench, config, engine, jobs, keys, models, serve, stream, transcribe, usage, worker
 from typeless_grpc.cli.failures import command
 from typeless_grpc.version import VERSION
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 command(app, "serve")(serve.serve)
 command(app, "worker")(worker.worker)
+command(app, "engine")(engine.engine)
 command(app, "transcribe")(transcribe.transcribe)
 command(app, "stream")(stream.stream)
 command(app, "batch")(batch.batch)

@@ -61,7 +61,8 @@ def serve(
 
         settings = load_settings(flags, file=config).settings
         logs.configure(settings.log_level, settings.log_format)
-        fetch(catalog(settings), settings.model)
+        if not settings.engine_address:
+            fetch(catalog(settings), settings.model)
         reading = functools.partial(load, flags, file=config)
         asyncio.run(run_server(settings, _variables(config, data_dir), reading))
 
@@ -122,10 +123,6 @@ def ready_text(app: App, settings: Settings, variables: str = "") -> str:
     """
     address = f"localhost:{app.port}"
     sample = os.path.relpath(SAMPLE) if SAMPLE.is_file() else "RECORDING"
-    engine = app.engine
-    on = f"{engine.device.name}, {engine.device.compute_type}"
-    if engine.device.name == "cpu":
-        on += f", {engine.n_workers} x {engine.n_threads} threads"
     method = "typeless.v1.TranscriptionService/Transcribe"
     server = "" if app.port == 50051 else f" --server {address}"
     typeless = _command()
@@ -136,7 +133,7 @@ def ready_text(app: App, settings: Settings, variables: str = "") -> str:
         grpcurl += ' -H "x-api-key: $TYPELESS_API_KEY"'
     console = f"The console: {_console_url(settings, app.console_port)}\n" if app.console_port is not None else ""
     return f"""\
-typeless {VERSION} takes calls on {settings.host}:{app.port}: model {app.model} ({on})
+typeless {VERSION} takes calls on {settings.host}:{app.port}: model {app.model} ({app.engine.runs_on()})
 {console}
 Try next:
 {key}  {typeless} transcribe{server}{tls} {sample}

@@ -55,7 +55,8 @@ def worker(
         if not settings.max_concurrent_jobs:
             raise InvalidInput("max_concurrent_jobs", "is 0: this worker would run no jobs", reason="CONFIG_INVALID")
         logs.configure(settings.log_level, settings.log_format)
-        fetch(catalog(settings), settings.model)
+        if not settings.engine_address:
+            fetch(catalog(settings), settings.model)
         asyncio.run(run_worker(settings, functools.partial(load, flags, file=config)))
 
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from typeless_grpc.config.values import ExpandedPath, Group, NamedDirectories, Reloadable, SplitAtCommas
+from typeless_grpc.access.address import is_loopback
+from typeless_grpc.config.values import (
+    ExpandedPath,
+    Group,
+    HostAndPort,
+    NamedDirectories,
+    Reloadable,
+    SplitAtCommas,
+    host_and_port,
+)
+
+MIN_ENGINE_KEY_CHARACTERS = 20
 
 
 class EngineSettings(Group):
@@ -71,8 +83,8 @@ class EngineSettings(Group):
         60.0,
         ge=1,
         le=3600,
-        description="If work waits and no batch ends for this many seconds, health checks report NOT_SERVING. Raise"
-        " it for slow models.",
+        description="If work waits and no batch ends for this many seconds, health checks report NOT_SERVING, and an"
+        " engine process is killed and started again. Raise it for slow models.",
     )
     encoder_window: Literal["auto", "full"] = Field(
         "auto",
@@ -91,3 +103,56 @@ class EngineSettings(Group):
     profanity_file: Reloadable[ExpandedPath | None] = Field(
         None, description="File with the words that `mask_profanity` masks. Replaces the built-in list."
     )
+
+    engine_processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
+        1,
+        description="Engine processes of this server. 1 decodes in the server's own process. More share its cores, and"
+        " its GPUs in turn; each has its own copy of the models. A process that crashes or hangs is started again, and"
+        " its calls are decoded again. auto is one for each GPU, else one for each 8 cores, as far as the memory"
+        " suffices.",
+    )
+    engine_address: Annotated[tuple[HostAndPort, ...], NoDecode, SplitAtCommas] = Field(
+        (),
+        description="Addresses of engines on other machines, separated by commas: `10.0.0.5:50052,10.0.0.6:50052`."
+        " This server then loads no model. Start each with `typeless engine`, and set `model` to the same on all.",
+    )
+    engine_listen: HostAndPort | None = Field(
+        None,
+        description="Address that `typeless engine` listens on, HOST:PORT. Other machines can reach it only with"
+        " `engine_key`. It uses TLS if `tls_cert_file` is set.",
+    )
+    engine_key: SecretStr = Field(
+        SecretStr(""),
+        description=f"Secret of at least {MIN_ENGINE_KEY_CHARACTERS} characters that an engine on an address shares"
+        " with the servers that use it.",
+    )
+    engine_ca_file: ExpandedPath | None = Field(
+        None,
+        description="PEM file with the certificate authority of the engines at `engine_address`. Enables TLS to them.",
+    )
+
+    @field_validator("engine_address")
+    @classmethod
+    def _is_alone(cls, addresses: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
+        if addresses and others.data.get("engine_processes", 1) != 1:
+            raise ValueError("a server uses either engine_address or engine_processes")
+        if len(set(addresses)) < len(addresses):
+            raise ValueError("names an address twice")
+        return addresses
+
+    @field_validator("engine_key")
+    @classmethod
+    def _protects(cls, key: SecretStr, others: ValidationInfo) -> SecretStr:
+        listen = others.data.get("engine_listen")
+        if 0 < len(key) < MIN_ENGINE_KEY_CHARACTERS:
+            raise ValueError(f"has fewer than {MIN_ENGINE_KEY_CHARACTERS} characters")
+        if not key and listen and not is_loopback(host_and_port(listen)[0]):
+            raise ValueError("must be set if engine_listen can be reached from other machines")
+        return key
+
+    @field_validator("engine_ca_file")
+    @classmethod
+    def _is_for_addresses(cls, file: Path | None, others: ValidationInfo) -> Path | None:
+        if file is not None and not others.data.get("engine_address", True):
+            raise ValueError("has no effect without engine_address")
+        return file

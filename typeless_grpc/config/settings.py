@@ -39,6 +39,7 @@ SECRETS = frozenset(
         "api_keys",
         "admin_keys",
         "database_url",
+        "engine_key",
         "redis_url",
         "storage_url",
         "jwt_jwks_url",

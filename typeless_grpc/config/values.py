@@ -11,6 +11,7 @@ from pydantic_settings import NoDecode
 
 from typeless_grpc.access.quota import Quota
 
+MAX_PORT = 65535
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -44,6 +45,19 @@ def _rate(value: str) -> str:
     return value
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """Split `engine.example:50052` or `[::1]:50052`. Raises ValueError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > MAX_PORT or (":" in host and not host.startswith("[")):
+        raise ValueError("must be HOST:PORT, for IPv6 [HOST]:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _address(value: str) -> str:
+    host_and_port(value)
+    return value
+
+
 def _duration_s(value: Any) -> Any:
     """Parse `90`, `90s`, `15m`, `24h` or `7d`."""
     if not isinstance(value, str):
@@ -59,6 +73,7 @@ RELOADABLE = "reloadable"
 T = TypeVar("T")
 Reloadable = Annotated[T, RELOADABLE]
 
+HostAndPort = Annotated[str, AfterValidator(_address)]
 ExpandedPath = Annotated[Path, AfterValidator(_expanded)]
 NamedDirectories = Annotated[dict[str, ExpandedPath], NoDecode, BeforeValidator(_named_directories)]
 Rate = Annotated[str, AfterValidator(_rate)]  # AMOUNT/PERIOD[:BURST], or off

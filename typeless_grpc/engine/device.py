@@ -23,12 +23,17 @@ class Device:
     compute_type: str
 
 
+def n_gpus() -> int:
+    """The number of GPUs that CTranslate2 can use."""
+    return int(ctranslate2.get_cuda_device_count())
+
+
 def choose_device(device: str, compute_type: str) -> Device:
     """Resolve "auto": a GPU with float16 if there is one, else the CPU with int8.
 
     Raises InvalidInput if the machine has no such device, or the device no such compute type.
     """
-    has_gpu = ctranslate2.get_cuda_device_count() > 0
+    has_gpu = n_gpus() > 0
     name = ("cuda" if has_gpu else "cpu") if device == "auto" else device
     if name == "cuda" and not has_gpu:
         raise InvalidInput("device", "CTranslate2 finds no CUDA device on this machine", reason="CONFIG_INVALID")

@@ -1,7 +1,6 @@
 """What the engine reports about its work: to metrics, to traces, or to nobody.
 
-Methods are called on the event loop, except `decoded_again` and `suppressed`, which any thread may call. They must
-return at once, and must not raise.
+Methods are called on the event loop, those about one call in its context. They must return at once, and must not raise.
 """
 
 from __future__ import annotations

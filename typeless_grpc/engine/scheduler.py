@@ -344,7 +344,8 @@ class Scheduler(Generic[WorkT, ResultT]):
     def _refuse(self, entry: Entry[WorkItem[WorkT, ResultT]], error: Exception) -> None:
         if entry.work.is_wanted():
             entry.work.future.set_exception(error)
-            self._observer.refused(entry.lane, error.reason if isinstance(error, TypelessError) else "")
+            reason = error.reason if isinstance(error, TypelessError) else ""
+            entry.work.context.run(self._observer.refused, entry.lane, reason)
 
 
 def _report(

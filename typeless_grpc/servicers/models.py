@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
@@ -39,10 +38,10 @@ class Pool(Protocol):
 
 
 class Names(Protocol):
-    """The names of models; `engine.catalog.Catalog` is the real one."""
+    """The names of models; `engine.catalog.Catalog` is the real one. find: None for one that is not installed."""
 
     def names(self) -> list[str]: ...
-    def find(self, name: str) -> Path | None: ...
+    def find(self, name: str) -> object | None: ...
 
 
 class ModelServicer(models_pb2_grpc.ModelServiceServicer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from typeless_grpc import account
 from typeless_grpc.access import principal, rate_limit
 from typeless_grpc.audio.decode import Decoded, DecodeLimits, decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, AudioFormat
+from typeless_grpc.audio.observer import AudioObserver
 from typeless_grpc.audio.source import AudioSources
 from typeless_grpc.engine.admission import Admission, Reservation
 from typeless_grpc.engine.interface import DecodeOptions, Engine, Recognition, Ticket
@@ -69,6 +71,7 @@ class RecordingTranscriber:
         limits: RecordingLimits,
         sources: AudioSources,
         fetching: Executor,
+        observer: AudioObserver | None = None,
     ) -> None:
         """decoding: threads that decode bytes to samples; fetching: threads for audio on other machines."""
         self._engine = engine
@@ -77,6 +80,7 @@ class RecordingTranscriber:
         self._limits = limits
         self._sources = sources
         self._fetching = fetching
+        self._observer = observer
 
     def use(self, limits: RecordingLimits) -> None:
         """Apply these limits to recordings that are decoded from now on."""
@@ -86,10 +90,13 @@ class RecordingTranscriber:
         """Transcribe one recording. Raises what decoding and the engine raise, Overloaded and RateLimited."""
         reservation = self._admission.reserve(ticket.caller)
         is_over = threading.Event()
+        started_s = time.monotonic()
         decoding = self._decoding_of(recording, reservation, is_over)
         try:
             with fields_at(recording.options_field):
                 samples = (await asyncio.wrap_future(decoding)).samples
+                if self._observer is not None:
+                    self._observer.audio_decoded(time.monotonic() - started_s)
                 async with rate_limit.current().recording(samples.size / SAMPLE_RATE_HZ):
                     recognition = await self._engine.transcribe(samples, recording.options, ticket)
                 call = account.current()

@@ -18,6 +18,8 @@ STAGES = ("encode", "decode", "align", "detect_language", "decode_with_fallback"
 REFUSALS = ("OVERLOADED", "DEADLINE_CANNOT_BE_MET")
 RETRIES = (*(issue.value for issue in Issue), "hints", "uncovered", "language")
 
+RESTARTS = ("exited", "silent", "stalled", "not ready")
+
 
 def lane_label(lane: Lane) -> str:
     """Return the label of a lane."""
@@ -63,9 +65,22 @@ class EngineMetrics:
             ("reason",),
             registry=registry,
         )
+        self.engine_restarts = Counter(
+            "typeless_engine_restarts_total",
+            "Engine processes that were started again, by reason.",
+            ("reason",),
+            registry=registry,
+        )
+        self.engine_retries = Counter(
+            "typeless_engine_retries_total",
+            "Calls that were decoded again because their engine was lost.",
+            registry=registry,
+        )
         # Looking a metric up by its labels takes longer than counting.
         self._waits = {lane: self.waits.labels(lane_label(lane)) for lane in Lane}
         self._stages = {stage: self.stages.labels(stage) for stage in STAGES}
+        for restart in RESTARTS:
+            self.engine_restarts.labels(restart)
         for lane in Lane:
             for refusal in REFUSALS:
                 self.refusals.labels(lane_label(lane), refusal)
@@ -105,6 +120,20 @@ class EngineMetrics:
             ("model",),
             lambda: {(name,): n_bytes for name, n_bytes in memory_bytes().items()},
         )
+
+    def watch_engines(self, are_up: Callable[[], Mapping[str, bool]]) -> None:
+        """Show which engines are up, of a server that decodes nothing itself. are_up: by name."""
+        add_gauges(
+            self._registry,
+            "typeless_engine_up",
+            "Whether an engine process, or an engine on another machine, takes calls.",
+            ("engine",),
+            lambda: {(name,): float(is_up) for name, is_up in are_up().items()},
+        )
+
+    def engine_restarted(self, engine: str, reason: str) -> None:
+        """Count the restart of an engine process."""
+        self.engine_restarts.labels(reason).inc()
 
     def batch_ended(self, batch: BatchReport) -> None:
         """See `EngineObserver`."""

@@ -43,6 +43,7 @@ def _complete() -> Metrics:
     metrics.engine.watch_queue(lambda lane: 0)
     metrics.engine.watch_engine(lambda: 0.0, lambda: 0.0)
     metrics.engine.watch_models(lambda: {"": 0})
+    metrics.engine.watch_engines(lambda: {"": True})
     metrics.streams.watch(lambda: 0, lambda: 0)
     metrics.jobs.watch_store(lambda: stored, lambda: True)
     return metrics

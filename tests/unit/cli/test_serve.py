@@ -100,7 +100,7 @@ def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, 
     texts: list[str] = []
 
     async def no_server(settings: Settings, variables: str, reading: object) -> None:
-        engine = SimpleNamespace(device=SimpleNamespace(name="cuda", compute_type="float16"))
+        engine = SimpleNamespace(runs_on=lambda: "cuda, float16")
         app: Any = SimpleNamespace(port=50051, console_port=None, engine=engine, model="base")
         texts.append(serve.ready_text(app, settings, variables))
 
@@ -131,7 +131,7 @@ def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, 
     ],
 )
 def test_the_address_of_the_console_is_printed(host: str, address: str):
-    engine = SimpleNamespace(device=SimpleNamespace(name="cuda", compute_type="float16"))
+    engine = SimpleNamespace(runs_on=lambda: "cuda, float16")
     app: Any = SimpleNamespace(port=50051, console_port=8080, engine=engine, model="base")
     assert f"The console: {address}\n" in serve.ready_text(app, Settings(console_host=host, console_port=8080))
     app.console_port = None

@@ -1,4 +1,4 @@
-"""Spans of the engine, of streams and of text, made when the work has ended."""
+"""Spans of audio, of the engine, of streams and of text, made when the work has ended."""
 
 from __future__ import annotations
 
@@ -83,6 +83,17 @@ class StreamTracer(NoStreamObserver):
     def final(self, mode: str, latency_s: float | None, context: Context) -> None:
         """See `StreamObserver`."""
         _ended(self._tracing, "final", latency_s or 0.0, current(context), mode=mode)
+
+
+class AudioTracer:
+    """An `AudioObserver`."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+
+    def audio_decoded(self, seconds: float) -> None:
+        """See `AudioObserver`."""
+        _ended(self._tracing, "audio", seconds, current())
 
 
 class TextTracer:

@@ -1,0 +1,16 @@
+"""What the decoding of recordings reports. Called on the event loop, in the context of the call."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class AudioObserver(Protocol):
+    """Notified of recordings that were decoded."""
+
+    def audio_decoded(self, seconds: float) -> None:
+        """A recording was decoded to samples just now. seconds: with its fetch and the wait for a thread.
+
+        Must not raise.
+        """
+        ...

@@ -1,0 +1,184 @@
+"""An engine in another process or on another machine, as an `Engine`.
+
+When it is lost, its calls end with `EngineLost`, and somebody else decodes them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from typeless_grpc import account
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
+from typeless_grpc.clock import Clock
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
+from typeless_grpc.engine.observer import EngineObserver
+from typeless_grpc.engines.connection import EngineConnection, EngineLost, RemoteOptions
+from typeless_grpc.engines.messages import MAX_SAMPLES_BYTES, OPTIONS, RECOGNITION, Replay, error_of
+from typeless_grpc.pb.engine.v1 import engine_pb2 as pb
+from typeless_grpc.telemetry.context import request_id
+
+REPORT_DELAY_S = 0.05  # a report may not include calls that were sent so shortly before it
+# Seconds of an engine for a second of audio, until calls have measured it. It only has to be of the right order.
+FIRST_PACE = 0.05
+PACE_WEIGHT = 0.1
+MAX_ENDED_CALLS = 256  # whose contexts are kept, for reports that come after their results
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A call that has no result yet. cost_s: the time that it takes the engine, estimated."""
+
+    call: Any
+    sent_s: float
+    cost_s: float
+    context: Context
+    is_lost: bool = False
+
+
+class RemoteEngine(EngineConnection):
+    """An `Engine` over a connection; see `EngineConnection`."""
+
+    def __init__(
+        self,
+        name: str,
+        options: RemoteOptions,
+        clock: Clock,
+        observer: EngineObserver,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+        on_lost: Callable[[str], None] = lambda why: None,
+    ) -> None:
+        """observer: of what the engine does for this front. The rest is as for `EngineConnection`."""
+        super().__init__(name, options, clock, on_change=on_change, on_lost=on_lost)
+        self._observer = observer
+        self._n_calls = 0
+        self._sent: dict[int, _Sent] = {}
+        self._ended: dict[int, Context] = {}
+        self._pace = FIRST_PACE
+
+    def replay(self, reports: Sequence[pb.Report], offset_s: float) -> None:
+        """See `EngineConnection`."""
+        Replay(self._observer, offset_s, self._context_of).report(reports)
+
+    def end_calls(self) -> None:
+        """See `EngineConnection`."""
+        for sent in self._sent.values():
+            sent.is_lost = True
+            sent.call.cancel()
+
+    @property
+    def n_sent(self) -> int:
+        """How many calls have no result yet."""
+        return len(self._sent)
+
+    def wait_s(self, lane: Lane) -> float:
+        """How long new work would wait: as last reported, and with what was sent since."""
+        reported = self.report.state.backlog_s
+        since_s = self.report.came_s - REPORT_DELAY_S
+        sent_s = sum(sent.cost_s for sent in self._sent.values() if sent.sent_s >= since_s)
+        return (reported[lane] if reported else 0.0) + sent_s
+
+    # ---- calls ----
+
+    async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
+        """See `Engine`; one channel only. Raises EngineLost if the engine is lost before it answers."""
+        return await self._decode(audio, options, ticket, is_utterance=False)
+
+    async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
+        """See `Engine`. Raises EngineLost if the engine is lost before it answers."""
+        return await self._decode(utterance, options, ticket, is_utterance=True)
+
+    async def _decode(self, audio: Audio, options: DecodeOptions, ticket: Ticket, *, is_utterance: bool) -> Recognition:
+        if not self.is_connected:
+            raise EngineLost(self.name, "it is not connected")
+        self._n_calls += 1
+        number, now_s = self._n_calls, self.clock.now_s()
+        header = pb.DecodeHeader(
+            front=self.front,
+            call=number,
+            is_utterance=is_utterance,
+            n_samples=len(audio),
+            options_json=OPTIONS.dump_json(options).decode(),
+            lane=ticket.lane,
+            caller=ticket.caller,
+            remaining_s=None if ticket.deadline_s is None else ticket.deadline_s - now_s,
+            request_id=request_id.get(),
+        )
+        call = self.stub.Decode(_requests(header, audio), metadata=self.metadata)
+        audio_s = len(audio) / SAMPLE_RATE_HZ
+        sent = self._sent[number] = _Sent(call, now_s, audio_s * self._pace, copy_context())
+        try:
+            response = await self._response(sent)
+        finally:
+            del self._sent[number]
+            self._keep_context(number, sent.context)
+        if response.HasField("error"):
+            raise error_of(response.error)
+        used = account.current()
+        used.queue_s += response.decoded.queue_s
+        used.processing_s += response.decoded.processing_s
+        if audio_s:
+            self._pace += PACE_WEIGHT * (response.decoded.processing_s / audio_s - self._pace)
+        return RECOGNITION.validate_json(response.decoded.recognition_json)
+
+    async def _response(self, sent: _Sent) -> pb.DecodeResponse:
+        try:
+            response: pb.DecodeResponse = await sent.call
+        except grpc.aio.AioRpcError as error:
+            raise self.failure(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if sent.is_lost and not (task and task.cancelling()):
+                raise EngineLost(self.name, "it hangs") from None
+            sent.call.cancel()
+            raise
+        return response
+
+    def _context_of(self, call: int) -> Context:
+        if sent := self._sent.get(call):
+            return sent.context
+        return self._ended.get(call) or Context()
+
+    def _keep_context(self, call: int, context: Context) -> None:
+        self._ended[call] = context
+        if len(self._ended) > MAX_ENDED_CALLS:
+            del self._ended[next(iter(self._ended))]
+
+    # ---- models ----
+
+    async def load(self, name: str) -> pb.LoadedModel:
+        """Load a model. Raises as `ModelPool.load`, or EngineLost."""
+        request = pb.LoadModelRequest(name=name)
+        response = await self._answer(lambda: self.stub.LoadModel(request, metadata=self.metadata))
+        if response.HasField("error"):
+            raise error_of(response.error)
+        loaded: pb.LoadedModel = response.model
+        return loaded
+
+    async def unload(self, name: str) -> None:
+        """Unload a model. Raises as `ModelPool.unload`, or EngineLost."""
+        request = pb.UnloadModelRequest(name=name)
+        response = await self._answer(lambda: self.stub.UnloadModel(request, metadata=self.metadata))
+        if response.HasField("error"):
+            raise error_of(response.error)
+
+    async def _answer(self, call: Callable[[], Any]) -> Any:
+        if not self.is_connected:
+            raise EngineLost(self.name, "it is not connected")
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            raise self.failure(error) from error
+
+
+def _requests(header: pb.DecodeHeader, audio: Audio) -> Iterator[pb.DecodeRequest]:
+    step = MAX_SAMPLES_BYTES // 4
+    yield pb.DecodeRequest(header=header, samples=audio[:step].astype("<f4", copy=False).tobytes())
+    for start in range(step, len(audio), step):
+        yield pb.DecodeRequest(samples=audio[start : start + step].astype("<f4", copy=False).tobytes())

@@ -1,0 +1,323 @@
+"""An engine as its fronts use it: decodes their calls, and reports its state."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import numpy as np
+
+from typeless_grpc import account
+from typeless_grpc.access import principal
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
+from typeless_grpc.clock import Clock
+from typeless_grpc.engine.interface import Engine, Lane, Ticket
+from typeless_grpc.engines.messages import OPTIONS, RECOGNITION, VERSION, error_message
+from typeless_grpc.engines.reports import FrontReports, Reports, origin
+from typeless_grpc.errors import InvalidInput, Overloaded, TypelessError
+from typeless_grpc.pb.engine.v1 import engine_pb2 as pb
+from typeless_grpc.pb.engine.v1 import engine_pb2_grpc
+from typeless_grpc.telemetry.context import request_id
+from typeless_grpc.telemetry.logs import get_logger
+from typeless_grpc.version import VERSION as PROGRAM
+
+log = get_logger(__name__)
+
+KEY_HEADER = "x-engine-key"
+STATE_EVERY_S = 0.25  # while there is work
+IDLE_STATE_EVERY_S = 1.0
+PAUSE_S = 0.02  # between two messages, so that the changes of a busy engine share one
+MODELS_EVERY_S = 15.0  # between looks at the disk for models that were added
+BYTES_PER_SAMPLE = 4
+
+T = TypeVar("T")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class KnownModel(Protocol):
+    """The properties of a loaded model."""
+
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def is_multilingual(self) -> bool: ...
+    @property
+    def languages(self) -> Sequence[str]: ...
+    @property
+    def device_name(self) -> str: ...
+    @property
+    def compute_type(self) -> str: ...
+
+
+class Pool(Protocol):
+    """The loaded models; `engine.pool.ModelPool` is the real one."""
+
+    def may_load(self, name: str) -> bool: ...
+    def loaded(self) -> dict[str, Any]: ...
+    async def load(self, name: str) -> Any: ...
+    async def unload(self, name: str) -> None: ...
+
+
+class Names(Protocol):
+    """The names of models; `engine.catalog.Catalog` is the real one."""
+
+    def names(self) -> list[str]: ...
+    def find(self, name: str) -> object | None: ...
+
+
+class Queue(Protocol):
+    """The inference queue; `engine.scheduler.Scheduler` is the real one."""
+
+    def backlog_s(self, lane: Lane) -> float: ...
+    def n_queued(self, lane: Lane) -> int: ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """An engine and its parts. runs_on: where its models run, for people."""
+
+    engine: Engine
+    queue: Queue
+    models: Pool
+    known: Names
+    default_model: str
+    runs_on: str
+
+
+@dataclass(frozen=True)
+class EngineServiceOptions:
+    """key: the secret that fronts must present; "" for none. max_audio_s: that all running calls hold together."""
+
+    key: str
+    max_audio_s: Callable[[], float]
+
+
+class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
+    """Serves the engine to fronts."""
+
+    def __init__(self, served: Served, reports: Reports, clock: Clock, options: EngineServiceOptions) -> None:
+        self._served = served
+        self._reports = reports
+        self._clock = clock
+        self._options = options
+        self._held_samples = 0
+        self._n_calls = 0
+        self._is_ready = self._is_draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._installed: tuple[str, ...] = ()
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Register this service with a server."""
+        engine_pb2_grpc.add_EngineServiceServicer_to_server(self, server)
+
+    def ready(self) -> None:
+        """Report from now on that the default model has run."""
+        self._is_ready = True
+        self._reports.wake()
+
+    async def drain(self) -> None:
+        """Take no new calls, and wait for the running ones."""
+        self._is_draining = True
+        self._reports.wake()
+        await self._idle.wait()
+
+    # ---- decoding ----
+
+    async def Decode(self, requests: AsyncIterator[pb.DecodeRequest], context: Context) -> pb.DecodeResponse:
+        """Decode one call."""
+        await self._check_key(context)
+        messages = aiter(requests)
+        first = await anext(messages)
+        n_samples = first.header.n_samples
+        if self._is_draining:
+            return pb.DecodeResponse(error=error_message(_draining()))
+        if self._held_samples + n_samples > self._options.max_audio_s() * SAMPLE_RATE_HZ:
+            full = Overloaded("The engine holds as much audio as it may.", reason="ENGINE_FULL")
+            return pb.DecodeResponse(error=error_message(full))
+        self._held_samples += n_samples
+        self._n_calls += 1
+        self._idle.clear()
+        self._reports.wake()
+        try:
+            return await self._decode(first, await _audio(first, messages))
+        finally:
+            self._held_samples -= n_samples
+            self._n_calls -= 1
+            if not self._n_calls:
+                self._idle.set()
+            self._reports.wake()
+
+    async def _decode(self, first: pb.DecodeRequest, audio: Audio | None) -> pb.DecodeResponse:
+        header = first.header
+        if audio is None:
+            # The front has left, or it sent something else than it announced.
+            return pb.DecodeResponse(error=error_message(InvalidInput("audio", "is incomplete")))
+        origin.set((header.front, header.call))
+        request_id.set(header.request_id)
+        principal.enter(principal.Principal(id=header.caller, owner=""))
+        options = OPTIONS.validate_json(header.options_json)
+        deadline_s = self._clock.now_s() + header.remaining_s if header.HasField("remaining_s") else None
+        ticket = Ticket(Lane(header.lane), header.caller, deadline_s)
+        decode = self._served.engine.recognize if header.is_utterance else self._served.engine.transcribe
+        with account.opened(account.CallAccount()) as used:
+            try:
+                recognition = await decode(audio, options, ticket)
+            except TypelessError as error:
+                return pb.DecodeResponse(error=error_message(error))
+            except Exception as error:
+                log.exception("unforeseen error")
+                return pb.DecodeResponse(error=error_message(error))
+        return pb.DecodeResponse(
+            decoded=pb.Decoded(
+                recognition_json=RECOGNITION.dump_json(recognition).decode(),
+                queue_s=used.queue_s,
+                processing_s=used.processing_s,
+            )
+        )
+
+    # ---- the state ----
+
+    async def Watch(  # type: ignore[override] # a coroutine that writes: see interceptors/seam.py
+        self, request: pb.WatchRequest, context: Context
+    ) -> None:
+        """Send the state, until the front leaves."""
+        await self._check_key(context)
+        kept = self._reports.open(request.front)
+        sent_models: pb.Models | None = None
+        try:
+            while True:
+                models = self._models()
+                await context.write(self._state(kept, None if models == sent_models else models))
+                sent_models = models
+                await asyncio.sleep(PAUSE_S)
+                with suppress(TimeoutError):
+                    is_idle = not self._n_calls
+                    await asyncio.wait_for(kept.changed.wait(), IDLE_STATE_EVERY_S if is_idle else STATE_EVERY_S)
+        finally:
+            self._reports.close(request.front, kept)
+
+    async def keep_looking(self) -> None:
+        """Look for models on the disk, again and again, until cancelled."""
+        while True:
+            await self._look()
+            await asyncio.sleep(MODELS_EVERY_S)
+
+    async def _look(self) -> None:
+        known = self._served.known
+        names = dict.fromkeys([*known.names(), self._served.default_model])
+        self._installed = await asyncio.to_thread(lambda: tuple(name for name in names if known.find(name)))
+
+    def _state(self, kept: FrontReports, models: pb.Models | None) -> pb.WatchResponse:
+        served = self._served
+        return pb.WatchResponse(
+            contract=VERSION,
+            version=PROGRAM,
+            now_s=self._clock.now_s(),
+            is_ready=self._is_ready,
+            is_draining=self._is_draining,
+            stalled_s=served.engine.stalled_s,
+            backlog_s=[served.queue.backlog_s(lane) for lane in Lane],
+            n_queued=[served.queue.n_queued(lane) for lane in Lane],
+            runs_on=served.runs_on,
+            default_model=served.default_model,
+            models=models,
+            reports=kept.take(),
+        )
+
+    def _models(self) -> pb.Models:
+        loaded = self._served.models.loaded()
+        names = dict.fromkeys([*self._served.known.names(), self._served.default_model, *loaded])
+        return pb.Models(
+            models=[
+                pb.Model(
+                    name=name,
+                    is_installed=name in self._installed,
+                    may_load=self._served.models.may_load(name),
+                    loaded=_loaded(loaded[name]) if name in loaded else None,
+                )
+                for name in names
+            ]
+        )
+
+    # ---- models ----
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
+        """Load a model."""
+        await self._check_key(context)
+
+        async def load() -> pb.LoadModelResponse:
+            model = await self._served.models.load(request.name)
+            await self._look()
+            self._reports.wake()
+            return pb.LoadModelResponse(model=_loaded(model))
+
+        return await _answered(load, lambda error: pb.LoadModelResponse(error=error))
+
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
+        """Unload a model."""
+        await self._check_key(context)
+
+        async def unload() -> pb.UnloadModelResponse:
+            await self._served.models.unload(request.name)
+            self._reports.wake()
+            return pb.UnloadModelResponse()
+
+        return await _answered(unload, lambda error: pb.UnloadModelResponse(error=error))
+
+    async def _check_key(self, context: Context) -> None:
+        if not self._options.key:
+            return
+        given = next((value for name, value in context.invocation_metadata() or () if name == KEY_HEADER), "")
+        if not hmac.compare_digest(str(given).encode(), self._options.key.encode()):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The engine has another engine_key.")
+
+
+async def _answered(work: Callable[[], Awaitable[T]], failed: Callable[[pb.EngineError], T]) -> T:
+    """Return what work returns, or what `failed` makes of its error."""
+    try:
+        return await work()
+    except TypelessError as error:
+        return failed(error_message(error))
+    except Exception as error:
+        log.exception("unforeseen error")
+        return failed(error_message(error))
+
+
+async def _audio(first: pb.DecodeRequest, requests: AsyncIterator[pb.DecodeRequest]) -> Audio | None:
+    """Return the samples of all requests; None if they are not as many as announced."""
+    n_bytes = first.header.n_samples * BYTES_PER_SAMPLE
+    if len(first.samples) == n_bytes:
+        return np.frombuffer(first.samples, "<f4")
+    audio = bytearray(n_bytes)
+    filled = len(first.samples)
+    if filled > n_bytes:
+        return None
+    audio[:filled] = first.samples
+    async for request in requests:
+        end = filled + len(request.samples)
+        if end > n_bytes:
+            return None
+        audio[filled:end] = request.samples
+        filled = end
+    return np.frombuffer(audio, "<f4") if filled == n_bytes else None
+
+
+def _loaded(model: KnownModel) -> pb.LoadedModel:
+    return pb.LoadedModel(
+        memory_bytes=model.memory_bytes,
+        is_multilingual=model.is_multilingual,
+        languages=model.languages,
+        device_name=model.device_name,
+        compute_type=model.compute_type,
+    )
+
+
+def _draining() -> Overloaded:
+    return Overloaded("The engine is shutting down.", reason="DRAINING")
