@@ -19,6 +19,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
+from tests.clients.affinity import check_affinity
 from tests.clients.serving import BIN, KEY, run, tool, without_settings
 from tests.harness import AUDIO, REPOSITORY, pcm, request, serving, serving_jobs
 from tests.servers import free_port
@@ -191,6 +192,12 @@ async def test_long_calls_of_one_connection_are_spread_over_the_servers(tmp_path
         for engine in envoy.engines:
             engine.gate.set()
         await asyncio.gather(*calls)
+
+
+async def test_all_calls_of_a_stream_reach_the_same_server(tmp_path: Path):
+    # Sessions are in the memory of their server here: at another one, a call would not find its session.
+    async with proxied(tmp_path, n_servers=3) as envoy:
+        await check_affinity(f"127.0.0.1:{envoy.port}")
 
 
 def others(engines: list[ScriptedEngine]) -> list[tuple[ScriptedEngine, int]]:

@@ -6,45 +6,66 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.clients.serving import BIN, Running, raw_samples, run, served
-from tests.harness import REPOSITORY
+from tests.clients.affinity import check_affinity
+from tests.clients.serving import BIN, KEY, Running, raw_samples, run, served
+from tests.harness import REPOSITORY, serving
 from tests.servers import free_port
+from typeless_grpc.engine.scripted import ScriptedEngine
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 
 START_S = 10.0
 
 
-@pytest.fixture
-def proxied(tmp_path: Path) -> Iterator[Running]:
+@contextmanager
+def nginx(folder: Path, targets: list[str]) -> Iterator[int]:
+    """nginx in front of servers. Yields its port."""
     binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if not binary:
         pytest.skip("no nginx on this machine: apt-get install nginx-light")
-    with served(tmp_path) as running:
-        port = free_port()
-        config = (REPOSITORY / "deploy" / "nginx.conf").read_text("utf-8")
-        for there, here in {
-            "127.0.0.1:50051": running.target,
-            "127.0.0.1:50050": f"127.0.0.1:{port}",
-            "/run/typeless-nginx.pid": f"{tmp_path}/nginx.pid",
-        }.items():
-            assert there in config
-            config = config.replace(there, here)
-        (tmp_path / "nginx.conf").write_text(config, "utf-8")
-        command = [binary, "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "error.txt"), "-g", "daemon off;"]
-        process = subprocess.Popen(command)
-        try:
-            deadline_s = time.monotonic() + START_S
-            while not (tmp_path / "nginx.pid").exists() and time.monotonic() < deadline_s:
-                time.sleep(0.02)
-            yield Running(port)
-        finally:
-            process.terminate()
-            process.wait(30)
+    port = free_port()
+    config = (REPOSITORY / "deploy" / "nginx.conf").read_text("utf-8")
+    for there, here in {
+        "server 127.0.0.1:50051;": " ".join(f"server {target};" for target in targets),
+        "127.0.0.1:50050": f"127.0.0.1:{port}",
+        "/run/typeless-nginx.pid": f"{folder}/nginx.pid",
+    }.items():
+        assert there in config
+        config = config.replace(there, here)
+    (folder / "nginx.conf").write_text(config, "utf-8")
+    (folder / "nginx.pid").unlink(missing_ok=True)
+    command = [binary, "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.txt"), "-g", "daemon off;"]
+    process = subprocess.Popen(command)
+    try:
+        deadline_s = time.monotonic() + START_S
+        while not (folder / "nginx.pid").exists() and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+def proxied(tmp_path: Path) -> Iterator[Running]:
+    with served(tmp_path) as running, nginx(tmp_path, [running.target]) as port:
+        yield Running(port)
+
+
+async def test_all_calls_of_a_stream_reach_the_same_server_and_another_when_it_is_lost(tmp_path: Path):
+    async with AsyncExitStack() as stack:
+        guarded = {"auth_enabled": True, "require_auth": True, "api_keys": KEY}
+        servers = [await stack.enter_async_context(serving(ScriptedEngine(), **guarded)) for _ in range(3)]
+        port = stack.enter_context(nginx(tmp_path, [server.target for server in servers]))
+        await check_affinity(f"127.0.0.1:{port}")
+    with nginx(tmp_path, ["127.0.0.1:1", servers[0].target, "127.0.0.1:2"]) as port:
+        async with serving(ScriptedEngine(), port=int(servers[0].target.rpartition(":")[2]), **guarded):
+            await check_affinity(f"127.0.0.1:{port}")
 
 
 def test_calls_and_streams_pass_through_nginx(proxied: Running, tmp_path: Path):

@@ -13,13 +13,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests.speech import fingerprint
 from typeless_grpc.app.background import keep_jobs
 from typeless_grpc.app.root import listen
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.config import Settings
-from typeless_grpc.engine.interface import DecodeOptions, Recognition, Ticket
-from typeless_grpc.engine.scripted import ScriptedEngine
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
+from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.stores.postgresql import DatabaseTimeouts
 from typeless_grpc.telemetry import logs
 
@@ -34,7 +35,7 @@ class JournalEngine(ScriptedEngine):
     """Transcribes each chunk as "job:second", after a moment."""
 
     def __init__(self, journal: Path) -> None:
-        super().__init__(lambda call: ":".join(map(str, identity(call.audio))))
+        super().__init__(spoken)
         self._journal = journal.open("a", buffering=1)
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
@@ -47,6 +48,13 @@ class JournalEngine(ScriptedEngine):
         self._journal.write(f"{job} {second} {len(audio)} done\n")
         self.calls.clear()
         return recognition
+
+
+def spoken(call: EngineCall) -> str:
+    """Return the identity of a job's chunk; of a stream's utterance what shows all of its audio."""
+    if call.ticket.lane is Lane.LIVE_FINAL:
+        return fingerprint(call.audio)
+    return ":".join(map(str, identity(call.audio)))
 
 
 def identity(audio: Audio) -> tuple[int, int]:

@@ -166,7 +166,7 @@ async def test_settings_are_those_of_a_settings_file(block: Block, folder: Path)
     assert code == 0, errors
     in_force = {name: row["value"] for name, row in json.loads(out).items()}
     written = {name: value for table in tomllib.loads(block.text).values() for name, value in table.items()}
-    assert written.items() <= in_force.items()
+    assert {name: in_force[name] for name in written} == written
 
 
 @pytest.mark.parametrize("block", BUILDS, ids=str)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
+from typeless_grpc.app.databases import jobs_database_url
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import DecodeOptions
+from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.interceptors.status import code_of
-from typeless_grpc.servicers.stream_messages import StreamConfig, StreamDefaults
+from typeless_grpc.servicers.stream_messages import StreamConfig, StreamDefaults, UpdateMessages
 from typeless_grpc.servicers.streaming import StreamLimits, StreamService
 from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
+from typeless_grpc.streaming.durable_log import EVERY_S, DurableDependencies
+from typeless_grpc.streaming.durable_store import DurableStore
 from typeless_grpc.streaming.endpoint import EndpointOptions
 from typeless_grpc.streaming.resume import SessionLimits, Sessions
+from typeless_grpc.telemetry.context import CallThreads
 
+STORE_THREADS = 4  # for sessions of streams; a write takes milliseconds
+SWEEP_S = 30.0
 DRAIN_PAUSE_S = 5.0  # within which nearly all speakers pause for the half second that ends an utterance
 
 
@@ -26,23 +33,65 @@ async def open_streams(
 ) -> AsyncIterator[StreamService]:
     """Open the service of streams. All sessions end with it."""
     sessions: Sessions[StreamConfig] = Sessions(session_limits(settings), dependencies.clock, dependencies.observer)
-    ticking = asyncio.create_task(sessions.run())
-    reloads.follow(session_limits, sessions.use)
-    service = StreamService(
-        dependencies=dependencies,
-        sessions=sessions,
-        defaults=stream_defaults(settings),
-        limits=stream_limits(settings),
-        code_of=code_of,
-    )
-    reloads.follow(
-        lambda settings: (stream_defaults(settings), stream_limits(settings)), lambda both: service.use(*both)
-    )
-    try:
+    async with AsyncExitStack() as stack:
+        durable = await stack.enter_async_context(_durable(settings, reloads))
+        stack.push_async_callback(sessions.close)
+        stack.push_async_callback(cancelled, asyncio.create_task(sessions.run()))
+        reloads.follow(session_limits, sessions.use)
+        service = StreamService(
+            dependencies=dependencies,
+            sessions=sessions,
+            defaults=stream_defaults(settings),
+            limits=stream_limits(settings),
+            code_of=code_of,
+            durable=durable,
+        )
+        reloads.follow(
+            lambda settings: (stream_defaults(settings), stream_limits(settings)), lambda both: service.use(*both)
+        )
         yield service
-    finally:
-        await cancelled(ticking)
-        await sessions.close()
+
+
+@asynccontextmanager
+async def _durable(settings: Settings, reloads: Reloads) -> AsyncIterator[DurableDependencies | None]:
+    """Open the store of sessions; None if they are in memory only. SQLAlchemy is imported only if it is needed."""
+    if settings.stream_store == "none":
+        yield None
+        return
+    from typeless_grpc.stores.database import Database
+    from typeless_grpc.stores.files import Files
+    from typeless_grpc.stores.stream_sessions import SqlSessionStore
+
+    (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # transcripts are private
+    database = Database(jobs_database_url(settings))
+    files = Files(
+        url=settings.storage_url or str(settings.data_dir / "jobs" / "files"),
+        min_free_percent=settings.min_free_disk_percent,
+    )
+    store, updates = SqlSessionStore(database, files, _ttl_s(settings)), UpdateMessages(stream_defaults(settings))
+    reloads.follow(_ttl_s, store.use)
+    reloads.follow(stream_defaults, updates.use)
+    with CallThreads(STORE_THREADS, "sessions") as threads:
+        await asyncio.to_thread(database.create_tables)
+        sweeping = asyncio.create_task(_swept(store))
+        try:
+            yield DurableDependencies(store, threads, updates)
+        finally:
+            await cancelled(sweeping)
+            database.close()
+
+
+async def _swept(store: DurableStore) -> None:
+    """Delete expired sessions until cancelled."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        with suppress(SourceUnavailable):
+            await asyncio.to_thread(store.delete_expired)
+
+
+def _ttl_s(settings: Settings) -> float:
+    """Return how long a session lives without a write: the resume window, from the last one on."""
+    return settings.stream_resume_window_s + 2 * EVERY_S
 
 
 def drain_pause_s(settings: Settings) -> float:

@@ -10,6 +10,7 @@ session on another server; the caller still sees one session (`continuation.py`)
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from typeless_grpc.client.options import Control, Item, Options, StreamOptions
 from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeRequest, StreamTranscribeResponse
 
+AFFINITY = "x-stream-affinity"
 _MAX_REQUEST_BYTES = 256 * 1024  # of audio in one request: well below the message limit of any server
 _MAX_SAMPLE_BYTES = 32  # of 8 channels in 32 bits
 _SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
@@ -54,6 +56,7 @@ class Ledger:
         self._acknowledged_options: transcription_pb2.TranscriptionOptions | None = None
         self._prior = PriorSessions()
         self._is_continued = False
+        self._affinity = ""
 
     @property
     def is_begun(self) -> bool:
@@ -76,6 +79,16 @@ class Ledger:
             resume_session_id=self.session_id, resume_after_sequence=self._last_sequence
         )
         return StreamTranscribeRequest(config=config)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The headers of the next call: a balancer that hashes this one sends all calls of a session to one server.
+
+        A session that is not open yet may try another server with each call.
+        """
+        if not self.session_id:
+            self._affinity = uuid.uuid4().hex
+        return ((AFFINITY, self._affinity),)
 
     def add(self, item: Item) -> None:
         """Append an item. Nothing may follow END. Raises TypeError for an object that is not an Item."""

@@ -99,7 +99,7 @@ class AsyncStreaming:
     async def _one_call(
         self, stub: transcription_pb2_grpc.TranscriptionServiceAsyncStub, reading: asyncio.Task[None]
     ) -> AsyncGenerator[StreamTranscribeResponse, None]:
-        call = stub.StreamTranscribe()
+        call = stub.StreamTranscribe(metadata=self._ledger.metadata)
         sending: asyncio.Task[None] | None = None
         try:
             await _unless_failed(reading, call.write(self._ledger.opening()))
@@ -198,7 +198,7 @@ class Streaming:
 
     def _one_call(self) -> Iterator[StreamTranscribeResponse]:
         state = _CallState()
-        call = self._call = self._stub.StreamTranscribe(self._requests(state))
+        call = self._call = self._stub.StreamTranscribe(self._requests(state), metadata=self._ledger.metadata)
         try:
             self._raise_if_source_failed()
             for response in call:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from typeless_grpc.config.values import Group, Reloadable
@@ -27,6 +29,12 @@ class StreamSettings(Group):
     )
     stream_resume_window_s: Reloadable[float] = Field(
         60.0, ge=0, le=3600, description="Seconds for which a stream can be resumed after its call broke."
+    )
+    stream_store: Literal["none", "database"] = Field(
+        "none",
+        description="Where sessions of streams are kept besides the memory of their server: `none`, or `database`, "
+        "that of jobs (`database_url`) with its storage (`storage_url`). With `database`, another server resumes a "
+        "session if its server is lost.",
     )
     max_kept_streams: Reloadable[int] = Field(
         256,

@@ -139,12 +139,38 @@ def stream_request(
         case "control":
             raise InvalidInput("control", f"{message.control} asks for nothing that is known")
         case "update":
-            options = stream_options(message.update, "update")
-            return Update(options, defaults.segmentation(options.voice_activity, is_file=is_file), message.update)
+            return _update(message.update, defaults, is_file=is_file)
         case "config":
             raise InvalidInput("config", "comes first and only once", reason="STREAM_ORDER")
         case _:
             raise InvalidInput("request", "nothing is set", reason="STREAM_ORDER")
+
+
+class UpdateMessages:
+    """Updates as bytes, for the store of sessions; see `durable_records.UpdateCodec`."""
+
+    def __init__(self, defaults: StreamDefaults) -> None:
+        self._defaults = defaults
+
+    def use(self, defaults: StreamDefaults) -> None:
+        """Apply these defaults from now on."""
+        self._defaults = defaults
+
+    def encode(self, update: Update) -> bytes:
+        """Return a byte for the mode, and the message of the update."""
+        assert isinstance(update.requested, transcription_pb2.TranscriptionOptions)
+        mode = b"F" if isinstance(update.segmentation, PlanOptions) else b"L"
+        return mode + update.requested.SerializeToString()
+
+    def decode(self, data: bytes) -> Update:
+        """Return the update that has these bytes, with this server's defaults."""
+        message = transcription_pb2.TranscriptionOptions.FromString(data[1:])
+        return _update(message, self._defaults, is_file=data[:1] == b"F")
+
+
+def _update(message: transcription_pb2.TranscriptionOptions, defaults: StreamDefaults, *, is_file: bool) -> Update:
+    options = stream_options(message, "update")
+    return Update(options, defaults.segmentation(options.voice_activity, is_file=is_file), message)
 
 
 # ---- responses ------------------------------------------------------------------------------------------------

@@ -11,10 +11,17 @@ import numpy as np
 
 from typeless_grpc import account
 from typeless_grpc.access import principal, rate_limit
-from typeless_grpc.audio.live import live_reader
+from typeless_grpc.audio.live import LiveReader, live_reader
 from typeless_grpc.audio.vad import FRAME_SAMPLES
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
-from typeless_grpc.errors import DeadlineExceeded, InvalidInput, Overloaded, RateLimited, TypelessError
+from typeless_grpc.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    Overloaded,
+    RateLimited,
+    SourceUnavailable,
+    TypelessError,
+)
 from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.servicers import convert
 from typeless_grpc.servicers.recordings import fields_at
@@ -30,9 +37,12 @@ from typeless_grpc.servicers.stream_messages import (
 )
 from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
 from typeless_grpc.streaming.driver import Stream
+from typeless_grpc.streaming.durable_log import DurableDependencies
+from typeless_grpc.streaming.durable_store import Lease
+from typeless_grpc.streaming.durable_stream import DurableStream
 from typeless_grpc.streaming.events import Completed, EndReason, Entry, Final, Started
 from typeless_grpc.streaming.requests import Control, Update
-from typeless_grpc.streaming.resume import Call, Sessions
+from typeless_grpc.streaming.resume import Call, Sessions, new_session_id
 
 # When a call is cancelled, its requests end as if half-closed, and the handler is cancelled a moment later. The end of
 # the audio closes the session for good, so it waits this long for the cancellation.
@@ -42,6 +52,11 @@ DRAINING_OPENING_S = 2.0
 # Wait for a caller to stop sending once it has the `completed` of audio that the server ended: a gRPC client that
 # writes to a finished call may lose what it has not read yet.
 LAST_REQUESTS_S = 2.0
+# Wait for the store of sessions when a stream opens.
+OPENING_STORE_S = 2.0
+_NOT_DURABLE = (
+    "The store of sessions is unavailable. If this server is lost, this session cannot be resumed on another."
+)
 
 Requests = AsyncIterator[transcription_pb2.StreamTranscribeRequest]
 Responses = AsyncGenerator[transcription_pb2.StreamTranscribeResponse, None]
@@ -69,8 +84,10 @@ class StreamService:
         defaults: StreamDefaults,
         limits: StreamLimits,
         code_of: Callable[[TypelessError], int],
+        durable: DurableDependencies | None = None,
     ) -> None:
-        """code_of: the google.rpc.Code of an error."""
+        """code_of: the google.rpc.Code of an error. durable: the store of sessions; None for memory only."""
+        self._durable = durable
         self._dependencies, self._sessions = dependencies, sessions
         self._defaults, self._limits, self._code_of = defaults, limits, code_of
         self._openings: set[asyncio.Timeout] = set()
@@ -162,6 +179,8 @@ class StreamService:
         who = principal.current()
         if message.resume_session_id:
             check_resume(message)
+            if self._durable is not None:
+                await self._fetch(self._durable, message, who)
             return self._sessions.resume(message.resume_session_id, who.owner, message.resume_after_sequence)
         if self._sessions.is_draining:
             raise _draining_error()
@@ -170,22 +189,78 @@ class StreamService:
         await self._check(config.options, "config.options")
         if self._sessions.is_draining:
             raise _draining_error()
-        options = replace(
+        options = self._stream_options(config, who)
+        session_id, durable, lease = new_session_id(), self._durable, None
+        if durable is not None:
+            self._sessions.check_capacity()
+            lease = await self._lease(durable, session_id, who, message)
+            if self._sessions.is_draining:
+                raise _draining_error()
+
+        def stream() -> Stream:
+            if durable is None or lease is None:
+                return Stream(self._dependencies, _reader(config), options)
+            made = DurableStream(self._dependencies, _reader(config), options, durable, lease)
+            made.start()
+            return made
+
+        call = self._sessions.open(who.id, who.owner, config, stream, is_shared=who.is_shared, session_id=session_id)
+        if durable is not None and lease is None:
+            call.stream.warn(SourceUnavailable(_NOT_DURABLE, reason="SESSION_NOT_DURABLE"))
+        return call
+
+    def _stream_options(self, config: StreamConfig, who: principal.Principal) -> StreamOptions:
+        return replace(
             self._limits.options,
             options=config.options,
             segmentation=self._defaults.segmentation(config.options.voice_activity, is_file=config.is_file),
             interim_interval_s=config.interim_interval_s,
             caller=who.id,
         )
-        return self._sessions.open(
-            who.id,
-            who.owner,
-            config,
-            lambda: Stream(
-                self._dependencies, live_reader(config.format, field="config", is_live=not config.is_file), options
-            ),
-            is_shared=who.is_shared,
-        )
+
+    async def _lease(
+        self,
+        durable: DurableDependencies,
+        session_id: str,
+        who: principal.Principal,
+        message: transcription_pb2.StreamConfig,
+    ) -> Lease | None:
+        """Store a new session. Return None if the store is unavailable: then the stream is in memory only."""
+        loop = asyncio.get_running_loop()
+        config = message.SerializeToString()
+        try:
+            async with asyncio.timeout(OPENING_STORE_S):
+                return await loop.run_in_executor(durable.threads, durable.store.create, session_id, who.owner, config)
+        except (SourceUnavailable, TimeoutError):
+            return None
+
+    async def _fetch(
+        self, durable: DurableDependencies, message: transcription_pb2.StreamConfig, who: principal.Principal
+    ) -> None:
+        """Take a session from the server that has it, or had it, unless it is here."""
+        session_id = message.resume_session_id
+        here = self._sessions.stream_of(session_id, who.owner)
+        if here is not None and (not isinstance(here, DurableStream) or await here.is_owned()):
+            return
+        if self._sessions.is_draining:
+            raise _draining_error()
+        self._sessions.check_capacity()
+        loop = asyncio.get_running_loop()
+        stored = await loop.run_in_executor(durable.threads, durable.store.take, session_id, who.owner)
+        if stored is None:
+            return
+        config = stream_config(transcription_pb2.StreamConfig.FromString(stored.config), self._defaults)
+        await self._check(config.options, "config.options")
+        options = self._stream_options(config, who)
+        stream = DurableStream(self._dependencies, _reader(config), options, durable, stored.lease)
+        try:
+            await stream.restore(stored, message.resume_after_sequence)
+            if self._sessions.is_draining:
+                raise _draining_error()
+        except BaseException:
+            await stream.close()
+            raise
+        self._sessions.adopt(session_id, who.id, who.owner, config, stream)
 
     async def _check(self, options: DecodeOptions, field: str) -> None:
         """Check the model and the language now, and not at the first utterance. field: of the request's options.
@@ -247,6 +322,10 @@ class StreamService:
         return transcription_pb2.StreamTranscribeResponse(
             started=started, cursors=cursors(call.stream.cursors), acknowledged_bytes=call.acknowledged_bytes
         )
+
+
+def _reader(config: StreamConfig) -> LiveReader:
+    return live_reader(config.format, field="config", is_live=not config.is_file)
 
 
 async def _nothing_follows(requests: Requests) -> None:

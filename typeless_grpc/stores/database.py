@@ -23,6 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
 from typeless_grpc.stores import sql_usage
 from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts, postgresql_engine
+from typeless_grpc.stores.sqlite import use_wal
 from typeless_grpc.stores.steady import SteadyClock
 
 POOL_SIZE = 10
@@ -310,12 +311,9 @@ def _sqlite_engine(url: sa.URL, timeouts: DatabaseTimeouts) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = "IMMEDIATE"
-        for pragma in (
-            f"busy_timeout={int(timeouts.lock_s * 1000)}",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-        ):
+        connection.execute(f"PRAGMA busy_timeout={int(timeouts.lock_s * 1000)}")
+        use_wal(connection, timeouts.lock_s)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     return engine

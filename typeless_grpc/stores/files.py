@@ -57,15 +57,21 @@ class Files:
 
         data: bytes; a file, from its position to its end; or a sequence of bytes, which are not joined in memory.
         """
-        with _faults():
-            if self._is_local:
-                _write_durably(Path(self._at(path)), _blocks(data))
-            elif isinstance(data, bytes):
-                self._fs.pipe_file(self._at(path), data)
-            else:
-                with self._fs.open(self._at(path), "wb") as target:
-                    for block in _blocks(data):
-                        target.write(block)
+        try:
+            with _faults():
+                self._write(self._at(path), data)
+        except FileNotFoundError as error:  # its directory was deleted meanwhile: a repetition makes it again
+            raise unavailable(error) from error
+
+    def _write(self, path: str, data: bytes | BinaryIO | Sequence[bytes]) -> None:
+        if self._is_local:
+            _write_durably(Path(path), _blocks(data))
+        elif isinstance(data, bytes):
+            self._fs.pipe_file(path, data)
+        else:
+            with self._fs.open(path, "wb") as target:
+                for block in _blocks(data):
+                    target.write(block)
 
     def read(self, paths: Sequence[str]) -> list[bytes]:
         """Return the contents of files, in order; they are fetched concurrently if the storage can."""

@@ -26,6 +26,7 @@ from typeless_grpc.access.usage import DailyUsage, UsageBatch, UsageQuery, utc_d
 from typeless_grpc.stores import sql_usage
 from typeless_grpc.stores.memory_access import too_many_keys, unavailable
 from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts, postgresql_engine
+from typeless_grpc.stores.sqlite import use_wal
 from typeless_grpc.telemetry.logs import get_logger
 
 T = TypeVar("T")
@@ -248,17 +249,16 @@ def _engine(url: str, timeouts: DatabaseTimeouts) -> sa.Engine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
         engine = sa.create_engine(parsed, connect_args={"timeout": timeouts.lock_s}, hide_parameters=True)
-        sa.event.listen(engine, "connect", _use_wal)
+
+        @sa.event.listens_for(engine, "connect")
+        def prepare(connection: Any, _record: object) -> None:
+            use_wal(connection, timeouts.lock_s)
+            connection.execute("PRAGMA synchronous=FULL")  # a revoked key stays revoked, even after a power cut
+
         return engine
     if parsed.get_backend_name() == "postgresql":
         return postgresql_engine(parsed, pool_size=1, max_overflow=0, timeouts=timeouts)
     raise ValueError("a database is sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
-
-
-def _use_wal(connection: Any, _record: object) -> None:
-    """Let readers and a writer of several processes work at the same time."""
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")  # a revoked key stays revoked, even after a power cut
 
 
 def _key(row: sa.RowMapping) -> ApiKey:

@@ -34,6 +34,10 @@ class Decoder(Protocol):
         """The stream has new options: forget the language that was found under the old ones."""
         ...
 
+    def learn(self, utterance: Utterance, recognition: Recognition) -> None:
+        """Take the language that an utterance showed for what the stream expects from now on."""
+        ...
+
     def is_speculated(self, utterance: Utterance) -> bool:
         """Whether the speculative decode is what the final would be: of this audio, expecting this language."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import DetectorState, Probabilities
@@ -17,6 +18,15 @@ class StreamDetector:
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
         self._state = DetectorState()
+
+    @property
+    def state(self) -> DetectorState:
+        """A copy of the state; detectors replace its arrays and do not change them."""
+        return replace(self._state)
+
+    def restore(self, state: DetectorState) -> None:
+        """Go on from this state."""
+        self._state = state
 
     async def probabilities(self, block: Audio) -> list[float]:
         """Return the probability of speech of each frame that block completes."""

@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
-from typeless_grpc.audio.live import LiveReader
+from typeless_grpc.audio.live import LOST_AT_THE_END, LiveReader
 from typeless_grpc.engine.stream_audio import Holding
-from typeless_grpc.errors import DeadlineExceeded, InvalidInput, TypelessError
+from typeless_grpc.errors import InvalidInput, TypelessError
 from typeless_grpc.streaming import events
 from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
 from typeless_grpc.streaming.detection import StreamDetector
@@ -35,7 +35,6 @@ from typeless_grpc.streaming.session import Session
 from typeless_grpc.streaming.utterances import Utterance
 
 _STEP_SAMPLES = SAMPLE_RATE_HZ  # taken at a time, so that few interims are due at once and all can be decoded
-_LOST_AT_THE_END = frozenset({"AUDIO_TRUNCATED", "AUDIO_EMPTY"})  # no reason to fail what was decoded
 _MAX_UNREAD_FOR_INTERIMS = 16  # a caller that reads more slowly has no use for interims
 
 
@@ -44,7 +43,7 @@ class Stream:
 
     def __init__(self, dependencies: Dependencies, reader: LiveReader, options: StreamOptions) -> None:
         self._dependencies, self._reader, self._options = dependencies, reader, options
-        self.journal, self.acknowledged_bytes = Journal(), 0
+        self.journal = Journal()
         self.end_reason: events.EndReason | None = None  # why no more audio is taken; None while it is
         mode = mode_of(options.segmentation)
         self.meter = StreamMeter(dependencies, mode.name)
@@ -62,7 +61,7 @@ class Stream:
         self._is_attached = False
         self._drain: DrainTimes | None = None
         self._moved = asyncio.Event()  # set whenever there may be room again
-        self._opened_s = dependencies.clock.now_s()
+        self.trouble: TypelessError | None = None  # ends its calls; see `durable_stream.py`
         self._unread_since_s: float | None = None  # when the event that waits to be read was offered
         self._completed: Emit | None = None
         self._crash: BaseException | None = None
@@ -76,6 +75,16 @@ class Stream:
     def has_ended(self) -> bool:
         """Whether no more audio is taken."""
         return self.end_reason is not None
+
+    @property
+    def acknowledged_bytes(self) -> int:
+        """Audio that the caller need not send again."""
+        return self._inbox.acknowledged_bytes
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether all audio that came is acknowledged."""
+        return True
 
     @property
     def cursors(self) -> events.Cursors:
@@ -112,7 +121,6 @@ class Stream:
             self._end(events.EndReason.CALLER)
             return
         if isinstance(request, bytes):
-            self.acknowledged_bytes += len(request)
             self.meter.put()
         self._inbox.put(request)
 
@@ -150,11 +158,7 @@ class Stream:
             case Idleness.OVER:
                 self._end(events.EndReason.IDLE)
             case Idleness.NEARLY:
-                idle_s, timeout_s = self._idle.idle_s, self._idle.timeout_s
-                message = (
-                    f"Nothing was sent for {idle_s:.0f} s. The stream ends after {timeout_s:.0f} s without a request."
-                )
-                self.warn(DeadlineExceeded(message, reason="STREAM_IDLE"))
+                self.warn(self._idle.warning())
 
     def drain(self, within_s: float) -> None:
         """Take no more audio from the next pause on, at the latest after within_s, and finish what was taken.
@@ -162,8 +166,7 @@ class Stream:
         A pause is what ends an utterance; after half of the time, it is any quiet moment. Until then, a request is
         taken only when those before it are done, so that the pause is not far ahead.
         """
-        now_s = self._dependencies.clock.now_s()
-        self._drain = DrainTimes(short_s=now_s + within_s / 2, by_s=now_s + within_s)
+        self._drain = DrainTimes.starting(self._dependencies.clock.now_s(), within_s)
         self._end_if_drained()
 
     @property
@@ -180,8 +183,8 @@ class Stream:
         self.journal.close(error)
         self._work.cancel()
 
-    async def close(self) -> None:
-        """Stop all work; finals that are not released are lost."""
+    async def close(self, *, forget: bool = False) -> None:
+        """Stop all work; finals that are not released are lost. forget: the session cannot be resumed any more."""
         self._work.cancel()
         await asyncio.gather(self._work, return_exceptions=True)
         self._reader.close()
@@ -281,7 +284,7 @@ class Stream:
             async for block in self._reader.finish():
                 await self._take_audio(block)
         except InvalidInput as error:
-            if error.reason not in _LOST_AT_THE_END:
+            if error.reason not in LOST_AT_THE_END:
                 raise
             if self.end_reason is events.EndReason.DRAINING:
                 return  # the caller's audio does not end here: half a sample, say, goes to another server
@@ -295,9 +298,9 @@ class Stream:
     def _end_if_drained(self) -> None:
         if self._drain is None or self.has_ended:
             return
-        now_s = self._dependencies.clock.now_s()
-        is_pause = not self._session.is_speaking or (self._session.is_quiet and now_s >= self._drain.short_s)
-        if (is_pause and self._inbox.is_empty) or not self._is_attached or now_s >= self._drain.by_s:
+        now_s, session = self._dependencies.clock.now_s(), self._session
+        may_cut = self._drain.may_cut(now_s, is_speaking=session.is_speaking, is_quiet=session.is_quiet)
+        if (may_cut and self._inbox.is_empty) or not self._is_attached or now_s >= self._drain.by_s:
             self._end(events.EndReason.DRAINING)
 
     async def _finish_audio(self) -> None:
@@ -314,11 +317,10 @@ class Stream:
             self._apply(EndpointDecision(utterance.id, is_endpoint))
 
     async def _take_audio(self, block: Audio) -> None:
-        room = round(self._options.max_audio_s * SAMPLE_RATE_HZ) - self._samples.end
         while self._finals and self._is_ahead():
             self._moved.clear()
             await self._moved.wait()
-        taken = block[: max(0, room)]
+        taken = block[: max(0, round(self._options.max_audio_s * SAMPLE_RATE_HZ) - self._samples.end)]
         for start in range(0, len(taken), _STEP_SAMPLES):
             part = taken[start : start + _STEP_SAMPLES]
             await self._samples.append(part)
@@ -342,8 +344,6 @@ class Stream:
             return False
         unread = self.journal.n_unsent if self._is_attached else 0
         return not self._inbox.is_full and unread < self._options.max_unread_events
-
-    # ---- effects --------------------------------------------------------------------------------------------
 
     def _apply(self, input: Input) -> None:
         n_released = self._session.n_released
@@ -394,7 +394,7 @@ class Stream:
         event = replace(
             completed.event,
             transcript=transcript,
-            processing_s=self._dependencies.clock.now_s() - self._opened_s,
+            processing_s=self.meter.elapsed_s,
             end_reason=self.end_reason or events.EndReason.CALLER,
         )
         self.emit(event, completed.cursors)

@@ -37,9 +37,13 @@ class FileDecoder:
 
     async def _detect(self, utterance: Utterance, audio: Audio, options: DecodeOptions) -> Recognition:
         recognition = await self._decode(audio, options)
-        if recognition.transcript.segments:
-            self._language.set(recognition.transcript.language, utterance)
+        self.learn(utterance, recognition)
         return recognition
+
+    def learn(self, utterance: Utterance, recognition: Recognition) -> None:
+        """See `Decoder`. The first chunk with text decides."""
+        if not utterance.options.language and not self._language.code and recognition.transcript.segments:
+            self._language.set(recognition.transcript.language, utterance)
 
     async def _decode(self, audio: Audio, options: DecodeOptions) -> Recognition:
         expecting = self.expecting(options)

@@ -10,6 +10,7 @@ from enum import Enum
 
 from typeless_grpc.clock import Clock
 from typeless_grpc.engine.stream_audio import Holding
+from typeless_grpc.errors import DeadlineExceeded
 from typeless_grpc.streaming.requests import Control, Request
 
 _REQUEST_BYTES = 1024  # what a request counts besides its audio, so that empty ones cannot fill the queue
@@ -22,6 +23,7 @@ class Inbox:
         self._held, self._max_bytes = held, max_bytes
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._n_bytes = 0
+        self.acknowledged_bytes = 0  # of audio that was put
 
     @property
     def is_full(self) -> bool:
@@ -37,10 +39,15 @@ class Inbox:
         """Append a request."""
         self._count(_weight(request))
         self._requests.put_nowait(request)
+        if isinstance(request, bytes):
+            self._take_over(request)
 
     def end(self) -> None:
         """Append the end of the audio, which takes no room."""
         self._requests.put_nowait(Control.END)
+
+    def _take_over(self, data: bytes) -> None:
+        self.acknowledged_bytes += len(data)
 
     async def get(self) -> Request:
         """Remove the oldest request, once there is one. `done` must follow."""
@@ -65,6 +72,15 @@ class DrainTimes:
 
     short_s: float
     by_s: float
+
+    @classmethod
+    def starting(cls, now_s: float, within_s: float) -> DrainTimes:
+        """Return the times of a drain that starts now."""
+        return cls(short_s=now_s + within_s / 2, by_s=now_s + within_s)
+
+    def may_cut(self, now_s: float, *, is_speaking: bool, is_quiet: bool) -> bool:
+        """Whether the audio may end at this moment of the speaker."""
+        return not is_speaking or (is_quiet and now_s >= self.short_s)
 
 
 class Idleness(Enum):
@@ -102,6 +118,13 @@ class IdleTimer:
         finally:
             self._n_busy -= 1
             self.restart()
+
+    def warning(self) -> DeadlineExceeded:
+        """Return what to tell a caller who is nearly idle for too long."""
+        message = (
+            f"Nothing was sent for {self.idle_s:.0f} s. The stream ends after {self.timeout_s:.0f} s without a request."
+        )
+        return DeadlineExceeded(message, reason="STREAM_IDLE")
 
     def check(self) -> Idleness:
         """Return how idle the caller is."""

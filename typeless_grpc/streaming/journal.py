@@ -22,7 +22,8 @@ class Journal:
         self._last = 0
         self._sent = 0
         self._failure: BaseException | None = None
-        self._is_closed = False
+        self._is_closed = self._is_cut = False
+        self._held_from: int | None = None
         self._news = asyncio.Event()
 
     @property
@@ -52,10 +53,30 @@ class Journal:
         self._news.set()
         return entry
 
-    def close(self, failure: BaseException | None = None) -> None:
-        """End the journal: `after` ends once all is read, and raises failure if there is one."""
-        if not self._is_closed:
-            self._is_closed, self._failure = True, failure
+    def hold(self) -> None:
+        """Withhold the newest event, and so all later ones, from readers until `release`."""
+        if self._held_from is None:
+            self._held_from = self._last
+
+    def release(self, up_to: int) -> None:
+        """Let readers have all events up to this sequence, and those after it up to the next one that must be held."""
+        if self._held_from is not None and self._held_from <= up_to:
+            start = bisect_right(self._entries, up_to, key=lambda entry: entry.sequence)
+            later = (one.sequence for one in self._entries[start:] if not isinstance(one.event, PASSING))
+            self._held_from = next(later, None)
+            self._news.set()
+
+    def restore(self, entries: list[Entry], last: int) -> None:
+        """Begin with the events of an earlier server. last: the sequence of the newest, which may not be among them."""
+        self._entries, self._last = entries, max([last, *(entry.sequence for entry in entries[-1:])])
+
+    def close(self, failure: BaseException | None = None, *, at_once: bool = False) -> None:
+        """End the journal: `after` ends once all is read, and raises failure if there is one.
+
+        at_once: readers get nothing more, not even what they have not read.
+        """
+        if not self._is_closed or at_once:
+            self._is_closed, self._is_cut, self._failure = True, at_once, failure
             self._news.set()
 
     def wake(self) -> None:
@@ -73,10 +94,14 @@ class Journal:
             if (error := broken()) is not None:
                 raise error
             start = bisect_right(self._entries, sequence, key=lambda entry: entry.sequence)
-            if start == len(self._entries):
-                self._sent = max(self._sent, self._last)
-                if self._is_closed:
-                    break
+            is_held = start < len(self._entries) and self._is_held(self._entries[start].sequence)
+            if self._is_cut:
+                break
+            if start == len(self._entries) or is_held:
+                if not is_held:
+                    self._sent = max(self._sent, self._last)
+                    if self._is_closed:
+                        break
                 self._news.clear()
                 await self._news.wait()
                 continue
@@ -86,6 +111,9 @@ class Journal:
             self._sent = max(self._sent, sequence)  # only once the reader asks for the next
         if self._failure is not None:
             raise self._failure
+
+    def _is_held(self, sequence: int) -> bool:
+        return self._held_from is not None and sequence >= self._held_from
 
     def _prune(self) -> None:
         """Drop the oldest passing events that were read."""

@@ -51,8 +51,12 @@ class LiveDecoder:
     async def final(self, utterance: Utterance) -> Recognition:
         """See `Decoder`."""
         recognition = await self._final(utterance)
-        self._language.set(_clear_language(recognition), utterance)
+        self.learn(utterance, recognition)
         return recognition
+
+    def learn(self, utterance: Utterance, recognition: Recognition) -> None:
+        """See `Decoder`. Only speech that shows its language clearly counts."""
+        self._language.set(_clear_language(recognition), utterance)
 
     async def _final(self, utterance: Utterance) -> Recognition:
         if (adopted := self._adopted.pop(utterance.id, None)) is not None:

@@ -19,18 +19,26 @@ _MAX_BLOCKS = 4096
 class StreamMeter:
     """Follows audio from its arrival to the samples that it became, and these to their final.
 
-    account: what all calls of the stream have used together. context: in which its work runs.
+    account: what all calls of the stream have used together. context: in which its work runs. charged_s: audio that its
+    calls were charged for.
     """
 
     def __init__(self, dependencies: Dependencies, mode: str) -> None:
         self._clock, self._observer, self._mode = dependencies.clock, dependencies.observer, mode
         self.account = CallAccount()
+        self.charged_s = 0.0
+        self._opened_s = self._clock.now_s()
         self.context = in_context(self.account)
         self._waiting: deque[float] = deque()  # arrival times of the requests in the inbox, which bounds them
         self._taken_s = 0.0
         self._blocks: deque[tuple[int, float]] = deque(maxlen=_MAX_BLOCKS)  # end of each in samples, arrival time
         self._calls: list[CallAccount] = []  # of the calls that have the stream; the last one resumed it
         self._uncounted_s = 0.0  # audio that was decoded while no call had the stream
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the session was opened."""
+        return self._clock.now_s() - self._opened_s
 
     @contextmanager
     def counted_for(self, call: CallAccount) -> Iterator[None]:
@@ -53,6 +61,12 @@ class StreamMeter:
     def taken(self) -> None:
         """The oldest request with audio was taken from the inbox."""
         self._taken_s = self._waiting.popleft()
+
+    def resumed(self, end: int, *, charged_s: float, elapsed_s: float) -> None:
+        """Go on where another server was, which counted the audio up to this sample."""
+        self.charged_s, self._opened_s = charged_s, self._clock.now_s() - elapsed_s
+        self._taken_s = self._clock.now_s()
+        self.account.add_audio(end / SAMPLE_RATE_HZ)
 
     def reached(self, end: int) -> None:
         """The audio of the taken request is decoded up to this sample."""

@@ -38,7 +38,9 @@ class ProgressHost(Protocol):
 
 
 class ProgressReporter(Protocol):
-    """When to report progress."""
+    """When to report progress. fraction: the last one reported."""
+
+    fraction: float
 
     def tick(self) -> None:
         """Report if it is time, and if anything has happened. To be called a few times a second."""
@@ -56,6 +58,8 @@ class ProgressReporter(Protocol):
 class NoProgress:
     """Of a LIVE stream, which has interims instead; see `ProgressReporter`."""
 
+    fraction = 0.0
+
     def tick(self) -> None:
         """See `ProgressReporter`."""
 
@@ -71,7 +75,7 @@ class FileProgress:
 
     def __init__(self, host: ProgressHost, session: Session, clock: Clock) -> None:
         self._host, self._session, self._clock = host, session, clock
-        self._fraction = 0.0
+        self.fraction = 0.0
         self._reported_s = clock.now_s()
         self._reported_audio_s = 0.0
 
@@ -100,10 +104,10 @@ class FileProgress:
         cursors, done, total = self._session.cursors, self._session.n_released, self._session.n_utterances
         message = f"{done} of {total} chunks are transcribed."
         if self._session.state is State.DONE and is_whole:
-            self._fraction, message = 1.0, "All is transcribed."
+            self.fraction, message = 1.0, "All is transcribed."
         else:
             declared_s = self._host.declared_s or cursors.received_s + _UNKNOWN_REST_S
             expected_s = cursors.received_s if is_whole else max(cursors.received_s, declared_s)
             fraction = cursors.final_s / expected_s if expected_s > 0 else 0.0
-            self._fraction = max(self._fraction, min(_MAX_BEFORE_END, fraction))
-        return events.Progress(self._fraction, done, total, cursors.final_s, cursors.received_s, message)
+            self.fraction = max(self.fraction, min(_MAX_BEFORE_END, fraction))
+        return events.Progress(self.fraction, done, total, cursors.final_s, cursors.received_s, message)

@@ -40,7 +40,7 @@ class SessionLimits:
 
 @dataclass
 class _Held(Generic[C]):
-    """A session. call: the one that has it now; left_s: when the last one left. charged_s: of its audio."""
+    """A session. call: the one that has it now; left_s: when the last one left."""
 
     id: str
     caller: str
@@ -49,7 +49,6 @@ class _Held(Generic[C]):
     stream: Stream
     call: Call[C] | None = None
     left_s: float = 0.0
-    charged_s: float = 0.0
 
 
 class Call(Generic[C]):
@@ -62,7 +61,7 @@ class Call(Generic[C]):
         self._task = asyncio.current_task()
         self.is_resumed = resumed
         self.acknowledged_bytes = held.stream.acknowledged_bytes  # at this moment; no older call adds to it
-        self.has_ended = held.stream.end_reason is EndReason.CALLER
+        self.has_ended = held.stream.end_reason is EndReason.CALLER and held.stream.is_acknowledged
 
     @property
     def stream(self) -> Stream:
@@ -77,11 +76,11 @@ class Call(Generic[C]):
     @property
     def charged_s(self) -> float:
         """Seconds of the session's audio that its calls were charged for, in all."""
-        return self._held.charged_s
+        return self._held.stream.meter.charged_s
 
     @charged_s.setter
     def charged_s(self, seconds: float) -> None:
-        self._held.charged_s = seconds
+        self._held.stream.meter.charged_s = seconds
 
     async def put(self, request: Request) -> None:
         """Pass a request to the stream, unless another call has the session by now."""
@@ -130,17 +129,37 @@ class Sessions(Generic[C]):
         return sum(held.call is not None for held in self._held.values())
 
     def open(
-        self, caller: str, owner: str, config: C, stream: Callable[[], Stream], *, is_shared: bool = False
+        self,
+        caller: str,
+        owner: str,
+        config: C,
+        stream: Callable[[], Stream],
+        *,
+        is_shared: bool = False,
+        session_id: str = "",
     ) -> Call[C]:
         """Open a session. caller: it counts against this caller's streams; owner: who may resume it.
 
         is_shared: the caller may be several behind one address, so a new session must not end one that can be resumed.
+        session_id: from `new_session_id`; a new one unless given.
         Raises RateLimited (TOO_MANY_STREAMS) and Overloaded.
         """
         self._make_room(caller, is_shared=is_shared)
-        held = _Held(secrets.token_urlsafe(16), caller, owner, config, stream())
+        held = _Held(session_id or new_session_id(), caller, owner, config, stream())
         self._held[held.id] = held
         return self._given(held, resumed=False)
+
+    def stream_of(self, session_id: str, owner: str) -> Stream | None:
+        """Return the stream of a session that is here; None if owner has none of this id here."""
+        held = self._held.get(session_id)
+        return held.stream if held is not None and held.owner == owner else None
+
+    def adopt(self, session_id: str, caller: str, owner: str, config: C, stream: Stream) -> None:
+        """Keep a session that another server had, to be resumed next; it replaces an older copy."""
+        if (older := self._held.get(session_id)) is not None:
+            self._end_lost(older)
+        self._held[session_id] = _Held(session_id, caller, owner, config, stream, left_s=self._clock.now_s())
+        stream.detach()
 
     def resume(self, session_id: str, owner: str, after_sequence: int) -> Call[C]:
         """Resume a session. Raises NotFound if owner has none of this id, InvalidInput, and Overloaded."""
@@ -152,10 +171,9 @@ class Sessions(Generic[C]):
             why = f"the session is at event {held.stream.journal.last_sequence}"
             raise InvalidInput("config.resume_after_sequence", why)
         if held.call is not None:
-            message = "Another call has resumed this session."
-            held.call.fail(WrongState(message, reason="SESSION_TAKEN"))
+            held.call.fail(taken_error())
         else:
-            self._check_capacity()
+            self.check_capacity()
         return self._given(held, resumed=True)
 
     def leave(self, call: Call[C]) -> None:
@@ -195,9 +213,13 @@ class Sessions(Generic[C]):
             held.stream.tick()
             if held.call is not None and held.stream.is_stuck:
                 held.call.cut()
-            if held.call is None and now_s - held.left_s > self._limits.resume_window_s:
+            if held.call is not None and held.stream.trouble is not None:
+                held.call.fail(held.stream.trouble)
+            if isinstance(held.stream.trouble, WrongState):
+                self._end_lost(held)
+            elif held.call is None and now_s - held.left_s > self._limits.resume_window_s:
                 self._observer.session("expired")
-                self._drop(held)
+                self._drop(held, forget=True)
         self._ticked.set()
 
     async def run(self) -> None:
@@ -230,11 +252,12 @@ class Sessions(Generic[C]):
         if has_its_limit and not left:
             message = f"You have {len(own)} streams open, which is your limit."
             raise RateLimited(message, reason="TOO_MANY_STREAMS", retry_after_s=1.0, subject=caller)
-        self._check_capacity()
+        self.check_capacity()
         if has_its_limit:
             self._evict(left)
 
-    def _check_capacity(self) -> None:
+    def check_capacity(self) -> None:
+        """Raise Overloaded if this server has as many streams open as it may."""
         n_open = self.n_open
         if n_open >= self._limits.max_streams:
             raise Overloaded(f"This server has {n_open} streams open, its limit. Try again, or another replica.")
@@ -244,11 +267,27 @@ class Sessions(Generic[C]):
         self._observer.session("evicted")
         self._drop(min(candidates, key=_worth))
 
-    def _drop(self, held: _Held[C]) -> None:
+    def _end_lost(self, held: _Held[C]) -> None:
+        """Drop the copy of a session that another server has, or a newer copy here."""
+        if held.call is not None:
+            held.call.fail(taken_error())
+        self._drop(held)
+
+    def _drop(self, held: _Held[C], *, forget: bool = False) -> None:
         del self._held[held.id]
-        task = asyncio.ensure_future(held.stream.close())
+        task = asyncio.ensure_future(held.stream.close(forget=forget))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def new_session_id() -> str:
+    """Return an unpredictable id."""
+    return secrets.token_urlsafe(16)
+
+
+def taken_error() -> WrongState:
+    """Return the error for a call whose session has another one."""
+    return WrongState("Another call has resumed this session.", reason="SESSION_TAKEN")
 
 
 def _worth(held: _Held[C]) -> tuple[bool, float]:

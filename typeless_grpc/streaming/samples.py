@@ -30,6 +30,10 @@ class SampleBuffer:
         """Samples in the window."""
         return self.end - self._start
 
+    def begin_at(self, sample: int) -> None:
+        """Let the window, which is still empty, begin at this sample of the stream."""
+        self._start = self.end = sample
+
     async def append(self, block: Audio) -> None:
         """Append a block, once there is room for it."""
         await self._held.grow(len(block) * _SAMPLE_BYTES)

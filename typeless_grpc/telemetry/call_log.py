@@ -21,7 +21,7 @@ class CallLog:
     def call_ended(self, record: CallRecord) -> None:
         """See `CallObserver`."""
         level = logging.INFO if record.method.is_ours else logging.DEBUG
-        if log.isEnabledFor(level):
+        if logging.getLogger(__name__).isEnabledFor(level):
             log.log(level, "call ended", **fields(record))
 
 

@@ -80,7 +80,7 @@ class EagerServer:
     def __init__(self, call: Eager | None = None) -> None:
         self.call = call or Eager()
 
-    def StreamTranscribe(self) -> Eager:
+    def StreamTranscribe(self, metadata: object) -> Eager:
         return self.call
 
     async def connect(self) -> Any:

@@ -73,3 +73,17 @@ def test_the_free_share_of_a_disk_is_known_before_the_first_file(tmp_path: Path)
     free = Files(str(tmp_path / "not" / "there")).free_ratio()
     assert free == pytest.approx(disk.free / disk.total, abs=0.05)
     assert Files(f"memory://{tmp_path.name}").free_ratio() is None
+
+
+def test_a_directory_that_is_deleted_during_a_write_makes_the_storage_unavailable(tmp_path: Path):
+    files = Files(str(tmp_path))
+
+    class Deleting(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            shutil.rmtree(tmp_path / "job", ignore_errors=True)
+            return super().read(size)
+
+    with pytest.raises(SourceUnavailable):
+        files.write("job/chunk", Deleting(b"1"))
+    files.write("job/chunk", b"1")
+    assert files.read(["job/chunk"]) == [b"1"]

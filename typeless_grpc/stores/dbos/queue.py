@@ -33,6 +33,14 @@ MIGRATION_S = 300.0
 _preparing = threading.Lock()
 
 
+def is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Drop DBOS's errors about cancelled jobs: any caller could fill the log with their tracebacks."""
+    from dbos import _error as error  # they have no public name
+
+    cancellations = (error.DBOSAwaitedWorkflowCancelledError, error.DBOSWorkflowCancelledError)
+    return record.exc_info is None or not isinstance(record.exc_info[1], cancellations)
+
+
 def prepare(database: Database) -> None:
     """Import DBOS, send its log lines to ours, and create its tables. Raises SourceUnavailable."""
     with _preparing:
@@ -42,6 +50,7 @@ def prepare(database: Database) -> None:
         from dbos import DBOS  # noqa: F401
 
         logger.setLevel(logging.ERROR)
+        logger.addFilter(is_no_cancellation)
         try:
             _make_tables(database)
         except Exception as error:  # errors of two libraries, and of DBOS itself

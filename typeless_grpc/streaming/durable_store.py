@@ -1,0 +1,84 @@
+"""What servers share of a session, so that it survives the one that has it: the `DurableStore` protocol and its values.
+
+A session is stored as what it was given: its configuration, its audio, and the inputs of its state machine
+(`session.py`), which give the same session again. Its `Lease` has a token that grows with each server that takes the
+session. A write with an old token fails, so a server that was frozen cannot contradict its successor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write a session, until another server takes it."""
+
+    session_id: str
+    token: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one write adds. number: 0, 1, 2, … for each session; a batch that is written twice counts once.
+
+    records: encoded inputs. state: replaces the stored one. audio: continues the stored audio.
+    """
+
+    number: int
+    records: bytes
+    state: bytes
+    audio: bytes = b""
+
+
+@dataclass(frozen=True)
+class StoredSession:
+    """A session as a server finds it. config: as its first server stored it. records: of all batches, in order.
+
+    audio: names of the parts, for `DurableStore.audio`. audio_bytes: of all parts.
+    """
+
+    lease: Lease
+    config: bytes
+    state: bytes
+    n_batches: int
+    records: Sequence[bytes]
+    audio: Sequence[str]
+    audio_bytes: int
+
+
+class DurableStore(Protocol):
+    """Sessions that servers share. Methods block, for a bounded time; they raise SourceUnavailable.
+
+    A session without a write for its time to live is deleted.
+    """
+
+    def create(self, session_id: str, owner: str, config: bytes) -> Lease:
+        """Store a new session."""
+        ...
+
+    def take(self, session_id: str, owner: str) -> StoredSession | None:
+        """Take a session from the server that has it, and return all of it. None if owner has no such session."""
+        ...
+
+    def audio(self, name: str) -> bytes:
+        """Return a part of a session's audio."""
+        ...
+
+    def append(self, lease: Lease, batch: Batch) -> None:
+        """Add a batch. Raises WrongState (SESSION_TAKEN) if the lease is lost."""
+        ...
+
+    def renew(self, lease: Lease) -> None:
+        """Let the session live on. Raises WrongState (SESSION_TAKEN) if the lease is lost."""
+        ...
+
+    def delete(self, lease: Lease) -> None:
+        """Delete a session, unless the lease is lost."""
+        ...
+
+    def delete_expired(self) -> int:
+        """Delete the sessions whose time to live is over, and return their number."""
+        ...

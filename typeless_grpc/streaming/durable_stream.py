@@ -1,0 +1,355 @@
+"""A stream that survives its server: it stores what another server needs to go on as if nothing had happened.
+
+Stored are the audio as it was sent, and every input of the session. Another server gives the inputs to a new session,
+which makes the same decisions and has the same finals; decodes the audio again, without detecting or recognizing
+anything, up to where the inputs end; begins the decodes that were under way; and goes on.
+
+- Events that are kept, and all after them, reach a caller once they are durable: no server contradicts another.
+- Audio is acknowledged once it is stored, in parts. The caller sends the rest again.
+- Controls and updates before the stored position are ignored when they come again. At that position they apply again,
+  which changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from typeless_grpc.audio.formats import Audio
+from typeless_grpc.audio.live import LOST_AT_THE_END, LiveReader
+from typeless_grpc.audio.vad import DetectorState
+from typeless_grpc.engine.stream_audio import Holding
+from typeless_grpc.errors import InvalidInput, TypelessError, WrongState
+from typeless_grpc.streaming import events
+from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
+from typeless_grpc.streaming.driver import Stream
+from typeless_grpc.streaming.durable_log import DurableDependencies, DurableLog
+from typeless_grpc.streaming.durable_records import Checkpoint, Numbered, OwnWarning, Record, decode, decode_checkpoint
+from typeless_grpc.streaming.durable_store import Lease, StoredSession
+from typeless_grpc.streaming.effects import Decode, Effect, Emit, InterimDue
+from typeless_grpc.streaming.events import PASSING, Entry
+from typeless_grpc.streaming.inbox import Inbox
+from typeless_grpc.streaming.inputs import End, Frames, Input, InterimDecoded
+from typeless_grpc.streaming.release import FinalDecoded, FinalFailed
+from typeless_grpc.streaming.requests import Control, Request, Update
+from typeless_grpc.streaming.session import State
+from typeless_grpc.streaming.utterances import Utterance
+
+_REPLAYED_AT_ONCE = 100  # records, a few milliseconds
+# Events that the store does not know: interims and progress since the last write, from a caller's word.
+MAX_UNSTORED_EVENTS = 100_000
+
+
+class DurableStream(Stream):
+    """See the module. `start` or `restore` must be called before a call gets it."""
+
+    def __init__(
+        self,
+        dependencies: Dependencies,
+        reader: LiveReader,
+        options: StreamOptions,
+        durable: DurableDependencies,
+        lease: Lease,
+    ) -> None:
+        self._durable = durable
+        self._log = DurableLog(durable, lease, self, dependencies.clock)
+        self._is_ready = asyncio.Event()
+        self._replay = _Replay()
+        self._detected = (0, 0, DetectorState())  # bytes, samples and state of the detector, of the last frames
+        self._n_decoded = 0  # samples that the reader returned
+        super().__init__(dependencies, reader, options)
+        self._inbox = self._durable_inbox = _DurableInbox(self._held, options.max_waiting_bytes, self._log)
+        self._n_repeated = 0  # bytes that the call that has the stream sends although they are here
+
+    def start(self) -> None:
+        """Begin a new session."""
+        self._log.start()
+        self._is_ready.set()
+
+    async def restore(self, stored: StoredSession, after_sequence: int) -> None:
+        """Go on with a session of another server. after_sequence: of the last event that its caller has.
+
+        Raises InvalidInput if there is no such event.
+        """
+        loop = asyncio.get_running_loop()
+        checkpoint = decode_checkpoint(stored.state) if stored.state else Checkpoint()
+        replay = self._replay = _Replay(stored.audio, stored.audio_bytes)
+        if not 0 <= after_sequence <= checkpoint.last_sequence + MAX_UNSTORED_EVENTS:
+            raise InvalidInput("config.resume_after_sequence", f"the session is at event {checkpoint.last_sequence}")
+        for data in stored.records:
+            records = await loop.run_in_executor(self._durable.threads, self._decoded_records, data)
+            for start in range(0, len(records), _REPLAYED_AT_ONCE):
+                for record in records[start : start + _REPLAYED_AT_ONCE]:
+                    self._replay_record(record)
+                await asyncio.sleep(0)
+        self.journal.restore(replay.entries, max(checkpoint.last_sequence, after_sequence))
+        replay.has_completed = replay.completed_sequence is not None and replay.completed_sequence <= after_sequence
+        if checkpoint.detector is not None:
+            self._detector.restore(checkpoint.detector)
+        self._detected = (checkpoint.n_bytes, checkpoint.received, self._detector.state)
+        replay.received = checkpoint.received
+        self._samples.begin_at(self._session.needed_from)
+        self.meter.resumed(checkpoint.received, charged_s=checkpoint.charged_s, elapsed_s=checkpoint.elapsed_s)
+        self._progress.fraction = checkpoint.fraction
+        if checkpoint.end_reason:
+            self.end_reason = events.EndReason(checkpoint.end_reason)
+        self._log.resume(stored.n_batches, stored.audio_bytes)
+        self._durable_inbox.resume(stored.audio_bytes, ignored_before=checkpoint.n_bytes)
+        self.start()
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """See `Stream`."""
+        return self._durable_inbox.n_put == self.acknowledged_bytes
+
+    def attach(self) -> None:
+        """See `Stream`. The call sends all audio that is not acknowledged, also what is here and not stored yet."""
+        self._n_repeated = self._durable_inbox.n_put - self.acknowledged_bytes
+        super().attach()
+
+    async def put(self, request: Request, *, still_wanted: Callable[[], bool] = lambda: True) -> None:
+        """See `Stream`. Audio is acknowledged once it is stored; what comes again is ignored."""
+        if self._n_repeated and still_wanted() and request is not Control.END:
+            if not isinstance(request, bytes):
+                return
+            n_repeated = min(self._n_repeated, len(request))
+            self._n_repeated -= n_repeated
+            request = request[n_repeated:]
+            if not request:
+                return
+        await super().put(request, still_wanted=still_wanted)
+
+    async def is_owned(self) -> bool:
+        """Whether the session is still this server's."""
+        return not isinstance(self.trouble, WrongState) and await self._log.is_owned()
+
+    async def close(self, *, forget: bool = False) -> None:
+        """See `Stream`."""
+        await super().close(forget=forget)
+        await self._log.close(forget=forget)
+
+    def emit(self, event: events.Event, cursors: events.Cursors | None = None) -> None:
+        """See `Stream`. An event that is kept waits until it is durable, and later ones wait behind it."""
+        if self.journal.is_closed:
+            return
+        super().emit(event, cursors)
+        if isinstance(event, (*PASSING, events.Started)):
+            return
+        self.journal.hold()
+        sequence = self.journal.last_sequence
+        if cursors is None and isinstance(event, events.Warned):
+            self._log.add(OwnWarning(sequence, event.error), is_due=True)
+        else:
+            self._log.add(Numbered(sequence), is_due=True)
+
+    # ---- for the log ----------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> Checkpoint:
+        """See `LogHost`."""
+        n_bytes, received, detector = self._detected
+        return Checkpoint(
+            n_bytes=n_bytes,
+            received=received,
+            detector=detector,
+            fraction=self._progress.fraction,
+            charged_s=self.meter.charged_s,
+            end_reason=self.end_reason.value if self.end_reason and self._session.state in _OVER else "",
+            elapsed_s=self.meter.elapsed_s,
+            last_sequence=self.journal.last_sequence,
+        )
+
+    def stored(self, last_sequence: int, audio_bytes: int) -> None:
+        """See `LogHost`."""
+        self._inbox.acknowledged_bytes = audio_bytes
+        self.journal.release(last_sequence)
+        self._moved.set()
+
+    def has_trouble(self, error: TypelessError | None) -> None:
+        """See `LogHost`."""
+        self.trouble = error
+        if isinstance(error, WrongState):
+            self.journal.close(error, at_once=True)
+            self._work.cancel()
+
+    def task_ended(self, task: asyncio.Task[None]) -> None:
+        """See `Stream`. Without its log, the stream cannot go on."""
+        super().task_ended(task)
+        if self._crash is not None:
+            self.journal.close(self._crash, at_once=True)
+
+    # ---- the loop -------------------------------------------------------------------------------------------
+
+    def _apply(self, input: Input) -> None:
+        if isinstance(input, Frames):
+            self._detected = (self._durable_inbox.n_begun, input.received, self._detector.state)
+        self._log.add(input)
+        super()._apply(input)
+        if isinstance(input, End):
+            self._log.end_audio()
+
+    def _has_room(self) -> bool:
+        return super()._has_room() and self._log.has_room
+
+    async def _take_requests(self) -> None:
+        await self._is_ready.wait()
+        await self._decode_again()
+        if self._session.state not in _OVER:
+            await super()._take_requests()
+
+    async def _finish_audio(self) -> None:
+        if not self._replay.is_over:
+            raise InvalidInput(
+                "audio", f"must be sent again from byte {self.acknowledged_bytes} on", reason="STREAM_ORDER"
+            )
+        if self._session.state not in _OVER:
+            await super()._finish_audio()
+
+    async def _complete(self, completed: Emit) -> None:
+        await self._log.flush()  # so that all audio is acknowledged
+        if not self._replay.has_completed:
+            await super()._complete(completed)
+
+    # ---- resuming -------------------------------------------------------------------------------------------
+
+    async def _decode_again(self) -> None:
+        """Feed the stored audio."""
+        loop = asyncio.get_running_loop()
+        await self._begin_where_it_was()
+        for name in self._replay.audio:
+            data = await loop.run_in_executor(self._durable.threads, self._durable.store.audio, name)
+            self._durable_inbox.n_begun += len(data)
+            async for block in self._reader.feed(data):
+                await self._take_audio(block)
+        if self._session.state in _OVER:
+            try:
+                async for block in self._reader.finish():
+                    await self._take_audio(block)
+            except InvalidInput as error:
+                if error.reason not in LOST_AT_THE_END:  # of these the caller was warned
+                    raise
+
+    async def _take_audio(self, block: Audio) -> None:
+        n_missing = self._replay.received - self._n_decoded
+        if n_missing > 0:
+            known, block = block[:n_missing], block[n_missing:]
+            wanted = known[max(0, self._samples.end - self._n_decoded) :]
+            self._n_decoded += len(known)
+            if len(wanted):
+                await self._samples.append(wanted)
+            await self._begin_where_it_was()
+        if len(block) or not n_missing:
+            await super()._take_audio(block)
+
+    async def _begin_where_it_was(self) -> None:
+        """Begin the decodes that were under way, once their audio is here."""
+        replay = self._replay
+        if replay.is_over or self._n_decoded < replay.received:
+            return
+        replay.is_over = True
+        for utterance in replay.pending.values():
+            self._perform(Decode(utterance))
+        for due in replay.due:
+            self._perform(due)
+        await self._decide_endpoints()
+
+    def _decoded_records(self, data: bytes) -> list[Record]:
+        return list(decode(data, self._durable.updates))
+
+    def _replay_record(self, record: Record) -> None:
+        replay = self._replay
+        match record:
+            case Numbered(sequence):
+                if replay.emitted:
+                    replay.add(sequence, replay.emitted.popleft())
+                else:
+                    replay.completed_sequence = sequence
+                return
+            case OwnWarning(sequence, error):
+                replay.add(sequence, Emit(events.Warned(error), self._session.cursors))
+                return
+            case FinalDecoded(utterance_id, recognition):
+                self._decoder.learn(replay.pending[utterance_id], recognition)
+            case Update():
+                self._decoder.reconfigure(record.options)
+        replay.take(record, self._session.apply(record))
+        self._completed = replay.completed
+
+
+class _DurableInbox(Inbox):
+    """Passes audio to the log as it is taken, and drops controls that were applied on another server.
+
+    n_put, n_begun: bytes of audio in all, and those that were taken.
+    """
+
+    def __init__(self, held: Holding, max_bytes: int, log: DurableLog) -> None:
+        super().__init__(held, max_bytes)
+        self._log = log
+        self._ignored_before = 0
+        self.n_put = self.n_begun = 0
+
+    def resume(self, n_stored: int, *, ignored_before: int) -> None:
+        """Go on after n_stored bytes of audio. Controls before a byte were applied."""
+        self.n_put = self.acknowledged_bytes = n_stored
+        self._ignored_before = ignored_before
+
+    def _take_over(self, data: bytes) -> None:
+        self.n_put += len(data)
+
+    async def get(self) -> Request:
+        """See `Inbox`."""
+        while True:
+            request = await super().get()
+            if isinstance(request, bytes):
+                # Not earlier: the caller forgets what precedes acknowledged audio, so all before it must be in the log.
+                self.n_begun += len(request)
+                self._log.add_audio(request)
+                return request
+            if request is Control.END or self.n_begun >= self._ignored_before:
+                return request
+            self.done(request)
+
+
+class _Replay:
+    """What the inputs of a session leave to be done. audio: names of its parts; audio_bytes: in all.
+
+    received: samples up to which the session has them. pending: utterances without a final. due: interims. emitted:
+    events whose sequence follows. is_over: whether the stream goes on from here.
+    """
+
+    def __init__(self, audio: Sequence[str] = (), audio_bytes: int = 0) -> None:
+        self.audio, self._audio_bytes = audio, audio_bytes
+        self.received = 0
+        self.pending: dict[int, Utterance] = {}
+        self.due: list[InterimDue] = []
+        self.emitted: deque[Emit] = deque()
+        self.entries = [Entry(1, events.Started(), events.Cursors(), audio_bytes)]
+        self.completed: Emit | None = None
+        self.completed_sequence: int | None = None
+        self.has_completed = self.is_over = False
+
+    def add(self, sequence: int, emitted: Emit) -> None:
+        """Add an event to the journal."""
+        self.entries.append(Entry(sequence, emitted.event, emitted.cursors, self._audio_bytes))
+
+    def take(self, record: Input, effects: Iterable[Effect]) -> None:
+        """Note what an input had the stream do."""
+        match record:
+            case InterimDecoded(utterance_id, _, up_to):
+                self.due = [due for due in self.due if due.utterance.id != utterance_id or due.up_to > up_to]
+            case FinalDecoded(utterance_id) | FinalFailed(utterance_id):
+                del self.pending[utterance_id]
+                self.due = [due for due in self.due if due.utterance.id != utterance_id]
+        for effect in effects:
+            match effect:
+                case Decode(utterance):
+                    self.pending[utterance.id] = utterance
+                case InterimDue():
+                    self.due.append(effect)
+                case Emit(events.Completed()):
+                    self.completed = effect
+                case Emit(event) if not isinstance(event, PASSING):
+                    self.emitted.append(effect)
+
+
+_OVER = (State.ENDING, State.DONE)
