@@ -1,15 +1,17 @@
 """The cost of engines in processes of their own: the same calls in one process and across the boundary, alternately.
 
-    python -m benchmarks.engines [--model tiny.en] [--rounds 20]
+    python -m benchmarks.engines [--model base] [--rounds 20]
 
-First the boundary alone: one caller, one engine process with as many workers as the process beside it, CPU seconds of
-both processes. Then throughput: eight callers on one process, and on two engine processes. Ratios are of sums.
+First the boundary alone, with a model that answers at once. Then one caller with a real model, in one process and with
+one engine process of as many workers. Then eight callers, also on two engine processes. CPU seconds are of all
+processes, and ratios are of sums.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from tests import scripted_engine
 from tests.harness import AUDIO
 from typeless_grpc.app.engines import Connected, connected
 from typeless_grpc.app.models import build_recognizer
@@ -30,6 +33,7 @@ from typeless_grpc.telemetry.metrics import Metrics
 
 RECORDINGS = ("en_short.ogg", "en_two_sentences.flac", "en_names.ogg", "en_numbers.ogg")
 CALLERS = 8
+IDLE_S = 4.0
 OPTIONS = DecodeOptions(language="en")
 
 
@@ -82,6 +86,31 @@ async def together(one: Contestant, audio: Sequence[Audio], sums: Sums) -> None:
     sums.n_calls += CALLERS * len(audio)
 
 
+async def boundary(n_calls: int) -> None:
+    """Print what a call of 1, 5 and 30 s takes with a scripted model, here and in another process."""
+    print("The boundary, with a model that answers at once")
+    async with scripted_engine.built() as built, scripted_engine.group(engine_processes=1) as parts:
+        contestants = [
+            Contestant("one process", built.recognizer, [psutil.Process()]),
+            Contestant("an engine process", parts.group, processes_of(parts)),
+        ]
+        for seconds in (1.0, 5.0, 30.0):
+            audio = [scripted_engine.speech(seconds, pause_s=0.0)] * 20
+            sums = {one.name: Sums() for one in contestants}
+            for number in range(-1, max(1, n_calls // len(audio))):
+                for one in contestants:
+                    await one_after_another(one, audio, sums[one.name] if number >= 0 else Sums())
+            for name, found in sums.items():
+                median_ms, cpu_ms = statistics.median(found.each_s) * 1000, found.cpu_s / found.n_calls * 1000
+                print(f"{seconds:4.0f} s, {name:18} {median_ms:6.2f} ms a call (median), {cpu_ms:6.2f} ms of CPU")
+        idle, began_s = contestants[1], time.perf_counter()
+        before_s = idle.cpu_s()
+        await asyncio.sleep(IDLE_S)
+        print(
+            f"idle: {(idle.cpu_s() - before_s) / (time.perf_counter() - began_s) * 100:.1f} % of a core, both processes"
+        )
+
+
 async def group(stack: AsyncExitStack, settings: Settings) -> Connected:
     """Start engine processes, and wait for all."""
     metrics = Metrics().engine
@@ -97,11 +126,12 @@ def processes_of(parts: Connected) -> list[psutil.Process]:
 
 async def main(model: str, rounds: int) -> None:
     """Print both tables."""
-    logs.configure("warning", "text")
+    logs.configure("error", "text")
+    await boundary(200)
     settings = Settings(model=model, device="cpu")
     audio = [decode((AUDIO / name).read_bytes(), AudioFormat(), DecodeLimits(60.0)).samples for name in RECORDINGS]
     seconds = [len(samples) / SAMPLE_RATE_HZ for samples in audio]
-    print(f"{len(audio)} recordings of {min(seconds):.1f} to {max(seconds):.1f} s, {rounds} rounds, {model}")
+    print(f"\n{len(audio)} recordings of {min(seconds):.1f} to {max(seconds):.1f} s, {rounds} rounds, {model}")
     async with AsyncExitStack() as stack:
         built = await stack.enter_async_context(build_recognizer(settings, Metrics().engine, Reloads(settings)))
         await built.warm()
