@@ -161,7 +161,8 @@ async def _running(
                 await servicer.drain()
         await cancelled(looking)
         await cancelled(warming)
-        await server.stop(CLEAN_UP_S if drain_s else None)
+        servicer.close()
+        await server.stop(CLEAN_UP_S)
 
 
 def _server(*options: tuple[str, int]) -> grpc.aio.Server:

@@ -108,7 +108,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self._options = options
         self._held_samples = 0
         self._n_calls = 0
-        self._is_ready = self._is_draining = False
+        self._is_ready = self._is_draining = self._is_closed = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._installed: tuple[str, ...] = ()
@@ -127,6 +127,11 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self._is_draining = True
         self._reports.wake()
         await self._idle.wait()
+
+    def close(self) -> None:
+        """End the reports to all fronts."""
+        self._is_closed = True
+        self._reports.wake()
 
     # ---- decoding ----
 
@@ -192,7 +197,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         kept = self._reports.open(request.front)
         sent_models: pb.Models | None = None
         try:
-            while True:
+            while not self._is_closed:
                 models = self._models()
                 await context.write(self._state(kept, None if models == sent_models else models))
                 sent_models = models
