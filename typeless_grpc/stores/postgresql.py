@@ -54,6 +54,9 @@ class BoundedConnection(psycopg.Connection[Any]):
     """A connection that is closed, with an OperationalError, if an answer takes longer than `answer_s`."""
 
     answer_s: float = TIMEOUTS.answer_s
+    # Marks a pooled connection for psycopg. SQLAlchemy's pool may leave one that a restarted server has broken to the
+    # garbage collector, and psycopg warns of others.
+    _pool = None
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """See psycopg. timeout: of a caller that continues after it, as the one that listens does."""
