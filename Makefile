@@ -100,7 +100,7 @@ packages: $(VENV)/dev.stamp ## build the packages and install them in clean envi
 	@$(BIN)/python -m pytest -m packages tests/packages $(ARGS)
 
 system: $(VENV)/dev.stamp ## run a whole installation under mixed traffic for two minutes, and account for every call
-	@$(BIN)/typeless models pull tiny.en >/dev/null
+	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
 	$(BIN)/python -m pytest -m system tests/system $(ARGS)
 
 check: lint type test clients packages system verify ## run all that CI runs: lint, type, test, clients, packages, system, verify

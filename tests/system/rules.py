@@ -11,6 +11,7 @@ PACE = 30
 # What an alert tolerates for minutes must be too much after seconds.
 THRESHOLDS = {
     "TypelessEngineStalled": 2,
+    "TypelessLiveFinalsSlow": 1,
     "TypelessQueueWaitLong": 1,
     "TypelessHeldAudioNearLimit": 0.005,
     "TypelessKeysStale": 5,

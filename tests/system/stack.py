@@ -208,7 +208,7 @@ def running(directory: Path, rules: Mapping[str, Any], **settings: str) -> Itera
     bin_dir = binaries()
     if bin_dir is None:
         pytest.skip("no PostgreSQL on this machine: apt-get install postgresql")
-    speech_model = model("tiny.en")
+    models = {name: model(name) for name in ("tiny.en", "base")}
     with contextlib.ExitStack() as stack:
         postgres = Postgres(bin_dir)
         stack.callback(postgres.remove)
@@ -244,7 +244,8 @@ def running(directory: Path, rules: Mapping[str, Any], **settings: str) -> Itera
         for name, command in (("server", ["serve"]), ("worker", ["worker"])):
             own = directory / name
             (own / "models").mkdir(parents=True)
-            (own / "models" / "tiny.en").symlink_to(speech_model)
+            for model_name, path in models.items():
+                (own / "models" / model_name).symlink_to(path)
             environment = shared | {
                 "TYPELESS_DATA_DIR": str(own),
                 "TYPELESS_METRICS_PORT": str(metrics_ports[f"typeless-{name}"]),

@@ -20,7 +20,6 @@ from typing import Any
 
 import grpc
 import jwt
-import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -28,6 +27,8 @@ from tests.dashboards import alerts
 from tests.harness import AUDIO
 from tests.system.rules import impatient_rules
 from tests.system.stack import KEY, Stack, running, wait_until
+from tests.system.traffic import samples
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.pb.v1 import (
     audio_pb2,
     jobs_pb2,
@@ -185,28 +186,38 @@ def restarting(stack: Stack) -> Iterator[None]:
 
 @contextlib.contextmanager
 def busy(stack: Stack) -> Iterator[None]:
-    """Both workers of the engine are busy with searches that take many seconds, while calls wait behind them."""
-    noise = (np.random.default_rng(1).standard_normal(29 * 16_000) * 3000).astype("<i2").tobytes()
+    """All workers of the engine are busy with searches that take many seconds."""
+    # Speech that is played backwards passes no check, so that all temperatures are tried.
+    backwards = (samples("en_minute.ogg")[: 29 * SAMPLE_RATE_HZ][::-1] * 32767).astype("<i2").tobytes()
     raw = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=16_000)
     decoding = transcription_pb2.DecodingOptions(beam_size=10, temperatures=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     request = transcription_pb2.TranscribeRequest(
-        audio=audio_pb2.AudioSource(content=noise, format=raw),
+        audio=audio_pb2.AudioSource(content=backwards, format=raw),
         options=transcription_pb2.TranscriptionOptions(
-            decoding=decoding, chunking=transcription_pb2.CHUNKING_STRATEGY_WHOLE
+            model="base",  # which takes several times as long as the default model
+            language="en",
+            decoding=decoding,
+            chunking=transcription_pb2.CHUNKING_STRATEGY_WHOLE,
         ),
     )
 
     def search() -> None:
         with channel(stack) as to:
             stub = transcription_pb2_grpc.TranscriptionServiceStub(to)
-            stub.Transcribe(request, metadata=AS_CALLER, timeout=60)
+            stub.Transcribe(request, metadata=AS_CALLER, timeout=30)
 
     with contextlib.ExitStack() as exits:
-        for _ in range(4):
+        for _ in range(2):
             exits.enter_context(repeated(search, 0.0))
-        for _ in range(3):
-            exits.enter_context(repeated(lambda: transcribe(stack, "en_minute.ogg")))
-        exits.enter_context(repeated(lambda: speak(stack)))
+        yield
+
+
+@contextlib.contextmanager
+def crowded(stack: Stack) -> Iterator[None]:
+    """More recordings than the engine can decode in time."""
+    with contextlib.ExitStack() as exits:
+        for _ in range(12):
+            exits.enter_context(repeated(lambda: transcribe(stack, "en_minute.ogg"), 0.0))
         yield
 
 
@@ -228,10 +239,10 @@ def freezing(stack: Stack) -> Iterator[None]:
 
     def freeze() -> None:
         stack.server.send(signal.SIGSTOP)
-        time.sleep(0.8)
+        time.sleep(1.5)
         stack.server.send(signal.SIGCONT)
 
-    with repeated(freeze, 0.5):
+    with repeated(freeze, 0.5), repeated(lambda: speak(stack), 0.0):
         yield
 
 
@@ -328,10 +339,10 @@ FAULTS: dict[str, Callable[[Stack], AbstractContextManager[None]]] = {
     "TypelessEventLoopSlow": freezing,
     "TypelessErrors": broken_model,
     "TypelessRefusesCalls": no_database,
-    "TypelessLiveFinalsSlow": busy,
+    "TypelessLiveFinalsSlow": freezing,
     "TypelessEngineStalled": busy,
-    "TypelessQueueWaitLong": busy,
-    "TypelessHeldAudioNearLimit": busy,
+    "TypelessQueueWaitLong": crowded,
+    "TypelessHeldAudioNearLimit": crowded,
     "TypelessDatabaseUnavailable": no_database,
     "TypelessKeysStale": no_database,
     "TypelessRedisUnavailable": no_redis,
