@@ -13,7 +13,7 @@ import grpc
 from typeless_grpc.access.address import is_loopback
 from typeless_grpc.access.listening import why_unusable
 from typeless_grpc.app.memory import share_heaps
-from typeless_grpc.app.metrics import open_metrics_port
+from typeless_grpc.app.metrics import open_metrics
 from typeless_grpc.app.models import BuiltRecognizer, build_recognizer
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
@@ -72,10 +72,8 @@ async def serve_address(reloads: Reloads) -> AsyncIterator[EngineServer]:
     settings, observers = reloads.settings, EngineObservers([reports, metrics.engine])
     async with AsyncExitStack() as stack:
         built = await stack.enter_async_context(build_recognizer(settings, observers, reloads))
-        metrics.engine.watch_queue(built.scheduler.n_queued)
-        metrics.engine.watch_models(lambda: {name: one.memory_bytes for name, one in built.models.loaded().items()})
-        metrics.engine.watch_engine(lambda: built.recognizer.backlog_s, lambda: built.recognizer.stalled_s)
-        open_metrics_port(stack, settings, metrics)
+        built.show_in(metrics.engine)
+        open_metrics(stack, settings, metrics, built.recognizer)
         yield await stack.enter_async_context(serve_port(reloads, _served(built), reports, built.warm))
 
 

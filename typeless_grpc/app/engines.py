@@ -19,7 +19,7 @@ import grpc
 
 from typeless_grpc.app.cores import n_cores
 from typeless_grpc.app.memory import free_bytes
-from typeless_grpc.app.models import BuiltEngine, catalog, checked_pool_options, finishing
+from typeless_grpc.app.models import BuiltEngine, catalog, check_installed, checked_pool_options, finishing
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.app.tracing import NO_TRACERS, Tracers
@@ -117,11 +117,8 @@ async def engine_group(
 
     Raises SourceUnavailable if the default model is not on this machine and its engines are.
     """
-    if not settings.engine_address and await asyncio.to_thread(catalog(settings).find, settings.model) is None:
-        raise SourceUnavailable(
-            f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
-            reason="MODEL_UNAVAILABLE",
-        )
+    if not settings.engine_address:
+        await check_installed(catalog(settings), settings.model)
     reloads = reloads or Reloads(settings)
     observer = EngineObservers([metrics, *tracers.engine])
     async with connected(settings, observer, metrics, reloads) as parts:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typeless_grpc.app.cores import n_cores as n_cores_here
 from typeless_grpc.app.memory import free_bytes
@@ -30,15 +30,13 @@ from typeless_grpc.engine.observer import EngineObserver, EngineObservers
 from typeless_grpc.engine.pool import ModelPool, PoolOptions
 from typeless_grpc.engine.recognizer import Recognizer
 from typeless_grpc.engine.scheduler import Scheduler, SchedulerOptions
+from typeless_grpc.engine.served import Names, Pool
 from typeless_grpc.engine.whisper import WhisperModel, is_calibrated
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.engine_metrics import EngineMetrics
 from typeless_grpc.text import profanity
 from typeless_grpc.text.finishing import FinishingEngine
-
-if TYPE_CHECKING:  # the model begins to load before the servicers are imported
-    from typeless_grpc.servicers.models import Names, Pool
 
 PARALLEL_LOADS = 1  # each takes a core and twice the model's memory, and any caller may cause one
 # On a CPU, as in CTranslate2: more threads for one inference gain little.
@@ -84,6 +82,11 @@ class BuiltRecognizer:
         on = f"{self.device.name}, {self.device.compute_type}"
         return f"{on}, {self.n_workers} x {self.n_threads} threads" if self.device.name == "cpu" else on
 
+    def show_in(self, metrics: EngineMetrics) -> None:
+        """Show the queue and the loaded models."""
+        metrics.watch_queue(self.scheduler.n_queued)
+        metrics.watch_models(lambda: {name: one.memory_bytes for name, one in self.models.loaded().items()})
+
     async def warm(self) -> None:
         """Load the default model and run it once. Raises EngineFailed if it cannot be loaded."""
         model = await self.models.load(self.model)
@@ -110,6 +113,13 @@ class BuiltEngine:
     def has_model(self, name: str) -> bool:
         """Whether jobs may name this model."""
         return self.models.may_load(name) and self.known.find(name) is not None
+
+
+async def check_installed(known: Catalog, name: str) -> None:
+    """Raise SourceUnavailable if a model is not on this machine."""
+    if await asyncio.to_thread(known.find, name) is None:
+        message = f"Model '{name}' is not on this machine: typeless models pull {name}"
+        raise SourceUnavailable(message, reason="MODEL_UNAVAILABLE")
 
 
 def needs_calibration(settings: Settings, directory: Path) -> bool:
@@ -147,8 +157,7 @@ async def build_engine(
     reloads = reloads or Reloads(settings)
     observer = EngineObservers([metrics, *tracers.engine])
     async with build_recognizer(settings, observer, reloads) as built:
-        metrics.watch_queue(built.scheduler.n_queued)
-        metrics.watch_models(lambda: {name: model.memory_bytes for name, model in built.models.loaded().items()})
+        built.show_in(metrics)
         with finishing(settings, built.recognizer, reloads, tracers) as engine:
             yield BuiltEngine(
                 model=settings.model,
@@ -183,11 +192,7 @@ async def build_recognizer(
             free_bytes=free_bytes,
         )
         reloads.follow(functools.partial(checked_pool_options, known), models.set_options)
-        if await asyncio.to_thread(known.find, settings.model) is None:
-            raise SourceUnavailable(
-                f"Model '{settings.model}' is not on this machine: typeless models pull {settings.model}",
-                reason="MODEL_UNAVAILABLE",
-            )
+        await check_installed(known, settings.model)
         scheduler: WindowScheduler = Scheduler(
             run_batch=run_batch,
             options=SchedulerOptions(max_batch=settings.max_batch, n_workers=n_workers),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,11 +12,10 @@ from typeless_grpc.access.usage import UsageReader
 from typeless_grpc.app.access import Access, open_access
 from typeless_grpc.app.background import Background, admission_options
 from typeless_grpc.app.console import open_console
-from typeless_grpc.app.metrics import open_metrics_port
+from typeless_grpc.app.metrics import open_metrics
 from typeless_grpc.app.models import BuiltEngine
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.streams import open_streams
-from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.app.tls import tls_of
 from typeless_grpc.app.tracing import NO_TRACERS, Tracers
 from typeless_grpc.audio.vad import VoiceActivityDetector
@@ -180,10 +178,8 @@ async def listen(
         metrics.watch_health(lambda: server.statuses)
         if tls is not None:
             metrics.watch_certificate(tls.expires_s)
-        metrics.engine.watch_engine(lambda: engine.backlog_s, lambda: engine.stalled_s)
         metrics.streams.watch(lambda: streams.n_open, lambda: streams.n_sessions)
-        stack.push_async_callback(cancelled, asyncio.create_task(metrics.loop_lag.run(), name="loop-lag"))
-        open_metrics_port(stack, settings, metrics)
+        open_metrics(stack, settings, metrics, engine)
         port = await server.start()
         stack.push_async_callback(server.stop)
         yield Listening(server=server, port=port, console_port=console.port if console else None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from typeless_grpc.app.memory import share_heaps
-from typeless_grpc.app.metrics import open_metrics_port
+from typeless_grpc.app.metrics import open_metrics
 from typeless_grpc.app.models import BuiltEngine, build_engine
 from typeless_grpc.app.reloading import Reloads, follow_logs
 from typeless_grpc.app.tasks import cancelled
@@ -53,11 +53,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
     Raises SourceUnavailable if the default model is not on this machine.
     """
     async with AsyncExitStack() as stack:
-        metrics = Metrics()
-        reloads = Reloads(settings, report=metrics.reloaded)
-        follow_logs(reloads)
-        tracers = await stack.enter_async_context(open_tracing())
-        built, warming = await stack.enter_async_context(_loading(settings, metrics, reloads, tracers))
+        parts = await stack.enter_async_context(_started(settings))
         await _import("typeless_grpc.app.background", "typeless_grpc.app.root")
         from typeless_grpc.app.background import keep_jobs
         from typeless_grpc.app.root import listen, model_service
@@ -66,25 +62,25 @@ async def build(settings: Settings) -> AsyncIterator[App]:
         background = await stack.enter_async_context(
             keep_jobs(
                 settings,
-                engine=built.engine,
-                detector=built.detector,
-                has_model=built.has_model,
+                engine=parts.built.engine,
+                detector=parts.built.detector,
+                has_model=parts.built.has_model,
                 is_ready=is_warm,
-                metrics=metrics.jobs,
-                reloads=reloads,
-                tracers=tracers,
+                metrics=parts.metrics.jobs,
+                reloads=parts.reloads,
+                tracers=parts.tracers,
             )
         )
         listening = await stack.enter_async_context(
             listen(
                 settings,
-                engine=built.engine,
-                detector=built.detector,
-                more=[model_service(settings, built)],
+                engine=parts.built.engine,
+                detector=parts.built.detector,
+                more=[model_service(settings, parts.built)],
                 background=background,
-                metrics=metrics,
-                reloads=reloads,
-                tracers=tracers,
+                metrics=parts.metrics,
+                reloads=parts.reloads,
+                tracers=parts.tracers,
             )
         )
         yield App(
@@ -92,10 +88,10 @@ async def build(settings: Settings) -> AsyncIterator[App]:
             port=listening.port,
             console_port=listening.console_port,
             model=settings.model,
-            engine=built,
-            warming=warming,
+            engine=parts.built,
+            warming=parts.warming,
             is_warm=is_warm,
-            reloads=reloads,
+            reloads=parts.reloads,
         )
 
 
@@ -103,45 +99,54 @@ async def build(settings: Settings) -> AsyncIterator[App]:
 async def build_worker(settings: Settings) -> AsyncIterator[Reloads]:
     """Run jobs with an engine of their own, and accept no calls. Yields the settings in force."""
     async with AsyncExitStack() as stack:
-        metrics = Metrics()
-        reloads = Reloads(settings, report=metrics.reloaded)
-        follow_logs(reloads)
-        tracers = await stack.enter_async_context(open_tracing())
-        built, warming = await stack.enter_async_context(_loading(settings, metrics, reloads, tracers))
+        parts = await stack.enter_async_context(_started(settings))
         await _import("typeless_grpc.app.background")
         from typeless_grpc.app.background import keep_jobs
 
-        await warming
+        await parts.warming
         background = await stack.enter_async_context(
             keep_jobs(
                 settings,
-                engine=built.engine,
-                detector=built.detector,
-                has_model=built.has_model,
-                metrics=metrics.jobs,
-                reloads=reloads,
-                tracers=tracers,
+                engine=parts.built.engine,
+                detector=parts.built.detector,
+                has_model=parts.built.has_model,
+                metrics=parts.metrics.jobs,
+                reloads=parts.reloads,
+                tracers=parts.tracers,
             )
         )
-        metrics.watch_admission(lambda: background.admission.held_s, lambda: reloads.settings.max_held_audio_s)
-        metrics.engine.watch_engine(lambda: built.engine.backlog_s, lambda: built.engine.stalled_s)
-        stack.push_async_callback(cancelled, asyncio.create_task(metrics.loop_lag.run(), name="loop-lag"))
-        open_metrics_port(stack, settings, metrics)
-        yield reloads
+        parts.metrics.watch_admission(
+            lambda: background.admission.held_s, lambda: parts.reloads.settings.max_held_audio_s
+        )
+        open_metrics(stack, settings, parts.metrics, parts.built.engine)
+        yield parts.reloads
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a server and a worker begin with. warming: loads the default model and runs it once."""
+
+    metrics: Metrics
+    reloads: Reloads
+    tracers: Tracers
+    built: BuiltEngine
+    warming: asyncio.Task[None]
 
 
 @asynccontextmanager
-async def _loading(
-    settings: Settings, metrics: Metrics, reloads: Reloads, tracers: Tracers
-) -> AsyncIterator[tuple[BuiltEngine, asyncio.Task[None]]]:
-    """The engine, and the task that loads its default model and runs it once."""
-    share_heaps()
-    async with await _engine(settings, metrics, reloads, tracers) as built:
-        warming = asyncio.create_task(built.warm())
-        try:
-            yield built, warming
-        finally:
-            await cancelled(warming)
+async def _started(settings: Settings) -> AsyncIterator[_Parts]:
+    """Build the engine and what observes it; the default model loads meanwhile."""
+    metrics = Metrics()
+    reloads = Reloads(settings, report=metrics.reloaded)
+    follow_logs(reloads)
+    async with open_tracing() as tracers:
+        share_heaps()
+        async with await _engine(settings, metrics, reloads, tracers) as built:
+            warming = asyncio.create_task(built.warm())
+            try:
+                yield _Parts(metrics, reloads, tracers, built, warming)
+            finally:
+                await cancelled(warming)
 
 
 async def _engine(

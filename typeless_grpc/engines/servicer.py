@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -17,6 +17,7 @@ from typeless_grpc.access import principal
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.clock import Clock
 from typeless_grpc.engine.interface import Engine, Lane, Ticket
+from typeless_grpc.engine.served import Names, Pool, ServedModel
 from typeless_grpc.engines.messages import OPTIONS, RECOGNITION, VERSION, error_message
 from typeless_grpc.engines.reports import FrontReports, Reports, origin
 from typeless_grpc.errors import InvalidInput, Overloaded, TypelessError
@@ -38,37 +39,6 @@ BYTES_PER_SAMPLE = 4
 T = TypeVar("T")
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class KnownModel(Protocol):
-    """The properties of a loaded model."""
-
-    @property
-    def memory_bytes(self) -> int: ...
-    @property
-    def is_multilingual(self) -> bool: ...
-    @property
-    def languages(self) -> Sequence[str]: ...
-    @property
-    def device_name(self) -> str: ...
-    @property
-    def compute_type(self) -> str: ...
-
-
-class Pool(Protocol):
-    """The loaded models; `engine.pool.ModelPool` is the real one."""
-
-    def may_load(self, name: str) -> bool: ...
-    def loaded(self) -> dict[str, Any]: ...
-    async def load(self, name: str) -> Any: ...
-    async def unload(self, name: str) -> None: ...
-
-
-class Names(Protocol):
-    """The names of models; `engine.catalog.Catalog` is the real one."""
-
-    def names(self) -> list[str]: ...
-    def find(self, name: str) -> object | None: ...
 
 
 class Queue(Protocol):
@@ -314,7 +284,7 @@ async def _audio(first: pb.DecodeRequest, requests: AsyncIterator[pb.DecodeReque
     return np.frombuffer(audio, "<f4") if filled == n_bytes else None
 
 
-def _loaded(model: KnownModel) -> pb.LoadedModel:
+def _loaded(model: ServedModel) -> pb.LoadedModel:
     return pb.LoadedModel(
         memory_bytes=model.memory_bytes,
         is_multilingual=model.is_multilingual,

@@ -22,12 +22,11 @@ from typing import Any
 import grpc
 
 from typeless_grpc.errors import NotImplementedHere
+from typeless_grpc.telemetry.context import HALF_CLOSE_GRACE_S
 
 # A refusal is sent when the caller has paused for PAUSE_S, at the latest after READ_ON_S.
 PAUSE_S = 0.05
 READ_ON_S = 2.0
-# When a call is cancelled, its requests end as if half-closed, and the handler is cancelled a moment later.
-HALF_CLOSE_GRACE_S = 0.02
 
 
 class Requests:

@@ -3,45 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
 from typeless_grpc.access import principal
+from typeless_grpc.engine.served import Names, Pool, ServedModel
 from typeless_grpc.errors import InvalidInput, NotFound
 from typeless_grpc.pb.v1 import models_pb2, models_pb2_grpc
-
-
-class ServedModel(Protocol):
-    """The properties of a loaded model that callers see."""
-
-    @property
-    def memory_bytes(self) -> int: ...
-    @property
-    def is_multilingual(self) -> bool: ...
-    @property
-    def languages(self) -> Sequence[str]: ...
-    @property
-    def device_name(self) -> str: ...
-    @property
-    def compute_type(self) -> str: ...
-
-
-class Pool(Protocol):
-    """The loaded models; `engine.pool.ModelPool` is the real one."""
-
-    def may_load(self, name: str) -> bool: ...
-    def loaded(self) -> dict[str, Any]: ...
-    async def load(self, name: str) -> Any: ...
-    async def unload(self, name: str) -> None: ...
-
-
-class Names(Protocol):
-    """The names of models; `engine.catalog.Catalog` is the real one. find: None for one that is not installed."""
-
-    def names(self) -> list[str]: ...
-    def find(self, name: str) -> object | None: ...
 
 
 class ModelServicer(models_pb2_grpc.ModelServiceServicer):

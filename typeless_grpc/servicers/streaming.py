@@ -43,10 +43,8 @@ from typeless_grpc.streaming.durable_stream import DurableStream
 from typeless_grpc.streaming.events import Completed, EndReason, Entry, Final, Started
 from typeless_grpc.streaming.requests import Control, Update
 from typeless_grpc.streaming.resume import Call, Sessions, new_session_id
+from typeless_grpc.telemetry.context import HALF_CLOSE_GRACE_S
 
-# When a call is cancelled, its requests end as if half-closed, and the handler is cancelled a moment later. The end of
-# the audio closes the session for good, so it waits this long for the cancellation.
-HALF_CLOSE_GRACE_S = 0.02
 # Wait for a call's first request while the server drains.
 DRAINING_OPENING_S = 2.0
 # Wait for a caller to stop sending once it has the `completed` of audio that the server ended: a gRPC client that
