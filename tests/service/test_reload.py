@@ -18,11 +18,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.harness import Served, ServedJobs, pcm, request, serving, serving_jobs
+from tests.identity_provider import bearer
 from tests.service.access import ADMIN, KEYS, USER, outcome
 from tests.service.test_jobs import COMPLETED, FAILED, found, submission, until, watched
 from tests.service.test_life import health
 from tests.service.test_stream import END, RAW, audio, config
-from tests.service.test_tokens import bearer, jwks_url
+from tests.service.test_tokens import jwks_url
 from tests.service.test_uploads import chunk, finish, header, uploaded
 from tests.speech import speech
 from typeless_grpc.app.reloading import Reloads

@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import grpc
-import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.harness import request
+from tests.identity_provider import bearer, identity_provider
 from tests.service.access import USER, guarded, outcome
 from typeless_grpc.engine.scripted import ScriptedEngine
 
-PRIVATE = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 INFO, CONFIG = "/typeless.v1.ServerService/GetServerInfo", "/typeless.v1.AdminService/GetConfig"
 
 
 @pytest.fixture
 def jwks_url() -> Iterator[str]:
-    """An identity provider that publishes one key, "one"."""
-    key = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(PRIVATE.public_key()))
-    body = json.dumps({"keys": [key | {"kid": "one", "use": "sig", "alg": "RS256"}]}).encode()
-
-    class Provider(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Provider) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/jwks.json"
-        server.shutdown()
-        thread.join()
-
-
-def bearer(lifetime_s: float = 60, **claims: Any) -> tuple[str, str]:
-    usual = {"iss": "https://id.example", "aud": "typeless", "sub": "ada", "exp": time.time() + lifetime_s}
-    return ("authorization", "Bearer " + jwt.encode(usual | claims, PRIVATE, "RS256", headers={"kid": "one"}))
+    """Where an identity provider publishes its key."""
+    with identity_provider() as provider:
+        yield provider.jwks_url
 
 
 async def test_tokens_are_accepted_beside_keys(jwks_url: str):

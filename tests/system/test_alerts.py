@@ -6,7 +6,6 @@ The rules look back over seconds instead of minutes. promtool tests their true t
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,17 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import grpc
-import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.dashboards import alerts
 from tests.harness import AUDIO
+from tests.identity_provider import IdentityProvider, bearer, identity_provider
 from tests.system.rules import impatient_rules
 from tests.system.stack import KEY, Stack, running, wait_until
 from tests.system.traffic import samples
@@ -44,42 +41,12 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(500)]
 FIRES_WITHIN_S = 100.0
 CLEARS_WITHIN_S = 150.0
 AS_CALLER = (("x-api-key", KEY),)
-PRIVATE = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 STORAGE_MIB = 32
 
 
-class Provider:
-    """An identity provider with one key, which can be stopped."""
-
-    def __init__(self) -> None:
-        self.is_unavailable = False
-        provider = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                key = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(PRIVATE.public_key()))
-                body = json.dumps({"keys": [key | {"kid": "one", "use": "sig", "alg": "RS256"}]}).encode()
-                self.send_response(503 if provider.is_unavailable else 200)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self._thread.join()
-
-
 @pytest.fixture(scope="module")
-def provider() -> Iterator[Provider]:
-    with contextlib.closing(Provider()) as started:
+def provider() -> Iterator[IdentityProvider]:
+    with identity_provider() as started:
         yield started
 
 
@@ -95,13 +62,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, provider: Provider, storage: Path) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, provider: IdentityProvider, storage: Path) -> Iterator[Stack]:
     settings = {
         "TYPELESS_STORAGE_URL": str(storage / "files"),
         "TYPELESS_ENGINE_STALL_S": "3",
         "TYPELESS_JWT_ISSUER": "https://id.example",
         "TYPELESS_JWT_AUDIENCE": "typeless",
-        "TYPELESS_JWT_JWKS_URL": f"http://127.0.0.1:{provider.server.server_port}/jwks.json",
+        "TYPELESS_JWT_JWKS_URL": provider.jwks_url,
         "TYPELESS_JOB_MAX_ATTEMPTS": "1",
         "TYPELESS_RATE_LIMIT_LONG": "6000/minute",
     }
@@ -380,24 +347,20 @@ def test_alerts_fire_with_their_fault_and_clear_after_it(
     wait_until(lambda: not prometheus.firing() & set(names), CLEARS_WITHIN_S, f"{names} clear")
 
 
-def test_the_keys_of_tokens(stack: Stack, provider: Provider):
+def test_the_keys_of_tokens(stack: Stack, provider: IdentityProvider):
     """An identity provider that is stopped makes its alert fire."""
 
-    def call(kid: str) -> None:
-        claims = {"iss": "https://id.example", "aud": "typeless", "sub": "ada", "exp": time.time() + 60}
-        token = jwt.encode(claims, PRIVATE, "RS256", headers={"kid": kid})
+    def call() -> None:
         with channel(stack) as to, contextlib.suppress(grpc.RpcError):
             stub = server_pb2_grpc.ServerServiceStub(to)
-            stub.GetServerInfo(
-                server_pb2.GetServerInfoRequest(), metadata=(("authorization", f"Bearer {token}"),), timeout=10
-            )
+            stub.GetServerInfo(server_pb2.GetServerInfoRequest(), metadata=(bearer(kid="unknown"),), timeout=10)
 
     name = "TypelessTokenKeysUnavailable"
     provider.is_unavailable = True
-    with repeated(lambda: call("unknown")):
+    with repeated(call):
         wait_until(lambda: name in stack.prometheus.firing(), FIRES_WITHIN_S, f"{name} fires")
     provider.is_unavailable = False
-    with repeated(lambda: call("unknown")):
+    with repeated(call):
         wait_until(lambda: name not in stack.prometheus.firing(), CLEARS_WITHIN_S, f"{name} clears")
 
 
