@@ -22,6 +22,10 @@ from tests.postgres import Postgres, start_or_skip
 from typeless_grpc.client import AsyncClient
 from typeless_grpc.stores.database import Database, sqlite_url
 
+# A cached logger would keep the settings of the test that first used it.
+configure_structlog = structlog.configure
+structlog.configure = lambda **options: configure_structlog(**options | {"cache_logger_on_first_use": False})
+
 
 # Log lines go through Python's logging to pytest, which shows those of failed tests.
 def log_to_pytest() -> None:
@@ -33,7 +37,6 @@ def log_to_pytest() -> None:
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
     )
 
 
