@@ -3,14 +3,14 @@
     python -m benchmarks.scale --fronts 1 --streams 125
     python -m benchmarks.scale --fronts 8 --streams 1000 --slowdown 10
 
-Fronts are `typeless serve` as in production, with TLS, keys, limits in Redis, durable streams in PostgreSQL, and metrics
-that are scraped. They share one engine process. Each stream has a connection of its own and reads text without a break:
-10 messages a second, with interims. Delays are of everything but the engine: from the message that decides to the event
-at the caller, less the engine's time.
+Fronts are `typeless serve` as in production, with TLS, keys, limits in Redis, durable streams in PostgreSQL, and
+metrics that are scraped. They share one engine process. Each stream has a connection of its own and reads text without
+a break: 10 messages a second, with interims. Delays are of everything but the engine: from the message that decides to
+the event at the caller, less the engine's time.
 
 slowdown: audio is sent so many times more slowly, and the engine takes so much longer. CPU for each second of audio
-is that of full speed, except for timers: they run by the clock of the machine, and count so many times. Delays are those
-of less busy machines.
+is that of full speed, except for timers: they run by the clock of the machine, and count so many times. Delays are
+those of less busy machines.
 """
 
 from __future__ import annotations
