@@ -308,7 +308,7 @@ def unnamed(found: tuple[Any, ...], value: Any) -> str:
     return shown
 
 
-async def is_told(
+async def is_answered_otherwise(
     served: ServedJobs, who: Metadata, method: str, path: tuple[str, ...], value: Any, nobodys: Any
 ) -> bool:
     """Whether a caller that names value gets another answer than for what nobody has."""
@@ -323,7 +323,11 @@ async def test_what_belongs_to_another_is_as_if_it_did_not_exist(served: ServedJ
     who = CALLERS[stranger]
     for method, path, what in NAMES:
         for value in has.known[what]:
-            assert not await is_told(served, who, method, path, value, has.unknown[what]), (method, path, value)
+            assert not await is_answered_otherwise(served, who, method, path, value, has.unknown[what]), (
+                method,
+                path,
+                value,
+            )
     await assert_untouched(served, owner, has)
 
 
@@ -349,7 +353,11 @@ async def test_an_owner_reaches_all_that_it_has(served: ServedJobs):
     differ = [
         (method, what)
         for method, path, what in sorted(of_users, key=lambda row: "Delete" in row[0])
-        if [value for value in has.known[what] if await is_told(served, who, method, path, value, has.unknown[what])]
+        if [
+            value
+            for value in has.known[what]
+            if await is_answered_otherwise(served, who, method, path, value, has.unknown[what])
+        ]
     ]
     # The labels of a new job name nothing.
     assert {(method, what) for method, _, what in of_users} - set(differ) == {
@@ -364,7 +372,7 @@ async def test_an_admin_reaches_jobs_and_uploads_of_all_but_not_their_sessions(s
         if what not in (Named.JOB, Named.UPLOAD, Named.SOURCE, Named.SESSION) or "Delete" in method:
             continue
         value = has.known[what][-1 if what in (Named.UPLOAD, Named.SOURCE) else 0]
-        is_reached = await is_told(served, who, method, path, value, has.unknown[what])
+        is_reached = await is_answered_otherwise(served, who, method, path, value, has.unknown[what])
         assert is_reached == (what is not Named.SESSION), method
 
 
