@@ -10,15 +10,14 @@ import json
 import secrets
 import statistics
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -26,6 +25,7 @@ from google.rpc import status_pb2
 
 from tests.harness import ServedJobs, pcm, serving_jobs
 from tests.service.access import ADMIN, KEYS, USER, methods, unwritten
+from tests.service.naming import NAMES, NAMING, PLAIN, Named, leaves
 from tests.service.test_jobs import PENDING, submission
 from tests.service.test_stream import config
 from tests.service.test_uploads import chunk, finish, header
@@ -53,80 +53,6 @@ PAIRS = [
 ]
 
 
-class Named(Enum):
-    """What a field of a request names."""
-
-    JOB = "job"
-    UPLOAD = "upload"
-    SOURCE = "source"
-    SESSION = "session"
-    REQUEST = "request"
-    LABELS = "labels"
-    JOBS_PAGE = "page of jobs"
-    KEY = "key"
-    KEYS_PAGE = "page of keys"
-    USAGE_PAGE = "page of usage"
-
-
-NAMING: Mapping[str, Named] = {
-    "AudioSource.uri": Named.SOURCE,
-    "SubmitJobRequest.request_id": Named.REQUEST,
-    "SubmitJobRequest.labels": Named.LABELS,
-    "ListJobsRequest.labels": Named.LABELS,
-    "ListJobsRequest.page_token": Named.JOBS_PAGE,
-    "GetJobRequest.job_id": Named.JOB,
-    "CancelJobRequest.job_id": Named.JOB,
-    "DeleteJobRequest.job_id": Named.JOB,
-    "WatchJobRequest.job_id": Named.JOB,
-    "UploadHeader.upload_id": Named.UPLOAD,
-    "GetUploadRequest.upload_id": Named.UPLOAD,
-    "StreamConfig.resume_session_id": Named.SESSION,
-    "RevokeApiKeyRequest.key_id": Named.KEY,
-    "UpdateRateLimitRequest.key_id": Named.KEY,
-    "ListUsageRequest.key_id": Named.KEY,
-    "ListUsageRequest.page_token": Named.USAGE_PAGE,
-    "ListApiKeysRequest.page_token": Named.KEYS_PAGE,
-}
-# These name nothing that belongs to a caller.
-PLAIN = frozenset(
-    {
-        *(f"AudioFormat.{name}" for name in ("sample_rate_hertz", "channel_count")),
-        "AudioSource.content",
-        "BatchItem.name",
-        "CreateApiKeyRequest.display_name",
-        "DecodingOptions.beam_size",
-        "HealthCheckRequest.service",
-        "ListApiKeysRequest.page_size",
-        "ListJobsRequest.page_size",
-        *(f"ListUsageRequest.{name}" for name in ("first_day", "last_day", "page_size")),
-        "LoadModelRequest.name",
-        "PostProcessing.replacements",
-        *(f"RateLimit.{name}" for name in ("group", "amount", "period_seconds", "burst")),
-        *(f"ExtensionRequest.{name}" for name in ("containing_type", "extension_number")),
-        *(
-            f"ServerReflectionRequest.{name}"
-            for name in (
-                "host",
-                "file_by_filename",
-                "file_containing_symbol",
-                "all_extension_numbers_of_type",
-                "list_services",
-            )
-        ),
-        "StreamConfig.resume_after_sequence",
-        "StreamTranscribeRequest.audio",
-        *(f"TranscriptionOptions.{name}" for name in ("model", "language", "allowed_languages", "prompt", "hotwords")),
-        "UnloadModelRequest.name",
-        "UploadAudioRequest.chunk",
-        "UploadFinish.sha256",
-        *(f"UploadHeader.{name}" for name in ("offset", "filename")),
-        "WatchJobRequest.next_segment_index",
-    }
-)
-_NUMBERS_AND_TEXT = {
-    getattr(FieldDescriptor, f"TYPE_{name}")
-    for name in ("STRING", "BYTES", "INT32", "INT64", "UINT32", "UINT64", "FIXED32", "FIXED64", "SFIXED64", "SINT64")
-}
 # What a request needs besides, to get as far as the field in question.
 BESIDES: Mapping[str, dict[str, Any]] = {
     "SubmitJob": {
@@ -134,25 +60,6 @@ BESIDES: Mapping[str, dict[str, Any]] = {
     },
     "UpdateRateLimit": {"rateLimit": {"group": "jobs", "amount": "1", "periodSeconds": "1"}},
 }
-
-
-def leaves(message: Descriptor, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The path of each field of a message that could name something, and its name in the tables."""
-    for field in message.fields:
-        inner = field.message_type
-        if inner is not None and not inner.GetOptions().map_entry:
-            if not inner.full_name.startswith("google."):
-                yield from leaves(inner, (*path, field.name))
-        elif inner is not None or field.type in _NUMBERS_AND_TEXT:
-            yield (*path, field.name), f"{message.name}.{field.name}"
-
-
-NAMES = [
-    (method, path, NAMING[name])
-    for method, described in methods().items()
-    for path, name in leaves(described.input_type)
-    if name in NAMING
-]
 
 
 def test_every_field_of_every_request_is_classified():
