@@ -55,7 +55,9 @@ class FrontProcess:
             reason, status = await self._live()
             lived_s = time.monotonic() - began_s
             if not self.serves.done():
-                why = f"Front process {self.front.index} ended before it served; its last log lines say why."
+                why = (
+                    f"Front process {self.front.index} ended before it served ({reason}, status {status}); see its log."
+                )
                 raise EngineFailed(why, reason="FRONT_NOT_STARTED")
             n_short = 0 if lived_s > LONG_LIFE_S else n_short + 1
             pause_s = RESTART_S[min(max(0, n_short - 1), len(RESTART_S) - 1)]
