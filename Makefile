@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 # Use the machine's certificates, as pip does, so that an organization's own index works.
 export UV_SYSTEM_CERTS ?= 1
+# Keep bytecode, whatever the environment says: each of the processes that tests start would compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,14 +52,14 @@ $(UV):
 # What `make run` needs.
 $(VENV)/server.stamp: requirements/server.lock pyproject.toml | $(UV)
 	@echo "Installing the server into $(VENV) …"
-	$(UV) pip install -q --python $(BIN)/python -r requirements/server.lock
+	$(UV) pip install -q --compile-bytecode --python $(BIN)/python -r requirements/server.lock
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
 	touch $@
 
 # What the tests and the tools need in addition.
 $(VENV)/dev.stamp: requirements/dev.lock $(VENV)/server.stamp
 	@echo "Installing the development tools into $(VENV) …"
-	$(UV) pip install -q --python $(BIN)/python -r requirements/dev.lock
+	$(UV) pip install -q --compile-bytecode --python $(BIN)/python -r requirements/dev.lock
 	touch $@
 
 $(PROTO_BIN)/protoc-gen-mypy: requirements/proto.lock | $(UV)
