@@ -27,10 +27,10 @@ MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
-.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system dist lock clean
+.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system cluster-test cluster-short dist lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # ---- environments -------------------------------------------------------------------------------------------
 
@@ -105,7 +105,14 @@ system: $(VENV)/dev.stamp ## run a whole installation under mixed traffic for tw
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
 	$(BIN)/python -m pytest -m system tests/system $(ARGS)
 
-check: lint type test clients packages system verify ## run all that CI runs: lint, type, test, clients, packages, system, verify
+# CLUSTER=short runs what CI runs, in about a minute.
+cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a proxy on a network, with faults (Linux, as root)
+	@$(BIN)/python -m tests.cluster tests/cluster -m 'cluster$(if $(filter short,$(CLUSTER)), and short)' $(ARGS)
+
+cluster-short:
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) cluster-test CLUSTER=short; else echo "skipped without root: make cluster-test"; fi
+
+check: lint type test clients packages system cluster-short verify ## run all that CI runs: lint, type, test, clients, packages, system, cluster-test, verify
 
 lint: $(VENV)/dev.stamp ## check the style of code and protos; edits nothing
 	@$(BIN)/ruff check .

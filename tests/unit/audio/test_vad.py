@@ -67,7 +67,7 @@ def test_a_long_recording_goes_through_in_batches_with_the_same_result(
     detector: SileroDetector, noise: Audio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = recording_probabilities(detector, noise)
-    monkeypatch.setattr(vad, "_MAX_FRAMES_A_CALL", 7)
+    monkeypatch.setattr(vad, "MAX_FRAMES_A_CALL", 7)
     np.testing.assert_allclose(recording_probabilities(detector, noise), at_once, atol=1e-4)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.speech import cut
-from tests.unit.audio.test_decode import CONTAINER, LIMITS, reason_of, tone, wav
+from tests.unit.audio.files import CONTAINER, LIMITS, reason_of, tone, wav
 from typeless_grpc.audio.decode import decode, iter_decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.live import live_reader

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.engine.scheduler_bench import Bench, serving
+from tests.unit.engine.scheduler_bench import SchedulerBench, serving
 from tests.unit.idle import until_idle
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.engine.scheduler import Completed, Timing
@@ -111,7 +111,7 @@ async def test_a_wrong_number_of_results_fails_and_does_not_hang():
         assert (await one_more(bench)).result == "MORE"
 
 
-async def one_more(bench: Bench) -> Completed[str]:
+async def one_more(bench: SchedulerBench) -> Completed[str]:
     """The scheduler still serves."""
     call = bench.submit("more")
     await bench.threads.run_all()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.engine.scheduler_bench import Bench, serving
+from tests.unit.engine.scheduler_bench import SchedulerBench, serving
 from tests.unit.idle import run_until_complete, until_idle
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.engine.scheduler import LIVE_LASTS_S, Completed, SchedulerOptions
@@ -197,7 +197,7 @@ async def test_batches_are_small_during_live_speech():
 
 
 async def test_stopping_refuses_queued_and_new_work():
-    bench = Bench(SchedulerOptions(max_batch=8, gather_ms=0.0))
+    bench = SchedulerBench(SchedulerOptions(max_batch=8, gather_ms=0.0))
     await bench.scheduler.start()
     running = await bench.busy()
     waiting = bench.submit("waiting")
