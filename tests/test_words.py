@@ -10,6 +10,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -153,11 +154,14 @@ def files() -> Iterator[Path]:
         )
 
 
-FOUND = {
-    path.relative_to(REPOSITORY): dialect(path.read_text("utf-8"), path.suffix)
-    for path in files()
-    if path.relative_to(REPOSITORY) != THIS
-}
+@cache
+def found() -> dict[Path, set[str]]:
+    """The terms of each file."""
+    return {
+        path.relative_to(REPOSITORY): dialect(path.read_text("utf-8"), path.suffix)
+        for path in files()
+        if path.relative_to(REPOSITORY) != THIS
+    }
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,7 @@ def test_what_is_no_such_term_is_left_alone(suffix: str, text: str):
 def test_every_idea_has_the_term_of_the_field():
     unwanted = {
         str(path): {term: instead(term) for term in sorted(rest)}
-        for path, terms in FOUND.items()
+        for path, terms in found().items()
         if (rest := terms - set(ALLOWED.get(str(path), "").split(", ")))
     }
     assert unwanted == {}, "see docs/glossary.md"
