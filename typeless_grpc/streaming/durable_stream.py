@@ -1,8 +1,8 @@
-"""A stream that survives its server: it stores what another server needs to go on as if nothing had happened.
+"""A stream that survives its server: it stores what another server needs to continue it.
 
-Stored are the audio as it was sent, and every input of the session. Another server gives the inputs to a new session,
-which makes the same decisions and has the same finals; decodes the audio again, without detecting or recognizing
-anything, up to where the inputs end; begins the decodes that were under way; and goes on.
+It stores the audio as it was sent, and every input of the session. Another server gives these inputs to a new session,
+which makes the same decisions and has the same finals. It decodes the audio to samples again, but detects and
+recognizes nothing up to the end of the inputs. Then it starts the decodes that were running, and continues.
 
 - Events that are kept, and all after them, reach a caller once they are durable: no server contradicts another.
 - Audio is acknowledged once it is stored, in parts. The caller sends the rest again.
@@ -37,12 +37,12 @@ from typeless_grpc.streaming.session import State
 from typeless_grpc.streaming.utterances import Utterance
 
 _REPLAYED_AT_ONCE = 100  # records, a few milliseconds
-# Events that the store does not know: interims and progress since the last write, from a caller's word.
+# The store has no interims and progress since the last write; only the caller knows their number.
 MAX_UNSTORED_EVENTS = 100_000
 
 
 class DurableStream(Stream):
-    """See the module. `start` or `restore` must be called before a call gets it."""
+    """See the module. Call `start` or `restore` before a call uses it."""
 
     def __init__(
         self,
@@ -68,9 +68,9 @@ class DurableStream(Stream):
         self._is_ready.set()
 
     async def restore(self, stored: StoredSession, after_sequence: int) -> None:
-        """Go on with a session of another server. after_sequence: of the last event that its caller has.
+        """Continue a session of another server.
 
-        Raises InvalidInput if there is no such event.
+        after_sequence: sequence of the last event that the caller has. Raises InvalidInput if there is no such event.
         """
         loop = asyncio.get_running_loop()
         checkpoint = decode_checkpoint(stored.state) if stored.state else Checkpoint()
@@ -104,12 +104,15 @@ class DurableStream(Stream):
         return self._durable_inbox.n_put == self.acknowledged_bytes
 
     def attach(self) -> None:
-        """See `Stream`. The call sends all audio that is not acknowledged, also what is here and not stored yet."""
+        """See `Stream`.
+
+        The call sends all unacknowledged audio, including audio that this server has but has not stored.
+        """
         self._n_repeated = self._durable_inbox.n_put - self.acknowledged_bytes
         super().attach()
 
     async def put(self, request: Request, *, still_wanted: Callable[[], bool] = lambda: True) -> None:
-        """See `Stream`. Audio is acknowledged once it is stored; what comes again is ignored."""
+        """See `Stream`. Audio is acknowledged once it is stored. Audio that is sent again is ignored."""
         if self._n_repeated and still_wanted() and request is not Control.END:
             if not isinstance(request, bytes):
                 return
@@ -121,7 +124,7 @@ class DurableStream(Stream):
         await super().put(request, still_wanted=still_wanted)
 
     async def is_owned(self) -> bool:
-        """Whether the session is still this server's."""
+        """Whether this server still has the session's lease."""
         return not isinstance(self.trouble, WrongState) and await self._log.is_owned()
 
     async def close(self, *, forget: bool = False) -> None:
@@ -242,7 +245,7 @@ class DurableStream(Stream):
             await super()._take_audio(block)
 
     async def _begin_where_it_was(self) -> None:
-        """Begin the decodes that were under way, once their audio is here."""
+        """Start the decodes that were running, once their audio is decoded to samples."""
         replay = self._replay
         if replay.is_over or self._n_decoded < replay.received:
             return
@@ -279,7 +282,7 @@ class DurableStream(Stream):
 class _DurableInbox(Inbox):
     """Passes audio to the log as it is taken, and drops controls that were applied on another server.
 
-    n_put, n_begun: bytes of audio in all, and those that were taken.
+    n_put: bytes of audio in all. n_begun: those that were taken.
     """
 
     def __init__(self, held: Holding, max_bytes: int, log: DurableLog) -> None:
@@ -289,7 +292,7 @@ class _DurableInbox(Inbox):
         self.n_put = self.n_begun = 0
 
     def resume(self, n_stored: int, *, ignored_before: int) -> None:
-        """Go on after n_stored bytes of audio. Controls before a byte were applied."""
+        """Continue after n_stored bytes of audio. ignored_before: controls before this byte were applied."""
         self.n_put = self.acknowledged_bytes = n_stored
         self._ignored_before = ignored_before
 
@@ -311,10 +314,11 @@ class _DurableInbox(Inbox):
 
 
 class _Replay:
-    """What the inputs of a session leave to be done. audio: names of its parts; audio_bytes: in all.
+    """Replays the inputs of a session, and collects the work that is left.
 
-    received: samples up to which the session has them. pending: utterances without a final. due: interims. emitted:
-    events whose sequence follows. is_over: whether the stream goes on from here.
+    audio: names of its parts. audio_bytes: the sum of all parts. received: samples that the inputs cover. pending:
+    utterances without a final. due: interims to decode. emitted: events that have no sequence yet. is_over: whether the
+    session has ended.
     """
 
     def __init__(self, audio: Sequence[str] = (), audio_bytes: int = 0) -> None:
@@ -333,7 +337,7 @@ class _Replay:
         self.entries.append(Entry(sequence, emitted.event, emitted.cursors, self._audio_bytes))
 
     def take(self, record: Input, effects: Iterable[Effect]) -> None:
-        """Note what an input had the stream do."""
+        """Note the effects of an input."""
         match record:
             case InterimDecoded(utterance_id, _, up_to):
                 self.due = [due for due in self.due if due.utterance.id != utterance_id or due.up_to > up_to]
