@@ -80,7 +80,7 @@ def verify(
         rows = []
         for name in chosen:
             try:
-                result, is_good = files.check(name, _installed(catalog, name), is_thorough=True).value, True
+                result, is_good = files.check(name, _installed(catalog, name), reads_all=True).value, True
             except TypelessError as error:
                 result, is_good = error.message, False
             rows.append({"name": name, "result": result, "good": is_good})

@@ -56,20 +56,20 @@ class ModelIntegrity:
     def __init__(self, options: IntegrityOptions, known: Callable[[str, Path], Mapping[str, str]]) -> None:
         self._options, self._known = options, known
 
-    def check(self, name: str, directory: Path, *, is_thorough: bool = False) -> Origin:
+    def check(self, name: str, directory: Path, *, reads_all: bool = False) -> Origin:
         """Compare the files of a model with their digests; return where these come from.
 
-        is_thorough: read all files again, whatever is kept. Raises EngineFailed (MODEL_ALTERED) if they differ,
+        reads_all: read all files again, whatever is kept. Raises EngineFailed (MODEL_ALTERED) if they differ,
         WrongState (MODEL_NOT_APPROVED) if nobody vouches for them and that is required, EngineFailed
         (MODEL_LOAD_FAILED) if they or the approvals cannot be read.
         """
         try:
-            return self._check(name, directory, is_thorough=is_thorough)
+            return self._check(name, directory, reads_all=reads_all)
         except OSError as error:
             why = f"Model '{name}' cannot be read: {error.strerror}."
             raise EngineFailed(why, reason="MODEL_LOAD_FAILED") from error
 
-    def _check(self, name: str, directory: Path, *, is_thorough: bool) -> Origin:
+    def _check(self, name: str, directory: Path, *, reads_all: bool) -> Origin:
         expected, origin = self._expected(name, directory)
         if self._options.is_required and origin in (Origin.HUB, Origin.NONE):
             raise WrongState(
@@ -80,7 +80,7 @@ class ModelIntegrity:
             return origin
         present = loaded_files(directory)
         names = set(expected) if origin is Origin.HUB else set(expected) | set(present)
-        digests = self._digests({one: path for one, path in present.items() if one in names}, is_thorough=is_thorough)
+        digests = self._digests({one: path for one, path in present.items() if one in names}, reads_all=reads_all)
         for file in sorted(names):
             if expected.get(file) != digests.get(file):
                 why = "is missing" if file not in present else "is not the file that was approved"
@@ -94,7 +94,7 @@ class ModelIntegrity:
     def approve(self, name: str, directory: Path) -> Mapping[str, str]:
         """Approve the files of a model as they are now; return the SHA-256 of each. Raises EngineFailed and OSError."""
         approvals = self._approvals()
-        found = self._digests(loaded_files(directory), is_thorough=True)
+        found = self._digests(loaded_files(directory), reads_all=True)
         approvals[name] = {"approved_at": datetime.now(UTC).isoformat(timespec="seconds"), "sha256": found}
         make_directory(self._options.approvals.parent, READABLE)
         _write(self._options.approvals, approvals)
@@ -125,9 +125,9 @@ class ModelIntegrity:
         approvals: dict[str, dict[str, Any]] = found
         return approvals
 
-    def _digests(self, files: Mapping[str, Path], *, is_thorough: bool) -> dict[str, str]:
+    def _digests(self, files: Mapping[str, Path], *, reads_all: bool) -> dict[str, str]:
         """Return the SHA-256 of each file, by its name."""
-        kept = {} if is_thorough else _read(self._options.digests)
+        kept = {} if reads_all else _read(self._options.digests)
         found, entries = {}, {}
         for name, path in files.items():
             key, facts = str(path), _facts(path)

@@ -133,7 +133,7 @@ def test_files_are_read_once_as_long_as_they_do_not_change(tmp_path: Path, direc
     (tmp_path / "digests.json").write_text(json.dumps(kept))
     with pytest.raises(EngineFailed):
         files.check("mine", directory)
-    assert files.check("mine", directory, is_thorough=True) is Origin.KNOWN
+    assert files.check("mine", directory, reads_all=True) is Origin.KNOWN
     assert files.check("mine", directory) is Origin.KNOWN
 
 
@@ -147,7 +147,7 @@ def test_damaged_approvals_refuse_every_model_and_damaged_digests_none(tmp_path:
     assert caught.value.reason == "MODEL_LOAD_FAILED"
 
 
-def test_a_directory_that_has_gone_is_an_error_with_a_reason(tmp_path: Path):
+def test_a_deleted_directory_is_an_error_with_a_reason(tmp_path: Path):
     with pytest.raises(EngineFailed, match="cannot be read") as caught:
-        integrity(tmp_path).check("mine", tmp_path / "gone")
+        integrity(tmp_path).check("mine", tmp_path / "deleted")
     assert caught.value.reason == "MODEL_LOAD_FAILED"
