@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 
 from tests.harness import Served, ServedJobs, pcm, request, serving, serving_jobs
 from tests.identity_provider import bearer
+from tests.service import riva
 from tests.service.access import ADMIN, KEYS, USER, outcome
 from tests.service.test_jobs import COMPLETED, FAILED, found, submission, until, watched
 from tests.service.test_life import health
@@ -32,11 +33,13 @@ from typeless_grpc.config import Settings, is_reloadable, load
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
 from typeless_grpc.errors import EngineFailed
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc, audio_pb2, jobs_pb2, server_pb2, transcription_pb2
+from typeless_grpc.servicers.riva import messages
 from typeless_grpc.telemetry.metrics import Metrics
 
 __all__ = ["jwks_url"]  # the fixture
 
 INFO, CONFIG = "/typeless.v1.ServerService/GetServerInfo", "/typeless.v1.AdminService/GetConfig"
+RIVA = f"/{messages.SERVICE}/Recognize"
 TRANSCRIBE, JOBS = "/typeless.v1.TranscriptionService/Transcribe", "/typeless.v1.JobsService/ListJobs"
 BATCH, STREAM = (
     "/typeless.v1.TranscriptionService/BatchTranscribe",
@@ -188,6 +191,11 @@ async def drained(world: World) -> float:
     started_s = time.monotonic()
     await world.served.server.stop()
     return time.monotonic() - started_s
+
+
+async def model_of_riva(world: World) -> str:
+    await riva.recognize(world.served, pcm(), sample_rate_hertz=16_000, model="parakeet")
+    return world.engine.calls[-1].options.model
 
 
 # ---- jobs and uploads
@@ -366,6 +374,7 @@ def counted(name: str, probe: Probe, **given: Any) -> Row:
 
 
 ONE = request()
+OF_RIVA = messages.RecognizeRequest(config={"sample_rate_hertz": 16_000}, audio=pcm())
 ONE_BATCH = transcription_pb2.BatchTranscribeRequest(items=[{"audio": ONE.audio}])
 BLOCKED = "RESOURCE_EXHAUSTED"
 ROWS: dict[str, Row] = {
@@ -479,6 +488,7 @@ ROWS: dict[str, Row] = {
     "rate_limit_jobs": counted("rate_limit_jobs", called(JOBS, n=3), max_concurrent_jobs=0),
     "rate_limit_config": counted("rate_limit_config", called(INFO, n=3)),
     "rate_limit_health": counted("rate_limit_health", called(REFLECTION, n=3)),
+    "rate_limit_riva": counted("rate_limit_riva", called(RIVA, n=3, message=OF_RIVA)),
     "rate_limit_audio": counted("rate_limit_audio", called(TRANSCRIBE, n=3, message=ONE)),
     "rate_limit_wrong_keys": Row(
         {"rate_limit_wrong_keys": "5/day"},
@@ -511,6 +521,11 @@ ROWS: dict[str, Row] = {
         ["held", BLOCKED],
         ["held"] * 2,
         LIMITED,
+    ),
+    # Riva's clients
+    "riva_models": Row({"riva_models": ""}, {"riva_models": "parakeet=tiny"}, model_of_riva, "", "tiny"),
+    "riva_unknown_models": Row(
+        {"riva_unknown_models": "default"}, {"riva_unknown_models": "refuse"}, model_of_riva, "", "parakeet"
     ),
     # bounds
     "max_concurrent_calls": Row(
