@@ -39,7 +39,7 @@ _MIN_DEADLINE_S = 2.0  # an interim is useless after this, and after two interva
 _MAX_WAITING = 2  # with more interims due, an engine that keeps up gets no more audio
 _MAX_QUEUED = 8  # with so many, the stream is behind
 _AUDIO_WAITS_S = 2.0  # longest wait of audio for one interim
-_FINAL_WAITS_S = 2.0  # longest wait of a final for its interims, on an engine that keeps up
+FINAL_WAITS_S = 2.0  # longest wait of a final for its interims, on an engine that keeps up
 
 
 class InterimHost(Protocol):
@@ -133,7 +133,7 @@ class Interims:
         """Finish the interims of an utterance whose final is decoded; drop them if the engine does not keep up."""
         self.yield_to_finals()
         try:
-            async with asyncio.timeout(_FINAL_WAITS_S):
+            async with asyncio.timeout(FINAL_WAITS_S):
                 while (task := self._of(utterance_id)) is not None:
                     await asyncio.wait([task])
         except TimeoutError:
