@@ -166,11 +166,11 @@ async def connected(
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="typeless-")))  # mode 0700
             engines = []
             known = catalog(settings)
-            for name, place in _places(settings, module):
+            for name, placement in _placements(settings, module):
                 socket = directory / name
-                line = place.line(settings, socket)
-                process = EngineProcess(name, place.process, line, SystemClock(), metrics.engine_restarted)
-                reloads.follow(_checked(known, functools.partial(place.line, socket=socket)), process.apply)
+                line = placement.line(settings, socket)
+                process = EngineProcess(name, placement.process, line, SystemClock(), metrics.engine_restarted)
+                reloads.follow(_checked(known, functools.partial(placement.line, socket=socket)), process.apply)
                 engines.append(_own(process, socket, settings, observer, on_change))
                 processes.append(process)
         for engine in engines:
@@ -237,7 +237,7 @@ def _own(
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Placement:
     """Where an engine process runs: on its cores, on all if none are named, and on the GPU of its environment."""
 
     process: ProcessOptions
@@ -251,8 +251,8 @@ class _Place:
         return json.dumps(given)
 
 
-def _places(settings: Settings, module: str) -> Iterator[tuple[str, _Place]]:
-    """Yield the name and the place of each process."""
+def _placements(settings: Settings, module: str) -> Iterator[tuple[str, _Placement]]:
+    """Yield the name of each process, and where it runs."""
     n = n_processes(settings)
     usable = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     quota = n_cores()
@@ -261,7 +261,8 @@ def _places(settings: Settings, module: str) -> Iterator[tuple[str, _Place]]:
     gpus = _gpus(settings)
     for index in range(n):
         environment = {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}
-        yield f"engine-{index}", _Place(ProcessOptions(python(module), environment), pinned[index], max(1, quota // n))
+        process = ProcessOptions(python(module), environment)
+        yield f"engine-{index}", _Placement(process, pinned[index], max(1, quota // n))
 
 
 def _checked(known: Catalog, line: Callable[[Settings], str]) -> Callable[[Settings], str]:
