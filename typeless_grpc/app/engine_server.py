@@ -162,7 +162,7 @@ async def _running(
 
     servicer.register(server)
     await server.start()
-    looking = asyncio.create_task(servicer.keep_looking(), name="installed-models")
+    looking = asyncio.create_task(servicer.keep_models_current(), name="installed-models")
     warming = asyncio.create_task(become_ready(), name="warming")
     try:
         yield warming

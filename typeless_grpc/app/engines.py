@@ -167,12 +167,12 @@ async def connected(
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="typeless-")))  # mode 0700
             engines = []
             known = catalog(settings)
-            for name, place in _places(settings, module, lambda: _shared_audio(stack)):
+            for name, placement in _placements(settings, module, lambda: _shared_audio(stack)):
                 socket = directory / name
-                line = place.line(settings, socket)
-                process = EngineProcess(name, place.process, line, SystemClock(), metrics.engine_restarted)
-                reloads.follow(_checked(known, functools.partial(place.line, socket=socket)), process.apply)
-                engines.append(_own(process, socket, place.shared, settings, observer, on_change))
+                line = placement.line(settings, socket)
+                process = EngineProcess(name, placement.process, line, SystemClock(), metrics.engine_restarted)
+                reloads.follow(_checked(known, functools.partial(placement.line, socket=socket)), process.apply)
+                engines.append(_own(process, socket, placement.shared, settings, observer, on_change))
                 processes.append(process)
         for engine in engines:
             reloads.follow(lambda settings: settings.engine_stall_s, engine.follow_stall_s)
@@ -239,7 +239,7 @@ def _own(
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Placement:
     """Where an engine process runs: on its cores, on all if none are named, and on the GPU of its environment."""
 
     process: ProcessOptions
@@ -269,8 +269,10 @@ def _shared_audio(stack: AsyncExitStack) -> SharedAudio | None:
     return shared
 
 
-def _places(settings: Settings, module: str, share: Callable[[], SharedAudio | None]) -> Iterator[tuple[str, _Place]]:
-    """Yield the name and the place of each process. share: allocates the memory that one of them shares."""
+def _placements(
+    settings: Settings, module: str, share: Callable[[], SharedAudio | None]
+) -> Iterator[tuple[str, _Placement]]:
+    """Yield the name of each process, and where it runs. share: allocates the memory that one of them shares."""
     n = n_processes(settings)
     usable = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     quota = n_cores()
@@ -281,7 +283,7 @@ def _places(settings: Settings, module: str, share: Callable[[], SharedAudio | N
         environment = {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}
         shared = share()
         process = ProcessOptions(python(module), environment, [shared.descriptor] if shared else [])
-        yield f"engine-{index}", _Place(process, pinned[index], max(1, quota // n), shared)
+        yield f"engine-{index}", _Placement(process, pinned[index], max(1, quota // n), shared)
 
 
 def _checked(known: Catalog, line: Callable[[Settings], str]) -> Callable[[Settings], str]:

@@ -196,13 +196,13 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         finally:
             self._reports.close(request.front, kept)
 
-    async def keep_looking(self) -> None:
-        """Look for models on the disk, again and again, until cancelled."""
+    async def keep_models_current(self) -> None:
+        """Read again and again which models are on the disk, until cancelled."""
         while True:
-            await self._look()
+            await self._find_models()
             await asyncio.sleep(MODELS_EVERY_S)
 
-    async def _look(self) -> None:
+    async def _find_models(self) -> None:
         known = self._served.known
         names = dict.fromkeys([*known.names(), self._served.default_model])
         self._installed = await asyncio.to_thread(lambda: tuple(name for name in names if known.find(name)))
@@ -247,7 +247,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
 
         async def load() -> pb.LoadModelResponse:
             model = await self._served.models.load(request.name)
-            await self._look()
+            await self._find_models()
             self._reports.wake()
             return pb.LoadModelResponse(model=_loaded(model))
 

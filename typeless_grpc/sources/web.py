@@ -25,7 +25,7 @@ from typeless_grpc.errors import InvalidInput, NotFound, SourceUnavailable
 
 _COPY_BYTES = 1 << 20
 # A download of unknown length reserves its bytes in steps, as an upload does.
-_RESERVE_BYTES = 4 << 20
+RESERVE_BYTES = 4 << 20
 # For a connection, and for each answer of the other side within the time of the whole download.
 _SILENCE_S = 30.0
 
@@ -139,7 +139,7 @@ def _fetch(
             _check_disk(len(data), options)
             file.write(data)
             check_size(file.tell(), options.max_bytes, field)
-            if file.tell() >= n_reserved + _RESERVE_BYTES:
+            if file.tell() >= n_reserved + RESERVE_BYTES:
                 n_reserved = file.tell()
                 reserve(n_reserved)
         connection.check_time()

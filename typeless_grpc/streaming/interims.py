@@ -24,7 +24,7 @@ from typeless_grpc.errors import TypelessError
 from typeless_grpc.streaming.decoding import Decoder
 from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
 from typeless_grpc.streaming.effects import InterimDue
-from typeless_grpc.streaming.finals import text_of
+from typeless_grpc.streaming.finals import mean_confidence, text_of
 from typeless_grpc.streaming.inputs import InterimDecoded
 from typeless_grpc.streaming.meter import StreamMeter
 from typeless_grpc.streaming.samples import SampleBuffer
@@ -39,7 +39,7 @@ _MIN_DEADLINE_S = 2.0  # an interim is useless after this, and after two interva
 _MAX_WAITING = 2  # with more interims due, an engine that keeps up gets no more audio
 _MAX_QUEUED = 8  # with so many, the stream is behind
 _AUDIO_WAITS_S = 2.0  # longest wait of audio for one interim
-_FINAL_WAITS_S = 2.0  # longest wait of a final for its interims, on an engine that keeps up
+FINAL_WAITS_S = 2.0  # longest wait of a final for its interims, on an engine that keeps up
 
 
 class InterimHost(Protocol):
@@ -133,7 +133,7 @@ class Interims:
         """Finish the interims of an utterance whose final is decoded; drop them if the engine does not keep up."""
         self.yield_to_finals()
         try:
-            async with asyncio.timeout(_FINAL_WAITS_S):
+            async with asyncio.timeout(FINAL_WAITS_S):
                 while (task := self._of(utterance_id)) is not None:
                     await asyncio.wait([task])
         except TimeoutError:
@@ -198,7 +198,8 @@ class Interims:
             self._dependencies.observer.interim("dropped")
             return
         self._next_s = clock.now_s() + _REST * (clock.now_s() - began_s)
-        self._host.take_interim(InterimDecoded(now.id, text_of(recognition), one.up_to))
+        confidence = mean_confidence(recognition.transcript.segments)
+        self._host.take_interim(InterimDecoded(now.id, text_of(recognition), one.up_to, confidence))
 
     def _skipped(self, n: int) -> None:
         for _ in range(n):
