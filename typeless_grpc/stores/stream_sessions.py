@@ -144,7 +144,7 @@ class SqlSessionStore:
         return len(expired)
 
     def _delete(self, session_id: str, where: sa.ColumnElement[bool]) -> None:
-        """Delete a session if this holds: its row first, so that nobody takes it while its files are deleted."""
+        """Delete a session if the condition holds. Its row is deleted first, so that no server takes it meanwhile."""
         with self._db.writing() as connection:
             if not connection.execute(sa.delete(sessions).where(where)).rowcount:
                 return

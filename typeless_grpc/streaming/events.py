@@ -31,12 +31,16 @@ class SpeechEnd:
 
 @dataclass(frozen=True)
 class Interim:
-    """The hypothesis for an open utterance. stable_text is a prefix of its later interims and of its segment."""
+    """The hypothesis for an open utterance.
+
+    stable_text is a prefix of its later interims and of its segment. confidence: that of the whole text, in [0, 1].
+    """
 
     stable_text: str
     unstable_text: str
     start_s: float
     end_s: float
+    confidence: float = 0.0
 
 
 @dataclass(frozen=True)
