@@ -4,7 +4,7 @@
     python -m benchmarks.capacity --streams 1000 --engine-cpu-ms 0 --engine-gpus 4 --usd-a-core-hour 0.04
 
 Every parameter has its measured default, from docs/scaling.md, and an option to replace it: measure your own with
-`benchmarks.scale` and `benchmarks.engines`. Nothing here is measured at the size that is asked for; it is arithmetic.
+`benchmarks.scale` and `benchmarks.engines`. Nothing here is measured at the size that is requested; it is arithmetic.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def print_table(title: str, costs: Costs, found: Need) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the tables of what was asked for."""
+    """Print the requested tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", type=float, help="print the most streams, and the most calls, of so many cores")
     parser.add_argument("--streams", type=float, help="print what so many live streams need")

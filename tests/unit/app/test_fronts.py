@@ -21,7 +21,7 @@ from typeless_grpc.config import Settings
 from typeless_grpc.errors import EngineFailed, InvalidInput, SourceUnavailable
 
 GOOD: dict[str, Any] = {"front_processes": 2, "redis_url": "redis://localhost", "stream_store": "database"}
-# A front as its parent sees it. It writes its index to a file when it starts, and "end" when it was told to end.
+# A front as its parent sees it. It writes its index to a file when it starts, and "end" when it has to end.
 FRONT = """
 import json, os, sys, time
 me = json.loads(os.environ["_TYPELESS_FRONT"])
