@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
@@ -34,8 +34,11 @@ UNARY_TIMEOUT_S = 40.0
 N_CALLERS = 3
 PAUSE_S = 0.15  # of a caller between two calls
 MAX_NUMBER = 30_000  # a number is a sample, of 16 bits
-RECORDING = raw_samples()
+RECORDING = 3 * raw_samples()
 REASONS = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", (REPOSITORY / "docs" / "errors.md").read_text("utf-8"), re.M))
+
+
+Expected = dict[int, dict[str, list[Any]]]
 
 
 class Numbers:
@@ -70,8 +73,11 @@ class Seen:
 class Load:
     """Traffic for one fault. expected: of each stream, what it has without an interruption."""
 
-    def __init__(self, installation: Installation, numbers: Numbers, expected: dict[int, dict[str, list[Any]]]) -> None:
-        self._installation, self._numbers, self._expected = installation, numbers, expected
+    def __init__(
+        self, installation: Installation, numbers: Numbers, expected: Expected, seconds: int = STREAM_S
+    ) -> None:
+        """seconds: of each stream."""
+        self._installation, self._numbers, self._expected, self._seconds = installation, numbers, expected, seconds
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self.seen = Seen()
@@ -82,6 +88,14 @@ class Load:
         self._jobs = self._pool.submit(self._submit)
         self._callers = [self._pool.submit(self._call, retry=i == 0) for i in range(N_CALLERS)]
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all callers, if a test ends before them."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
     def finish(self) -> Seen:
         """Wait until all streams and jobs have ended; the other callers go on to the end of the streams."""
         for one in (*self._streams, self._jobs):
@@ -89,7 +103,6 @@ class Load:
         self._stop.set()
         for one in self._callers:
             one.result()
-        self._pool.shutdown()
         return self.seen
 
     # ---- callers ----
@@ -102,7 +115,7 @@ class Load:
         events = []
         try:
             with self._client() as client:
-                for event in client.stream(live(content(number)), LIVE):
+                for event in client.stream(self._live(content(number, self._seconds)), LIVE):
                     events.append(event)
                     if event.HasField("segment"):
                         spoken_s = began_s + event.segment.end_offset.ToTimedelta().total_seconds()
@@ -111,18 +124,27 @@ class Load:
             self.seen.lost_streams[number] = failed
         self.seen.streams[number] = kept(events)
 
+    def _live(self, data: bytes) -> Iterator[bytes]:
+        """Blocks at the pace of speech."""
+        size, began_s = round(BLOCK_S * BYTES_PER_S), time.monotonic()
+        for i, start in enumerate(range(0, len(data), size)):
+            if self._stop.wait(max(0.0, began_s + i * BLOCK_S - time.monotonic())):
+                return
+            yield data[start : start + size]
+
     def _submit(self) -> None:
         """Submit all jobs, evenly over the time of the streams' middle half."""
-        pause_s = STREAM_S / 2 / N_JOBS
+        pause_s = self._seconds / 2 / N_JOBS
         with self._client() as client:
             for _ in range(N_JOBS):
+                if self._stop.wait(pause_s):
+                    return
                 number = self._numbers.take()
                 try:
                     job = client.jobs.submit(recording(number, JOB_S), raw_format=RAW, request_id=f"job {number}")
                     self.seen.jobs[number] = job.job_id
                 except CallFailed as failed:
                     self.seen.refused_jobs.append(failed)
-                time.sleep(pause_s)
 
     def _call(self, *, retry: bool) -> None:
         answered_s = time.monotonic()
@@ -190,25 +212,17 @@ def check_helpful(failed: CallFailed) -> None:
         assert failed.code is grpc.StatusCode.UNAVAILABLE, f"{failed.code}: {failed}"
 
 
-def content(number: int) -> bytes:
+def content(number: int, seconds: int) -> bytes:
     """What the speaker of a stream says: another part of the recording for each."""
     start = number * 3 * BYTES_PER_S
-    return RECORDING[start : start + STREAM_S * BYTES_PER_S]
+    return RECORDING[start : start + seconds * BYTES_PER_S]
 
 
-def live(data: bytes) -> Iterator[bytes]:
-    """Blocks at the pace of speech."""
-    size, began_s = round(BLOCK_S * BYTES_PER_S), time.monotonic()
-    for i, start in enumerate(range(0, len(data), size)):
-        time.sleep(max(0.0, began_s + i * BLOCK_S - time.monotonic()))
-        yield data[start : start + size]
-
-
-def uninterrupted(installation: Installation) -> dict[int, dict[str, list[Any]]]:
+def uninterrupted(installation: Installation, seconds: int = STREAM_S) -> Expected:
     """Of each stream, what a caller gets when nothing happens; audio comes as fast as the server takes it."""
 
     def stream(number: int) -> dict[str, list[Any]]:
-        data = content(number)
+        data = content(number, seconds)
         blocks = [data[start : start + 16_000] for start in range(0, len(data), 16_000)]
         with Client(installation.target("server-1"), api_key=ADMIN_KEY) as client:
             return kept(list(client.stream(blocks, LIVE)))

@@ -1,4 +1,4 @@
-"""What callers see while one process is killed, one link is cut or silent, or one store restarts.
+"""What callers see while one process is killed or restarted, or one link is cut or silent.
 
 All callers of `tests.cluster.load` go through the proxy. What each test measured is shown at the end.
 """
@@ -10,12 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
 
 import pytest
 
 from tests.cluster.installation import Installation
-from tests.cluster.load import Load, Numbers, Seen, uninterrupted
+from tests.cluster.load import Expected, Load, Numbers, Seen, uninterrupted
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -25,13 +24,8 @@ Fault = Callable[[Installation], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="module")
-def expected(installation: Installation) -> dict[int, dict[str, list[Any]]]:
+def expected(installation: Installation) -> Expected:
     return uninterrupted(installation)
-
-
-@pytest.fixture(scope="session")
-def numbers() -> Numbers:
-    return Numbers()
 
 
 @contextlib.contextmanager
@@ -42,16 +36,40 @@ def killed(installation: Installation, name: str) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def restarted(installation: Installation, *names: str) -> Iterator[None]:
+    """Stop as an operator would, and start again, one after the other."""
+    for name in names:
+        installation.stop_one(name)
+        installation.restart(name)
+    yield
+
+
+def restart(*names: str) -> Fault:
+    return lambda installation: restarted(installation, *names)
+
+
+def unplug(name: str) -> Fault:
+    return lambda installation: lasting(installation.network.unplugged(name))
+
+
 def kill(name: str) -> Fault:
     return lambda installation: killed(installation, name)
 
 
+@contextlib.contextmanager
+def lasting(fault: AbstractContextManager[None]) -> Iterator[None]:
+    with fault:
+        time.sleep(LASTS_S)
+    yield
+
+
 def cut(one: str, other: str) -> Fault:
-    return lambda installation: installation.network.cut(one, other)
+    return lambda installation: lasting(installation.network.cut(one, other))
 
 
 def black_hole(one: str, other: str) -> Fault:
-    return lambda installation: installation.network.black_hole(one, other)
+    return lambda installation: lasting(installation.network.black_hole(one, other))
 
 
 LINKS = [
@@ -65,6 +83,9 @@ LINKS = [
 SHORT = ("kill server-1", "black hole server-1 postgresql")
 FAULTS: dict[str, Fault] = {
     **{f"kill {name}": kill(name) for name in ("server-1", "engine-1", "worker-1", "proxy", "postgresql", "redis")},
+    **{f"restart {name}": restart(name) for name in ("postgresql", "redis")},
+    "restart both servers, one after the other": restart("server-1", "server-2"),
+    **{f"unplug {name}": unplug(name) for name in ("server-1", "engine-1", "worker-1", "postgresql")},
     **{f"cut {one} {other}": cut(one, other) for one, other in LINKS},
     **{f"black hole {one} {other}": black_hole(one, other) for one, other in LINKS},
 }
@@ -78,20 +99,19 @@ def cases() -> Iterator[object]:
 @pytest.mark.parametrize("name", list(cases()))
 def test_nothing_is_lost_or_done_twice(
     installation: Installation,
-    expected: dict[int, dict[str, list[Any]]],
+    expected: Expected,
     numbers: Numbers,
     measured: list[str],
     name: str,
 ):
-    load = Load(installation, numbers, expected)
-    time.sleep(BEFORE_S)
-    began_s = time.monotonic()
-    with FAULTS[name](installation):
-        time.sleep(max(0.0, LASTS_S - (time.monotonic() - began_s)) if "kill" not in name else 0.0)
-    seen = load.finish()
+    installation.until_well()
+    with Load(installation, numbers, expected) as load:
+        time.sleep(BEFORE_S)
+        with FAULTS[name](installation):
+            pass
+        seen = load.finish()
     measured.append(summary(name, seen))
     load.check(n_repeats=2 * N_SLOTS)
-    installation.until_well()
 
 
 def summary(name: str, seen: Seen) -> str:
