@@ -1,4 +1,4 @@
-"""Free space on a local disk."""
+"""Directories of this machine, and the free space of its disks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ import shutil
 from pathlib import Path
 
 from typeless_grpc.errors import SourceUnavailable
+
+PRIVATE, READABLE = 0o700, 0o755
+
+
+def make_directory(directory: Path, mode: int = PRIVATE) -> None:
+    """Create a directory and its missing parents with this mode, whatever the umask. What exists stays as it is.
+
+    mode: PRIVATE for what belongs to callers; READABLE for models, which other users of this machine may read. Nobody
+    else may write in either. Raises OSError.
+    """
+    missing = []
+    while not directory.exists():
+        missing.append(directory)
+        directory = directory.parent
+    for one in reversed(missing):
+        one.mkdir(mode=mode, exist_ok=True)
+    directory.mkdir(exist_ok=True)  # raises FileExistsError if it is none
 
 
 def check_disk(directory: Path, n_bytes: int, min_free_percent: float) -> None:

@@ -26,6 +26,7 @@ from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.app.usage import recorded
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import Settings
+from typeless_grpc.disk import make_directory
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
 from typeless_grpc.health import HealthCheck
 from typeless_grpc.interceptors.auth import AuthInterceptor
@@ -173,7 +174,7 @@ async def open_registry(settings: Settings, quotas: Quotas | None = None) -> Asy
 
     url = settings.database_url.get_secret_value()
     if not url:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        make_directory(settings.data_dir)
         url = sql_access.sqlite_url(settings.data_dir / "access.sqlite3")
     store = sql_access.SqlAccessStore(url, time.time)
     try:

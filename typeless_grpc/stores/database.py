@@ -20,6 +20,7 @@ import sqlalchemy.orm
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from typeless_grpc.disk import make_directory
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
 from typeless_grpc.stores import sql_usage
 from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts, postgresql_engine
@@ -298,8 +299,9 @@ def unavailable(error: BaseException) -> SourceUnavailable:
 
 
 def sqlite_url(path: Path) -> str:
-    """Return the URL of a database file, and create its directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Return the URL of a database file, and create it and its directory, for their owner alone."""
+    make_directory(path.parent)
+    path.touch(mode=0o600)  # SQLite gives the files beside it the same mode
     return sa.URL.create("sqlite", database=str(path)).render_as_string()
 
 

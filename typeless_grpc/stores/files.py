@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from typeless_grpc.disk import check_disk, free_ratio
+from typeless_grpc.disk import check_disk, free_ratio, make_directory
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.stores.database import unavailable
 
@@ -106,7 +106,7 @@ class Files:
             for file in self._fs.find(source):
                 target_path = f"{self._at(target)}{str(file).removeprefix(source)}"
                 try:
-                    self._fs.makedirs(target_path.rpartition("/")[0], exist_ok=True)
+                    self._make_directory(target_path.rpartition("/")[0])
                     self._fs.mv(file, target_path)
                 except FileNotFoundError:
                     continue
@@ -120,6 +120,12 @@ class Files:
             except FileNotFoundError:
                 return []
         return [(str(entry["name"]).rstrip("/").rpartition("/")[2], entry.get("mtime")) for entry in entries]
+
+    def _make_directory(self, path: str) -> None:
+        if self._is_local:
+            make_directory(Path(path))
+        else:
+            self._fs.makedirs(path, exist_ok=True)
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -195,7 +201,7 @@ def _blocks(data: bytes | BinaryIO | Sequence[bytes]) -> Iterable[bytes]:
 
 def _write_durably(path: Path, blocks: Iterable[bytes]) -> None:
     """Write all or nothing to disk: a file has its name only once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     beside = path.with_name(f".{uuid.uuid4().hex}")
     try:
         with beside.open("wb") as file:

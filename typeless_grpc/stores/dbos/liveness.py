@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from typeless_grpc.disk import make_directory
+
 
 def new_worker_id() -> str:
     """Return a unique id for this start of this process."""
@@ -20,7 +22,7 @@ class LivenessLock:
     """A locked file of a worker. The kernel releases the lock when the process ends, however it ends."""
 
     def __init__(self, directory: Path, worker_id: str) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         self._path = directory / worker_id
         self._file = self._path.open("w")
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
