@@ -46,9 +46,8 @@ class Node:
     """A process of the product on its machine. code: a directory with another version of it, None for this one."""
 
     def __init__(self, name: str, kind: str, settings: Mapping[str, Any], directory: Path) -> None:
-        self.name = name
-        self._arguments = (name, kind, dict(settings), directory / "journal", directory / f"{name}.log")
-        self.log = directory / f"{name}.log"
+        self.name, self.log = name, directory / f"{name}.log"
+        self._arguments = (name, kind, dict(settings), directory / "journal", self.log)
         self._process: BaseProcess | subprocess.Popen[bytes] | None = None
         self.code: Path | None = None
 
@@ -102,11 +101,12 @@ class Installation:
         self.nodes: dict[str, Node] = {}
         for names, kind in ((ENGINES, "engine"), (SERVERS, "server"), (WORKERS, "worker")):
             for name in names:
-                self.nodes[name] = Node(name, kind, self._settings(name), directory)
+                self.nodes[name] = Node(name, kind, self.settings(name), directory)
 
-    def _settings(self, name: str) -> dict[str, Any]:
+    def settings(self, name: str) -> dict[str, Any]:
+        """The settings of a machine."""
         own = self.directory / name
-        own.mkdir()
+        own.mkdir(exist_ok=True)
         settings: dict[str, Any] = {
             "data_dir": own,
             "model": "scripted",
@@ -170,9 +170,15 @@ class Installation:
             name, lambda: self.nodes[name].kill()
         )()
 
+    def replace(self, name: str, kind: str, **settings: Any) -> None:
+        """Stop a node, and start another one in its place."""
+        self.nodes[name].stop()
+        self.nodes[name] = Node(name, kind, self.settings(name) | settings, self.directory)
+        self.nodes[name].start()
+
     def stop_one(self, name: str) -> None:
         """Stop a process in its own time."""
-        stores = {"redis": self.redis.kill, "postgresql": lambda: self.postgres.stop("fast")}
+        stores = {"redis": self.redis.stop, "postgresql": lambda: self.postgres.stop("fast")}
         stores.get(name, lambda: self.nodes[name].stop())()
 
     def restart(self, name: str) -> None:

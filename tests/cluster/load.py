@@ -56,7 +56,7 @@ class Numbers:
 
 @dataclass
 class Seen:
-    """What callers saw. jobs: number to id, of accepted ones. gaps_s: between answers of a caller without a failure."""
+    """What callers saw. jobs: number to id, of those that were accepted. failures: of callers without retries."""
 
     streams: dict[int, dict[str, list[Any]]] = field(default_factory=dict)
     lost_streams: dict[int, CallFailed] = field(default_factory=dict)
@@ -68,6 +68,7 @@ class Seen:
     longest_call_s: float = 0.0
     longest_gap_s: float = 0.0
     failures: list[CallFailed] = field(default_factory=list)
+    failures_with_retries: list[CallFailed] = field(default_factory=list)
 
 
 class Load:
@@ -161,7 +162,7 @@ class Load:
                 with self._lock:
                     self.seen.longest_call_s = max(self.seen.longest_call_s, now_s - began_s)
                     if failure:
-                        self.seen.failures.append(failure)
+                        (self.seen.failures_with_retries if retry else self.seen.failures).append(failure)
                     else:
                         self.seen.n_answers += 1
                         self.seen.longest_gap_s = max(self.seen.longest_gap_s, now_s - answered_s)
@@ -181,7 +182,7 @@ class Load:
         assert not seen.refused_jobs, [str(one) for one in seen.refused_jobs]
         assert not seen.wrong_texts
         assert seen.n_answers
-        for failed in seen.failures:
+        for failed in (*seen.failures, *seen.failures_with_retries):
             check_helpful(failed)
         self._check_jobs(n_repeats)
 

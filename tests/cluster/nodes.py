@@ -22,6 +22,7 @@ from tests.speech import fingerprint
 from typeless_grpc.app.engine_server import serve_port
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.audio.formats import Audio
+from typeless_grpc.cli.engine import run_engine
 from typeless_grpc.cli.serve import run_server
 from typeless_grpc.cli.worker import run_worker
 from typeless_grpc.config import Loaded, Settings
@@ -85,15 +86,23 @@ async def engine(settings: Settings, journal: Path) -> None:
             await stop.wait()
 
 
+async def whisper(settings: Settings, journal: Path) -> None:
+    """`typeless engine` with a real model."""
+    await run_engine(settings, lambda: Loaded(settings, {}))
+
+
+KINDS = {"server": server, "worker": worker, "engine": engine, "whisper": whisper}
+
+
 def run(machine: str, kind: str, settings: dict[str, Any], journal: Path, log: Path) -> None:
-    """Run a program of the product on a machine, with all output in a log. kind: "server", "worker" or "engine"."""
+    """Run a program of the product on a machine, with all output in a log. kind: one of KINDS."""
     with log.open("a") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     enter(machine)
     wanted = Settings(**settings)
     logs.configure("info", "json")
-    asyncio.run({"server": server, "worker": worker, "engine": engine}[kind](wanted, journal))
+    asyncio.run(KINDS[kind](wanted, journal))
 
 
 if __name__ == "__main__":  # for another version of the product, which is in the working directory

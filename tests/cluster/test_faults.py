@@ -115,9 +115,12 @@ def test_nothing_is_lost_or_done_twice(
 
 
 def summary(name: str, seen: Seen) -> str:
-    failures = Counter(failed.reason or f"{failed.code.name}: {failed.message[:60]}" for failed in seen.failures)
+    failures, despite_retries = (
+        dict(Counter(failed.reason or f"{failed.code.name}: {failed.message[:60]}" for failed in group))
+        for group in (seen.failures, seen.failures_with_retries)
+    )
     return (
         f"{name}: {seen.n_answers} answers, the longest after {seen.longest_call_s:.1f} s; "
         f"no caller without one for more than {seen.longest_gap_s:.1f} s; latest final after "
-        f"{max(seen.lags_s, default=0):.1f} s; failures {dict(failures)}"
+        f"{max(seen.lags_s, default=0):.1f} s; failures {failures}, despite retries {despite_retries}"
     )

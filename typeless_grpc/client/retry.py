@@ -83,8 +83,8 @@ SERVICE_CONFIG: dict[str, Any] = {
             },
         }
     ],
-    # Where most calls fail, repeating them only adds load.
-    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+    # Where most calls fail, repeating them only adds load. While one of several servers stops, about half of them may.
+    "retryThrottling": {"maxTokens": 100, "tokenRatio": 1.0},
 }
 
 
