@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.cluster import nodes
 from tests.cluster.network import Network, on
+from tests.harness import REPOSITORY
 from tests.nginx import Nginx
 from tests.postgres import Postgres, binaries
 from tests.servers import RedisServer
@@ -92,6 +93,7 @@ class Installation:
         self.directory = directory
         self.network = Network(MACHINES)
         self.address = self.network.addresses
+        self.network.apply("proxy", REPOSITORY / "deploy" / "nginx-sysctl.conf")
         bin_dir = binaries()
         assert bin_dir is not None
         self.postgres = Postgres(bin_dir, self.address["postgresql"], on("postgresql"))

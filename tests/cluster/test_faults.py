@@ -5,11 +5,11 @@ All callers of `tests.cluster.load` go through the proxy. What each test measure
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 
 import pytest
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 BEFORE_S, LASTS_S = 5.0, 10.0
 N_SLOTS = 2 * 3  # of the workers; what is in them may be decoded again
-Fault = Callable[[Installation], AbstractContextManager[None]]
+LONG_S = 50  # of streams whose server never comes back
 
 
 @pytest.fixture(scope="module")
@@ -28,48 +28,34 @@ def expected(installation: Installation) -> Expected:
     return uninterrupted(installation)
 
 
-@contextlib.contextmanager
-def killed(installation: Installation, name: str) -> Iterator[None]:
+def kill(name: str, installation: Installation) -> None:
     """`kill -9`, and a supervisor that starts it again."""
     installation.kill(name)
     installation.restart(name)
-    yield
 
 
-@contextlib.contextmanager
-def restarted(installation: Installation, *names: str) -> Iterator[None]:
+def restart(names: list[str], installation: Installation) -> None:
     """Stop as an operator would, and start again, one after the other."""
     for name in names:
         installation.stop_one(name)
         installation.restart(name)
-    yield
 
 
-def restart(*names: str) -> Fault:
-    return lambda installation: restarted(installation, *names)
+def unplug(name: str, installation: Installation) -> None:
+    _last(installation.network.unplugged(name))
 
 
-def unplug(name: str) -> Fault:
-    return lambda installation: lasting(installation.network.unplugged(name))
+def cut(one: str, other: str, installation: Installation) -> None:
+    _last(installation.network.cut(one, other))
 
 
-def kill(name: str) -> Fault:
-    return lambda installation: killed(installation, name)
+def black_hole(one: str, other: str, installation: Installation) -> None:
+    _last(installation.network.black_hole(one, other))
 
 
-@contextlib.contextmanager
-def lasting(fault: AbstractContextManager[None]) -> Iterator[None]:
+def _last(fault: AbstractContextManager[None]) -> None:
     with fault:
         time.sleep(LASTS_S)
-    yield
-
-
-def cut(one: str, other: str) -> Fault:
-    return lambda installation: lasting(installation.network.cut(one, other))
-
-
-def black_hole(one: str, other: str) -> Fault:
-    return lambda installation: lasting(installation.network.black_hole(one, other))
 
 
 LINKS = [
@@ -81,13 +67,16 @@ LINKS = [
     ("worker-1", "postgresql"),
 ]
 SHORT = ("kill server-1", "black hole server-1 postgresql")
-FAULTS: dict[str, Fault] = {
-    **{f"kill {name}": kill(name) for name in ("server-1", "engine-1", "worker-1", "proxy", "postgresql", "redis")},
-    **{f"restart {name}": restart(name) for name in ("postgresql", "redis")},
-    "restart both servers, one after the other": restart("server-1", "server-2"),
-    **{f"unplug {name}": unplug(name) for name in ("server-1", "engine-1", "worker-1", "postgresql")},
-    **{f"cut {one} {other}": cut(one, other) for one, other in LINKS},
-    **{f"black hole {one} {other}": black_hole(one, other) for one, other in LINKS},
+FAULTS: dict[str, Callable[[Installation], None]] = {
+    **{
+        f"kill {one}": partial(kill, one)
+        for one in ("server-1", "engine-1", "worker-1", "proxy", "postgresql", "redis")
+    },
+    **{f"restart {name}": partial(restart, [name]) for name in ("postgresql", "redis")},
+    "restart both servers": partial(restart, ["server-1", "server-2"]),
+    **{f"unplug {name}": partial(unplug, name) for name in ("server-1", "engine-1", "worker-1", "postgresql")},
+    **{f"cut {one} {other}": partial(cut, one, other) for one, other in LINKS},
+    **{f"black hole {one} {other}": partial(black_hole, one, other) for one, other in LINKS},
 }
 
 
@@ -98,20 +87,29 @@ def cases() -> Iterator[object]:
 
 @pytest.mark.parametrize("name", list(cases()))
 def test_nothing_is_lost_or_done_twice(
-    installation: Installation,
-    expected: Expected,
-    numbers: Numbers,
-    measured: list[str],
-    name: str,
+    installation: Installation, expected: Expected, numbers: Numbers, measured: list[str], name: str
 ):
     installation.until_well()
     with Load(installation, numbers, expected) as load:
         time.sleep(BEFORE_S)
-        with FAULTS[name](installation):
-            pass
+        FAULTS[name](installation)
         seen = load.finish()
     measured.append(summary(name, seen))
     load.check(n_repeats=2 * N_SLOTS)
+
+
+def test_streams_leave_a_machine_that_is_lost_for_good(
+    installation: Installation, numbers: Numbers, measured: list[str]
+):
+    """It closes no connection, and comes back only after they have ended."""
+    expected = uninterrupted(installation, LONG_S)
+    with Load(installation, numbers, expected, LONG_S) as load:
+        time.sleep(BEFORE_S)
+        with installation.network.unplugged("server-1"):
+            seen = load.finish()
+    measured.append(summary("lose server-1", seen))
+    load.check(n_repeats=2 * N_SLOTS)
+    installation.until_well()
 
 
 def summary(name: str, seen: Seen) -> str:
