@@ -56,12 +56,17 @@ class Numbers:
 
 @dataclass
 class Seen:
-    """What callers saw. jobs: number to id, of those that were accepted. failures: of callers without retries."""
+    """What callers saw.
+
+    jobs: number to id, of those that were accepted. jobs_after_s: from the end of the last stream to that of the last
+    job. failures: of callers without retries.
+    """
 
     streams: dict[int, dict[str, list[Any]]] = field(default_factory=dict)
     lost_streams: dict[int, CallFailed] = field(default_factory=dict)
     lags_s: list[float] = field(default_factory=list)
     jobs: dict[int, str] = field(default_factory=dict)
+    jobs_after_s: float = 0.0
     refused_jobs: list[CallFailed] = field(default_factory=list)
     wrong_texts: list[str] = field(default_factory=list)
     n_answers: int = 0
@@ -104,6 +109,15 @@ class Load:
         self._stop.set()
         for one in self._callers:
             one.result()
+        began_s = time.monotonic()
+        with Client(self._installation.target("server-2"), api_key=ADMIN_KEY) as client:
+
+            def have_ended() -> bool:
+                stats = client.jobs.stats()
+                return stats.pending + stats.processing == 0
+
+            wait_until(have_ended, RECOVERY_S, "all jobs have ended")
+        self.seen.jobs_after_s = time.monotonic() - began_s
         return self.seen
 
     # ---- callers ----
@@ -188,12 +202,6 @@ class Load:
 
     def _check_jobs(self, n_repeats: int) -> None:
         with Client(self._installation.target("server-2"), api_key=ADMIN_KEY) as client:
-
-            def have_ended() -> bool:
-                stats = client.jobs.stats()
-                return stats.pending + stats.processing == 0
-
-            wait_until(have_ended, RECOVERY_S, "all jobs have ended")
             for number, job_id in self.seen.jobs.items():
                 check_whole(client.jobs.get(job_id), number, JOB_S)
         lines = Counter(line for line in self._installation.journal() if int(line.split()[0]) in self.seen.jobs)

@@ -120,5 +120,6 @@ def summary(name: str, seen: Seen) -> str:
     return (
         f"{name}: {seen.n_answers} answers, the longest after {seen.longest_call_s:.1f} s; "
         f"no caller without one for more than {seen.longest_gap_s:.1f} s; latest final after "
-        f"{max(seen.lags_s, default=0):.1f} s; failures {failures}, despite retries {despite_retries}"
+        f"{max(seen.lags_s, default=0):.1f} s, last job {seen.jobs_after_s:.1f} s after the last stream; "
+        f"failures {failures}, despite retries {despite_retries}"
     )
