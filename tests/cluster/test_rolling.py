@@ -50,5 +50,6 @@ def test_a_deploy_replaces_one_process_after_the_other(
             installation.until_well()
         seen = load.finish()
     measured.append(summary("deploy", seen))
-    load.check(n_repeats=2 * N_SLOTS)
-    assert not seen.failures, [str(one) for one in seen.failures]
+    # The first version does not hand streams over: another server begins where it has cut them.
+    load.check(n_repeats=2 * N_SLOTS, may_cut=True)
+    assert not seen.failures_with_retries, [str(one) for one in seen.failures_with_retries]

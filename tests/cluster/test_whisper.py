@@ -46,9 +46,9 @@ def test_calls_get_their_text_while_an_engine_is_killed(installation: Installati
                 installation.kill(name)
                 installation.restart(name)
             options = Options(language="en")
-            return client.transcribe(AUDIO / "en_short.flac", options, timeout_s=60).transcript.text
+            return client.transcribe(AUDIO / "en_short.flac", options, timeout_s=60).transcript.text.lower()
 
         texts = list(pool.map(text, range(N_CALLS)))
         job = client.jobs.wait(client.jobs.submit(AUDIO / "en_short.flac", Options(language="en")).job_id)
     assert set(texts) == {"please close the window"}
-    assert job.transcript.text == "please close the window"
+    assert job.transcript.text.lower() == "please close the window"
