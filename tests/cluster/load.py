@@ -193,7 +193,7 @@ class Load:
     def check(self, *, n_repeats: int, may_cut: bool = False) -> None:
         """Nothing that was accepted is lost or done twice.
 
-        n_repeats: chunks that engines may have begun again. may_cut: a stream may have been cut where its server stopped.
+        n_repeats: chunks that engines may have begun again. may_cut: streams may have been cut where a server stopped.
         """
         seen = self.seen
         assert not seen.lost_streams, {number: str(one) for number, one in seen.lost_streams.items()}
