@@ -103,7 +103,7 @@ packages: $(VENV)/dev.stamp ## build the packages and install them in clean envi
 
 system: $(VENV)/dev.stamp ## run a whole installation under mixed traffic for two minutes, and account for every call
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
-	$(BIN)/python -m pytest -m system tests/system $(ARGS)
+	$(BIN)/python -m pytest -m system -n 3 --dist loadgroup tests/system $(ARGS)
 
 # CLUSTER=short runs what CI runs, in about a minute.
 cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a proxy on a network, with faults (Linux, as root)

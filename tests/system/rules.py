@@ -8,6 +8,7 @@ from typing import Any
 from tests.dashboards import hurried_rules
 
 PACE = 30
+LONGEST_WINDOW_S = 30
 # What an alert tolerates for minutes must be too much after seconds.
 THRESHOLDS = {
     "TypelessEngineStalled": 2,
@@ -21,7 +22,7 @@ THRESHOLDS = {
 
 def impatient_rules() -> dict[str, Any]:
     """The rules, which fire at once and clear within seconds."""
-    found = hurried_rules(PACE, shortest_s=1)
+    found = hurried_rules(PACE, shortest_s=1, longest_window_s=LONGEST_WINDOW_S)
     for rule in found["groups"][0]["rules"]:
         rule.pop("for", None)
         if (threshold := THRESHOLDS.get(rule["alert"])) is not None:

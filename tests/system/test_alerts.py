@@ -41,6 +41,8 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(500)]
 FIRES_WITHIN_S = 100.0
 CLEARS_WITHIN_S = 150.0
 AS_CALLER = (("x-api-key", KEY),)
+# Most of a test is waiting, so two installations try half of the faults each, at the same time.
+SHARES = 2
 STORAGE_MIB = 32
 
 
@@ -321,9 +323,10 @@ FAULTS: dict[str, Callable[[Stack], AbstractContextManager[None]]] = {
 
 
 def by_fault() -> Iterator[Any]:
-    for fault in dict.fromkeys(FAULTS.values()):
+    for number, fault in enumerate(dict.fromkeys(FAULTS.values())):
         names = [name for name, its in FAULTS.items() if its is fault]
-        yield pytest.param(fault, names, id=fault.__name__)
+        share = pytest.mark.xdist_group(f"alerts {number % SHARES}")
+        yield pytest.param(fault, names, id=fault.__name__, marks=share)
 
 
 @pytest.mark.parametrize(("fault", "names"), list(by_fault()))
@@ -347,6 +350,7 @@ def test_alerts_fire_with_their_fault_and_clear_after_it(
     wait_until(lambda: not prometheus.firing() & set(names), CLEARS_WITHIN_S, f"{names} clear")
 
 
+@pytest.mark.xdist_group("alerts 0")
 def test_the_keys_of_tokens(stack: Stack, provider: IdentityProvider):
     """An identity provider that is stopped makes its alert fire."""
 
@@ -364,6 +368,7 @@ def test_the_keys_of_tokens(stack: Stack, provider: IdentityProvider):
         wait_until(lambda: name not in stack.prometheus.firing(), CLEARS_WITHIN_S, f"{name} clears")
 
 
+@pytest.mark.xdist_group("alerts 0")
 def test_every_alert_has_its_fault():
     # A part of a server that dies while its stores answer cannot be made from outside; promtool tests the rule.
     tried = {*FAULTS, "TypelessTokenKeysUnavailable", "TypelessServiceNotServing"}
