@@ -16,7 +16,7 @@ DASHBOARD = REPOSITORY / "deploy/grafana/dashboards/typeless.json"
 ALERTS = REPOSITORY / "deploy/prometheus/alerts.yml"
 ADAPTER = REPOSITORY / "deploy/helm/typeless/files/prometheus-adapter.yaml"
 # Alerts whose threshold is how long something may last.
-PATIENT = ("TypelessEngineStalled", "TypelessKeysStale", "TypelessJobsWaitLong")
+LONG_WAITS = ("TypelessEngineStalled", "TypelessKeysStale", "TypelessJobsWaitLong")
 METRIC = r"\b(?:typeless|grpc_server|process|python)_\w+|\bup\b"
 
 
@@ -79,7 +79,7 @@ def hurried_rules(
 ) -> dict[str, Any]:
     """The rules with their durations divided by pace, for tests that cannot wait.
 
-    Of the thresholds, only those of `PATIENT` change; they stay above the second in which a server reads its keys.
+    Of the thresholds, only those of `LONG_WAITS` change; they stay above the second in which a server reads its keys.
     """
 
     def shorter(duration: str, least_s: int, most_s: int = 3600) -> str:
@@ -92,7 +92,7 @@ def hurried_rules(
         windows = re.sub(
             r"(?<=\[)\w+(?=\])", lambda match: shorter(match[0], shortest_window_s, longest_window_s), rule["expr"]
         )
-        if rule["alert"] in PATIENT:
+        if rule["alert"] in LONG_WAITS:
             windows = re.sub(r"\d+$", lambda match: str(max(5, round(int(match[0]) / pace))), windows)
         return rule | durations | {"expr": windows}
 

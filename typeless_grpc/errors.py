@@ -130,5 +130,9 @@ class SourceUnavailable(TypelessError):
     """Something that this server depends on (a model's source, a store) is unavailable."""
 
 
+class Aborted(TypelessError):
+    """The server ended the call, but nothing is wrong with its request: the caller should begin a new call."""
+
+
 class NotImplementedHere(TypelessError):
     """The contract has this method, but this server does not implement it."""

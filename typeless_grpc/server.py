@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2_grpc
 
 from typeless_grpc import reflection
@@ -90,10 +91,12 @@ class Server:
         tls: Certificates | None = None,
         checks: Sequence[HealthCheck] = (),
         console_socket: Path | None = None,
+        pools: Sequence[DescriptorPool] = (),
     ) -> None:
         """interceptors: outermost first, drain among them. tls: None for plain text.
 
         console_socket: where to listen for the console, without TLS; None if there is no console.
+        pools: with the descriptors of services that are not in the default pool, for reflection.
         """
         self._tls = tls
         self._console_socket = console_socket
@@ -106,7 +109,7 @@ class Server:
         for service in services:
             service.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable((*self._names, health.SERVICE_NAME), self._server)
+        reflection.enable((*self._names, health.SERVICE_NAME), self._server, pools)
 
     @property
     def statuses(self) -> Mapping[str, bool]:

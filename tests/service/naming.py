@@ -78,6 +78,16 @@ PLAIN = frozenset(
         "UploadFinish.sha256",
         *(f"UploadHeader.{name}" for name in ("offset", "filename")),
         "WatchJobRequest.next_segment_index",
+        # Riva's
+        *(f"EndpointingConfig.{name}" for name in ("start_history", "stop_history", "stop_history_eou")),
+        *(f"RecognitionConfig.{name}" for name in ("sample_rate_hertz", "language_code", "max_alternatives")),
+        *(f"RecognitionConfig.{name}" for name in ("audio_channel_count", "model", "custom_configuration")),
+        "RecognizeRequest.audio",
+        "RequestId.value",  # of the caller's own response
+        "RivaSpeechRecognitionConfigRequest.model_name",
+        "SpeakerDiarizationConfig.max_speaker_count",
+        "SpeechContext.phrases",
+        *(f"StreamingRecognizeRequest.{name}" for name in ("audio_content", "runtime_config")),
     }
 )
 _NUMBERS_AND_TEXT = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import namedtuple
 from typing import Any
 
-from tests.harness import request
+from tests.harness import pcm, request
 from tests.identity_provider import bearer
 from tests.service.access import ADMIN, KEYS, USER
 from tests.service.reload_probes import (
@@ -16,6 +16,7 @@ from tests.service.reload_probes import (
     INFO,
     JOBS,
     REFLECTION,
+    RIVA,
     STREAM,
     TRANSCRIBE,
     Probe,
@@ -34,6 +35,7 @@ from tests.service.reload_probes import (
     job_state,
     logged,
     masked,
+    model_of_riva,
     pending,
     resumed,
     slow_request,
@@ -49,6 +51,7 @@ from tests.service.reload_probes import (
 from tests.service.streams import config
 from tests.service.test_jobs import COMPLETED, FAILED
 from typeless_grpc.pb.v1 import transcription_pb2
+from typeless_grpc.servicers.riva import messages
 
 DAY_S = 86_400  # of tokens: they are made when the tests are collected, and the whole suite takes minutes
 TOKENS = {"jwt_issuer": "https://id.example", "jwt_audience": "typeless", "jwt_jwks_url": "{jwks}"}
@@ -68,6 +71,7 @@ def counted(name: str, probe: Probe, **given: Any) -> Row:
 
 
 ONE = request()
+OF_RIVA = messages.RecognizeRequest(config={"sample_rate_hertz": 16_000}, audio=pcm())
 ONE_BATCH = transcription_pb2.BatchTranscribeRequest(items=[{"audio": ONE.audio}])
 BLOCKED = "RESOURCE_EXHAUSTED"
 
@@ -183,6 +187,7 @@ ROWS: dict[str, Row] = {
     "rate_limit_jobs": counted("rate_limit_jobs", called(JOBS, n=3), max_concurrent_jobs=0),
     "rate_limit_config": counted("rate_limit_config", called(INFO, n=3)),
     "rate_limit_health": counted("rate_limit_health", called(REFLECTION, n=3)),
+    "rate_limit_riva": counted("rate_limit_riva", called(RIVA, n=3, message=OF_RIVA)),
     "rate_limit_audio": counted("rate_limit_audio", called(TRANSCRIBE, n=3, message=ONE)),
     "rate_limit_wrong_keys": Row(
         {"rate_limit_wrong_keys": "5/day"},
@@ -215,6 +220,11 @@ ROWS: dict[str, Row] = {
         ["held", BLOCKED],
         ["held"] * 2,
         LIMITED,
+    ),
+    # Riva's clients
+    "riva_models": Row({"riva_models": ""}, {"riva_models": "parakeet=tiny"}, model_of_riva, "", "tiny"),
+    "riva_unknown_models": Row(
+        {"riva_unknown_models": "default"}, {"riva_unknown_models": "refuse"}, model_of_riva, "", "parakeet"
     ),
     # bounds
     "max_concurrent_calls": Row(

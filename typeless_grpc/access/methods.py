@@ -34,6 +34,7 @@ class Group(Enum):
     JOBS = "jobs"
     CONFIG = "config"
     HEALTH = "health"
+    RIVA = "riva"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ RULES: Mapping[str, Rule] = {
     "/typeless.v1.AdminService/UpdateRateLimit": Rule(Access.ADMIN_KEY, Group.CONFIG),
     "/typeless.v1.AdminService/ListUsage": Rule(Access.ADMIN_KEY, Group.CONFIG),
     "/typeless.v1.ServerService/GetServerInfo": Rule(Access.OPEN, Group.CONFIG),
+    "/nvidia.riva.asr.RivaSpeechRecognition/Recognize": Rule(Access.USER, Group.RIVA),
+    "/nvidia.riva.asr.RivaSpeechRecognition/StreamingRecognize": Rule(Access.USER, Group.RIVA, is_long_lived=True),
+    "/nvidia.riva.asr.RivaSpeechRecognition/GetRivaSpeechRecognitionConfig": Rule(Access.USER, Group.CONFIG),
     "/grpc.health.v1.Health/Check": Rule(Access.OPEN, Group.HEALTH, is_free=True),
     "/grpc.health.v1.Health/List": Rule(Access.OPEN, Group.HEALTH, is_free=True),
     "/grpc.health.v1.Health/Watch": Rule(Access.OPEN, Group.HEALTH, is_long_lived=True, is_free=True),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # cores are chosen before libraries count them
     from typeless_grpc.app.engine_server import EngineServer
     from typeless_grpc.app.reloading import Reloads
 
-Serve: TypeAlias = "Callable[[Reloads, str, int], AbstractAsyncContextManager[EngineServer]]"
+Serve: TypeAlias = "Callable[[Reloads, str, int, int | None], AbstractAsyncContextManager[EngineServer]]"
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -57,7 +57,7 @@ async def _run(given: dict[str, Any], serve: Serve) -> None:
     reloads = Reloads(settings)
     follow_logs(reloads)
     try:
-        async with serve(reloads, given["socket"], given["n_cores"]) as server:
+        async with serve(reloads, given["socket"], given["n_cores"], given["shared"]) as server:
             following = asyncio.create_task(_follow(reloads))
             await asyncio.wait({following, server.warming}, return_when=asyncio.FIRST_COMPLETED)
             if server.warming.done():

@@ -18,6 +18,7 @@ from typeless_grpc.clock import Clock
 from typeless_grpc.engine.interface import Lane
 from typeless_grpc.engines.messages import MAX_SAMPLES_BYTES, VERSION, UnforeseenError
 from typeless_grpc.engines.servicer import KEY_HEADER
+from typeless_grpc.engines.shared_audio import SharedAudio
 from typeless_grpc.errors import EngineFailed
 from typeless_grpc.pb.engine.v1 import engine_pb2 as pb
 from typeless_grpc.pb.engine.v1 import engine_pb2_grpc
@@ -60,7 +61,7 @@ class RemoteOptions:
 
     target: as gRPC names it ("unix:/run/engine", "10.0.0.5:50052"). credentials: of TLS; None for none. key: the secret
     that the engine wants. stall_s: without progress for so long, it hangs. is_own: its process is this server's, which
-    logs its ends itself.
+    logs its ends itself, and it has no other fronts. shared: memory that it shares with this process.
     """
 
     target: str
@@ -68,6 +69,7 @@ class RemoteOptions:
     key: str = ""
     stall_s: float = 60.0
     is_own: bool = False
+    shared: SharedAudio | None = None
 
 
 @dataclass

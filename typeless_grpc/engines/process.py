@@ -28,10 +28,11 @@ STOP_S = 5.0  # for an engine to end by itself
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """What to start. environment: in addition to this process's."""
+    """What to start. environment: in addition to this process's. descriptors: files that it inherits."""
 
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    descriptors: Sequence[int] = ()
 
 
 class EngineProcess:
@@ -122,6 +123,7 @@ class EngineProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             env={**os.environ, **self._options.environment},
+            pass_fds=self._options.descriptors,
             start_new_session=True,  # Ctrl-C is for the front, which ends its engines when their calls are done
         )
         assert process.stdin is not None

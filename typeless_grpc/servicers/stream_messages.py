@@ -306,6 +306,7 @@ def _interim(event: events.Interim) -> transcription_pb2.InterimResult:
         unstable_text=event.unstable_text,
         start_offset=convert.duration(event.start_s),
         end_offset=convert.duration(event.end_s),
+        confidence=event.confidence,
     )
 
 

@@ -94,8 +94,11 @@ class StreamService:
         """Apply these to streams that open from now on."""
         self._defaults, self._limits = defaults, limits
 
-    async def responses(self, requests: Requests) -> Responses:
-        """Serve one call, from its first request to its last event."""
+    async def responses(self, requests: Requests, *, is_resumable: bool = True) -> Responses:
+        """Serve one call, from its first request to its last event.
+
+        is_resumable: whether the session outlives the call; if not, it is in memory only.
+        """
         async with self._opening() as limit:
             first = await anext(requests, None)
             if first is None or first.WhichOneof("request") != "config":
@@ -103,12 +106,12 @@ class StreamService:
             if not self._sessions.is_draining:
                 limit.reschedule(None)  # a model may have to be loaded
             after = first.config.resume_after_sequence
-            call = await self._opened(first.config)
+            call = await self._opened(first.config, is_resumable=is_resumable)
         started = self._started(call)
         messages = EventMessages(call.config, self._defaults, self._code_of)
         with call.stream.meter.counted_for(account.current()):
             async with (
-                self._fed(call, requests) as feeding,
+                self._fed(call, requests, is_resumable=is_resumable) as feeding,
                 aclosing(call.events_after(after)) as entries,
             ):
                 if call.is_resumed:
@@ -173,7 +176,7 @@ class StreamService:
     def _idle_timeout_s(self) -> float:
         return self._limits.options.idle_timeout_s
 
-    async def _opened(self, message: transcription_pb2.StreamConfig) -> Call[StreamConfig]:
+    async def _opened(self, message: transcription_pb2.StreamConfig, *, is_resumable: bool) -> Call[StreamConfig]:
         who = principal.current()
         if message.resume_session_id:
             check_resume(message)
@@ -188,7 +191,7 @@ class StreamService:
         if self._sessions.is_draining:
             raise _draining_error()
         options = self._stream_options(config, who)
-        session_id, durable, lease = new_session_id(), self._durable, None
+        session_id, durable, lease = new_session_id(), self._durable if is_resumable else None, None
         if durable is not None:
             self._sessions.check_capacity()
             lease = await self._lease(durable, session_id, who, message)
@@ -270,15 +273,20 @@ class StreamService:
             await self._dependencies.engine.transcribe(silence, options, Ticket(Lane.UNARY, principal.current().id))
 
     @asynccontextmanager
-    async def _fed(self, call: Call[StreamConfig], requests: Requests) -> AsyncIterator[asyncio.Task[None]]:
-        """Pass requests to the stream while the block reads events. The session outlives both."""
+    async def _fed(
+        self, call: Call[StreamConfig], requests: Requests, *, is_resumable: bool
+    ) -> AsyncIterator[asyncio.Task[None]]:
+        """Pass requests to the stream while the block reads events. A resumable session outlives both."""
         feeding = asyncio.create_task(self._feed(call, requests))
         try:
             yield feeding
         finally:
             feeding.cancel()
             await asyncio.wait([feeding])
-            self._sessions.leave(call)
+            if is_resumable:
+                self._sessions.leave(call)
+            else:
+                self._sessions.end(call)
 
     async def _feed(self, call: Call[StreamConfig], requests: Requests) -> None:
         try:

@@ -119,8 +119,8 @@ def _row(record: Record, updates: UpdateCodec) -> list[Any]:
             return ["end"]
         case Update():
             return ["update", base64.b64encode(updates.encode(record)).decode()]
-        case InterimDecoded(utterance_id, text, up_to):
-            return ["interim", utterance_id, text, up_to]
+        case InterimDecoded(utterance_id, text, up_to, confidence):
+            return ["interim", utterance_id, text, up_to, confidence]
         case FinalDecoded(utterance_id, recognition):
             return ["final", utterance_id, _recognition_row(recognition)]
         case FinalFailed(utterance_id, error):
@@ -143,8 +143,8 @@ def _record(row: list[Any], updates: UpdateCodec) -> Record:
             return End()
         case ["update", text]:
             return updates.decode(base64.b64decode(text))
-        case ["interim", utterance_id, text, up_to]:
-            return InterimDecoded(utterance_id, text, up_to)
+        case ["interim", utterance_id, text, up_to, *confidence]:  # older servers stored none
+            return InterimDecoded(utterance_id, text, up_to, *confidence)
         case ["final", utterance_id, recognition]:
             return FinalDecoded(utterance_id, _recognition(recognition))
         case ["failed", utterance_id, error]:

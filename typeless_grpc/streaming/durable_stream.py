@@ -335,7 +335,7 @@ class _Replay:
     def take(self, record: Input, effects: Iterable[Effect]) -> None:
         """Note what an input had the stream do."""
         match record:
-            case InterimDecoded(utterance_id, _, up_to):
+            case InterimDecoded(utterance_id=utterance_id, up_to=up_to):
                 self.due = [due for due in self.due if due.utterance.id != utterance_id or due.up_to > up_to]
             case FinalDecoded(utterance_id) | FinalFailed(utterance_id):
                 del self.pending[utterance_id]

@@ -70,7 +70,7 @@ class _Speech:
     pauses: list[Span] = field(default_factory=list)
     pause: int | None = None
     n_speech: int = 0
-    is_certain: bool = False
+    is_confirmed: bool = False
     is_paused: bool = False
     is_likely_over: bool = False
     has_low_confidence: bool = False
@@ -101,7 +101,7 @@ class Endpointer:
     @property
     def is_speaking(self) -> bool:
         """See `Segmenter`."""
-        return self._speech is not None and self._speech.is_certain
+        return self._speech is not None and self._speech.is_confirmed
 
     def reconfigure(self, options: EndpointOptions) -> None:
         """See `Segmenter`. With more padding than before, the next utterance still has no audio that is settled."""
@@ -139,7 +139,7 @@ class Endpointer:
     def finalize(self, at: int) -> list[Boundary]:
         """See `Segmenter`."""
         speech = self._speech
-        if speech is None or not speech.is_certain:
+        if speech is None or not speech.is_confirmed:
             return []
         self._speech, self._floor = None, max(self._floor, at)
         speech_end = min(at, speech.pause if speech.pause is not None else at)
@@ -153,8 +153,8 @@ class Endpointer:
             boundaries += self._resumed(speech, start)
         elif probability < self._options.end_threshold and speech.pause is None:
             speech.pause = start
-        if not speech.is_certain and speech.n_speech >= MIN_SPEECH_SAMPLES:
-            speech.is_certain = True
+        if not speech.is_confirmed and speech.n_speech >= MIN_SPEECH_SAMPLES:
+            speech.is_confirmed = True
             boundaries.append(Onset(speech.onset, speech.audio_start))
         boundaries += self._paused(speech)
         if self._speech is not None and self._is_full(speech):
@@ -179,7 +179,7 @@ class Endpointer:
         silence, padding = self._position - speech.pause, _samples(self._options.padding_s)
         if silence >= _samples(self._options.end_silence_s):
             return self._pause_over(speech, silence)
-        if not speech.is_certain or speech.is_likely_over or silence < padding:
+        if not speech.is_confirmed or speech.is_likely_over or silence < padding:
             return []
         speech.is_likely_over = silence >= _samples(self._options.likely_after_s)
         if speech.is_paused and not speech.is_likely_over:
@@ -188,7 +188,7 @@ class Endpointer:
         return [Pause(speech.pause, speech.pause + padding, speech.is_likely_over)]
 
     def _pause_over(self, speech: _Speech, silence: int) -> list[Boundary]:
-        if not speech.is_certain:
+        if not speech.is_confirmed:
             self._speech = None
             return []
         if silence >= _samples(self._options.low_confidence_silence_s) or self._is_full(speech):
@@ -214,7 +214,7 @@ class Endpointer:
     def _cut(self, speech: _Speech) -> list[Boundary]:
         """End an utterance that has reached its maximum length; what follows the cut begins the next one."""
         self._speech = None
-        if not speech.is_certain:
+        if not speech.is_confirmed:
             self._floor = speech.onset
             return []
         cut = self._cut_at(speech)
@@ -227,7 +227,7 @@ class Endpointer:
         rest = _Speech(cut.end, max(self._floor, cut.end - padding), first_frame=cut.end - cut.end % FRAME_SAMPLES)
         rest.probabilities = speech.probabilities[(rest.first_frame - speech.first_frame) // FRAME_SAMPLES :]
         rest.pauses = [pause for pause in speech.pauses if pause.start >= cut.end]
-        rest.pause, rest.is_certain = speech.pause, True
+        rest.pause, rest.is_confirmed = speech.pause, True
         self._speech = rest
         return [endpoint, Onset(rest.onset, rest.audio_start)]
 

@@ -31,12 +31,16 @@ class SpeechEnd:
 
 @dataclass(frozen=True)
 class Interim:
-    """The hypothesis for an open utterance. stable_text begins its later interims and its segment."""
+    """The hypothesis for an open utterance. stable_text begins its later interims and its segment.
+
+    confidence: of the whole text, in [0, 1].
+    """
 
     stable_text: str
     unstable_text: str
     start_s: float
     end_s: float
+    confidence: float = 0.0
 
 
 @dataclass(frozen=True)

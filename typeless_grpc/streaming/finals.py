@@ -44,7 +44,7 @@ def live_segments(utterance: Utterance, recognition: Recognition | None, committ
         end_s,
         text,
         language=longest.language if longest is not None else utterance.options.language or "",
-        confidence=_mean_confidence(decoded),
+        confidence=mean_confidence(decoded),
         no_speech_probability=max((segment.no_speech_probability for segment in decoded), default=0.0),
         words=words,
     )
@@ -82,8 +82,8 @@ def _as_written(text: str, words: tuple[Word, ...]) -> tuple[Word, ...]:
     return tuple(replace(word, text=token) for token, word in zip(written, paired, strict=True))
 
 
-def _mean_confidence(segments: Sequence[Segment]) -> float:
-    """Return the geometric mean of the confidences, weighted by length."""
+def mean_confidence(segments: Sequence[Segment]) -> float:
+    """Return the geometric mean of the confidences, weighted by length; 0 if there are no segments."""
     seconds = [max(segment.end_s - segment.start_s, 0.01) for segment in segments]
     if not seconds:
         return 0.0

@@ -37,11 +37,12 @@ class End:
 
 @dataclass(frozen=True)
 class InterimDecoded:
-    """An utterance was decoded from its start to the sample up_to."""
+    """An utterance was decoded from its start to the sample up_to. confidence: of the text, in [0, 1]."""
 
     utterance_id: int
     text: str
     up_to: int
+    confidence: float = 0.0
 
 
 Input = Frames | EndpointDecision | Finalize | Update | End | InterimDecoded | FinalResult

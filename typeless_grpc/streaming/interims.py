@@ -24,7 +24,7 @@ from typeless_grpc.errors import TypelessError
 from typeless_grpc.streaming.decoding import Decoder
 from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
 from typeless_grpc.streaming.effects import InterimDue
-from typeless_grpc.streaming.finals import text_of
+from typeless_grpc.streaming.finals import mean_confidence, text_of
 from typeless_grpc.streaming.inputs import InterimDecoded
 from typeless_grpc.streaming.meter import StreamMeter
 from typeless_grpc.streaming.samples import SampleBuffer
@@ -198,7 +198,8 @@ class Interims:
             self._dependencies.observer.interim("dropped")
             return
         self._next_s = clock.now_s() + _REST * (clock.now_s() - began_s)
-        self._host.take_interim(InterimDecoded(now.id, text_of(recognition), one.up_to))
+        confidence = mean_confidence(recognition.transcript.segments)
+        self._host.take_interim(InterimDecoded(now.id, text_of(recognition), one.up_to, confidence))
 
     def _skipped(self, n: int) -> None:
         for _ in range(n):

@@ -187,6 +187,12 @@ class Sessions(Generic[C]):
         if len(kept) > self._limits.max_kept:
             self._evict(kept)
 
+    def end(self, call: Call[C]) -> None:
+        """End the session of a call that is over, because its caller cannot resume it."""
+        held = self._held.get(call.session_id)
+        if held is not None and held.call is call:
+            self._drop(held)
+
     def drain(self, error: TypelessError, within_s: float) -> None:
         """Warn every caller, and end every session's audio at the next pause, at the latest after within_s."""
         self.is_draining = True

@@ -286,7 +286,7 @@ class Session:
         if open_ is not None:
             self._processed = max(self._processed, interim.up_to)
             start_s, end_s = open_.utterance.speech_start / SAMPLE_RATE_HZ, interim.up_to / SAMPLE_RATE_HZ
-            self._emit(events.Interim(stable, unstable, start_s, max(start_s, end_s)))
+            self._emit(events.Interim(stable, unstable, start_s, max(start_s, end_s), interim.confidence))
 
     def _take_final(self, result: FinalResult) -> None:
         utterance = self._pending.put(result)

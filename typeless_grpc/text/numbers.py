@@ -20,7 +20,7 @@ from typeless_grpc.text.spoken_numbers import Number, Token, numbers_of, tokens_
 # "I am" has the look of a time of day.
 _MERIDIEM = re.compile(r"\s*(?:[ap]\.\s?m\b|[ap]\s?m\b(?!\s+I\b))", re.IGNORECASE)
 _SMALLEST = 10  # a lone number below is a word, as most style guides have it
-_SURE_CODE = 5  # so many digits in a row are no counting, and "oh" before them is no sigh
+_MIN_CODE_DIGITS = 5  # so many digits in a row are no counting, and "oh" before them is no sigh
 # Before an ordinal they make a fraction of it, and as a number they are no day: "a tenth", "un mai".
 _ARTICLES = frozenset(
     {"a", "an", "one", "per", "un", "una", "une", "ein", "eine", "einem", "einer", "um", "uma", "een"}
@@ -115,7 +115,7 @@ class _Reader:
         goes_on = 0 < self._written_to == position - 1  # after a comma: "five five five, one two three four"
         if len(digits) < 3 or set(digits) == {"0"} or (_is_counting(digits) and not goes_on):
             return None
-        is_sigh = self._word(position) in self._notation.zeros and len(digits) < _SURE_CODE
+        is_sigh = self._word(position) in self._notation.zeros and len(digits) < _MIN_CODE_DIGITS
         return None if is_sigh else _Written(end, digits)
 
     def _digit(self, position: int) -> tuple[str, int] | None:

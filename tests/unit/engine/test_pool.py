@@ -48,13 +48,13 @@ async def test_a_call_does_not_download_a_model(bench: PoolBench):
 
 async def test_a_cancelled_call_does_not_stop_the_load_for_the_others(bench: PoolBench):
     gate = bench.loader.gates["a"] = threading.Event()
-    impatient, patient = asyncio.create_task(bench.used("a")), asyncio.create_task(bench.used("a"))
+    cancelled, other = asyncio.create_task(bench.used("a")), asyncio.create_task(bench.used("a"))
     await until(bench.loader.began["a"])
-    impatient.cancel()
+    cancelled.cancel()
     await until_idle()
     gate.set()
-    await patient
-    assert impatient.cancelled()
+    await other
+    assert cancelled.cancelled()
     assert bench.loader.loads == ["a"]
 
 

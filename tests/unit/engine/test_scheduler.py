@@ -136,7 +136,7 @@ async def test_a_full_queue_refuses_work_and_says_when_to_retry():
         assert "one too many" not in [work for batch in bench.batches for work in batch]
 
 
-async def test_a_queue_full_of_patient_work_refuses_no_urgent_work():
+async def test_a_queue_full_of_less_urgent_work_refuses_no_urgent_work():
     async with serving(max_queued=2) as bench:
         await bench.busy()
         calls = [bench.submit("job", Lane.JOBS) for _ in range(2)]

@@ -123,13 +123,13 @@ async def test_a_stream_decodes_one_interim_at_a_time():
         await b.until(Interim)
 
 
-def promising(call: EngineCall) -> str:
+def disagreeing(call: EngineCall) -> str:
     """Interims that agree on what the final then says otherwise."""
     return "Good morning to you all" if call.ticket.lane is Lane.LIVE_INTERIM else "Good mourning to everybody"
 
 
 async def test_a_final_waits_for_the_interims_of_its_utterance_and_keeps_what_they_committed():
-    async with bench(promising, interim_interval_s=0.5) as b:
+    async with bench(disagreeing, interim_interval_s=0.5) as b:
         await b.say(tone(1.4))
         await b.until(Interim, lambda interim: interim.end_s > 0.9)
         b.engine.gate.clear()
@@ -143,7 +143,7 @@ async def test_a_final_waits_for_the_interims_of_its_utterance_and_keeps_what_th
 
 
 async def test_a_final_does_not_wait_for_an_interim_that_does_not_end():
-    async with bench(promising, interim_interval_s=0.5) as b:
+    async with bench(disagreeing, interim_interval_s=0.5) as b:
         b.engine.stuck = frozenset({Lane.LIVE_INTERIM})
         await b.say(speech(1.0, 1.2))
         await b.until(Final)
@@ -153,7 +153,7 @@ async def test_a_final_does_not_wait_for_an_interim_that_does_not_end():
 
 async def test_a_final_does_not_wait_for_interims_on_a_busy_engine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(interims, "FINAL_WAITS_S", 3600.0)
-    async with bench(promising, interim_interval_s=0.5) as b:
+    async with bench(disagreeing, interim_interval_s=0.5) as b:
         b.engine.stuck = frozenset({Lane.LIVE_INTERIM})
         b.engine.gate.clear()
         await b.say(speech(1.0, 1.2))
@@ -307,7 +307,7 @@ async def test_interims_expect_the_language_that_was_clear_before():
 
 
 async def test_interims_of_a_released_utterance_are_not_decoded():
-    async with bench(promising, interim_interval_s=0.4) as b:
+    async with bench(disagreeing, interim_interval_s=0.4) as b:
         b.engine.gate.clear()
         b.engine.stuck = frozenset({Lane.LIVE_INTERIM})
         await b.say(tone(1.0))
