@@ -74,24 +74,20 @@ def adapter_queries(matchers: str, group_by: str = "pod") -> list[Query]:
     return found
 
 
-def hurried_rules(
-    pace: float, *, shortest_s: int = 2, shortest_window_s: int = 10, longest_window_s: int = 3600
-) -> dict[str, Any]:
+def hurried_rules(pace: float, *, shortest_s: int = 2, shortest_window_s: int = 10) -> dict[str, Any]:
     """The rules with their durations divided by pace, for tests that cannot wait.
 
     Of the thresholds, only those of `LONG_WAITS` change; they stay above the second in which a server reads its keys.
     """
 
-    def shorter(duration: str, least_s: int, most_s: int = 3600) -> str:
+    def shorter(duration: str, least_s: int) -> str:
         units = {"s": 1, "m": 60, "h": 3600}
         total_s = sum(int(n) * units[unit] for n, unit in re.findall(r"(\d+)([smh])", duration))
-        return f"{min(most_s, max(least_s, round(total_s / pace)))}s"
+        return f"{max(least_s, round(total_s / pace))}s"
 
     def hurried(rule: dict[str, Any]) -> dict[str, Any]:
         durations = {name: shorter(rule[name], shortest_s) for name in ("for", "keep_firing_for") if name in rule}
-        windows = re.sub(
-            r"(?<=\[)\w+(?=\])", lambda match: shorter(match[0], shortest_window_s, longest_window_s), rule["expr"]
-        )
+        windows = re.sub(r"(?<=\[)\w+(?=\])", lambda match: shorter(match[0], shortest_window_s), rule["expr"])
         if rule["alert"] in LONG_WAITS:
             windows = re.sub(r"\d+$", lambda match: str(max(5, round(int(match[0]) / pace))), windows)
         return rule | durations | {"expr": windows}

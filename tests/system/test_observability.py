@@ -19,7 +19,7 @@ from tests.system.traffic import Tally, Traffic
 SERVER = 2  # opentelemetry.proto.trace.v1.Span.SpanKind.SPAN_KIND_SERVER
 SECONDS = float(os.environ.get("TRAFFIC_S", "120"))
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.xdist_group("traffic")]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
