@@ -57,6 +57,11 @@ class Ledger:
         self._prior = PriorSessions()
         self._is_continued = False
         self._affinity = ""
+        self._is_refused = False
+
+    def failed(self, reason: str) -> None:
+        """A call failed for this reason."""
+        self._is_refused = reason == "DRAINING"
 
     @property
     def is_begun(self) -> bool:
@@ -84,10 +89,10 @@ class Ledger:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The headers of the next call: a balancer that hashes this one sends all calls of a session to one server.
 
-        A session that is not open yet may try another server with each call.
+        A session that is not open yet may try another server with each call, and so does one whose server stops.
         """
-        if not self.session_id:
-            self._affinity = uuid.uuid4().hex
+        if not self.session_id or self._is_refused:
+            self._affinity, self._is_refused = uuid.uuid4().hex, False
         return ((AFFINITY, self._affinity),)
 
     def add(self, item: Item) -> None:

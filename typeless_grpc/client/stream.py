@@ -78,6 +78,7 @@ class AsyncStreaming:
                         async for response in responses:
                             yield response
                 except grpc.aio.AioRpcError as error:
+                    self._ledger.failed(CallFailed.of(error).reason)
                     policy = policy_for(self._ledger, reconnect=self._reconnect)
                     await asyncio.sleep(wait_s(self._retry, error, policy))
             _raise_if_incomplete(self._ledger)
@@ -167,6 +168,7 @@ class Streaming:
                     yield from self._one_call()
                 except grpc.RpcError as error:
                     self._raise_if_source_failed()
+                    self._ledger.failed(CallFailed.of(error).reason)
                     policy = policy_for(self._ledger, reconnect=self._reconnect)
                     time.sleep(wait_s(self._retry, error, policy))
             _raise_if_incomplete(self._ledger)

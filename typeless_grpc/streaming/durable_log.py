@@ -73,6 +73,7 @@ class DurableLog:
         self._is_last_audio = False
         self._n_added = self._n_stored = 0
         self._due, self._written = asyncio.Event(), asyncio.Event()
+        self._is_lost = False  # the lease
         self._failing_since_s: float | None = None
         self._writing: asyncio.Task[None] | None = None
 
@@ -111,10 +112,10 @@ class DurableLog:
         self._due.set()
 
     async def flush(self) -> None:
-        """Wait until all that was added is durable."""
+        """Wait until all that was added is durable, or the lease is lost."""
         wanted = self._n_added
         self._due.set()
-        while self._n_stored < wanted:
+        while self._n_stored < wanted and not self._is_lost:
             self._written.clear()
             await self._written.wait()
 
@@ -150,6 +151,8 @@ class DurableLog:
                 self._due.clear()
                 await self._write()
         except WrongState as error:
+            self._is_lost = True
+            self._written.set()
             self._host.has_trouble(error)
 
     async def _write(self) -> None:

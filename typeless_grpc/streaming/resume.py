@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from typeless_grpc.clock import Clock
 from typeless_grpc.errors import InvalidInput, NotFound, Overloaded, RateLimited, TypelessError, WrongState
 from typeless_grpc.streaming.driver import Stream
+from typeless_grpc.streaming.durable_stream import DurableStream
 from typeless_grpc.streaming.events import EndReason, Entry
 from typeless_grpc.streaming.observer import NoStreamObserver, StreamObserver
 from typeless_grpc.streaming.requests import Request
 
 _TICKS_PER_S = 4
+# For a caller to read the last events of a session that is handed over; it can read them on the next server, too.
+_LAST_EVENTS_S = 2.0
 
 C = TypeVar("C")
 
@@ -40,7 +43,10 @@ class SessionLimits:
 
 @dataclass
 class _Held(Generic[C]):
-    """A session. call: the one that has it now; left_s: when the last one left."""
+    """A session. call: the one that has it now; left_s: when the last one left.
+
+    is_handed_over: nothing is left to do here; another server goes on.
+    """
 
     id: str
     caller: str
@@ -49,6 +55,7 @@ class _Held(Generic[C]):
     stream: Stream
     call: Call[C] | None = None
     left_s: float = 0.0
+    is_handed_over: bool = False
 
 
 class Call(Generic[C]):
@@ -183,6 +190,9 @@ class Sessions(Generic[C]):
             return
         held.call, held.left_s = None, self._clock.now_s()
         held.stream.detach()
+        if held.is_handed_over:
+            self._drop(held)
+            return
         kept = [other for other in self._held.values() if other.call is None]
         if len(kept) > self._limits.max_kept:
             self._evict(kept)
@@ -194,11 +204,17 @@ class Sessions(Generic[C]):
             self._drop(held)
 
     def drain(self, error: TypelessError, within_s: float) -> None:
-        """Warn every caller, and end every session's audio at the next pause, at the latest after within_s."""
+        """Hand durable sessions over, and end the audio of others, at the next pause, at the latest after within_s.
+
+        error: a warning to the callers whose audio ends.
+        """
         self.is_draining = True
-        for held in self._held.values():
-            held.stream.warn(error)
-            held.stream.drain(within_s)
+        for held in list(self._held.values()):
+            if isinstance(held.stream, DurableStream):
+                self._start(self._hand_over(held, held.stream, within_s))
+            else:
+                held.stream.warn(error)
+                held.stream.drain(within_s)
 
     async def drained(self) -> None:
         """Wait until every session without a call has delivered its events to a caller that resumed it.
@@ -279,9 +295,24 @@ class Sessions(Generic[C]):
             held.call.fail(taken_error())
         self._drop(held)
 
+    async def _hand_over(self, held: _Held[C], stream: DurableStream, within_s: float) -> None:
+        error = moved_error()
+        await stream.hand_over(error, within_s)
+        if self._held.get(held.id) is not held:
+            return
+        self._observer.session("handed_over")
+        held.is_handed_over = True
+        if held.call is None:
+            self._drop(held)
+        else:
+            asyncio.get_running_loop().call_later(_LAST_EVENTS_S, held.call.fail, error)
+
     def _drop(self, held: _Held[C], *, forget: bool = False) -> None:
         del self._held[held.id]
-        task = asyncio.ensure_future(held.stream.close(forget=forget))
+        self._start(held.stream.close(forget=forget))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -289,6 +320,12 @@ class Sessions(Generic[C]):
 def new_session_id() -> str:
     """Return an unpredictable id."""
     return secrets.token_urlsafe(16)
+
+
+def moved_error() -> Overloaded:
+    """Return the error for a call whose session is handed over."""
+    message = "This server stops. Resume the session: another server goes on."
+    return Overloaded(message, reason="DRAINING", retry_after_s=0.1)
 
 
 def taken_error() -> WrongState:
