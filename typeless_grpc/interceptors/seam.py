@@ -22,14 +22,11 @@ from typing import Any
 import grpc
 
 from typeless_grpc.errors import NotImplementedHere
+from typeless_grpc.telemetry.context import HALF_CLOSE_GRACE_S
 
 # A refusal is sent when the caller has paused for PAUSE_S, at the latest after READ_ON_S.
 PAUSE_S = 0.05
 READ_ON_S = 2.0
-
-# A caller that cancels before its request has arrived looks, for this long, like one that sends none. It may be long:
-# only callers that break the contract wait for its end.
-CANCELLATION_GRACE_S = 1.0
 
 
 class Requests:
@@ -209,7 +206,7 @@ async def _single(requests: AsyncIterator[Any], call: Call) -> Any:
     async for request in requests:
         return request
     # Raises CancelledError if the iterator ended because the caller cancelled.
-    await asyncio.sleep(CANCELLATION_GRACE_S)
+    await asyncio.sleep(HALF_CLOSE_GRACE_S)
     # UNIMPLEMENTED is the code that gRPC uses for a wrong number of requests.
     raise NotImplementedHere(f"{call.method} takes one request, but none arrived.", reason="REQUEST_MISSING")
 
