@@ -1,4 +1,4 @@
-"""The server around an engine: its services, its interceptors, and what these need."""
+"""Wires the server around an engine: its services, its interceptors, and their dependencies."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def _warn(settings: Settings) -> None:
 
 
 def warnings(settings: Settings) -> Iterator[str]:
-    """Yield what an operator should know about the security of these settings."""
+    """Yield warnings about the security of these settings."""
     yield from _console_warnings(settings)
     if is_loopback(settings.host):
         return
@@ -264,6 +264,7 @@ def server_options(settings: Settings) -> ServerOptions:
         keepalive_s=settings.keepalive_s,
         max_connection_age_s=settings.max_connection_age_s,
         max_connection_grace_s=settings.max_call_s,  # long enough for any call that cannot be resumed
+        shares_port=settings.front_processes > 1,
     )
 
 
