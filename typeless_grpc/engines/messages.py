@@ -34,6 +34,7 @@ KINDS: Mapping[str, type[errors.TypelessError]] = {
         errors.DeadlineExceeded,
         errors.EngineFailed,
         errors.NotImplementedHere,
+        errors.Aborted,
     )
 }
 
