@@ -19,15 +19,20 @@ PROTO_BIN := .venv-proto/bin
 RELEASE_BIN := .venv-release/bin
 FLOOR_BIN := .venv-floor/bin
 RECORDINGS ?= ../shared/audio
-# Tests run in so many processes, a file in one of them; 0 runs them in this one, with a debugger, say.
-WORKERS ?= 2
+# Tests run in so many processes, a file in one of them. Half of their time is waiting, so these are twice the cores of a
+# small machine; 0 runs them in this process, with a debugger, say.
+WORKERS ?= 4
+# The tests that took longest are printed at the end.
+PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=5
 PROTOS := $(wildcard protos/typeless/v1/*.proto protos/typeless/engine/v1/*.proto)
+# `make audit AUDIT=required` fails if the advisories cannot be read.
+AUDIT ?=
 # `make run MODEL=small` passes a flag, which overrides TYPELESS_MODEL and the settings file.
 MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
-.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system cluster-test cluster-short dist lock clean
+.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system cluster-test cluster-short dist audit lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -92,18 +97,18 @@ demo: $(VENV)/server.stamp ## stream a sample to a server of its own and print t
 
 test: $(VENV)/dev.stamp $(PROTO_BIN)/protoc-gen-mypy ## install everything and run all tests
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clients: $(VENV)/dev.stamp ## build the example clients whose toolchain is installed, and test them
 	@$(BIN)/typeless models pull tiny.en >/dev/null
-	$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
+	$(PYTEST) -m clients -n 2 --dist loadfile tests/clients $(ARGS)
 
 packages: $(VENV)/dev.stamp ## build the packages and install them in clean environments
-	@$(BIN)/python -m pytest -m packages tests/packages $(ARGS)
+	@$(PYTEST) -m packages -n 2 --dist loadfile tests/packages $(ARGS)
 
 system: $(VENV)/dev.stamp ## run a whole installation under mixed traffic for two minutes, and account for every call
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
-	$(BIN)/python -m pytest -m system tests/system $(ARGS)
+	$(PYTEST) -m system -n 3 --dist loadfile tests/system $(ARGS)
 
 # CLUSTER=short runs what CI runs, in about a minute.
 cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a proxy on a network, with faults (Linux, as root)
@@ -112,7 +117,8 @@ cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a p
 cluster-short:
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) cluster-test CLUSTER=short; else echo "skipped without root: make cluster-test"; fi
 
-check: lint type test clients packages system cluster-short verify ## run all that CI runs: lint, type, test, clients, packages, system, cluster-test, verify
+check: lint type test verify cluster-short ## run all that CI runs: lint, type, test, verify, cluster-test, system, clients, packages, audit
+	@$(MAKE) --jobs=2 --output-sync=target system clients packages audit  # two at a time: they wait more than they compute
 
 lint: $(VENV)/dev.stamp ## check the style of code and protos; edits nothing
 	@$(BIN)/ruff check .
@@ -163,6 +169,9 @@ floors: | $(UV) ## run the tests without models on the oldest supported dependen
 
 bench: $(VENV)/dev.stamp ## measure speed, accuracy and resources beside faster-whisper (one hour)
 	@$(BIN)/python -m benchmarks $(if $(MODEL),--model $(MODEL)) --recordings $(RECORDINGS)
+
+audit: $(RELEASE_BIN)/cyclonedx-py ## compare the locked dependencies with known vulnerabilities; AUDIT=required fails without access
+	@AUDIT=$(AUDIT) $(RELEASE_BIN)/python .ci/audit $(RELEASE_BIN)/pip-audit requirements/dev.lock requirements/release.lock
 
 dist: $(RELEASE_BIN)/cyclonedx-py ## build wheel, sdist, SBOM (CycloneDX) and checksums in dist/
 	@rm -rf dist && mkdir dist
