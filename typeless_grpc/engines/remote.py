@@ -149,8 +149,12 @@ class RemoteEngine(EngineConnection):
 
     @contextmanager
     def _call(self, header: pb.DecodeHeader, audio: Audio) -> Iterator[Any]:
-        """Send a call: its audio through shared memory if there is room, else in messages."""
-        shared = self.options.shared
+        """Send a call: its audio through shared memory if there is room, else in messages.
+
+        Only grpc.aio's calls with several requests deliver headers before their response, which tell that a call runs
+        alone.
+        """
+        shared = None if header.is_alone else self.options.shared
         region = shared.put(audio) if shared is not None else None
         if shared is None or region is None:
             yield self.stub.Decode(_requests(header, audio), metadata=self.metadata)
