@@ -22,12 +22,14 @@ RECORDINGS ?= ../shared/audio
 # Tests run in so many processes, a file in one of them; 0 runs them in this one, with a debugger, say.
 WORKERS ?= 2
 PROTOS := $(wildcard protos/typeless/v1/*.proto protos/typeless/engine/v1/*.proto)
+# `make audit AUDIT=required` fails if the advisories cannot be read.
+AUDIT ?=
 # `make run MODEL=small` passes a flag, which overrides TYPELESS_MODEL and the settings file.
 MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
-.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system cluster-test cluster-short dist lock clean
+.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system cluster-test cluster-short dist audit lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -112,7 +114,7 @@ cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a p
 cluster-short:
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) cluster-test CLUSTER=short; else echo "skipped without root: make cluster-test"; fi
 
-check: lint type test clients packages system cluster-short verify ## run all that CI runs: lint, type, test, clients, packages, system, cluster-test, verify
+check: lint type test clients packages system cluster-short audit verify ## run all that CI runs: lint, type, test, clients, packages, system, cluster-test, audit, verify
 
 lint: $(VENV)/dev.stamp ## check the style of code and protos; edits nothing
 	@$(BIN)/ruff check .
@@ -162,6 +164,9 @@ floors: | $(UV) ## run the tests without models on the oldest supported dependen
 
 bench: $(VENV)/dev.stamp ## measure speed, accuracy and resources beside faster-whisper (one hour)
 	@$(BIN)/python -m benchmarks $(if $(MODEL),--model $(MODEL)) --recordings $(RECORDINGS)
+
+audit: $(RELEASE_BIN)/cyclonedx-py ## compare the locked dependencies with known vulnerabilities; AUDIT=required fails without access
+	@AUDIT=$(AUDIT) $(RELEASE_BIN)/python .ci/audit $(RELEASE_BIN)/pip-audit requirements/dev.lock requirements/release.lock
 
 dist: $(RELEASE_BIN)/cyclonedx-py ## build wheel, sdist, SBOM (CycloneDX) and checksums in dist/
 	@rm -rf dist && mkdir dist

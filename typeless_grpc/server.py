@@ -20,7 +20,7 @@ from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-WATCH_S = 1.0  # between two looks at whether gRPC has ended
+WATCH_S = 1.0  # interval of checks whether gRPC has ended
 NOTIFY_S = 1.0  # to send all health watchers a few bytes each
 HANDSHAKE_MS = 20_000  # from a connection's first byte to its first frame, TLS included
 KEEPALIVE_TIMEOUT_MS = 20_000  # for the answer to a keepalive ping
@@ -117,7 +117,7 @@ class Server:
         return self._health.statuses
 
     def use(self, options: ServerOptions) -> None:
-        """Drain with these options. The others are in force since the server was made."""
+        """Use these options for a drain. The others cannot change after the start."""
         self._options = options
 
     async def start(self) -> int:

@@ -1,7 +1,7 @@
 """Every call of the contract, with the access it needs and the quota it is charged to.
 
-A method that is not in this table needs an admin key, so that a new one is never open by mistake. Tests fail until it
-is in the table.
+A method that is not in this table needs an admin key, so that a new one is never open by mistake. Tests fail until the
+table has it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class Group(Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule for a method. is_long_lived: it lasts as long as its caller likes, without a time limit.
+    """The rule for a method.
 
-    is_free: it is charged to no quota, so that a probe fails neither for a quota nor without the store of quotas.
+    is_long_lived: it has no time limit. is_free: it is charged to no quota, so that health probes depend neither on a
+    quota nor on its store.
     """
 
     access: Access

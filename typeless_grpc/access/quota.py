@@ -1,4 +1,4 @@
-"""How much a caller may use: token buckets, by group of calls and by unit."""
+"""Quotas: token buckets by group of calls and by unit."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Limit:
 
 
 class Quotas:
-    """The limit for each caller: its key's own, otherwise the one set at run time, otherwise that of the settings."""
+    """The limit for each caller: that of its key, otherwise the one set at run time, otherwise that of the settings."""
 
     def __init__(self, limits: Iterable[Limit], *, anonymous_percent: int = 100) -> None:
         """limits: of the settings. anonymous_percent: the part of each for callers without a key."""
@@ -139,5 +139,5 @@ class Quotas:
 
 
 def whole(seconds: float) -> int:
-    """The cost of audio: its seconds, rounded up, without one that only floating-point rounding begins."""
+    """Return the cost of audio: its seconds, rounded up after removing floating-point errors."""
     return math.ceil(seconds - 1e-6)

@@ -1,4 +1,4 @@
-"""Jobs and uploads: opens their stores, and runs jobs in this process unless the settings leave that to workers."""
+"""Opens the stores of jobs and uploads, and runs jobs in this process unless the settings leave that to workers."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ async def _running(runner: DbosRunner, is_ready: asyncio.Event | None) -> AsyncI
     """Start a worker in the background, which retries until it succeeds; calls do not wait for it."""
 
     async def start() -> None:
-        if is_ready is not None:  # DBOS takes seconds of a core to import, which the model's loading needs
+        if is_ready is not None:  # importing DBOS takes seconds of a core, which the loading of the model needs
             await is_ready.wait()
         await asyncio.to_thread(runner.start)
 
@@ -195,7 +195,7 @@ async def _running(runner: DbosRunner, is_ready: asyncio.Event | None) -> AsyncI
 
 
 def source_options(settings: Settings) -> SourceOptions:
-    """Return the part of the settings that says what audio may be fetched."""
+    """Return the settings of audio that may be fetched."""
     return SourceOptions(
         prefixes=settings.audio_uri_prefixes,
         max_bytes=settings.max_upload_bytes,

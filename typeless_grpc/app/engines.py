@@ -1,4 +1,4 @@
-"""The engine of a front that decodes nothing itself: processes that it starts, or engines on other machines."""
+"""The engine of a front: processes that the front starts, or engines on other machines."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def n_processes(settings: Settings) -> int:
 
 
 def _n_by_memory(directory: Path, free: int | None) -> int:
-    """Return how many processes fit into half of the free memory, as far as the model's file tells."""
+    """Return how many processes fit into half of the free memory, estimated from the size of the model's file."""
     try:
         stored_bytes = (directory / "model.bin").stat().st_size
     except OSError:
@@ -101,7 +101,7 @@ class Connected:
         finally:
             up.cancel()
         if up not in done:
-            message = "An engine process ended before it was ready; its last log lines say why."
+            message = "An engine process ended before it was ready; its last log lines show why."
             raise EngineFailed(message, reason="ENGINE_NOT_STARTED")
 
     def runs_on(self) -> str:

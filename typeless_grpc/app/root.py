@@ -1,4 +1,4 @@
-"""The server around an engine: its services, its interceptors, and what these need."""
+"""Wires the server around an engine: its services, its interceptors, and their dependencies."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def _warn(settings: Settings) -> None:
 
 
 def warnings(settings: Settings) -> Iterator[str]:
-    """Yield what an operator should know about the security of these settings."""
+    """Yield warnings about the security of these settings."""
     yield from _console_warnings(settings)
     if is_loopback(settings.host):
         return

@@ -1,4 +1,4 @@
-"""The product. The default model loads while the rest of the program is imported, which takes about as long."""
+"""Builds the whole program. The default model loads while the rest is imported, which takes about as long."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def build_worker(settings: Settings) -> AsyncIterator[Reloads]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a server and a worker begin with. warming: loads the default model and runs it once."""
+    """The parts that a server and a worker have in common. warming: loads the default model and runs it once."""
 
     metrics: Metrics
     reloads: Reloads

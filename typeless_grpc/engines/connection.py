@@ -115,11 +115,14 @@ class EngineConnection:
         self._broken = asyncio.Event()
 
     def follow_stall_s(self, stall_s: float) -> None:
-        """Take a new value of the setting."""
+        """Apply a new value of `engine_stall_s`."""
         self.stall_s = stall_s
 
     def replay(self, reports: Sequence[pb.Report], offset_s: float) -> None:
-        """Take what the engine did since the last report. offset_s: what the clock here is ahead of the engine's."""
+        """Pass on the engine's reports since the last response.
+
+        offset_s: difference of the clock here to the engine's.
+        """
 
     def end_calls(self) -> None:
         """End all calls, because the engine is lost."""
@@ -200,7 +203,7 @@ class EngineConnection:
                 await asyncio.sleep(RETRY_OWN_S if options.is_own else pause_s)
 
     async def _watch(self) -> str:
-        """Read the engine's reports until it is lost; return how."""
+        """Read the engine's reports until it is lost; return the reason."""
         call: Any = self.stub.Watch(pb.WatchRequest(front=self.front), metadata=self.metadata)
         self._broken = asyncio.Event()
         tasks: list[asyncio.Task[str]] = [
@@ -288,7 +291,7 @@ class EngineConnection:
         return ((KEY_HEADER, self.options.key),) if self.options.key else ()
 
     def failure(self, error: grpc.aio.AioRpcError) -> Exception:
-        """Return what a failed call raises. The engine is lost at once if its connection broke."""
+        """Return the exception for a failed call. The engine is lost at once if its connection broke."""
         why = error.details() or error.code().name
         if error.code() not in BROKEN:
             return UnforeseenError(f"engine {self.name}: {why}")

@@ -1,6 +1,6 @@
 """An engine in another process or on another machine, as an `Engine`.
 
-When it is lost, its calls end with `EngineLost`, and somebody else decodes them again.
+When it is lost, its calls end with `EngineLost`, and `EngineGroup` decodes them again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The only module that knows status codes: maps our errors to gRPC codes and `google.rpc` details."""
+"""Maps our errors to gRPC status codes and `google.rpc` details. No other module knows status codes."""
 
 from __future__ import annotations
 

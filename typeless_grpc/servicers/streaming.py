@@ -1,4 +1,4 @@
-"""StreamTranscribe: what one call does in a session, which may have several calls one after the other."""
+"""StreamTranscribe: serves the calls of a session, which may have several, one after the other."""
 
 from __future__ import annotations
 
@@ -137,11 +137,11 @@ class StreamService:
 
     @property
     def is_well(self) -> bool:
-        """Whether the maintenance of sessions runs, which ends idle ones and drops those that were not resumed."""
+        """Whether the maintenance loop runs, which ends idle sessions and drops those that were not resumed."""
         return self._sessions.is_ticking
 
     def draining(self) -> None:
-        """Warn every caller, and end every session's audio at a pause; all audio that was taken is transcribed."""
+        """Warn every caller, and end every session's audio at a pause. All audio that was taken is transcribed."""
         message = "This server stops: it takes no more audio after the next pause. Send the rest to another server."
         self._sessions.drain(Overloaded(message, reason="DRAINING"), self._limits.drain_pause_s)
         soon_s = asyncio.get_running_loop().time() + DRAINING_OPENING_S
@@ -264,9 +264,9 @@ class StreamService:
         self._sessions.adopt(session_id, who.id, who.owner, config, stream)
 
     async def _check(self, options: DecodeOptions, field: str) -> None:
-        """Check the model and the language now, and not at the first utterance. field: of the request's options.
+        """Check the model and the language before the first utterance. field: path of the options in the request.
 
-        The engine loads the model; a frame of silence takes no other work.
+        It decodes a frame of silence: the engine loads the model, and does no other work.
         """
         silence = np.zeros(FRAME_SAMPLES, dtype=np.float32)
         with fields_at(field):
@@ -324,7 +324,10 @@ class StreamService:
     def _resumed(
         self, call: Call[StreamConfig], started: transcription_pb2.StreamStarted
     ) -> transcription_pb2.StreamTranscribeResponse:
-        """Return the first response of a call that resumes a session. It has no sequence: it is not of the session."""
+        """Return the first response of a call that resumes a session.
+
+        It has no sequence, because it is no event of the session.
+        """
         return transcription_pb2.StreamTranscribeResponse(
             started=started, cursors=cursors(call.stream.cursors), acknowledged_bytes=call.acknowledged_bytes
         )
@@ -335,7 +338,7 @@ def _reader(config: StreamConfig) -> LiveReader:
 
 
 async def _nothing_follows(requests: Requests) -> None:
-    """Wait a moment for a request behind the end. Raises InvalidInput if there is one."""
+    """Wait a moment for a request after the end. Raises InvalidInput if there is one."""
     following = asyncio.ensure_future(anext(requests, None))
     try:
         await asyncio.wait([following], timeout=HALF_CLOSE_GRACE_S)
