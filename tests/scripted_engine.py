@@ -42,7 +42,7 @@ from typeless_grpc.telemetry.metrics import Metrics
 MODULE = "tests.scripted_engine"
 TIMEOUT_S = 20.0
 JOURNAL = "SCRIPTED_JOURNAL"  # a file to which each decode writes its prompt when it begins
-PAUSES_S = {"slow": 0.4, "busy": 1.0, "held": 3.0, "hang": 3600.0}
+PAUSES_S = {"brief": 0.05, "slow": 0.4, "busy": 1.0, "held": 3.0, "hang": 3600.0}
 MODELS = ("scripted", "other")
 
 
