@@ -264,6 +264,7 @@ def server_options(settings: Settings) -> ServerOptions:
         keepalive_s=settings.keepalive_s,
         max_connection_age_s=settings.max_connection_age_s,
         max_connection_grace_s=settings.max_call_s,  # long enough for any call that cannot be resumed
+        shares_port=settings.front_processes > 1,
     )
 
 
