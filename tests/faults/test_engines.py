@@ -12,11 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from prometheus_client import Counter
 
 from tests import scripted_engine
 from tests.harness import REPOSITORY, request, serving
-from tests.scripted_engine import begun, options, speech, text_of, until
+from tests.scripted_engine import begun, count, options, speech, text_of, until
 from tests.servers import free_port
 from typeless_grpc.app.engines import Connected, connected
 from typeless_grpc.app.reloading import Reloads
@@ -53,16 +52,6 @@ def decoding(parts: Connected) -> int:
     (busy,) = [process for process, engine in zip(parts.processes, parts.engines, strict=True) if engine.n_sent]
     assert busy.pid is not None
     return busy.pid
-
-
-def count(counter: Counter, **labels: str) -> float:
-    (value,) = [
-        sample.value
-        for metric in counter.collect()
-        for sample in metric.samples
-        if sample.name.endswith("_total") and sample.labels == labels
-    ]
-    return value
 
 
 def restarts(metrics: EngineMetrics, reason: str) -> float:
