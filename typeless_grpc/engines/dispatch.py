@@ -1,9 +1,9 @@
 """Decides which engine a call goes to, and when.
 
-Any call that an engine had when it was lost may be the cause. Such a call is a suspect: it is decoded again alone, on
+Any call that an engine had when it was lost may be the cause. Such a call is quarantined: it is decoded again alone, on
 an engine that has nothing else, so that only the cause itself can lose another engine. Meanwhile the other calls use
-the other engines: suspects leave one open while more than one is up. With one engine, suspects and others take turns:
-calls that arrive while a suspect runs are next.
+the other engines: quarantined calls leave one open while more than one is up. With one engine, both take turns:
+calls that arrive while a quarantined one runs are next.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typeless_grpc.clock import Clock
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.errors import DeadlineExceeded, Overloaded
 
-PATIENCE_S = 5.0  # for which a suspect waits for a second engine to be up, so that it does not risk the only one
+PATIENCE_S = (
+    5.0  # for which a quarantined call waits for a second engine to be up, so that it does not risk the only one
+)
 RETRY_AFTER_S = 2.0
 
 
@@ -63,10 +65,10 @@ class Dispatch(Generic[CandidateT]):
         self._clock = clock
         self._max_wait_s = max_wait_s
         self._changed = asyncio.Event()
-        self._n_waiting = 0  # calls that are no suspects
-        self._suspects: list[tuple[int, Lane, int]] = []  # that wait, as a heap
+        self._n_waiting = 0  # calls that are not quarantined
+        self._quarantined: list[tuple[int, Lane, int]] = []  # that wait, as a heap
         self._count = itertools.count()
-        self._reserved: set[str] = set()  # names of the engines that have a suspect of this front
+        self._reserved: set[str] = set()  # names of the engines that have a quarantined call of this front
         self._n_chosen = {engine.name: 0 for engine in engines}
 
     def changed(self) -> None:
@@ -94,30 +96,30 @@ class Dispatch(Generic[CandidateT]):
                 up_s = await self._change(ticket, up_s)
         finally:
             self._n_waiting -= 1
-            if not self._n_waiting and self._suspects:
+            if not self._n_waiting and self._quarantined:
                 self.changed()
         chosen = min(found, key=lambda one: self._rank(one, ticket.lane))
         self._n_chosen[chosen.name] += 1
         return chosen
 
     async def reserve(self, ticket: Ticket, left_out: Container[Connection], n_losses: int) -> CandidateT:
-        """Return an engine for a suspect, which gets no other calls until `released`. The rest is as for `choose`.
+        """Return an engine for a quarantined call, which gets no other calls until `released`. The rest is as for `choose`.
 
         n_losses: engines that the call lost alone; those with fewer go first.
         """
         mine = (n_losses, ticket.lane, next(self._count))
-        heapq.heappush(self._suspects, mine)
+        heapq.heappush(self._quarantined, mine)
         began_s = up_s = self._clock.now_s()
         try:
             while True:
-                is_next = self._suspects[0] == mine
-                if is_next and (found := self._for_suspect(left_out, self._clock.now_s() - began_s)):
+                is_next = self._quarantined[0] == mine
+                if is_next and (found := self._for_quarantined(left_out, self._clock.now_s() - began_s)):
                     self._reserved.add(found.name)
                     return found
                 up_s = await self._change(ticket, up_s, began_s + PATIENCE_S)
         finally:
-            self._suspects.remove(mine)
-            heapq.heapify(self._suspects)
+            self._quarantined.remove(mine)
+            heapq.heapify(self._quarantined)
             self.changed()
 
     @contextmanager
@@ -158,7 +160,7 @@ class Dispatch(Generic[CandidateT]):
             and connection_of(one) not in left_out
         ]
 
-    def _for_suspect(self, left_out: Container[Connection], waited_s: float) -> CandidateT | None:
+    def _for_quarantined(self, left_out: Container[Connection], waited_s: float) -> CandidateT | None:
         """Return an engine that can be reserved."""
         found = self._open(left_out)
         n_up = sum(one.is_up for one in self._engines)

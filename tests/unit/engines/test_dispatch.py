@@ -50,7 +50,7 @@ class Bench:
 
         return await self._begun(use())
 
-    async def suspect(self, name: str, lane: Lane = Lane.UNARY, n_losses: int = 0) -> asyncio.Task[None]:
+    async def quarantined(self, name: str, lane: Lane = Lane.UNARY, n_losses: int = 0) -> asyncio.Task[None]:
         """Begin a call that must be alone."""
         self._ends[name] = asyncio.Event()
 
@@ -87,10 +87,10 @@ async def test_a_call_goes_to_the_engine_that_serves_it_first():
     assert bench.went == [("one", "free")]
 
 
-async def test_suspects_are_alone_and_leave_another_engine_to_the_others():
+async def test_quarantined_calls_are_alone_and_leave_another_engine_to_the_others():
     bench = Bench(Engine("a", n_sent=3), Engine("b"))
-    await bench.suspect("first")
-    await bench.suspect("second")
+    await bench.quarantined("first")
+    await bench.quarantined("second")
     for number in range(3):
         await bench.call(f"call {number}")
     assert bench.went == [("first", "b"), *((f"call {number}", "a") for number in range(3))]
@@ -99,19 +99,19 @@ async def test_suspects_are_alone_and_leave_another_engine_to_the_others():
     await bench.end("second")
 
 
-async def test_with_three_engines_two_suspects_run_at_a_time():
+async def test_with_three_engines_two_quarantined_calls_run_at_a_time():
     bench = Bench(Engine("a"), Engine("b"), Engine("c"))
     for name in ("first", "second", "third"):
-        await bench.suspect(name)
+        await bench.quarantined(name)
     assert [name for name, _ in bench.went] == ["first", "second"]
     await bench.end("first", "second", "third")
     assert [name for name, _ in bench.went] == ["first", "second", "third"]
 
 
-async def test_with_one_engine_suspects_and_others_take_turns():
+async def test_with_one_engine_quarantined_calls_and_others_take_turns():
     bench = Bench(Engine("only"))
-    await bench.suspect("first")
-    await bench.suspect("second")
+    await bench.quarantined("first")
+    await bench.quarantined("second")
     await bench.call("call 1")
     await bench.call("call 2")
     assert [name for name, _ in bench.went] == ["first"]
@@ -123,10 +123,10 @@ async def test_with_one_engine_suspects_and_others_take_turns():
     await bench.end("second")
 
 
-async def test_a_suspect_waits_a_moment_for_a_second_engine():
+async def test_a_quarantined_call_waits_a_moment_for_a_second_engine():
     down = Engine("down", is_up=False)
     bench = Bench(Engine("up"), down)
-    await bench.suspect("first")
+    await bench.quarantined("first")
     await bench.later(PATIENCE_S / 2)
     assert not bench.went
     down.is_up = True
@@ -134,7 +134,7 @@ async def test_a_suspect_waits_a_moment_for_a_second_engine():
     assert [name for name, _ in bench.went] == ["first"]
     await bench.end("first")
     down.is_up = False
-    await bench.suspect("second")
+    await bench.quarantined("second")
     await bench.later(PATIENCE_S)
     assert bench.went[-1] == ("second", "up")
     await bench.end("second")
@@ -142,23 +142,23 @@ async def test_a_suspect_waits_a_moment_for_a_second_engine():
 
 async def test_the_least_likely_causes_go_first():
     bench = Bench(Engine("only"))
-    await bench.suspect("first")
+    await bench.quarantined("first")
     for name, lane, n_losses in (
         ("lost one", Lane.LIVE_FINAL, 1),
         ("job", Lane.JOBS, 0),
         ("call", Lane.UNARY, 0),
         ("final", Lane.LIVE_FINAL, 0),
     ):
-        await bench.suspect(name, lane, n_losses)
+        await bench.quarantined(name, lane, n_losses)
     await bench.end("first", "final", "call", "job", "lost one")
     assert [name for name, _ in bench.went] == ["first", "final", "call", "job", "lost one"]
 
 
-async def test_a_suspect_that_is_cancelled_while_it_waits_delays_nobody():
+async def test_a_quarantined_call_that_is_cancelled_while_it_waits_delays_nobody():
     bench = Bench(Engine("only"))
-    await bench.suspect("first")
-    cancelled = await bench.suspect("cancelled")
-    await bench.suspect("last")
+    await bench.quarantined("first")
+    cancelled = await bench.quarantined("cancelled")
+    await bench.quarantined("last")
     cancelled.cancel()
     await bench.end("first")
     assert [name for name, _ in bench.went] == ["first", "last"]
@@ -171,19 +171,19 @@ async def test_an_engine_that_another_front_has_reserved_gets_no_calls():
     reserved = Engine("reserved", is_reserved=True)
     bench = Bench(reserved, Engine("free", backlog_s=5.0))
     await bench.call("one")
-    await bench.suspect("suspect")
+    await bench.quarantined("quarantined")
     assert bench.went == [("one", "free")]
     reserved.is_reserved = False
     await bench.later()
-    assert bench.went[-1] == ("suspect", "reserved")
-    await bench.end("suspect")
+    assert bench.went[-1] == ("quarantined", "reserved")
+    await bench.end("quarantined")
 
 
-@pytest.mark.parametrize("is_suspect", [False, True])
-async def test_waiting_for_an_engine_ends(is_suspect: bool):
+@pytest.mark.parametrize("is_quarantined", [False, True])
+async def test_waiting_for_an_engine_ends(is_quarantined: bool):
     engine = Engine("only", is_up=False)
     bench = Bench(engine)
-    begin = bench.suspect if is_suspect else bench.call
+    begin = bench.quarantined if is_quarantined else bench.call
     waiting: Sequence[asyncio.Task[None]] = [await begin("late")]
     await bench.later(MAX_WAIT_S - 1)
     engine.is_up = engine.is_reserved = True  # there is hope again
