@@ -103,7 +103,7 @@ class Dispatch(Generic[CandidateT]):
         return chosen
 
     async def reserve(self, ticket: Ticket, left_out: Container[Connection], n_losses: int) -> CandidateT:
-        """Return an engine for a quarantined call, which gets no other calls until `released`. The rest is as for `choose`.
+        """Return an engine for a quarantined call; no others get it until `released`. The rest is as for `choose`.
 
         n_losses: engines that the call lost alone; those with fewer go first.
         """
