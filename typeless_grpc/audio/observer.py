@@ -1,4 +1,4 @@
-"""What the decoding of recordings reports. Called on the event loop, in the context of the call."""
+"""The `AudioObserver` protocol: what the decoding of recordings reports."""
 
 from __future__ import annotations
 
