@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 # Use the machine's certificates, as pip does, so that an organization's own index works.
 export UV_SYSTEM_CERTS ?= 1
+# Keep bytecode, whatever the environment says: each of the processes that tests start would compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,15 +22,17 @@ RECORDINGS ?= ../shared/audio
 # Tests run in so many processes, a file in one of them; 0 runs them in this one, with a debugger, say.
 WORKERS ?= 2
 PROTOS := $(wildcard protos/typeless/v1/*.proto protos/typeless/engine/v1/*.proto)
+# `make audit AUDIT=required` fails if the advisories cannot be read.
+AUDIT ?=
 # `make run MODEL=small` passes a flag, which overrides TYPELESS_MODEL and the settings file.
 MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
-.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system dist lock clean
+.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system cluster-test cluster-short dist audit lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # ---- environments -------------------------------------------------------------------------------------------
 
@@ -50,14 +54,14 @@ $(UV):
 # What `make run` needs.
 $(VENV)/server.stamp: requirements/server.lock pyproject.toml | $(UV)
 	@echo "Installing the server into $(VENV) …"
-	$(UV) pip install -q --python $(BIN)/python -r requirements/server.lock
+	$(UV) pip install -q --compile-bytecode --python $(BIN)/python -r requirements/server.lock
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
 	touch $@
 
 # What the tests and the tools need in addition.
 $(VENV)/dev.stamp: requirements/dev.lock $(VENV)/server.stamp
 	@echo "Installing the development tools into $(VENV) …"
-	$(UV) pip install -q --python $(BIN)/python -r requirements/dev.lock
+	$(UV) pip install -q --compile-bytecode --python $(BIN)/python -r requirements/dev.lock
 	touch $@
 
 $(PROTO_BIN)/protoc-gen-mypy: requirements/proto.lock | $(UV)
@@ -103,7 +107,14 @@ system: $(VENV)/dev.stamp ## run a whole installation under mixed traffic for tw
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
 	$(BIN)/python -m pytest -m system tests/system $(ARGS)
 
-check: lint type test clients packages system verify ## run all that CI runs: lint, type, test, clients, packages, system, verify
+# CLUSTER=short runs what CI runs, in about a minute.
+cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a proxy on a network, with faults (Linux, as root)
+	@$(BIN)/python -m tests.cluster tests/cluster -m 'cluster$(if $(filter short,$(CLUSTER)), and short)' $(ARGS)
+
+cluster-short:
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) cluster-test CLUSTER=short; else echo "skipped without root: make cluster-test"; fi
+
+check: lint type test clients packages system cluster-short audit verify ## run all that CI runs: lint, type, test, clients, packages, system, cluster-test, audit, verify
 
 lint: $(VENV)/dev.stamp ## check the style of code and protos; edits nothing
 	@$(BIN)/ruff check .
@@ -118,6 +129,7 @@ fmt: $(VENV)/dev.stamp ## format code and protos
 type: $(VENV)/dev.stamp ## check types (mypy, strict)
 	@$(BIN)/mypy
 
+# Riva's contract is a descriptor set: as modules, its names would collide with those of NVIDIA's package in one program.
 # Rewrites one import prefix: the wire package is typeless.v1, the Python package typeless_grpc.pb.v1.
 define generate
 	@rm -rf $(1).tmp && mkdir -p $(1).tmp/out
@@ -125,6 +137,7 @@ define generate
 	  --grpc_python_out=$(1).tmp/out --mypy_out=$(1).tmp/out --mypy_grpc_out=$(1).tmp/out $(PROTOS) 2>$(1).tmp/log || { cat $(1).tmp/log >&2; exit 1; }
 	find $(1).tmp/out -name '*.py*' -exec sed -i -E 's/^(from|import) typeless\./\1 typeless_grpc.pb./; s/\btypeless\.((engine\.)?v1\.[a-z]+_pb2)/typeless_grpc.pb.\1/g' {} +
 	rm -rf $(1) && mv $(1).tmp/out/typeless $(1) && touch $(1)/__init__.py $(1)/v1/__init__.py $(1)/engine/__init__.py $(1)/engine/v1/__init__.py && rm -rf $(1).tmp
+	$(PROTO_BIN)/python -m grpc_tools.protoc -Iprotos --include_imports --descriptor_set_out=$(1)/riva.binpb protos/riva/proto/riva_asr.proto
 endef
 
 proto: $(PROTO_BIN)/protoc-gen-mypy ## generate typeless_grpc/pb from protos/
@@ -151,6 +164,9 @@ floors: | $(UV) ## run the tests without models on the oldest supported dependen
 
 bench: $(VENV)/dev.stamp ## measure speed, accuracy and resources beside faster-whisper (one hour)
 	@$(BIN)/python -m benchmarks $(if $(MODEL),--model $(MODEL)) --recordings $(RECORDINGS)
+
+audit: $(RELEASE_BIN)/cyclonedx-py ## compare the locked dependencies with known vulnerabilities; AUDIT=required fails without access
+	@AUDIT=$(AUDIT) $(RELEASE_BIN)/python .ci/audit $(RELEASE_BIN)/pip-audit requirements/dev.lock requirements/release.lock
 
 dist: $(RELEASE_BIN)/cyclonedx-py ## build wheel, sdist, SBOM (CycloneDX) and checksums in dist/
 	@rm -rf dist && mkdir dist

@@ -33,7 +33,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Comparison:
     """One recording through both. n_words: of the reference. errors, seconds: ours and the peer's."""
 
     recording: Recording
@@ -47,7 +47,7 @@ class Outcome:
         return self.seconds[0] / self.seconds[1]
 
 
-def compare(ours: Contestant, peer: Contestant, recordings: Sequence[Recording]) -> list[Outcome]:
+def compare(ours: Contestant, peer: Contestant, recordings: Sequence[Recording]) -> list[Comparison]:
     """Let both transcribe each recording, alternating who is first, after two recordings to warm up."""
     for recording in recordings[:2]:
         ours.transcribe(recording)
@@ -63,12 +63,12 @@ def compare(ours: Contestant, peer: Contestant, recordings: Sequence[Recording])
             seconds[contestant.name] = time.perf_counter() - began_s
             errors[contestant.name], n_words = word_errors(recording, text)
         pairs = [(counts[ours.name], counts[peer.name]) for counts in (errors, seconds)]
-        outcomes.append(Outcome(recording, n_words, pairs[0], pairs[1]))  # type: ignore[arg-type]
+        outcomes.append(Comparison(recording, n_words, pairs[0], pairs[1]))  # type: ignore[arg-type]
     print(file=sys.stderr)
     return outcomes
 
 
-def table(title: str, peer: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
+def table(title: str, peer: str, outcomes: Sequence[Comparison]) -> Iterator[str]:
     """A row for each language with ten recordings or more, for the other languages, each long recording, and all."""
     yield f"\n### {title}\n"
     yield "| " + " | ".join(column.format(peer=peer) for column in COLUMNS) + " |"
@@ -77,8 +77,8 @@ def table(title: str, peer: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield _row(name, group)
 
 
-def _groups(outcomes: Sequence[Outcome]) -> Mapping[str, list[Outcome]]:
-    groups: dict[str, list[Outcome]] = {}
+def _groups(outcomes: Sequence[Comparison]) -> Mapping[str, list[Comparison]]:
+    groups: dict[str, list[Comparison]] = {}
     for one in outcomes:
         is_long = one.recording.kind == "long"
         groups.setdefault(one.recording.path.stem if is_long else one.recording.language, []).append(one)
@@ -92,7 +92,7 @@ def _groups(outcomes: Sequence[Outcome]) -> Mapping[str, list[Outcome]]:
     return large | named | ({"all": list(outcomes)} if len(groups) > 1 else {})
 
 
-def _row(name: str, group: Sequence[Outcome]) -> str:
+def _row(name: str, group: Sequence[Comparison]) -> str:
     n_words = sum(one.n_words for one in group)
     wrong = [sum(one.errors[place] for one in group) for place in (0, 1)]
     seconds = [sum(one.seconds[place] for one in group) for place in (0, 1)]
@@ -113,7 +113,7 @@ def _row(name: str, group: Sequence[Outcome]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def interval(group: Sequence[Outcome]) -> tuple[float, float]:
+def interval(group: Sequence[Comparison]) -> tuple[float, float]:
     """The 95 % interval of the difference in word errors, in points, by a paired bootstrap over recordings."""
     n_words = np.array([one.n_words for one in group])
     difference = np.array([one.errors[0] - one.errors[1] for one in group])

@@ -48,7 +48,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Setup:
     """An engine, and the processes that it works in."""
 
     name: str
@@ -60,7 +60,7 @@ class Contestant:
         return sum(sum(process.cpu_times()[:2]) for process in self.processes)
 
 
-async def one_after_another(one: Contestant, audio: Sequence[Audio], sums: Sums) -> None:
+async def one_after_another(one: Setup, audio: Sequence[Audio], sums: Sums) -> None:
     """One caller."""
     before_s = one.cpu_s()
     for samples in audio:
@@ -72,7 +72,7 @@ async def one_after_another(one: Contestant, audio: Sequence[Audio], sums: Sums)
     sums.n_calls += len(audio)
 
 
-async def together(one: Contestant, audio: Sequence[Audio], sums: Sums) -> None:
+async def together(one: Setup, audio: Sequence[Audio], sums: Sums) -> None:
     """Eight callers, each with all recordings."""
 
     async def caller(number: int) -> None:
@@ -91,8 +91,8 @@ async def boundary(n_calls: int) -> None:
     print("The boundary, with a model that answers at once")
     async with scripted_engine.built() as built, scripted_engine.group(engine_processes=1) as parts:
         contestants = [
-            Contestant("one process", built.recognizer, [psutil.Process()]),
-            Contestant("an engine process", parts.group, processes_of(parts)),
+            Setup("one process", built.recognizer, [psutil.Process()]),
+            Setup("an engine process", parts.group, processes_of(parts)),
         ]
         for seconds in (1.0, 5.0, 30.0):
             audio = [scripted_engine.speech(seconds, pause_s=0.0)] * 20
@@ -135,21 +135,19 @@ async def main(model: str, rounds: int) -> None:
     async with AsyncExitStack() as stack:
         built = await stack.enter_async_context(build_recognizer(settings, Metrics().engine, Reloads(settings)))
         await built.warm()
-        here = Contestant("one process", built.recognizer, [psutil.Process()])
+        here = Setup("one process", built.recognizer, [psutil.Process()])
         one = await group(stack, settings)
-        beside = Contestant("an engine process", one.group, processes_of(one))
+        beside = Setup("an engine process", one.group, processes_of(one))
         await compare("One caller", [here, beside], one_after_another, audio, rounds)
         two = await group(stack, settings.model_copy(update={"engine_processes": 2}))
-        pair = Contestant("two engine processes", two.group, processes_of(two))
+        pair = Setup("two engine processes", two.group, processes_of(two))
         await compare(f"{CALLERS} callers", [here, beside, pair], together, audio, max(1, rounds // 4))
 
 
-Work = Callable[[Contestant, Sequence[Audio], Sums], Awaitable[None]]
+Work = Callable[[Setup, Sequence[Audio], Sums], Awaitable[None]]
 
 
-async def compare(
-    title: str, contestants: Sequence[Contestant], work: Work, audio: Sequence[Audio], rounds: int
-) -> None:
+async def compare(title: str, contestants: Sequence[Setup], work: Work, audio: Sequence[Audio], rounds: int) -> None:
     """Let each contestant do the work in turn, and print the sums and their ratios to those of the first."""
     sums = {one.name: Sums() for one in contestants}
     for number in range(-1, rounds):

@@ -16,7 +16,7 @@ DASHBOARD = REPOSITORY / "deploy/grafana/dashboards/typeless.json"
 ALERTS = REPOSITORY / "deploy/prometheus/alerts.yml"
 ADAPTER = REPOSITORY / "deploy/helm/typeless/files/prometheus-adapter.yaml"
 # Alerts whose threshold is how long something may last.
-PATIENT = ("TypelessEngineStalled", "TypelessKeysStale", "TypelessJobsWaitLong")
+LONG_WAITS = ("TypelessEngineStalled", "TypelessKeysStale", "TypelessJobsWaitLong")
 METRIC = r"\b(?:typeless|grpc_server|process|python)_\w+|\bup\b"
 
 
@@ -77,7 +77,7 @@ def adapter_queries(matchers: str, group_by: str = "pod") -> list[Query]:
 def hurried_rules(pace: float, *, shortest_s: int = 2, shortest_window_s: int = 10) -> dict[str, Any]:
     """The rules with their durations divided by pace, for tests that cannot wait.
 
-    Of the thresholds, only those of `PATIENT` change; they stay above the second in which a server reads its keys.
+    Of the thresholds, only those of `LONG_WAITS` change; they stay above the second in which a server reads its keys.
     """
 
     def shorter(duration: str, least_s: int) -> str:
@@ -88,7 +88,7 @@ def hurried_rules(pace: float, *, shortest_s: int = 2, shortest_window_s: int = 
     def hurried(rule: dict[str, Any]) -> dict[str, Any]:
         durations = {name: shorter(rule[name], shortest_s) for name in ("for", "keep_firing_for") if name in rule}
         windows = re.sub(r"(?<=\[)\w+(?=\])", lambda match: shorter(match[0], shortest_window_s), rule["expr"])
-        if rule["alert"] in PATIENT:
+        if rule["alert"] in LONG_WAITS:
             windows = re.sub(r"\d+$", lambda match: str(max(5, round(int(match[0]) / pace))), windows)
         return rule | durations | {"expr": windows}
 

@@ -109,7 +109,9 @@ class ServedJobs(Served):
 
 
 @asynccontextmanager
-async def serving_jobs(engine: Engine, data_dir: Path, **settings: Any) -> AsyncIterator[ServedJobs]:
+async def serving_jobs(
+    engine: Engine, data_dir: Path, *, more: Sequence[Service] = (), **settings: Any
+) -> AsyncIterator[ServedJobs]:
     """The same with jobs and uploads in data_dir; they are run in this process unless max_concurrent_jobs is 0."""
     defaults = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 1.0, "rate_limit_enabled": False}
     given = defaults | {"data_dir": data_dir} | settings
@@ -120,7 +122,7 @@ async def serving_jobs(engine: Engine, data_dir: Path, **settings: Any) -> Async
         parts: dict[str, Any] = {"detector": detector(), "reloads": reloads}
         parts["engine"] = stack.enter_context(finishing(wanted, engine, reloads))
         background = await stack.enter_async_context(keep_jobs(wanted, **parts, has_model=known.__contains__))
-        listening = await stack.enter_async_context(listen(wanted, **parts, background=background))
+        listening = await stack.enter_async_context(listen(wanted, **parts, more=more, background=background))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{listening.port}"))
         await listening.server.serving()
         runs = SqlRunStore(background.table, background.sources)

@@ -115,10 +115,13 @@ def served(engine: Built) -> Served:
 
 
 @asynccontextmanager
-async def serve(reloads: Reloads, socket: str, n_cores: int) -> AsyncIterator[EngineServer]:
+async def serve(reloads: Reloads, socket: str, n_cores: int, shared: int | None) -> AsyncIterator[EngineServer]:
     reports = Reports()
-    async with built(reports) as engine, serve_socket(reloads, socket, served(engine), reports, _warm(engine)) as one:
-        yield one
+    async with (
+        built(reports) as engine,
+        serve_socket(reloads, socket, served(engine), reports, _warm(engine), shared) as server,
+    ):
+        yield server
 
 
 @asynccontextmanager

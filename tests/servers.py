@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -33,19 +33,20 @@ def free_port() -> int:
 class RedisServer:
     """A redis-server that can be killed and started again on the same port."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, host: str = "127.0.0.1", on: Sequence[str] = ()) -> None:
+        """host: where it listens; others than this machine may then connect. on: what to put before the command."""
         binary = shutil.which("redis-server")
         if binary is None:
             pytest.skip("no redis-server on this machine: apt-get install redis-server")
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._command = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-        self._command += options
+        self.port, self._host = free_port(), host
+        self.url = f"redis://{host}:{self.port}/0"
+        self._command = [*on, binary, "--port", str(self.port), "--bind", host, "--save", "", "--dir", str(folder)]
+        self._command += ["--protected-mode", "yes" if host == "127.0.0.1" else "no", *options]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        _until_it_listens(self.port)
+        until_it_listens(self.port, self._host)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -74,7 +75,7 @@ def redis_sentinel(folder: Path, watched: RedisServer) -> Iterator[str]:
     file.write_text(f"port {port}\nbind 127.0.0.1\nsentinel monitor limits 127.0.0.1 {watched.port} 1\n", "utf-8")
     process = subprocess.Popen([binary, str(file), "--sentinel"], cwd=folder, stdout=subprocess.DEVNULL)
     try:
-        _until_it_listens(port)
+        until_it_listens(port)
         yield f"redis+sentinel://127.0.0.1:{port}/limits"
     finally:
         process.kill()
@@ -95,11 +96,11 @@ def redis_cluster(folder: Path) -> Iterator[str]:
         yield f"redis+cluster://127.0.0.1:{server.port}"
 
 
-def _until_it_listens(port: int) -> None:
+def until_it_listens(port: int, host: str = "127.0.0.1") -> None:
     deadline_s = time.monotonic() + START_S
     while time.monotonic() < deadline_s:
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            socket.create_connection((host, port), 1).close()
         except OSError:
             time.sleep(0.02)
         else:

@@ -6,20 +6,27 @@ grpcio-reflection implements v1alpha. The messages of v1 are the same under anot
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
-from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor import Descriptor, FileDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 PACKAGE = "grpc.reflection.v1"
 NAMES = (f"{PACKAGE}.ServerReflection", reflection.SERVICE_NAME)
 
 
-def enable(services: Iterable[str], server: grpc.aio.Server) -> None:
-    """Let a server describe services, given by their full names, and reflection itself."""
-    servicer = reflection.aio.ReflectionServicer((*services, *NAMES))
+def enable(services: Iterable[str], server: grpc.aio.Server, pools: Sequence[DescriptorPool] = ()) -> None:
+    """Let a server describe services, given by their full names, and reflection itself.
+
+    pools: with the descriptors of services that are not in the default pool.
+    """
+    found_in = _Pools([descriptor_pool.Default(), *pools])
+    servicer = reflection.aio.ReflectionServicer((*services, *NAMES), pool=found_in)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
@@ -28,6 +35,34 @@ def enable(services: Iterable[str], server: grpc.aio.Server) -> None:
     )
     handlers = {"ServerReflectionInfo": handler}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAMES[0], handlers),))
+
+
+class _Pools:
+    """Several descriptor pools, of which the first that has a name describes it. Raises KeyError as one pool does."""
+
+    def __init__(self, pools: Sequence[DescriptorPool]) -> None:
+        self._pools = pools
+
+    def FindFileByName(self, name: str) -> Any:
+        return self._first(lambda pool: pool.FindFileByName(name))
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:
+        return self._first(lambda pool: pool.FindFileContainingSymbol(symbol))
+
+    def FindMessageTypeByName(self, name: str) -> Any:
+        return self._first(lambda pool: pool.FindMessageTypeByName(name))
+
+    def FindExtensionByNumber(self, message: Descriptor, number: int) -> Any:
+        return message.file.pool.FindExtensionByNumber(message, number)
+
+    def FindAllExtensions(self, message: Descriptor) -> Any:
+        return message.file.pool.FindAllExtensions(message)
+
+    def _first(self, find: Callable[[DescriptorPool], Any]) -> Any:
+        for pool in self._pools:
+            with suppress(KeyError):
+                return find(pool)
+        raise KeyError
 
 
 def _described() -> FileDescriptor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2_grpc
 
 from typeless_grpc import reflection
@@ -19,7 +20,7 @@ from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-WATCH_S = 1.0  # between two looks at whether gRPC has ended
+WATCH_S = 1.0  # interval of checks whether gRPC has ended
 NOTIFY_S = 1.0  # to send all health watchers a few bytes each
 HANDSHAKE_MS = 20_000  # from a connection's first byte to its first frame, TLS included
 KEEPALIVE_TIMEOUT_MS = 20_000  # for the answer to a keepalive ping
@@ -90,10 +91,12 @@ class Server:
         tls: Certificates | None = None,
         checks: Sequence[HealthCheck] = (),
         console_socket: Path | None = None,
+        pools: Sequence[DescriptorPool] = (),
     ) -> None:
         """interceptors: outermost first, drain among them. tls: None for plain text.
 
         console_socket: where to listen for the console, without TLS; None if there is no console.
+        pools: with the descriptors of services that are not in the default pool, for reflection.
         """
         self._tls = tls
         self._console_socket = console_socket
@@ -106,7 +109,7 @@ class Server:
         for service in services:
             service.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable((*self._names, health.SERVICE_NAME), self._server)
+        reflection.enable((*self._names, health.SERVICE_NAME), self._server, pools)
 
     @property
     def statuses(self) -> Mapping[str, bool]:
@@ -114,7 +117,7 @@ class Server:
         return self._health.statuses
 
     def use(self, options: ServerOptions) -> None:
-        """Drain with these options. The others are in force since the server was made."""
+        """Use these options for a drain. The others cannot change after the start."""
         self._options = options
 
     async def start(self) -> int:

@@ -130,10 +130,10 @@ func stream(ctx context.Context, conn *grpc.ClientConn, file string) error {
 func sendAtThePaceOfSpeech(ctx context.Context, call pb.TranscriptionService_StreamTranscribeClient, samples io.Reader) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	for piece := make([]byte, 3200); ; {
-		n, err := io.ReadFull(samples, piece)
+	for payload := make([]byte, 3200); ; {
+		n, err := io.ReadFull(samples, payload)
 		if n > 0 {
-			request := &pb.StreamTranscribeRequest{Request: &pb.StreamTranscribeRequest_Audio{Audio: piece[:n]}}
+			request := &pb.StreamTranscribeRequest{Request: &pb.StreamTranscribeRequest_Audio{Audio: payload[:n]}}
 			if call.Send(request) != nil {
 				return
 			}

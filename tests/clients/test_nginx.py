@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -14,41 +11,10 @@ import pytest
 from tests.clients.affinity import check_affinity
 from tests.clients.serving import BIN, KEY, Running, raw_samples, run, served
 from tests.harness import REPOSITORY, serving
-from tests.servers import free_port
+from tests.nginx import nginx
 from typeless_grpc.engine.scripted import ScriptedEngine
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
-
-START_S = 10.0
-
-
-@contextmanager
-def nginx(folder: Path, targets: list[str]) -> Iterator[int]:
-    """nginx in front of servers. Yields its port."""
-    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if not binary:
-        pytest.skip("no nginx on this machine: apt-get install nginx-light")
-    port = free_port()
-    config = (REPOSITORY / "deploy" / "nginx.conf").read_text("utf-8")
-    for there, here in {
-        "server 127.0.0.1:50051;": " ".join(f"server {target};" for target in targets),
-        "127.0.0.1:50050": f"127.0.0.1:{port}",
-        "/run/typeless-nginx.pid": f"{folder}/nginx.pid",
-    }.items():
-        assert there in config
-        config = config.replace(there, here)
-    (folder / "nginx.conf").write_text(config, "utf-8")
-    (folder / "nginx.pid").unlink(missing_ok=True)
-    command = [binary, "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.txt"), "-g", "daemon off;"]
-    process = subprocess.Popen(command)
-    try:
-        deadline_s = time.monotonic() + START_S
-        while not (folder / "nginx.pid").exists() and time.monotonic() < deadline_s:
-            time.sleep(0.02)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What callers expect of an `Engine`: in this process, in another process, and as a group of processes."""
+"""What callers expect of an `Engine`: in this process, in another one, on an address, and as a group of processes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from tests import scripted_engine
 from tests.scripted_engine import begun, options, speech, text_of, until
+from tests.servers import free_port
 from typeless_grpc.account import CallAccount, opened
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.clock import SystemClock
@@ -33,6 +34,8 @@ from typeless_grpc.errors import DeadlineExceeded, EngineFailed, InvalidInput, N
 from typeless_grpc.telemetry.engine_metrics import EngineMetrics
 
 CLOCK = SystemClock()
+ADDRESS = -1
+
 call_name: ContextVar[str] = ContextVar("call_name", default="")
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -80,7 +83,9 @@ class Bench:
         return tasks
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[0, 1, 2], ids=["here", "a process", "a group"])
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=[0, 1, ADDRESS, 2], ids=["here", "a process", "an address", "a group"]
+)
 async def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     journal = tmp_path_factory.mktemp("engine") / "journal"
     metrics = RecordingMetrics()
@@ -90,13 +95,21 @@ async def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
             if request.param == 0:
                 built = await stack.enter_async_context(scripted_engine.built(metrics))
                 engine: Engine = built.recognizer
+            elif request.param == ADDRESS:
+                settings = {"engine_key": "a-key-of-more-than-20-characters"}
+                port = free_port()
+                await stack.enter_async_context(scripted_engine.on_port(engine_listen=f"127.0.0.1:{port}", **settings))
+                parts = await stack.enter_async_context(
+                    scripted_engine.group(metrics, engine_address=[f"127.0.0.1:{port}"], **settings)
+                )
+                engine = parts.engines[0]
             else:
                 parts = await stack.enter_async_context(
                     scripted_engine.group(metrics, engine_processes=request.param, engine_stall_s=30.0)
                 )
                 await until(lambda: all(one.is_up for one in parts.engines))
                 engine = parts.group if request.param > 1 else parts.engines[0]
-            yield Bench(engine, request.param, metrics, journal)
+            yield Bench(engine, abs(request.param), metrics, journal)
 
 
 @pytest.fixture
@@ -113,13 +126,14 @@ def bench(running: Bench) -> Bench:
     [
         (speech(4.0, 6.0), options("yes", word_timestamps=True, hotwords=("Ann", "Bob"))),
         (speech(*[9.0] * 14), options(chunking=Chunking.VAD)),  # 154 s are more than one message
+        (speech(*[29.0] * 18), options(chunking=Chunking.VAD)),  # 558 s are more than the shared memory
         (speech(2.0, 2.0, pause_s=0.6), options(voice_activity=VoiceActivityOptions(end_silence_s=0.4))),
         (speech(2.0), options(model="other", post_processing=PostProcessing(replacements={"a": "ü"}))),
         (speech(2.0, 2.0), DecodeOptions(allowed_languages=("de", "es"), temperatures=(0.0, 0.4))),
         (np.zeros(SAMPLE_RATE_HZ, np.float32), options()),
         (np.zeros(0, np.float32), options()),
     ],
-    ids=["words", "long", "voice activity", "another model", "languages", "silence", "no audio"],
+    ids=["words", "long", "longest", "voice activity", "another model", "languages", "silence", "no audio"],
 )
 async def test_transcripts_are_those_of_a_recognizer(bench: Bench, audio: Audio, wanted: DecodeOptions):
     async with scripted_engine.built() as built:

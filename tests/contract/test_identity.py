@@ -115,8 +115,8 @@ def test_a_start_after_an_interrupted_one_succeeds(database: Database, tmp_path:
 
 
 def test_a_start_after_one_that_left_its_mark_succeeds(database: Database, files: Files):
-    StoreIdentity(database, files)._begun()
-    assert id_of(files).endswith(" new")
+    StoreIdentity(database, files).settle()
+    files.write(FILE, f"{id_of(files)} new".encode())
     StoreIdentity(database, files).settle()
     assert len(id_of(files)) == 32
 

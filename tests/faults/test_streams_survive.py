@@ -124,9 +124,8 @@ def test_a_stream_goes_on_where_another_server_stops(cluster: Cluster):
         if n_segments == 3:
             nodes[0].signal(signal.SIGTERM)
 
-    (transcript,) = streamed(nodes, (data, options), stop)["transcripts"]
-    assert transcript.audio_duration.ToTimedelta().total_seconds() == pytest.approx(len(data) / 32_000, abs=1e-3)
-    assert nodes[0].wait(40.0) == 0
+    assert streamed(nodes, (data, options), stop) == streamed(nodes[1:], (data, options))
+    assert nodes[0].wait(20.0) == 0
 
 
 class Attempt:

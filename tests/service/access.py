@@ -27,6 +27,7 @@ from typeless_grpc.pb.v1 import (
     uploads_pb2,
     uploads_pb2_grpc,
 )
+from typeless_grpc.servicers.riva import messages
 
 USER = "a-user-key-of-the-settings"
 ADMIN = "an-admin-key-of-the-settings"
@@ -34,6 +35,7 @@ KEYS = {"auth_enabled": True, "api_keys": USER, "admin_keys": ADMIN, "key_refres
 
 FILES: Sequence[FileDescriptor] = [
     reflection.DESCRIPTOR,
+    messages.POOL.FindFileByName("riva/proto/riva_asr.proto"),
     *(
         module.DESCRIPTOR
         for module in (

@@ -15,10 +15,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests import servers
-from tests.harness import Served
+from tests.harness import Served, pcm
 from typeless_grpc.console.calls import BEARER_PROTOCOL, PROTOCOL
 
 RAW = {"encoding": "AUDIO_ENCODING_PCM_S16LE", "sampleRateHertz": 16_000}
+HELLO = {"audio": {"content": base64.b64encode(pcm()).decode(), "format": RAW}}
 END = json.dumps({"control": "STREAM_CONTROL_END"})
 TIMEOUT_S = 20.0
 

@@ -14,8 +14,8 @@ import pytest
 from tests import servers
 from tests.harness import request, serving, serving_jobs
 from tests.service.access import USER, guarded, outcome
+from tests.service.streams import events, live
 from tests.service.test_metrics import scrape
-from tests.service.test_stream import events, live
 from tests.speech import silence, speech
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import InvalidInput

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from tests.harness import AUDIO, Served, serving
-from tests.service.test_stream import (
+from tests.service.streams import (
     END,
     FINALIZE,
     audio,

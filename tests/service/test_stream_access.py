@@ -12,8 +12,8 @@ import pytest
 
 from tests.harness import Served, serving
 from tests.service.access import ADMIN, USER, guarded
+from tests.service.streams import END, audio, config, is_kind, reads, refused, texts
 from tests.service.test_access import new_key, revoke
-from tests.service.test_stream import END, audio, config, is_kind, reads, refused, texts
 from tests.speech import speech, tone
 from typeless_grpc.client import CallFailed
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine

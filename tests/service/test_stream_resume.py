@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from tests.harness import serving
-from tests.service.test_stream import END, audio, config, is_kind, kinds, reads, refused, texts
+from tests.service.streams import END, audio, config, is_kind, kinds, reads, refused, texts
 from tests.speech import cut, samples_as_text, speech, tone
 from typeless_grpc.client import AsyncClient, CallFailed, Client, Control, Options, RawFormat, StreamOptions
 from typeless_grpc.engine.scripted import ScriptedEngine

@@ -37,7 +37,7 @@ ENGINE = {"queue", "inference", "encode", "decode"}
 
 
 @dataclass(frozen=True)
-class Running:
+class TracedProcess:
     """A process of ours. log: the file of its log lines, which are JSON."""
 
     process: asyncio.subprocess.Process
@@ -57,7 +57,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(command: str, directory: Path, **variables: str) -> AsyncIterator[Running]:
+async def running(command: str, directory: Path, **variables: str) -> AsyncIterator[TracedProcess]:
     """`typeless serve` or `typeless worker`, with stores in a directory, until it has printed its first line."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TYPELESS_", "OTEL_"))}
     port, log = free_port(), directory / f"{command}-{free_port()}.log"
@@ -80,7 +80,7 @@ async def running(command: str, directory: Path, **variables: str) -> AsyncItera
         assert process.stdout
         async with asyncio.timeout(60):
             assert await process.stdout.readline(), log.read_text("utf-8")
-        yield Running(process, port, log)
+        yield TracedProcess(process, port, log)
     finally:
         if process.returncode is None:
             process.kill()
@@ -94,7 +94,7 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+async def server(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TracedProcess]:
     directory = tmp_path_factory.mktemp("traced")
     async with running("serve", directory, OTEL_EXPORTER_OTLP_ENDPOINT=collector.target) as one:
         yield one
@@ -124,7 +124,7 @@ def batches_of(collector: Collector, call: Exported) -> list[Exported]:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_call_is_one_trace_from_the_client_through_queue_encoder_and_decoder_to_the_text(
-    server: Running, collector: Collector
+    server: TracedProcess, collector: Collector
 ):
     options = Options(mask_profanity=True)
     async with AsyncClient(server.target) as client:
@@ -170,7 +170,7 @@ async def test_a_call_is_one_trace_from_the_client_through_queue_encoder_and_dec
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_batch_of_several_calls_links_to_all_of_them(server: Running, collector: Collector):
+async def test_a_batch_of_several_calls_links_to_all_of_them(server: TracedProcess, collector: Collector):
     trace_ids = []
 
     async def transcribe(client: AsyncClient) -> None:
@@ -190,7 +190,7 @@ async def test_a_batch_of_several_calls_links_to_all_of_them(server: Running, co
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_batch_call_is_one_trace(server: Running, collector: Collector):
+async def test_a_batch_call_is_one_trace(server: TracedProcess, collector: Collector):
     async with AsyncClient(server.target) as client:
         with traced() as trace_id:
             await client.batch([SPEECH, SPEECH])
@@ -202,7 +202,7 @@ async def test_a_batch_call_is_one_trace(server: Running, collector: Collector):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_stream_is_one_trace_with_its_finals(server: Running, collector: Collector):
+async def test_a_stream_is_one_trace_with_its_finals(server: TracedProcess, collector: Collector):
     data = (AUDIO / "en_short_s16le_16k.raw").read_bytes() + bytes(32_000)
     async with AsyncClient(server.target) as client:
         with traced() as trace_id:
@@ -218,7 +218,7 @@ async def test_a_stream_is_one_trace_with_its_finals(server: Running, collector:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_refused_call_is_a_span_with_its_reason(server: Running, collector: Collector):
+async def test_a_refused_call_is_a_span_with_its_reason(server: TracedProcess, collector: Collector):
     async with AsyncClient(server.target, retry=False) as client:
         with traced() as trace_id, pytest.raises(CallFailed):
             await client.transcribe(b"no audio")
@@ -230,7 +230,7 @@ async def test_a_refused_call_is_a_span_with_its_reason(server: Running, collect
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("header", ["", "00-xyz", "00-" + "0" * 32 + "-" + "1" * 16 + "-01"])
-async def test_a_malformed_traceparent_begins_a_new_trace(header: str, server: Running, collector: Collector):
+async def test_a_malformed_traceparent_begins_a_new_trace(header: str, server: TracedProcess, collector: Collector):
     async with async_channel(server.target) as channel:
         stub = server_pb2_grpc.ServerServiceStub(channel)
         call = stub.GetServerInfo(
@@ -245,7 +245,7 @@ async def test_a_malformed_traceparent_begins_a_new_trace(header: str, server: R
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_trace_that_its_caller_does_not_sample_is_not_exported(server: Running, collector: Collector):
+async def test_a_trace_that_its_caller_does_not_sample_is_not_exported(server: TracedProcess, collector: Collector):
     trace_id = "ab" * 16
     async with async_channel(server.target) as channel:
         await server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
@@ -258,7 +258,7 @@ async def test_a_trace_that_its_caller_does_not_sample_is_not_exported(server: R
     assert [span for span in collector.spans if span.trace_id == trace_id] == []
 
 
-def test_the_client_for_threads_continues_the_trace_too(server: Running, collector: Collector):
+def test_the_client_for_threads_continues_the_trace_too(server: TracedProcess, collector: Collector):
     with traced() as trace_id, Client(server.target) as client:
         client.transcribe(SPEECH)
     assert one(collector.trace(trace_id, TRANSCRIBE), TRANSCRIBE).parent_id
@@ -343,7 +343,7 @@ async def test_the_standard_variables_are_honoured(tmp_path: Path):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_resumed_stream_stays_in_its_trace(server: Running, collector: Collector):
+async def test_a_resumed_stream_stays_in_its_trace(server: TracedProcess, collector: Collector):
     data = (AUDIO / "en_short_s16le_16k.raw").read_bytes() + bytes(32_000)
     is_open = asyncio.Event()
     async with proxied(server.target) as proxy, AsyncClient(proxy.target) as client:
@@ -370,74 +370,3 @@ async def test_a_resumed_stream_stays_in_its_trace(server: Running, collector: C
         (span for span in spans if span.trace_id == trace_id and span.name == method), key=lambda s: s.start_ns
     )
     assert [call.attributes["rpc.grpc.status_code"] for call in calls] == [1, 0]  # CANCELLED, as it broke, and OK
-
-
-OFF = """
-import asyncio, sys
-from pathlib import Path
-
-class Missing:  # as without the extra
-    def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] == "opentelemetry":
-            raise ModuleNotFoundError(name)
-
-if sys.argv[2] == "without":
-    sys.meta_path.insert(0, Missing())
-
-from typeless_grpc.app.starting import build
-from typeless_grpc.client import AsyncClient
-from typeless_grpc.config import load
-from typeless_grpc.telemetry import logs
-
-async def main():
-    logs.configure("warning", "json")
-    async with build(load().settings) as app:
-        await app.warm()
-        async with AsyncClient(f"127.0.0.1:{app.port}") as client:
-            await client.transcribe(Path(sys.argv[1]))
-            job = await client.jobs.submit(Path(sys.argv[1]))
-            assert (await client.jobs.wait(job.job_id)).transcript.text
-    print(*sorted(sys.modules))
-
-asyncio.run(main())
-"""
-
-
-async def imported(directory: Path, extra: str, **variables: str) -> tuple[list[str], str]:
-    """The modules of a program that has served a call and run a job, and its errors. extra: "with" or "without" it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TYPELESS_", "OTEL_"))}
-    settings = {"TYPELESS_MODEL": "tiny.en", "TYPELESS_PORT": "0", "TYPELESS_STORAGE_URL": str(directory / "files")}
-    settings |= {"TYPELESS_DATABASE_URL": f"sqlite:///{directory}/jobs.db"}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", OFF, str(SPEECH), extra), stdout=PIPE, stderr=PIPE, env=kept | settings | variables
-    )
-    out, errors = await asyncio.wait_for(process.communicate(), 120)
-    return out.decode().split(), errors.decode()
-
-
-@pytest.mark.parametrize(
-    ("variables", "extra"),
-    [
-        ({}, "without"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_SDK_DISABLED": "true"}, "with"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_TRACES_EXPORTER": "none"}, "without"),
-    ],
-    ids=["unset", "disabled", "none"],
-)
-async def test_when_traces_are_off_we_import_nothing_of_opentelemetry(
-    variables: dict[str, str], extra: str, tmp_path: Path
-):
-    modules, errors = await imported(tmp_path, extra, **variables)
-    assert "typeless_grpc.app.root" in modules, errors
-    # redis-py imports OpenTelemetry's metrics wherever they are installed.
-    of_traces = ("opentelemetry.sdk.trace", "opentelemetry.exporter", "opentelemetry.proto")
-    found = [name for name in modules if name.startswith((*of_traces, "typeless_grpc.telemetry.tracing"))]
-    assert found == []
-    assert extra == "with" or not [name for name in modules if name.startswith("opentelemetry")]
-
-
-async def test_without_the_extra_the_variables_are_an_error_at_the_start(tmp_path: Path):
-    modules, errors = await imported(tmp_path, "without", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
-    assert modules == []
-    assert "OTEL_EXPORTER_OTLP_ENDPOINT: is set, but traces need an extra" in errors
-    assert "pip install 'typeless-grpc[otel]'" in errors

@@ -17,10 +17,10 @@ from tests.harness import Served, request, serving_jobs
 from tests.identity_provider import bearer
 from tests.postgres import Postgres
 from tests.service.access import KEYS, USER, guarded, outcome
+from tests.service.streams import END, audio, config
 from tests.service.test_access import new_key, revoke
 from tests.service.test_admin import call
 from tests.service.test_jobs import submission
-from tests.service.test_stream import END, audio, config
 from tests.service.test_tokens import jwks_url  # noqa: F401 - a fixture
 from tests.service.test_transcribe import refused
 from tests.speech import speech

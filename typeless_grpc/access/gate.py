@@ -3,8 +3,8 @@
 If keys are off, everyone may make every call except those that manage keys. If they are on, a wrong key is always
 refused, and a missing key is refused if one is required. Wrong keys are limited per address: an address that has sent
 too many is refused for a while, even with a right key, because otherwise a search for keys could continue at full
-speed. A caller whose key or token was good from that address before is let in, so that a neighbour behind the same
-proxy cannot lock it out.
+speed. A caller whose key or token was accepted from that address before is still admitted, so that a neighbour behind
+the same proxy cannot lock it out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typeless_grpc.access.tokens import TokenVerifier
 from typeless_grpc.clock import Clock
 from typeless_grpc.errors import PermissionDenied, RateLimited, TypelessError, Unauthenticated
 
-# Reasons that count as wrong keys. An expired or revoked key was right once.
+# Reasons that count as wrong keys. Expired and revoked keys do not: they were right once.
 _GUESSES = frozenset({"KEY_INVALID", "TOKEN_INVALID"})
 
 
@@ -37,10 +37,10 @@ class Credentials:
 
 
 class Failures:
-    """Remembers which addresses sent wrong keys, and which callers were good from which address; both are bounded."""
+    """Remembers which addresses sent wrong keys, and which callers sent right ones; both are bounded."""
 
     def __init__(self, buckets: BucketStore, quota: Quota | None, clock: Clock, *, max_entries: int = 10_000) -> None:
-        """quota: of wrong keys per address, None for no limit. max_entries: the oldest are dropped first."""
+        """quota: wrong keys per address, None for no limit. max_entries: beyond it, the oldest entries are dropped."""
         self._buckets = buckets
         self._quota = quota
         self._clock = clock
@@ -58,13 +58,13 @@ class Failures:
         return len(self._blocked_until_s), len(self._proven)
 
     def check(self, address: str, caller: str = "") -> None:
-        """Raise RateLimited if the address has sent too many wrong keys, unless caller was good from it before."""
+        """Raise RateLimited if the address has sent too many wrong keys, unless caller was accepted from it before."""
         wait_s = self._blocked_until_s.get(address, 0.0) - self._clock.now_s()
         if wait_s > 0 and (address, caller) not in self._proven:
             raise self._refusal(address, wait_s)
 
     def succeeded(self, address: str, caller: str) -> None:
-        """Note that a caller was good from this address."""
+        """Note that a caller was accepted from this address."""
         self._proven[address, caller] = None
         self._proven.move_to_end((address, caller))
         if len(self._proven) > self._max_entries:
@@ -156,7 +156,7 @@ class Gate:
         assert self._registry is not None
         tokens = self._tokens if is_bearer and sent.count(".") == 2 else None
         if (key := self._registry.ring.find(sent)) is None:
-            # A stranger may not cause more fetches of keys than its address has attempts.
+            # An unknown caller must not cause more fetches of keys than its address has attempts.
             try:
                 self._failures.check(address)
             except RateLimited as refusal:
@@ -180,7 +180,7 @@ class Gate:
 
 
 def _at_once(tokens: TokenVerifier | None, sent: str, refusal: RateLimited) -> Principal:
-    """The caller of a token, by the keys that are known without a fetch; otherwise the refusal."""
+    """Return the caller of a token if it can be verified without a fetch; otherwise raise the refusal."""
     if tokens is None:
         raise refusal
     try:

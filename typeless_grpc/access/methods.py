@@ -1,7 +1,7 @@
 """Every call of the contract, with the access it needs and the quota it is charged to.
 
-A method that is not in this table needs an admin key, so that a new one is never open by mistake. Tests fail until it
-is in the table.
+A method that is not in this table needs an admin key, so that a new one is never open by mistake. Tests fail until the
+table has it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ class Group(Enum):
     JOBS = "jobs"
     CONFIG = "config"
     HEALTH = "health"
+    RIVA = "riva"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule for a method. is_long_lived: it lasts as long as its caller likes, without a time limit.
+    """The rule for a method.
 
-    is_free: it is charged to no quota, so that a probe fails neither for a quota nor without the store of quotas.
+    is_long_lived: it has no time limit. is_free: it is charged to no quota, so that health probes depend neither on a
+    quota nor on its store.
     """
 
     access: Access
@@ -79,6 +81,9 @@ RULES: Mapping[str, Rule] = {
     "/typeless.v1.AdminService/UpdateRateLimit": Rule(Access.ADMIN_KEY, Group.CONFIG),
     "/typeless.v1.AdminService/ListUsage": Rule(Access.ADMIN_KEY, Group.CONFIG),
     "/typeless.v1.ServerService/GetServerInfo": Rule(Access.OPEN, Group.CONFIG),
+    "/nvidia.riva.asr.RivaSpeechRecognition/Recognize": Rule(Access.USER, Group.RIVA),
+    "/nvidia.riva.asr.RivaSpeechRecognition/StreamingRecognize": Rule(Access.USER, Group.RIVA, is_long_lived=True),
+    "/nvidia.riva.asr.RivaSpeechRecognition/GetRivaSpeechRecognitionConfig": Rule(Access.USER, Group.CONFIG),
     "/grpc.health.v1.Health/Check": Rule(Access.OPEN, Group.HEALTH, is_free=True),
     "/grpc.health.v1.Health/List": Rule(Access.OPEN, Group.HEALTH, is_free=True),
     "/grpc.health.v1.Health/Watch": Rule(Access.OPEN, Group.HEALTH, is_long_lived=True, is_free=True),

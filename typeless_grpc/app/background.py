@@ -1,4 +1,4 @@
-"""Jobs and uploads: opens their stores, and runs jobs in this process unless the settings leave that to workers."""
+"""Opens the stores of jobs and uploads, and runs jobs in this process unless the settings leave that to workers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.app.tracing import NO_TRACERS, Tracers
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.config import Settings
+from typeless_grpc.disk import make_directory
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.health import HealthCheck, Probe
@@ -91,7 +92,7 @@ async def keep_jobs(
         executor = stack.enter_context(CallThreads(STORE_THREADS, "stores"))
         fetching = stack.enter_context(CallThreads(FETCH_THREADS, "fetching"))
         hashing = stack.enter_context(CallThreads(HASH_THREADS, "hashing"))
-        (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # transcripts are private
+        make_directory(settings.data_dir / "jobs")  # transcripts are private
         database = Database(jobs_database_url(settings), timeouts)
         stack.callback(database.close)
         await asyncio.to_thread(database.create_tables)
@@ -175,7 +176,7 @@ async def _running(runner: DbosRunner, is_ready: asyncio.Event | None) -> AsyncI
     """Start a worker in the background, which retries until it succeeds; calls do not wait for it."""
 
     async def start() -> None:
-        if is_ready is not None:  # DBOS takes seconds of a core to import, which the model's loading needs
+        if is_ready is not None:  # importing DBOS takes seconds of a core, which the loading of the model needs
             await is_ready.wait()
         await asyncio.to_thread(runner.start)
 
@@ -194,7 +195,7 @@ async def _running(runner: DbosRunner, is_ready: asyncio.Event | None) -> AsyncI
 
 
 def source_options(settings: Settings) -> SourceOptions:
-    """Return the part of the settings that says what audio may be fetched."""
+    """Return the settings of audio that may be fetched."""
     return SourceOptions(
         prefixes=settings.audio_uri_prefixes,
         max_bytes=settings.max_upload_bytes,

@@ -24,13 +24,14 @@ from typeless_grpc.engine.observer import EngineObservers
 from typeless_grpc.engines.messages import MAX_SAMPLES_BYTES
 from typeless_grpc.engines.reports import Reports
 from typeless_grpc.engines.servicer import EngineServiceOptions, EngineServicer, Served
+from typeless_grpc.engines.shared_audio import SharedAudioReader
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics
 
 log = get_logger(__name__)
 
-HEADER_BYTES = 1024 * 1024  # of a request, besides its samples: the options with their prompt and replacements
+HEADER_BYTES = 1024 * 1024  # of a request without its samples: the options, with their prompt and replacements
 CLEAN_UP_S = 1.0
 
 
@@ -47,8 +48,10 @@ class EngineServer:
 
 
 @asynccontextmanager
-async def serve_process(reloads: Reloads, socket: str, n_cores: int) -> AsyncIterator[EngineServer]:
+async def serve_process(reloads: Reloads, socket: str, n_cores: int, shared: int | None) -> AsyncIterator[EngineServer]:
     """Serve the front that has started this process, on a Unix socket. n_cores: what the engine may use.
+
+    shared: the descriptor of the memory that both share; None if there is none.
 
     Raises SourceUnavailable if the default model is not on this machine.
     """
@@ -56,7 +59,7 @@ async def serve_process(reloads: Reloads, socket: str, n_cores: int) -> AsyncIte
     reports = Reports()
     async with (
         build_recognizer(reloads.settings, reports, reloads, n_cores) as built,
-        serve_socket(reloads, socket, _served(built), reports, built.warm) as server,
+        serve_socket(reloads, socket, _served(built), reports, built.warm, shared) as server,
     ):
         yield server
 
@@ -90,12 +93,20 @@ def _served(built: BuiltRecognizer) -> Served:
 
 @asynccontextmanager
 async def serve_socket(
-    reloads: Reloads, socket: str, served: Served, reports: Reports, warm: Callable[[], Coroutine[Any, Any, None]]
+    reloads: Reloads,
+    socket: str,
+    served: Served,
+    reports: Reports,
+    warm: Callable[[], Coroutine[Any, Any, None]],
+    shared: int | None = None,
 ) -> AsyncIterator[EngineServer]:
-    """Serve an engine on a Unix socket. reports: what observes the engine. warm: makes it ready, while this listens."""
+    """Serve an engine on a Unix socket. reports: what observes the engine. warm: makes it ready, while this listens.
+
+    shared: as in `serve_process`.
+    """
     server = _server()
     server.add_insecure_port(f"unix:{socket}")
-    servicer = _servicer(reloads, served, reports, key="")
+    servicer = _servicer(reloads, served, reports, shared=None if shared is None else SharedAudioReader(shared))
     async with _running(server, servicer, warm, drain_s=0.0) as warming:
         yield EngineServer(0, served.runs_on, warming)
 
@@ -110,7 +121,11 @@ async def serve_port(
     """
     settings = reloads.settings
     if settings.engine_listen is None:
-        raise InvalidInput("engine_listen", "is not set: where should this engine listen?", reason="CONFIG_INVALID")
+        raise InvalidInput(
+            "engine_listen",
+            "is not set: it is the address to listen on",
+            reason="CONFIG_INVALID",
+        )
     host, port = host_and_port(settings.engine_listen)
     tls = tls_of(settings)
     if tls is None and not is_loopback(host):
@@ -127,13 +142,15 @@ async def serve_port(
     except RuntimeError as error:
         why = await asyncio.to_thread(why_unusable, host, port) or "another program listens there"
         raise SourceUnavailable(f"Cannot listen on {address}: {why}.", reason="ADDRESS_UNUSABLE") from error
-    servicer = _servicer(reloads, served, reports, settings.engine_key.get_secret_value())
+    servicer = _servicer(reloads, served, reports, key=settings.engine_key.get_secret_value())
     async with _running(server, servicer, warm, settings.drain_timeout_s) as warming:
         yield EngineServer(port, served.runs_on, warming)
 
 
-def _servicer(reloads: Reloads, served: Served, reports: Reports, key: str) -> EngineServicer:
-    options = EngineServiceOptions(key=key, max_audio_s=lambda: reloads.settings.max_held_audio_s)
+def _servicer(
+    reloads: Reloads, served: Served, reports: Reports, *, key: str = "", shared: SharedAudioReader | None = None
+) -> EngineServicer:
+    options = EngineServiceOptions(key, lambda: reloads.settings.max_held_audio_s, shared)
     return EngineServicer(served, reports, SystemClock(), options)
 
 
@@ -149,7 +166,7 @@ async def _running(
 
     servicer.register(server)
     await server.start()
-    looking = asyncio.create_task(servicer.keep_looking(), name="installed-models")
+    looking = asyncio.create_task(servicer.keep_models_current(), name="installed-models")
     warming = asyncio.create_task(become_ready(), name="warming")
     try:
         yield warming

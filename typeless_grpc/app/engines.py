@@ -1,4 +1,4 @@
-"""The engine of a front that decodes nothing itself: processes that it starts, or engines on other machines."""
+"""The engine of a front: processes that the front starts, or engines on other machines."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from typeless_grpc.engines.group import EngineGroup, GroupOptions
 from typeless_grpc.engines.models import GroupModels
 from typeless_grpc.engines.process import EngineProcess, ProcessOptions, python
 from typeless_grpc.engines.remote import RemoteEngine
+from typeless_grpc.engines.shared_audio import SharedAudio
 from typeless_grpc.errors import EngineFailed, SourceUnavailable
 from typeless_grpc.telemetry.engine_metrics import EngineMetrics
 from typeless_grpc.telemetry.logs import get_logger
@@ -66,7 +67,7 @@ def n_processes(settings: Settings) -> int:
 
 
 def _n_by_memory(directory: Path, free: int | None) -> int:
-    """Return how many processes fit into half of the free memory, as far as the model's file tells."""
+    """Return how many processes fit into half of the free memory, estimated from the size of the model's file."""
     try:
         stored_bytes = (directory / "model.bin").stat().st_size
     except OSError:
@@ -100,7 +101,7 @@ class Connected:
         finally:
             up.cancel()
         if up not in done:
-            message = "An engine process ended before it was ready; its last log lines say why."
+            message = "An engine process ended before it was ready; its last log lines show why."
             raise EngineFailed(message, reason="ENGINE_NOT_STARTED")
 
     def runs_on(self) -> str:
@@ -166,12 +167,12 @@ async def connected(
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="typeless-")))  # mode 0700
             engines = []
             known = catalog(settings)
-            for name, place in _places(settings, module):
+            for name, placement in _placements(settings, module, lambda: _shared_audio(stack)):
                 socket = directory / name
-                line = place.line(settings, socket)
-                process = EngineProcess(name, place.process, line, SystemClock(), metrics.engine_restarted)
-                reloads.follow(_checked(known, functools.partial(place.line, socket=socket)), process.apply)
-                engines.append(_own(process, socket, settings, observer, on_change))
+                line = placement.line(settings, socket)
+                process = EngineProcess(name, placement.process, line, SystemClock(), metrics.engine_restarted)
+                reloads.follow(_checked(known, functools.partial(placement.line, socket=socket)), process.apply)
+                engines.append(_own(process, socket, placement.shared, settings, observer, on_change))
                 processes.append(process)
         for engine in engines:
             reloads.follow(lambda settings: settings.engine_stall_s, engine.follow_stall_s)
@@ -214,6 +215,7 @@ def _linked(settings: Settings, observer: EngineObserver, on_change: list[Callab
 def _own(
     process: EngineProcess,
     socket: Path,
+    shared: SharedAudio | None,
     settings: Settings,
     observer: EngineObserver,
     on_change: list[Callable[[], None]],
@@ -227,7 +229,7 @@ def _own(
 
     engine = RemoteEngine(
         process.name,
-        RemoteOptions(target=f"unix:{socket}", stall_s=settings.engine_stall_s, is_own=True),
+        RemoteOptions(target=f"unix:{socket}", stall_s=settings.engine_stall_s, is_own=True, shared=shared),
         SystemClock(),
         observer,
         on_change=changed,
@@ -237,22 +239,40 @@ def _own(
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Placement:
     """Where an engine process runs: on its cores, on all if none are named, and on the GPU of its environment."""
 
     process: ProcessOptions
     cores: Sequence[int]
     n_cores: int
+    shared: SharedAudio | None
 
     def line(self, settings: Settings, socket: Path) -> str:
         """Return what the process reads from its standard input. socket: where it listens."""
-        passed = settings.model_dump(mode="json", include=set(PASSED | ALSO_PASSED))
-        given = {"settings": passed, "socket": str(socket), "cores": list(self.cores), "n_cores": self.n_cores}
+        given = {
+            "settings": settings.model_dump(mode="json", include=set(PASSED | ALSO_PASSED)),
+            "socket": str(socket),
+            "cores": list(self.cores),
+            "n_cores": self.n_cores,
+            "shared": self.shared and self.shared.descriptor,
+        }
         return json.dumps(given)
 
 
-def _places(settings: Settings, module: str) -> Iterator[tuple[str, _Place]]:
-    """Yield the name and the place of each process."""
+def _shared_audio(stack: AsyncExitStack) -> SharedAudio | None:
+    """Return memory for the audio of one engine's calls; None on systems that cannot share it."""
+    try:
+        shared = SharedAudio()
+    except OSError:
+        return None
+    stack.callback(shared.close)
+    return shared
+
+
+def _placements(
+    settings: Settings, module: str, share: Callable[[], SharedAudio | None]
+) -> Iterator[tuple[str, _Placement]]:
+    """Yield the name of each process, and where it runs. share: allocates the memory that one of them shares."""
     n = n_processes(settings)
     usable = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     quota = n_cores()
@@ -261,7 +281,9 @@ def _places(settings: Settings, module: str) -> Iterator[tuple[str, _Place]]:
     gpus = _gpus(settings)
     for index in range(n):
         environment = {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}
-        yield f"engine-{index}", _Place(ProcessOptions(python(module), environment), pinned[index], max(1, quota // n))
+        shared = share()
+        process = ProcessOptions(python(module), environment, [shared.descriptor] if shared else [])
+        yield f"engine-{index}", _Placement(process, pinned[index], max(1, quota // n), shared)
 
 
 def _checked(known: Catalog, line: Callable[[Settings], str]) -> Callable[[Settings], str]:

@@ -1,4 +1,4 @@
-"""The server around an engine: its services, its interceptors, and what these need."""
+"""Wires the server around an engine: its services, its interceptors, and their dependencies."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ from typeless_grpc.interceptors.status import StatusInterceptor, code_of
 from typeless_grpc.server import Server, ServerOptions, Service
 from typeless_grpc.servicers.admin import AdminServicer
 from typeless_grpc.servicers.batches import BatchTranscriber
-from typeless_grpc.servicers.models import ModelServicer
+from typeless_grpc.servicers.models import ModelServicer, OnlyDefault, Usable, UsableModels
 from typeless_grpc.servicers.recordings import RecordingLimits, RecordingTranscriber
+from typeless_grpc.servicers.riva.options import ModelNames
+from typeless_grpc.servicers.riva.servicer import RivaServicer
 from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionServicer
 from typeless_grpc.sources.checked import NoSources
@@ -56,7 +58,7 @@ WEAK_KEY_CHARACTERS = 20
 STREAMS = "/typeless.v1.TranscriptionService/StreamTranscribe"  # during a drain it resumes sessions but opens none
 
 # Jobs are accepted without an engine and wait. A server that cannot transcribe should receive no traffic.
-NEEDS_ENGINE = frozenset({SERVER, TranscriptionServicer.NAME})
+NEEDS_ENGINE = frozenset({SERVER, TranscriptionServicer.NAME, RivaServicer.NAME})
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,13 @@ async def listen(
     metrics: Metrics | None = None,
     reloads: Reloads | None = None,
     tracers: Tracers = NO_TRACERS,
+    usable: Usable | None = None,
 ) -> AsyncIterator[Listening]:
     """Wire services and interceptors around an engine, and listen.
 
     engine: as callers use it, see `models.finishing`. more: services that need a real model, which this function does
     not. clock: of streams; the system's unless given. metrics: of this process, if the caller has added to them.
-    reloads: of the settings.
+    reloads: of the settings. usable: the models that callers may name; the default one unless given.
     """
     reloads = reloads or Reloads(settings)
     async with AsyncExitStack() as stack:
@@ -127,6 +130,16 @@ async def listen(
             *more,
             *(background.services if background else ()),
         ]
+        if settings.riva_enabled:
+            riva = RivaServicer(
+                admission=admission,
+                recordings=recordings,
+                streams=streams,
+                models=usable or OnlyDefault(settings.model),
+                names=riva_names(settings),
+            )
+            services.append(riva)
+            reloads.follow(riva_names, riva.use)
         options = server_options(settings)
         accounting = AccountingInterceptor(
             [metrics.calls, CallLog(), *access.observers, *tracers.calls], keeps_text=settings.log_text
@@ -163,6 +176,7 @@ async def listen(
                 *(background.checks if background else ()),
             ],
             console_socket=console.grpc_socket if console else None,
+            pools=[RivaServicer.POOL],
         )
         reloads.follow(recording_limits, recordings.use)
         reloads.follow(lambda settings: settings.max_batch_items, batches.use)
@@ -185,6 +199,16 @@ async def listen(
         yield Listening(server=server, port=port, console_port=console.port if console else None)
 
 
+def usable_models(settings: Settings, engine: BuiltEngine) -> UsableModels:
+    """Return the models of an engine that callers may name."""
+    return UsableModels(pool=engine.models, catalog=engine.known, default_model=settings.model)
+
+
+def riva_names(settings: Settings) -> ModelNames:
+    """Return which models the names of Riva's clients mean."""
+    return ModelNames(models=settings.riva_models, refuses_unknown=settings.riva_unknown_models == "refuse")
+
+
 def model_service(settings: Settings, engine: BuiltEngine) -> Service:
     """Return the service that lists, loads and unloads this engine's models."""
     return ModelServicer(pool=engine.models, catalog=engine.known, default_model=settings.model)
@@ -196,7 +220,7 @@ def _warn(settings: Settings) -> None:
 
 
 def warnings(settings: Settings) -> Iterator[str]:
-    """Yield what an operator should know about the security of these settings."""
+    """Yield warnings about the security of these settings."""
     yield from _console_warnings(settings)
     if is_loopback(settings.host):
         return

@@ -1,4 +1,4 @@
-"""The product. The default model loads while the rest of the program is imported, which takes about as long."""
+"""Builds the whole program. The default model loads while the rest is imported, which takes about as long."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
         parts = await stack.enter_async_context(_started(settings))
         await _import("typeless_grpc.app.background", "typeless_grpc.app.root")
         from typeless_grpc.app.background import keep_jobs
-        from typeless_grpc.app.root import listen, model_service
+        from typeless_grpc.app.root import listen, model_service, usable_models
 
         is_warm = asyncio.Event()
         background = await stack.enter_async_context(
@@ -77,6 +77,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
                 engine=parts.built.engine,
                 detector=parts.built.detector,
                 more=[model_service(settings, parts.built)],
+                usable=usable_models(settings, parts.built),
                 background=background,
                 metrics=parts.metrics,
                 reloads=parts.reloads,
@@ -124,7 +125,7 @@ async def build_worker(settings: Settings) -> AsyncIterator[Reloads]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a server and a worker begin with. warming: loads the default model and runs it once."""
+    """The parts that a server and a worker have in common. warming: loads the default model and runs it once."""
 
     metrics: Metrics
     reloads: Reloads

@@ -10,6 +10,7 @@ from typeless_grpc.app.databases import jobs_database_url
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.config import Settings
+from typeless_grpc.disk import make_directory
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.interceptors.status import code_of
@@ -24,7 +25,7 @@ from typeless_grpc.telemetry.context import CallThreads
 
 STORE_THREADS = 4  # for sessions of streams; a write takes milliseconds
 SWEEP_S = 30.0
-DRAIN_PAUSE_S = 5.0  # within which nearly all speakers pause for the half second that ends an utterance
+DRAIN_PAUSE_S = 5.0  # nearly all speakers pause within this time for the half second that ends an utterance
 
 
 @asynccontextmanager
@@ -62,7 +63,7 @@ async def _durable(settings: Settings, reloads: Reloads) -> AsyncIterator[Durabl
     from typeless_grpc.stores.files import Files
     from typeless_grpc.stores.stream_sessions import SqlSessionStore
 
-    (settings.data_dir / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)  # transcripts are private
+    make_directory(settings.data_dir / "jobs")  # transcripts are private
     database = Database(jobs_database_url(settings))
     files = Files(
         url=settings.storage_url or str(settings.data_dir / "jobs" / "files"),
@@ -90,7 +91,7 @@ async def _swept(store: DurableStore) -> None:
 
 
 def _ttl_s(settings: Settings) -> float:
-    """Return how long a session lives without a write: the resume window, from the last one on."""
+    """Return how long a session is kept after its last write: the resume window, and the time between two writes."""
     return settings.stream_resume_window_s + 2 * EVERY_S
 
 
@@ -139,6 +140,6 @@ def stream_defaults(settings: Settings) -> StreamDefaults:
     return StreamDefaults(
         model=settings.model,
         beam_size=settings.beam_size,
-        temperatures=(0.0,),  # the likeliest text, and no other
+        temperatures=(0.0,),  # only the likeliest text
         interim_interval_s=settings.stream_interim_interval_s,
     )

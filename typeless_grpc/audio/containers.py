@@ -119,7 +119,7 @@ class ContainerReader:
         max_pause_s: float = math.inf,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        """file: read from its start; may be a pipe, whose completeness is then not judged. options: FFmpeg's own.
+        """file: read from its start; may be a pipe, whose completeness is not checked. options: FFmpeg's own.
 
         max_pause_s: a longer pause in the file's times is refused (AUDIO_TOO_LONG) before any of it is generated.
         Raises InvalidInput: AUDIO_UNDECODABLE, AUDIO_TRUNCATED, or the rate or channels of format are not the file's.

@@ -21,7 +21,7 @@ class Converter:
     def __init__(self, *, separate_channels: bool = False, is_live: bool = False) -> None:
         """separate_channels: return shape (n_channels, n_samples) in place of the mono mix (n_samples,).
 
-        is_live: return samples at once; otherwise hold some seconds, to judge them by the next ones.
+        is_live: return samples at once; otherwise hold some seconds, so that later ones can improve them.
         """
         self._separate_channels, self._is_live = separate_channels, is_live
         self._mixer: Mixer | None = None

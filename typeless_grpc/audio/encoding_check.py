@@ -123,14 +123,14 @@ class EncodingCheck:
 
     def refusal(self, data: bytes) -> InvalidInput | None:
         """The error if these bytes, which cannot be what was declared, are smooth in another encoding."""
-        name, _ = judged(data, self._format)
+        name, _ = recognized_encoding(data, self._format)
         return self._refusal(name) if name else None
 
     def _check(self) -> None:
         window = bytes(self._window)
         self._window.clear()
         self._n_windows += 1
-        name, is_right = judged(window, self._format)
+        name, is_right = recognized_encoding(window, self._format)
         if name:
             raise self._refusal(name)
         self._is_settled = is_right or self._n_windows == _MAX_WINDOWS
@@ -144,10 +144,10 @@ class EncodingCheck:
         return InvalidInput(f"{self._field}.format.encoding", why, reason="AUDIO_UNDECODABLE")
 
 
-def judged(data: bytes, format: AudioFormat) -> tuple[str, bool]:
-    """The encoding that the bytes are certainly in, if it is another one, else ""; whether the declared one is right.
+def recognized_encoding(data: bytes, format: AudioFormat) -> tuple[str, bool]:
+    """Return the encoding of the bytes if it is certainly not the declared one, else "", and whether that one is right.
 
-    data: begins with a whole sample. Neither can be said of noise and silence.
+    data: begins with a whole sample. Of noise and silence, neither is known.
     """
     declared, n_channels = _DECLARED[format.encoding], format.n_channels or 1
     samples = _channels(data, declared, n_channels)

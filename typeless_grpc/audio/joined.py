@@ -29,6 +29,11 @@ _MP4_FIRST = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _FLV_TAGS = (8, 9, 15, 18)
 
 
+def begins_file(head: bytes) -> bool:
+    """Whether these bytes begin a file of a format that is recognized by its first bytes."""
+    return _FILE.match(head) is not None
+
+
 class FileStarts:
     """Finds where other files begin in the bytes of a recording."""
 

@@ -110,7 +110,7 @@ class Leveler:
         if self._n_hop and not self._is_settled:
             self._analyze()
         if _MIN_HOPS <= self._n_hops < _WINDOW_HOPS:
-            self._judge_offset()
+            self._detect_offset()
         return self._released(self._whole_hop(), all=True)
 
     @property
@@ -133,7 +133,7 @@ class Leveler:
         if peak <= _FAINT or self._n_loud > 1:  # otherwise it may be a click
             self._peak = max(self._peak, peak)
         if self._n_hops == _WINDOW_HOPS:
-            self._judge_offset()
+            self._detect_offset()
         if self._n_loud >= _LOUD_HOPS:
             self._gain = 1.0
             return
@@ -142,7 +142,7 @@ class Leveler:
         if self._gain > 1.0 or self._is_like_speech():
             self._gain = min(_MAX_GAIN, _TARGET / self._peak)
 
-    def _judge_offset(self) -> None:
+    def _detect_offset(self) -> None:
         self._is_offset = abs(self._offset) > max(_OFFSET, 2 * self._peak)
 
     def _is_like_speech(self) -> bool:

@@ -23,7 +23,7 @@ from typeless_grpc.errors import EngineFailed
 FRAME_SAMPLES = 512
 _CONTEXT_SAMPLES = 64
 _STATE_SHAPE = (1, 1, 128)
-_MAX_FRAMES_A_CALL = 2048  # 65 s of audio: bounds the memory of a call to some tens of MB
+MAX_FRAMES_A_CALL = 2048  # 65 s of audio: bounds the memory of a call to some tens of MB
 _MIN_PAUSE_TO_CUT_MS = 98  # Silero's min_silence_samples_at_max_speech
 
 Probabilities = npt.NDArray[np.float32]  # one per frame, in [0, 1]
@@ -61,7 +61,7 @@ class VoiceActivityDetector(Protocol):
 def recording_probabilities(detector: VoiceActivityDetector, audio: Audio) -> Probabilities:
     """The probability of each frame of a whole recording, the last one padded: ceil(n_samples / 512) values."""
     state = DetectorState()
-    step = _MAX_FRAMES_A_CALL * FRAME_SAMPLES
+    step = MAX_FRAMES_A_CALL * FRAME_SAMPLES
     parts = [detector.probabilities(audio[i : i + step], state) for i in range(0, len(audio), step)]
     return np.concatenate([*parts, detector.finish(state)])
 
@@ -92,7 +92,7 @@ class SileroDetector:
         waiting = np.concatenate([state.pending, audio])
         n_whole = len(waiting) - len(waiting) % FRAME_SAMPLES
         state.pending = waiting[n_whole:].copy()
-        step = _MAX_FRAMES_A_CALL * FRAME_SAMPLES
+        step = MAX_FRAMES_A_CALL * FRAME_SAMPLES
         parts = [self._run(waiting[i : min(i + step, n_whole)], state) for i in range(0, n_whole, step)]
         return np.concatenate(parts) if parts else _zeros(0)
 

@@ -81,7 +81,7 @@ async def run_server(settings: Settings, variables: str, reading: Callable[[], L
 
 
 async def until_stopped(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) -> None:
-    """Wait for stop. Raises the error of failed: without gRPC's server, the process would live on and serve nobody."""
+    """Wait for stop. Raises the error of `failed`: without gRPC's server, the process would run on without serving."""
     failing, stopping = asyncio.create_task(failed), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -94,7 +94,7 @@ async def until_stopped(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) 
 
 async def _is_warm(app: App, stop: asyncio.Event) -> bool:
     """Wait until the model is warm. Returns False if the process has to stop first."""
-    if stop.is_set():  # it came while the program was imported
+    if stop.is_set():  # the signal came while the program was imported
         return False
     warming, stopping = asyncio.create_task(app.warm()), asyncio.create_task(stop.wait())
     try:

@@ -56,8 +56,8 @@ def formats_of(requested: list[flags.Format] | None, output: str) -> list[flags.
 
 def check_words(words: bool, formats: list[flags.Format], *, as_json: bool) -> None:
     """Refuse --words if nothing would show them: text and TSV have no words."""
-    has_place = as_json or not formats or not set(formats) <= {flags.Format.TEXT, flags.Format.TSV}
-    need("--words", has_place or not words, "--json, or --format json, srt or vtt: other formats have no word times")
+    has_times = as_json or not formats or not set(formats) <= {flags.Format.TEXT, flags.Format.TSV}
+    need("--words", has_times or not words, "--json, or --format json, srt or vtt: other formats have no word times")
 
 
 def output_directory(output: str) -> Path | None:

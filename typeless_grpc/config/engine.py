@@ -37,6 +37,16 @@ class EngineSettings(Group):
         description="Download the default model at the start if it is missing. Disable it on machines without "
         "internet access.",
     )
+    approved_models_file: ExpandedPath | None = Field(
+        None,
+        description="File with the approved models, which `typeless models approve` writes. The default is "
+        "`approved-models.json` in `data_dir`.",
+    )
+    require_approved_models: bool = Field(
+        False,
+        description="Refuse models that are neither known to typeless nor approved with `typeless models approve`. "
+        "Files that differ from what is known or approved are always refused.",
+    )
     user_models: Reloadable[Annotated[tuple[str, ...], NoDecode, SplitAtCommas]] = Field(
         (),
         description="Models that users' calls may load besides the default one, separated by commas. Users can call"

@@ -39,9 +39,13 @@ class LimitSettings(Group):
     rate_limit_health: Reloadable[Rate] = Field(
         "1000/minute", description="Reflection calls of one caller. Health checks are never limited."
     )
+    rate_limit_riva: Reloadable[Rate] = Field(
+        "300/minute",
+        description="Recognize and StreamingRecognize calls of one caller that is a client of NVIDIA Riva's.",
+    )
     rate_limit_audio: Reloadable[Rate] = Field(
         "3600/minute:14400",
-        description="Seconds of audio of one caller, separately for each of transcribe, batch and stream.",
+        description="Seconds of audio of one caller, separately for each of transcribe, batch, stream and riva.",
     )
     rate_limit_wrong_keys: Reloadable[Rate] = Field(
         "30/minute:60",

@@ -11,6 +11,7 @@ from typeless_grpc.config.console import ConsoleSettings
 from typeless_grpc.config.engine import EngineSettings
 from typeless_grpc.config.jobs import JobSettings
 from typeless_grpc.config.limits import LimitSettings
+from typeless_grpc.config.riva import RivaSettings
 from typeless_grpc.config.server import ServerSettings
 from typeless_grpc.config.streams import StreamSettings
 from typeless_grpc.config.telemetry import TelemetrySettings
@@ -28,6 +29,7 @@ GROUPS: Mapping[str, type[Group]] = {
     "streams": StreamSettings,
     "telemetry": TelemetrySettings,
     "console": ConsoleSettings,
+    "riva": RivaSettings,
 }
 
 # Old name to new. The old ones still work, with a warning.
@@ -57,6 +59,7 @@ class Settings(
     StreamSettings,
     TelemetrySettings,
     ConsoleSettings,
+    RivaSettings,
     BaseSettings,
 ):
     """The settings of a server. Their descriptions are the text of `docs/configuration.md`."""

@@ -35,6 +35,16 @@ def _named_directories(value: Any) -> Any:
     return {name.strip(): path.strip() for name, _, path in pairs}
 
 
+def _names_by_name(value: Any) -> Any:
+    """Parse `parakeet=base,whisper=large-v3`."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.strip().partition("=") for pair in value.split(",") if pair.strip()]
+    if any(not (name.strip() and other.strip()) for name, _, other in pairs):
+        raise ValueError("must be NAME=NAME pairs separated by commas")
+    return {name.strip(): other.strip() for name, _, other in pairs}
+
+
 def _words(value: Any) -> Any:
     """Parse `one,two`."""
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
@@ -78,4 +88,5 @@ ExpandedPath = Annotated[Path, AfterValidator(_expanded)]
 NamedDirectories = Annotated[dict[str, ExpandedPath], NoDecode, BeforeValidator(_named_directories)]
 Rate = Annotated[str, AfterValidator(_rate)]  # AMOUNT/PERIOD[:BURST], or off
 Seconds = Annotated[float, BeforeValidator(_duration_s)]
+NamesByName = BeforeValidator(_names_by_name)
 SplitAtCommas = BeforeValidator(_words)

@@ -30,12 +30,12 @@ from typeless_grpc.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 HEAD_S = 20.0  # from a connection's start, or the end of its last answer, to the complete head of a request
-UNREAD_S = 60.0  # for a peer to read, once more waits for it than the buffers take
-LAST_WORDS_S = 5.0  # for what gRPC has answered to reach its sockets, once gRPC has stopped
+UNREAD_S = 60.0  # for a peer to read, once its buffers are full
+LAST_WORDS_S = 5.0  # for the last answers of gRPC to reach the sockets, once gRPC has stopped
 CLOSE_S = 2.0  # for connections to close, after that
 BACKLOG = 128
 MAX_SOCKET_MESSAGE_BYTES = 1024 * 1024
-SILENT_MS = 60_000  # without a sign of the peer's TCP, after which the connection counts as broken
+SILENT_MS = 60_000  # time without an answer of the peer's TCP after which the connection counts as broken
 PING_S = 20.0
 
 

@@ -12,6 +12,7 @@ import faster_whisper
 import faster_whisper.utils
 from tqdm.auto import tqdm
 
+from typeless_grpc.disk import READABLE, make_directory
 from typeless_grpc.engine.catalog import Progress
 from typeless_grpc.errors import SourceUnavailable
 
@@ -22,7 +23,7 @@ class HuggingFaceHub:
     _lock = threading.Lock()
 
     def names(self) -> Sequence[str]:
-        """Every size faster-whisper knows."""
+        """The names of all models that faster-whisper knows."""
         return list(faster_whisper.available_models())
 
     def cached(self, name: str, cache_dir: Path) -> Path | None:
@@ -37,7 +38,7 @@ class HuggingFaceHub:
 
     def fetch(self, name: str, cache_dir: Path, progress: Progress) -> Path:
         """Fetch a model. Raises SourceUnavailable if the hub is unreachable or refuses."""
-        cache_dir.mkdir(parents=True, exist_ok=True)
+        make_directory(cache_dir, READABLE)
         try:
             with self._lock, _reporting(progress):
                 return Path(faster_whisper.download_model(name, cache_dir=str(cache_dir)))

@@ -1,4 +1,4 @@
-"""A fake `Engine` without a model, for tests and benchmarks of everything around the engine.
+"""A fake `Engine` without a model, for tests and benchmarks.
 
 The test supplies the text of each call, decides when calls return, and reads which calls were made.
 """
@@ -14,7 +14,7 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
 from typeless_grpc.speech.transcript import Segment, Transcript, Word
 
-_TIMEOUT_S = 30.0  # of a test's wait
+_TIMEOUT_S = 30.0  # longest wait of a test
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ScriptedEngine:
         answer = self._script(call)
         if isinstance(answer, BaseException):
             raise answer
-        return Recognition(_transcript(audio, options, answer, self.confidence), queue_s=0.0, n_chunks=1)
+        return Recognition(transcript_of(audio, options, answer, self.confidence), queue_s=0.0, n_chunks=1)
 
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`."""
@@ -95,7 +95,8 @@ class ScriptedEngine:
         self._changed = asyncio.Event()
 
 
-def _transcript(audio: Audio, options: DecodeOptions, text: str, confidence: float) -> Transcript:
+def transcript_of(audio: Audio, options: DecodeOptions, text: str, confidence: float) -> Transcript:
+    """A transcript of one segment over the whole audio."""
     audio_s = len(audio) / SAMPLE_RATE_HZ
     language = options.language or options.expected_language or "en"
     words = _words(text, audio_s) if options.word_timestamps else ()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from typeless_grpc.disk import READABLE, make_directory
 from typeless_grpc.engine.tail import Positions, Tail
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def load_or_calibrate(
 
 
 def fingerprint_of(weights: Path, *facts: object) -> str:
-    """A checksum of a file of weights, and of all else that its output depends on.
+    """Return a checksum of a file of weights, and of everything else that its output depends on.
 
     It reads the size and eight parts of a mebibyte each, because reading gigabytes would take seconds.
     """
@@ -89,7 +90,7 @@ def _read(path: Path, fingerprint: str) -> Tail | None:
 def _write(path: Path, fingerprint: str, tail: Tail | None) -> None:
     """Write atomically, because several servers may start at the same time."""
     silence = np.zeros((0, 0), np.float32) if tail is None else tail.silence
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent, READABLE)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".silence-", suffix=".npz")
     try:
         with os.fdopen(handle, "wb") as file:

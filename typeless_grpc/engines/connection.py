@@ -18,6 +18,7 @@ from typeless_grpc.clock import Clock
 from typeless_grpc.engine.interface import Lane
 from typeless_grpc.engines.messages import MAX_SAMPLES_BYTES, VERSION, UnforeseenError
 from typeless_grpc.engines.servicer import KEY_HEADER
+from typeless_grpc.engines.shared_audio import SharedAudio
 from typeless_grpc.errors import EngineFailed
 from typeless_grpc.pb.engine.v1 import engine_pb2 as pb
 from typeless_grpc.pb.engine.v1 import engine_pb2_grpc
@@ -60,7 +61,7 @@ class RemoteOptions:
 
     target: as gRPC names it ("unix:/run/engine", "10.0.0.5:50052"). credentials: of TLS; None for none. key: the secret
     that the engine wants. stall_s: without progress for so long, it hangs. is_own: its process is this server's, which
-    logs its ends itself.
+    logs its ends itself, and it has no other fronts. shared: memory that it shares with this process.
     """
 
     target: str
@@ -68,6 +69,7 @@ class RemoteOptions:
     key: str = ""
     stall_s: float = 60.0
     is_own: bool = False
+    shared: SharedAudio | None = None
 
 
 @dataclass
@@ -109,11 +111,14 @@ class EngineConnection:
         self._broken = asyncio.Event()
 
     def follow_stall_s(self, stall_s: float) -> None:
-        """Take a new value of the setting."""
+        """Apply a new value of `engine_stall_s`."""
         self.stall_s = stall_s
 
     def replay(self, reports: Sequence[pb.Report], offset_s: float) -> None:
-        """Take what the engine did since the last report. offset_s: what the clock here is ahead of the engine's."""
+        """Pass on the engine's reports since the last response.
+
+        offset_s: difference of the clock here to the engine's.
+        """
 
     def end_calls(self) -> None:
         """End all calls, because the engine is lost."""
@@ -189,7 +194,7 @@ class EngineConnection:
                 await asyncio.sleep(RETRY_OWN_S if options.is_own else pause_s)
 
     async def _watch(self) -> str:
-        """Read the engine's reports until it is lost; return how."""
+        """Read the engine's reports until it is lost; return the reason."""
         call: Any = self.stub.Watch(pb.WatchRequest(front=self.front), metadata=self.metadata)
         self._broken = asyncio.Event()
         tasks: list[asyncio.Task[str]] = [
@@ -277,7 +282,7 @@ class EngineConnection:
         return ((KEY_HEADER, self.options.key),) if self.options.key else ()
 
     def failure(self, error: grpc.aio.AioRpcError) -> Exception:
-        """Return what a failed call raises. The engine is lost at once if its connection broke."""
+        """Return the exception for a failed call. The engine is lost at once if its connection broke."""
         why = error.details() or error.code().name
         if error.code() not in BROKEN:
             return UnforeseenError(f"engine {self.name}: {why}")

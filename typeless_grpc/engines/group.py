@@ -147,7 +147,7 @@ class EngineGroup:
         n_lost = 0
         left_out: set[tuple[str, int]] = set()  # connections of engines that were lost, or take no new calls
         while True:
-            engine = await self._choose(ticket, left_out, is_suspect=n_lost > 0)
+            engine = await self._choose(ticket, left_out, is_retry=n_lost > 0)
             connection = (engine.name, engine.generation)
             try:
                 if not n_lost:
@@ -171,16 +171,16 @@ class EngineGroup:
                     raise
                 left_out.add(connection)
 
-    async def _choose(self, ticket: Ticket, left_out: Container[tuple[str, int]], *, is_suspect: bool) -> RemoteEngine:
+    async def _choose(self, ticket: Ticket, left_out: Container[tuple[str, int]], *, is_retry: bool) -> RemoteEngine:
         """Return the engine that will serve a call first; wait for one if none is up.
 
-        is_suspect: the call may have crashed an engine. Raises Overloaded or DeadlineExceeded if none is up in time.
+        is_retry: the call may have crashed an engine. Raises Overloaded or DeadlineExceeded if none is up in time.
         """
         ends_s = self._clock.now_s() + self._options.max_wait_s
         while True:
             changed = self._changed
             if found := [one for one in self._engines if one.is_up and (one.name, one.generation) not in left_out]:
-                chosen = min(found, key=lambda one: self._rank(one, ticket.lane, is_suspect=is_suspect))
+                chosen = min(found, key=lambda one: self._rank(one, ticket.lane, is_retry=is_retry))
                 self._n_chosen[chosen.name] += 1
                 return chosen
             if ticket.lane is Lane.LIVE_INTERIM:
@@ -194,12 +194,12 @@ class EngineGroup:
                 async with asyncio.timeout(min(ends_s, ticket.deadline_s or ends_s) - now_s):
                     await changed.wait()
 
-    def _rank(self, engine: RemoteEngine, lane: Lane, *, is_suspect: bool) -> tuple[float, ...]:
+    def _rank(self, engine: RemoteEngine, lane: Lane, *, is_retry: bool) -> tuple[float, ...]:
         """Lower is better. Calls that may crash an engine wait for their turns; others avoid an engine with one."""
         turns = self._turns[engine.name]
-        n_suspects = turns.n_waiting if is_suspect else turns.is_taken
+        n_ahead = turns.n_waiting if is_retry else turns.is_taken
         wait_s = engine.wait_s(lane)
-        return (engine.is_suspicious, n_suspects, wait_s, engine.n_sent, self._n_chosen[engine.name])
+        return (engine.is_suspicious, n_ahead, wait_s, engine.n_sent, self._n_chosen[engine.name])
 
 
 def _interim_dropped() -> Overloaded:

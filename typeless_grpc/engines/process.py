@@ -21,17 +21,18 @@ log = get_logger(__name__)
 
 RESTART_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before each start after a short life; the last one repeats
 LONG_LIFE_S = 60.0  # a process that ran so long is started again at once
-MAX_START_S = 900.0  # until an engine is ready: a first start may measure a large model
+MAX_START_S = 900.0  # until an engine is ready: the first start may calibrate a large model
 MAX_RECONNECT_S = 30.0  # until a process whose connection broke is ready again
 STOP_S = 5.0  # for an engine to end by itself
 
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """What to start. environment: in addition to this process's."""
+    """What to start. environment: in addition to this process's. descriptors: files that it inherits."""
 
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    descriptors: Sequence[int] = ()
 
 
 class EngineProcess:
@@ -122,6 +123,7 @@ class EngineProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             env={**os.environ, **self._options.environment},
+            pass_fds=self._options.descriptors,
             start_new_session=True,  # Ctrl-C is for the front, which ends its engines when their calls are done
         )
         assert process.stdin is not None
@@ -142,7 +144,7 @@ class EngineProcess:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Let a process end by itself, else kill it."""
+    """Wait until a process ends by itself; kill it if it does not."""
     assert process.stdin is not None
     process.stdin.close()
     try:

@@ -1,12 +1,13 @@
 """An engine in another process or on another machine, as an `Engine`.
 
-When it is lost, its calls end with `EngineLost`, and somebody else decodes them again.
+When it is lost, its calls end with `EngineLost`, and `EngineGroup` decodes them again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ REPORT_DELAY_S = 0.05  # a report may not include calls that were sent so shortl
 # Seconds of an engine for a second of audio, until calls have measured it. It only has to be of the right order.
 FIRST_PACE = 0.05
 PACE_WEIGHT = 0.1
-MAX_ENDED_CALLS = 256  # whose contexts are kept, for reports that come after their results
+MAX_ENDED_CALLS = 1024  # whose contexts are kept, for reports that come after their results
 
 
 @dataclass(eq=False)
@@ -110,14 +111,15 @@ class RemoteEngine(EngineConnection):
             remaining_s=None if ticket.deadline_s is None else ticket.deadline_s - now_s,
             request_id=request_id.get(),
         )
-        call = self.stub.Decode(_requests(header, audio), metadata=self.metadata)
         audio_s = len(audio) / SAMPLE_RATE_HZ
-        sent = self._sent[number] = _Sent(call, now_s, audio_s * self._pace, copy_context())
-        try:
-            response = await self._response(sent)
-        finally:
-            del self._sent[number]
-            self._keep_context(number, sent.context)
+        with self._call(header, audio) as call:
+            sent = self._sent[number] = _Sent(call, now_s, audio_s * self._pace, copy_context())
+            try:
+                answer = await self._answer_to(sent)
+            finally:
+                del self._sent[number]
+                self._keep_context(number, sent.context)
+        response: pb.DecodeResponse = getattr(answer, "response", answer)
         if response.HasField("error"):
             raise error_of(response.error)
         used = account.current()
@@ -127,9 +129,22 @@ class RemoteEngine(EngineConnection):
             self._pace += PACE_WEIGHT * (response.decoded.processing_s / audio_s - self._pace)
         return RECOGNITION.validate_json(response.decoded.recognition_json)
 
-    async def _response(self, sent: _Sent) -> pb.DecodeResponse:
+    @contextmanager
+    def _call(self, header: pb.DecodeHeader, audio: Audio) -> Iterator[Any]:
+        """Send a call: its audio through shared memory if there is room, else in messages."""
+        shared = self.options.shared
+        region = shared.put(audio) if shared is not None else None
+        if shared is None or region is None:
+            yield self.stub.Decode(_requests(header, audio), metadata=self.metadata)
+            return
         try:
-            response: pb.DecodeResponse = await sent.call
+            yield self.stub.DecodeShared(pb.DecodeSharedRequest(header=header, start=region.start))
+        finally:
+            shared.free(region)
+
+    async def _answer_to(self, sent: _Sent) -> Any:
+        try:
+            return await sent.call
         except grpc.aio.AioRpcError as error:
             raise self.failure(error) from error
         except asyncio.CancelledError:
@@ -138,7 +153,6 @@ class RemoteEngine(EngineConnection):
                 raise EngineLost(self.name, "it hangs") from None
             sent.call.cancel()
             raise
-        return response
 
     def _context_of(self, call: int) -> Context:
         if sent := self._sent.get(call):

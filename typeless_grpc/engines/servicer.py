@@ -20,6 +20,7 @@ from typeless_grpc.engine.interface import Engine, Lane, Ticket
 from typeless_grpc.engine.served import Names, Pool, ServedModel
 from typeless_grpc.engines.messages import OPTIONS, RECOGNITION, VERSION, error_message
 from typeless_grpc.engines.reports import FrontReports, Reports, origin
+from typeless_grpc.engines.shared_audio import BYTES_PER_SAMPLE, SharedAudioReader
 from typeless_grpc.errors import InvalidInput, Overloaded, TypelessError
 from typeless_grpc.pb.engine.v1 import engine_pb2 as pb
 from typeless_grpc.pb.engine.v1 import engine_pb2_grpc
@@ -32,9 +33,8 @@ log = get_logger(__name__)
 KEY_HEADER = "x-engine-key"
 STATE_EVERY_S = 0.25  # while there is work
 IDLE_STATE_EVERY_S = 1.0
-PAUSE_S = 0.02  # between two messages, so that the changes of a busy engine share one
+PAUSE_S = 0.1  # between two messages, so that the changes of a busy engine share one
 MODELS_EVERY_S = 15.0  # between looks at the disk for models that were added
-BYTES_PER_SAMPLE = 4
 
 T = TypeVar("T")
 
@@ -62,10 +62,14 @@ class Served:
 
 @dataclass(frozen=True)
 class EngineServiceOptions:
-    """key: the secret that fronts must present; "" for none. max_audio_s: that all running calls hold together."""
+    """key: the secret that fronts must present; "" for none. max_audio_s: that all running calls hold together.
+
+    shared: the memory with the audio of the front's calls; None if it sends all of it.
+    """
 
     key: str
     max_audio_s: Callable[[], float]
+    shared: SharedAudioReader | None = None
 
 
 class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
@@ -110,7 +114,23 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         await self._check_key(context)
         messages = aiter(requests)
         first = await anext(messages)
-        n_samples = first.header.n_samples
+        return await self._admitted(first.header, lambda: _audio(first, messages))
+
+    async def DecodeShared(self, request: pb.DecodeSharedRequest, context: Context) -> pb.DecodeSharedResponse:
+        """Decode one call, with audio in shared memory."""
+        await self._check_key(context)
+
+        async def audio() -> Audio | None:
+            shared = self._options.shared
+            return None if shared is None else shared.read(request.start, request.header.n_samples)
+
+        return pb.DecodeSharedResponse(response=await self._admitted(request.header, audio))
+
+    async def _admitted(
+        self, header: pb.DecodeHeader, audio: Callable[[], Awaitable[Audio | None]]
+    ) -> pb.DecodeResponse:
+        """Decode a call if there is room for it."""
+        n_samples = header.n_samples
         if self._is_draining:
             return pb.DecodeResponse(error=error_message(_draining()))
         if self._held_samples + n_samples > self._options.max_audio_s() * SAMPLE_RATE_HZ:
@@ -119,18 +139,16 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self._held_samples += n_samples
         self._n_calls += 1
         self._idle.clear()
-        self._reports.wake()
         try:
-            return await self._decode(first, await _audio(first, messages))
+            return await self._decode(header, await audio())
         finally:
             self._held_samples -= n_samples
             self._n_calls -= 1
             if not self._n_calls:
                 self._idle.set()
-            self._reports.wake()
+                self._reports.wake()
 
-    async def _decode(self, first: pb.DecodeRequest, audio: Audio | None) -> pb.DecodeResponse:
-        header = first.header
+    async def _decode(self, header: pb.DecodeHeader, audio: Audio | None) -> pb.DecodeResponse:
         if audio is None:
             # The front has left, or it sent something else than it announced.
             return pb.DecodeResponse(error=error_message(InvalidInput("audio", "is incomplete")))
@@ -178,13 +196,13 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         finally:
             self._reports.close(request.front, kept)
 
-    async def keep_looking(self) -> None:
-        """Look for models on the disk, again and again, until cancelled."""
+    async def keep_models_current(self) -> None:
+        """Read again and again which models are on the disk, until cancelled."""
         while True:
-            await self._look()
+            await self._find_models()
             await asyncio.sleep(MODELS_EVERY_S)
 
-    async def _look(self) -> None:
+    async def _find_models(self) -> None:
         known = self._served.known
         names = dict.fromkeys([*known.names(), self._served.default_model])
         self._installed = await asyncio.to_thread(lambda: tuple(name for name in names if known.find(name)))
@@ -229,7 +247,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
 
         async def load() -> pb.LoadModelResponse:
             model = await self._served.models.load(request.name)
-            await self._look()
+            await self._find_models()
             self._reports.wake()
             return pb.LoadModelResponse(model=_loaded(model))
 

@@ -1,8 +1,8 @@
 """Cuts a recording of any length into chunks of about one to two minutes, at pauses, while it is decoded.
 
-Memory is that of one chunk, however long the recording. The first chunks are shorter, so that the first text and the
-first progress come soon. Where a chunk ends depends on the audio alone, and a reader can begin at the end of any chunk,
-so a job that stopped continues there.
+It holds one chunk in memory, however long the recording. The first chunks are shorter, so that the first text and the
+first progress come soon. Where a chunk ends depends on the audio alone, and a reader can begin at the end of any chunk.
+So a job that stopped continues there.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from typeless_grpc.errors import InvalidInput
 _SILENCE = 0.35
 # The detector gets about 10 s at a time, because its memory grows with the audio of one call.
 _STEP_SAMPLES = 320 * FRAME_SAMPLES
-# Where there is no pause, the cut is at the least speech over so many frames (about 0.1 s).
+# Without a pause, the cut is where this many frames (about 0.1 s) have the lowest probability of speech.
 _SMOOTH_FRAMES = 3
-_REGULAR_INDEX = 2  # of the first chunk of full length
+_REGULAR_INDEX = 2  # index of the first chunk of full length
 
 
 @dataclass(frozen=True)
 class AudioChunk:
     """Samples [start, end) of a recording.
 
-    samples: shape (n_samples,), or (n_channels, n_samples) where channels are kept apart. progress: the share of the
-    recording that lies before end, in [0, 1].
+    samples: shape (n_samples,), or (n_channels, n_samples) for separate channels. progress: the share of the recording
+    before end, in [0, 1].
     """
 
     samples: Audio
@@ -44,7 +44,7 @@ class AudioChunk:
 
 
 def bounds_s(index: int, shortest_s: float) -> tuple[float, float]:
-    """The least and the greatest length of a chunk: shortest_s and twice that, and less for the first two chunks."""
+    """Return the minimum and maximum length of a chunk: shortest_s and twice that, less for the first two chunks."""
     at_least_s = shortest_s * min(1.0, 2.0 ** (index - _REGULAR_INDEX))
     return at_least_s, 2 * at_least_s
 
@@ -81,7 +81,7 @@ class ChunkReader:
 
     @property
     def most_held_s(self) -> float:
-        """The most audio that is in memory at once, of all channels: a chunk twice, as it is put together."""
+        """The most audio in memory at once, of all channels: two copies of a chunk, while it is joined."""
         return 2 * bounds_s(_REGULAR_INDEX, self._shortest_s)[1] * self._n_channels
 
     @property
@@ -90,7 +90,7 @@ class ChunkReader:
         return self._n_waiting
 
     def chunk(self, index: int) -> AudioChunk:
-        """Return the next chunk; index is its place in the recording. Do not call it after the last one."""
+        """Return the next chunk. index: its position in the recording. Do not call it after the last one."""
         at_least_s, at_most_s = bounds_s(index, self._shortest_s)
         at_most = int(at_most_s * SAMPLE_RATE_HZ)
         self._fill(at_most + 1)
@@ -105,7 +105,7 @@ class ChunkReader:
         return self._taken(samples, at_least + self._pause(region if region.ndim == 1 else region.mean(axis=0)))
 
     def _fill(self, n_samples: int) -> None:
-        """Decode until so many samples wait, or the audio ends."""
+        """Decode until n_samples wait, or the audio ends."""
         while self._n_waiting < n_samples and not self._has_ended:
             block = next(self._blocks, None)
             if block is None:
@@ -113,7 +113,7 @@ class ChunkReader:
                 return
             before, self._n_decoded = self._n_decoded, self._n_decoded + block.shape[-1]
             if self._n_decoded <= self._start:
-                continue  # part of a chunk that is done
+                continue  # it belongs to a chunk that is done
             block = block[..., max(0, self._start - before) :]
             self._waiting.append(block)
             self._n_waiting += block.shape[-1]

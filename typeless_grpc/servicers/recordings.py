@@ -110,7 +110,7 @@ class RecordingTranscriber:
     def _decoding_of(
         self, recording: Recording, reservation: Reservation, is_over: threading.Event
     ) -> concurrent.futures.Future[Decoded]:
-        """Decode in a thread, and reserve the decoded audio. is_over: stops the thread between two blocks."""
+        """Decode in a thread, and reserve the decoded audio. is_over: set it to stop the thread between two blocks."""
         source, owner = recording.source, convert_jobs.reach(principal.current())
 
         def work() -> Decoded:
@@ -150,7 +150,7 @@ def _close_after(decoding: concurrent.futures.Future[Decoded], reservation: Rese
 
 @contextmanager
 def fields_at(options_field: str) -> Iterator[None]:
-    """Let errors name fields by their path in the request. Inner code knows them only as "options.…"."""
+    """Make errors name fields by their path in the request. Inner code knows them only as "options.…"."""
     try:
         yield
     except InvalidInput as error:

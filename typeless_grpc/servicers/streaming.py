@@ -1,4 +1,4 @@
-"""StreamTranscribe: what one call does in a session, which may have several calls one after the other."""
+"""StreamTranscribe: serves the calls of a session, which may have several, one after the other."""
 
 from __future__ import annotations
 
@@ -94,8 +94,11 @@ class StreamService:
         """Apply these to streams that open from now on."""
         self._defaults, self._limits = defaults, limits
 
-    async def responses(self, requests: Requests) -> Responses:
-        """Serve one call, from its first request to its last event."""
+    async def responses(self, requests: Requests, *, is_resumable: bool = True) -> Responses:
+        """Serve one call, from its first request to its last event.
+
+        is_resumable: whether the session outlives the call; if not, it is in memory only.
+        """
         async with self._opening() as limit:
             first = await anext(requests, None)
             if first is None or first.WhichOneof("request") != "config":
@@ -103,12 +106,12 @@ class StreamService:
             if not self._sessions.is_draining:
                 limit.reschedule(None)  # a model may have to be loaded
             after = first.config.resume_after_sequence
-            call = await self._opened(first.config)
+            call = await self._opened(first.config, is_resumable=is_resumable)
         started = self._started(call)
         messages = EventMessages(call.config, self._defaults, self._code_of)
         with call.stream.meter.counted_for(account.current()):
             async with (
-                self._fed(call, requests) as feeding,
+                self._fed(call, requests, is_resumable=is_resumable) as feeding,
                 aclosing(call.events_after(after)) as entries,
             ):
                 if call.is_resumed:
@@ -134,11 +137,11 @@ class StreamService:
 
     @property
     def is_well(self) -> bool:
-        """Whether the maintenance of sessions runs, which ends idle ones and drops those that were not resumed."""
+        """Whether the maintenance loop runs, which ends idle sessions and drops those that were not resumed."""
         return self._sessions.is_ticking
 
     def draining(self) -> None:
-        """Warn every caller, and end every session's audio at a pause; all audio that was taken is transcribed."""
+        """Warn every caller, and end every session's audio at a pause. All audio that was taken is transcribed."""
         message = "This server stops: it takes no more audio after the next pause. Send the rest to another server."
         self._sessions.drain(Overloaded(message, reason="DRAINING"), self._limits.drain_pause_s)
         soon_s = asyncio.get_running_loop().time() + DRAINING_OPENING_S
@@ -173,7 +176,7 @@ class StreamService:
     def _idle_timeout_s(self) -> float:
         return self._limits.options.idle_timeout_s
 
-    async def _opened(self, message: transcription_pb2.StreamConfig) -> Call[StreamConfig]:
+    async def _opened(self, message: transcription_pb2.StreamConfig, *, is_resumable: bool) -> Call[StreamConfig]:
         who = principal.current()
         if message.resume_session_id:
             check_resume(message)
@@ -188,7 +191,7 @@ class StreamService:
         if self._sessions.is_draining:
             raise _draining_error()
         options = self._stream_options(config, who)
-        session_id, durable, lease = new_session_id(), self._durable, None
+        session_id, durable, lease = new_session_id(), self._durable if is_resumable else None, None
         if durable is not None:
             self._sessions.check_capacity()
             lease = await self._lease(durable, session_id, who, message)
@@ -261,24 +264,29 @@ class StreamService:
         self._sessions.adopt(session_id, who.id, who.owner, config, stream)
 
     async def _check(self, options: DecodeOptions, field: str) -> None:
-        """Check the model and the language now, and not at the first utterance. field: of the request's options.
+        """Check the model and the language before the first utterance. field: path of the options in the request.
 
-        The engine loads the model; a frame of silence takes no other work.
+        It decodes a frame of silence: the engine loads the model, and does no other work.
         """
         silence = np.zeros(FRAME_SAMPLES, dtype=np.float32)
         with fields_at(field):
             await self._dependencies.engine.transcribe(silence, options, Ticket(Lane.UNARY, principal.current().id))
 
     @asynccontextmanager
-    async def _fed(self, call: Call[StreamConfig], requests: Requests) -> AsyncIterator[asyncio.Task[None]]:
-        """Pass requests to the stream while the block reads events. The session outlives both."""
+    async def _fed(
+        self, call: Call[StreamConfig], requests: Requests, *, is_resumable: bool
+    ) -> AsyncIterator[asyncio.Task[None]]:
+        """Pass requests to the stream while the block reads events. A resumable session outlives both."""
         feeding = asyncio.create_task(self._feed(call, requests))
         try:
             yield feeding
         finally:
             feeding.cancel()
             await asyncio.wait([feeding])
-            self._sessions.leave(call)
+            if is_resumable:
+                self._sessions.leave(call)
+            else:
+                self._sessions.end(call)
 
     async def _feed(self, call: Call[StreamConfig], requests: Requests) -> None:
         try:
@@ -316,7 +324,10 @@ class StreamService:
     def _resumed(
         self, call: Call[StreamConfig], started: transcription_pb2.StreamStarted
     ) -> transcription_pb2.StreamTranscribeResponse:
-        """Return the first response of a call that resumes a session. It has no sequence: it is not of the session."""
+        """Return the first response of a call that resumes a session.
+
+        It has no sequence, because it is no event of the session.
+        """
         return transcription_pb2.StreamTranscribeResponse(
             started=started, cursors=cursors(call.stream.cursors), acknowledged_bytes=call.acknowledged_bytes
         )
@@ -327,7 +338,7 @@ def _reader(config: StreamConfig) -> LiveReader:
 
 
 async def _nothing_follows(requests: Requests) -> None:
-    """Wait a moment for a request behind the end. Raises InvalidInput if there is one."""
+    """Wait a moment for a request after the end. Raises InvalidInput if there is one."""
     following = asyncio.ensure_future(anext(requests, None))
     try:
         await asyncio.wait([following], timeout=HALF_CLOSE_GRACE_S)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from typeless_grpc.disk import check_disk, free_ratio
+from typeless_grpc.disk import check_disk, free_ratio, make_directory
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.stores.database import unavailable
 
@@ -40,11 +40,11 @@ class Files:
         self._min_free_percent = min_free_percent
 
     def use(self, min_free_percent: float) -> None:
-        """Let new audio leave so much of a local disk free from now on."""
+        """Apply this share from now on."""
         self._min_free_percent = min_free_percent
 
     def check_room(self, n_bytes: int) -> None:
-        """Raise SourceUnavailable if new audio of that size would leave too little of the disk free."""
+        """Raise SourceUnavailable if n_bytes of new audio would leave too little of the disk free."""
         if self._is_local:
             check_disk(Path(self._root), n_bytes, self._min_free_percent)
 
@@ -60,7 +60,7 @@ class Files:
         try:
             with _faults():
                 self._write(self._at(path), data)
-        except FileNotFoundError as error:  # its directory was deleted meanwhile: a repetition makes it again
+        except FileNotFoundError as error:  # its directory was deleted meanwhile; the next attempt creates it again
             raise unavailable(error) from error
 
     def _write(self, path: str, data: bytes | BinaryIO | Sequence[bytes]) -> None:
@@ -106,7 +106,7 @@ class Files:
             for file in self._fs.find(source):
                 target_path = f"{self._at(target)}{str(file).removeprefix(source)}"
                 try:
-                    self._fs.makedirs(target_path.rpartition("/")[0], exist_ok=True)
+                    self._make_directory(target_path.rpartition("/")[0])
                     self._fs.mv(file, target_path)
                 except FileNotFoundError:
                     continue
@@ -120,6 +120,12 @@ class Files:
             except FileNotFoundError:
                 return []
         return [(str(entry["name"]).rstrip("/").rpartition("/")[2], entry.get("mtime")) for entry in entries]
+
+    def _make_directory(self, path: str) -> None:
+        if self._is_local:
+            make_directory(Path(path))
+        else:
+            self._fs.makedirs(path, exist_ok=True)
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -195,7 +201,7 @@ def _blocks(data: bytes | BinaryIO | Sequence[bytes]) -> Iterable[bytes]:
 
 def _write_durably(path: Path, blocks: Iterable[bytes]) -> None:
     """Write all or nothing to disk: a file has its name only once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     beside = path.with_name(f".{uuid.uuid4().hex}")
     try:
         with beside.open("wb") as file:

@@ -35,7 +35,7 @@ class Numbered:
 
 @dataclass(frozen=True)
 class OwnWarning:
-    """A warning that is not of the session's state machine."""
+    """A warning that does not come from the session's state machine."""
 
     sequence: int
     error: TypelessError
@@ -58,10 +58,12 @@ class UpdateCodec(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a stream is, besides its session. n_bytes: of audio, up to the end of the request that is worked on.
+    """The state of a stream besides its session.
 
-    received: samples that the detector got; detector: its state. fraction: of FILE mode's progress. charged_s: of
-    audio. end_reason: "" while audio is taken. elapsed_s: since the session was opened. last_sequence: of all events.
+    n_bytes: bytes of audio up to the end of the current request. received: samples that the detector processed.
+    detector: its state after them. fraction: progress of a FILE stream. charged_s: seconds of audio that were charged.
+    end_reason: "" while audio is taken. elapsed_s: seconds since the session was opened. last_sequence: sequence of the
+    newest event.
     """
 
     n_bytes: int = 0
@@ -119,8 +121,8 @@ def _row(record: Record, updates: UpdateCodec) -> list[Any]:
             return ["end"]
         case Update():
             return ["update", base64.b64encode(updates.encode(record)).decode()]
-        case InterimDecoded(utterance_id, text, up_to):
-            return ["interim", utterance_id, text, up_to]
+        case InterimDecoded(utterance_id, text, up_to, confidence):
+            return ["interim", utterance_id, text, up_to, confidence]
         case FinalDecoded(utterance_id, recognition):
             return ["final", utterance_id, _recognition_row(recognition)]
         case FinalFailed(utterance_id, error):
@@ -143,8 +145,8 @@ def _record(row: list[Any], updates: UpdateCodec) -> Record:
             return End()
         case ["update", text]:
             return updates.decode(base64.b64decode(text))
-        case ["interim", utterance_id, text, up_to]:
-            return InterimDecoded(utterance_id, text, up_to)
+        case ["interim", utterance_id, text, up_to, *confidence]:  # older servers stored none
+            return InterimDecoded(utterance_id, text, up_to, *confidence)
         case ["final", utterance_id, recognition]:
             return FinalDecoded(utterance_id, _recognition(recognition))
         case ["failed", utterance_id, error]:
@@ -188,7 +190,7 @@ def _error_row(error: TypelessError) -> list[Any]:
 
 
 def _error(row: list[Any]) -> TypelessError:
-    """Return an error of the same class, reason and message: what a warning tells its caller."""
+    """Return an error of the same class, reason and message, which are all that a warning sends."""
     name, message, reason, retry_after_s = row
     kind = getattr(errors, name, TypelessError)
     error: TypelessError = kind.__new__(kind)

@@ -1,8 +1,8 @@
-"""A stream that survives its server: it stores what another server needs to go on as if nothing had happened.
+"""A stream that survives its server: it stores what another server needs to continue it.
 
-Stored are the audio as it was sent, and every input of the session. Another server gives the inputs to a new session,
-which makes the same decisions and has the same finals; decodes the audio again, without detecting or recognizing
-anything, up to where the inputs end; begins the decodes that were under way; and goes on.
+It stores the audio as it was sent, and every input of the session. Another server gives these inputs to a new session,
+which makes the same decisions and has the same finals. It decodes the audio to samples again, but detects and
+recognizes nothing up to the end of the inputs. Then it starts the decodes that were running, and continues.
 
 - Events that are kept, and all after them, reach a caller once they are durable: no server contradicts another.
 - Audio is acknowledged once it is stored, in parts. The caller sends the rest again.
@@ -13,36 +13,35 @@ anything, up to where the inputs end; begins the decodes that were under way; an
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.audio.live import LOST_AT_THE_END, LiveReader
 from typeless_grpc.audio.vad import DetectorState
-from typeless_grpc.engine.stream_audio import Holding
 from typeless_grpc.errors import InvalidInput, TypelessError, WrongState
 from typeless_grpc.streaming import events
 from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
 from typeless_grpc.streaming.driver import Stream
+from typeless_grpc.streaming.durable_inbox import DurableInbox
 from typeless_grpc.streaming.durable_log import DurableDependencies, DurableLog
 from typeless_grpc.streaming.durable_records import Checkpoint, Numbered, OwnWarning, Record, decode, decode_checkpoint
+from typeless_grpc.streaming.durable_replay import Replay
 from typeless_grpc.streaming.durable_store import Lease, StoredSession
-from typeless_grpc.streaming.effects import Decode, Effect, Emit, InterimDue
-from typeless_grpc.streaming.events import PASSING, Entry
-from typeless_grpc.streaming.inbox import Inbox
-from typeless_grpc.streaming.inputs import End, Frames, Input, InterimDecoded
-from typeless_grpc.streaming.release import FinalDecoded, FinalFailed
+from typeless_grpc.streaming.effects import Decode, Emit
+from typeless_grpc.streaming.events import PASSING
+from typeless_grpc.streaming.inputs import End, Frames, Input
+from typeless_grpc.streaming.release import FinalDecoded
 from typeless_grpc.streaming.requests import Control, Request, Update
 from typeless_grpc.streaming.session import State
-from typeless_grpc.streaming.utterances import Utterance
 
 _REPLAYED_AT_ONCE = 100  # records, a few milliseconds
-# Events that the store does not know: interims and progress since the last write, from a caller's word.
+# The store has no interims and progress since the last write; only the caller knows their number.
 MAX_UNSTORED_EVENTS = 100_000
 
 
 class DurableStream(Stream):
-    """See the module. `start` or `restore` must be called before a call gets it."""
+    """See the module. Call `start` or `restore` before a call uses it."""
 
     def __init__(
         self,
@@ -55,12 +54,14 @@ class DurableStream(Stream):
         self._durable = durable
         self._log = DurableLog(durable, lease, self, dependencies.clock)
         self._is_ready = asyncio.Event()
-        self._replay = _Replay()
+        self._replay = Replay()
         self._detected = (0, 0, DetectorState())  # bytes, samples and state of the detector, of the last frames
         self._n_decoded = 0  # samples that the reader returned
         super().__init__(dependencies, reader, options)
-        self._inbox = self._durable_inbox = _DurableInbox(self._held, options.max_waiting_bytes, self._log)
+        self._inbox = self._durable_inbox = DurableInbox(self._held, options.max_waiting_bytes, self._log)
         self._n_repeated = 0  # bytes that the call that has the stream sends although they are here
+        self._is_paused = False  # takes no more requests
+        self._leaving: tuple[TypelessError, float] | None = None  # as `hand_over` was given
 
     def start(self) -> None:
         """Begin a new session."""
@@ -68,13 +69,13 @@ class DurableStream(Stream):
         self._is_ready.set()
 
     async def restore(self, stored: StoredSession, after_sequence: int) -> None:
-        """Go on with a session of another server. after_sequence: of the last event that its caller has.
+        """Continue a session of another server.
 
-        Raises InvalidInput if there is no such event.
+        after_sequence: sequence of the last event that the caller has. Raises InvalidInput if there is no such event.
         """
         loop = asyncio.get_running_loop()
         checkpoint = decode_checkpoint(stored.state) if stored.state else Checkpoint()
-        replay = self._replay = _Replay(stored.audio, stored.audio_bytes)
+        replay = self._replay = Replay(stored.audio, stored.audio_bytes)
         if not 0 <= after_sequence <= checkpoint.last_sequence + MAX_UNSTORED_EVENTS:
             raise InvalidInput("config.resume_after_sequence", f"the session is at event {checkpoint.last_sequence}")
         for data in stored.records:
@@ -104,12 +105,15 @@ class DurableStream(Stream):
         return self._durable_inbox.n_put == self.acknowledged_bytes
 
     def attach(self) -> None:
-        """See `Stream`. The call sends all audio that is not acknowledged, also what is here and not stored yet."""
+        """See `Stream`.
+
+        The call sends all unacknowledged audio, including audio that this server has but has not stored.
+        """
         self._n_repeated = self._durable_inbox.n_put - self.acknowledged_bytes
         super().attach()
 
     async def put(self, request: Request, *, still_wanted: Callable[[], bool] = lambda: True) -> None:
-        """See `Stream`. Audio is acknowledged once it is stored; what comes again is ignored."""
+        """See `Stream`. Audio is acknowledged once it is stored. Audio that is sent again is ignored."""
         if self._n_repeated and still_wanted() and request is not Control.END:
             if not isinstance(request, bytes):
                 return
@@ -121,8 +125,24 @@ class DurableStream(Stream):
         await super().put(request, still_wanted=still_wanted)
 
     async def is_owned(self) -> bool:
-        """Whether the session is still this server's."""
+        """Whether this server still has the session's lease."""
         return not isinstance(self.trouble, WrongState) and await self._log.is_owned()
+
+    async def hand_over(self, error: TypelessError, within_s: float) -> None:
+        """Stop, and store what another server needs to continue at once. A call gets error after its last event.
+
+        While a call has the stream, the server first waits for a pause and for the finals before it, at most within_s.
+        Then it waits as long again for the store. The caller still has what is not stored by then.
+        """
+        if self._is_attached:
+            await _at_most(self._paused(), within_s)
+        self._is_paused = True
+        if self._work.done():
+            await _at_most(self._log.flush(), within_s)
+        else:
+            self._leaving = (error, within_s)
+            self._work.cancel()
+            await asyncio.wait([self._work])
 
     async def close(self, *, forget: bool = False) -> None:
         """See `Stream`."""
@@ -189,7 +209,27 @@ class DurableStream(Stream):
             self._log.end_audio()
 
     def _has_room(self) -> bool:
-        return super()._has_room() and self._log.has_room
+        return super()._has_room() and self._log.has_room and not self._is_paused
+
+    async def _stop_decodes(self) -> None:
+        await super()._stop_decodes()
+        if self._leaving is not None:
+            error, within_s = self._leaving
+            self._log.end_audio()
+            is_stored = await _at_most(self._log.flush(), within_s)
+            self.journal.close(error, at_once=not is_stored)
+
+    async def _paused(self) -> None:
+        """Wait for a pause of the speaker, take no more from then on, and wait for the finals before it."""
+        while self._session.is_speaking and not self.journal.is_closed:
+            await self._next_move()
+        self._is_paused = True
+        while self._finals and not self.journal.is_closed:
+            await self._next_move()
+
+    async def _next_move(self) -> None:
+        self._moved.clear()
+        await self._moved.wait()
 
     async def _take_requests(self) -> None:
         await self._is_ready.wait()
@@ -242,7 +282,7 @@ class DurableStream(Stream):
             await super()._take_audio(block)
 
     async def _begin_where_it_was(self) -> None:
-        """Begin the decodes that were under way, once their audio is here."""
+        """Start the decodes that were running, once their audio is decoded to samples."""
         replay = self._replay
         if replay.is_over or self._n_decoded < replay.received:
             return
@@ -276,80 +316,14 @@ class DurableStream(Stream):
         self._completed = replay.completed
 
 
-class _DurableInbox(Inbox):
-    """Passes audio to the log as it is taken, and drops controls that were applied on another server.
-
-    n_put, n_begun: bytes of audio in all, and those that were taken.
-    """
-
-    def __init__(self, held: Holding, max_bytes: int, log: DurableLog) -> None:
-        super().__init__(held, max_bytes)
-        self._log = log
-        self._ignored_before = 0
-        self.n_put = self.n_begun = 0
-
-    def resume(self, n_stored: int, *, ignored_before: int) -> None:
-        """Go on after n_stored bytes of audio. Controls before a byte were applied."""
-        self.n_put = self.acknowledged_bytes = n_stored
-        self._ignored_before = ignored_before
-
-    def _take_over(self, data: bytes) -> None:
-        self.n_put += len(data)
-
-    async def get(self) -> Request:
-        """See `Inbox`."""
-        while True:
-            request = await super().get()
-            if isinstance(request, bytes):
-                # Not earlier: the caller forgets what precedes acknowledged audio, so all before it must be in the log.
-                self.n_begun += len(request)
-                self._log.add_audio(request)
-                return request
-            if request is Control.END or self.n_begun >= self._ignored_before:
-                return request
-            self.done(request)
-
-
-class _Replay:
-    """What the inputs of a session leave to be done. audio: names of its parts; audio_bytes: in all.
-
-    received: samples up to which the session has them. pending: utterances without a final. due: interims. emitted:
-    events whose sequence follows. is_over: whether the stream goes on from here.
-    """
-
-    def __init__(self, audio: Sequence[str] = (), audio_bytes: int = 0) -> None:
-        self.audio, self._audio_bytes = audio, audio_bytes
-        self.received = 0
-        self.pending: dict[int, Utterance] = {}
-        self.due: list[InterimDue] = []
-        self.emitted: deque[Emit] = deque()
-        self.entries = [Entry(1, events.Started(), events.Cursors(), audio_bytes)]
-        self.completed: Emit | None = None
-        self.completed_sequence: int | None = None
-        self.has_completed = self.is_over = False
-
-    def add(self, sequence: int, emitted: Emit) -> None:
-        """Add an event to the journal."""
-        self.entries.append(Entry(sequence, emitted.event, emitted.cursors, self._audio_bytes))
-
-    def take(self, record: Input, effects: Iterable[Effect]) -> None:
-        """Note what an input had the stream do."""
-        match record:
-            case InterimDecoded(utterance_id, _, up_to):
-                self.due = [due for due in self.due if due.utterance.id != utterance_id or due.up_to > up_to]
-            case FinalDecoded(utterance_id) | FinalFailed(utterance_id):
-                del self.pending[utterance_id]
-                self.due = [due for due in self.due if due.utterance.id != utterance_id]
-        for effect in effects:
-            match effect:
-                case Decode(utterance):
-                    self.pending[utterance.id] = utterance
-                case InterimDue():
-                    self.due.append(effect)
-                case Emit(events.Completed()):
-                    self.completed = effect
-                case Emit(event) if not isinstance(event, PASSING):
-                    self.emitted.append(effect)
+async def _at_most(work: Coroutine[Any, Any, None], seconds: float) -> bool:
+    """Wait for work, and cancel it after the given time. Return whether it ended by itself."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        return False
+    return True
 
 
 _OVER = (State.ENDING, State.DONE)

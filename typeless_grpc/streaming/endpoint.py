@@ -5,8 +5,8 @@ of `end_silence_s` ends it, and an utterance that reaches its maximum length is 
 samples decide, so the same audio gives the same utterances, whatever the size of its packets.
 
 The confidence of the text decides as well. Speakers pause within sentences, and the words on both sides of such a pause
-are recognized worse if an utterance ends there; the model's confidence tells many of these pauses from an end. So after
-`end_silence_s` the endpointer reports a `PossibleEndpoint`, and takes no frame until `decide` is called.
+are recognized worse if an utterance ends there; the model's confidence distinguishes many of these pauses from an end.
+So after `end_silence_s` the endpointer reports a `PossibleEndpoint`, and takes no frame until `decide` is called.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class EndpointOptions:
 
     threshold: in (0, 1), a frame at or above it is speech. low_confidence_silence_s: the end-of-utterance silence if
     the text has low confidence; the confidence is ignored unless this is more than end_silence_s. context_s: audio
-    before the speech that is decoded with it, if it is more than padding_s; it improves the first words.
+    before the speech that is decoded with it, at least padding_s; it improves the first words.
     docs/measurements/live.md has the measurements behind the defaults.
     """
 
@@ -61,7 +61,10 @@ class EndpointOptions:
 
 @dataclass
 class _Speech:
-    """The open utterance. probabilities: one for each frame from first_frame on. pause: where the current one began."""
+    """The open utterance.
+
+    probabilities: one for each frame from first_frame on. pause: where the current pause began.
+    """
 
     onset: int
     audio_start: int
@@ -70,7 +73,7 @@ class _Speech:
     pauses: list[Span] = field(default_factory=list)
     pause: int | None = None
     n_speech: int = 0
-    is_certain: bool = False
+    is_confirmed: bool = False
     is_paused: bool = False
     is_likely_over: bool = False
     has_low_confidence: bool = False
@@ -95,16 +98,16 @@ class Endpointer:
 
     @property
     def is_quiet(self) -> bool:
-        """See `Segmenter`. Quiet is whatever follows a frame below the threshold."""
+        """See `Segmenter`: whether the last frame is below the threshold."""
         return self._speech is None or self._speech.pause is not None
 
     @property
     def is_speaking(self) -> bool:
         """See `Segmenter`."""
-        return self._speech is not None and self._speech.is_certain
+        return self._speech is not None and self._speech.is_confirmed
 
     def reconfigure(self, options: EndpointOptions) -> None:
-        """See `Segmenter`. With more padding than before, the next utterance still has no audio that is settled."""
+        """See `Segmenter`. More padding does not give the next utterance audio that is already settled."""
         self._floor = max(self._floor, self.settled)
         self._next_options = options
 
@@ -123,7 +126,7 @@ class Endpointer:
         return self._extend(self._speech, probability, start)
 
     def decide(self, *, is_endpoint: bool) -> list[Boundary]:
-        """See `Segmenter`. If it is no endpoint, the pause must last for low_confidence_silence_s to become one."""
+        """See `Segmenter`. If it is no endpoint, only a pause of low_confidence_silence_s becomes one."""
         assert self.is_undecided
         assert self._speech is not None
         self.is_undecided = False
@@ -139,7 +142,7 @@ class Endpointer:
     def finalize(self, at: int) -> list[Boundary]:
         """See `Segmenter`."""
         speech = self._speech
-        if speech is None or not speech.is_certain:
+        if speech is None or not speech.is_confirmed:
             return []
         self._speech, self._floor = None, max(self._floor, at)
         speech_end = min(at, speech.pause if speech.pause is not None else at)
@@ -153,8 +156,8 @@ class Endpointer:
             boundaries += self._resumed(speech, start)
         elif probability < self._options.end_threshold and speech.pause is None:
             speech.pause = start
-        if not speech.is_certain and speech.n_speech >= MIN_SPEECH_SAMPLES:
-            speech.is_certain = True
+        if not speech.is_confirmed and speech.n_speech >= MIN_SPEECH_SAMPLES:
+            speech.is_confirmed = True
             boundaries.append(Onset(speech.onset, speech.audio_start))
         boundaries += self._paused(speech)
         if self._speech is not None and self._is_full(speech):
@@ -179,7 +182,7 @@ class Endpointer:
         silence, padding = self._position - speech.pause, _samples(self._options.padding_s)
         if silence >= _samples(self._options.end_silence_s):
             return self._pause_over(speech, silence)
-        if not speech.is_certain or speech.is_likely_over or silence < padding:
+        if not speech.is_confirmed or speech.is_likely_over or silence < padding:
             return []
         speech.is_likely_over = silence >= _samples(self._options.likely_after_s)
         if speech.is_paused and not speech.is_likely_over:
@@ -188,7 +191,7 @@ class Endpointer:
         return [Pause(speech.pause, speech.pause + padding, speech.is_likely_over)]
 
     def _pause_over(self, speech: _Speech, silence: int) -> list[Boundary]:
-        if not speech.is_certain:
+        if not speech.is_confirmed:
             self._speech = None
             return []
         if silence >= _samples(self._options.low_confidence_silence_s) or self._is_full(speech):
@@ -214,7 +217,7 @@ class Endpointer:
     def _cut(self, speech: _Speech) -> list[Boundary]:
         """End an utterance that has reached its maximum length; what follows the cut begins the next one."""
         self._speech = None
-        if not speech.is_certain:
+        if not speech.is_confirmed:
             self._floor = speech.onset
             return []
         cut = self._cut_at(speech)
@@ -227,7 +230,7 @@ class Endpointer:
         rest = _Speech(cut.end, max(self._floor, cut.end - padding), first_frame=cut.end - cut.end % FRAME_SAMPLES)
         rest.probabilities = speech.probabilities[(rest.first_frame - speech.first_frame) // FRAME_SAMPLES :]
         rest.pauses = [pause for pause in speech.pauses if pause.start >= cut.end]
-        rest.pause, rest.is_certain = speech.pause, True
+        rest.pause, rest.is_confirmed = speech.pause, True
         self._speech = rest
         return [endpoint, Onset(rest.onset, rest.audio_start)]
 

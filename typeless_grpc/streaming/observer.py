@@ -11,7 +11,11 @@ class StreamObserver(Protocol):
     """Notified of the work of all streams. mode: "live" or "file"."""
 
     def session(self, event: str) -> None:
-        """A session was "opened", "resumed", "expired" (its resume window is over) or "evicted" (for a newer one)."""
+        """A session changed.
+
+        event: "opened", "resumed", "expired" (its resume window is over), "evicted" (for a newer one) or "handed_over"
+        (to another server, because this one stops).
+        """
         ...
 
     def interim(self, outcome: str) -> None:

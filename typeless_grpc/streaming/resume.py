@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from typeless_grpc.clock import Clock
 from typeless_grpc.errors import InvalidInput, NotFound, Overloaded, RateLimited, TypelessError, WrongState
 from typeless_grpc.streaming.driver import Stream
+from typeless_grpc.streaming.durable_stream import DurableStream
 from typeless_grpc.streaming.events import EndReason, Entry
 from typeless_grpc.streaming.observer import NoStreamObserver, StreamObserver
 from typeless_grpc.streaming.requests import Request
 
 _TICKS_PER_S = 4
+# For a caller to read the last events of a session that is handed over; it can read them on the next server, too.
+_LAST_EVENTS_S = 2.0
 
 C = TypeVar("C")
 
@@ -40,7 +43,11 @@ class SessionLimits:
 
 @dataclass
 class _Held(Generic[C]):
-    """A session. call: the one that has it now; left_s: when the last one left."""
+    """A session.
+
+    call: the one that has it now. left_s: when the last call left. is_handed_over: another server continues it, and
+    nothing is left to do here.
+    """
 
     id: str
     caller: str
@@ -49,10 +56,11 @@ class _Held(Generic[C]):
     stream: Stream
     call: Call[C] | None = None
     left_s: float = 0.0
+    is_handed_over: bool = False
 
 
 class Call(Generic[C]):
-    """One call's access to a session. config: that with which the session was opened."""
+    """One call's access to a session. config: the configuration with which the session was opened."""
 
     def __init__(self, held: _Held[C], *, resumed: bool) -> None:
         self._held = held
@@ -75,7 +83,7 @@ class Call(Generic[C]):
 
     @property
     def charged_s(self) -> float:
-        """Seconds of the session's audio that its calls were charged for, in all."""
+        """Seconds of audio for which the session's calls were charged."""
         return self._held.stream.meter.charged_s
 
     @charged_s.setter
@@ -117,7 +125,7 @@ class Sessions(Generic[C]):
         self.is_draining = self.is_ticking = False
 
     def use(self, limits: SessionLimits) -> None:
-        """Apply these limits from now on; no session ends because of them, but that those without a call expire."""
+        """Apply these limits from now on. Only sessions without a call end because of them."""
         self._limits = limits
 
     def __len__(self) -> int:
@@ -140,9 +148,8 @@ class Sessions(Generic[C]):
     ) -> Call[C]:
         """Open a session. caller: it counts against this caller's streams; owner: who may resume it.
 
-        is_shared: the caller may be several behind one address, so a new session must not end one that can be resumed.
-        session_id: from `new_session_id`; a new one unless given.
-        Raises RateLimited (TOO_MANY_STREAMS) and Overloaded.
+        is_shared: several callers may share this address, so a new session must not end one that can be resumed.
+        session_id: from `new_session_id`; a new one unless given. Raises RateLimited (TOO_MANY_STREAMS) and Overloaded.
         """
         self._make_room(caller, is_shared=is_shared)
         held = _Held(session_id or new_session_id(), caller, owner, config, stream())
@@ -183,16 +190,31 @@ class Sessions(Generic[C]):
             return
         held.call, held.left_s = None, self._clock.now_s()
         held.stream.detach()
+        if held.is_handed_over:
+            self._drop(held)
+            return
         kept = [other for other in self._held.values() if other.call is None]
         if len(kept) > self._limits.max_kept:
             self._evict(kept)
 
+    def end(self, call: Call[C]) -> None:
+        """End the session of a call that is over, because its caller cannot resume it."""
+        held = self._held.get(call.session_id)
+        if held is not None and held.call is call:
+            self._drop(held)
+
     def drain(self, error: TypelessError, within_s: float) -> None:
-        """Warn every caller, and end every session's audio at the next pause, at the latest after within_s."""
+        """Hand durable sessions over, and end the audio of others, at the next pause, at the latest after within_s.
+
+        error: a warning to the callers whose audio ends.
+        """
         self.is_draining = True
-        for held in self._held.values():
-            held.stream.warn(error)
-            held.stream.drain(within_s)
+        for held in list(self._held.values()):
+            if isinstance(held.stream, DurableStream):
+                self._start(self._hand_over(held, held.stream, within_s))
+            else:
+                held.stream.warn(error)
+                held.stream.drain(within_s)
 
     async def drained(self) -> None:
         """Wait until every session without a call has delivered its events to a caller that resumed it.
@@ -263,7 +285,7 @@ class Sessions(Generic[C]):
             raise Overloaded(f"This server has {n_open} streams open, its limit. Try again, or another replica.")
 
     def _evict(self, candidates: list[_Held[C]]) -> None:
-        """Drop the session of least worth."""
+        """Drop the session whose loss costs least."""
         self._observer.session("evicted")
         self._drop(min(candidates, key=_worth))
 
@@ -273,9 +295,24 @@ class Sessions(Generic[C]):
             held.call.fail(taken_error())
         self._drop(held)
 
+    async def _hand_over(self, held: _Held[C], stream: DurableStream, within_s: float) -> None:
+        error = moved_error()
+        await stream.hand_over(error, within_s)
+        if self._held.get(held.id) is not held:
+            return
+        self._observer.session("handed_over")
+        held.is_handed_over = True
+        if held.call is None:
+            self._drop(held)
+        else:
+            asyncio.get_running_loop().call_later(_LAST_EVENTS_S, held.call.fail, error)
+
     def _drop(self, held: _Held[C], *, forget: bool = False) -> None:
         del self._held[held.id]
-        task = asyncio.ensure_future(held.stream.close(forget=forget))
+        self._start(held.stream.close(forget=forget))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -285,11 +322,17 @@ def new_session_id() -> str:
     return secrets.token_urlsafe(16)
 
 
+def moved_error() -> Overloaded:
+    """Return the error for a call whose session is handed over."""
+    message = "This server stops. Resume the session: another server goes on."
+    return Overloaded(message, reason="DRAINING", retry_after_s=0.1)
+
+
 def taken_error() -> WrongState:
-    """Return the error for a call whose session has another one."""
+    """Return the error for a call whose session was resumed by another call."""
     return WrongState("Another call has resumed this session.", reason="SESSION_TAKEN")
 
 
 def _worth(held: _Held[C]) -> tuple[bool, float]:
-    """Order sessions by what is lost with them: a completed session is hardly ever resumed."""
+    """Return a key that sorts sessions by what their loss costs: a completed session is hardly ever resumed."""
     return not held.stream.journal.is_closed, held.left_s

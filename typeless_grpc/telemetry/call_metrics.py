@@ -14,7 +14,13 @@ METHOD = ("grpc_type", "grpc_service", "grpc_method")
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 FACTORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # The kinds of call that transcribe audio; jobs are counted where they run.
-KINDS = {"Transcribe": "transcribe", "BatchTranscribe": "batch", "StreamTranscribe": "stream"}
+KINDS = {
+    "Transcribe": "transcribe",
+    "BatchTranscribe": "batch",
+    "StreamTranscribe": "stream",
+    "Recognize": "transcribe",
+    "StreamingRecognize": "stream",
+}
 JOB = "job"
 # Prometheus sees no increase in the first value of a series. So these exist from a method's first call on, at 0, and an
 # alert sees the first errors.
@@ -38,7 +44,7 @@ class AudioMetrics:
             buckets=FACTORS,
             registry=registry,
         )
-        for kind in (*KINDS.values(), JOB):
+        for kind in {*KINDS.values(), JOB}:
             self.seconds.labels(kind)
             self.factor.labels(kind)
 
@@ -73,9 +79,9 @@ class CallMetrics:
         handled.inc()
         seconds.observe(record.duration_s)
         account = record.account
-        if account.audio_s and account.processing_s:
-            factor = account.processing_s / account.audio_s
-            self._audio.factor.labels(KINDS[record.method.name]).observe(factor)
+        kind = KINDS.get(record.method.name)
+        if kind and account.audio_s and account.processing_s:
+            self._audio.factor.labels(kind).observe(account.processing_s / account.audio_s)
         if account.uploaded_bytes or account.n_uploads:
             self.uploads.inc(account.n_uploads)
             self.uploaded_bytes.inc(account.uploaded_bytes)

@@ -1,4 +1,4 @@
-"""Finished calls, as observers see them: metrics, the log, and usage."""
+"""The `CallObserver` protocol: reports of calls for metrics, the log, and usage."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Method:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it belongs to our contract, and not to health checks or reflection."""
-        return self.service.startswith("typeless.")
+        """Whether it belongs to one of our contracts, and not to health checks or reflection."""
+        return not self.service.startswith("grpc.")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Metrics; `metrics_port.py` has the port on which Prometheus reads them.
+"""All metrics of a process; Prometheus reads them on the port of `metrics_port.py`.
 
 The `grpc_server_*` names are those of go-grpc-prometheus, which existing dashboards use. Labels come from the contract
 and from our own tables, never from callers, so that callers cannot create metrics without bound.

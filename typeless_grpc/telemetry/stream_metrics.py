@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from typeless_grpc.telemetry.gauges import add_gauge
 
 LATENCIES_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
-SESSION_EVENTS = ("opened", "resumed", "expired", "evicted")
+SESSION_EVENTS = ("opened", "resumed", "expired", "evicted", "handed_over")
 INTERIM_OUTCOMES = ("sent", "skipped", "dropped", "unread")
 MODES = ("live", "file")
 
@@ -21,7 +21,10 @@ class StreamMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self.sessions = Counter(
-            "typeless_sessions_total", "Sessions opened, resumed, expired and evicted.", ("event",), registry=registry
+            "typeless_sessions_total",
+            "Sessions opened, resumed, expired, evicted, and handed over to another server.",
+            ("event",),
+            registry=registry,
         )
         self.interims = Counter(
             "typeless_interims_total",

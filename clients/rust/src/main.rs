@@ -129,10 +129,10 @@ fn step(request: Step) -> pb::StreamTranscribeRequest {
 /// Sends a tenth of a second every tenth of a second. Where sending fails, the events tell why.
 async fn send_at_the_pace_of_speech(mut samples: tokio::fs::File, send: mpsc::Sender<pb::StreamTranscribeRequest>) {
     let mut tick = tokio::time::interval(Duration::from_millis(100));
-    let mut piece = [0; 3200];
-    while let Ok(n_bytes @ 1..) = samples.read(&mut piece).await {
+    let mut payload = [0; 3200];
+    while let Ok(n_bytes @ 1..) = samples.read(&mut payload).await {
         tick.tick().await;
-        if send.send(step(Step::Audio(piece[..n_bytes].to_vec()))).await.is_err() {
+        if send.send(step(Step::Audio(payload[..n_bytes].to_vec()))).await.is_err() {
             return;
         }
     }

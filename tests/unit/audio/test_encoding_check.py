@@ -7,7 +7,7 @@ import pytest
 
 from tests.harness import AUDIO
 from typeless_grpc.audio.decode import DecodeLimits, decode
-from typeless_grpc.audio.encoding_check import EncodingCheck, judged
+from typeless_grpc.audio.encoding_check import EncodingCheck, recognized_encoding
 from typeless_grpc.audio.formats import Audio, AudioFormat, Encoding
 from typeless_grpc.audio.g711 import ALAW, MULAW
 from typeless_grpc.audio.live import live_reader
@@ -119,7 +119,7 @@ def test_a_channel_without_speech_is_no_sign_of_another_encoding(declared: Encod
     noise = np.resize(ALARMS_NEVER[other], len(SPEECH))
     for pair in ((SPEECH, noise), (noise, SPEECH)):
         data = WRITTEN[DECLARED[declared]](np.stack(pair, axis=1).astype(np.float32).ravel())
-        assert judged(data, AudioFormat(declared, RATE, 2))[0] == ""
+        assert recognized_encoding(data, AudioFormat(declared, RATE, 2))[0] == ""
 
 
 def test_the_check_does_not_depend_on_how_the_bytes_are_cut_and_begins_behind_silence() -> None:

@@ -12,16 +12,16 @@ RAW = [encoding for encoding in Encoding if encoding is not Encoding.CONTAINER]
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 192_000])
 @pytest.mark.parametrize("n_channels", [1, 8])
 def test_raw_audio_within_the_bounds_is_taken_as_it_is(encoding: Encoding, rate_hz: int, n_channels: int) -> None:
-    said = AudioFormat(encoding, rate_hz, n_channels)
-    assert said.validated() == said
+    format = AudioFormat(encoding, rate_hz, n_channels)
+    assert format.validated() == format
 
 
 @pytest.mark.parametrize("n_channels", [None, 0])
-def test_raw_audio_has_one_channel_unless_it_says_otherwise(n_channels: int | None) -> None:
+def test_raw_audio_has_one_channel_unless_more_are_declared(n_channels: int | None) -> None:
     assert AudioFormat(Encoding.MULAW, 8_000, n_channels).validated().n_channels == 1
 
 
-def test_zeros_of_a_container_mean_that_nothing_was_said() -> None:
+def test_zeros_of_a_container_mean_that_nothing_is_declared() -> None:
     assert AudioFormat(Encoding.CONTAINER, 0, 0).validated() == AudioFormat()
 
 
@@ -48,5 +48,5 @@ def test_every_wrong_field_is_named_with_its_path(
 
 @pytest.mark.parametrize(("encoding", "frame_bytes"), list(zip(RAW, [6, 12, 3, 3], strict=True)))
 def test_a_frame_is_a_sample_of_every_channel(encoding: Encoding, frame_bytes: int) -> None:
-    said = AudioFormat(encoding, 10_000, 3)
-    assert (said.frame_bytes, said.bytes_per_second) == (frame_bytes, frame_bytes * 10_000)
+    format = AudioFormat(encoding, 10_000, 3)
+    assert (format.frame_bytes, format.bytes_per_second) == (frame_bytes, frame_bytes * 10_000)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.media import KINDS, Kind, media, onsets_s, tones
 from tests.speech import cut
-from tests.unit.audio.test_decode import CONTAINER, LIMITS, reason_of
+from tests.unit.audio.files import CONTAINER, LIMITS, reason_of
 from typeless_grpc.audio.decode import decode
 from typeless_grpc.audio.formats import Audio, AudioFormat
 from typeless_grpc.audio.joined import FileStarts, parts

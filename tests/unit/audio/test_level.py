@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.unit.audio.test_decode import CONTAINER, LIMITS, reason_of
+from tests.unit.audio.files import CONTAINER, LIMITS, reason_of
 from tests.unit.audio.test_mixing import N_SAMPLES, noise, speech
 from typeless_grpc.audio.decode import decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat, Encoding

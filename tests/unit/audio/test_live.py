@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.harness import AUDIO
 from tests.speech import cut
-from tests.unit.audio.test_decode import encoded
+from tests.unit.audio.files import encoded
 from tests.webm import recorded
 from typeless_grpc.audio.decode import DecodeLimits, decode
 from typeless_grpc.audio.formats import Audio, AudioFormat, Encoding

@@ -1,4 +1,4 @@
-"""Many channels to one: whoever speaks is heard, and what is ordinary is the mean to the bit."""
+"""Many channels to one: the speech of each stays clear, and ordinary audio becomes the mean to the bit."""
 
 from __future__ import annotations
 
@@ -107,19 +107,19 @@ ORDINARY = {
 
 @pytest.mark.parametrize("lookahead_s", [0.0, LOOKAHEAD_S])
 @pytest.mark.parametrize("channels", ORDINARY.values(), ids=ORDINARY)
-def test_what_is_ordinary_is_the_mean_to_the_bit(channels, lookahead_s):
+def test_ordinary_audio_becomes_the_mean_to_the_bit(channels, lookahead_s):
     mean = np.stack(channels()).mean(axis=0, dtype=np.float32)
     np.testing.assert_array_equal(mixed(channels(), lookahead_s=lookahead_s), mean)
 
 
-def test_who_answers_in_a_channel_that_had_only_the_echo_is_heard():
+def test_an_answer_in_a_channel_that_had_only_the_echo_is_in_the_mix():
     answer = np.where(np.arange(N_SAMPLES) < N_SAMPLES // 2, 0.4 * late(speech(), 0.2), other_speech())
     half = slice(N_SAMPLES // 2 + SAMPLE_RATE_HZ // 2, None)
     mono = mixed([speech(), answer.astype(np.float32)])
     assert likeness(mono[half], speech()[half] + other_speech()[half]) > 0.95
 
 
-def test_who_speaks_in_a_channel_that_was_only_noise_is_heard():
+def test_speech_in_a_channel_that_was_only_noise_is_in_the_mix():
     second = noise(0.03)
     second[3 * SAMPLE_RATE_HZ :] += other_speech()[3 * SAMPLE_RATE_HZ :]
     mono = mixed([speech(), second])

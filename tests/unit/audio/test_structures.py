@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.unit.audio.test_decode import CONTAINER, LIMITS, encoded, reason_of, tone
+from tests.unit.audio.files import CONTAINER, LIMITS, encoded, reason_of, tone
 from typeless_grpc.audio import structures
 from typeless_grpc.audio.decode import decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ

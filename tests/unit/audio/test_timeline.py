@@ -9,7 +9,7 @@ import pytest
 
 from tests.media import KINDS, TONES_S, damaged, media, onsets_s, tones
 from tests.speech import cut
-from tests.unit.audio.test_decode import CONTAINER, LIMITS, Pipe, reason_of
+from tests.unit.audio.files import CONTAINER, LIMITS, Pipe, reason_of
 from typeless_grpc.audio.decode import DecodeLimits, decode, iter_decode
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.audio.live import live_reader

@@ -67,7 +67,7 @@ def test_a_long_recording_goes_through_in_batches_with_the_same_result(
     detector: SileroDetector, noise: Audio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = recording_probabilities(detector, noise)
-    monkeypatch.setattr(vad, "_MAX_FRAMES_A_CALL", 7)
+    monkeypatch.setattr(vad, "MAX_FRAMES_A_CALL", 7)
     np.testing.assert_allclose(recording_probabilities(detector, noise), at_once, atol=1e-4)
 
 
@@ -78,7 +78,7 @@ def test_every_begun_frame_has_a_probability(detector: SileroDetector, n_samples
     assert len(probabilities) == -(-n_samples // FRAME_SAMPLES)
 
 
-def test_streams_do_not_hear_each_other(detector: SileroDetector, noise: Audio) -> None:
+def test_streams_do_not_change_the_state_of_each_other(detector: SileroDetector, noise: Audio) -> None:
     alone = recording_probabilities(detector, noise)
     one, other = DetectorState(), DetectorState()
     mixed = []
@@ -88,7 +88,7 @@ def test_streams_do_not_hear_each_other(detector: SileroDetector, noise: Audio) 
     np.testing.assert_allclose(np.concatenate([*mixed, detector.finish(one)]), alone, atol=1e-4)
 
 
-def test_a_missing_model_is_said_clearly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_model_has_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(vad, "find_spec", lambda _name: None)
     with pytest.raises(EngineFailed, match=r"faster-whisper 1\.2") as caught:
         SileroDetector()

@@ -1,4 +1,4 @@
-"""WAV files whose header does not tell the truth, and files that follow one another: each call has all of the audio."""
+"""WAV files whose header is wrong, and files that follow one another: all of their audio is decoded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.speech import cut
-from tests.unit.audio.test_decode import CONTAINER, LIMITS, reason_of, tone, wav
+from tests.unit.audio.files import CONTAINER, LIMITS, reason_of, tone, wav
 from typeless_grpc.audio.decode import decode, iter_decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.live import live_reader
@@ -44,9 +44,9 @@ def with_data_size(data: bytes, size: int) -> bytes:
     return data[:at] + struct.pack("<I", size) + data[at + 4 :]
 
 
-async def streamed(data: bytes, pieces: Iterable[int] = (997,)) -> Audio:
+async def streamed(data: bytes, sizes: Iterable[int] = (997,)) -> Audio:
     reader = live_reader(CONTAINER, field="config")
-    blocks = [block for piece in cut(data, list(pieces)) async for block in reader.feed(piece)]
+    blocks = [block for payload in cut(data, list(sizes)) async for block in reader.feed(payload)]
     blocks += [block async for block in reader.finish()]
     reader.close()
     return np.concatenate(blocks)
@@ -143,7 +143,7 @@ def test_any_cutting_parses_the_same(name: str, step: int):
     assert parsed(step) == parsed(len(data))
 
 
-def test_a_second_file_that_is_cut_short_is_told():
+def test_a_second_file_that_is_cut_short_is_refused():
     assert reason_of(wav(FIRST) + wav(SECOND)[:-6000]) == "AUDIO_TRUNCATED"
 
 
@@ -164,7 +164,7 @@ def test_wav_files_without_any_samples_are_empty():
 
 
 @pytest.mark.parametrize("kind", ["channel_count", "sample_rate_hertz"])
-def test_what_was_said_holds_for_each_of_the_files(kind: str):
+def test_the_requested_format_must_be_that_of_each_file(kind: str):
     from typeless_grpc.audio.formats import AudioFormat
 
     data = wav(FIRST) + wav(np.stack([SECOND, SECOND]), 44_100)

@@ -57,6 +57,19 @@ def drained(n_bytes: int, **transcript: Any) -> StreamTranscribeResponse:
     return last
 
 
+def test_all_calls_of_a_session_have_one_affinity_until_its_server_stops():
+    ledger = Ledger(StreamOptions(raw_format=RAW))
+    refused = {ledger.metadata for _ in range(2)}  # a session that is not open may go anywhere
+    opening = ledger.metadata
+    opened(ledger)
+    ledger.failed("")  # the connection broke
+    assert ledger.metadata == opening
+    ledger.failed("DRAINING")
+    moved = ledger.metadata
+    assert ledger.metadata == moved
+    assert len({*refused, opening, moved}) == 4
+
+
 @pytest.mark.parametrize("n_bytes", range(16))
 def test_the_next_session_begins_with_the_first_sample_that_is_not_acknowledged(n_bytes: int):
     ledger = Ledger(StreamOptions(raw_format=RAW))

@@ -86,7 +86,7 @@ class FakePool:
 
 
 @dataclass
-class Bench:
+class RecognizerBench:
     """A recognizer, and the fakes around it."""
 
     engine: Recognizer
@@ -117,7 +117,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def serving(*, max_batch: int = 8, vad_threads: Executor | None = None, **options: Any) -> AsyncIterator[Bench]:
+async def serving(
+    *, max_batch: int = 8, vad_threads: Executor | None = None, **options: Any
+) -> AsyncIterator[RecognizerBench]:
     """A bench whose scheduler runs. vad_threads: the manual threads unless given. options: of the recognizer."""
     model, detector, threads, clock = ScriptedModel(), FakeDetector(), ManualExecutor(), FakeClock()
     pool = FakePool(model)
@@ -133,7 +135,7 @@ async def serving(*, max_batch: int = 8, vad_threads: Executor | None = None, **
     )
     await scheduler.start()
     try:
-        yield Bench(engine, scheduler, model, pool, detector, threads, clock)
+        yield RecognizerBench(engine, scheduler, model, pool, detector, threads, clock)
     finally:
         await scheduler.stop()
 

@@ -5,19 +5,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.engine.pool_bench import Bench, FakeModel, Users, opened
+from tests.unit.engine.pool_bench import FakeModel, PoolBench, Users, opened
 from typeless_grpc.engine.pool import PoolOptions
 
 
 @pytest.fixture
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+def bench(request: pytest.FixtureRequest) -> Iterator[PoolBench]:
     """A bench for three models of 10 bytes; tests that need another one parametrize it."""
     with opened(**{"options": PoolOptions("default", max_memory_bytes=30)} | getattr(request, "param", {})) as one:
         yield one
 
 
 @pytest.fixture
-def users(bench: Bench) -> Users:
+def users(bench: PoolBench) -> Users:
     """Begin to use a model, and use it until the event is set."""
 
     async def begin(name: str) -> tuple[asyncio.Task[FakeModel], asyncio.Event]:

@@ -85,7 +85,7 @@ class Machine:
         return self.total_bytes - sum(model.memory_bytes for model in pool.loaded().values())
 
 
-class Bench:
+class PoolBench:
     """A pool with a fake source and loader."""
 
     def __init__(self, threads: Executor, options: PoolOptions, *, has_footprints: bool = False) -> None:
@@ -117,9 +117,9 @@ Users = Callable[[str], Awaitable[tuple[asyncio.Task[FakeModel], asyncio.Event]]
 
 
 @contextmanager
-def opened(options: PoolOptions, *, has_footprints: bool = False) -> Iterator[Bench]:
+def opened(options: PoolOptions, *, has_footprints: bool = False) -> Iterator[PoolBench]:
     with ThreadPoolExecutor(3) as threads:
-        bench = Bench(threads, options, has_footprints=has_footprints)
+        bench = PoolBench(threads, options, has_footprints=has_footprints)
         yield bench
         for gate in [*bench.loader.gates.values(), bench.source.gate]:
             gate.set()

@@ -24,7 +24,7 @@ class WorkerCrash(BaseException):
 
 
 @dataclass
-class Bench:
+class SchedulerBench:
     """A scheduler with a fake clock and manual threads.
 
     takes_s: for each item. answer: the result of an item. breaks: whether a batch fails as a whole. crashes: whether
@@ -91,8 +91,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def serving(observer: EngineObserver | None = None, **options: object) -> AsyncIterator[Bench]:
-    bench = Bench(SchedulerOptions(**DEFAULTS | options), observer=observer or NoObserver())  # type: ignore[arg-type]
+async def serving(observer: EngineObserver | None = None, **options: object) -> AsyncIterator[SchedulerBench]:
+    bench = SchedulerBench(SchedulerOptions(**DEFAULTS | options), observer=observer or NoObserver())  # type: ignore[arg-type]
     await bench.scheduler.start()
     try:
         yield bench

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.unit.engine.bench import ENGLISH, Bench, audio, serving, utterances
+from tests.unit.engine.bench import ENGLISH, RecognizerBench, audio, serving, utterances
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.audio.vad import Span
 from typeless_grpc.engine.decoding.code_switching import DetectedUtterance, language_runs, split_at_pauses
@@ -86,7 +86,7 @@ def spanish_then_english(decode: RecordedDecode) -> Hypothesis:
     return hypothesis_of(f"in {language}", avg_logprob=-0.2 if is_right else -0.4)
 
 
-def with_two_languages(bench: Bench) -> None:
+def with_two_languages(bench: RecognizerBench) -> None:
     bench.model.detects, bench.model.script = detects, spanish_then_english
 
 

@@ -85,10 +85,10 @@ def test_an_empty_lane_does_not_starve():
 
 @pytest.mark.parametrize("starved", [lane for lane in Lane if lane is not Lane.LIVE_FINAL], ids=lambda lane: lane.name)
 def test_no_lane_starves_under_a_flood_of_more_urgent_work(starved: Lane):
-    lanes = queue(entry("patient", starved))
+    lanes = queue(entry("less urgent", starved))
     for now_s in range(100):
         lanes.push(entry("urgent", Lane.LIVE_FINAL, queued_s=now_s))
-        if any(one.work == "patient" for one in lanes.pop(now_s, max_batch=1)):
+        if any(one.work == "less urgent" for one in lanes.pop(now_s, max_batch=1)):
             assert now_s == STARVE_AFTER_S
             return
     pytest.fail("it starved")
@@ -207,9 +207,9 @@ def test_waiting_callers_are_never_further_apart_than_their_largest_work(files: 
     for one in drain(lanes):
         given_s[one.caller] += one.cost_s
         left[one.caller] -= 1
-        in_line = [given_s[caller] for caller in left if left[caller]]
-        if len(in_line) > 1:
-            assert max(in_line) - min(in_line) <= largest_s + 1e-6
+        served_s = [given_s[caller] for caller in left if left[caller]]
+        if len(served_s) > 1:
+            assert max(served_s) - min(served_s) <= largest_s + 1e-6
 
 
 def test_the_cost_ahead_is_that_of_what_is_served_before():

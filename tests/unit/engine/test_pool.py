@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.engine.pool_bench import Bench, Users, until
+from tests.unit.engine.pool_bench import PoolBench, Users, until
 from tests.unit.idle import until_idle
 from typeless_grpc.errors import EngineFailed, NotFound, SourceUnavailable, WrongState
 
 # ---- loading ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_model_is_loaded_once_for_concurrent_calls(bench: Bench):
+async def test_a_model_is_loaded_once_for_concurrent_calls(bench: PoolBench):
     gate = bench.loader.gates["a"] = threading.Event()
     calls = [asyncio.create_task(bench.used("a")) for _ in range(5)]
     await until(bench.loader.began["a"])
@@ -25,7 +25,7 @@ async def test_a_model_is_loaded_once_for_concurrent_calls(bench: Bench):
     assert list(bench.pool.loaded()) == ["a"]
 
 
-async def test_a_failed_load_fails_all_waiting_calls_and_is_retried_by_the_next(bench: Bench):
+async def test_a_failed_load_fails_all_waiting_calls_and_is_retried_by_the_next(bench: PoolBench):
     gate = bench.loader.gates["a"] = threading.Event()
     bench.loader.fails["a"] = 1
     calls = [asyncio.create_task(bench.used("a")) for _ in range(3)]
@@ -38,7 +38,7 @@ async def test_a_failed_load_fails_all_waiting_calls_and_is_retried_by_the_next(
     assert bench.loader.loads == ["a", "a"]
 
 
-async def test_a_call_does_not_download_a_model(bench: Bench):
+async def test_a_call_does_not_download_a_model(bench: PoolBench):
     bench.source.far.add("far")
     with pytest.raises(NotFound) as caught:
         await bench.used("far")
@@ -46,19 +46,19 @@ async def test_a_call_does_not_download_a_model(bench: Bench):
     assert bench.source.gets == []
 
 
-async def test_a_cancelled_call_does_not_stop_the_load_for_the_others(bench: Bench):
+async def test_a_cancelled_call_does_not_stop_the_load_for_the_others(bench: PoolBench):
     gate = bench.loader.gates["a"] = threading.Event()
-    impatient, patient = asyncio.create_task(bench.used("a")), asyncio.create_task(bench.used("a"))
+    cancelled, other = asyncio.create_task(bench.used("a")), asyncio.create_task(bench.used("a"))
     await until(bench.loader.began["a"])
-    impatient.cancel()
+    cancelled.cancel()
     await until_idle()
     gate.set()
-    await patient
-    assert impatient.cancelled()
+    await other
+    assert cancelled.cancelled()
     assert bench.loader.loads == ["a"]
 
 
-async def test_loading_one_model_does_not_delay_calls_for_another(bench: Bench):
+async def test_loading_one_model_does_not_delay_calls_for_another(bench: PoolBench):
     await bench.used("a")
     bench.loader.gates["b"] = threading.Event()
     loading = asyncio.create_task(bench.pool.load("b"))
@@ -70,7 +70,7 @@ async def test_loading_one_model_does_not_delay_calls_for_another(bench: Bench):
     await loading
 
 
-async def test_a_load_fetches_the_model_once_for_concurrent_calls(bench: Bench):
+async def test_a_load_fetches_the_model_once_for_concurrent_calls(bench: PoolBench):
     bench.source.far.add("far")
     loads = [asyncio.create_task(bench.pool.load("far")) for _ in range(3)]
     await until(bench.source.began)
@@ -82,7 +82,7 @@ async def test_a_load_fetches_the_model_once_for_concurrent_calls(bench: Bench):
     assert (bench.source.gets, bench.loader.loads.count("far")) == (["far"], 1)
 
 
-async def test_a_failed_fetch_is_retried_by_the_next_call(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+async def test_a_failed_fetch_is_retried_by_the_next_call(bench: PoolBench, monkeypatch: pytest.MonkeyPatch):
     def unreachable(name: str) -> Path:
         raise SourceUnavailable("no network", reason="MODEL_UNAVAILABLE")
 
@@ -95,7 +95,7 @@ async def test_a_failed_fetch_is_retried_by_the_next_call(bench: Bench, monkeypa
     assert (await bench.pool.load("far")).name == "far"
 
 
-async def test_loading_a_loaded_model_changes_nothing(bench: Bench):
+async def test_loading_a_loaded_model_changes_nothing(bench: PoolBench):
     first = await bench.pool.load("a")
     assert await bench.pool.load("a") is first
     assert bench.loader.loads == ["a"]
@@ -104,7 +104,7 @@ async def test_loading_a_loaded_model_changes_nothing(bench: Bench):
 # ---- unloading --------------------------------------------------------------------------------------------------
 
 
-async def test_unloading_waits_for_work_in_progress(bench: Bench, users: Users):
+async def test_unloading_waits_for_work_in_progress(bench: PoolBench, users: Users):
     using, done = await users("a")
     unloading = asyncio.create_task(bench.pool.unload("a"))
     await until_idle()
@@ -115,7 +115,7 @@ async def test_unloading_waits_for_work_in_progress(bench: Bench, users: Users):
     assert (await using).name == "a"
 
 
-async def test_a_call_during_unloading_loads_the_model_again(bench: Bench, users: Users):
+async def test_a_call_during_unloading_loads_the_model_again(bench: PoolBench, users: Users):
     old, done = await users("a")
     unloading = asyncio.create_task(bench.pool.unload("a"))
     await until_idle()
@@ -127,7 +127,7 @@ async def test_a_call_during_unloading_loads_the_model_again(bench: Bench, users
     assert list(bench.pool.loaded()) == ["a"]
 
 
-async def test_unloading_a_loading_model_waits_for_its_calls(bench: Bench):
+async def test_unloading_a_loading_model_waits_for_its_calls(bench: PoolBench):
     gate = bench.loader.gates["a"] = threading.Event()
     using = asyncio.create_task(bench.used("a"))
     await until(bench.loader.began["a"])
@@ -139,7 +139,7 @@ async def test_unloading_a_loading_model_waits_for_its_calls(bench: Bench):
     assert bench.pool.loaded() == {}
 
 
-async def test_the_default_model_is_not_unloaded(bench: Bench):
+async def test_the_default_model_is_not_unloaded(bench: PoolBench):
     await bench.used("default")
     with pytest.raises(WrongState) as caught:
         await bench.pool.unload("default")
@@ -148,7 +148,7 @@ async def test_the_default_model_is_not_unloaded(bench: Bench):
 
 
 @pytest.mark.parametrize("name", ["a", "nobody knows"])
-async def test_unloading_a_model_that_is_not_loaded_is_not_found(bench: Bench, name: str):
+async def test_unloading_a_model_that_is_not_loaded_is_not_found(bench: PoolBench, name: str):
     with pytest.raises(NotFound) as caught:
         await bench.pool.unload(name)
     assert caught.value.reason == "MODEL_NOT_FOUND"

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from tests.unit.engine.pool_bench import Bench, Users, until
+from tests.unit.engine.pool_bench import PoolBench, Users, until
 from tests.unit.idle import until_idle
 from typeless_grpc.engine.pool import PoolOptions
 from typeless_grpc.errors import NotFound, Overloaded, WrongState
@@ -21,13 +21,13 @@ FOOTPRINTS = pytest.mark.parametrize("bench", [{"has_footprints": True}], indire
 # ---- the memory limit -------------------------------------------------------------------------------------------
 
 
-async def test_the_least_recently_used_model_is_evicted(bench: Bench):
+async def test_the_least_recently_used_model_is_evicted(bench: PoolBench):
     for name in ("default", "a", "b", "a", "c"):
         await bench.used(name)
     assert sorted(bench.pool.loaded()) == ["a", "c", "default"]
 
 
-async def test_the_default_model_stays_even_above_the_limit(bench: Bench):
+async def test_the_default_model_stays_even_above_the_limit(bench: PoolBench):
     bench.loader.bytes["default"] = 100
     await bench.used("default")
     await bench.used("a")
@@ -35,7 +35,7 @@ async def test_the_default_model_stays_even_above_the_limit(bench: Bench):
     assert list(bench.pool.loaded()) == ["default"]
 
 
-async def test_a_model_in_use_stays_until_its_last_call_is_done(bench: Bench, users: Users):
+async def test_a_model_in_use_stays_until_its_last_call_is_done(bench: PoolBench, users: Users):
     bench.loader.bytes |= {"a": 25, "b": 25}
     first, first_done = await users("a")
     second, second_done = await users("a")
@@ -51,13 +51,13 @@ async def test_a_model_in_use_stays_until_its_last_call_is_done(bench: Bench, us
     assert bench.loader.loads == ["a", "b", "b"]
 
 
-async def test_an_evicted_model_is_loaded_again(bench: Bench):
+async def test_an_evicted_model_is_loaded_again(bench: PoolBench):
     for name in ("default", "a", "b", "c", "a"):
         await bench.used(name)
     assert bench.loader.loads == ["default", "a", "b", "c", "a"]
 
 
-async def test_an_unloaded_model_is_freed(bench: Bench):
+async def test_an_unloaded_model_is_freed(bench: PoolBench):
     model = await bench.pool.load("a")
     reference = weakref.ref(model)
     del model
@@ -71,7 +71,9 @@ async def test_an_unloaded_model_is_freed(bench: Bench):
 
 
 @FOOTPRINTS
-async def test_a_model_that_does_not_fit_beside_those_in_use_is_refused_before_it_is_loaded(bench: Bench, users: Users):
+async def test_a_model_that_does_not_fit_beside_those_in_use_is_refused_before_it_is_loaded(
+    bench: PoolBench, users: Users
+):
     begun = [await users(name) for name in ("default", "a", "b")]
     with pytest.raises(Overloaded) as caught:
         await bench.used("c")
@@ -93,7 +95,7 @@ async def test_a_model_that_does_not_fit_beside_those_in_use_is_refused_before_i
     ids=["much allowed"],
 )
 async def test_a_model_must_fit_into_the_free_memory_of_the_machine(
-    bench: Bench, users: Users, total_bytes: int, fits: bool
+    bench: PoolBench, users: Users, total_bytes: int, fits: bool
 ):
     bench.machine.total_bytes = total_bytes
     begun = [await users(name) for name in ("default", "a")]
@@ -113,7 +115,7 @@ async def test_a_model_must_fit_into_the_free_memory_of_the_machine(
 
 
 @FOOTPRINTS
-async def test_models_that_are_loading_count_together(bench: Bench):
+async def test_models_that_are_loading_count_together(bench: PoolBench):
     bench.loader.gates |= {"a": threading.Event(), "b": threading.Event()}
     await bench.used("default")
     loading = [asyncio.create_task(bench.used(name)) for name in ("a", "b")]
@@ -128,7 +130,7 @@ async def test_models_that_are_loading_count_together(bench: Bench):
 
 
 @FOOTPRINTS
-async def test_a_model_that_never_fits_beside_the_default_is_refused_for_good(bench: Bench):
+async def test_a_model_that_never_fits_beside_the_default_is_refused_for_good(bench: PoolBench):
     await bench.used("default")
     bench.loader.bytes["a"] = 21
     with pytest.raises(WrongState) as caught:
@@ -143,7 +145,7 @@ async def test_a_model_that_never_fits_beside_the_default_is_refused_for_good(be
     indirect=True,
     ids=["one allowed"],
 )
-async def test_calls_load_allowed_models_and_use_those_that_an_admin_loaded(bench: Bench):
+async def test_calls_load_allowed_models_and_use_those_that_an_admin_loaded(bench: PoolBench):
     await bench.used("default")
     await bench.used("a")
     with pytest.raises(NotFound) as caught:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.engine.scheduler_bench import Bench, serving
+from tests.unit.engine.scheduler_bench import SchedulerBench, serving
 from tests.unit.idle import until_idle
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.engine.scheduler import Completed, Timing
@@ -111,7 +111,7 @@ async def test_a_wrong_number_of_results_fails_and_does_not_hang():
         assert (await one_more(bench)).result == "MORE"
 
 
-async def one_more(bench: Bench) -> Completed[str]:
+async def one_more(bench: SchedulerBench) -> Completed[str]:
     """The scheduler still serves."""
     call = bench.submit("more")
     await bench.threads.run_all()
@@ -136,7 +136,7 @@ async def test_a_full_queue_refuses_work_and_says_when_to_retry():
         assert "one too many" not in [work for batch in bench.batches for work in batch]
 
 
-async def test_a_queue_full_of_patient_work_refuses_no_urgent_work():
+async def test_a_queue_full_of_less_urgent_work_refuses_no_urgent_work():
     async with serving(max_queued=2) as bench:
         await bench.busy()
         calls = [bench.submit("job", Lane.JOBS) for _ in range(2)]

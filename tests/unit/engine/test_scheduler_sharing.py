@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.engine.scheduler_bench import Bench, serving
+from tests.unit.engine.scheduler_bench import SchedulerBench, serving
 from tests.unit.idle import run_until_complete, until_idle
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.engine.scheduler import LIVE_LASTS_S, Completed, SchedulerOptions
@@ -150,7 +150,7 @@ async def test_the_last_free_worker_is_reserved_for_live_speech(lane: Lane):
     async with serving(n_workers=2, max_batch=1, interim_max_wait_s=10.0) as bench:
         spoken = bench.submit("spoken", Lane.LIVE_FINAL)
         await bench.threads.run_all()
-        patient = [bench.submit(work, lane) for work in ("one", "two")]
+        less_urgent = [bench.submit(work, lane) for work in ("one", "two")]
         await until_idle()
         assert len(bench.threads.waiting) == 1
         final = bench.submit("final", Lane.LIVE_FINAL)
@@ -158,7 +158,7 @@ async def test_the_last_free_worker_is_reserved_for_live_speech(lane: Lane):
         bench.threads.run(1)
         assert (await final).result == "FINAL"
         await bench.threads.run_all()
-        await asyncio.gather(spoken, *patient)
+        await asyncio.gather(spoken, *less_urgent)
 
 
 async def test_yielding_lanes_have_all_workers_again_after_live_speech():
@@ -166,24 +166,24 @@ async def test_yielding_lanes_have_all_workers_again_after_live_speech():
         spoken = bench.submit("spoken", Lane.LIVE_FINAL)
         await bench.threads.run_all()
         bench.clock.advance(LIVE_LASTS_S)
-        patient = [bench.submit(work, Lane.JOBS) for work in ("one", "two")]
+        less_urgent = [bench.submit(work, Lane.JOBS) for work in ("one", "two")]
         await bench.threads.until(n_waiting=2)
         await bench.threads.run_all()
-        await asyncio.gather(spoken, *patient)
+        await asyncio.gather(spoken, *less_urgent)
 
 
 async def test_a_starving_lane_does_not_yield():
     async with serving(n_workers=2, max_batch=1, starve_after_s=5.0) as bench:
         spoken = bench.submit("spoken", Lane.LIVE_FINAL)
         await bench.threads.run_all()
-        patient = [bench.submit(work, Lane.JOBS) for work in ("one", "two")]
+        less_urgent = [bench.submit(work, Lane.JOBS) for work in ("one", "two")]
         await bench.threads.until(n_waiting=1)
         bench.clock.advance(5.0)
         final = bench.submit("final", Lane.LIVE_FINAL)
         await bench.threads.until(n_waiting=2)
         await bench.threads.run_all()
         assert bench.batches == [["spoken"], ["one"], ["two"], ["final"]]
-        await asyncio.gather(spoken, final, *patient)
+        await asyncio.gather(spoken, final, *less_urgent)
 
 
 async def test_batches_are_small_during_live_speech():
@@ -197,7 +197,7 @@ async def test_batches_are_small_during_live_speech():
 
 
 async def test_stopping_refuses_queued_and_new_work():
-    bench = Bench(SchedulerOptions(max_batch=8, gather_ms=0.0))
+    bench = SchedulerBench(SchedulerOptions(max_batch=8, gather_ms=0.0))
     await bench.scheduler.start()
     running = await bench.busy()
     waiting = bench.submit("waiting")

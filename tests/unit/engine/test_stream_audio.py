@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.idle import until_idle
+from tests.unit.idle import steps, until_idle
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.engine.stream_audio import BYTES_PER_S, Holding, StreamAudio
 from typeless_grpc.errors import Overloaded
@@ -69,7 +69,7 @@ async def test_streams_that_all_wait_take_turns_and_none_waits_for_ever():
             for _ in range(4):
                 await holding.grow(BYTES_PER_S)
                 most = max(most, audio.n_bytes)
-                await asyncio.sleep(0)
+                await steps(1)
             holding.shrink(4 * BYTES_PER_S)
 
     await asyncio.wait_for(asyncio.gather(*(stream() for _ in range(6))), 10)

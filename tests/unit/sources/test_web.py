@@ -204,7 +204,7 @@ def test_a_download_reserves_its_bytes(web: str):
 
 @pytest.mark.parametrize("path", ["a.wav", "body-without-end"], ids=["with its length", "without its length"])
 def test_a_download_ends_when_its_bytes_cannot_be_reserved(web: str, path: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("typeless_grpc.sources.web._RESERVE_BYTES", 10)
+    monkeypatch.setattr("typeless_grpc.sources.web.RESERVE_BYTES", 10)
 
     def refuse(n_bytes: int) -> None:
         raise RateLimited("full", reason="UPLOAD_QUOTA_EXCEEDED")

@@ -237,14 +237,14 @@ def test_more_padding_than_before_does_not_reach_into_settled_audio():
     st.integers(0, 30),
     st.lists(st.booleans(), min_size=1),
 )
-def test_utterances_are_in_order_apart_and_never_too_long(runs, max_frames, padding_frames, low_frames, sure):
+def test_utterances_are_in_order_apart_and_never_too_long(runs, max_frames, padding_frames, low_frames, confident):
     options = EndpointOptions(
         end_silence_s=10 * FRAME_S,
         low_confidence_silence_s=low_frames * FRAME_S,
         padding_s=padding_frames * FRAME_S,
         max_utterance_s=max_frames * FRAME_S,
     )
-    probabilities, answers = frames(*runs), itertools.cycle(sure)
+    probabilities, answers = frames(*runs), itertools.cycle(confident)
     last_end, start = 0, None
     for boundary in boundaries(probabilities, options, is_endpoint=lambda: next(answers)):
         match boundary:

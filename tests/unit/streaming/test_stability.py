@@ -1,4 +1,4 @@
-"""Which words are certain, and what becomes of them."""
+"""Which words are committed, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_characters_are_words_where_no_spaces_are_written():
         "earlier word",
         "lost word",
         "nothing",
-        "nothing certain",
+        "nothing committed",
         "all other",
         "characters",
         "signs",
@@ -93,13 +93,13 @@ hypotheses = st.lists(
 @given(hypotheses, st.integers(0, 3), st.text(alphabet="ab c.天", max_size=12))
 def test_the_stable_prefix_only_grows_and_begins_all_that_follows(texts, hold_back, final):
     stability = Stability(2, hold_back)
-    certain = ""
+    committed = ""
     for text in texts:
         stable, unstable = stability.add(text)
-        assert stable.startswith(certain)
+        assert stable.startswith(committed)
         assert (stable + unstable).startswith(stable)
-        certain = stable
-    assert merged(certain, final).startswith(certain)
+        committed = stable
+    assert merged(committed, final).startswith(committed)
 
 
 @given(st.text(alphabet="ab ,.天\n", max_size=20))

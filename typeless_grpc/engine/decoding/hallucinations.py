@@ -22,7 +22,7 @@ from typeless_grpc.engine.model import (
 from typeless_grpc.engine.planning.chunk import Chunk
 from typeless_grpc.speech.transcript import Segment, Suppressed, SuppressionReason
 
-# Least confidence of a text where the detector doubts that there is speech: docs/measurements/speech.md.
+# Least confidence of a text for unlikely speech: docs/measurements/speech.md.
 UNLIKELY_SPEECH_CONFIDENCE = 0.85
 
 

@@ -286,8 +286,8 @@ class RateLimit(google.protobuf.message.Message):
     BURST_FIELD_NUMBER: builtins.int
     UNIT_FIELD_NUMBER: builtins.int
     group: builtins.str
-    """"transcribe", "long", "batch", "stream", "jobs", "config" or "health": docs/limits.md says
-    which calls are in each.
+    """"transcribe", "long", "batch", "stream", "jobs", "config", "health" or "riva": docs/limits.md
+    says which calls are in each.
     """
     amount: builtins.int
     """How many units are refilled in a period; above 0."""

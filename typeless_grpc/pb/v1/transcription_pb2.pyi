@@ -1088,11 +1088,16 @@ class InterimResult(google.protobuf.message.Message):
     UNSTABLE_TEXT_FIELD_NUMBER: builtins.int
     START_OFFSET_FIELD_NUMBER: builtins.int
     END_OFFSET_FIELD_NUMBER: builtins.int
+    CONFIDENCE_FIELD_NUMBER: builtins.int
     stable_text: builtins.str
     """The stable prefix, which no longer changes and only grows. May be empty."""
     unstable_text: builtins.str
     """The text after it, which may still change; begins with the space between the two, if any. May
     be empty.
+    """
+    confidence: builtins.float
+    """In [0, 1]: geometric mean of the token probabilities of the whole text. 0 if the server is
+    older than this field.
     """
     @property
     def start_offset(self) -> google.protobuf.duration_pb2.Duration:
@@ -1109,9 +1114,10 @@ class InterimResult(google.protobuf.message.Message):
         unstable_text: builtins.str = ...,
         start_offset: google.protobuf.duration_pb2.Duration | None = ...,
         end_offset: google.protobuf.duration_pb2.Duration | None = ...,
+        confidence: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["end_offset", b"end_offset", "start_offset", b"start_offset"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["end_offset", b"end_offset", "stable_text", b"stable_text", "start_offset", b"start_offset", "unstable_text", b"unstable_text"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["confidence", b"confidence", "end_offset", b"end_offset", "stable_text", b"stable_text", "start_offset", b"start_offset", "unstable_text", b"unstable_text"]) -> None: ...
 
 Global___InterimResult: typing_extensions.TypeAlias = InterimResult
 

@@ -159,6 +159,10 @@ class TranscriptionServiceStub(typing.Generic[_TranscriptionServiceTranscribeTyp
     discards audio after that offset. Until then it still resumes its own sessions, and refuses
     new ones (UNAVAILABLE, DRAINING).
 
+    If servers share their sessions, one that is about to stop hands them over instead: it neither
+    warns nor ends the audio. The call ends with UNAVAILABLE (DRAINING, with RetryInfo). Resume the
+    session: another server goes on with it.
+
     Statuses: INVALID_ARGUMENT (a bad option, requests out of order, audio that is
     AUDIO_UNDECODABLE or AUDIO_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND; SESSION_NOT_FOUND: the
     session to resume is unknown, past its resume window or another caller's), DEADLINE_EXCEEDED
@@ -249,6 +253,10 @@ class TranscriptionServiceServicer(metaclass=abc.ABCMeta):
         `acknowledged_bytes` on in a new session, which another server may take. The server reads and
         discards audio after that offset. Until then it still resumes its own sessions, and refuses
         new ones (UNAVAILABLE, DRAINING).
+
+        If servers share their sessions, one that is about to stop hands them over instead: it neither
+        warns nor ends the audio. The call ends with UNAVAILABLE (DRAINING, with RetryInfo). Resume the
+        session: another server goes on with it.
 
         Statuses: INVALID_ARGUMENT (a bad option, requests out of order, audio that is
         AUDIO_UNDECODABLE or AUDIO_TOO_LONG), NOT_FOUND (MODEL_NOT_FOUND; SESSION_NOT_FOUND: the

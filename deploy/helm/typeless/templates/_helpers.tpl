@@ -43,7 +43,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- (dig "server" "drain_timeout_s" 30 .Values.settings) | float64 | ceil | int }}
 {{- end }}
 
-{{/* What the values together do not allow; the schema checks each by itself. */}}
+{{/* Refuses values that do not fit together. The schema checks each value by itself. */}}
 {{- define "typeless.check" -}}
 {{- $many := or .Values.worker.enabled .Values.server.autoscaling.enabled (gt (int .Values.server.replicas) 1) }}
 {{- if and $many (not (include "typeless.shared" .)) }}
@@ -302,7 +302,7 @@ spec:
 {{- end }}
 {{- end }}
 
-{{/* How the kubelet asks for health: by gRPC, which it cannot do with TLS, or in the pod by the metrics. */}}
+{{/* The probe of a pod: gRPC, or a command that reads the metrics if TLS is on, because the kubelet cannot use TLS. */}}
 {{- define "typeless.probe" -}}
 {{- if .Values.tls.existingSecret -}}
 exec:

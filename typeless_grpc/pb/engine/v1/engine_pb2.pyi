@@ -44,6 +44,52 @@ class DecodeRequest(google.protobuf.message.Message):
 Global___DecodeRequest: typing_extensions.TypeAlias = DecodeRequest
 
 @typing.final
+class DecodeSharedRequest(google.protobuf.message.Message):
+    """What is to be done, with audio in shared memory."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    start: builtins.int
+    """Where the samples begin in the memory, counted in samples."""
+    @property
+    def header(self) -> Global___DecodeHeader:
+        """As in a DecodeRequest."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___DecodeHeader | None = ...,
+        start: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header", "start", b"start"]) -> None: ...
+
+Global___DecodeSharedRequest: typing_extensions.TypeAlias = DecodeSharedRequest
+
+@typing.final
+class DecodeSharedResponse(google.protobuf.message.Message):
+    """The result of a call."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: builtins.int
+    @property
+    def response(self) -> Global___DecodeResponse:
+        """As of Decode."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___DecodeResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["response", b"response"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["response", b"response"]) -> None: ...
+
+Global___DecodeSharedResponse: typing_extensions.TypeAlias = DecodeSharedResponse
+
+@typing.final
 class DecodeHeader(google.protobuf.message.Message):
     """What is to be decoded, and how it is scheduled."""
 
@@ -58,6 +104,7 @@ class DecodeHeader(google.protobuf.message.Message):
     CALLER_FIELD_NUMBER: builtins.int
     REMAINING_S_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    IS_ALONE_FIELD_NUMBER: builtins.int
     front: builtins.str
     """The front, as in WatchRequest."""
     call: builtins.int
@@ -76,6 +123,11 @@ class DecodeHeader(google.protobuf.message.Message):
     """Seconds until the result is needed; unset for no deadline."""
     request_id: builtins.str
     """Id of the caller's request, for log lines."""
+    is_alone: builtins.bool
+    """Whether the call may crash the engine, so that it must be the only one there. The engine refuses
+    new calls (RESERVED), waits until its other work has ended, sends the response's headers, and
+    only then begins.
+    """
     def __init__(
         self,
         *,
@@ -88,9 +140,10 @@ class DecodeHeader(google.protobuf.message.Message):
         caller: builtins.str = ...,
         remaining_s: builtins.float | None = ...,
         request_id: builtins.str = ...,
+        is_alone: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_remaining_s", b"_remaining_s", "remaining_s", b"remaining_s"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_remaining_s", b"_remaining_s", "call", b"call", "caller", b"caller", "front", b"front", "is_utterance", b"is_utterance", "lane", b"lane", "n_samples", b"n_samples", "options_json", b"options_json", "remaining_s", b"remaining_s", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_remaining_s", b"_remaining_s", "call", b"call", "caller", b"caller", "front", b"front", "is_alone", b"is_alone", "is_utterance", b"is_utterance", "lane", b"lane", "n_samples", b"n_samples", "options_json", b"options_json", "remaining_s", b"remaining_s", "request_id", b"request_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_remaining_s", b"_remaining_s"]) -> typing.Literal["remaining_s"] | None: ...
 
 Global___DecodeHeader: typing_extensions.TypeAlias = DecodeHeader
@@ -253,6 +306,7 @@ class WatchResponse(google.protobuf.message.Message):
     DEFAULT_MODEL_FIELD_NUMBER: builtins.int
     MODELS_FIELD_NUMBER: builtins.int
     REPORTS_FIELD_NUMBER: builtins.int
+    IS_RESERVED_FIELD_NUMBER: builtins.int
     contract: builtins.int
     """VERSION of this contract. A front does not use an engine of another version."""
     version: builtins.str
@@ -269,6 +323,8 @@ class WatchResponse(google.protobuf.message.Message):
     """Where models run: "cpu, int8, 2 x 1 threads"."""
     default_model: builtins.str
     """Name of the default model."""
+    is_reserved: builtins.bool
+    """Whether the engine takes no new calls, because one is to run alone (DecodeHeader.is_alone)."""
     @property
     def backlog_s(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """How long new work would wait, in seconds, by lane."""
@@ -300,9 +356,10 @@ class WatchResponse(google.protobuf.message.Message):
         default_model: builtins.str = ...,
         models: Global___Models | None = ...,
         reports: collections.abc.Iterable[Global___Report] | None = ...,
+        is_reserved: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["models", b"models"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["backlog_s", b"backlog_s", "contract", b"contract", "default_model", b"default_model", "is_draining", b"is_draining", "is_ready", b"is_ready", "models", b"models", "n_queued", b"n_queued", "now_s", b"now_s", "reports", b"reports", "runs_on", b"runs_on", "stalled_s", b"stalled_s", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backlog_s", b"backlog_s", "contract", b"contract", "default_model", b"default_model", "is_draining", b"is_draining", "is_ready", b"is_ready", "is_reserved", b"is_reserved", "models", b"models", "n_queued", b"n_queued", "now_s", b"now_s", "reports", b"reports", "runs_on", b"runs_on", "stalled_s", b"stalled_s", "version", b"version"]) -> None: ...
 
 Global___WatchResponse: typing_extensions.TypeAlias = WatchResponse
 

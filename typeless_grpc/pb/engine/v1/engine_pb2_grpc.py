@@ -46,6 +46,11 @@ class EngineServiceStub(object):
                 request_serializer=typeless_dot_engine_dot_v1_dot_engine__pb2.DecodeRequest.SerializeToString,
                 response_deserializer=typeless_dot_engine_dot_v1_dot_engine__pb2.DecodeResponse.FromString,
                 _registered_method=True)
+        self.DecodeShared = channel.unary_unary(
+                '/typeless.engine.v1.EngineService/DecodeShared',
+                request_serializer=typeless_dot_engine_dot_v1_dot_engine__pb2.DecodeSharedRequest.SerializeToString,
+                response_deserializer=typeless_dot_engine_dot_v1_dot_engine__pb2.DecodeSharedResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/typeless.engine.v1.EngineService/Watch',
                 request_serializer=typeless_dot_engine_dot_v1_dot_engine__pb2.WatchRequest.SerializeToString,
@@ -81,6 +86,13 @@ class EngineServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DecodeShared(self, request, context):
+        """The same for an engine process of the front, with samples that are in the memory that both share.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Reports the state of the engine and what it did for one front: at once, after changes, and
         several times a second, until the front cancels the call. An engine that sends nothing for
@@ -111,6 +123,11 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.Decode,
                     request_deserializer=typeless_dot_engine_dot_v1_dot_engine__pb2.DecodeRequest.FromString,
                     response_serializer=typeless_dot_engine_dot_v1_dot_engine__pb2.DecodeResponse.SerializeToString,
+            ),
+            'DecodeShared': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecodeShared,
+                    request_deserializer=typeless_dot_engine_dot_v1_dot_engine__pb2.DecodeSharedRequest.FromString,
+                    response_serializer=typeless_dot_engine_dot_v1_dot_engine__pb2.DecodeSharedResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -162,6 +179,33 @@ class EngineService(object):
             '/typeless.engine.v1.EngineService/Decode',
             typeless_dot_engine_dot_v1_dot_engine__pb2.DecodeRequest.SerializeToString,
             typeless_dot_engine_dot_v1_dot_engine__pb2.DecodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecodeShared(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/typeless.engine.v1.EngineService/DecodeShared',
+            typeless_dot_engine_dot_v1_dot_engine__pb2.DecodeSharedRequest.SerializeToString,
+            typeless_dot_engine_dot_v1_dot_engine__pb2.DecodeSharedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,22 @@ _EngineServiceDecodeType = typing_extensions.TypeVar(
     ],
 )
 
+_EngineServiceDecodeSharedType = typing_extensions.TypeVar(
+    '_EngineServiceDecodeSharedType',
+    grpc.UnaryUnaryMultiCallable[
+        typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedRequest,
+        typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedRequest,
+        typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedRequest,
+        typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedResponse,
+    ],
+)
+
 _EngineServiceWatchType = typing_extensions.TypeVar(
     '_EngineServiceWatchType',
     grpc.UnaryStreamMultiCallable[
@@ -89,7 +105,7 @@ _EngineServiceUnloadModelType = typing_extensions.TypeVar(
     ],
 )
 
-class EngineServiceStub(typing.Generic[_EngineServiceDecodeType, _EngineServiceWatchType, _EngineServiceLoadModelType, _EngineServiceUnloadModelType]):
+class EngineServiceStub(typing.Generic[_EngineServiceDecodeType, _EngineServiceDecodeSharedType, _EngineServiceWatchType, _EngineServiceLoadModelType, _EngineServiceUnloadModelType]):
     """How a front, which speaks typeless.v1 with callers, uses an engine in another process or on
     another machine. It is internal: clients never call it, and fronts and engines that work together
     have the same VERSION of it (WatchResponse.contract).
@@ -104,6 +120,10 @@ class EngineServiceStub(typing.Generic[_EngineServiceDecodeType, _EngineServiceW
         grpc.StreamUnaryMultiCallable[
             typeless_grpc.pb.engine.v1.engine_pb2.DecodeRequest,
             typeless_grpc.pb.engine.v1.engine_pb2.DecodeResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedRequest,
+            typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             typeless_grpc.pb.engine.v1.engine_pb2.WatchRequest,
@@ -125,6 +145,10 @@ class EngineServiceStub(typing.Generic[_EngineServiceDecodeType, _EngineServiceW
             typeless_grpc.pb.engine.v1.engine_pb2.DecodeRequest,
             typeless_grpc.pb.engine.v1.engine_pb2.DecodeResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedRequest,
+            typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedResponse,
+        ],
         grpc.aio.UnaryStreamMultiCallable[
             typeless_grpc.pb.engine.v1.engine_pb2.WatchRequest,
             typeless_grpc.pb.engine.v1.engine_pb2.WatchResponse,
@@ -144,6 +168,9 @@ class EngineServiceStub(typing.Generic[_EngineServiceDecodeType, _EngineServiceW
     have the samples. Cancelling the call stops the work.
     """
 
+    DecodeShared: _EngineServiceDecodeSharedType
+    """The same for an engine process of the front, with samples that are in the memory that both share."""
+
     Watch: _EngineServiceWatchType
     """Reports the state of the engine and what it did for one front: at once, after changes, and
     several times a second, until the front cancels the call. An engine that sends nothing for
@@ -160,6 +187,10 @@ EngineServiceAsyncStub: typing_extensions.TypeAlias = EngineServiceStub[
     grpc.aio.StreamUnaryMultiCallable[
         typeless_grpc.pb.engine.v1.engine_pb2.DecodeRequest,
         typeless_grpc.pb.engine.v1.engine_pb2.DecodeResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedRequest,
+        typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedResponse,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         typeless_grpc.pb.engine.v1.engine_pb2.WatchRequest,
@@ -194,6 +225,14 @@ class EngineServiceServicer(metaclass=abc.ABCMeta):
         """Decodes one recording or utterance. The first request has the header, and all of them together
         have the samples. Cancelling the call stops the work.
         """
+
+    @abc.abstractmethod
+    def DecodeShared(
+        self,
+        request: typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedResponse, collections.abc.Awaitable[typeless_grpc.pb.engine.v1.engine_pb2.DecodeSharedResponse]]:
+        """The same for an engine process of the front, with samples that are in the memory that both share."""
 
     @abc.abstractmethod
     def Watch(

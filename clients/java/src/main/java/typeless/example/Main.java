@@ -149,11 +149,11 @@ public final class Main {
       String file, StreamObserver<StreamTranscribeRequest> call, CompletableFuture<Void> ended)
       throws IOException, InterruptedException {
     try (var samples = Files.newInputStream(Path.of(file))) {
-      for (byte[] piece; (piece = samples.readNBytes(3200)).length > 0; Thread.sleep(100)) {
+      for (byte[] payload; (payload = samples.readNBytes(3200)).length > 0; Thread.sleep(100)) {
         if (ended.isDone()) {
           return;
         }
-        call.onNext(StreamTranscribeRequest.newBuilder().setAudio(ByteString.copyFrom(piece)).build());
+        call.onNext(StreamTranscribeRequest.newBuilder().setAudio(ByteString.copyFrom(payload)).build());
       }
       call.onCompleted();
     }

@@ -1,0 +1,123 @@
+"""Clients of other services, as their makers publish them, in an environment of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import descriptor_pb2
+
+from tests.clients.serving import Running, raw_samples, run, served, without_settings
+from tests.clients.test_clients import SPEECH, TEXT, words
+from tests.harness import REPOSITORY
+from typeless_grpc.servicers.riva.messages import POOL
+
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
+
+FOLDER = REPOSITORY / "clients" / "drop-in"
+INSTALL_S = 500
+# Prints the files of the installed package's contract.
+CONTRACT = """
+import json, sys
+from google.protobuf import descriptor_pb2
+from riva.client.proto import riva_asr_pb2 as asr, riva_audio_pb2 as audio, riva_common_pb2 as common
+
+files = {}
+for module in (asr, audio, common):
+    proto = descriptor_pb2.FileDescriptorProto()
+    module.DESCRIPTOR.CopyToProto(proto)
+    files[proto.name] = proto.SerializeToString().hex()
+json.dump(files, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the clients."""
+    folder = tmp_path_factory.mktemp("clients")
+    uv, environment = Path(sys.executable).parent / "uv", without_settings() | {"UV_SYSTEM_CERTS": "1"}
+    interpreter = folder / "bin" / "python"
+    for command in (
+        (uv, "venv", "-q", "--python", sys.executable, folder),
+        (uv, "pip", "install", "-q", "--python", interpreter, "-r", FOLDER / "requirements.txt"),
+    ):
+        done = run(*map(str, command), env=environment, timeout_s=INSTALL_S)
+        assert done.returncode == 0, done.stderr
+    return interpreter
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with served(tmp_path_factory.mktemp("data")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audio")
+    with wave.open(str(folder / "speech.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(raw_samples(SPEECH.name, folder / "speech.raw").read_bytes())
+    return folder / "speech.wav"
+
+
+def printed(python: Path, server: Running, program: str, *arguments: str | Path) -> list[str]:
+    """The lines that a client prints."""
+    done = run(python, FOLDER / program, *arguments, env=os.environ | server.environment())
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_nvidias_client_lists_the_models(python: Path, server: Running):
+    assert {"tiny.en online en-US", "tiny.en offline en-US"} <= set(printed(python, server, "riva_client.py", "models"))
+
+
+def test_nvidias_client_transcribes_any_file(python: Path, server: Running, wav: Path):
+    assert printed(python, server, "riva_client.py", "file", SPEECH) == [TEXT]
+    assert printed(python, server, "riva_client.py", "file", wav) == [TEXT]
+
+
+@pytest.mark.parametrize(("program", "command"), [("riva_client.py", ("stream",)), ("livekit_nvidia.py", ())])
+def test_clients_stream_a_file_as_it_is_spoken(
+    python: Path, server: Running, wav: Path, program: str, command: tuple[str, ...]
+):
+    lines = [line.partition(": ") for line in printed(python, server, program, *command, wav)]
+    final = words(" ".join(text for kind, _, text in lines if kind == "final"))
+    assert "thank you for coming" in final
+    assert "train to the coast" in final
+    assert lines[-1][0] == "final"
+    assert lines[0][0] == "interim"
+
+
+def test_our_names_and_numbers_are_those_of_nvidias_package(python: Path):
+    done = run(python, "-c", CONTRACT, env=without_settings())
+    assert done.returncode == 0, done.stderr
+    theirs = {name: bytes.fromhex(data) for name, data in json.loads(done.stdout).items()}
+    for name, data in theirs.items():
+        assert contract(POOL.FindFileByName(name).serialized_pb) == contract(data)
+
+
+def contract(serialized: bytes) -> Any:
+    """A file's messages, enums and services, without its options and the order of its parts."""
+    file = descriptor_pb2.FileDescriptorProto.FromString(serialized)
+    return (
+        file.package,
+        sorted(message_of(message) for message in file.message_type),
+        sorted((enum.name, sorted((value.name, value.number) for value in enum.value)) for enum in file.enum_type),
+        sorted(
+            (service.name, one.name, one.input_type, one.output_type, one.client_streaming, one.server_streaming)
+            for service in file.service
+            for one in service.method
+        ),
+    )
+
+
+def message_of(message: Any) -> Any:
+    fields = sorted((f.number, f.name, f.type, f.label, f.type_name, f.proto3_optional) for f in message.field)
+    return message.name, fields, sorted(message_of(nested) for nested in message.nested_type)

@@ -1,0 +1,67 @@
+"""The nginx of `deploy/`, in front of servers of a test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.harness import REPOSITORY
+from tests.servers import free_port, until_it_listens
+
+
+class Nginx:
+    """nginx with the configuration of `deploy/`, which can be killed and started again on the same port."""
+
+    def __init__(self, folder: Path, targets: list[str], host: str = "127.0.0.1", on: Sequence[str] = ()) -> None:
+        """targets: the servers behind it. host: where it listens. on: what to put before the command."""
+        binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+        if not binary:
+            pytest.skip("no nginx on this machine: apt-get install nginx-light")
+        self.port, self._host = free_port(), host
+        config = (REPOSITORY / "deploy" / "nginx.conf").read_text("utf-8")
+        for there, here in {
+            "server 127.0.0.1:50051;": " ".join(f"server {target};" for target in targets),
+            "127.0.0.1:50050": f"{host}:{self.port}",
+            "/run/typeless-nginx.pid": f"{folder}/nginx.pid",
+        }.items():
+            assert there in config
+            config = config.replace(there, here)
+        (folder / "nginx.conf").write_text(config, "utf-8")
+        error_log = folder / "nginx-error.txt"
+        self._command = [*on, binary, "-c", str(folder / "nginx.conf"), "-e", str(error_log), "-g", "daemon off;"]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, start_new_session=True)
+        until_it_listens(self.port, self._host)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+            self._process = None
+
+    def kill(self) -> None:
+        """Kill all of its processes: without their master, its workers would live on."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(30)
+            self._process = None
+
+
+@contextmanager
+def nginx(folder: Path, targets: list[str]) -> Iterator[int]:
+    """nginx in front of servers. Yields its port."""
+    running = Nginx(folder, targets)
+    running.start()
+    try:
+        yield running.port
+    finally:
+        running.stop()
