@@ -21,6 +21,8 @@ from typeless_grpc.audio.pcm import PcmReader
 from typeless_grpc.audio.wav import NotForUs, WavHeader, WavParser
 from typeless_grpc.errors import InvalidInput
 
+__all__ = ["LOST_AT_THE_END", "LiveReader", "RawLiveReader", "live_reader"]
+
 LOST_AT_THE_END = frozenset({"AUDIO_TRUNCATED", "AUDIO_EMPTY"})  # reasons: what was decoded before can be used
 _STEP_BYTES = 1 << 16  # fed to the reader of raw samples at once; at most 8 s of audio (8 kHz, one byte a sample)
 

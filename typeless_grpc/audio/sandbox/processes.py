@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -116,17 +117,15 @@ class DecoderProcesses:
         """
         with self._lock:
             control = self._restarted()
-            control.settimeout(_START_S)
-            try:
-                data = control.recv(fork_server.READY.size)
-            except TimeoutError:
-                data = b""
-            control.setblocking(False)
-            if not data:
-                message = "The process that starts decoder processes ended, or is not ready after a minute."
-                raise SourceUnavailable(message, reason="DECODER_NOT_STARTED")
             self._fill(control)
-            return bool(fork_server.READY.unpack(data)[0])
+        ready, _, _ = select.select([control.fileno()], [], [], _START_S)  # without the lock: `take` need not wait
+        data = b""
+        with suppress(OSError):
+            data = control.recv(fork_server.READY.size) if ready else b""
+        if not data:
+            message = "The process that starts decoder processes ended, or is not ready after a minute."
+            raise SourceUnavailable(message, reason="DECODER_NOT_STARTED")
+        return bool(fork_server.READY.unpack(data)[0])
 
     def take(self) -> DecoderProcess:
         """Return a process that is waiting, or a new one; it need not have begun. Raises Overloaded."""

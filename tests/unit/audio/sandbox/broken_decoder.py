@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from typeless_grpc.audio.sandbox import decoder, fork_server, messages
 from typeless_grpc.audio.sandbox.messages import Kind, Request
@@ -23,13 +23,15 @@ def main() -> None:
 
 def decode(kind: Kind, request: Request, file: BinaryIO | None, connection: socket.socket) -> None:
     """Misbehave, or report that it was prevented."""
-    word, _, rest = _input(file, connection).partition(b" ")
+    data = _input(file, connection)
+    word, _, rest = data.partition(b" ")
     if word == b"SEND":
         connection.send(rest)
         time.sleep(60)
     act = _ACTS.get(word.decode(errors="replace"))
     if act is None:
-        decoder.decode(kind, request, file, connection)
+        again = connection if file is not None else cast(socket.socket, _Again(connection, data))
+        decoder.decode(kind, request, file, again)
         return
     try:
         act()
@@ -46,6 +48,21 @@ def _input(file: BinaryIO | None, connection: socket.socket) -> bytes:
         return data
     connection.send(messages.message(Kind.NEED))
     return messages.parsed(connection.recv(messages.MAX_BYTES))[1]
+
+
+class _Again:
+    """The connection, before the first bytes of the stream were requested and received."""
+
+    def __init__(self, connection: socket.socket, data: bytes) -> None:
+        self._connection = connection
+        self._first = [messages.message(Kind.DATA, data)]
+
+    def send(self, message: bytes) -> int:
+        is_first_need = self._first and messages.parsed(message)[0] is Kind.NEED
+        return 0 if is_first_need else self._connection.send(message)
+
+    def recv(self, n_bytes: int) -> bytes:
+        return self._first.pop() if self._first else self._connection.recv(n_bytes)
 
 
 def _hang() -> None:
