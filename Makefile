@@ -19,8 +19,11 @@ PROTO_BIN := .venv-proto/bin
 RELEASE_BIN := .venv-release/bin
 FLOOR_BIN := .venv-floor/bin
 RECORDINGS ?= ../shared/audio
-# Tests run in so many processes, a file in one of them; 0 runs them in this one, with a debugger, say.
-WORKERS ?= 2
+# Tests run in so many processes, a file in one of them. Half of their time is waiting, so these are twice the cores of a
+# small machine; 0 runs them in this process, with a debugger, say.
+WORKERS ?= 4
+# The tests that took longest are printed at the end.
+PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=5
 PROTOS := $(wildcard protos/typeless/v1/*.proto protos/typeless/engine/v1/*.proto)
 # `make audit AUDIT=required` fails if the advisories cannot be read.
 AUDIT ?=
@@ -94,18 +97,18 @@ demo: $(VENV)/server.stamp ## stream a sample to a server of its own and print t
 
 test: $(VENV)/dev.stamp $(PROTO_BIN)/protoc-gen-mypy ## install everything and run all tests
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clients: $(VENV)/dev.stamp ## build the example clients whose toolchain is installed, and test them
 	@$(BIN)/typeless models pull tiny.en >/dev/null
-	$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
+	$(PYTEST) -m clients -n 2 --dist loadfile tests/clients $(ARGS)
 
 packages: $(VENV)/dev.stamp ## build the packages and install them in clean environments
-	@$(BIN)/python -m pytest -m packages tests/packages $(ARGS)
+	@$(PYTEST) -m packages -n 2 --dist loadfile tests/packages $(ARGS)
 
 system: $(VENV)/dev.stamp ## run a whole installation under mixed traffic for two minutes, and account for every call
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
-	$(BIN)/python -m pytest -m system tests/system $(ARGS)
+	$(PYTEST) -m system -n 3 --dist loadfile tests/system $(ARGS)
 
 # CLUSTER=short runs what CI runs, in about a minute.
 cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a proxy on a network, with faults (Linux, as root)
@@ -114,7 +117,8 @@ cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a p
 cluster-short:
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) cluster-test CLUSTER=short; else echo "skipped without root: make cluster-test"; fi
 
-check: lint type test clients packages system cluster-short audit verify ## run all that CI runs: lint, type, test, clients, packages, system, cluster-test, audit, verify
+check: lint type test verify cluster-short ## run all that CI runs: lint, type, test, verify, cluster-test, system, clients, packages, audit
+	@$(MAKE) --jobs=2 --output-sync=target system clients packages audit  # two at a time: they wait more than they compute
 
 lint: $(VENV)/dev.stamp ## check the style of code and protos; edits nothing
 	@$(BIN)/ruff check .

@@ -59,7 +59,10 @@ class Certificates(Protocol):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """The settings of the same names, and max_connection_grace_s: how long calls may outlive an old connection."""
+    """The settings of the same names, and two more.
+
+    max_connection_grace_s: how long calls may outlive an old connection. shares_port: with other front processes.
+    """
 
     host: str
     port: int
@@ -72,6 +75,7 @@ class ServerOptions:
     keepalive_s: float
     max_connection_age_s: float
     max_connection_grace_s: float
+    shares_port: bool = False
 
     @property
     def largest_received_bytes(self) -> int:
@@ -187,8 +191,8 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", options.largest_received_bytes),
         ("grpc.max_send_message_length", -1),
-        # A second server on the same port is an error, not a lottery.
-        ("grpc.so_reuseport", 0),
+        # Otherwise, a second server on the same port is an error, not a lottery.
+        ("grpc.so_reuseport", int(options.shares_port)),
         ("grpc.max_concurrent_streams", options.max_calls_per_connection),
         # Both limits are equal: between them, gRPC refuses calls at random.
         ("grpc.max_metadata_size", options.max_metadata_bytes),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from typeless_grpc.app.cores import n_cores
+from typeless_grpc.app.cores import n_cores, shares
 from typeless_grpc.app.memory import free_bytes
 from typeless_grpc.app.models import BuiltEngine, catalog, check_installed, checked_pool_options, finishing
 from typeless_grpc.app.reloading import Reloads
@@ -73,14 +72,6 @@ def _n_by_memory(directory: Path, free: int | None) -> int:
     except OSError:
         return MAX_AUTO
     return MAX_AUTO if free is None else free // 2 // (PROCESS_BYTES + stored_bytes)
-
-
-def shares(cores: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    """Divide cores into n shares of neighbours, as equal as possible; with fewer cores than shares, some are shared."""
-    if len(cores) < n:
-        return [(cores[i % len(cores)],) for i in range(n)]
-    bounds = [round(i * len(cores) / n) for i in range(n + 1)]
-    return [tuple(cores[start:end]) for start, end in itertools.pairwise(bounds)]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typeless_grpc.access.address import is_loopback
 from typeless_grpc.access.usage import UsageReader
 from typeless_grpc.app.access import Access, open_access
 from typeless_grpc.app.background import Background, admission_options
+from typeless_grpc.app.chain import chain
 from typeless_grpc.app.console import open_console
 from typeless_grpc.app.metrics import open_metrics
 from typeless_grpc.app.models import BuiltEngine
@@ -26,16 +27,8 @@ from typeless_grpc.engine.admission import Admission
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.stream_audio import StreamAudio
 from typeless_grpc.health import SERVER, HealthCheck
-from typeless_grpc.interceptors.accounting import AccountingInterceptor
-from typeless_grpc.interceptors.arrival import ArrivalInterceptor, ArrivalOptions
-from typeless_grpc.interceptors.deadline import DeadlineInterceptor
 from typeless_grpc.interceptors.drain import DrainInterceptor
-from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
-from typeless_grpc.interceptors.metadata import MetadataInterceptor
-from typeless_grpc.interceptors.open_calls import OpenCallsInterceptor
-from typeless_grpc.interceptors.request_id import RequestIdInterceptor
-from typeless_grpc.interceptors.seam import Chain
-from typeless_grpc.interceptors.status import StatusInterceptor, code_of
+from typeless_grpc.interceptors.status import code_of
 from typeless_grpc.server import Server, ServerOptions, Service
 from typeless_grpc.servicers.admin import AdminServicer
 from typeless_grpc.servicers.batches import BatchTranscriber
@@ -48,7 +41,6 @@ from typeless_grpc.servicers.transcription import TranscriptionServicer
 from typeless_grpc.sources.checked import NoSources
 from typeless_grpc.streaming.dependencies import Dependencies, InterimSlots
 from typeless_grpc.streaming.observer import StreamObservers
-from typeless_grpc.telemetry.call_log import CallLog
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics
@@ -145,31 +137,12 @@ async def listen(
             services.append(riva)
             reloads.follow(riva_names, riva.use)
         options = server_options(settings)
-        accounting = AccountingInterceptor(
-            [metrics.calls, CallLog(), *access.observers, *tracers.calls], keeps_text=settings.log_text
-        )
-        metadata = MetadataInterceptor(settings.max_metadata_entries)
-        open_calls = OpenCallsInterceptor(settings.max_open_calls)
-        arrival = ArrivalInterceptor(arrival_options(settings, options))
-        interceptors = [
-            RequestIdInterceptor(),
-            *tracers.interceptors,
-            accounting,
-            StatusInterceptor(),
-            metadata,
-            drain,
-            open_calls,
-            *access.interceptors,
-            DeadlineInterceptor(access.rules, settings.max_call_s),
-            arrival,
-            MessageSizeInterceptor(settings.max_message_bytes),
-        ]
         _warn(settings)
         console = await open_console(stack, settings, metrics)
         tls = tls_of(settings)
         server = Server(
             services=services,
-            interceptors=[Chain(interceptors)],
+            interceptors=[chain(settings, access, drain, metrics, tracers, options, reloads)],
             drain=drain,
             options=options,
             tls=tls,
@@ -184,10 +157,6 @@ async def listen(
         )
         reloads.follow(recording_limits, recordings.use)
         reloads.follow(lambda settings: settings.max_batch_items, batches.use)
-        reloads.follow(lambda settings: settings.max_metadata_entries, metadata.use)
-        reloads.follow(lambda settings: settings.max_open_calls, open_calls.use)
-        reloads.follow(lambda settings: settings.log_text, lambda log_text: accounting.use(keeps_text=log_text))
-        reloads.follow(lambda settings: arrival_options(settings, options), arrival.use)
         reloads.follow(server_options, server.use)
         reloads.follow(lambda settings: settings, lambda settings: info.use(_facts(settings, background)))
         reloads.follow(_shown, admin.use)
@@ -268,14 +237,7 @@ def server_options(settings: Settings) -> ServerOptions:
         keepalive_s=settings.keepalive_s,
         max_connection_age_s=settings.max_connection_age_s,
         max_connection_grace_s=settings.max_call_s,  # long enough for any call that cannot be resumed
-    )
-
-
-def arrival_options(settings: Settings, options: ServerOptions) -> ArrivalOptions:
-    """Return how many requests may arrive slowly, each counted as the largest that gRPC receives."""
-    return ArrivalOptions(
-        timeout_s=settings.request_arrival_timeout_s,
-        max_slow=max(1, settings.max_unfinished_bytes // options.largest_received_bytes),
+        shares_port=settings.front_processes > 1,
     )
 
 

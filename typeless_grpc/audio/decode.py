@@ -1,7 +1,7 @@
-"""Bytes in, float32 at 16 kHz out: whole, or block by block so that hours fit into little memory.
+"""Decodes bytes to float32 at 16 kHz: as a whole, or block by block, so that hours fit into little memory.
 
-Only decoded samples are counted against the limit: what a header declares is neither believed nor held against good
-audio. Blocks are counted as they come, so a file of any promise costs at most the limit.
+Only decoded samples count against the limit, not what a header declares. Blocks are counted as they come, so a file
+costs at most the limit, whatever its header declares.
 """
 
 from __future__ import annotations
@@ -157,9 +157,9 @@ class AudioReader:
             self._container.close()
 
     def blocks(self) -> Iterator[Audio]:
-        """The audio in order, in blocks that are never empty. Once only.
+        """Yield the audio in order, in blocks that are never empty. Call it once.
 
-        Raises as the class says (a recording's damage may show only at its end), and DecodeCancelled.
+        Raises the errors of the class, some only at the end of the recording, and DecodeCancelled.
         """
         with closing(self):
             n_samples = 0
@@ -186,7 +186,7 @@ class AudioReader:
             raise self._odd_bytes(reader.n_pending_bytes)
 
     def _opened(self) -> Iterator[ContainerReader]:
-        """All files that follow one another in the file. Each is to be read before the next."""
+        """Yield the files that follow one another in the file. Read each before the next."""
         for part in joined.parts(self._file) if self._file.seekable() else [self._file]:
             wavs = self._wavs(part)
             if wavs is None:
@@ -250,7 +250,7 @@ class AudioReader:
             raise InvalidInput("options.channel_mode", why, reason="TOO_MANY_CHANNELS")
 
     def _check_raw_size(self) -> None:
-        """Refuse by arithmetic, before a sample is read."""
+        """Check the length from the size, before a sample is read."""
         if self._n_bytes is None:
             return
         if n_over := self._n_bytes % self._format.frame_bytes:
@@ -319,7 +319,7 @@ def decode(
     reserve: Reserve = unlimited,
     open_container: OpenReader = AudioReader,
 ) -> Decoded:
-    """Decode a whole recording; arguments and errors as AudioReader has them.
+    """Decode a whole recording; arguments and errors are those of AudioReader.
 
     reserve: called before memory is taken for decoded samples; what it raises ends the decoding. open_container: makes
     the reader of what FFmpeg has to decode.

@@ -1,6 +1,6 @@
-"""Audio that is decoded while it arrives: bytes in, cut anywhere; samples out as soon as the bytes allow.
+"""Decodes audio while it arrives: takes bytes, cut anywhere, and returns samples as soon as possible.
 
-Raw samples are read where they stand, also those of most WAV files (`wav.py`). FFmpeg decodes any other container
+Raw samples are read directly, also those of most WAV files (`wav.py`). FFmpeg decodes any other container
 (`live_container.py`).
 """
 
@@ -108,7 +108,7 @@ class _JoinedReader:
 
 
 class _SniffingReader:
-    """A container: WAV of the usual kinds is raw samples after its header, all else is FFmpeg's.
+    """Reads a container: common kinds of WAV as raw samples after the header, everything else with FFmpeg.
 
     WAV files may follow one another.
     """

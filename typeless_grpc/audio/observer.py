@@ -1,4 +1,4 @@
-"""What the decoding of audio reports."""
+"""The protocols of observers: what the decoding of audio reports."""
 
 from __future__ import annotations
 
