@@ -168,7 +168,7 @@ async def test_a_stream_can_be_closed_at_any_time(decoders: Decoders):
     reader = live_reader(AudioFormat(), field="config", open_container=decoders.stream)
     assert [block async for block in reader.feed(data[:4000])]
     feeding = asyncio.ensure_future(anext(aiter(reader.feed(data[4000:8000])), None))
-    await asyncio.sleep(0)
+    await asyncio.wait([feeding], timeout=0)
     reader.close()
     reader.close()
     await asyncio.gather(feeding, return_exceptions=True)
@@ -262,10 +262,8 @@ def test_what_no_decoder_sends_is_not_believed(sent: bytes, broken: DecoderProce
 
 
 def test_the_fork_server_is_started_again(broken: DecoderProcesses):
-    children = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", BROKEN], capture_output=True, text=True, check=True
-    )
-    os.kill(int(children.stdout), signal.SIGKILL)
+    (fork_server,) = [pid for pid in descendants(os.getpid()) if is_fork_server(pid)]
+    os.kill(fork_server, signal.SIGKILL)
     good, deadline_s = (AUDIO / "en_short.flac").read_bytes(), time.monotonic() + 20
     expected = result(good, IN_PROCESS)
     while (found := result_or_none(good, broken)) is None:
@@ -306,8 +304,15 @@ def test_nothing_is_left_of_a_server_that_was_killed(tmp_path: Path):
         time.sleep(0.02)
 
 
+def is_fork_server(pid: int) -> bool:
+    """Whether this process was started with the broken decoder by this one."""
+    status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return BROKEN.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() and int(status[1]) == os.getpid()
+
+
 def descendants(pid: int) -> list[int]:
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
-        found += [int(child), *descendants(int(child))]
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text(encoding="ascii").split()):
+            found += [child, *descendants(child)]
     return found
