@@ -133,7 +133,7 @@ fmt: $(VENV)/dev.stamp ## format code and protos
 type: $(VENV)/dev.stamp ## check types (mypy, strict)
 	@$(BIN)/mypy
 
-# Riva's contract is a descriptor set: as modules, its names would collide with those of NVIDIA's package in one program.
+# The contracts of others are descriptor sets: as modules, they would collide with their makers' packages in one program.
 # Rewrites one import prefix: the wire package is typeless.v1, the Python package typeless_grpc.pb.v1.
 define generate
 	@rm -rf $(1).tmp && mkdir -p $(1).tmp/out
@@ -142,6 +142,7 @@ define generate
 	find $(1).tmp/out -name '*.py*' -exec sed -i -E 's/^(from|import) typeless\./\1 typeless_grpc.pb./; s/\btypeless\.((engine\.)?v1\.[a-z]+_pb2)/typeless_grpc.pb.\1/g' {} +
 	rm -rf $(1) && mv $(1).tmp/out/typeless $(1) && touch $(1)/__init__.py $(1)/v1/__init__.py $(1)/engine/__init__.py $(1)/engine/v1/__init__.py && rm -rf $(1).tmp
 	$(PROTO_BIN)/python -m grpc_tools.protoc -Iprotos --include_imports --descriptor_set_out=$(1)/riva.binpb protos/riva/proto/riva_asr.proto
+	$(PROTO_BIN)/python protos/google/descriptors.py >$(1)/google.binpb
 endef
 
 proto: $(PROTO_BIN)/protoc-gen-mypy ## generate typeless_grpc/pb from protos/

@@ -56,11 +56,12 @@ STORED = frozenset({JobsServicer.NAME, UploadServicer.NAME})
 class Background:
     """Jobs and uploads.
 
-    services: their servicers. sources: where audio may be fetched from; fetching: the threads for that. table: where
-    jobs are stored. admission: counts the audio of running jobs. usage: of jobs. checks: the health of what the
-    services need.
+    jobs: the servicer of jobs. services: all servicers. sources: where audio may be fetched from; fetching: the threads
+    for that. table: where jobs are stored. admission: counts the audio of running jobs. usage: of jobs. checks: the
+    health of what the services need.
     """
 
+    jobs: JobsServicer
     services: Sequence[Service]
     sources: CheckedSources
     table: JobTable
@@ -155,6 +156,7 @@ async def keep_jobs(
         )
         stack.push_async_callback(jobs.close)
         yield Background(
+            jobs=jobs,
             services=[jobs, UploadServicer(store=uploads, executor=executor, hashing=hashing)],
             sources=sources,
             table=table,
