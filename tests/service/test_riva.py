@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from tests.harness import AUDIO, pcm, serving
-from tests.service.riva import audio_of, configured, recognize, riva_call, streamed
+from tests.service.riva import after_silence, audio_of, configured, recognize, riva_call, streamed
 from tests.speech import silence, speech
 from typeless_grpc.client import CallFailed
 from typeless_grpc.clock import FakeClock
@@ -233,8 +233,7 @@ async def test_the_call_of_a_caller_that_falls_silent_is_aborted():
         for request in [configured(), *audio_of(speech(1.0, 1.0))]:
             await call.write(request)
         assert (await call.read()).results[0].is_final
-        clock.advance(20.0)
-        error = await failed(call.read())
+        error = await failed(after_silence(call, clock))
     assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "STREAM_IDLE")
 
 

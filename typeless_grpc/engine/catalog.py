@@ -107,7 +107,7 @@ class Hub(Protocol):
 
 
 def is_model_directory(path: Path) -> bool:
-    """Whether path holds a converted Whisper model, judged by its file names."""
+    """Whether path holds a converted Whisper model, by the names of its files."""
     return all((path / name).is_file() for name in REQUIRED_FILES)
 
 
@@ -215,7 +215,7 @@ class Catalog:
             try:
                 os.rename(built, target)
             except OSError as error:
-                if not is_model_directory(target):  # else another process was faster
+                if not is_model_directory(target):  # otherwise another process has fetched it
                     raise SourceUnavailable(
                         f"{target} exists and is no model: {error.strerror}", reason="MODEL_UNAVAILABLE"
                     ) from error

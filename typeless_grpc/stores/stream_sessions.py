@@ -1,8 +1,8 @@
 """Sessions of streams that servers share: rows in the database, and audio in the storage.
 
 Each write checks the token of the lease and the number of the batch, in one statement. A batch whose answer was lost is
-written again and found to be there. Parts of audio are written before the row that names them; their names contain the
-token, so that a server that lost its lease overwrites nothing.
+written again, without effect. Parts of audio are written before the row that names them; their names contain the token,
+so that a server that lost its lease overwrites nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SqlSessionStore:
     def __init__(self, database: Database, files: Files, ttl_s: float) -> None:
         """ttl_s: seconds without a write after which a session is deleted."""
         self._db, self._files, self._ttl_s = database, files, ttl_s
-        self._has_answered = False  # the last time that expired sessions were looked for
+        self._has_answered = False  # whether the last search for expired sessions succeeded
 
     def use(self, ttl_s: float) -> None:
         """Apply this time to live from the next write of a session on."""
@@ -92,7 +92,7 @@ class SqlSessionStore:
         """See `DurableStore`."""
         name = f"{DIRECTORY}/{lease.session_id}/{lease.token}-{batch.number}" if batch.audio else None
         if name is not None:
-            self.renew(lease)  # a server without the lease should leave no file behind
+            self.renew(lease)  # so that a server without the lease writes no file
             self._files.check_room(len(batch.audio))
             self._files.write(name, batch.audio)
         with self._db.writing() as connection:
@@ -130,7 +130,7 @@ class SqlSessionStore:
             self._delete(lease.session_id, self._is_held(lease))
 
     def delete_expired(self) -> int:
-        """See `DurableStore`. The first time after an outage, it leaves time to renew the leases."""
+        """See `DurableStore`. After an outage, the first call deletes nothing, so that leases can be renewed."""
         was_there, self._has_answered = self._has_answered, False
         is_over = sessions.c.expire_s < self._db.steady_s()
         with self._db.reading() as connection:
@@ -144,7 +144,7 @@ class SqlSessionStore:
         return len(expired)
 
     def _delete(self, session_id: str, where: sa.ColumnElement[bool]) -> None:
-        """Delete a session if this holds: its row first, so that nobody takes it while its files are deleted."""
+        """Delete a session if the condition holds. Its row is deleted first, so that no server takes it meanwhile."""
         with self._db.writing() as connection:
             if not connection.execute(sa.delete(sessions).where(where)).rowcount:
                 return
