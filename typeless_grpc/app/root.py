@@ -20,6 +20,7 @@ from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.app.tls import tls_of
 from typeless_grpc.app.tracing import NO_TRACERS, Tracers
+from typeless_grpc.audio.decoders import IN_PROCESS, Decoders
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
@@ -74,12 +75,14 @@ async def listen(
     reloads: Reloads | None = None,
     tracers: Tracers = NO_TRACERS,
     usable: Usable | None = None,
+    decoders: Decoders = IN_PROCESS,
 ) -> AsyncIterator[Listening]:
     """Wire services and interceptors around an engine, and listen.
 
     engine: as callers use it, see `models.finishing`. more: services that need a real model, which this function does
     not. clock: of streams; the system's unless given. metrics: of this process, if the caller has added to them.
     reloads: of the settings. usable: the models that callers may name; the default one unless given.
+    decoders: where containers are decoded.
     """
     reloads = reloads or Reloads(settings)
     async with AsyncExitStack() as stack:
@@ -99,6 +102,7 @@ async def listen(
             sources=background.sources if background else NoSources(),
             fetching=background.fetching if background else decoding,
             observer=tracers.audio,
+            decoders=decoders,
         )
         dependencies = Dependencies(
             engine=engine,
@@ -109,7 +113,7 @@ async def listen(
             audio=StreamAudio(admission),
             observer=StreamObservers([metrics.streams, *tracers.streams]),
         )
-        streams = await stack.enter_async_context(open_streams(settings, dependencies, reloads))
+        streams = await stack.enter_async_context(open_streams(settings, dependencies, reloads, decoders))
         drain.when_closing(streams.draining, streams.drained)
         batches = BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items)
         info = ServerServicer(_facts(settings, background))

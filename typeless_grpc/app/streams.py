@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typeless_grpc.app.databases import jobs_database_url
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.audio.decoders import Decoders
 from typeless_grpc.config import Settings
 from typeless_grpc.disk import make_directory
 from typeless_grpc.engine.interface import DecodeOptions
@@ -30,7 +31,7 @@ DRAIN_PAUSE_S = 5.0  # nearly all speakers pause within this time for the half s
 
 @asynccontextmanager
 async def open_streams(
-    settings: Settings, dependencies: Dependencies, reloads: Reloads
+    settings: Settings, dependencies: Dependencies, reloads: Reloads, decoders: Decoders
 ) -> AsyncIterator[StreamService]:
     """Open the service of streams. All sessions end with it."""
     sessions: Sessions[StreamConfig] = Sessions(session_limits(settings), dependencies.clock, dependencies.observer)
@@ -46,6 +47,7 @@ async def open_streams(
             limits=stream_limits(settings),
             code_of=code_of,
             durable=durable,
+            decoders=decoders,
         )
         reloads.follow(
             lambda settings: (stream_defaults(settings), stream_limits(settings)), lambda both: service.use(*both)
