@@ -1,4 +1,4 @@
-"""What one call uses: filled in by the code that works for the call, read when the call is reported.
+"""The usage of one call. Code that works for the call adds to it, and it is read when the call is reported.
 
 Every layer may import this module. A stream outlives its calls, so it has an account of its own; each call adds the
 part that was used while it had the stream.
@@ -45,7 +45,7 @@ class CallAccount:
         self.caller, self.owner, self.key_id = caller, owner, key_id
 
     def add_audio(self, seconds: float) -> None:
-        """Count audio that was transcribed, or that a stream has received; tell the listeners at once."""
+        """Count audio that was transcribed, or that a stream has received; notify the listeners at once."""
         self.audio_s += seconds
         for listen in self.audio_listeners:
             listen(seconds)
@@ -61,7 +61,7 @@ _current: ContextVar[CallAccount | None] = ContextVar("account", default=None)
 
 
 def current() -> CallAccount:
-    """Return the account of the current call; one that nobody reads outside of a call."""
+    """Return the account of the current call; outside of a call, an account that is not read."""
     return _current.get() or CallAccount()
 
 

@@ -20,7 +20,7 @@ class SystemClock:
 
 
 class FakeClock:
-    """A clock for tests that moves only when `advance` is called. It obeys the same contract."""
+    """A clock for tests that moves only when `advance` is called."""
 
     def __init__(self, now_s: float = 0.0) -> None:
         self._now_s = now_s

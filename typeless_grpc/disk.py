@@ -11,10 +11,10 @@ PRIVATE, READABLE = 0o700, 0o755
 
 
 def make_directory(directory: Path, mode: int = PRIVATE) -> None:
-    """Create a directory and its missing parents with this mode, whatever the umask. What exists stays as it is.
+    """Create a directory and its missing parents with this mode, whatever the umask.
 
-    mode: PRIVATE for what belongs to callers; READABLE for models, which other users of this machine may read. Nobody
-    else may write in either. Raises OSError.
+    Existing directories stay as they are. mode: PRIVATE for data of callers; READABLE for models, which other users of
+    this machine may read. Nobody else may write in either. Raises OSError.
     """
     missing = []
     while not directory.exists():
@@ -28,7 +28,7 @@ def make_directory(directory: Path, mode: int = PRIVATE) -> None:
 def check_disk(directory: Path, n_bytes: int, min_free_percent: float) -> None:
     """Raise SourceUnavailable if n_bytes more would leave less than min_free_percent of the directory's disk free."""
     disk = _usage(directory)
-    if disk is None:  # the write that follows reports what is wrong
+    if disk is None:  # the next write will report the error
         return
     total, free = disk
     if free - n_bytes < total * min_free_percent / 100:

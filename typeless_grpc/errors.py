@@ -1,7 +1,7 @@
-"""The error family. It knows nothing of gRPC.
+"""The error family, which is independent of gRPC.
 
 Inner code raises these classes; only `interceptors/status.py` maps them to status codes and `google.rpc` details. Each
-error has a stable `reason` for programs, a message for people, and says whether a retry can succeed.
+error has a stable `reason` for programs, a message for people, and whether a retry can succeed.
 """
 
 from __future__ import annotations
@@ -132,6 +132,10 @@ class SourceUnavailable(TypelessError):
 
 class Aborted(TypelessError):
     """The server ended the call, but nothing is wrong with its request: the caller should begin a new call."""
+
+
+class OutOfRange(TypelessError):
+    """A stream went on beyond what one stream may have: the caller should begin a new one."""
 
 
 class NotImplementedHere(TypelessError):

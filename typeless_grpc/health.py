@@ -31,10 +31,10 @@ PROBE_TIMEOUT_S = 5.0  # longer than a busy database takes to answer, shorter th
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """Tells whether something that services need is healthy.
+    """A check of something that services need.
 
-    name: for log lines. services: the full names of those that need it, SERVER among them if the server is useless
-    without it. is_healthy: returns at once, without I/O.
+    name: for log lines. services: the full names of the services that need it, SERVER among them if the server is
+    useless without it. is_healthy: returns at once, without I/O.
     """
 
     name: str
@@ -43,11 +43,11 @@ class HealthCheck:
 
 
 class Probe:
-    """Calls something that may be unavailable, again and again, each time in a new thread: it may never return."""
+    """Calls something repeatedly to check that it answers. Each call has a new thread, because it may never return."""
 
-    def __init__(self, ask: Callable[[], None], every_s: float = PROBE_EVERY_S) -> None:
-        """ask: blocks; raises if there is no answer. every_s: pause between calls."""
-        self._ask, self._every_s = ask, every_s
+    def __init__(self, call: Callable[[], None], every_s: float = PROBE_EVERY_S) -> None:
+        """call: blocks; raises if there is no answer. every_s: pause between calls."""
+        self._call, self._every_s = call, every_s
         self.answers = True
 
     async def run(self) -> None:
@@ -60,12 +60,12 @@ class Probe:
                     self.answers = await asyncio.shield(answer)
             except TimeoutError:
                 self.answers = False
-                self.answers = await answer  # no second call beside one that has not returned
+                self.answers = await answer  # no second call while one has not returned
             await asyncio.sleep(self._every_s)
 
     def _run(self, answer: asyncio.Future[bool]) -> None:
         try:
-            self._ask()
+            self._call()
         except Exception:
             is_good = False
         else:
@@ -99,7 +99,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         self._status: Mapping[str, int] = dict.fromkeys(self._names, NOT_SERVING)
         self._changed = asyncio.Event()
         self._notified = asyncio.Event()
-        self._behind: set[object] = set()  # watchers that have not sent the last change yet
+        self._behind: set[object] = set()  # watchers that have not been sent the last change
         self._watchers: set[object] = set()
 
     @property

@@ -20,7 +20,7 @@ from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-WATCH_S = 1.0  # between two looks at whether gRPC has ended
+WATCH_S = 1.0  # interval of checks whether gRPC has ended
 NOTIFY_S = 1.0  # to send all health watchers a few bytes each
 HANDSHAKE_MS = 20_000  # from a connection's first byte to its first frame, TLS included
 KEEPALIVE_TIMEOUT_MS = 20_000  # for the answer to a keepalive ping
@@ -59,7 +59,10 @@ class Certificates(Protocol):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """The settings of the same names, and max_connection_grace_s: how long calls may outlive an old connection."""
+    """The settings of the same names, and two more.
+
+    max_connection_grace_s: how long calls may outlive an old connection. shares_port: with other front processes.
+    """
 
     host: str
     port: int
@@ -72,6 +75,7 @@ class ServerOptions:
     keepalive_s: float
     max_connection_age_s: float
     max_connection_grace_s: float
+    shares_port: bool = False
 
     @property
     def largest_received_bytes(self) -> int:
@@ -117,7 +121,7 @@ class Server:
         return self._health.statuses
 
     def use(self, options: ServerOptions) -> None:
-        """Drain with these options. The others are in force since the server was made."""
+        """Use these options for a drain. The others cannot change after the start."""
         self._options = options
 
     async def start(self) -> int:
@@ -187,8 +191,8 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", options.largest_received_bytes),
         ("grpc.max_send_message_length", -1),
-        # A second server on the same port is an error, not a lottery.
-        ("grpc.so_reuseport", 0),
+        # Otherwise, a second server on the same port is an error, not a lottery.
+        ("grpc.so_reuseport", int(options.shares_port)),
         ("grpc.max_concurrent_streams", options.max_calls_per_connection),
         # Both limits are equal: between them, gRPC refuses calls at random.
         ("grpc.max_metadata_size", options.max_metadata_bytes),

@@ -65,7 +65,7 @@ class TlsReloader:
             try:
                 self._current = self._read()
             except (OSError, ValueError) as error:
-                # A new certificate may arrive before its key; the change of the key is noticed too.
+                # A new certificate may arrive before its key. The change of the key is noticed later.
                 log.warning("changed TLS files cannot be used; the old ones stay in force", error=_reason(error))
                 return None
         log.info("TLS files reloaded")

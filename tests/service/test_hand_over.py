@@ -80,7 +80,7 @@ def final(responses: list[StreamTranscribeResponse]) -> list[Any]:
 
 
 @pytest.mark.parametrize("content", sorted(CONTENTS))
-async def test_the_client_goes_on_with_the_next_server_as_if_nothing_had_happened(content: str, tmp_path: Path):
+async def test_the_client_continues_on_the_next_server_as_if_nothing_had_happened(content: str, tmp_path: Path):
     data, options = CONTENTS[content]
 
     async def sent(stopping: asyncio.Event) -> AsyncIterator[bytes]:

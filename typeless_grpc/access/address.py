@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 Network = IPv4Network | IPv6Network
 
-# What one subscriber usually gets (RFC 6177). Addresses within it are free, so all of it is one caller.
+# The network that one subscriber usually gets (RFC 6177). It can choose any address in it, so all of it is one caller.
 IPV6_PREFIX_LENGTH = 64
 
 
@@ -22,8 +22,8 @@ def caller_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Ne
     """The caller's address for quotas: an IPv4 address, an IPv6 /64 network, or "local" for a socket of this machine.
 
     peer: as gRPC names it ("ipv4:192.0.2.1:5000"). forwarded_for: the `x-forwarded-for` values in order. Only trusted
-    proxies are believed: from the last address back, the first one that is no trusted proxy is the caller's. A Unix
-    socket is this server's own console, and is always trusted.
+    proxies are believed: going back from the last address, the first one that is not a trusted proxy is the caller's. A
+    Unix socket is this server's own console, and is always trusted.
     """
     address, hops = _address_of(peer), _hops(forwarded_for)
     is_trusted = _is_unix(peer)

@@ -3,8 +3,8 @@
 If keys are off, everyone may make every call except those that manage keys. If they are on, a wrong key is always
 refused, and a missing key is refused if one is required. Wrong keys are limited per address: an address that has sent
 too many is refused for a while, even with a right key, because otherwise a search for keys could continue at full
-speed. A caller whose key or token was good from that address before is let in, so that a neighbour behind the same
-proxy cannot lock it out.
+speed. A caller whose key or token was accepted from that address before is still admitted, so that a neighbour behind
+the same proxy cannot lock it out.
 """
 
 from __future__ import annotations
@@ -20,27 +20,30 @@ from typeless_grpc.access.principal import Principal
 from typeless_grpc.access.quota import Quota
 from typeless_grpc.access.rate_limit import BucketStore
 from typeless_grpc.access.registry import Registry
-from typeless_grpc.access.tokens import TokenVerifier
+from typeless_grpc.access.tokens import TokenVerifier, self_signed_issuer
 from typeless_grpc.clock import Clock
 from typeless_grpc.errors import PermissionDenied, RateLimited, TypelessError, Unauthenticated
 
-# Reasons that count as wrong keys. An expired or revoked key was right once.
+# Reasons that count as wrong keys. Expired and revoked keys do not: they were right once.
 _GUESSES = frozenset({"KEY_INVALID", "TOKEN_INVALID"})
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """The credentials that a caller sent. key: `x-api-key`; bearer: `authorization: Bearer`; None if not sent."""
+    """The credentials that a caller sent, None if not sent.
+
+    key: `x-api-key`, or `x-goog-api-key`; bearer: `authorization: Bearer`.
+    """
 
     key: str | None = None
     bearer: str | None = None
 
 
 class Failures:
-    """Remembers which addresses sent wrong keys, and which callers were good from which address; both are bounded."""
+    """Remembers which addresses sent wrong keys, and which callers sent right ones; both are bounded."""
 
     def __init__(self, buckets: BucketStore, quota: Quota | None, clock: Clock, *, max_entries: int = 10_000) -> None:
-        """quota: of wrong keys per address, None for no limit. max_entries: the oldest are dropped first."""
+        """quota: wrong keys per address, None for no limit. max_entries: beyond it, the oldest entries are dropped."""
         self._buckets = buckets
         self._quota = quota
         self._clock = clock
@@ -58,13 +61,13 @@ class Failures:
         return len(self._blocked_until_s), len(self._proven)
 
     def check(self, address: str, caller: str = "") -> None:
-        """Raise RateLimited if the address has sent too many wrong keys, unless caller was good from it before."""
+        """Raise RateLimited if the address has sent too many wrong keys, unless caller was accepted from it before."""
         wait_s = self._blocked_until_s.get(address, 0.0) - self._clock.now_s()
         if wait_s > 0 and (address, caller) not in self._proven:
             raise self._refusal(address, wait_s)
 
     def succeeded(self, address: str, caller: str) -> None:
-        """Note that a caller was good from this address."""
+        """Note that a caller was accepted from this address."""
         self._proven[address, caller] = None
         self._proven.move_to_end((address, caller))
         if len(self._proven) > self._max_entries:
@@ -140,7 +143,7 @@ class Gate:
         if self._registry is None:
             return Principal(f"address:{address}", owner="", is_anonymous=True, is_local=is_local)
         sent = credentials.key if credentials.key is not None else credentials.bearer
-        if sent is None:
+        if sent is None or (credentials.key is None and self._proves_nothing(sent)):
             return Principal(f"address:{address}", owner=f"address:{address}", is_anonymous=True)
         try:
             principal = await self._known(sent, address, is_bearer=credentials.key is None)
@@ -152,11 +155,16 @@ class Gate:
         self._failures.succeeded(address, principal.id)
         return principal
 
+    def _proves_nothing(self, sent: str) -> bool:
+        """Whether this is what Google's clients send without being asked: a token that they signed themselves."""
+        issuer = self_signed_issuer(sent) if sent.count(".") == 2 else None
+        return issuer is not None and (self._tokens is None or self._tokens.issuer != issuer)
+
     async def _known(self, sent: str, address: str, *, is_bearer: bool) -> Principal:
         assert self._registry is not None
         tokens = self._tokens if is_bearer and sent.count(".") == 2 else None
         if (key := self._registry.ring.find(sent)) is None:
-            # A stranger may not cause more fetches of keys than its address has attempts.
+            # An unknown caller must not cause more fetches of keys than its address has attempts.
             try:
                 self._failures.check(address)
             except RateLimited as refusal:
@@ -180,7 +188,7 @@ class Gate:
 
 
 def _at_once(tokens: TokenVerifier | None, sent: str, refusal: RateLimited) -> Principal:
-    """The caller of a token, by the keys that are known without a fetch; otherwise the refusal."""
+    """Return the caller of a token if it can be verified without a fetch; otherwise raise the refusal."""
     if tokens is None:
         raise refusal
     try:

@@ -1,8 +1,8 @@
-"""API keys: made once, kept as a hash, found in constant time.
+"""API keys, which are stored as a hash and looked up in constant time.
 
-A key's secret is 256 random bits, so a plain SHA-256 is enough: nobody can find it by trial, and a slow hash would only
-slow down every call. Keys of the settings may be weaker. They are hashed the same way, and leave the process only as
-that hash.
+A key's secret is 256 random bits, so a plain SHA-256 is enough: nobody can find it by brute force, and a slow hash
+would only slow down every call. Keys in the settings may be weaker. They are hashed in the same way, and only this hash
+leaves the process.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 
 from typeless_grpc.access.principal import Principal, Role
 
-SECRET_PREFIX = "tl_"  # so that a leaked key is recognized for what it is
+SECRET_PREFIX = "tl_"  # so that scanners for leaked secrets recognize it
 SECRET_BYTES = 32
 SHOWN_CHARACTERS = 9  # of a secret, as ApiKey.prefix
 
-# Compared with if no key has the digest, so that a wrong key takes as long as a right one.
+# Compared if no key has the digest, so that a wrong key takes as long as a right one.
 _NO_DIGEST = bytes(32)
 _INDEX_BYTES = 8
 
@@ -28,8 +28,8 @@ _INDEX_BYTES = 8
 class ApiKey:
     """A key without its secret. Times are Unix seconds.
 
-    position: in the order of creation, assigned by the store. from_settings: it is in the settings of a server, and
-    holds only on servers with that setting.
+    position: in the order of creation, assigned by the store. from_settings: it comes from the settings of a server,
+    and is valid only on servers with that setting.
     """
 
     key_id: str
@@ -57,7 +57,7 @@ def digest_of(secret: str) -> bytes:
 
 
 def new_key(display_name: str, role: Role, created_s: float, expires_s: float | None) -> tuple[ApiKey, str]:
-    """A key and its secret, which exists nowhere else."""
+    """Return a new key and its secret, which is not stored."""
     secret = SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
     key_id = f"k{secrets.token_hex(8)}"
     prefix = secret[:SHOWN_CHARACTERS]
@@ -69,13 +69,13 @@ def settings_key(secret: str, role: Role, created_s: float) -> ApiKey:
     digest = digest_of(secret)
     key_id = "s" + hashlib.sha256(b"typeless key id" + digest).hexdigest()[:16]
     name = "TYPELESS_ADMIN_KEYS" if role is Role.ADMIN else "TYPELESS_API_KEYS"
-    # A key that people chose may be short: its first characters would reveal too much.
+    # A key that a person chose may be short, so its first characters could reveal too much.
     shown = secret[:SHOWN_CHARACTERS] if len(secret) >= 4 * SHOWN_CHARACTERS else ""
     return ApiKey(key_id, name, shown, role, digest, created_s, from_settings=True)
 
 
 class KeyRing:
-    """The keys in memory, found by secret. Calls can watch a key for its end."""
+    """The keys in memory, found by secret. Calls can be notified when a key ends."""
 
     def __init__(self, settings_roles: Mapping[bytes, Role] | None = None) -> None:
         """settings_roles: digest to role, of the secrets in this server's settings."""

@@ -7,7 +7,10 @@ import socket
 
 
 def why_unusable(host: str, port: int) -> str:
-    """Why this machine cannot listen on an address, apart from other listeners; "" if it can. Blocks on names."""
+    """Return why this machine cannot listen on an address, apart from other listeners; "" if it can.
+
+    Blocks to resolve names.
+    """
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):

@@ -1,7 +1,7 @@
 """Every call of the contract, with the access it needs and the quota it is charged to.
 
-A method that is not in this table needs an admin key, so that a new one is never open by mistake. Tests fail until it
-is in the table.
+A method that is not in this table needs an admin key, so that a new one is never open by mistake. Tests fail until the
+table has it.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ class Group(Enum):
     CONFIG = "config"
     HEALTH = "health"
     RIVA = "riva"
+    GOOGLE = "google"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule for a method. is_long_lived: it lasts as long as its caller likes, without a time limit.
+    """The rule for a method.
 
-    is_free: it is charged to no quota, so that a probe fails neither for a quota nor without the store of quotas.
+    is_long_lived: it has no time limit. is_free: it is charged to no quota, so that health probes depend neither on a
+    quota nor on its store.
     """
 
     access: Access
@@ -57,7 +59,22 @@ OPEN_SERVICES: Mapping[str, tuple[str, ...]] = {
     "server": ("typeless.v1.ServerService",),
 }
 
+_GOOGLE = Rule(Access.USER, Group.GOOGLE)
+_SPEECH = {"v1": "LongRunningRecognize", "v1p1beta1": "LongRunningRecognize", "v2": "BatchRecognize"}
+_OPERATIONS = ("GetOperation", "ListOperations", "CancelOperation", "DeleteOperation")
+
 RULES: Mapping[str, Rule] = {
+    **{
+        f"/google.cloud.speech.{version}.Speech/{method}": _GOOGLE
+        for version, background in _SPEECH.items()
+        for method in ("Recognize", background)
+    },
+    **{
+        f"/google.cloud.speech.{version}.Speech/StreamingRecognize": replace(_GOOGLE, is_long_lived=True)
+        for version in _SPEECH
+    },
+    **{f"/google.longrunning.Operations/{method}": _GOOGLE for method in _OPERATIONS},
+    "/google.longrunning.Operations/WaitOperation": replace(_GOOGLE, is_long_lived=True),
     "/typeless.v1.TranscriptionService/Transcribe": Rule(Access.USER, Group.TRANSCRIBE),
     "/typeless.v1.TranscriptionService/BatchTranscribe": Rule(Access.USER, Group.BATCH),
     "/typeless.v1.TranscriptionService/StreamTranscribe": Rule(Access.USER, Group.STREAM, is_long_lived=True),

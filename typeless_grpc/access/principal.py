@@ -16,12 +16,12 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Principal:
-    """A caller, as far as it is known.
+    """A caller.
 
-    id: for quotas and fairness: "key:ID", "token:SUBJECT", or "address:ADDRESS" for a caller without a
-    key. owner: the owner of its jobs, uploads and sessions; the same as id, but "" for everyone if keys are off.
-    key_id: set for the callers of an API key. expires_s: when the key expires (Unix time).
-    is_local: it calls from this machine a server without keys, and no proxy forwards it for another address.
+    id: for quotas and fairness: "key:ID", "token:SUBJECT", or "address:ADDRESS" for a caller without a key. owner: the
+    owner of its jobs, uploads and sessions; the same as id, but "" for everyone if keys are off. key_id: set for the
+    callers of an API key. expires_s: when the key expires (Unix time). is_local: the server has no keys, and the call
+    comes from this machine and not through a proxy for another address.
     """
 
     id: str
@@ -39,14 +39,14 @@ class Principal:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other callers, which cannot be distinguished from this one, have the same owner.
+        """Whether other callers that cannot be distinguished from this one have the same owner.
 
         Such a caller reaches only data whose id it knows; ids are random.
         """
         return self.is_anonymous and not self.is_local
 
 
-# Outside of a call, and if callers are not identified.
+# The principal outside of a call, and if callers are not identified.
 NOBODY = Principal(id="", owner="", is_anonymous=True)
 
 _current: ContextVar[Principal] = ContextVar("principal", default=NOBODY)

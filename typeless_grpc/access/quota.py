@@ -1,4 +1,4 @@
-"""How much a caller may use: token buckets, by group of calls and by unit."""
+"""Quotas: token buckets by group of calls and by unit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def is_counted(group: Group, unit: Unit) -> bool:
     """Whether this unit exists for a group. Audio counts only in calls whose caller waits for the transcript."""
     match unit:
         case Unit.AUDIO_SECONDS:
-            return group in (Group.TRANSCRIBE, Group.BATCH, Group.STREAM, Group.RIVA)
+            return group in (Group.TRANSCRIBE, Group.BATCH, Group.STREAM, Group.RIVA, Group.GOOGLE)
         case Unit.CONCURRENT_CALLS:
             return group is not Group.LONG  # which counts recordings, as parts of other calls
         case Unit.CALLS:
@@ -106,7 +106,7 @@ class Limit:
 
 
 class Quotas:
-    """The limit for each caller: its key's own, otherwise the one set at run time, otherwise that of the settings."""
+    """The limit for each caller: that of its key, otherwise the one set at run time, otherwise that of the settings."""
 
     def __init__(self, limits: Iterable[Limit], *, anonymous_percent: int = 100) -> None:
         """limits: of the settings. anonymous_percent: the part of each for callers without a key."""
@@ -139,5 +139,5 @@ class Quotas:
 
 
 def whole(seconds: float) -> int:
-    """The cost of audio: its seconds, rounded up, without one that only floating-point rounding begins."""
+    """Return the cost of audio: its seconds, rounded up after removing floating-point errors."""
     return math.ceil(seconds - 1e-6)

@@ -19,15 +19,16 @@ from typeless_grpc.access.principal import Principal
 from typeless_grpc.access.quota import Limit, Quota, Quotas, Unit, whole
 from typeless_grpc.errors import Overloaded, RateLimited, SourceUnavailable, TypelessError
 
-# The time to wait for a caller with too many open calls: nobody knows when one of them ends.
+# Suggested wait for a caller with too many open calls, because it is unknown when one of them ends.
 CONCURRENT_RETRY_S = 1.0
 
 
 @dataclass(frozen=True)
 class Taken:
-    """The result of taking from a bucket. limit: its burst; remaining: its content; reset_after_s: until it is full.
+    """The result of taking from a bucket.
 
-    retry_after_s: until the same can be taken; 0 if it was taken, None if the bucket never holds that much.
+    limit: its burst. remaining: its content. reset_after_s: time until it is full. retry_after_s: time until the same
+    cost can be taken; 0 if it was taken, None if the bucket never holds that much.
     """
 
     is_allowed: bool
@@ -50,7 +51,7 @@ class BucketStore(Protocol):
 
 
 class Charge(Protocol):
-    """The charge of one running call, for servicers that learn its cost."""
+    """The charge of one running call, for servicers that know its cost only later."""
 
     def recording(self, audio_s: float) -> AbstractAsyncContextManager[None]:
         """Charge a whole recording, perhaps one of several in a call, while it is transcribed. Raises RateLimited.
@@ -107,8 +108,8 @@ def leave(token: object) -> None:
 class CallCharge:
     """What one call has taken so far.
 
-    state: of the bucket for the calls of its group, if there is one. is_counted: it counts as one of its caller's open
-    calls.
+    state: that of the bucket for the calls of its group, if there is one. is_counted: it counts as one of its caller's
+    open calls.
     """
 
     def __init__(self, limiter: Limiter, principal: Principal, group: Group) -> None:
@@ -129,7 +130,7 @@ class CallCharge:
                 await own.take(Group.LONG, Unit.CALLS, 1)
             await own.take(self.group, Unit.AUDIO_SECONDS, whole(audio_s))
         except BaseException:
-            # All or nothing; otherwise a caller that waited for the one would find the other used up.
+            # All or nothing: otherwise a caller that waited for one bucket would find the other used up.
             await own.give_back()
             raise
         try:
@@ -175,12 +176,12 @@ class CallCharge:
 
 
 def is_refused_for_load(error: TypelessError) -> bool:
-    """Whether an error is the server's own, so that the refused call costs nothing.
+    """Whether the server refused a call for its own reasons, so that the call costs nothing.
 
-    A deadline that cannot be met and audio that cannot be fetched depend on the request. If they were free, a caller
+    Deadlines that cannot be met and audio that cannot be fetched depend on the request. If they were free, a caller
     could repeat them without end.
     """
-    is_share = error.reason == "SHARE_USED_UP"  # the caller retries soon, and must not find the bucket empty
+    is_share = error.reason == "SHARE_USED_UP"  # the caller will retry soon, and its bucket must not be empty then
     is_load = isinstance(error, Overloaded | SourceUnavailable) and error.reason != "AUDIO_UNREACHABLE"
     return is_share or is_load
 

@@ -1,8 +1,8 @@
 """Keys and limits in memory, synchronized with a store that other servers also write to.
 
-Calls are checked against memory, so they neither wait for the store nor fail with it. The store numbers its changes,
-so reading those after the last one seen is cheap enough to do every second. An unknown key may be new, so it causes a
-read at once. So a key that is made on one server works on all, and a revoked one ends on all within seconds.
+Calls are checked against memory, so they neither wait for the store nor fail with it. The store numbers its changes, so
+reading those after the last one seen is cheap enough to do every second. An unknown key may be new, so it causes a read
+at once. So a new key works on all servers, and a revoked one ends on all within seconds.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Registry:
         return self.ring.find(secret)
 
     async def create_key(self, display_name: str, role: Role, expires_s: float | None) -> tuple[ApiKey, str]:
-        """Make a key, good from now on; returns it with its secret. Raises TooLarge, SourceUnavailable."""
+        """Create a key, and return it with its secret. Raises TooLarge, SourceUnavailable."""
         key, secret = new_key(display_name, role, self._wall_s(), expires_s)
         kept = await self.store.add_key(key, max_keys=self._options.max_keys)
         self.ring.apply([kept])
@@ -143,7 +143,7 @@ class Registry:
     async def follow(self, report: Callable[[bool], None]) -> None:
         """Read the store periodically, until cancelled. Calls report each time with whether it answered.
 
-        The loop survives every error of a read, because without it revoked keys would stay good.
+        The loop survives every error of a read, because without it revoked keys would stay valid.
         """
         flushed_s = time.monotonic()
         is_logged = False

@@ -20,8 +20,9 @@ from typeless_grpc.access.principal import Principal, Role
 from typeless_grpc.clock import Clock
 from typeless_grpc.errors import SourceUnavailable, Unauthenticated
 
-# Signed with a private key that only the provider has; with an HMAC, everyone who can check a token could make one.
+# Asymmetric only: with an HMAC, everyone who can verify a token could also create one.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+_SERVICE_ACCOUNTS = ".gserviceaccount.com"
 RETRY_S = 1.0  # between fetches while there are no keys at all
 MAX_SUBJECT_CHARACTERS = 255  # RFC 7519 and OpenID Connect Core, section 2
 
@@ -31,9 +32,9 @@ class TokenOptions:
     """issuer, audience: what a token's `iss` and `aud` must be. algorithms: of `ALGORITHMS`.
 
     roles_claim: the claim with the roles, with dots into objects ("realm_access.roles"); a list, or words with spaces.
-    user_role: the role that every caller needs, "" for none. admin_role: the role of admins, "" for none.
-    leeway_s: how far clocks may differ. keys_max_age_s: when the provider's keys are fetched again.
-    min_fetch_interval_s: between fetches for unknown names.
+    user_role: the role that every caller needs, "" for none. admin_role: the role of admins, "" for none. leeway_s: how
+    far clocks may differ. keys_max_age_s: age at which the provider's keys are fetched again. min_fetch_interval_s:
+    time between fetches for unknown names.
     """
 
     issuer: str
@@ -137,13 +138,18 @@ class TokenVerifier:
         self._keys = keys
         self._options = options
 
+    @property
+    def issuer(self) -> str:
+        """The issuer of the tokens that are accepted."""
+        return self._options.issuer
+
     async def verify(self, token: str) -> Principal:
         """The caller of a token. Raises Unauthenticated, SourceUnavailable."""
         name = _key_name(token)
         return self._caller(token, await self._keys.get(name) if name is not None else None)
 
     def verify_at_once(self, token: str) -> Principal:
-        """The same with known keys only, without a fetch. Raises Unauthenticated."""
+        """Return the caller of a token that a known key signed, without a fetch. Raises Unauthenticated."""
         name = _key_name(token)
         return self._caller(token, self._keys.known(name) if name is not None else None)
 
@@ -163,7 +169,7 @@ class TokenVerifier:
         except jwt.ExpiredSignatureError as error:
             raise Unauthenticated("This token has expired.", reason="TOKEN_EXPIRED") from error
         except jwt.PyJWTError as error:
-            # The name of the error is the failed check; its text could repeat the content of the token.
+            # Only the name of the error is shown: its text could repeat the content of the token.
             raise _invalid(type(error).__name__) from error
         return self._principal(claims)
 
@@ -182,6 +188,20 @@ class TokenVerifier:
             )
         name = f"token:{subject}"
         return Principal(name, name, Role.ADMIN if is_admin else Role.USER)
+
+
+def self_signed_issuer(token: str) -> str | None:
+    """Return the service account that signed a token for itself, as Google's clients do; None for other tokens.
+
+    The signature is not verified: such a token proves nothing.
+    """
+    try:
+        claims = jwt.decode(token, options={"verify_signature": False})
+    except jwt.PyJWTError:
+        return None
+    issuer = claims.get("iss")
+    is_account = isinstance(issuer, str) and issuer.endswith(_SERVICE_ACCOUNTS)
+    return issuer if is_account and claims.get("sub") == issuer else None
 
 
 def _key_name(token: str) -> str | None:

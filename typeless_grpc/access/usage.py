@@ -1,4 +1,4 @@
-"""What callers use: counted in memory, and added to a store that many servers share.
+"""Counts the usage of callers in memory, and adds it to a store that many servers share.
 
 No call waits for the store. Counts are written every few seconds as sums to add, so servers need not know of one
 another. An answer to a write can be lost after the store has committed it. So a batch of counts has a number, and is
@@ -25,7 +25,7 @@ from typeless_grpc.errors import SourceUnavailable
 
 log = logging.getLogger(__name__)
 
-ANONYMOUS = ""  # all callers without a key or token, as one
+ANONYMOUS = ""  # all callers without a key or token together
 _KEY, _TOKEN = "key:", "token:"
 SWEEP_S = 3600.0
 
@@ -88,7 +88,7 @@ class UsageQuery:
 
 
 class UsageSource(Protocol):
-    """Has usage: the store of keys that of calls, the store of jobs that of jobs."""
+    """A source of usage: the store of keys has that of calls, the store of jobs that of jobs."""
 
     async def usage(self, query: UsageQuery) -> Sequence[DailyUsage]:
         """A page in the order of day and caller (by code point), one row for each. Raises SourceUnavailable."""
@@ -141,7 +141,7 @@ def utc_day(unix_s: float) -> date:
 
 
 class Retention:
-    """Says which days are kept. A clock that is set ahead while the process runs makes no day old."""
+    """Decides which days are kept. A clock that is set ahead while the process runs does not expire days."""
 
     def __init__(self, days: int, wall_s: Callable[[], float], steady_s: Callable[[], float] = time.monotonic) -> None:
         """days: how many are kept. wall_s: Unix time in seconds. steady_s: a clock that is never set."""

@@ -1,4 +1,4 @@
-"""Wires keys, tokens and quotas, which decide whether and how much a caller may call."""
+"""Wires keys, tokens and quotas."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from typeless_grpc.telemetry.usage import UsageObserver
 
 log = get_logger(__name__)
 
-# After so long without an answer of the key store, revoked keys may still be accepted: that is logged as an error.
+# Time without an answer of the key store after which an error is logged, because revoked keys may still be accepted.
 KEYS_STALE_S = 60.0
 JWKS_TIMEOUT_S = 5.0  # for the identity provider to send its keys, a few kilobytes
 
@@ -78,7 +78,7 @@ async def open_access(settings: Settings, metrics: Metrics, reloads: Reloads) ->
             checks.append(await stack.enter_async_context(_followed(registry, settings, metrics)))
             recorder = await stack.enter_async_context(recorded(registry.store, settings))
             verifiers = stack.enter_context(_verifiers(clock, metrics))
-        else:  # nobody can change keys or limits, and there is nothing to store
+        else:  # keys and limits cannot be changed, so there is nothing to store
             registry = _registry(settings, MemoryAccessStore(), quotas)
         failures = Failures(
             buckets=MemoryBuckets(settings.rate_limit_max_buckets), quota=_wrong_keys(settings), clock=clock
@@ -160,7 +160,7 @@ async def _followed(registry: Registry, settings: Settings, metrics: Metrics) ->
 
 
 async def _flush(registry: Registry) -> None:
-    """Store when keys were last used. If that fails, nothing depends on it."""
+    """Store when keys were last used. A failure is only logged."""
     try:
         await registry.flush()
     except SourceUnavailable:
@@ -236,7 +236,7 @@ def limits(settings: Settings) -> list[Limit]:
 
 
 def _anonymous_percent(settings: Settings) -> int:
-    """Return callers' part of each limit without a key; all of it while keys are disabled and nobody has one."""
+    """Return the percentage of each limit for callers without a key: all of it while keys are disabled."""
     return settings.rate_limit_anonymous_percent if settings.auth_enabled else 100
 
 

@@ -7,10 +7,11 @@ control groups of two versions (cgroups(7)), and the quotas of all parent groups
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 # Mount points of version 2, and of the controller "cpu" of version 1, if one or both are in use.
@@ -22,6 +23,14 @@ def n_cores(root: Path = Path("/")) -> int:
     """Return the number of cores, at least 1, rounded up. root: the root of the file system, for tests."""
     n_usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min([n_usable, *map(math.ceil, _quotas(root))]))
+
+
+def shares(cores: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    """Divide cores into n shares of neighbours, as equal as possible; with fewer cores than shares, some are shared."""
+    if len(cores) < n:
+        return [(cores[i % len(cores)],) for i in range(n)]
+    bounds = [round(i * len(cores) / n) for i in range(n + 1)]
+    return [tuple(cores[start:end]) for start, end in itertools.pairwise(bounds)]
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -1,7 +1,7 @@
 """The process of an engine that a front has started: `python -m typeless_grpc.app.engine_process`.
 
-The front writes a line of JSON to its standard input, and another one whenever settings have changed. It keeps the
-standard input open for as long as the process is to run.
+The front writes a line of JSON to its standard input, and another one whenever settings have changed. The process ends
+when the front closes its standard input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-if TYPE_CHECKING:  # cores are chosen before libraries count them
+if TYPE_CHECKING:  # imported later, because cores are chosen before libraries count them
     from typeless_grpc.app.engine_server import EngineServer
     from typeless_grpc.app.reloading import Reloads
 
@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 def main(serve: Serve | None = None) -> None:
     """Serve until the standard input ends. serve: makes the engine; that of the product unless given."""
     _end_with(os.getppid())
-    # A terminal and a service manager signal all processes; the front decides when this one ends.
+    # Terminals and service managers signal all processes of a server. The front decides when this one ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     given = json.loads(sys.stdin.buffer.readline() or b"null")
@@ -90,7 +90,7 @@ async def _follow(reloads: Reloads) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Let the kernel kill this process when its front ends, even if it hangs."""
+    """Make the kernel kill this process when its front ends, even if it hangs."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:

@@ -31,7 +31,7 @@ from typeless_grpc.telemetry.metrics import Metrics
 
 log = get_logger(__name__)
 
-HEADER_BYTES = 1024 * 1024  # of a request, besides its samples: the options with their prompt and replacements
+HEADER_BYTES = 1024 * 1024  # of a request without its samples: the options, with their prompt and replacements
 CLEAN_UP_S = 1.0
 
 
@@ -121,7 +121,11 @@ async def serve_port(
     """
     settings = reloads.settings
     if settings.engine_listen is None:
-        raise InvalidInput("engine_listen", "is not set: where should this engine listen?", reason="CONFIG_INVALID")
+        raise InvalidInput(
+            "engine_listen",
+            "is not set: it is the address to listen on",
+            reason="CONFIG_INVALID",
+        )
     host, port = host_and_port(settings.engine_listen)
     tls = tls_of(settings)
     if tls is None and not is_loopback(host):

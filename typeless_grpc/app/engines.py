@@ -1,10 +1,9 @@
-"""The engine of a front that decodes nothing itself: processes that it starts, or engines on other machines."""
+"""The engine of a front: processes that the front starts, or engines on other machines."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from typeless_grpc.app.cores import n_cores
+from typeless_grpc.app.cores import n_cores, shares
 from typeless_grpc.app.memory import free_bytes
 from typeless_grpc.app.models import BuiltEngine, catalog, check_installed, checked_pool_options, finishing
 from typeless_grpc.app.reloading import Reloads
@@ -67,20 +66,12 @@ def n_processes(settings: Settings) -> int:
 
 
 def _n_by_memory(directory: Path, free: int | None) -> int:
-    """Return how many processes fit into half of the free memory, as far as the model's file tells."""
+    """Return how many processes fit into half of the free memory, estimated from the size of the model's file."""
     try:
         stored_bytes = (directory / "model.bin").stat().st_size
     except OSError:
         return MAX_AUTO
     return MAX_AUTO if free is None else free // 2 // (PROCESS_BYTES + stored_bytes)
-
-
-def shares(cores: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    """Divide cores into n shares of neighbours, as equal as possible; with fewer cores than shares, some are shared."""
-    if len(cores) < n:
-        return [(cores[i % len(cores)],) for i in range(n)]
-    bounds = [round(i * len(cores) / n) for i in range(n + 1)]
-    return [tuple(cores[start:end]) for start, end in itertools.pairwise(bounds)]
 
 
 @dataclass(frozen=True)
@@ -101,7 +92,7 @@ class Connected:
         finally:
             up.cancel()
         if up not in done:
-            message = "An engine process ended before it was ready; its last log lines say why."
+            message = "An engine process ended before it was ready; its last log lines show why."
             raise EngineFailed(message, reason="ENGINE_NOT_STARTED")
 
     def runs_on(self) -> str:

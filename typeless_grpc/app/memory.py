@@ -13,10 +13,10 @@ _ARENAS = 2
 
 
 def share_heaps() -> None:
-    """Let all threads share two heaps if the C library is glibc.
+    """Make all threads share two heaps if the C library is glibc.
 
-    By default, glibc creates up to eight heaps for each core and returns little of their memory: tens of megabytes
-    stay allocated after an upload whose bytes pass through many threads.
+    By default, glibc creates up to eight heaps for each core and returns little of their memory: tens of megabytes stay
+    allocated after an upload whose bytes pass through many threads.
     """
     with suppress(OSError, AttributeError):  # other C libraries have no such function
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)

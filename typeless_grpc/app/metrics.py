@@ -1,4 +1,4 @@
-"""Shows what the parts of a process have in common, and opens its metrics port."""
+"""Opens the metrics port of a process, with the metrics that every kind of process has."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from typeless_grpc.engine.decoding.inference import warm_up
 from typeless_grpc.engine.decoding.submission import RecognizerOptions, WindowScheduler, run_batch
 from typeless_grpc.engine.device import Device, choose_device, footprint
 from typeless_grpc.engine.hub import HuggingFaceHub
+from typeless_grpc.engine.integrity import IntegrityOptions, ModelIntegrity
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.model import Model
 from typeless_grpc.engine.observer import EngineObserver, EngineObservers
@@ -51,6 +52,13 @@ def catalog(settings: Settings) -> Catalog:
     if is_path(settings.model):
         directories[settings.model] = Path(settings.model).expanduser()
     return Catalog(settings.data_dir, HuggingFaceHub(), directories, download=settings.model_download)
+
+
+def integrity(settings: Settings, known: Catalog) -> ModelIntegrity:
+    """Return the check of models' files."""
+    approvals = settings.approved_models_file or settings.data_dir / "approved-models.json"
+    digests = settings.data_dir / "model-digests.json"
+    return ModelIntegrity(IntegrityOptions(approvals, digests, settings.require_approved_models), known.digests)
 
 
 def is_path(model: str) -> bool:
@@ -132,18 +140,27 @@ def needs_calibration(settings: Settings, directory: Path) -> bool:
 def calibrate(settings: Settings, name: str, directory: Path) -> None:
     """Measure the silence of a model now, as its first load would. Raises EngineFailed if it cannot be loaded."""
     device = choose_device(settings.device, settings.compute_type)
-    _loader(settings, device, *parallelism(settings, device))(name, directory)
+    _loader(settings, catalog(settings), device, *parallelism(settings, device))(name, directory)
 
 
-def _loader(settings: Settings, device: Device, n_workers: int, n_threads: int) -> Callable[[str, Path], WhisperModel]:
-    return functools.partial(
-        WhisperModel,
-        device=device,
-        n_threads=n_threads,
-        n_workers=n_workers,
-        is_calibrated=settings.encoder_window != "full",
-        cache_dir=settings.data_dir,
-    )
+def _loader(
+    settings: Settings, known: Catalog, device: Device, n_workers: int, n_threads: int
+) -> Callable[[str, Path], WhisperModel]:
+    files = integrity(settings, known)
+
+    def load(name: str, directory: Path) -> WhisperModel:
+        files.check(name, directory)
+        return WhisperModel(
+            name,
+            directory,
+            device=device,
+            n_threads=n_threads,
+            n_workers=n_workers,
+            is_calibrated=settings.encoder_window != "full",
+            cache_dir=settings.data_dir,
+        )
+
+    return load
 
 
 @asynccontextmanager
@@ -184,7 +201,7 @@ async def build_recognizer(
         known = catalog(settings)
         models: ModelPool[Model] = ModelPool(
             source=known,
-            load=_loader(settings, device, n_workers, n_threads),
+            load=_loader(settings, known, device, n_workers, n_threads),
             executor=stack.enter_context(ThreadPoolExecutor(PARALLEL_LOADS, "loading")),
             clock=SystemClock(),
             options=pool_options(settings),

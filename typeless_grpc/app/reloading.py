@@ -1,8 +1,8 @@
 """Reloads the settings of a running server or worker.
 
-A reload has two phases. First all new settings are read and checked, and every part prepares its new values; whatever
-fails then leaves everything as it was. Then all parts take their values within one step of the event loop, so that no
-call sees half of them.
+A reload has two phases. First all new settings are read and checked, and every part prepares its new values; a failure
+changes nothing. Then all parts take their values within one step of the event loop, so that every call sees either the
+old settings or the new ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Reloads:
         self._prepare_last: list[Callable[[Settings], Awaitable[Take]]] = []
 
     def follow(self, parse: Callable[[Settings], T], use: Callable[[T], None]) -> None:
-        """Let a part follow the settings.
+        """Make a part follow the settings.
 
         parse: makes the part's value from the settings, in a thread; may raise a TypelessError. use: gives the part its
         new value; must not fail.
@@ -48,9 +48,9 @@ class Reloads:
         self._prepare.append(prepare)
 
     def follow_last(self, prepare: Callable[[Settings], Awaitable[Take]]) -> None:
-        """Let a part follow the settings that writes to a store: it prepares once all others have.
+        """Make a part follow the settings that writes to a store; it prepares after all others.
 
-        prepare: returns what gives the part its new values, as `use`. May raise a TypelessError.
+        prepare: returns a function that gives the part its new values, as `use` does; may raise a TypelessError.
         """
         self._prepare_last.append(prepare)
 
@@ -70,7 +70,7 @@ class Reloads:
             await self.reload(load)
 
     async def reload(self, load: Callable[[], Loaded]) -> bool:
-        """Read the settings again and apply what can be applied; log the result. Returns whether they were good.
+        """Read the settings again, apply what can be applied, and log the result. Returns whether they were valid.
 
         load: reads them as at the start; called in a thread.
         """
@@ -108,5 +108,5 @@ class Reloads:
 
 
 def follow_logs(reloads: Reloads) -> None:
-    """Let the log follow its level and its format."""
+    """Make the log follow the settings of its level and format."""
     reloads.follow(lambda settings: settings, lambda settings: logs.configure(settings.log_level, settings.log_format))

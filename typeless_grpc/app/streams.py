@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typeless_grpc.app.databases import jobs_database_url
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
+from typeless_grpc.audio.decoders import Decoders
 from typeless_grpc.config import Settings
 from typeless_grpc.disk import make_directory
 from typeless_grpc.engine.interface import DecodeOptions
@@ -26,12 +27,12 @@ from typeless_grpc.telemetry.context import CallThreads
 STORE_THREADS = 4  # for sessions of streams; a write takes milliseconds
 STORE_CONNECTIONS = 2  # to the database; as many more while all threads write
 SWEEP_S = 30.0
-DRAIN_PAUSE_S = 5.0  # within which nearly all speakers pause for the half second that ends an utterance
+DRAIN_PAUSE_S = 5.0  # nearly all speakers pause within this time for the half second that ends an utterance
 
 
 @asynccontextmanager
 async def open_streams(
-    settings: Settings, dependencies: Dependencies, reloads: Reloads
+    settings: Settings, dependencies: Dependencies, reloads: Reloads, decoders: Decoders
 ) -> AsyncIterator[StreamService]:
     """Open the service of streams. All sessions end with it."""
     sessions: Sessions[StreamConfig] = Sessions(session_limits(settings), dependencies.clock, dependencies.observer)
@@ -47,6 +48,7 @@ async def open_streams(
             limits=stream_limits(settings),
             code_of=code_of,
             durable=durable,
+            decoders=decoders,
         )
         reloads.follow(
             lambda settings: (stream_defaults(settings), stream_limits(settings)), lambda both: service.use(*both)
@@ -145,6 +147,6 @@ def stream_defaults(settings: Settings) -> StreamDefaults:
     return StreamDefaults(
         model=settings.model,
         beam_size=settings.beam_size,
-        temperatures=(0.0,),  # the likeliest text, and no other
+        temperatures=(0.0,),  # only the likeliest text
         interim_interval_s=settings.stream_interim_interval_s,
     )

@@ -1,4 +1,4 @@
-"""Turns traces on, if the standard variables of OpenTelemetry ask for them. Else its libraries are not imported."""
+"""Turns traces on if the standard variables of OpenTelemetry request them. Otherwise its libraries are not imported."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ VARIABLES = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL
 
 @dataclass(frozen=True)
 class Tracers:
-    """What makes spans of each kind of work; empty if traces are off.
+    """The parts that create spans of each kind of work; empty if traces are off.
 
-    interceptors: make the spans of calls, which the observers in `calls` complete.
+    interceptors: create the spans of calls, which the observers in `calls` complete.
     """
 
     engine: Sequence[EngineObserver] = ()
@@ -45,7 +45,7 @@ NO_TRACERS = Tracers()
 
 @asynccontextmanager
 async def open_tracing(environ: Mapping[str, str] = os.environ) -> AsyncIterator[Tracers]:
-    """Make and export spans until the block ends, if the variables ask for it.
+    """Create and export spans until the block ends, if the variables request it.
 
     Raises InvalidInput if the extra is not installed, or if a variable cannot be used.
     """

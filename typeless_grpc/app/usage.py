@@ -1,4 +1,4 @@
-"""Wires the usage of callers: what records it, and what reads it without a server."""
+"""Wires the usage of callers: its recorder, and a reader that needs no server."""
 
 from __future__ import annotations
 

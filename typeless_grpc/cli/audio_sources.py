@@ -1,4 +1,4 @@
-"""The audio of commands: pipes, the microphone, and files as `typeless stream` sends them."""
+"""Reads audio for commands: pipes, the microphone, and files as `typeless stream` sends them."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from typeless_grpc.cli.output import EXIT_FAILED, complain, drop_stdout, fail, f
 from typeless_grpc.client import CallFailed
 from typeless_grpc.client.target import host_of, proxy_variable
 
-# What the user can do, if the server's message does not say so.
+# Hints for the user, where the server's message has none.
 HINTS = {
     "ADMIN_KEY_REQUIRED": "use an admin key",
     "AUDIO_TOO_LONG": "`typeless jobs submit` accepts longer recordings",
@@ -70,7 +70,10 @@ def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
 
 @contextmanager
 def system_failures_as_lines() -> Iterator[None]:
-    """Turn errors of the operating system into a line. A closed pipe on standard output ends the command quietly."""
+    """Print errors of the operating system as one line.
+
+    A closed pipe on standard output ends the command without one.
+    """
     try:
         yield
     except UnicodeEncodeError as error:
@@ -114,7 +117,7 @@ def is_unavailable(failed: CallFailed) -> bool:
 
 
 def fail_with(failed: CallFailed, server: str, *, otherwise: str = "or add --local") -> None:
-    """Print the failure and exit with code 1. otherwise: what else to do than to start a server."""
+    """Print the failure and exit with code 1. otherwise: the alternative to starting a server."""
     if is_unavailable(failed):
         why = [failed.message, *details(failed)] if _Detail.is_wanted else []
         start = ", ".join(filter(None, ["Start one with `typeless serve`", otherwise]))
@@ -126,7 +129,10 @@ def fail_with(failed: CallFailed, server: str, *, otherwise: str = "or add --loc
 
 @contextmanager
 def calls_as_lines(server: str, *, otherwise: str = "or add --local") -> Iterator[None]:
-    """Turn failures of calls into lines, too. Ctrl-C ends the command with exit code 130."""
+    """Print failed calls as one line, as `system_failures_as_lines` does for other errors.
+
+    Ctrl-C ends with exit code 130.
+    """
     try:
         with failures_as_lines():
             yield

@@ -1,4 +1,4 @@
-"""Which recordings a command line means, what they are called, and what the files are called that are written for them.
+"""Finds the recordings that a command line names, and names the files that are written for them.
 
 A recording is a file, or something that can be read only once: standard input, a named pipe, the shell's `<(…)`.
 """
@@ -21,7 +21,7 @@ import typer
 # Suffixes of recordings in a directory. A named file may have any name.
 _NAMES = "3gp aac aif aiff amr au caf flac m4a m4b mka mkv mov mp3 mp4 mpga oga ogg opus wav weba webm wma"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
-# What `-` means. It is read through its open descriptor: a socket cannot be opened by this name.
+# The path for `-`. It is read through its open descriptor, because a socket cannot be opened by this name.
 STANDARD_INPUT = Path("/dev/stdin")
 
 
@@ -110,7 +110,7 @@ def write_whole(file: Path, text: str) -> None:
     if file.exists() and not file.is_file():
         file.write_text(text, encoding="utf-8")  # a pipe or a device: it cannot be replaced
         return
-    part = file.with_name(f".{os.getpid()}.part")  # a name may already have the greatest length
+    part = file.with_name(f".{os.getpid()}.part")  # the name may have the maximum length
     try:
         part.write_text(text, encoding="utf-8")
         if file.exists():

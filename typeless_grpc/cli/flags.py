@@ -12,7 +12,7 @@ import typer
 
 from typeless_grpc.client import Options
 
-MAX_TIMEOUT_S = 1_000_000  # 11 days; gRPC takes a far greater number for none left
+MAX_TIMEOUT_S = 1_000_000  # 11 days; gRPC treats far larger numbers as a deadline that has passed
 
 
 class Format(StrEnum):

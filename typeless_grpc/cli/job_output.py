@@ -46,7 +46,7 @@ def stop_unless_completed(job: jobs_pb2.Job) -> None:
 
 @contextmanager
 def interruptible(job_id: str) -> Iterator[None]:
-    """On Ctrl-C, tell the user that the job continues."""
+    """On Ctrl-C, print that the job continues."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`typeless models`: lists and downloads models."""
+"""`typeless models`: lists, downloads, verifies and approves models."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.text import Text
 
 from typeless_grpc.cli.failures import command
 from typeless_grpc.cli.files import name_of
-from typeless_grpc.cli.output import download_bar, failures_as_lines, print_table, working
+from typeless_grpc.cli.output import EXIT_FAILED, download_bar, failures_as_lines, print_table, working
 from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.cli.signals import say
 
-app = typer.Typer(help="List and download models.", no_args_is_help=True)
+app = typer.Typer(help="List, download and verify models.", no_args_is_help=True)
 
 
 @command(app, "list")
@@ -50,12 +50,83 @@ def pull(
     Example: typeless models pull tiny.en
     """
     with failures_as_lines():
-        from typeless_grpc.app.models import catalog
+        from typeless_grpc.app.models import catalog, integrity
 
         settings = load_settings().settings
-        path = fetch(catalog(settings), name)
+        known = catalog(settings)
+        path = fetch(known, name)
+        integrity(settings, known).check(name, Path(path))
         _calibrate(settings, name, Path(path))
     typer.echo(json.dumps({"name": name, "path": name_of(path)}) if as_json else path)
+
+
+@command(app, "verify")
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Names of models; all on this machine if none.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Read all files of models, and compare them with what is known or approved. Fails if one differs.
+
+    Example: typeless models verify
+    """
+    with failures_as_lines():
+        from typeless_grpc.app.models import integrity
+        from typeless_grpc.errors import TypelessError
+
+        settings = load_settings().settings
+        catalog = _catalog()
+        files = integrity(settings, catalog)
+        chosen = names or [name for name in catalog.names() if catalog.find(name)]
+        rows = []
+        for name in chosen:
+            try:
+                result, is_good = files.check(name, _installed(catalog, name), reads_all=True).value, True
+            except TypelessError as error:
+                result, is_good = error.message, False
+            rows.append({"name": name, "result": result, "good": is_good})
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        table = Table("model", Column("files", overflow="fold"), box=None)
+        for row in rows:
+            table.add_row(Text(str(row["name"])), Text(str(row["result"])))
+        print_table(table)
+    if not all(row["good"] for row in rows):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@command(app, "approve")
+def approve(
+    name: Annotated[str, typer.Argument(help="Name of a model on this machine.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Approve the files of a model as they are now, and print their SHA-256. Other files are refused from then on.
+
+    Compare the digests with those of the model's source first.
+
+    Example: typeless models approve large-v3
+    """
+    with failures_as_lines():
+        from typeless_grpc.app.models import integrity
+
+        settings = load_settings().settings
+        catalog = _catalog()
+        with working(f"Reading model {name}"):
+            digests = integrity(settings, catalog).approve(name, _installed(catalog, name))
+    if as_json:
+        typer.echo(json.dumps({"name": name, "sha256": digests}, indent=2))
+        return
+    for file, digest in digests.items():
+        typer.echo(f"{digest}  {file}")
+
+
+def _installed(catalog: Any, name: str) -> Path:
+    """Return the directory of a model on this machine. Raises NotFound."""
+    from typeless_grpc.errors import NotFound
+
+    if (directory := catalog.find(name)) is None:
+        raise NotFound(f"There is no model '{name[:128]}' on this machine.", reason="MODEL_NOT_FOUND")
+    return Path(directory)
 
 
 def fetch(catalog: Any, name: str) -> str:

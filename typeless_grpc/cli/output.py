@@ -1,4 +1,4 @@
-"""The output of commands: errors as one line, bars and colours only on a terminal, documented exit codes."""
+"""Prints for all commands: errors as one line, bars and colours only on a terminal, documented exit codes."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def print_table(table: Table, *, min_width: int = MIN_TABLE_WIDTH, to_stderr: bo
     """Print a table without cutting it: a pipe has no width, and a narrow terminal wraps lines itself."""
     console = Console(stderr=to_stderr, highlight=False, emoji=False)
     width = max(console.width, min_width) if console.is_terminal else MAX_TABLE_WIDTH
-    # A table on stderr only repeats what is known.
+    # A table on stderr only repeats what was printed already.
     with suppress(OSError) if to_stderr else nullcontext():
         Console(stderr=to_stderr, highlight=False, emoji=False, width=width).print(table, soft_wrap=False)
 
 
 @contextmanager
 def download_bar(title: str) -> Iterator[Progress]:
-    """A progress bar of bytes; only on a terminal."""
+    """Show a progress bar of bytes, on a terminal only."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -98,7 +98,7 @@ def download_bar(title: str) -> Iterator[Progress]:
 
 
 def working(title: str) -> Progress:
-    """A spinner while something runs; only on a terminal."""
+    """Show a spinner while something runs, on a terminal only."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     bar = Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True)
     bar.add_task(title, total=None)

@@ -86,7 +86,7 @@ class Results:
                 typer.echo(text_of(outcome.transcript, words=self.words), nl=False)
         except OSError as error:
             if self.directory is None:
-                raise  # there is no use for the other results
+                raise  # the other results could not be printed either
             self.is_stdout_lost = True
             drop_stdout()
             complain(f"typeless: standard output cannot be written: {error.strerror}; the files are written")

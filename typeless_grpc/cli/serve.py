@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from typeless_grpc.access.address import is_loopback
+from typeless_grpc.app.front_process import Front
 from typeless_grpc.cli.output import failures_as_lines
 from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.cli.signals import hold_hang_ups, requests, say
@@ -52,8 +53,14 @@ def serve(
         "data_dir": data_dir,
         "log_level": log_level,
     }
-    hold_hang_ups()
+    front = Front.of_this_process()
+    if front is None:
+        hold_hang_ups()
+    else:
+        front.end_with_parent()
     with failures_as_lines():
+        if front is not None:
+            front.take_cores(load_settings(flags, file=config).settings)
         from typeless_grpc.app.models import catalog
         from typeless_grpc.cli.models import fetch
         from typeless_grpc.config import load
@@ -64,7 +71,13 @@ def serve(
         if not settings.engine_address:
             fetch(catalog(settings), settings.model)
         reading = functools.partial(load, flags, file=config)
-        asyncio.run(run_server(settings, _variables(config, data_dir), reading))
+        variables = _variables(config, data_dir)
+        if front is not None:
+            asyncio.run(run_front(front, settings, variables, reading))
+        elif settings.front_processes > 1:
+            asyncio.run(run_fronts(settings))
+        else:
+            asyncio.run(run_server(settings, variables, reading))
 
 
 async def run_server(settings: Settings, variables: str, reading: Callable[[], Loaded]) -> None:
@@ -80,8 +93,49 @@ async def run_server(settings: Settings, variables: str, reading: Callable[[], L
         say("Stopping: running calls may finish.", to_stderr=True)
 
 
+async def run_fronts(settings: Settings) -> None:
+    """Run `front_processes` servers on one port until a signal. Each of them reads the settings itself."""
+    from typeless_grpc.app.fronts import fronts
+
+    signals = requests()
+    with fronts(settings) as processes:
+        running = asyncio.create_task(processes.run(say))
+        stopping = asyncio.create_task(signals.stop.wait())
+        reloading = asyncio.create_task(_reload_all(signals.reload, processes.reload))
+        try:
+            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+            say("Stopping: running calls may finish.", to_stderr=True)
+        finally:
+            reloading.cancel()
+            stopping.cancel()
+            running.cancel()
+            await asyncio.wait({running})
+
+
+async def _reload_all(requested: asyncio.Event, reload: Callable[[], None]) -> None:
+    while True:
+        await requested.wait()
+        requested.clear()
+        reload()
+
+
+async def run_front(front: Front, settings: Settings, variables: str, reading: Callable[[], Loaded]) -> None:
+    """Run one of several servers on a port until its parent stops it. The rest is as in `run_server`."""
+    from typeless_grpc.app.front_process import attached, report_serving
+    from typeless_grpc.app.starting import build
+
+    settings = front.settings(settings)
+    async with attached() as requested, build(settings) as app:
+        if await _is_warm(app, requested.stop):
+            report_serving(ready_text(app, settings, variables))
+            async with app.reloads.running(requested.reload, lambda: front.loaded(reading())):
+                await until_stopped(requested.stop, app.server.failed())
+
+
 async def until_stopped(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) -> None:
-    """Wait for stop. Raises the error of failed: without gRPC's server, the process would live on and serve nobody."""
+    """Wait for stop. Raises the error of `failed`: without gRPC's server, the process would run on without serving."""
     failing, stopping = asyncio.create_task(failed), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({failing, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -94,7 +148,7 @@ async def until_stopped(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) 
 
 async def _is_warm(app: App, stop: asyncio.Event) -> bool:
     """Wait until the model is warm. Returns False if the process has to stop first."""
-    if stop.is_set():  # it came while the program was imported
+    if stop.is_set():  # the signal came while the program was imported
         return False
     warming, stopping = asyncio.create_task(app.warm()), asyncio.create_task(stop.wait())
     try:

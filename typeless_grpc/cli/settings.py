@@ -1,4 +1,4 @@
-"""How commands read the server's settings."""
+"""Reads the server's settings for commands."""
 
 from __future__ import annotations
 

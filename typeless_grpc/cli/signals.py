@@ -10,13 +10,13 @@ import sys
 import threading
 from dataclasses import dataclass, field
 
-# After SIGHUP: if a terminal has closed, the kernel takes a moment to detach it. Joins signals that follow each other.
+# Wait after SIGHUP: the kernel takes a moment to detach a terminal that has closed. It also joins repeated signals.
 HANG_UP_S = 0.2
 
 
 @dataclass(frozen=True)
 class Requests:
-    """What signals request. stop: to end. reload: to read the settings again; the reader clears it."""
+    """What signals request. stop: end the process. reload: read the settings again; the reader clears it."""
 
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     reload: asyncio.Event = field(default_factory=asyncio.Event)
@@ -83,14 +83,14 @@ def _has_terminal() -> bool:
 def hold_hang_ups() -> None:
     """Until `requests` is called, let SIGHUP end this process only if its terminal has closed.
 
-    A service manager may request a reload while the program still loads; then it follows the start.
+    A service manager may request a reload while the program still loads. The reload then follows the start.
     """
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, _HeldHangUp())
 
 
 class _HeldHangUp:
-    """A handler of SIGHUP. has_come: whether it came for another reason than that the terminal closed."""
+    """A handler of SIGHUP. has_come: whether SIGHUP came although the terminal has not closed."""
 
     def __init__(self) -> None:
         self.has_come = False
@@ -109,7 +109,7 @@ def say(text: str, *, to_stderr: bool = False) -> None:
 
 
 def end_within(seconds: float) -> None:
-    """End this process after a time, whatever its threads do: some wait without a way to interrupt them."""
+    """End this process after a time, because some threads cannot be interrupted."""
     timer = threading.Timer(seconds, os._exit, [0])
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""The server that a command calls: a running one, or one of its own; and how long the command retries."""
+"""The server that a command calls, a running one or its own; and how long the command retries."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.client import AsyncClient, CallFailed, RetryPolicy
 from typeless_grpc.client.retry import RetryState, is_quota
 
-# Many files need more calls than most quotas allow at once, so a command waits for its quota as often as it must.
+# Many files need more calls than most quotas allow at once, so a command waits for its quota without a limit.
 RETRIES = RetryPolicy(max_attempts=6, first_delay_s=0.5, max_delay_s=8.0, max_quota_attempts=None, max_quota_s=math.inf)
 
-# Part of a message that is not audio: names, options.
+# Room in a message for names and options.
 OVERHEAD_BYTES = 64 * 1024
 
 Answer = TypeVar("Answer")
@@ -52,7 +52,7 @@ class Target(Connection):
 async def open_client(target: Target) -> AsyncIterator[AsyncClient]:
     """Open a client of the server."""
     if not target.local:
-        # `retry_until_available` retries, and tells the user.
+        # `retry_until_available` retries, and shows that to the user.
         async with AsyncClient(target.server, api_key=target.api_key, tls=target.tls, retry=False) as client:
             yield client
         return
@@ -73,9 +73,9 @@ async def open_client(target: Target) -> AsyncIterator[AsyncClient]:
 
 
 async def retry_until_available(call: Callable[[], Awaitable[Answer]], target: Target, what: str) -> Answer:
-    """Repeat a call while a quota or the server's load delays it. what: names the call to the user.
+    """Repeat a call while a quota or the server's load delays it.
 
-    Raises CallFailed if waiting does not help. Ends the command if no server answers.
+    what: names the call in messages. Raises CallFailed if waiting does not help. Ends the command if no server answers.
     """
     retries = RetryState(RETRIES)
     while True:

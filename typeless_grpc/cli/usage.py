@@ -1,4 +1,4 @@
-"""`typeless keys usage`: what each key used, by day, by month or in all."""
+"""`typeless keys usage`: the usage of each key, by day, by month or in total."""
 
 from __future__ import annotations
 

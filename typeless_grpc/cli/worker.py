@@ -17,7 +17,7 @@ from typeless_grpc.cli.signals import end_within, hold_hang_ups, requests, say
 if TYPE_CHECKING:
     from typeless_grpc.config import Loaded, Settings
 
-STARTING_S = 1.0  # for a worker that has to stop before it has started
+STARTING_S = 1.0  # time for a worker to stop if it has not started yet
 
 
 def worker(

@@ -48,7 +48,7 @@ class AsyncClient:
         raw_format: RawFormat | None = None,
         timeout_s: float | None = None,
     ) -> transcription_pb2.TranscribeResponse:
-        """Transcribe a recording: a path, or the bytes of a file. Raises CallFailed.
+        """Transcribe a recording: the path of a file, or its bytes. Raises CallFailed.
 
         Cancelling the awaiting task stops the server's work.
         """
@@ -81,7 +81,7 @@ class AsyncClient:
     def stream(
         self, audio: AsyncIterable[Item] | Iterable[Item], options: StreamOptions | None = None
     ) -> AsyncGenerator[transcription_pb2.StreamTranscribeResponse, None]:
-        """Transcribe audio while it arrives and iterate over the events; see `Client.stream`. Raises CallFailed.
+        """Transcribe audio while it arrives, and yield the events; see `Client.stream`. Raises CallFailed.
 
         audio: a task reads an asynchronous iterable; a thread reads any other, unless it is a list or a tuple. Closing
         the generator ends the call.

@@ -1,4 +1,4 @@
-"""Repeating a call as a `RetryState` says: one loop for threads, one for asyncio."""
+"""Repeats a call as a `RetryState` decides: one loop for threads, one for asyncio."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def repeat_async(call: Callable[[], Awaitable[T]], policy: RetryPolicy) ->
 
 
 def wait_s(state: RetryState, error: grpc.RpcError, policy: RetryPolicy | None = None) -> float:
-    """Seconds until the next attempt after an error of gRPC's. Raises CallFailed from it if there is none."""
+    """Return the seconds until the next attempt after an error of gRPC. Raises CallFailed if there is none."""
     failed = CallFailed.of(error)
     try:
         return state.wait_s(failed, policy)

@@ -28,7 +28,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # A server that is frozen or cut off closes nothing: while a call is open, a ping finds out in time to resume it.
+    # A server that is frozen or unreachable does not close the connection. Pings during calls detect it in time to
+    # resume.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 ]

@@ -1,4 +1,4 @@
-"""Makes one session of a stream that a stopping server ended and another one continued; no I/O.
+"""Joins the sessions of a stream that a stopping server ended and another one continued; no I/O.
 
 The next session counts its events, its audio and its segments from zero. `PriorSessions` shifts them behind those of
 the sessions before, and joins the transcripts.

@@ -42,7 +42,7 @@ class CallFailed(Exception):
     @classmethod
     def of(cls, error: Any) -> CallFailed:
         """Read the `google.rpc` details of a grpc.RpcError or grpc.aio.AioRpcError."""
-        # dict() would ask for keys, which in older grpcio (1.78) are pairs themselves.
+        # dict() would call keys(), which in older grpcio (1.78) returns pairs.
         trailers = {name: value for name, value in error.trailing_metadata() or ()}  # noqa: C416
         message = error.details() or ""
         if error.code() is grpc.StatusCode.UNAVAILABLE and (name := proxy_variable(message)):

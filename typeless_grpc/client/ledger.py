@@ -1,4 +1,4 @@
-"""What a stream keeps so that a broken connection loses nothing; no I/O.
+"""Keeps what a stream needs to lose nothing when its connection breaks; no I/O.
 
 The ledger keeps each request until the server acknowledges the audio up to it. After a break the stream resumes the
 session: the server repeats the events that did not arrive, and reports the byte from which it needs the audio again.
@@ -20,7 +20,7 @@ from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeRequest, StreamTranscribeResponse
 
 AFFINITY = "x-stream-affinity"
-_MAX_REQUEST_BYTES = 256 * 1024  # of audio in one request: well below the message limit of any server
+_MAX_REQUEST_BYTES = 256 * 1024  # audio in one request; well below the message limit of any server
 _MAX_SAMPLE_BYTES = 32  # of 8 channels in 32 bits
 _SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
 
@@ -65,7 +65,7 @@ class Ledger:
 
     @property
     def is_begun(self) -> bool:
-        """Whether giving up would lose a session: one is open, or one continues in a new one."""
+        """Whether a session is open, or continues in a new one, so that giving up would lose it."""
         return bool(self.session_id) or self._is_continued
 
     @property
@@ -196,9 +196,10 @@ class Ledger:
         self._kept.append(_Kept(request, self._n_bytes))
 
     def _acknowledge(self, n_bytes: int, *, cut: bool = False) -> None:
-        """Drop what the server has. A control right after the acknowledged audio stays: it may not have arrived.
+        """Drop what the server has acknowledged.
 
-        cut: also drop the acknowledged part of a request.
+        A control right after the acknowledged audio is kept, because it may not have arrived. cut: also drop the
+        acknowledged part of a request.
         """
         self._acknowledged = max(self._acknowledged, n_bytes)
         while self._kept and self._is_acknowledged(self._kept[0]):

@@ -20,11 +20,11 @@ MICROPHONE = RawFormat("pcm_s16le", 16_000)
 """The format of the bytes: the `raw_format` of the stream."""
 
 _BLOCK_S = 0.1
-_END_S = 1.0  # for a thread to read its last block and release the microphone
+_END_S = 1.0  # time for a thread to read its last block and release the microphone
 
 
 class NoMicrophone(Exception):
-    """There is no microphone, it stopped, or a library for it is missing; the message says which."""
+    """There is no microphone, it stopped, or a library for it is missing, as the message explains."""
 
 
 def microphone(device: int | str | None = None) -> Generator[bytes, None, None]:

@@ -1,4 +1,4 @@
-"""What a caller chooses: the format of raw samples, and the options of a transcription and of a stream."""
+"""The options of callers: the format of raw samples, and options of transcriptions and streams."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ class RawFormat:
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a transcription. The server chooses what is left out; see TranscriptionOptions in the protos.
+    """The options of a transcription; see TranscriptionOptions in the protos.
+
+    The server chooses those that are not set.
 
     language: a BCP-47 tag; "" detects it, among allowed_languages if there are any. task: "transcribe", or "translate"
     into English. hotwords: names and phrases to expect. temperatures: tried in turn, each in [0, 1]. chunking: "auto",
     "whole", "fixed", "vad" or "hybrid". channels: "mix" or "separate". post_processing: "none", "basic" or "standard".
-    replacements: maps a phrase of the text to the one to write instead. output_formats: any of "text", "srt",
-    "webvtt", "json", "tsv". The rest tunes voice activity detection; see VoiceActivityOptions.
+    replacements: maps a phrase of the text to the one to write instead. output_formats: any of "text", "srt", "webvtt",
+    "json", "tsv". The rest tunes voice activity detection; see VoiceActivityOptions.
     """
 
     model: str = ""
@@ -123,11 +125,12 @@ Item = bytes | bytearray | memoryview | Control | Options
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """The options of a stream. The server chooses what is left out; see StreamConfig in the protos.
+    """The options of a stream; see StreamConfig in the protos. The server chooses those that are not set.
 
     mode: "live" or "file". interim_interval_s: the shortest time between interims, 0 for the server's choice.
     max_kept_bytes: how much audio to keep that the server has not acknowledged; the stream then reads no more.
-    reconnect: resume after a broken connection, and continue elsewhere if the server stops; False raises CallFailed.
+    reconnect: resume after a broken connection, and continue on another server if the server stops; False raises
+    CallFailed.
     """
 
     options: Options = field(default_factory=Options)

@@ -1,6 +1,6 @@
-"""The trace that a call belongs to, for its headers.
+"""Headers that continue the current trace of OpenTelemetry, if the program uses it.
 
-It is the current one of OpenTelemetry, if the program uses that; this package does not depend on it.
+This package does not depend on it.
 """
 
 from __future__ import annotations

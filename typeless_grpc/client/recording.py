@@ -1,4 +1,4 @@
-"""A recording on its way to the server: one file with a size and a SHA-256, which any call may read from any offset."""
+"""A recording to upload: a file with a size and a SHA-256, which any call may read from any offset."""
 
 from __future__ import annotations
 

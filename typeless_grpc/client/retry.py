@@ -1,4 +1,4 @@
-"""When to repeat a failed call: the one rule of the client. No I/O and no sleeping.
+"""Decides when to repeat a failed call, for the whole client. No I/O and no sleeping.
 
 gRPC itself repeats the calls in SERVICE_CONFIG. A `RetryState` decides for all others: streams, jobs and uploads, and
 the command line, which shows that it waits.
@@ -7,7 +7,7 @@ A failure is worth another attempt if it is
 
 - transient: UNAVAILABLE, or a broken connection, which ends a call without a reason from the server. The wait doubles
   with each failure in a row.
-- a quota that the server says when to try again (RetryInfo).
+- a quota, for which the server gives the time of the next attempt (RetryInfo).
 - an upload offset that the server has moved past since the caller read it. The caller reads it again at once.
 
 No wait is shorter than RetryInfo, except while a server drains: another one may take the call at once.
@@ -83,7 +83,7 @@ SERVICE_CONFIG: dict[str, Any] = {
             },
         }
     ],
-    # Where most calls fail, repeating them only adds load.
+    # If most calls fail, repeating them only adds load.
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
 }
 
@@ -105,7 +105,7 @@ class RetryState:
         self._failing_since_s = 0.0
 
     def progressed(self) -> None:
-        """Forget the failures: the operation got further."""
+        """Forget the failures, because the operation has progressed."""
         self._n_failures = self._n_quota_failures = 0
 
     def wait_s(self, failed: CallFailed, policy: RetryPolicy | None = None) -> float:

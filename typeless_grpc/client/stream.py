@@ -34,9 +34,9 @@ from typeless_grpc.pb.v1.transcription_pb2 import (
 
 T = TypeVar("T")
 
-# A caller of a new stream learns soon that the server refuses it.
+# A new stream is given up soon, so that its caller learns that the server refuses it.
 OPENING = RetryPolicy(max_attempts=4, max_quota_attempts=1, first_delay_s=0.1, max_delay_s=2.0)
-# Resuming is worth every attempt within the resume window. It spends the caller's quota, too.
+# A session is worth every attempt within the resume window. Each attempt is charged to the caller's quota.
 RESUMING = replace(OPENING, max_attempts=None, max_quota_attempts=None, max_quota_s=math.inf)
 NEVER = RetryPolicy(max_attempts=1, max_quota_attempts=1)
 
@@ -44,7 +44,7 @@ _MAX_WAITING = 4  # items that a thread has read and the stream has not
 
 
 def policy_for(ledger: Ledger, *, reconnect: bool) -> RetryPolicy:
-    """When to make the next call of a stream."""
+    """Return the policy for the next call of a stream."""
     if not reconnect:
         return NEVER
     return replace(RESUMING if ledger.is_begun else OPENING, max_total_s=ledger.resume_window_s)

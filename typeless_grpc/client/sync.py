@@ -48,10 +48,10 @@ class Client:
         raw_format: RawFormat | None = None,
         timeout_s: float | None = None,
     ) -> transcription_pb2.TranscribeResponse:
-        """Transcribe a recording: a path, or the bytes of a file. Raises CallFailed.
+        """Transcribe a recording: the path of a file, or its bytes. Raises CallFailed.
 
-        >>> client.transcribe("tests/audio/en_short.flac", Options(language="en")).transcript.text
-        'please close the window'
+        >>> client.transcribe("tests/audio/en_short.flac", Options(language="en")).transcript.text 'please close the
+        window'
         """
         request = transcribe_request(audio, options or Options(), raw_format)
         try:
@@ -85,15 +85,14 @@ class Client:
     def stream(
         self, audio: Iterable[Item], options: StreamOptions | None = None
     ) -> Iterator[transcription_pb2.StreamTranscribeResponse]:
-        """Transcribe audio while it arrives and iterate over the events. Raises CallFailed.
+        """Transcribe audio while it arrives, and yield the events. Raises CallFailed.
 
         A stream resumes after its connection breaks. If the server stops, a stream of raw samples continues on another
         one; the caller sees one session. audio: bytes in blocks of any size, and between them `Control` and `Options`,
         which replace those in force. A thread reads it; its end ends the stream. Closing the iterator ends the call.
 
-        >>> audio = Path("tests/audio/en_short.wav").read_bytes()
-        >>> [event.segment.text for event in client.stream([audio]) if event.HasField("segment")]
-        ['please close the window']
+        >>> audio = Path("tests/audio/en_short.wav").read_bytes() >>> [event.segment.text for event in
+        client.stream([audio]) if event.HasField("segment")] ['please close the window']
         """
         return Streaming(self._transcription, options or StreamOptions()).events(audio)
 

@@ -18,7 +18,7 @@ from typeless_grpc.pb.v1 import server_pb2, server_pb2_grpc, uploads_pb2, upload
 
 
 class UploadState:
-    """What is known of one upload between its calls; no I/O."""
+    """The state of one upload between its calls; no I/O."""
 
     def __init__(self, recording: Recording, policy: RetryPolicy) -> None:
         self.retry = RetryState(policy)
@@ -85,7 +85,7 @@ class Uploads:
 
 
 class AsyncUploads:
-    """Uploads on an event loop, which threads read for."""
+    """Uploads on an event loop. Threads read the files."""
 
     def __init__(
         self,

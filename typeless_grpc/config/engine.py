@@ -37,6 +37,16 @@ class EngineSettings(Group):
         description="Download the default model at the start if it is missing. Disable it on machines without "
         "internet access.",
     )
+    approved_models_file: ExpandedPath | None = Field(
+        None,
+        description="File with the approved models, which `typeless models approve` writes. The default is "
+        "`approved-models.json` in `data_dir`.",
+    )
+    require_approved_models: bool = Field(
+        False,
+        description="Refuse models that are neither known to typeless nor approved with `typeless models approve`. "
+        "Files that differ from what is known or approved are always refused.",
+    )
     user_models: Reloadable[Annotated[tuple[str, ...], NoDecode, SplitAtCommas]] = Field(
         (),
         description="Models that users' calls may load besides the default one, separated by commas. Users can call"
@@ -99,6 +109,12 @@ class EngineSettings(Group):
     )
     decode_threads: int = Field(
         2, ge=1, le=64, description="Recordings converted to samples in parallel, one thread each."
+    )
+    decoder_sandbox: Literal["process", "off"] = Field(
+        "process",
+        description="Where FFmpeg decodes containers. process is a process for each recording or stream, with bounded"
+        " memory and CPU time, no files and no network (Linux only). off is the server's own process: for servers that"
+        " run in a sandbox, such as gVisor, or read only audio that they trust.",
     )
     profanity_file: Reloadable[ExpandedPath | None] = Field(
         None, description="File with the words that `mask_profanity` masks. Replaces the built-in list."

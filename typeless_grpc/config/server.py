@@ -21,6 +21,15 @@ class ServerSettings(Group):
         description="Address to listen on. Use 0.0.0.0 or [::] to accept connections from other machines.",
     )
     port: int = Field(50051, ge=0, le=65535, description="TCP port to listen on. 0 takes a free port.")
+    front_processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that take calls on `port`, each with an event loop of its own; Linux divides the "
+        "connections between them. More than 1 share the cores, or the engines of `engine_address`, and need "
+        "`redis_url` (unless limits are off) and `stream_store = database`. All bounds on what is open at once hold "
+        "for each process. A process that ends or hangs is started again.",
+    )
     data_dir: ExpandedPath = Field(
         default_factory=lambda: platformdirs.user_data_path("typeless"),
         description="Directory for models, jobs, uploads and keys. The default is the platform's data directory.",

@@ -1,4 +1,4 @@
-"""What the server does now, as JSON: the metrics that a person wants to see. They have no data of any caller."""
+"""The server's activity as JSON: metrics for the page. They contain no data of callers."""
 
 from __future__ import annotations
 

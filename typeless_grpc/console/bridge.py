@@ -131,7 +131,7 @@ class Bridge:
                 self._idle.set()
 
     async def _serve_activity(self, request: Request) -> Response:
-        """Answer those who may list the models, and charge it as that call."""
+        """Answer callers that may list the models, and charge them for that call."""
         try:
             await self._models.ListModels(models_pb2.ListModelsRequest(), metadata=metadata(request.scope))
         except (TypelessError, grpc.aio.AioRpcError) as error:
@@ -150,7 +150,7 @@ class Bridge:
 
 
 class _Page(StaticFiles):
-    """The files of the page. Browsers ask each time whether they changed, so that a new version is seen at once."""
+    """The files of the page. Browsers check each time whether they changed, so that a new version is used at once."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

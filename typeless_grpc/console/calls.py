@@ -1,4 +1,4 @@
-"""What each call takes over from its HTTP request: key, address, request id and deadline, as gRPC metadata."""
+"""Converts the headers of an HTTP request to gRPC metadata: key, address, request id and deadline."""
 
 from __future__ import annotations
 

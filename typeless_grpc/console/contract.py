@@ -1,4 +1,4 @@
-"""The calls of the contract, as the bridge needs them: by the names of service and method, from the descriptors."""
+"""The calls of the contract by the names of service and method, from the descriptors."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from ipaddress import IPv6Address, ip_address
 
 from typeless_grpc.access.address import Network, caller_address
 
-SHARE = 4  # of this many addresses that take all they may, each has a part
+SHARE = 4  # an address may use one part of this many
 
 
 class Peers:
-    """Knows which addresses are one visitor's. This machine and trusted proxies stand for many, and have no share."""
+    """Maps addresses to visitors. This machine and trusted proxies stand for many visitors, and have no share."""
 
     def __init__(self, proxies: Sequence[Network]) -> None:
         self._proxies = tuple(proxies)

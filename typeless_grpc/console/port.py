@@ -30,12 +30,12 @@ from typeless_grpc.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 HEAD_S = 20.0  # from a connection's start, or the end of its last answer, to the complete head of a request
-UNREAD_S = 60.0  # for a peer to read, once more waits for it than the buffers take
-LAST_WORDS_S = 5.0  # for what gRPC has answered to reach its sockets, once gRPC has stopped
+UNREAD_S = 60.0  # for a peer to read, once its buffers are full
+LAST_WORDS_S = 5.0  # for the last answers of gRPC to reach the sockets, once gRPC has stopped
 CLOSE_S = 2.0  # for connections to close, after that
 BACKLOG = 128
 MAX_SOCKET_MESSAGE_BYTES = 1024 * 1024
-SILENT_MS = 60_000  # without a sign of the peer's TCP, after which the connection counts as broken
+SILENT_MS = 60_000  # time without an answer of the peer's TCP after which the connection counts as broken
 PING_S = 20.0
 
 
@@ -129,8 +129,10 @@ class _Limit:
             self._timer = None
 
 
-class _BoundedSocket(WebSocketsSansIOProtocol):
-    """Closes the connection of a peer that does not read."""
+class _ClosesUnread(asyncio.Protocol):
+    """A part of both protocols: closes the connection of a peer that does not read."""
+
+    transport: asyncio.Transport
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -149,7 +151,11 @@ class _BoundedSocket(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
 
-class _BoundedHttp(H11Protocol):
+class _BoundedSocket(_ClosesUnread, WebSocketsSansIOProtocol):
+    """WebSockets, closed if the peer does not read."""
+
+
+class _BoundedHttp(_ClosesUnread, H11Protocol):
     """Closes connections over the limit, of peers that do not read, and of those that do not send a request in time."""
 
     def __init__(self, peers: Peers, max_connections: int, **server: Any) -> None:
@@ -157,7 +163,6 @@ class _BoundedHttp(H11Protocol):
         self._peers = peers
         self._max_connections = max_connections
         self._waiting = _Limit(HEAD_S)
-        self._unread = _Limit(UNREAD_S)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -178,17 +183,8 @@ class _BoundedHttp(H11Protocol):
         super().on_response_complete()
         self._waiting.start(self.transport)
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._unread.start(self.transport)
-
-    def resume_writing(self) -> None:
-        self._unread.stop()
-        super().resume_writing()
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._waiting.stop()
-        self._unread.stop()
         super().connection_lost(exc)
 
 

@@ -4,8 +4,8 @@ A text message is one request or response in protobuf JSON, a binary message the
 empty text message half-closes the call. A call that fails ends with `{"error": Status}` and the close code 4000 plus
 the number of its gRPC code.
 
-Nothing is collected on the way. A message is read only when gRPC has taken the one before, and a response is read
-only when the socket has taken the one before; both sides then stop by their flow control.
+Messages are not buffered. A message is read only when gRPC has taken the one before, and a response is read only when
+the socket has taken the one before; both sides then stop by their flow control.
 """
 
 from __future__ import annotations

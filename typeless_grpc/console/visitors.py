@@ -1,6 +1,6 @@
-"""Which pages may use the bridge: its own, and those of origins that the operator named.
+"""Decides which pages may use the bridge: its own, and those of origins that the operator named.
 
-A page of any other site could otherwise use a visitor's server on loopback. Two checks prevent it. `Origin`, which
+Without this check, a page of any site could use a visitor's server on loopback. Two checks prevent it. `Origin`, which
 browsers send and pages cannot change, must be this server's own or a named one. And `Host` must not be a name that
 somebody else may point here (DNS rebinding): an address, `localhost`, or the host of a named origin. Programs send no
 `Origin`, and need none.

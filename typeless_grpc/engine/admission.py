@@ -19,7 +19,7 @@ RETRY_AFTER_S = 1.0
 
 @dataclass(frozen=True)
 class AdmissionOptions:
-    """max_calls: at once, waiting ones included.
+    """max_calls: calls at once, waiting ones included.
 
     max_audio_s: decoded audio of all channels that recordings and streams hold together, 64 kB a second.
     """
@@ -30,7 +30,7 @@ class AdmissionOptions:
 
 @dataclass
 class _Held:
-    """What one caller has inside."""
+    """The calls and audio of one caller."""
 
     n_calls: int = 0
     n_recordings: int = 0
@@ -38,7 +38,7 @@ class _Held:
 
 
 class Admission:
-    """Counts what is inside. Belongs to one event loop; only `Reservation.grow_to` may be called from other threads."""
+    """Counts admitted calls and held audio. Belongs to one event loop; only `Reservation.grow_to` is thread-safe."""
 
     def __init__(self, options: AdmissionOptions) -> None:
         self._options = options
@@ -48,7 +48,7 @@ class Admission:
         self.freed: Callable[[], None] = lambda: None  # called when a recording makes room
 
     def use(self, options: AdmissionOptions) -> None:
-        """Apply these options from now on. What is inside stays, even if it is more than they allow."""
+        """Apply these options from now on. Admitted calls stay, even if they exceed the new bounds."""
         with self._lock:
             self._options = options
         self.freed()
@@ -67,7 +67,7 @@ class Admission:
 
     @property
     def n_callers(self) -> int:
-        """How many callers have anything inside."""
+        """How many callers have admitted calls or hold audio."""
         return len(self._callers)
 
     @contextmanager
@@ -94,7 +94,7 @@ class Admission:
 
     @contextmanager
     def audio(self, audio_s: float, caller: str) -> Iterator[None]:
-        """Hold so much decoded audio of a recording. Raises as `Reservation.grow_to`."""
+        """Hold audio_s of decoded audio for a recording. Raises what `Reservation.grow_to` raises."""
         reservation = self.reserve(caller)
         try:
             reservation.grow_to(audio_s)
@@ -103,13 +103,13 @@ class Admission:
             reservation.close()
 
     def reserve(self, caller: str) -> Reservation:
-        """Begin to hold a recording's audio, none so far. The caller closes it."""
+        """Return an empty reservation for a recording. The caller must close it."""
         return Reservation(self, caller)
 
     def hold(self, caller: str, before_s: float, audio_s: float) -> float:
-        """Let a recording that is counted with before_s hold audio_s; what it is counted with then.
+        """Change what a recording holds from before_s to audio_s, and return how much of it counts.
 
-        For `Reservation`, which says what this raises.
+        For `Reservation.grow_to`, which documents the errors.
         """
         # One recording counts as a caller's share at most, so that others find room.
         counted_s = min(audio_s, MAX_SHARE * self._options.max_audio_s)
@@ -153,15 +153,15 @@ class Reservation:
         self._counted_s = 0.0
 
     def grow_to(self, audio_s: float) -> None:
-        """Hold so much audio, in seconds of all channels together. May be called from any thread.
+        """Hold audio_s in all, in seconds of all channels together. May be called from any thread.
 
-        Raises Overloaded if the server holds too much, RateLimited if the caller does; what was held stays held. The
-        only recording in the server may be of any length.
+        Raises Overloaded if the server holds too much, RateLimited if the caller does; the reservation is then
+        unchanged. The only recording in the server may be of any length.
         """
         self._counted_s = self._admission.hold(self._caller, self._counted_s, max(audio_s, 0.0))
 
     def close(self) -> None:
-        """Release all of it. Belongs to the event loop, and to nobody who still holds audio."""
+        """Release all of it. Call it in the event loop, once the audio is not in memory any more."""
         if self._counted_s:
             self._counted_s = self._admission.hold(self._caller, self._counted_s, 0.0)
             self._admission.freed()

@@ -107,7 +107,7 @@ class Hub(Protocol):
 
 
 def is_model_directory(path: Path) -> bool:
-    """Whether path holds a converted Whisper model, judged by its file names."""
+    """Whether path holds a converted Whisper model, by the names of its files."""
     return all((path / name).is_file() for name in REQUIRED_FILES)
 
 
@@ -140,8 +140,18 @@ class Catalog:
         if _is_plain(name) and is_model_directory(self.models_dir / name):
             return self.models_dir / name
         if (packaged := PACKAGED.get(name)) and len(packaged.files) and _is_installed_whole(packaged):
-            return _installed(packaged.files[0].parts[0]).parent
+            return _installed_directory(packaged)
         return self.hub.cached(name, self.models_dir / "hub") if name in self.hub.names() else None
+
+    def digests(self, name: str, directory: Path) -> Mapping[str, str]:
+        """The SHA-256 of each file of a model that this package knows; empty for a directory of another origin."""
+        packaged = PACKAGED.get(name)
+        if packaged is None or name in self.directories:
+            return {}
+        is_ours = directory == self.models_dir / name
+        if not is_ours and not (_is_installed_whole(packaged) and directory == _installed_directory(packaged)):
+            return {}
+        return {file.name: file.sha256 for file in packaged.files}
 
     def get(self, name: str, progress: Progress = lambda _done, _all: None) -> Path:
         """The directory of a model, which is fetched first if it is not on this machine.
@@ -205,7 +215,7 @@ class Catalog:
             try:
                 os.rename(built, target)
             except OSError as error:
-                if not is_model_directory(target):  # else another process was faster
+                if not is_model_directory(target):  # otherwise another process has fetched it
                     raise SourceUnavailable(
                         f"{target} exists and is no model: {error.strerror}", reason="MODEL_UNAVAILABLE"
                     ) from error
@@ -238,6 +248,10 @@ def _is_installed(packaged: PackagedModel) -> bool:
 def _is_installed_whole(packaged: PackagedModel) -> bool:
     """Whether a model is installed with whole files, so that it can be used in place."""
     return all(len(file.parts) == 1 for file in packaged.files) and _is_installed(packaged)
+
+
+def _installed_directory(packaged: PackagedModel) -> Path:
+    return _installed(packaged.files[0].parts[0]).parent
 
 
 def _part(part: str, root: Path) -> Path:

@@ -13,7 +13,7 @@ from typeless_grpc.speech.transcript import Segment, Transcript
 
 
 class ChannelEngine:
-    """Wraps an engine for one channel: recordings of several are transcribed in parallel and merged."""
+    """Wraps an engine for one channel: transcribes the channels of a recording in parallel, and merges the results."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -54,7 +54,7 @@ def footprint(directory: Path, device: Device) -> Footprint:
     """
     try:
         stored_bytes = (directory / "model.bin").stat().st_size
-    except OSError:  # loading it will fail, and say why
+    except OSError:  # loading the model will fail with the reason
         return Footprint()
     loaded = round(stored_bytes * BYTES_PER_WEIGHT.get(device.compute_type, 2) / BYTES_PER_STORED_WEIGHT)
     return Footprint(loaded, loaded + stored_bytes if device.name == "cpu" else stored_bytes)

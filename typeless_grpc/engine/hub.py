@@ -23,7 +23,7 @@ class HuggingFaceHub:
     _lock = threading.Lock()
 
     def names(self) -> Sequence[str]:
-        """Every size faster-whisper knows."""
+        """The names of all models that faster-whisper knows."""
         return list(faster_whisper.available_models())
 
     def cached(self, name: str, cache_dir: Path) -> Path | None:

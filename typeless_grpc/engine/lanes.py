@@ -33,7 +33,7 @@ T = TypeVar("T")
 MAX_IDLE_CALLERS = 1024
 # How far a caller can get ahead of the least served one, in seconds of the engine; it never waits longer for that.
 MAX_LEAD_S = 60.0
-# Lanes that leave the last free worker to live speech: interims are worth less than the finals that they would delay,
+# Lanes that leave the last free worker to live speech: interims matter less than the finals that they would delay,
 # and nobody waits for the result of the others.
 YIELDING = frozenset({Lane.LIVE_INTERIM, Lane.BATCH, Lane.JOBS})
 
@@ -84,7 +84,7 @@ class _LaneState(Generic[T]):
 
 
 class LaneQueue(Generic[T]):
-    """The inference queue. It does not bound itself: `push` refuses nothing, `n_queued` tells its length."""
+    """The inference queue. It is not bounded: the scheduler checks `n_queued` before `push`."""
 
     def __init__(self, *, starve_after_s: float) -> None:
         self._starve_after_s = starve_after_s
@@ -94,12 +94,12 @@ class LaneQueue(Generic[T]):
         """Add an entry."""
         lane = self._lanes[entry.lane]
         if not lane.n_queued:
-            lane.last_served_s = entry.queued_s  # an empty lane does not starve
+            lane.last_served_s = entry.queued_s  # an empty lane is not starving
         caller = lane.callers.get(entry.caller)
         if caller is None:
             caller = lane.callers[entry.caller] = _Caller(lane.virtual_s)
         elif not caller.entries:
-            caller.served_s = max(caller.served_s, lane.virtual_s)  # an idle caller gains nothing
+            caller.served_s = max(caller.served_s, lane.virtual_s)  # an idle caller gets no credit
         caller.entries.append(entry)
         lane.n_queued += 1
 

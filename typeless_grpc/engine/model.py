@@ -1,8 +1,8 @@
-"""What the engine needs of a speech recognition model, and the values that pass between the two.
+"""The `Model` protocol: what the engine needs of a speech recognition model; and the values that both exchange.
 
 `Model` is the protocol that a runtime implements; `engine/whisper.py` implements it with CTranslate2. The engine
-decides what is decoded when, in which language, and what is decoded again; a model encodes, detects languages, decodes
-and aligns. All methods block while they compute, and may be called from several threads.
+decides when and in which language audio is decoded, and what is decoded again. A model encodes, detects languages,
+decodes and aligns. All methods block while they compute, and may be called from several threads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the engine reports about its work: to metrics, to traces, or to nobody.
+"""The `EngineObserver` protocol: what the engine reports about its work.
 
 Methods are called on the event loop, those about one call in its context. They must return at once, and must not raise.
 """
@@ -15,8 +15,10 @@ from typeless_grpc.engine.interface import Lane
 
 @dataclass(frozen=True)
 class Stage:
-    """Time that a batch spent in one operation of the model. name: "encode", "decode", "align", "detect_language" or
-    "decode_with_fallback". started_s: of its first call, on the engine's clock; seconds: of all its calls.
+    """Time that a batch spent in one operation of the model.
+
+    name: "encode", "decode", "align", "detect_language" or "decode_with_fallback". started_s: start of its first call,
+    on the engine's clock. seconds: sum of all its calls.
     """
 
     name: str

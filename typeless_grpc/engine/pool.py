@@ -25,7 +25,7 @@ RETRY_AFTER_S = 5.0
 
 
 class LoadedModel(Protocol):
-    """What the pool needs to know of a model."""
+    """The properties of a model that the pool needs."""
 
     @property
     def memory_bytes(self) -> int: ...
@@ -44,7 +44,7 @@ ModelT = TypeVar("ModelT", bound=LoadedModel)
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory that a model takes, in bytes; 0 if its files do not tell. loading: at most, while it is being loaded."""
+    """Memory that a model takes, in bytes; 0 if unknown. loading: the maximum while it is being loaded."""
 
     loaded: int = 0
     loading: int = 0
@@ -52,9 +52,10 @@ class Footprint:
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """default_model: never evicted, and loaded whatever memory it takes. max_memory_bytes: of all loaded models.
+    """default_model: is never evicted, and is loaded whatever memory it takes.
 
-    loadable: other models that calls may load, None for all; the rest must be loaded by `load`.
+    max_memory_bytes: sum for all loaded models. loadable: other models that calls may load, None for all; the rest must
+    be loaded by `load`.
     """
 
     default_model: str

@@ -1,4 +1,4 @@
-"""A call's way through the engine: detect the speech, cut it into chunks, decode them, filter and merge the result.
+"""The steps of a call in the engine: detect the speech, cut it into chunks, decode them, filter and merge the result.
 
 `Recognizer` is the `Engine` over loaded models; it handles one channel, and `channels.py` wraps it for several.
 """
@@ -109,9 +109,9 @@ class Recognizer:
             yield model
 
     async def _detect(self, audio: Audio, threads: Executor, then: Callable[[Probabilities], T]) -> T:
-        """Run the detector over audio and return what `then` makes of the probabilities, all of it in threads.
+        """Run the detector over audio, and return the result of `then` for the probabilities; both run in threads.
 
-        One step at a time, so that no recording delays another for long, and the work of a cancelled call ends soon.
+        The detector runs in short steps, so that no recording delays another for long, and a cancelled call ends soon.
         """
         state = DetectorState()
         parts: list[Probabilities] = []
@@ -157,7 +157,7 @@ class Recognizer:
 
 
 def queue_s(timings: Sequence[Timing]) -> float:
-    """How long a call only waited: from the first submission to the last end, without the time in which any ran."""
+    """Return how long a call waited without any of its windows running, from the first submission to the last end."""
     if not timings:
         return 0.0
     waited_s, reached_s = 0.0, min(timing.submitted_s for timing in timings)
@@ -168,7 +168,7 @@ def queue_s(timings: Sequence[Timing]) -> float:
 
 
 def _check(model: Model, options: DecodeOptions) -> None:
-    """Raise InvalidInput for what the model cannot do."""
+    """Raise InvalidInput if the model cannot do what the options request."""
     lacks = "this language" if model.is_multilingual else "a language other than English"
     allowed = {f"options.allowed_languages[{i}]": one for i, one in enumerate(options.allowed_languages)}
     for field, language in {"options.language": options.language, **allowed}.items():

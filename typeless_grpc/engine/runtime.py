@@ -1,4 +1,4 @@
-"""A Whisper model's weights in CTranslate2, and what is computed with them.
+"""A Whisper model in CTranslate2, and the computations on it.
 
 `whisper.py` and the calibration in `tail.py` call it. CTranslate2 releases the GIL.
 """
@@ -59,7 +59,7 @@ class FasterWhisper(faster_whisper.WhisperModel):  # type: ignore[misc]
         self._plain_tokenizer = _without_special_tokens(self.hf_tokenizer)
 
     def text_tokens(self, text: str) -> list[int]:
-        """The tokens of a caller's text, none of them special, whatever the text holds; [] for blank text."""
+        """Return the tokens of a caller's text as plain text, without special tokens; [] for blank text."""
         if not text.strip():
             return []
         tokens: list[int] = self._plain_tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids
@@ -99,7 +99,7 @@ class FasterWhisper(faster_whisper.WhisperModel):  # type: ignore[misc]
             del self._thread_state.is_wanted
 
     def generate_with_fallback(self, encoder_output: Any, prompt: Any, tokenizer: Any, options: Any) -> Any:
-        # The threshold says here that silence needs no other temperature. Where it would drop text, it is None.
+        # With this threshold, silence needs no other temperature. Where a threshold would drop text, it is None.
         temperatures = self._while_wanted(options.temperatures)
         ours = replace(options, no_speech_threshold=NO_SPEECH_THRESHOLD, temperatures=temperatures)
         return super().generate_with_fallback(encoder_output, prompt, tokenizer, ours)

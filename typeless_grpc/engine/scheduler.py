@@ -1,16 +1,16 @@
-"""Decides what is decoded when: the only way to the model.
+"""Decides when each window is decoded. All windows reach the model through it.
 
 Calls submit windows. Workers take batches of them from the queue (`lanes.py` decides which) and run them on the model,
-in threads. Queued work is shared out among the free workers. A batch does not wait for more work unless some is known
-to be on its way, and then a few milliseconds at most. Work whose caller has left leaves the queue at once; CTranslate2
-cannot stop a batch that runs, so the rest of that batch notices at its next step.
+in threads. Queued work is shared out among the free workers. A batch waits for more work only if some is known to
+follow, for a few milliseconds at most. Work whose caller has left leaves the queue at once; CTranslate2 cannot stop a
+batch that runs, but checks at each step whether its result is still wanted.
 
 A running batch cannot be preempted. So while there is live speech, less urgent batches are small, and the last free
 worker takes nothing that can wait.
 
-How long new work would wait is estimated from the cost of what is ahead of it and from the measured pace: seconds taken
-for each second of expected cost. Work that cannot be done by its deadline is refused at once, and interims are dropped
-before finals wait.
+The wait of new work is estimated from the cost of the work ahead of it and from the measured pace: seconds for each
+second of expected cost. Work that cannot be done by its deadline is refused at once, and interims are dropped before
+finals wait.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class SchedulerOptions:
 
     max_batch: windows decoded together, 1 to 64; more is faster for many callers and slower for the first of them.
     max_batch_cost_s: expected cost of a batch, in seconds of an idle engine; it bounds the memory of long windows.
-    live_batch_cost_s: the same while there is live speech. gather_ms: how long a batch waits for work on its way.
-    n_workers: batches that run in parallel, each with its own threads of the model. max_queued: windows of the same or
-    a more urgent lane in the queue; more are refused, so that work that can wait never blocks urgent work.
+    live_batch_cost_s: the same while there is live speech. gather_ms: how long a batch waits for work that is known to
+    follow. n_workers: batches that run in parallel, each with its own threads of the model. max_queued: windows of the
+    same or a more urgent lane in the queue; more are refused, so that work that can wait never blocks urgent work.
     starve_after_s: a lane that was not served for this long is served next. interim_max_wait_s: interims that waited
     longer are dropped, 0.1 to 10.
     """
@@ -84,7 +84,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Completed(Generic[ResultT]):
-    """A result, and when it was made."""
+    """A result, and the time of its batch."""
 
     result: ResultT
     timing: Timing
@@ -174,7 +174,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         entry = Entry(item, key, cost_s, ticket.lane, ticket.caller, now_s)
         if ticket.lane in LIVE:
             self._last_live_s = now_s
-        if not self._has_work:
+        if not self.has_work:
             self._progress_s = now_s
         self._queue.push(entry)
         self._changed.set()
@@ -224,21 +224,22 @@ class Scheduler(Generic[WorkT, ResultT]):
         """Seconds since a batch ended, while work is queued or runs; 0 for none, infinite if a worker died."""
         if not self._is_stopped and any(worker.done() for worker in self._workers):
             return float("inf")
-        return self._clock.now_s() - self._progress_s if self._has_work else 0.0
+        return self._clock.now_s() - self._progress_s if self.has_work else 0.0
 
     def n_queued(self, lane: Lane) -> int:
         """How many windows of a lane are in the queue."""
         return self._queue.n_queued(lane)
 
     @property
-    def _has_work(self) -> bool:
+    def has_work(self) -> bool:
+        """Whether windows are queued or run."""
         return bool(self._expected_ends_s or self._queue.n_queued())
 
     @contextlib.contextmanager
     def expecting_work(self) -> Iterator[None]:
         """While this is open, a batch that is not full may wait a moment for the work that will be submitted.
 
-        Leaving it wakes no worker, because the work follows at once, and a waiting batch would start without it.
+        The end of this context wakes no worker: the work follows at once, and a waiting batch would start without it.
         """
         self._n_expected += 1
         try:
@@ -263,7 +264,7 @@ class Scheduler(Generic[WorkT, ResultT]):
             )
             if batch := [entry for entry in batch if self._is_in_time(entry)]:
                 await self._decode(index, batch)
-                self._changed.set()  # lanes that yielded may go now that this worker is free
+                self._changed.set()  # lanes that yielded may be served now, because this worker is free
 
     async def _gather(self) -> None:
         """Wait for expected work until the batch is full or the time is over."""

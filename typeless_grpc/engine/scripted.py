@@ -1,4 +1,4 @@
-"""A fake `Engine` without a model, for tests and benchmarks of everything around the engine.
+"""A fake `Engine` without a model, for tests and benchmarks.
 
 The test supplies the text of each call, decides when calls return, and reads which calls were made.
 """
@@ -14,7 +14,7 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
 from typeless_grpc.speech.transcript import Segment, Transcript, Word
 
-_TIMEOUT_S = 30.0  # of a test's wait
+_TIMEOUT_S = 30.0  # longest wait of a test
 
 
 @dataclass(frozen=True)

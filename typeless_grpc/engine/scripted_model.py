@@ -1,4 +1,4 @@
-"""A fake `Model` without weights, for tests of the engine around it: the test supplies its texts and languages."""
+"""A fake `Model` without weights, for tests of the engine. The test supplies its texts and languages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from typeless_grpc.speech.transcript import Segment
 
 @dataclass(frozen=True, eq=False)
 class RecordedDecode:
-    """The arguments of one search. temperatures: empty but in `decode_with_fallback`, which has no max_tokens."""
+    """The arguments of one search. temperatures: empty except in `decode_with_fallback`, which has no max_tokens."""
 
     audio: Audio
     silence_s: float

@@ -1,4 +1,4 @@
-"""The models of an engine, as those see them that serve it."""
+"""Protocols for the models of an engine, as servicers use them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What all streams hold of the audio that the server may hold, shared with the recordings of calls (`admission.py`).
+"""The audio that all streams hold. It shares its limit with the recordings of calls (`admission.py`).
 
-A stream that finds no room waits, which flow control passes on to its caller. Streams that all wait could wait for one
-another, each in the middle of an utterance: so the first of them has a pass, and takes what it needs without room until
-it has let go of something. What is held is thus bounded by the limit and what one stream may hold.
+A stream that finds no room waits, and HTTP/2 flow control stops its caller. If all streams waited, each in the middle
+of an utterance, none could finish. So the first of them has a pass: it may exceed the limit until it releases
+something. The bound is thus the limit plus what one stream may hold.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class StreamAudio:
         admission.freed = self._let_in
 
     def check(self) -> None:
-        """Refuse a new stream where those that are here find no room. Raises Overloaded."""
+        """Refuse a new stream while open ones wait for room. Raises Overloaded."""
         if self._admission.room_s <= 0 or any(not turn.done() for _, _, turn in self._waiting):
             raise Overloaded(
                 "The streams and recordings here hold as much audio as they may. Try again, or another replica.",
@@ -35,7 +35,7 @@ class StreamAudio:
             )
 
     async def take(self, holding: Holding, n_bytes: int) -> None:
-        """Count so much more once there is room, in turn."""
+        """Count n_bytes more once there is room, in the order of the calls."""
         if self._has_pass is holding or (not self._waiting and self._fits(n_bytes)):
             self.count(holding, n_bytes)
             return
@@ -45,7 +45,7 @@ class StreamAudio:
         await turn
 
     def count(self, holding: Holding, n_bytes: int) -> None:
-        """Count so much more, or less, whether there is room or not."""
+        """Count n_bytes more, or less if negative, whether there is room or not."""
         holding.n_bytes += n_bytes
         self.n_bytes += n_bytes
         self._admission.streams_s = self.n_bytes / BYTES_PER_S
@@ -53,7 +53,7 @@ class StreamAudio:
             self._let_in()
 
     def end_pass(self, holding: Holding) -> None:
-        """It is the turn of others, if this one had the pass."""
+        """Pass the turn to the next stream, if this one had the pass."""
         if self._has_pass is holding:
             self._has_pass = None
             self._let_in()
@@ -75,7 +75,7 @@ class StreamAudio:
 
 
 class Holding:
-    """What one stream holds."""
+    """The audio that one stream holds."""
 
     def __init__(self, audio: StreamAudio) -> None:
         self._audio = audio
@@ -83,7 +83,7 @@ class Holding:
         self.is_waiting = False
 
     async def grow(self, n_bytes: int) -> None:
-        """Hold so much more once there is room."""
+        """Hold n_bytes more once there is room."""
         self.is_waiting = True
         try:
             await self._audio.take(self, n_bytes)
@@ -91,14 +91,14 @@ class Holding:
             self.is_waiting = False
 
     def count(self, n_bytes: int) -> None:
-        """Hold so much more, or less, at once: for what is bounded elsewhere."""
+        """Hold n_bytes more, or less if negative, at once: for memory that another bound limits."""
         self._audio.count(self, n_bytes)
 
     def shrink(self, n_bytes: int) -> None:
-        """Let go of so much that had waited for room."""
+        """Release n_bytes that `grow` had taken."""
         self._audio.count(self, -n_bytes)
         self._audio.end_pass(self)
 
     def close(self) -> None:
-        """Let go of all."""
+        """Release everything."""
         self.shrink(self.n_bytes)

@@ -47,7 +47,7 @@ CUTS_S: tuple[float | None, ...] = (None, 1.5, 3.0, None, 1.0, None, 3.0)
 
 
 class Encoder(Protocol):
-    """What calibration needs of a model; `Runtime` implements it."""
+    """The part of a model that calibration needs; `Runtime` implements it."""
 
     def encode_positions(self, audio: Audio, n_positions: int) -> Positions:
         """Encoder output of this length, for audio that is padded with zeros."""
@@ -124,7 +124,7 @@ class _Comparison:
 
 
 def calibrate(encoder: Encoder, samples: Sequence[Sample], *, n_workers: int = 1) -> Tail | None:
-    """Measure a model's silent tail, and check that the decoder does better with it than without.
+    """Measure a model's silent tail, and check that texts are likelier with it than without.
 
     n_workers: samples at the same time. Returns None if the check fails; then all of 30 s must be encoded.
     """

@@ -57,7 +57,7 @@ def load_or_calibrate(
 
 
 def fingerprint_of(weights: Path, *facts: object) -> str:
-    """A checksum of a file of weights, and of all else that its output depends on.
+    """Return a checksum of a file of weights, and of everything else that its output depends on.
 
     It reads the size and eight parts of a mebibyte each, because reading gigabytes would take seconds.
     """

@@ -48,11 +48,15 @@ CHANNEL_OPTIONS = [
 
 
 class EngineLost(EngineFailed):
-    """The engine ended, cannot be reached, or hangs; another one may decode the call."""
+    """The engine ended, cannot be reached, or hangs; another one may decode the call.
 
-    def __init__(self, engine: str, why: str) -> None:
+    was_alone: whether the call had begun, and the engine had nothing else.
+    """
+
+    def __init__(self, engine: str, why: str, *, was_alone: bool = False) -> None:
         super().__init__(f"The engine {engine} was lost: {why}.", reason="ENGINE_LOST")
         self.why = why
+        self.was_alone = was_alone
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,14 @@ class EngineConnection:
         self._broken = asyncio.Event()
 
     def follow_stall_s(self, stall_s: float) -> None:
-        """Take a new value of the setting."""
+        """Apply a new value of `engine_stall_s`."""
         self.stall_s = stall_s
 
     def replay(self, reports: Sequence[pb.Report], offset_s: float) -> None:
-        """Take what the engine did since the last report. offset_s: what the clock here is ahead of the engine's."""
+        """Pass on the engine's reports since the last response.
+
+        offset_s: difference of the clock here to the engine's.
+        """
 
     def end_calls(self) -> None:
         """End all calls, because the engine is lost."""
@@ -133,6 +140,11 @@ class EngineConnection:
     def is_suspicious(self) -> bool:
         """Whether it has been silent for longer than a healthy engine."""
         return self.report.silent_s > SUSPICIOUS_S
+
+    @property
+    def is_reserved(self) -> bool:
+        """Whether it takes no new calls for a moment, because one is to run alone."""
+        return self.report.state.is_reserved
 
     @property
     def runs_on(self) -> str:
@@ -191,7 +203,7 @@ class EngineConnection:
                 await asyncio.sleep(RETRY_OWN_S if options.is_own else pause_s)
 
     async def _watch(self) -> str:
-        """Read the engine's reports until it is lost; return how."""
+        """Read the engine's reports until it is lost; return the reason."""
         call: Any = self.stub.Watch(pb.WatchRequest(front=self.front), metadata=self.metadata)
         self._broken = asyncio.Event()
         tasks: list[asyncio.Task[str]] = [
@@ -245,7 +257,7 @@ class EngineConnection:
 
     def _take(self, state: pb.WatchResponse) -> None:
         report = self.report
-        was_up = self.is_up
+        was_up, was_reserved = self.is_up, self.is_reserved
         if state.HasField("models"):
             report.models = {model.name: model for model in state.models.models}
         report.state, report.came_s, report.silent_s = state, self.clock.now_s(), 0.0
@@ -255,7 +267,7 @@ class EngineConnection:
         self.replay(state.reports, report.came_s - state.now_s)
         if self.is_up and not was_up:
             log.info("engine is up", engine=self.name, runs_on=state.runs_on)
-        if self.is_up != was_up:
+        if self.is_up != was_up or self.is_reserved != was_reserved:
             self.on_change()
 
     def _lose(self) -> None:
@@ -279,7 +291,7 @@ class EngineConnection:
         return ((KEY_HEADER, self.options.key),) if self.options.key else ()
 
     def failure(self, error: grpc.aio.AioRpcError) -> Exception:
-        """Return what a failed call raises. The engine is lost at once if its connection broke."""
+        """Return the exception for a failed call. The engine is lost at once if its connection broke."""
         why = error.details() or error.code().name
         if error.code() not in BROKEN:
             return UnforeseenError(f"engine {self.name}: {why}")

@@ -1,4 +1,4 @@
-"""Pure functions between the messages of protos/typeless/engine/v1 and the values of the engine."""
+"""Converts the messages of protos/typeless/engine/v1 to values of the engine and back. Pure functions."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ KINDS: Mapping[str, type[errors.TypelessError]] = {
         errors.NotFound,
         errors.AlreadyExists,
         errors.WrongState,
+        errors.Aborted,
         errors.PermissionDenied,
         errors.TooLarge,
         errors.RateLimited,
@@ -34,6 +35,7 @@ KINDS: Mapping[str, type[errors.TypelessError]] = {
         errors.DeadlineExceeded,
         errors.EngineFailed,
         errors.NotImplementedHere,
+        errors.Aborted,
     )
 }
 
@@ -43,7 +45,7 @@ class UnforeseenError(Exception):
 
 
 def error_message(error: Exception) -> pb.EngineError:
-    """Return the message of an error. Of an unforeseen one it says nothing."""
+    """Return the message of an error. It has no details of an unforeseen one."""
     if not isinstance(error, errors.TypelessError):
         return pb.EngineError()
     kind = next(name for name, family in KINDS.items() if isinstance(error, family))
@@ -98,7 +100,7 @@ def batch_message(batch: BatchReport, call_of: Callable[[Context], int]) -> pb.B
 class Replay:
     """Passes an engine's reports to an observer.
 
-    offset_s: what the clock here is ahead of the engine's. context_of: the context of a call of this front.
+    offset_s: difference of the clock here to the engine's. context_of: returns the context of a call of this front.
     """
 
     observer: EngineObserver

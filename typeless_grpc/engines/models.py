@@ -1,4 +1,4 @@
-"""The models of a group of engines, as `ModelServicer` uses them: what one engine has, all have."""
+"""The models of a group of engines, for `ModelServicer`. A model that is loaded on one engine is loaded on all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-LOAD_EVERY_S = 1.0  # between looks for engines that lack a model which an admin has loaded
+LOAD_EVERY_S = 1.0  # interval of checks for engines that lack a model which an admin has loaded
 
 
 @dataclass(frozen=True)

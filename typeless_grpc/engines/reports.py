@@ -1,4 +1,4 @@
-"""What an engine did, kept for the front that its calls came from until that front has read it.
+"""Keeps the reports of an engine for each front until the front has read them.
 
 A batch may have windows of several fronts. It is reported to the front of its first window only, so that the sums over
 all fronts are right.

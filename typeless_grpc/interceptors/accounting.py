@@ -19,7 +19,7 @@ from typeless_grpc.interceptors.seam import Call, Interceptor
 from typeless_grpc.telemetry.calls import CallObserver, CallRecord, Method
 from typeless_grpc.telemetry.context import request_id
 
-# By whether requests and responses are streams; the labels of go-grpc-prometheus.
+# The labels of go-grpc-prometheus, by whether requests and responses are streams.
 TYPES = {
     (False, False): "unary",
     (True, False): "client_stream",
@@ -33,7 +33,7 @@ class AccountingInterceptor(Interceptor):
     """Reports calls at their start and at their end."""
 
     def __init__(self, observers: Sequence[CallObserver], *, keeps_text: bool = False) -> None:
-        """keeps_text: let accounts keep the text of transcripts, for the log."""
+        """keeps_text: accounts keep the text of transcripts, for the log."""
         self._observers = tuple(observers)
         self._keeps_text = keeps_text
         self._methods: dict[str, Method] = {}

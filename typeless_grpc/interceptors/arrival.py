@@ -1,8 +1,8 @@
 """Bounds requests of unary calls that arrive slowly: their number, and the time that each may take.
 
-gRPC buffers an incomplete message without telling how large it is, so each counts as the largest possible one. A
-request that is complete within a second needs no slot and never waits: slow requests cannot block fast ones. Messages
-of streams are bounded by the idle timeout and by the number of streams.
+gRPC buffers an incomplete message without reporting its size, so each counts as the largest possible one. A request
+that is complete within a second needs no slot and never waits: slow requests cannot block fast ones. Messages of
+streams are bounded by the idle timeout and by the number of streams.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ArrivalInterceptor(Interceptor):
             yield request
 
     def _refusal(self, caller_id: str) -> TypelessError | None:
-        """Return why one more slow request of this caller is refused, None if it is accepted."""
+        """Return the error for one more slow request of this caller, None if it is accepted."""
         if self._n_slow[caller_id] >= self._options.max_slow_of_caller:
             text = f"{self._options.max_slow_of_caller} requests of this caller are already arriving slowly."
             return RateLimited(text, reason="TOO_MANY_UNFINISHED", retry_after_s=1.0, subject=caller_id)

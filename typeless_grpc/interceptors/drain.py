@@ -1,4 +1,4 @@
-"""Knows which calls are running, and refuses new ones once the server is on its way out."""
+"""Counts running calls, and refuses new ones once the server drains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typeless_grpc.errors import Overloaded
 from typeless_grpc.interceptors.seam import Call, Interceptor
 
-# Health and reflection: open for as long as the server is, and nobody's work.
+# Calls of health and reflection stay open as long as their clients like, so a drain does not wait for them.
 INFRASTRUCTURE = "/grpc."
 
 
@@ -17,7 +17,7 @@ class DrainInterceptor(Interceptor):
     """Counts the calls that do work, from their arrival until their answer is on the wire."""
 
     def __init__(self, *, decide_themselves: Collection[str] = ()) -> None:
-        """decide_themselves: methods that are let in by a closed door, and refuse there what is new themselves."""
+        """decide_themselves: methods whose calls are admitted during a drain, and which refuse new work themselves."""
         self._decide_themselves = frozenset(decide_themselves)
         self._closing: list[Callable[[], None]] = []
         self._unsettled: list[Callable[[], Awaitable[None]]] = []
@@ -32,10 +32,10 @@ class DrainInterceptor(Interceptor):
             yield
             return
         if self._draining and call.method not in self._decide_themselves:
-            raise Overloaded("This server is going away; another replica may serve.", reason="DRAINING")
+            raise Overloaded("This server is about to stop; another replica may serve.", reason="DRAINING")
         self._n_running += 1
         self._idle.clear()
-        # Not when the handler returns: a long answer is still to be sent then, and would be cut.
+        # Not when the handler returns: a long answer may not have been sent completely by then.
         call.context.add_done_callback(self._ended)  # type: ignore[arg-type]  # its stub wants a class of its own
         yield
 
@@ -48,15 +48,15 @@ class DrainInterceptor(Interceptor):
         """Refuse every call from now on."""
         if not self._draining:
             self._draining = True
-            for tell in self._closing:
-                tell()
+            for on_close in self._closing:
+                on_close()
 
-    def when_closing(self, tell: Callable[[], None], settled: Callable[[], Awaitable[None]]) -> None:
-        """Have `tell` called once, when the door closes: for calls that would not end by themselves.
+    def when_closing(self, on_close: Callable[[], None], settled: Callable[[], Awaitable[None]]) -> None:
+        """Call `on_close` once, when the drain begins, to end calls that would not end by themselves.
 
-        settled: waits until no caller has to come back for what it left here.
+        settled: waits until no session waits for its caller to resume it.
         """
-        self._closing.append(tell)
+        self._closing.append(on_close)
         self._unsettled.append(settled)
 
     async def idle(self) -> None:
@@ -64,9 +64,9 @@ class DrainInterceptor(Interceptor):
         await self._idle.wait()
 
     async def settled(self) -> None:
-        """Wait until no call runs, and no caller has to come back."""
+        """Wait until no call runs, and no session waits to be resumed."""
         await self.idle()
         for settled in self._unsettled:
             await settled()
-        if not self._idle.is_set():  # somebody came back
+        if not self._idle.is_set():  # a caller has resumed its session
             await self.settled()

@@ -1,4 +1,4 @@
-"""Charges every call to its caller's quota, and sends the caller what is left of it."""
+"""Charges every call to its caller's quota, and reports the rest of the quota in the trailers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RateLimitInterceptor(Interceptor):
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         rule = self._rules[call.method]
-        # A health check must not fail because of many watches: its caller would take the server for dead.
+        # A health check must not fail because of many watches: its caller would consider the server dead.
         is_counted = rule.group is not Group.HEALTH or rule.is_long_lived
         try:
             charge = await self._limiter.admit(
@@ -49,7 +49,10 @@ class RateLimitInterceptor(Interceptor):
 
 
 def _standing(state: Taken) -> tuple[tuple[str, str], ...]:
-    """Return the trailers. Headers would be sent at once, and clients do not retry a call that has sent headers."""
+    """Return the trailers for a quota.
+
+    Headers would be sent at once, and clients do not retry a call after its headers.
+    """
     return (
         ("ratelimit-limit", str(state.limit)),
         ("ratelimit-remaining", str(state.remaining)),

@@ -1,4 +1,4 @@
-"""The only module that knows status codes: maps our errors to gRPC codes and `google.rpc` details."""
+"""Maps our errors to gRPC status codes and `google.rpc` details. No other module knows status codes."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ CODES: dict[type[errors.TypelessError], grpc.StatusCode] = {
     errors.SourceUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.EngineFailed: grpc.StatusCode.INTERNAL,
+    errors.OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
     errors.Aborted: grpc.StatusCode.ABORTED,
     errors.NotImplementedHere: grpc.StatusCode.UNIMPLEMENTED,
 }

@@ -1,4 +1,4 @@
-"""Makes every call a part of its caller's trace, or a trace of its own."""
+"""Runs every call in a span: in its caller's trace, or in a new one."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ TEXTS = (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE)
 def has_more_fields(data: bytes, descriptor: Descriptor, limit: int) -> bool:
     """Whether a message and the messages in it have more than `limit` fields; elements of packed fields count.
 
-    descriptor: of the message's type. Malformed data is not an error here: what can be read of it is counted.
+    descriptor: of the message's type. Malformed data is not an error here: its readable part is counted.
     """
     return len(data) > MIN_BYTES * limit and _count(memoryview(data), descriptor, limit) > limit
 

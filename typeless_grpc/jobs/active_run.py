@@ -1,4 +1,4 @@
-"""A run that is in progress in this process: what it holds, and how it is stopped."""
+"""A run that is in progress in this process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class RunStopped(Exception):
 
 
 class ActiveRun:
-    """The state of one run. Its own thread uses it; `stop` may be called by any other.
+    """The state of one run.
 
-    n_failures, language, position: what the job's next chunk begins with. is_lost: whether the lease is lost.
+    Its own thread uses it; any thread may call `stop`. n_failures, language, position: the state before the job's next
+    chunk. is_lost: whether the lease is lost.
     """
 
     def __init__(self, run: Run) -> None:
@@ -48,7 +49,7 @@ class ActiveRun:
                 self._inference.cancel()
 
     def wait(self, seconds: float) -> None:
-        """Wait so long. Raises RunStopped as soon as the run is stopped."""
+        """Wait for this long. Raises RunStopped as soon as the run is stopped."""
         if self.stopped.wait(seconds):
             raise RunStopped
 
@@ -78,5 +79,7 @@ class ActiveRun:
 
     def close(self) -> None:
         """Close the audio."""
+        if self.reader is not None:
+            self.reader.close()
         if self.file is not None:
             self.file.close()

@@ -1,8 +1,8 @@
 """Cuts a recording of any length into chunks of about one to two minutes, at pauses, while it is decoded.
 
-Memory is that of one chunk, however long the recording. The first chunks are shorter, so that the first text and the
-first progress come soon. Where a chunk ends depends on the audio alone, and a reader can begin at the end of any chunk,
-so a job that stopped continues there.
+It holds one chunk in memory, however long the recording. The first chunks are shorter, so that the first text and the
+first progress come soon. Where a chunk ends depends on the audio alone, and a reader can begin at the end of any chunk.
+So a job that stopped continues there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from typeless_grpc.audio.decode import AudioReader, DecodeLimits
+from typeless_grpc.audio.decode import AudioReader, DecodeLimits, OpenReader, reader_of
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.vad import FRAME_SAMPLES, VoiceActivityDetector, recording_probabilities
 from typeless_grpc.errors import InvalidInput
@@ -23,17 +23,17 @@ from typeless_grpc.errors import InvalidInput
 _SILENCE = 0.35
 # The detector gets about 10 s at a time, because its memory grows with the audio of one call.
 _STEP_SAMPLES = 320 * FRAME_SAMPLES
-# Where there is no pause, the cut is at the least speech over so many frames (about 0.1 s).
+# Without a pause, the cut is where this many frames (about 0.1 s) have the lowest probability of speech.
 _SMOOTH_FRAMES = 3
-_REGULAR_INDEX = 2  # of the first chunk of full length
+_REGULAR_INDEX = 2  # index of the first chunk of full length
 
 
 @dataclass(frozen=True)
 class AudioChunk:
     """Samples [start, end) of a recording.
 
-    samples: shape (n_samples,), or (n_channels, n_samples) where channels are kept apart. progress: the share of the
-    recording that lies before end, in [0, 1].
+    samples: shape (n_samples,), or (n_channels, n_samples) for separate channels. progress: the share of the recording
+    before end, in [0, 1].
     """
 
     samples: Audio
@@ -44,7 +44,7 @@ class AudioChunk:
 
 
 def bounds_s(index: int, shortest_s: float) -> tuple[float, float]:
-    """The least and the greatest length of a chunk: shortest_s and twice that, and less for the first two chunks."""
+    """Return the minimum and maximum length of a chunk: shortest_s and twice that, less for the first two chunks."""
     at_least_s = shortest_s * min(1.0, 2.0 ** (index - _REGULAR_INDEX))
     return at_least_s, 2 * at_least_s
 
@@ -63,14 +63,18 @@ class ChunkReader:
         shortest_s: float = 60.0,
         separate_channels: bool = False,
         cancelled: Callable[[], bool],
+        open_container: OpenReader = AudioReader,
     ) -> None:
         """file: seekable; the caller closes it. position: the end of the previous chunk, in samples at 16 kHz.
 
+        open_container: makes the reader of what FFmpeg has to decode.
+
         Raises, here and while reading, what `audio.decode` raises.
         """
-        self._file, self._detector, self._shortest_s = file, detector, shortest_s
+        self._detector, self._shortest_s = detector, shortest_s
         self._n_bytes = file.seek(0, io.SEEK_END)
-        reader = AudioReader(file, format, limits, cancelled=cancelled, separate_channels=separate_channels)
+        make = reader_of(format, open_container)
+        self._reader = reader = make(file, format, limits, cancelled=cancelled, separate_channels=separate_channels)
         # A container may not say how many channels it has.
         self._n_channels = (reader.source.n_channels or limits.max_channels) if separate_channels else 1
         self._blocks: Iterator[Audio] = reader.blocks()
@@ -79,9 +83,13 @@ class ChunkReader:
         self._start = position
         self._has_ended = False
 
+    def close(self) -> None:
+        """Stop decoding; the file stays open."""
+        self._reader.close()
+
     @property
     def most_held_s(self) -> float:
-        """The most audio that is in memory at once, of all channels: a chunk twice, as it is put together."""
+        """The most audio in memory at once, of all channels: two copies of a chunk, while it is joined."""
         return 2 * bounds_s(_REGULAR_INDEX, self._shortest_s)[1] * self._n_channels
 
     @property
@@ -90,7 +98,7 @@ class ChunkReader:
         return self._n_waiting
 
     def chunk(self, index: int) -> AudioChunk:
-        """Return the next chunk; index is its place in the recording. Do not call it after the last one."""
+        """Return the next chunk. index: its position in the recording. Do not call it after the last one."""
         at_least_s, at_most_s = bounds_s(index, self._shortest_s)
         at_most = int(at_most_s * SAMPLE_RATE_HZ)
         self._fill(at_most + 1)
@@ -105,7 +113,7 @@ class ChunkReader:
         return self._taken(samples, at_least + self._pause(region if region.ndim == 1 else region.mean(axis=0)))
 
     def _fill(self, n_samples: int) -> None:
-        """Decode until so many samples wait, or the audio ends."""
+        """Decode until n_samples wait, or the audio ends."""
         while self._n_waiting < n_samples and not self._has_ended:
             block = next(self._blocks, None)
             if block is None:
@@ -113,7 +121,7 @@ class ChunkReader:
                 return
             before, self._n_decoded = self._n_decoded, self._n_decoded + block.shape[-1]
             if self._n_decoded <= self._start:
-                continue  # part of a chunk that is done
+                continue  # it belongs to a chunk that is done
             block = block[..., max(0, self._start - before) :]
             self._waiting.append(block)
             self._n_waiting += block.shape[-1]
@@ -145,5 +153,5 @@ class ChunkReader:
         """Estimate the samples of the whole recording from its bytes and what those read so far gave."""
         if self._has_ended:
             return self._n_decoded
-        n_read = min(max(1, self._file.tell()), self._n_bytes)
+        n_read = min(max(1, self._reader.position), self._n_bytes)
         return max(self._n_decoded, self._n_decoded * self._n_bytes / n_read)

@@ -1,7 +1,7 @@
 """A job: one recording to be transcribed in the background, and its result so far.
 
-A job is stored before its caller gets an answer. From then on its row is the only truth about it: the workers that run
-jobs (`worker.py`, started by the store's queue) may die, freeze, or run a job twice. Three rules make that safe:
+A job is stored before its caller gets an answer. From then on only its row counts: the workers that run jobs
+(`worker.py`, started by the store's queue) may die, freeze, or run a job twice. Three rules make that safe:
 
 - A state changes only along TRANSITIONS, in one guarded write.
 - Each run of a job has its own id, which is its lease. A run that claims the job takes the lease; later writes of an
@@ -82,15 +82,18 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Make a failure of an error. The text of an unforeseen error is left out: it may be private."""
+        """Return the failure for an error.
+
+        The message of an unforeseen error is left out, because it may be private.
+        """
         if isinstance(error, errors.TypelessError):
             return cls(type(error).__name__, error.reason, error.message, error.retry_after_s)
-        message = "Something went wrong in the server; its log has the rest under the job's id."
+        message = "An unexpected error occurred in the server. Its log has the details under the job's id."
         return cls("EngineFailed", "INTERNAL", message)
 
     @property
     def error(self) -> errors.TypelessError:
-        """Make the error again, of its class, or EngineFailed if this version does not know that."""
+        """Return the error, of its class, or EngineFailed if this version does not know the class."""
         found = getattr(errors, self.kind, None)
         is_known = isinstance(found, type) and issubclass(found, errors.TypelessError)
         family: type[errors.TypelessError] = found if is_known and found else errors.EngineFailed
@@ -110,10 +113,11 @@ CRASHED = Failure(
 class NewJob:
     """A job as it is submitted.
 
-    owner: who may see it. caller: jobs of different callers take turns. uri: of the audio, "" if its bytes come with
-    the request. options_message: the options as they were sent, opaque here. fingerprint: of the whole request; two
-    with the same request_id ("" for none) must have the same. uploads_of: the owner of the uploads that the job may
-    use, None for all owners. trace: headers that continue the trace of the submission; empty without one.
+    owner: the caller that may see it. caller: jobs of different callers take turns. uri: URI of the audio, "" if its
+    bytes come with the request. options_message: the options as they were sent; this package does not read them.
+    fingerprint: digest of the whole request; two requests with the same request_id ("" for none) must have the same
+    one. uploads_of: owner of the uploads that the job may use, None for all owners. trace: headers that continue the
+    trace of the submission; empty without one.
     """
 
     owner: str
@@ -135,8 +139,8 @@ class Job:
     """A stored job. Times are Unix seconds, None until they happen.
 
     progress: in [0, 1]. attempt: number of runs. n_chunks, n_segments: stored so far. position: samples at 16 kHz in
-    the stored chunks. language: settled by an earlier chunk, "" as long as it is detected. processing_s, queue_s,
-    n_windows: sums over the stored chunks. version: grows with every change.
+    the stored chunks. language: detected in an earlier chunk, "" while it is unknown. processing_s, queue_s, n_windows:
+    sums over the stored chunks. version: grows with every change.
     """
 
     job_id: str
@@ -173,7 +177,8 @@ class Chunk:
     """The result of one chunk of a job's audio. Times of its transcript count from the start of the recording.
 
     index: 0, 1, 2, …; end: samples at 16 kHz from the start of the recording. is_last: the audio ends here. progress:
-    of the whole job, in [0, 1]. language: settled for the next chunks, "" if it is not. n_channels: transcribed apart.
+    of the whole job, in [0, 1]. language: the language of the next chunks, "" if it is still to be detected.
+    n_channels: number of channels that were transcribed separately.
     """
 
     index: int
@@ -216,9 +221,9 @@ def shown(transcript: Transcript, options: DecodeOptions) -> Transcript:
 class RetryPolicy:
     """How often, and after which delay, a job is retried after a transient fault.
 
-    max_attempts: failed runs in a row, with no chunk stored in between, after which the job fails; 1 or more. A job
-    never fails for lack of capacity, which is not its fault. first_delay_s: before the first retry; each later delay
-    is four times as long, at most max_delay_s.
+    max_attempts: failed runs in a row, with no chunk stored in between, after which the job fails; 1 or more. Lack of
+    capacity never makes a job fail. first_delay_s: delay before the first retry; each later one is four times as long,
+    at most max_delay_s.
     """
 
     max_attempts: int = 5
@@ -226,7 +231,7 @@ class RetryPolicy:
     max_delay_s: float = 300.0
 
     def delay_s(self, n_failures: int, error: BaseException) -> float | None:
-        """Return the delay after the nth failure in a row, 1 or more; None if the job is to fail."""
+        """Return the delay after the n_failures-th failure in a row, from 1; None if the job fails."""
         if not is_transient(error) or (n_failures >= self.max_attempts and not isinstance(error, errors.Overloaded)):
             return None
         delay_s = min(self.first_delay_s * 4.0 ** min(n_failures - 1, 32), self.max_delay_s)

@@ -1,4 +1,4 @@
-"""What the worker of jobs reports about its work. Methods run in the worker's threads, and must not raise."""
+"""The `JobObserver` protocol: what a worker reports about its work. Methods run in its threads, and must not raise."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class JobObserver(Protocol):
         ...
 
     def chunk_stored(self, job: Job, chunk: Chunk, audio_s: float, started_s: float) -> None:
-        """A chunk was decoded and stored, for the only time. audio_s: its length. started_s: Unix time."""
+        """A chunk was decoded and stored; called once for each chunk. audio_s: its length. started_s: Unix time."""
         ...
 
     def job_ended(self, job: Job, state: str, end_s: float) -> None:
-        """A job has ended as "completed" or "failed". job: as it was when its last run began. end_s: Unix time."""
+        """A job has ended as "completed" or "failed". job: its state when its last run began. end_s: Unix time."""
         ...
 
 

@@ -1,8 +1,8 @@
-"""The stores of jobs and uploads, as this package and the servicers see them; `stores/` implements them.
+"""The protocols of the stores of jobs and uploads; `stores/` implements them.
 
 All calls block, so callers on an event loop use a thread. Every call may raise SourceUnavailable, with `retry_after_s`,
 while the database or the storage is unavailable or full. A call reads and changes only the jobs and uploads of its
-owner, None for an admin, who may use all; those of another owner are NotFound.
+owner; those of other owners are NotFound. None is an admin, who may use all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from typeless_grpc.speech.transcript import Segment, Transcript
 
 @dataclass(frozen=True)
 class JobQuery:
-    """Which jobs to list, newest first. states, labels: empty for all. page_token: of the page before, "" at first."""
+    """Which jobs to list, newest first.
+
+    states, labels: empty for all. page_token: that of the page before, "" first.
+    """
 
     owner: str | None
     page_size: int = 100
@@ -47,9 +50,10 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's lease of a job. job: as it was when the run began. n_failures: failed runs in a row before it.
+    """A run's lease of a job.
 
-    waited_s: since the job was submitted, or was put back into the queue. trace: of the submission, see `NewJob`.
+    job: its state when the run began. n_failures: failed runs in a row before it. waited_s: time since the job was
+    submitted or put back into the queue. trace: that of the submission, see `NewJob`.
     """
 
     run_id: str
@@ -77,7 +81,7 @@ class AudioReservation(Protocol):
         ...
 
     def grow_to(self, n_bytes: int) -> None:
-        """Reserve so many bytes in all, before they are written.
+        """Reserve n_bytes in all, before they are written.
 
         Raises RateLimited at the owner's quota, and SourceUnavailable if the disk is almost full.
         """
@@ -85,7 +89,7 @@ class AudioReservation(Protocol):
 
 
 class JobStore(Protocol):
-    """The jobs, as their callers use them."""
+    """The jobs, for callers."""
 
     def submit(self, new: NewJob, content: bytes | BinaryIO | None, reserved: AudioReservation | None = None) -> Job:
         """Store a job and its audio (content, or what new.uri names); returns once both are on disk.
@@ -98,7 +102,10 @@ class JobStore(Protocol):
         ...
 
     def reserve(self, owner: str) -> AbstractContextManager[AudioReservation]:
-        """Begin to reserve room for the audio of one job. What `submit` has not used is released at the end."""
+        """Reserve room for the audio of one job while this is open.
+
+        At the end, room that `submit` has not used is released.
+        """
         ...
 
     def made_by(self, new: NewJob) -> Job | None:
@@ -145,7 +152,7 @@ class JobStore(Protocol):
 
 
 class RunStore(Protocol):
-    """The jobs, as workers use them. All writes of a run raise RunLost once it has lost its lease."""
+    """The jobs, for workers. All writes of a run raise RunLost once it has lost its lease."""
 
     def is_quarantined(self, job_id: str) -> bool:
         """Whether the job's last run ended without an outcome, so that the next may crash its worker."""

@@ -20,7 +20,7 @@ TIMES_THE_START = 3.0
 
 
 class Turns:
-    """Shares the slots of one process. Threads may share it if they may share n_running."""
+    """Shares the slots of one process between callers. It is as thread-safe as n_running."""
 
     def __init__(self, n_slots: int, n_running: Callable[[str], int]) -> None:
         """n_running: returns how many jobs of a caller run here."""
@@ -29,7 +29,10 @@ class Turns:
         self._count = itertools.count()
 
     def next(self, waiting: Collection[str], n_free: int) -> tuple[list[str], int]:
-        """Return the waiting callers that are next, and how many jobs each may then have. n_free: slots, above 0."""
+        """Return the waiting callers that are next, and how many jobs each may then have.
+
+        n_free: free slots, above 0.
+        """
         running = {caller: self._n_running(caller) for caller in waiting}
         least = min(running.values(), default=0)
         equals = [caller for caller in waiting if running[caller] == least]
@@ -40,9 +43,9 @@ class Turns:
         return chosen, least + 1 if len(waiting) > 1 else self._n_slots
 
     def must_yield(self, caller: str, waiting: Collection[str], *, n_yielding: int, ran_s: float) -> bool:
-        """Whether a job of a caller must yield its slot; no slot is free.
+        """Whether a job of a caller must yield its slot; call it if no slot is free.
 
-        n_yielding: jobs that already do. ran_s: seconds that this job has worked here.
+        n_yielding: jobs that already yield. ran_s: seconds for which this job has worked here.
         """
         others = [self._n_running(other) for other in waiting if other != caller]
         if n_yielding >= len(others):

@@ -3,11 +3,11 @@
 A worker knows neither the database nor the queue. Its runner (`stores/dbos/runner.py`) calls `run` in one thread for
 each job, with a `step` that makes a chunk durable, and calls `drop_lost` often while jobs run.
 
-Between two chunks a run asks whether its job must yield its slot to another caller's, and hands it back if so
-(`turns.py`).
+Between two chunks a run checks whether its job must yield its slot to another caller's (`turns.py`), and then hands it
+back.
 
 A job whose last run ended without an outcome may have crashed its worker. Such jobs are quarantined: they run one at a
-time until they have stored a chunk, so that no job that dies together with a poison job is taken for one.
+time until they have stored a chunk, so that a job whose worker a poison job crashed does not count as one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from enum import Enum
 from typing import TypeVar
 
 from typeless_grpc.audio.decode import DecodeCancelled, DecodeLimits
+from typeless_grpc.audio.decoders import IN_PROCESS, Decoders
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.engine.admission import Admission
@@ -69,8 +70,8 @@ class _WorkerStopping(Exception):
 class WorkerOptions:
     """How a worker runs jobs.
 
-    max_audio_s: of the longest recording. shortest_chunk_s: chunks are cut at a pause within one to two times of it.
-    retries: of a job whose run failed.
+    max_audio_s: longest recording. shortest_chunk_s: chunks are cut at a pause, at one to two times this length.
+    retries: how a job is retried whose run failed.
     """
 
     max_audio_s: float = 86_400.0
@@ -91,11 +92,16 @@ class Worker:
         options: WorkerOptions,
         admission: Admission,
         observer: JobObserver | None = None,
+        decoders: Decoders = IN_PROCESS,
     ) -> None:
-        """worker_id: of this process alone, never used before. admission: of the loop; counts the audio of runs."""
+        """worker_id: unique for this start of this process. admission: that of the loop; counts the audio of runs.
+
+        decoders: where containers are decoded.
+        """
         self.worker_id = worker_id
         self._store, self._engine, self._loop = store, engine, loop
         self._detector, self._options, self._admission = detector, options, admission
+        self._decoders = decoders
         self._observer = observer or NoJobObserver()
         self._runs: dict[str, ActiveRun] = {}
         self._stopping = threading.Event()
@@ -103,7 +109,7 @@ class Worker:
         self._quarantine = threading.Lock()
 
     def use(self, options: WorkerOptions) -> None:
-        """Apply these options from now on; to a run that reads its audio already, only the retries."""
+        """Apply these options from now on. Runs that read their audio already use only the new retries."""
         self._options = options
 
     def run(self, job_id: str, step: Step, is_over: IsOver = lambda caller, worked_s: False) -> RunEnd:
@@ -158,7 +164,7 @@ class Worker:
 
     @contextmanager
     def _quarantined(self, job_id: str) -> Iterator[Callable[[], None]]:
-        """Let quarantined jobs run one at a time. Yields a function that ends the quarantine early."""
+        """Run quarantined jobs one at a time. Yields a function that ends the quarantine early."""
         is_held = False
         if self._retried(lambda: self._store.is_quarantined(job_id), self._wait):
             while not self._quarantine.acquire(timeout=0.2):
@@ -199,7 +205,7 @@ class Worker:
         except (RunStopped, DecodeCancelled):
             self._observer.run_ended("released")
             if not active.is_lost:
-                # If this fails, the next run takes this one for a crash, which does no harm.
+                # If this fails, the next run counts this one as a crash, which does no harm.
                 with suppress(SourceUnavailable, RunLost):
                     self._store.hand_back(active.run)
             return RunEnd.RELEASED
@@ -266,11 +272,12 @@ class Worker:
                 shortest_s=self._options.shortest_chunk_s,
                 separate_channels=job.options.separate_channels,
                 cancelled=active.stopped.is_set,
+                open_container=self._decoders.recording,
             )
         return active.reader
 
     def _wait_for_room(self, active: ActiveRun, audio_s: float) -> None:
-        """Reserve the most that the run holds, all at once, so that no two runs wait for each other's audio."""
+        """Reserve all audio that the run will hold at once, so that no two runs wait for each other."""
         while active.reservation is None:
             reservation = self._admission.reserve(active.run.job.caller)
             try:
@@ -305,7 +312,7 @@ class Worker:
         )
 
     def _infer(self, active: ActiveRun, samples: Audio, options: DecodeOptions) -> Recognition:
-        """Run the engine after all calls; retry as long as it is full."""
+        """Run the engine in the lane of jobs, after all calls; retry while it is full."""
         ticket = Ticket(Lane.JOBS, active.run.job.caller)
         while True:
             inference = self._engine.transcribe(samples, options, ticket)
@@ -333,5 +340,5 @@ class Worker:
 
 
 def settled_language(transcript: Transcript) -> str:
-    """Return the language to expect of the next chunks; "" if this chunk does not show it clearly."""
+    """Return the language to expect in the next chunks; "" if that of this chunk is not clear."""
     return transcript.language if is_clear(transcript.language_probability, transcript.speech_s) else ""

@@ -138,7 +138,7 @@ def query(request: jobs_pb2.ListJobsRequest, principal: Principal) -> JobQuery:
 
 
 def job(value: Job, transcript: Transcript | None, code: int) -> jobs_pb2.Job:
-    """Convert a job. transcript: if it is to be returned. code: of its failure, 0 if it has none."""
+    """Convert a job. transcript: None to leave it out. code: status code of its failure, 0 if it has none."""
     options = transcription_pb2.TranscriptionOptions.FromString(value.options_message)
     message = jobs_pb2.Job(
         job_id=value.job_id,

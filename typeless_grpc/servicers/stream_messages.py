@@ -24,7 +24,7 @@ CONTROLS = {
 }
 MIN_INTERIM_INTERVAL_S, MAX_INTERIM_INTERVAL_S = 0.1, 60.0
 MIN_END_SILENCE_S = 0.032  # one frame of the voice activity model
-MAX_PADDING_S = 15.0  # on both sides, it fills the window; audio that may become padding is held
+MAX_PADDING_S = 15.0  # on each side; both together fill a window. Audio that may become padding is held in memory.
 
 
 @dataclass(frozen=True)

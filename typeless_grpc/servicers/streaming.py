@@ -1,4 +1,4 @@
-"""StreamTranscribe: what one call does in a session, which may have several calls one after the other."""
+"""StreamTranscribe: serves the calls of a session, which may have several, one after the other."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from typeless_grpc import account
 from typeless_grpc.access import principal, rate_limit
+from typeless_grpc.audio.decoders import IN_PROCESS, Decoders
 from typeless_grpc.audio.live import LiveReader, live_reader
 from typeless_grpc.audio.vad import FRAME_SAMPLES
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
@@ -83,9 +84,13 @@ class StreamService:
         limits: StreamLimits,
         code_of: Callable[[TypelessError], int],
         durable: DurableDependencies | None = None,
+        decoders: Decoders = IN_PROCESS,
     ) -> None:
-        """code_of: the google.rpc.Code of an error. durable: the store of sessions; None for memory only."""
-        self._durable = durable
+        """code_of: the google.rpc.Code of an error. durable: the store of sessions; None for memory only.
+
+        decoders: where containers are decoded.
+        """
+        self._durable, self._decoders = durable, decoders
         self._dependencies, self._sessions = dependencies, sessions
         self._defaults, self._limits, self._code_of = defaults, limits, code_of
         self._openings: set[asyncio.Timeout] = set()
@@ -137,11 +142,11 @@ class StreamService:
 
     @property
     def is_well(self) -> bool:
-        """Whether the maintenance of sessions runs, which ends idle ones and drops those that were not resumed."""
+        """Whether the maintenance loop runs, which ends idle sessions and drops those that were not resumed."""
         return self._sessions.is_ticking
 
     def draining(self) -> None:
-        """Warn every caller, and end every session's audio at a pause; all audio that was taken is transcribed."""
+        """Warn every caller, and end every session's audio at a pause. All audio that was taken is transcribed."""
         message = "This server stops: it takes no more audio after the next pause. Send the rest to another server."
         self._sessions.drain(Overloaded(message, reason="DRAINING"), self._limits.drain_pause_s)
         soon_s = asyncio.get_running_loop().time() + DRAINING_OPENING_S
@@ -200,8 +205,8 @@ class StreamService:
 
         def stream() -> Stream:
             if durable is None or lease is None:
-                return Stream(self._dependencies, _reader(config), options)
-            made = DurableStream(self._dependencies, _reader(config), options, durable, lease)
+                return Stream(self._dependencies, self._reader(config), options)
+            made = DurableStream(self._dependencies, self._reader(config), options, durable, lease)
             made.start()
             return made
 
@@ -253,7 +258,7 @@ class StreamService:
         config = stream_config(transcription_pb2.StreamConfig.FromString(stored.config), self._defaults)
         await self._check(config.options, "config.options")
         options = self._stream_options(config, who)
-        stream = DurableStream(self._dependencies, _reader(config), options, durable, stored.lease)
+        stream = DurableStream(self._dependencies, self._reader(config), options, durable, stored.lease)
         try:
             await stream.restore(stored, message.resume_after_sequence)
             if self._sessions.is_draining:
@@ -264,9 +269,9 @@ class StreamService:
         self._sessions.adopt(session_id, who.id, who.owner, config, stream)
 
     async def _check(self, options: DecodeOptions, field: str) -> None:
-        """Check the model and the language now, and not at the first utterance. field: of the request's options.
+        """Check the model and the language before the first utterance. field: path of the options in the request.
 
-        The engine loads the model; a frame of silence takes no other work.
+        It decodes a frame of silence: the engine loads the model, and does no other work.
         """
         silence = np.zeros(FRAME_SAMPLES, dtype=np.float32)
         with fields_at(field):
@@ -312,6 +317,10 @@ class StreamService:
                 call.stream.fail(error)
             call.fail(error)
 
+    def _reader(self, config: StreamConfig) -> LiveReader:
+        is_live = not config.is_file
+        return live_reader(config.format, field="config", is_live=is_live, open_container=self._decoders.stream)
+
     def _started(self, call: Call[StreamConfig]) -> transcription_pb2.StreamStarted:
         return transcription_pb2.StreamStarted(
             session_id=call.session_id,
@@ -324,18 +333,17 @@ class StreamService:
     def _resumed(
         self, call: Call[StreamConfig], started: transcription_pb2.StreamStarted
     ) -> transcription_pb2.StreamTranscribeResponse:
-        """Return the first response of a call that resumes a session. It has no sequence: it is not of the session."""
+        """Return the first response of a call that resumes a session.
+
+        It has no sequence, because it is no event of the session.
+        """
         return transcription_pb2.StreamTranscribeResponse(
             started=started, cursors=cursors(call.stream.cursors), acknowledged_bytes=call.acknowledged_bytes
         )
 
 
-def _reader(config: StreamConfig) -> LiveReader:
-    return live_reader(config.format, field="config", is_live=not config.is_file)
-
-
 async def _nothing_follows(requests: Requests) -> None:
-    """Wait a moment for a request behind the end. Raises InvalidInput if there is one."""
+    """Wait a moment for a request after the end. Raises InvalidInput if there is one."""
     following = asyncio.ensure_future(anext(requests, None))
     try:
         await asyncio.wait([following], timeout=HALF_CLOSE_GRACE_S)

@@ -1,4 +1,4 @@
-"""UploadService: a stream of bytes into the store, part by part."""
+"""UploadService: receives recordings, and stores them in parts."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Receiving:
             await self.keep()
 
     def finish(self, finish: uploads_pb2.UploadFinish) -> None:
-        """Note the end of the data."""
+        """Note that all data has been sent."""
         if self._upload is None:
             raise InvalidInput("header", "comes first")
         if self._finish is not None:

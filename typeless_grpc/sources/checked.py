@@ -1,8 +1,8 @@
-"""Opens what a URI in a request names: an upload, or other audio that the operator allowed.
+"""Opens the audio that a URI in a request names: an upload, or other audio that the operator allowed.
 
-A caller must not reach through the server what it cannot reach itself. So each address is checked twice: as it is
-written, against the prefixes of the settings; and as what it resolves to, a path after its links, a host after its
-name. The server connects only to addresses that were checked.
+A caller must not reach anything through the server that it cannot reach itself. So each URI is checked twice: as
+written, against the prefixes in the settings; and as resolved, the path after its links and the host after its name.
+The server connects only to addresses that were checked.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ _CHAIN = "::"
 class SourceOptions:
     """Which audio may be opened.
 
-    prefixes: what is allowed besides uploads ("file:///srv/audio/"), none unless set. max_bytes: of one recording.
-
-    timeout_s: for a whole download. private_hosts: also reach private addresses; only for tests of this package.
-    min_free_percent: the share of the disk of temporary files that a download must leave free.
+    prefixes: URIs that are allowed besides uploads ("file:///srv/audio/"); none by default. max_bytes: size of one
+    recording. timeout_s: limit of a whole download. private_hosts: allow private addresses, for tests of this package
+    only. min_free_percent: the share of the disk of temporary files that a download must leave free.
     """
 
     prefixes: Sequence[str] = ()
@@ -64,7 +63,7 @@ class CheckedSources:
         self.use(options)
 
     def use(self, options: SourceOptions) -> None:
-        """Apply these options to what is opened from now on."""
+        """Apply these options from now on."""
         self._options = options
         self._prefixes = [_split_prefix(prefix) for prefix in options.prefixes]
         self._web = WebOptions(options.max_bytes, options.timeout_s, options.private_hosts, options.min_free_percent)
@@ -96,7 +95,7 @@ class CheckedSources:
         return self._open_object(parts, field)
 
     def _open_file(self, parts: SplitResult, field: str) -> BinaryIO:
-        """Open the file before its place is checked, so that no link can be changed in between."""
+        """Open the file, then check its real path, so that no link can be changed in between."""
         try:
             descriptor = os.open(unquote(parts.path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
@@ -157,7 +156,7 @@ def _split_prefix(prefix: str) -> SplitResult:
 
 
 def _is_within(parts: SplitResult, prefix: SplitResult) -> bool:
-    """Whether an address is under a prefix, by whole path segments, and has no ".."."""
+    """Whether a URI is under a prefix, by whole path segments, and has no ".."."""
     if parts.username or parts.password or parts.scheme != prefix.scheme:
         return False
     if parts.scheme in _OBJECT_SCHEMES:
@@ -183,7 +182,7 @@ def _object_path(parts: SplitResult) -> str:
 
 
 def _real_path(descriptor: int, path: str) -> Path:
-    """Return where an open file is, all links followed: from the kernel, else from its path if that still is it."""
+    """Return the real path of an open file: from the kernel, else from its path if that still names the same file."""
     if os.path.exists("/proc/self/fd"):
         return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
     real = Path(path).resolve()

@@ -26,7 +26,7 @@ from typeless_grpc.errors import InvalidInput, NotFound, SourceUnavailable
 _COPY_BYTES = 1 << 20
 # A download of unknown length reserves its bytes in steps, as an upload does.
 RESERVE_BYTES = 4 << 20
-# For a connection, and for each answer of the other side within the time of the whole download.
+# Limit for a connection and for each answer, within the limit of the whole download.
 _SILENCE_S = 30.0
 
 
@@ -34,9 +34,9 @@ _SILENCE_S = 30.0
 class WebOptions:
     """Bounds of downloads.
 
-    max_bytes: of one recording. timeout_s: for a whole download. private_hosts: only for tests of this package.
-
-    min_free_percent: the share of the disk of temporary files that a download must leave free.
+    max_bytes: size of one recording. timeout_s: limit of a whole download. private_hosts: allow private addresses, for
+    tests of this package only. min_free_percent: the share of the disk of temporary files that a download must leave
+    free.
     """
 
     max_bytes: int
@@ -74,7 +74,7 @@ def download(
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address, or the IPv4 address that it wraps, is one of the public internet."""
+    """Whether an IP address, or the IPv4 address that it embeds, is public."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -187,7 +187,10 @@ class _PinnedConnection(http.client.HTTPSConnection):
         self.sock.do_handshake()
 
     def give_up(self) -> None:
-        """End the connection from another thread, whatever it waits for; if it is being made, once it is made."""
+        """End the connection from another thread, whatever it waits for.
+
+        While it is being opened, end it once it is open.
+        """
         self._is_given_up.set()
         if self._open is not None:
             with suppress(OSError):

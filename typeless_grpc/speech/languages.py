@@ -1,7 +1,7 @@
-"""Rules about the language of speech: which one it is, whether that is clear, and which one a whole recording is in.
+"""Rules for the language of speech: which one it is, whether it is clear, and which one a whole recording is in.
 
-Whisper says how probable each language is from what its encoder is given. On a few seconds that is reliable for
-languages as far apart as those that people switch between, and unreliable for a word or two.
+Whisper gives a probability for each language. On a few seconds of speech it is reliable for languages that differ as
+much as those between which people switch; on a word or two it is not.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 Languages = Sequence[tuple[str, float]]  # Whisper's codes and their probabilities, the likeliest first
 
-# Speech shows its language clearly if there is this much of it and the language is this probable.
+# The language of speech is clear if there is this much speech and the language is this probable.
 CLEAR_SPEECH_S = 1.5
 CLEAR_PROBABILITY = 0.8
 # A second language this probable is worth a check. Measured with base: a few seconds of another language at the end of
 # ten have a probability of 0.02 to 0.5; in speech of one language, other languages have 0.01.
 MIXED_PROBABILITY = 0.02
 
-# Languages so close that Whisper often hesitates between them: the second is no sign of a switch.
+# Languages that are so similar that Whisper often confuses them: the second one does not indicate a switch.
 _CLOSE = (
     {"es", "gl", "ca", "pt", "la", "oc"},
     {"no", "nn", "da", "sv"},
@@ -45,7 +45,7 @@ def among(detected: Languages, allowed: Sequence[str]) -> Languages:
 
 
 def is_clear(probability: float, speech_s: float) -> bool:
-    """Whether this much speech shows its language clearly enough to expect it of what follows."""
+    """Whether the language of this much speech is clear enough to expect it in what follows."""
     return speech_s >= CLEAR_SPEECH_S and probability >= CLEAR_PROBABILITY
 
 
@@ -65,7 +65,7 @@ def seem_mixed(detected: Languages) -> bool:
 
 
 class LanguageTally:
-    """The language of a whole from those of its parts."""
+    """The language of a recording, from those of its parts."""
 
     def __init__(self) -> None:
         self._speech_s: dict[str, float] = {}
@@ -74,7 +74,7 @@ class LanguageTally:
     def add(self, language: str, probability: float, speech_s: float) -> None:
         """Count a part. language: "" if it is not known."""
         if language:
-            weight = max(speech_s, 1e-6)  # a language that the caller gave counts where nobody speaks, too
+            weight = max(speech_s, 1e-6)  # a language that the caller gave counts even without speech
             self._speech_s[language] = self._speech_s.get(language, 0.0) + weight
             self._weighted[language] = self._weighted.get(language, 0.0) + weight * probability
 

@@ -1,8 +1,8 @@
 """Token buckets of throttled-py: in this process, or in a Redis that all servers share.
 
-Of its algorithms we use GCRA, which keeps a token bucket as one moment in time: it refills continuously, while the one
-called "token bucket" counts whole seconds and drops the rest. In Redis it runs as a script on Redis's own clock, so it
-is exact over any number of servers, whatever their clocks show.
+We use its algorithm GCRA, which keeps a token bucket as one moment in time and refills it continuously. Its algorithm
+"token bucket" counts whole seconds and drops fractions. In Redis it runs as a script on Redis's own clock, so it is
+exact for any number of servers, whatever their clocks.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RedisGiveBack(BaseRedisAtomicAction):
 
 
 class MemoryGiveBack(BaseMemoryAtomicAction):
-    """The same script for this process."""
+    """The same for buckets in this process."""
 
     TYPE = GIVE_BACK
 
@@ -99,7 +99,7 @@ class MemoryGiveBack(BaseMemoryAtomicAction):
 
 
 class RefundingLimiter(GCRARateLimiter):
-    """The library's limiter, and a call to undo it."""
+    """The library's limiter, with a call that gives tokens back."""
 
     class Meta(GCRARateLimiterCoreMixin.Meta):
         type = "typeless_gcra"
@@ -143,14 +143,14 @@ class ThrottledBuckets:
 
 
 class MemoryBuckets(ThrottledBuckets):
-    """Buckets of this process. max_buckets: beyond it the least recently used are dropped, and so are full again."""
+    """Buckets in this process. max_buckets: beyond it, the least recently used are dropped, and so become full."""
 
     def __init__(self, max_buckets: int) -> None:
         super().__init__(MemoryStore(options={"MAX_SIZE": max_buckets}))
 
 
 class RedisBuckets(ThrottledBuckets):
-    """Buckets that all servers of one Redis share. Calls raise SourceUnavailable if it does not answer in time."""
+    """Buckets in a Redis that servers share. Calls raise SourceUnavailable if it does not answer in time."""
 
     def __init__(self, url: str, *, timeout_s: float, max_connections: int = 32) -> None:
         """url: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://. timeout_s: to connect, to answer.
@@ -159,7 +159,9 @@ class RedisBuckets(ThrottledBuckets):
         Raises ValueError for another url.
         """
         self._timeout_s = timeout_s
-        timeouts = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+        # Without socket_timeout, `_reached` bounds the answers: redis-py would wait with `asyncio.wait_for`, which
+        # swallows a cancellation before Python 3.12, so that a call went on whose caller had cancelled.
+        timeouts = {"socket_timeout": None, "socket_connect_timeout": timeout_s}
         # One retry, at once: a pooled connection may belong to a Redis that has restarted since.
         retry = Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
         options: dict[str, Any] = {"CONNECTION_POOL_KWARGS": {"retry": retry, **timeouts}}
@@ -235,7 +237,7 @@ class FallbackBuckets:
             await self.probe()
 
     async def probe(self) -> None:
-        """Try the shared buckets once, with a bucket that no caller has."""
+        """Check once whether the shared buckets answer, with a bucket of no caller."""
         if self._is_tried:
             return
         self._is_tried = self._unavailable_until_s is not None
@@ -253,7 +255,7 @@ class FallbackBuckets:
             return await self._on_its_own(ask)
 
     async def _shared_answer(self, ask: Callable[[BucketStore], Awaitable[T]]) -> T:
-        """Ask the shared buckets, and note whether they answer. Raises SourceUnavailable."""
+        """Call the shared buckets, and note whether they answer. Raises SourceUnavailable."""
         try:
             answer = await ask(self._shared)
         except SourceUnavailable:
@@ -272,7 +274,7 @@ class FallbackBuckets:
 
 
 class RefusingBuckets:
-    """Replaces local buckets for operators who prefer refusals to calls beyond a quota."""
+    """Refuses all calls: the fallback for operators who prefer refusals to calls beyond a quota."""
 
     async def take(self, bucket: str, quota: Quota, cost: int) -> Taken:
         """Always raises SourceUnavailable."""

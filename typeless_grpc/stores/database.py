@@ -1,4 +1,4 @@
-"""The database of jobs and uploads: its tables, its transactions, and its errors as ours.
+"""The database of jobs and uploads: tables and transactions. It raises errors of the database as SourceUnavailable.
 
 It is a SQLite file on this machine, or PostgreSQL for many machines. The tables of DBOS, which runs the jobs, are in
 the same database, so that one transaction stores a job and puts it into the queue.
@@ -125,8 +125,8 @@ upload_parts = sa.Table(
     sa.Column("path", sa.Text, nullable=False),
 )
 
-# SHA-256 of completed uploads, if known. It is not a column of `uploads`, because databases of earlier versions get new
-# tables, but no new columns.
+# SHA-256 of completed uploads, if known. A table of its own, because databases of earlier versions get new tables, but
+# no new columns.
 upload_digests = sa.Table(
     "upload_digests",
     metadata,
@@ -177,17 +177,17 @@ job_deletions = sa.Table(
     sa.Index("typeless_job_deletions_expire", "expire_s"),
 )
 
-# What the owners of jobs used. It outlives the jobs.
+# The usage of the owners of jobs. It is kept when the jobs are deleted.
 job_usage = sql_usage.usage_table("job_usage", metadata)
 
-# One row: the id that the storage of this database also has.
+# One row: the id that this database shares with its storage.
 store_identity = sa.Table(
     "store_identity",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("store_id", sa.Text, nullable=False),
 )
-# Of the ids of jobs and uploads. Without keys, a caller that knows an id may use what it names.
+# Random bytes of the ids of jobs and uploads. Without keys, a caller that knows an id may use its job or upload.
 ID_BYTES = 16
 
 
@@ -258,18 +258,18 @@ class Database:
             yield connection
 
     def probe(self) -> None:
-        """Write without a change, because a read-only database is of no use. Raises SourceUnavailable."""
+        """Check that the database can be written, without a change. Raises SourceUnavailable."""
         with self.writing() as connection:
             connection.execute(sa.update(jobs).where(sa.false()).values(version=jobs.c.version))
 
     def now_s(self) -> sa.ColumnElement[float]:
-        """Return the database's own clock in Unix seconds; machines differ. It may step: see `steady_s`."""
+        """Return an expression for the database's clock, in Unix seconds. It may step: see `steady_s`."""
         if self.is_sqlite:
             return sa.literal_column("(julianday('now') - 2440587.5) * 86400.0", sa.Double)
         return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Double)
 
     def steady_s(self) -> sa.ColumnElement[float]:
-        """Return the same clock without its steps, for expiry: a step would end things early."""
+        """Return an expression for the same clock without its steps. Expiry uses it, so that nothing expires early."""
         if not self._clock.is_known:
             with self.reading():
                 pass

@@ -1,4 +1,4 @@
-"""A queue for tests, which hands out nothing. It is here so that it obeys the same contract."""
+"""A queue for tests, which hands out nothing. It passes the same contract tests as the real one."""
 
 from __future__ import annotations
 

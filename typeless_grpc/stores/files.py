@@ -56,11 +56,11 @@ class Files:
         self._min_free_percent = min_free_percent
 
     def use(self, min_free_percent: float) -> None:
-        """Let new audio leave so much of a local disk free from now on."""
+        """Apply this share from now on."""
         self._min_free_percent = min_free_percent
 
     def check_room(self, n_bytes: int) -> None:
-        """Raise SourceUnavailable if new audio of that size would leave too little of the disk free."""
+        """Raise SourceUnavailable if n_bytes of new audio would leave too little of the disk free."""
         if self._is_local:
             check_disk(Path(self._root), n_bytes, self._min_free_percent)
 
@@ -97,7 +97,7 @@ class Files:
         try:
             with _faults():
                 self._write(self._at(path), data)
-        except FileNotFoundError as error:  # its directory was deleted meanwhile: a repetition makes it again
+        except FileNotFoundError as error:  # its directory was deleted meanwhile; the next attempt creates it again
             raise unavailable(error) from error
 
     def _write(self, path: str, data: bytes | BinaryIO | Sequence[bytes]) -> None:

@@ -1,7 +1,7 @@
 """One id for a database and a storage that belong together.
 
-Sweeps delete files without a row. With the wrong database all files would be such, and with the wrong storage the jobs
-of a database would have no audio. So both have the same id; if the ids differ, no server starts and no sweep runs.
+Sweeps delete files without a row. With the wrong database, no file would have one; with the wrong storage, jobs would
+have no audio. So both have the same id; if the ids differ, no server starts and no sweep runs.
 
 The storage gets its id first, marked as new, in the transaction that stores it in the database. A start that is
 interrupted in between leaves either no id or the mark.
@@ -29,7 +29,7 @@ class StoreIdentity:
         self._db, self._files = database, files
 
     def settle(self) -> None:
-        """Give both an id if neither has one. Raises InvalidInput, which says what to do, if their ids differ.
+        """Give both an id if neither has one. Raises InvalidInput, with what to do, if their ids differ.
 
         Several servers may do so at once.
         """
@@ -68,7 +68,7 @@ class StoreIdentity:
         return store_id, mark == _NEW
 
     def _begun(self) -> str:
-        """Return the ids of both, created now unless another server was faster."""
+        """Return the id of both; create it unless another server has."""
         with self._db.writing() as connection:
             if not self._db.is_sqlite:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7409270413)")
@@ -82,7 +82,7 @@ class StoreIdentity:
 
 
 def _mismatch(of_database: str | None, of_storage: str | None) -> str:
-    """Return what is wrong, and what to do."""
+    """Return the error message, with what to do."""
     back = "Set storage_url, database_url and data_dir to what belongs together."
     if of_database is None:
         return (

@@ -13,7 +13,7 @@ from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-# Files of a job are written before its row, within one call: files without a row after so long never get one.
+# Files of a job are written before its row, within one call. Files without a row after this time never get one.
 # It is also the interval of sweeps.
 ORPHAN_S = 3600.0
 

@@ -1,8 +1,8 @@
 """The table of jobs, and the few ways in which its rows change.
 
-The row is the truth. Every change is one transaction, guarded by the state and, for a run, by its id. A job enters the
-queue in the same transaction, and leaves it afterwards: if that fails, the queue hands the job to a worker, whose claim
-returns that there is nothing to do.
+A job's state is its row. Every change is one transaction, guarded by the state and, for a run, by its id. A job enters
+the queue in the same transaction, and leaves it afterwards: if that fails, the queue hands the job to a worker, whose
+claim returns that there is nothing to do.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Queue(Protocol):
 class JobStoreOptions:
     """How jobs are stored.
 
-    ttl_s: how long a job is kept after its end. max_pending: of one caller. worker_timeout_s: after so long without a
-    heartbeat a worker is dead. max_owner_bytes: of one owner's uploads and the audio of its jobs together. keep_audio:
-    keep a job's audio as long as the job, and not only until the job ends. fetch_timeout_s: for the audio of a job.
-    usage_retention_days: how long the usage of owners is kept.
+    ttl_s: how long a job is kept after its end. max_pending: pending jobs of one caller. worker_timeout_s: time without
+    a heartbeat after which a worker is dead. max_owner_bytes: an owner's uploads and the audio of its jobs together.
+    keep_audio: keep a job's audio as long as the job, instead of until the job ends. fetch_timeout_s: limit for
+    fetching the audio of a job. usage_retention_days: how long the usage of owners is kept.
     """
 
     ttl_s: float = 86_400.0
@@ -77,7 +77,7 @@ class JobStoreOptions:
 
 
 class JobTable:
-    """What the stores of jobs share, with its `db`, `files`, `queue`, `quota`, `usage` and `options`."""
+    """What the stores of jobs share: `db`, `files`, `queue`, `quota`, `usage` and `options`, and changes of rows."""
 
     def __init__(self, database: Database, files: Files, queue: Queue, options: JobStoreOptions) -> None:
         self.db, self.files, self.queue, self.options = database, files, queue, options
@@ -90,7 +90,7 @@ class JobTable:
         self.quota.use(options.max_owner_bytes)
 
     def visible(self, owner: str | None) -> list[sa.ColumnElement[bool]]:
-        """Return the condition on jobs that an owner may see: its own, until they expire."""
+        """Return the condition for jobs that an owner may see: its own, until they expire."""
         kept = sa.or_(jobs.c.expire_s.is_(None), jobs.c.expire_s > self.db.steady_s())
         return [kept] if owner is None else [kept, jobs.c.owner == owner]
 
@@ -174,7 +174,7 @@ class JobTable:
     def drop_audio(self, job_id: str) -> None:
         """Delete the audio of a job that has ended.
 
-        It counts for its owner until it is deleted. Maintenance deletes what is left behind here.
+        It counts for its owner until then. Maintenance retries if this fails.
         """
         if self.options.keep_audio or not self.delete_files(job_id, "audio"):
             return
@@ -195,7 +195,7 @@ class JobTable:
         try:
             self.files.delete_tree(f"jobs/{job_id}/{part}".rstrip("/"))
         except SourceUnavailable:
-            log.warning("files of a job are left behind", job_id=job_id)
+            log.warning("files of a job could not be deleted now; maintenance will retry", job_id=job_id)
             return False
         return True
 

@@ -1,4 +1,4 @@
-"""Usage of jobs, counted in the transactions that change the jobs: exactly once, whatever crashes."""
+"""Usage of jobs, counted exactly once, in the transactions that change the jobs."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ class SqlJobStore:
                 self._table.quota.check_within(connection, new.owner, n_bytes)
                 connection.execute(sa.insert(job_audio).values(job_id=job_id, owner=new.owner, size_bytes=n_bytes))
             upload_id = self._checked_upload(connection, new)
-            if new.request_id:  # an expired job, which is not deleted yet, releases its id
+            if new.request_id:  # an expired job that is not deleted yet releases its request_id
                 connection.execute(
                     sa.update(jobs)
                     .where(jobs.c.owner == new.owner, jobs.c.request_id == new.request_id)
@@ -264,7 +264,7 @@ class SqlJobStore:
                 headers = json.dumps(dict(new.trace))
                 connection.execute(sa.insert(job_traces).values(job_id=job_id, headers=headers))
             self._table.queue.enqueue(connection, job_id, job_id, new.caller, int(new.priority))
-            self._table.usage.submitted(connection, new.owner)  # last: it locks a row that an owner's jobs share
+            self._table.usage.submitted(connection, new.owner)  # last: it locks a row that all of an owner's jobs share
         return job_of(row)
 
     def _check_pending(self, connection: sa.Connection, new: NewJob) -> None:

@@ -13,7 +13,7 @@ from typeless_grpc.stores.orphans import Orphans
 
 
 class JobMaintenance:
-    """What every worker and server does from time to time. If two do the same at once, it happens once."""
+    """The maintenance that every worker and server repeats. Several may do it at once."""
 
     def __init__(self, table: JobTable) -> None:
         self._table = table
@@ -33,14 +33,14 @@ class JobMaintenance:
             connection.execute(sa.delete(workers).where(workers.c.worker_id.in_(worker_ids)))
 
     def workers(self) -> Mapping[str, float]:
-        """Return the last heartbeat of every worker that did not sign off; each heartbeat is another number."""
+        """Return the last heartbeat of every worker that did not sign off. Each heartbeat is a different number."""
         with self._table.db.reading() as connection:
             return {row.worker_id: row.heartbeat_s for row in connection.execute(sa.select(workers))}
 
     def queue_again(self, is_queued: sa.ColumnElement[bool], idle_s: float, limit: int = 1000) -> int:
         """Queue jobs again that are not in the queue; return how many.
 
-        is_queued: a condition on jobs.c.workflow_id. idle_s: only jobs that have not changed for so long.
+        is_queued: a condition on jobs.c.workflow_id. idle_s: only jobs that have not changed for this long.
         """
         self._table.queue.prepare()
         waiting = jobs.c.state.in_([State.PENDING.value, State.PROCESSING.value])
@@ -68,7 +68,7 @@ class JobMaintenance:
         return len(expired)
 
     def drop_audio(self, limit: int = 500) -> int:
-        """Delete audio that was left behind at the end of its job; return of how many jobs."""
+        """Delete audio that could not be deleted at the end of its job; return the number of jobs."""
         if self._table.options.keep_audio:
             return 0
         ended = jobs.c.state.in_([state.value for state in State if state.is_final])
@@ -84,5 +84,5 @@ class JobMaintenance:
         self._table.usage.delete_old()
 
     def delete_orphans(self, before_s: float) -> int:
-        """Quarantine files of jobs that have no row; return of how many jobs. before_s: Unix time."""
+        """Quarantine files of jobs that have no row; return the number of jobs. before_s: Unix time."""
         return self._orphans.delete(before_s)

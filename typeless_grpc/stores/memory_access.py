@@ -1,4 +1,4 @@
-"""Keys, limits and usage in memory, until the process ends. Tests use it; it obeys the contract of the real stores."""
+"""Keys, limits and usage in memory, for tests. It passes the same contract tests as the real stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files without a row, of an interrupted submission or deletion.
+"""Files without a row: those of interrupted submissions and deletions.
 
 They are not deleted at once, because a database that was restored from yesterday's backup does not know today's files.
 They first go into quarantine, `quarantine/DIRECTORY/TIME-NAME`, and come back once the database has their row.
@@ -29,8 +29,8 @@ _IS_OURS = re.compile(r"[0-9a-f]{32}").fullmatch
 class Orphans:
     """The names in a directory that have no row.
 
-    Files are written before their row, within one call, so new ones may still get a row. Object storage does not know
-    the age of a directory; there a name is an orphan once two sweeps in a row have found no row.
+    Files are written before their row, within one call, so new ones may still get a row. In object storage, which does
+    not know the age of a directory, a name is an orphan once two sweeps in a row have found no row.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Orphans:
         return len(moved)
 
     def _go_through_quarantine(self) -> None:
-        """Restore names that have a row again, and delete those that have had none for long."""
+        """Restore names that have a row again, and delete those that have had none for `QUARANTINE_S`."""
         there = list(self._quarantined())
         known = self._known({name for _, name in there})
         for put_s, name in there:

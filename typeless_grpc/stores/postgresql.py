@@ -21,9 +21,9 @@ from psycopg.abc import PQGen
 
 T = TypeVar("T")
 
-# After a connection attempt failed, no other is made for so long: its caller would wait as well.
+# After a failed attempt to connect, no other is made for this long, because its caller would wait as well.
 RETRY_S = 1.0
-# How often a connection that only listens is probed.
+# Interval of probes on a connection that only listens.
 QUIET_S = 30.0
 
 # Errors of these classes (SQLSTATE: data, integrity) may contain values of the row.
@@ -81,10 +81,10 @@ class BoundedConnection(psycopg.Connection[Any]):
 
 
 class Connector:
-    """Makes the connections of a pool.
+    """Opens the connections of a pool.
 
     After a failure, every attempt fails at once, until one caller tries again `RETRY_S` later. Otherwise each caller
-    would wait by itself, and those queued behind them for all of them.
+    would wait for its own timeout, and those queued behind it as well.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -157,7 +157,7 @@ def postgresql_engine(
 
 
 def _keep_values_out(error: psycopg.Error) -> None:
-    """Remove from an error what a row may hold: DETAIL, CONTEXT, and the whole message of some classes."""
+    """Remove values of rows from an error: DETAIL, CONTEXT, and for some classes the whole message."""
     if error.sqlstate is None:
         return
     names = [error.diag.table_name, error.diag.column_name, error.diag.constraint_name]

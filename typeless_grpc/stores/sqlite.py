@@ -1,4 +1,4 @@
-"""What both databases need of SQLite."""
+"""SQLite settings for both databases."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ RETRY_S = 0.02
 
 
 def use_wal(connection: sqlite3.Connection, timeout_s: float) -> None:
-    """Let readers and a writer of several processes work at the same time.
+    """Enable the write-ahead log, so that readers and a writer of several processes work at the same time.
 
-    Two connections that switch at once do not wait for each other, whatever their timeout: SQLite refuses one of them.
-    So a refused one tries again for timeout_s. Raises sqlite3.OperationalError.
+    If two connections enable it at once, SQLite refuses one, whatever its timeout. So a refused one is retried for
+    timeout_s. Raises sqlite3.OperationalError.
     """
     ends_s = time.monotonic() + timeout_s
     while True:

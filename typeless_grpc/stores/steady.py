@@ -1,8 +1,8 @@
 """A clock that follows another one without its steps.
 
-Jobs and uploads expire by the database's clock, the only one that all servers share. Clocks are set: by hand, by a time
-server after a long outage, or when a database moves to another machine. A step of a day ahead would at once end
-everything that has a day to live.
+Jobs and uploads expire by the database's clock, the only one that all servers share. This clock may step: by hand, by a
+time server after a long outage, or when the database moves to another machine. A step of a day ahead would at once
+expire everything that has a day to live.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-# How much faster or slower than this machine's own clock it may go to reach the database's clock.
+# How much faster or slower than this machine's own clock it may run, to approach the database's clock.
 SLEW = 0.1
 STEP_S = 60.0
 READ_S = 1.0

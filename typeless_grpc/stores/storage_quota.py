@@ -14,7 +14,7 @@ from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-# Beyond the time that a fetch may take: for its job to be submitted.
+# Added to the limit of a fetch, so that its job can be submitted.
 SUBMISSION_S = 60.0
 
 
@@ -25,7 +25,7 @@ class StorageQuota:
         self._db, self._max_bytes = database, max_bytes
 
     def use(self, max_bytes: int) -> None:
-        """Apply this bound from now on; what is stored stays."""
+        """Apply this bound from now on. Stored audio stays."""
         self._max_bytes = max_bytes
 
     def total_bytes(self) -> int:
@@ -36,13 +36,13 @@ class StorageQuota:
             return int(connection.execute(total).scalar_one())
 
     def check(self, owner: str, n_bytes: int) -> None:
-        """Raise RateLimited if the owner may not store so many more bytes; before they are written."""
+        """Raise RateLimited if the owner may not store n_bytes more. Call it before they are written."""
         with self._db.reading() as connection:
             self._check(connection, owner, n_bytes)
 
     def check_within(self, connection: sa.Connection, owner: str, n_bytes: int) -> None:
         """Check within the transaction that counts the bytes, so that no two calls take the same room."""
-        if not self._db.is_sqlite:  # which has one transaction that writes at a time
+        if not self._db.is_sqlite:  # SQLite has only one writing transaction at a time
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(owner, 7409270412))))
         self._check(connection, owner, n_bytes)
 
@@ -64,7 +64,7 @@ class StorageQuota:
     def reserve(self, owner: str, lasts_s: float, check_disk: Callable[[int], None]) -> Iterator[StorageReservation]:
         """Reserve room for audio that is being fetched, until the block ends.
 
-        lasts_s: seconds that the fetch may take. check_disk: raises if the disk has no room for so many bytes.
+        lasts_s: seconds that the fetch may take. check_disk: raises if the disk has no room for this many bytes.
         """
         reservation = StorageReservation(self._db, self, owner, lasts_s + SUBMISSION_S, check_disk)
         try:

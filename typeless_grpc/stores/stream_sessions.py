@@ -59,7 +59,7 @@ class SqlSessionStore:
         """ttl_s: seconds without a write after which a session is deleted. max_owner_bytes: of one owner's audio."""
         self._db, self._files = database, files
         self._ttl_s, self._max_owner_bytes = ttl_s, max_owner_bytes
-        self._has_answered = False  # the last time that expired sessions were looked for
+        self._has_answered = False  # whether the last search for expired sessions succeeded
 
     def use(self, ttl_s: float, max_owner_bytes: int) -> None:
         """Apply these bounds from the next write of a session on."""
@@ -176,7 +176,7 @@ class SqlSessionStore:
         self._delete(lease.session_id, self._is_held(lease))
 
     def delete_expired(self) -> int:
-        """See `DurableStore`. The first time after an outage, it leaves time to renew the leases."""
+        """See `DurableStore`. After an outage, the first call deletes nothing, so that leases can be renewed."""
         was_there, self._has_answered = self._has_answered, False
         is_over = sessions.c.expire_s < self._db.steady_s()
         with self._db.reading() as connection:

@@ -35,9 +35,9 @@ _READ_BYTES = 1 << 20
 class UploadOptions:
     """How uploads are stored.
 
-    max_bytes: of one upload. ttl_s: from its creation, and again from its completion, to its deletion. max_unfinished:
-    of one owner. max_owner_bytes: of one owner's uploads and the audio of its jobs together. keep_job_audio: keep an
-    upload as long as a job that uses it, and not only until the job ends.
+    max_bytes: size of one upload. ttl_s: time from its creation, and again from its completion, to its deletion.
+    max_unfinished: unfinished uploads of one owner. max_owner_bytes: an owner's uploads and the audio of its jobs
+    together. keep_job_audio: keep an upload as long as a job that uses it, instead of until the job ends.
     """
 
     max_bytes: int = 2 * 1024**3
@@ -166,7 +166,7 @@ class SqlUploadStore:
         return len(ids)
 
     def delete_orphans(self, before_s: float) -> int:
-        """Quarantine files of deleted uploads: of an interrupted deletion, or a late part."""
+        """Quarantine files of deleted uploads: those of an interrupted deletion, and late parts."""
         return self._orphans.delete(before_s)
 
     def _counted(self, upload: Upload, n_bytes: int, path: str) -> Upload:
@@ -184,7 +184,7 @@ class SqlUploadStore:
         try:
             self._files.delete_tree(path)
         except SourceUnavailable:
-            log.warning("files of an upload are left behind", path=path)
+            log.warning("files of an upload could not be deleted now; a sweep will", path=path)
 
     def _needed(self) -> sa.ColumnElement[bool]:
         """Return the condition that a job has yet to read the upload; with keep_job_audio, that any job uses it."""
@@ -205,7 +205,7 @@ class SqlUploadStore:
             .returning(uploads)
         ).one_or_none()
         if row is None:
-            message = "Another call has moved the upload on: ask GetUpload where to go on from."
+            message = "Another call has added to the upload: GetUpload returns the offset to continue from."
             raise WrongState(message, reason="UPLOAD_OFFSET_MISMATCH")
         return _upload(row)
 

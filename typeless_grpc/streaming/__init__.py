@@ -1,1 +1,1 @@
-"""Streams: audio as it comes, text as soon as it is certain, and sessions that outlive their connections."""
+"""Streams: text while audio still arrives, in sessions that outlive their connections."""

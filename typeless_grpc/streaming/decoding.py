@@ -1,6 +1,6 @@
 """Decodes the utterances of one stream for their finals, in the language that the stream has shown so far.
 
-The engine is asked again while that can help: no speech is lost to a moment's load.
+Transient errors of the engine are retried, so that a short overload loses no speech.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _MAX_RETRY_S = 10.0
 
 
 class Decoder(Protocol):
-    """One stream's; `live_decoding.LiveDecoder` or `file_decoding.FileDecoder`."""
+    """Decodes one stream. Implemented by `live_decoding.LiveDecoder` and `file_decoding.FileDecoder`."""
 
     async def final(self, utterance: Utterance) -> Recognition:
-        """Decode an utterance. Raises TypelessError once another attempt does not help."""
+        """Decode an utterance. Raises TypelessError for an error that is not transient, or after the last attempt."""
         ...
 
     def expecting(self, options: DecodeOptions) -> DecodeOptions:
@@ -31,15 +31,15 @@ class Decoder(Protocol):
         ...
 
     def reconfigure(self, options: DecodeOptions) -> None:
-        """The stream has new options: forget the language that was found under the old ones."""
+        """Use the stream's new options, and forget the language that was detected with the old ones."""
         ...
 
     def learn(self, utterance: Utterance, recognition: Recognition) -> None:
-        """Take the language that an utterance showed for what the stream expects from now on."""
+        """Expect the language of this utterance in those that follow."""
         ...
 
     def is_speculated(self, utterance: Utterance) -> bool:
-        """Whether the speculative decode is what the final would be: of this audio, expecting this language."""
+        """Whether the speculative decode has exactly the audio and the expected language that the final would have."""
         ...
 
     def speculate(self, utterance: Utterance, *, is_likely: bool) -> None:
@@ -58,7 +58,7 @@ class Decoder(Protocol):
         ...
 
     async def has_high_confidence(self, utterance: Utterance) -> bool:
-        """Return whether the text of an utterance has high confidence. True if it cannot be decoded."""
+        """Return whether the text of an utterance has high confidence, or the utterance cannot be decoded."""
         ...
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class StreamLanguage:
         self.code = ""
 
     def reset(self, options: DecodeOptions) -> None:
-        """Forget it. options: the new ones of the stream; what was decoded under others is ignored from now on."""
+        """Forget the language. options: the new ones; `set` ignores utterances that were decoded with others."""
         self._options, self._utterance_id, self.code = options, -1, ""
 
     def set(self, code: str, utterance: Utterance) -> None:
@@ -89,12 +89,12 @@ class StreamLanguage:
 
 
 def final_options(options: DecodeOptions) -> DecodeOptions:
-    """Return what the engine needs for a final: words also if only a rendition needs them, but no renditions."""
+    """Return the options for the engine: with words if a rendition needs them, and without renditions."""
     return replace(options, word_timestamps=options.word_timestamps or needs_words(options), output_formats=())
 
 
 async def retried(dependencies: Dependencies, decode: Callable[[], Awaitable[Recognition]]) -> Recognition:
-    """Decode, and retry after errors that may pass: five attempts, two after a failure of the engine itself."""
+    """Decode, and retry transient errors: five attempts in all, or two if the engine itself failed."""
     for attempt in range(1, _ATTEMPTS):
         try:
             return await decode()

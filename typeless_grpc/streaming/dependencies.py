@@ -19,13 +19,14 @@ from typeless_grpc.streaming.requests import SegmentationOptions
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """The configuration of one stream. segmentation: its type is that of the mode, LIVE or FILE.
+    """The configuration of one stream.
 
-    interim_interval_s: None for no interims, as in FILE mode. caller: whose turn the decodes take in the inference
-    queue. max_audio_s: of the whole stream. max_waiting_bytes: of requests that wait to be worked on. max_held_s: of
-    audio whose final is pending. max_backlog_s: the engine's, from which on FILE mode takes no more audio.
-    max_unread_events: that the caller has not read. max_chunks_at_once: of FILE mode, in the engine.
-    idle_timeout_s: without a request.
+    segmentation: its type chooses the mode, LIVE or FILE. interim_interval_s: None for no interims, as in FILE mode.
+    caller: the caller to whom the inference queue charges the decodes. max_audio_s: length of the stream.
+    max_waiting_bytes: requests that the stream has not processed yet. max_held_s: audio whose final is pending.
+    max_backlog_s: backlog of the engine from which on FILE mode takes no more audio. max_unread_events: events that the
+    caller has not read. max_chunks_at_once: chunks of a FILE stream in the engine. idle_timeout_s: time without a
+    request.
     """
 
     options: DecodeOptions
@@ -43,7 +44,7 @@ class StreamOptions:
 
     @property
     def cadence(self) -> Cadence | None:
-        """When interims are due; None for none."""
+        """When interims are due; None if the stream has no interims."""
         return Cadence(self.interim_interval_s, self.first_interim_s) if self.interim_interval_s is not None else None
 
 
@@ -76,7 +77,7 @@ class InterimSlots:
 
 @dataclass(frozen=True)
 class Dependencies:
-    """What all streams share. threads: for longer computations. audio: bounds what they hold together."""
+    """What all streams share. threads: for longer computations. audio: bounds the audio that they hold together."""
 
     engine: Engine
     detector: VoiceActivityDetector

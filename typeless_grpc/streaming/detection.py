@@ -25,7 +25,7 @@ class StreamDetector:
         return replace(self._state)
 
     def restore(self, state: DetectorState) -> None:
-        """Go on from this state."""
+        """Continue from this state."""
         self._state = state
 
     async def probabilities(self, block: Audio) -> list[float]:

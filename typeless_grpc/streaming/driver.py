@@ -1,9 +1,8 @@
 """The loop around a session: requests in, samples and probabilities through, utterances to the engine, events out.
 
 A `Stream` belongs to no call. Calls come and go: each puts requests in and reads the journal. If a call's connection
-breaks, the stream works on with what it has. Everything that waits is bounded: requests in bytes, audio in seconds and
-over all streams together, unread events in number. A caller that sends more has to wait; HTTP/2 flow control passes
-that on.
+breaks, the stream processes what it has. Everything that waits is bounded: requests in bytes, audio in seconds and over
+all streams together, unread events in number. A caller that sends more has to wait: HTTP/2 flow control stops it.
 """
 
 from __future__ import annotations
@@ -92,12 +91,12 @@ class Stream:
         return self._session.cursors
 
     def attach(self) -> None:
-        """A call has the stream: its caller may be idle, and has events to read."""
+        """Connect a call: from now on, its caller can be idle and must read events."""
         self._is_attached, self._unread_since_s = True, None
         self._idle.restart()
 
     def detach(self) -> None:
-        """No call has the stream."""
+        """Disconnect the call."""
         self._is_attached, self._unread_since_s = False, None
         self._end_if_drained()
         self.wake()
@@ -147,7 +146,7 @@ class Stream:
         self.journal.wake()
 
     def tick(self) -> None:
-        """Report progress, warn of and end idle streams, as the clock demands. To be called a few times a second."""
+        """Report progress, and warn or end an idle stream, if it is time. Must be called a few times a second."""
         if self.journal.is_closed:
             return
         self._progress.tick()
@@ -161,25 +160,25 @@ class Stream:
                 self.warn(self._idle.warning())
 
     def drain(self, within_s: float) -> None:
-        """Take no more audio from the next pause on, at the latest after within_s, and finish what was taken.
+        """End the audio at the next endpoint, at the latest after within_s, and finish what was taken.
 
-        A pause is what ends an utterance; after half of the time, it is any quiet moment. Until then, a request is
-        taken only when those before it are done, so that the pause is not far ahead.
+        After half of the time, any pause ends the audio. Until it ends, the stream takes a request only once those
+        before it are done, so that the endpoint is found near the newest audio.
         """
         self._drain = DrainTimes.starting(self._dependencies.clock.now_s(), within_s)
         self._end_if_drained()
 
     @property
     def is_delivered(self) -> bool:
-        """Whether nothing is left that a call could still bring to its caller."""
+        """Whether the caller has received every event that it can still get."""
         return self.journal.is_closed and not self.journal.n_unsent
 
     def warn(self, error: TypelessError) -> None:
-        """Report to the caller what is wrong, or soon will be."""
+        """Warn the caller."""
         self.emit(events.Warned(error))
 
     def fail(self, error: BaseException) -> None:
-        """Stop at once because of what the caller sent. A reader of the journal gets the error at its end."""
+        """Stop at once, because the caller sent something invalid. Readers get the error after the last event."""
         self.journal.close(error)
         self._work.cancel()
 
@@ -252,7 +251,7 @@ class Stream:
                 self._moved.set()
 
     async def _stop_decodes(self) -> None:
-        """Leave nothing running: a call that ends, for whatever reason, frees the engine."""
+        """Cancel all decodes and wait for them, so that an ended stream uses no engine."""
         self._decoder.close()
         running = list(self._finals.values())
         for task in running:
@@ -309,7 +308,7 @@ class Stream:
         self._apply(End())
 
     async def _decide_endpoints(self) -> None:
-        """Decide whether utterances are over. Audio waits meanwhile, so that the text decides and not its speed."""
+        """Decide whether utterances are over. Audio waits meanwhile, so that the engine's speed does not matter."""
         while (utterance := self._session.undecided) is not None:
             while self._finals and not utterance.options.language:  # they may show the language to expect
                 await asyncio.wait(list(self._finals.values()))
@@ -327,7 +326,7 @@ class Stream:
             self.meter.reached(self._samples.end)
             self._apply(Frames(self._samples.end, await self._detector.probabilities(part)))
             await self._decide_endpoints()
-            self._interims.begin()  # one that had to wait may begin now
+            self._interims.begin()  # an interim that had to wait may begin now
             await self._interims.caught_up(self._finals.values())
         if len(block) > len(taken):
             why = f"a stream takes {self._options.max_audio_s:g} s of audio"
@@ -372,7 +371,7 @@ class Stream:
             case Emit(events.Completed()):
                 self._completed = effect
             case Emit(events.Interim()) if self.journal.n_unsent > _MAX_UNREAD_FOR_INTERIMS:
-                self.meter.unread()  # the words that it commits count as if it had been read
+                self.meter.unread()  # it commits words although it is not sent
             case Emit(event, cursors):
                 self.emit(event, cursors)
 

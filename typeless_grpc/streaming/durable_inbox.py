@@ -11,7 +11,7 @@ from typeless_grpc.streaming.requests import Control, Request
 class DurableInbox(Inbox):
     """Passes audio to the log as it is taken, and drops controls that were applied on another server.
 
-    n_put, n_begun: bytes of audio in all, and those that were taken.
+    n_put: bytes of audio in all. n_begun: those that were taken.
     """
 
     def __init__(self, held: Holding, max_bytes: int, log: DurableLog) -> None:
@@ -21,7 +21,7 @@ class DurableInbox(Inbox):
         self.n_put = self.n_begun = 0
 
     def resume(self, n_stored: int, *, ignored_before: int) -> None:
-        """Go on after n_stored bytes of audio. Controls before a byte were applied."""
+        """Continue after n_stored bytes of audio. ignored_before: controls before this byte were applied."""
         self.n_put = self.acknowledged_bytes = n_stored
         self._ignored_before = ignored_before
 

@@ -1,7 +1,8 @@
-"""Writes a session to the store while it is at work: one write at a time, each with all that is new.
+"""Writes a session to the store while the session runs.
 
-A write begins at once if an event waits for it, and otherwise every few seconds. If the store does not answer, the same
-batch is written again until it does; meanwhile nothing is acknowledged.
+One write is in progress at a time, with all new records. It begins at once if an event waits for it, otherwise every
+few seconds. If the store does not answer, the log repeats the same batch until it does, and acknowledges nothing
+meanwhile.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ ANSWER_S = 60.0  # longer than the timeouts of a database
 
 @dataclass(frozen=True)
 class DurableDependencies:
-    """What all durable streams share. threads: for the store, which blocks.
+    """What all durable streams share.
 
-    every_s: a session is written, or its lease renewed, at least so often. part_bytes: of audio, stored at a time; less
-    is left to the caller, who keeps it until then.
+    threads: run the store, which blocks. every_s: longest time between two writes of a session or renewals of its
+    lease. part_bytes: audio that is stored at a time; the caller keeps the rest until then.
     """
 
     store: DurableStore
@@ -42,22 +43,25 @@ class DurableDependencies:
 
 
 class LogHost(Protocol):
-    """The stream whose log it is."""
+    """The stream that a log belongs to."""
 
     def checkpoint(self) -> Checkpoint:
-        """Return where the stream is, after all records so far."""
+        """Return the state of the stream after all records so far."""
         ...
 
     def stored(self, last_sequence: int, audio_bytes: int) -> None:
-        """All events up to this sequence and so much audio are durable."""
+        """Note that all events up to this sequence and the first audio_bytes are durable."""
         ...
 
     def task_ended(self, task: asyncio.Task[None]) -> None:
-        """Look at the finished writer for an unexpected error."""
+        """Check the finished writer for an unexpected error."""
         ...
 
     def has_trouble(self, error: TypelessError | None) -> None:
-        """The store has been unavailable for long, or the lease is lost (WrongState). None: it answers again."""
+        """Note that the store has been unavailable for long, or that the lease is lost (WrongState).
+
+        None: the store answers again.
+        """
         ...
 
 
@@ -83,7 +87,7 @@ class DurableLog:
         return self._n_waiting < _MAX_PARTS * self._dependencies.part_bytes
 
     def resume(self, n_batches: int, audio_bytes: int) -> None:
-        """Go on after these."""
+        """Continue after this many batches and bytes."""
         self._n_batches, self.audio_bytes = n_batches, audio_bytes
 
     def start(self) -> None:
@@ -92,7 +96,7 @@ class DurableLog:
         self._writing.add_done_callback(self._host.task_ended)
 
     def add(self, record: Record, *, is_due: bool = False) -> None:
-        """Append a record. is_due: somebody waits for it."""
+        """Append a record. is_due: write it now, because an event waits for it."""
         self._records.append(record)
         self._n_added += 1
         if is_due:
@@ -106,7 +110,7 @@ class DurableLog:
             self._due.set()
 
     def end_audio(self) -> None:
-        """Store the rest of the audio, however little."""
+        """Store the rest of the audio, also if it is less than a part."""
         self._is_last_audio = True
         self._n_added += 1
         self._due.set()
@@ -126,7 +130,7 @@ class DurableLog:
         except WrongState:
             return False
         except TypelessError:
-            return True  # if it is not so, the next write fails
+            return True  # if another one has, the next write fails
         return True
 
     async def audio(self, name: str) -> bytes:
@@ -136,7 +140,7 @@ class DurableLog:
         return found[0]
 
     async def close(self, *, forget: bool) -> None:
-        """Stop writing. forget: delete the session, as far as the store answers."""
+        """Stop writing. forget: try to delete the session."""
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.wait([self._writing])

@@ -35,7 +35,7 @@ class Numbered:
 
 @dataclass(frozen=True)
 class OwnWarning:
-    """A warning that is not of the session's state machine."""
+    """A warning that does not come from the session's state machine."""
 
     sequence: int
     error: TypelessError
@@ -58,10 +58,12 @@ class UpdateCodec(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a stream is, besides its session. n_bytes: of audio, up to the end of the request that is worked on.
+    """The state of a stream besides its session.
 
-    received: samples that the detector got; detector: its state. fraction: of FILE mode's progress. charged_s: of
-    audio. end_reason: "" while audio is taken. elapsed_s: since the session was opened. last_sequence: of all events.
+    n_bytes: bytes of audio up to the end of the current request. received: samples that the detector processed.
+    detector: its state after them. fraction: progress of a FILE stream. charged_s: seconds of audio that were charged.
+    end_reason: "" while audio is taken. elapsed_s: seconds since the session was opened. last_sequence: sequence of the
+    newest event.
     """
 
     n_bytes: int = 0
@@ -188,7 +190,7 @@ def _error_row(error: TypelessError) -> list[Any]:
 
 
 def _error(row: list[Any]) -> TypelessError:
-    """Return an error of the same class, reason and message: what a warning tells its caller."""
+    """Return an error of the same class, reason and message, which are all that a warning sends."""
     name, message, reason, retry_after_s = row
     kind = getattr(errors, name, TypelessError)
     error: TypelessError = kind.__new__(kind)

@@ -1,4 +1,4 @@
-"""What is left to do of a session whose inputs were applied on another server."""
+"""Replays the inputs of a session that another server had, and collects the work that is left."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typeless_grpc.streaming.utterances import Utterance
 
 
 class Replay:
-    """What the inputs of a session leave to be done. audio: names of its parts; audio_bytes: in all.
+    """The replay of one session.
 
-    received: samples up to which the session has them. pending: utterances without a final. due: interims. emitted:
-    events whose sequence follows. is_over: whether the stream goes on from here.
+    audio: names of its parts. audio_bytes: the sum of all parts. received: samples that the inputs cover. pending:
+    utterances without a final. due: interims to decode. emitted: events that have no sequence yet. is_over: whether all
+    inputs are replayed.
     """
 
     def __init__(self, audio: Sequence[str] = (), audio_bytes: int = 0) -> None:
@@ -36,7 +37,7 @@ class Replay:
         self.entries.append(Entry(sequence, emitted.event, emitted.cursors, self._audio_bytes))
 
     def take(self, record: Input, effects: Iterable[Effect]) -> None:
-        """Note what an input had the stream do."""
+        """Note the effects of an input."""
         match record:
             case InterimDecoded(utterance_id=utterance_id, up_to=up_to):
                 self.due = [due for due in self.due if due.utterance.id != utterance_id or due.up_to > up_to]

@@ -1,8 +1,8 @@
-"""What servers share of a session, so that it survives the one that has it: the `DurableStore` protocol and its values.
+"""The `DurableStore` protocol and its values: what servers share of a session, so that it survives its server.
 
-A session is stored as what it was given: its configuration, its audio, and the inputs of its state machine
-(`session.py`), which give the same session again. Its `Lease` has a token that grows with each server that takes the
-session. A write with an old token fails, so a server that was frozen cannot contradict its successor.
+A session is stored as its configuration, its audio, and the inputs of its state machine (`session.py`). The same inputs
+give the same session again. Its `Lease` has a token that grows with each server that takes the session. A write with an
+old token fails, so a server that was frozen cannot contradict its successor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one write adds. number: 0, 1, 2, … for each session; a batch that is written twice counts once.
+    """The content of one write. number: 0, 1, 2, … in each session; a batch that is written twice counts once.
 
     records: encoded inputs. state: replaces the stored one. audio: continues the stored audio.
     """
@@ -35,9 +35,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class StoredSession:
-    """A session as a server finds it. config: as its first server stored it. records: of all batches, in order.
+    """A session as it is stored.
 
-    audio: names of the parts, for `DurableStore.audio`. audio_bytes: of all parts.
+    config: as its first server stored it. records: those of all batches, in order. audio: names of the parts, for
+    `DurableStore.audio`. audio_bytes: the sum of all parts.
     """
 
     lease: Lease
@@ -72,7 +73,7 @@ class DurableStore(Protocol):
         ...
 
     def renew(self, lease: Lease) -> None:
-        """Let the session live on. Raises WrongState (SESSION_TAKEN) if the lease is lost."""
+        """Extend the session's time to live. Raises WrongState (SESSION_TAKEN) if the lease is lost."""
         ...
 
     def delete(self, lease: Lease) -> None:

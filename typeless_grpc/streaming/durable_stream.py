@@ -1,8 +1,8 @@
-"""A stream that survives its server: it stores what another server needs to go on as if nothing had happened.
+"""A stream that survives its server: it stores what another server needs to continue it.
 
-Stored are the audio as it was sent, and every input of the session. Another server gives the inputs to a new session,
-which makes the same decisions and has the same finals; decodes the audio again, without detecting or recognizing
-anything, up to where the inputs end; begins the decodes that were under way; and goes on.
+It stores the audio as it was sent, and every input of the session. Another server gives these inputs to a new session,
+which makes the same decisions and has the same finals. It decodes the audio to samples again, but detects and
+recognizes nothing up to the end of the inputs. Then it starts the decodes that were running, and continues.
 
 - Events that are kept, and all after them, reach a caller once they are durable: no server contradicts another.
 - Audio is acknowledged once it is stored, in parts. The caller sends the rest again.
@@ -36,12 +36,12 @@ from typeless_grpc.streaming.requests import Control, Request, Update
 from typeless_grpc.streaming.session import State
 
 _REPLAYED_AT_ONCE = 100  # records, a few milliseconds
-# Events that the store does not know: interims and progress since the last write, from a caller's word.
+# The store has no interims and progress since the last write; only the caller knows their number.
 MAX_UNSTORED_EVENTS = 100_000
 
 
 class DurableStream(Stream):
-    """See the module. `start` or `restore` must be called before a call gets it."""
+    """See the module. Call `start` or `restore` before a call uses it."""
 
     def __init__(
         self,
@@ -69,9 +69,9 @@ class DurableStream(Stream):
         self._is_ready.set()
 
     async def restore(self, stored: StoredSession, after_sequence: int) -> None:
-        """Go on with a session of another server. after_sequence: of the last event that its caller has.
+        """Continue a session of another server.
 
-        Raises InvalidInput if there is no such event.
+        after_sequence: sequence of the last event that the caller has. Raises InvalidInput if there is no such event.
         """
         loop = asyncio.get_running_loop()
         checkpoint = decode_checkpoint(stored.state) if stored.state else Checkpoint()
@@ -105,12 +105,15 @@ class DurableStream(Stream):
         return self._durable_inbox.n_put == self.acknowledged_bytes
 
     def attach(self) -> None:
-        """See `Stream`. The call sends all audio that is not acknowledged, also what is here and not stored yet."""
+        """See `Stream`.
+
+        The call sends all unacknowledged audio, including audio that this server has but has not stored.
+        """
         self._n_repeated = self._durable_inbox.n_put - self.acknowledged_bytes
         super().attach()
 
     async def put(self, request: Request, *, still_wanted: Callable[[], bool] = lambda: True) -> None:
-        """See `Stream`. Audio is acknowledged once it is stored; what comes again is ignored."""
+        """See `Stream`. Audio is acknowledged once it is stored. Audio that is sent again is ignored."""
         if self._n_repeated and still_wanted() and request is not Control.END:
             if not isinstance(request, bytes):
                 return
@@ -122,14 +125,14 @@ class DurableStream(Stream):
         await super().put(request, still_wanted=still_wanted)
 
     async def is_owned(self) -> bool:
-        """Whether the session is still this server's."""
+        """Whether this server still has the session's lease."""
         return not isinstance(self.trouble, WrongState) and await self._log.is_owned()
 
     async def hand_over(self, error: TypelessError, within_s: float) -> None:
-        """Stop, and store all that another server needs to go on at once. A call gets error after its last event.
+        """Stop, and store what another server needs to continue at once. A call gets error after its last event.
 
-        A caller that has the stream is not interrupted: the server waits for a pause and for the finals before it, at
-        most within_s. It waits as long again for the store; what is not stored by then, the caller has, too.
+        While a call has the stream, the server first waits for a pause and for the finals before it, at most within_s.
+        Then it waits as long again for the store. The caller still has what is not stored by then.
         """
         if self._is_attached:
             await _at_most(self._paused(), within_s)
@@ -278,7 +281,7 @@ class DurableStream(Stream):
             await super()._take_audio(block)
 
     async def _begin_where_it_was(self) -> None:
-        """Begin the decodes that were under way, once their audio is here."""
+        """Start the decodes that were running, once their audio is decoded to samples."""
         replay = self._replay
         if replay.is_over or self._n_decoded < replay.received:
             return

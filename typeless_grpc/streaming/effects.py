@@ -10,7 +10,7 @@ from typeless_grpc.streaming.utterances import OpenUtterance, Utterance
 
 @dataclass(frozen=True)
 class Emit:
-    """Send an event to the caller. cursors: as they are with this event, and no later one."""
+    """Send an event to the caller. cursors: those after this event, without later ones."""
 
     event: events.Event
     cursors: events.Cursors
@@ -25,7 +25,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Speculate:
-    """This utterance is decoded unless speech resumes: a decode that begins now saves time. is_likely: it will be."""
+    """Begin to decode this utterance, which is over unless speech resumes. is_likely: it is probably over."""
 
     utterance: Utterance
     is_likely: bool
@@ -33,7 +33,7 @@ class Speculate:
 
 @dataclass(frozen=True)
 class CancelSpeculation:
-    """Speech resumed: a speculative decode of this utterance is worthless."""
+    """Cancel the speculative decode of this utterance, because speech resumed."""
 
     utterance_id: int
 

@@ -5,8 +5,8 @@ of `end_silence_s` ends it, and an utterance that reaches its maximum length is 
 samples decide, so the same audio gives the same utterances, whatever the size of its packets.
 
 The confidence of the text decides as well. Speakers pause within sentences, and the words on both sides of such a pause
-are recognized worse if an utterance ends there; the model's confidence tells many of these pauses from an end. So after
-`end_silence_s` the endpointer reports a `PossibleEndpoint`, and takes no frame until `decide` is called.
+are recognized worse if an utterance ends there; the model's confidence distinguishes many of these pauses from an end.
+So after `end_silence_s` the endpointer reports a `PossibleEndpoint`, and takes no frame until `decide` is called.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class EndpointOptions:
 
     threshold: in (0, 1), a frame at or above it is speech. low_confidence_silence_s: the end-of-utterance silence if
     the text has low confidence; the confidence is ignored unless this is more than end_silence_s. context_s: audio
-    before the speech that is decoded with it, if it is more than padding_s; it improves the first words.
+    before the speech that is decoded with it, at least padding_s; it improves the first words.
     docs/measurements/live.md has the measurements behind the defaults.
     """
 
@@ -61,7 +61,10 @@ class EndpointOptions:
 
 @dataclass
 class _Speech:
-    """The open utterance. probabilities: one for each frame from first_frame on. pause: where the current one began."""
+    """The open utterance.
+
+    probabilities: one for each frame from first_frame on. pause: where the current pause began.
+    """
 
     onset: int
     audio_start: int
@@ -95,7 +98,7 @@ class Endpointer:
 
     @property
     def is_quiet(self) -> bool:
-        """See `Segmenter`. Quiet is whatever follows a frame below the threshold."""
+        """See `Segmenter`: whether the last frame is below the threshold."""
         return self._speech is None or self._speech.pause is not None
 
     @property
@@ -104,7 +107,7 @@ class Endpointer:
         return self._speech is not None and self._speech.is_confirmed
 
     def reconfigure(self, options: EndpointOptions) -> None:
-        """See `Segmenter`. With more padding than before, the next utterance still has no audio that is settled."""
+        """See `Segmenter`. More padding does not give the next utterance audio that is already settled."""
         self._floor = max(self._floor, self.settled)
         self._next_options = options
 
@@ -123,7 +126,7 @@ class Endpointer:
         return self._extend(self._speech, probability, start)
 
     def decide(self, *, is_endpoint: bool) -> list[Boundary]:
-        """See `Segmenter`. If it is no endpoint, the pause must last for low_confidence_silence_s to become one."""
+        """See `Segmenter`. If it is no endpoint, only a pause of low_confidence_silence_s becomes one."""
         assert self.is_undecided
         assert self._speech is not None
         self.is_undecided = False

@@ -31,9 +31,9 @@ class SpeechEnd:
 
 @dataclass(frozen=True)
 class Interim:
-    """The hypothesis for an open utterance. stable_text begins its later interims and its segment.
+    """The hypothesis for an open utterance.
 
-    confidence: of the whole text, in [0, 1].
+    stable_text is a prefix of its later interims and of its segment. confidence: that of the whole text, in [0, 1].
     """
 
     stable_text: str
@@ -45,7 +45,7 @@ class Interim:
 
 @dataclass(frozen=True)
 class Final:
-    """A segment, which no longer changes. index: its position in the session."""
+    """A segment that no longer changes. index: its position in the session."""
 
     index: int
     segment: Segment
@@ -53,7 +53,7 @@ class Final:
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a FILE stream. fraction: in [0, 1], never falls, and is 1 only in the last event."""
+    """The progress of a FILE stream. fraction: in [0, 1]; it never decreases, and is 1 only in the last event."""
 
     fraction: float
     chunks_done: int
@@ -88,7 +88,7 @@ class EndReason(Enum):
 
 @dataclass(frozen=True)
 class Completed:
-    """All finals are released. queue_s: spent in the inference queue. processing_s: since the session was opened."""
+    """All finals are released. queue_s: in the inference queue. processing_s: since the session was opened."""
 
     transcript: Transcript
     n_chunks: int
@@ -115,7 +115,7 @@ class Cursors:
 
 @dataclass(frozen=True)
 class Entry:
-    """An event of the journal. sequence: 1, 2, 3, …. acknowledged_bytes: of audio that will be decoded."""
+    """An event of the journal. sequence: 1, 2, 3, …. acknowledged_bytes: audio that the caller need not send again."""
 
     sequence: int
     event: Event

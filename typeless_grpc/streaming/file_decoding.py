@@ -1,4 +1,4 @@
-"""Decodes the chunks of a FILE stream, as those of a recording that is transcribed in one call."""
+"""Decodes the chunks of a FILE stream as `Transcribe` decodes those of a recording."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typeless_grpc.streaming.utterances import Utterance
 class FileDecoder:
     """The decoder of one FILE stream; see `decoding.Decoder`.
 
-    Several chunks are in the engine at once. The first one with text decides the language that the others expect.
+    Several chunks are decoded at once. The first one with text decides which language the others expect.
     """
 
     def __init__(self, dependencies: Dependencies, options: StreamOptions, samples: SampleBuffer) -> None:
@@ -59,7 +59,7 @@ class FileDecoder:
         self._language.reset(options)
 
     def is_speculated(self, utterance: Utterance) -> bool:
-        """See `Decoder`. Never: a chunk is known only when it is over."""
+        """See `Decoder`. Always false: a chunk is known only when it is over."""
         return False
 
     def speculate(self, utterance: Utterance, *, is_likely: bool) -> None:
@@ -73,7 +73,7 @@ class FileDecoder:
         return False
 
     async def has_high_confidence(self, utterance: Utterance) -> bool:
-        """See `Decoder`. Confidence does not matter here."""
+        """See `Decoder`. Always true: confidence does not matter in FILE mode."""
         return True
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ def confidence_of(recognition: Recognition) -> float:
 def live_segments(utterance: Utterance, recognition: Recognition | None, committed: str) -> list[Segment]:
     """Return one segment for an utterance, or none if it has no text.
 
-    The text begins with what was committed. recognition: None if the utterance could not be decoded.
+    The text begins with the committed words. recognition: None if the utterance could not be decoded.
     """
     decoded = recognition.transcript.segments if recognition is not None else ()
     text = merged(committed, text_of(recognition) if recognition is not None else "")
@@ -73,7 +73,10 @@ def _clock(utterance: Utterance) -> Callable[[float], float]:
 
 
 def _as_written(text: str, words: tuple[Word, ...]) -> tuple[Word, ...]:
-    """Return the words of text, with the times of the decoded words: they differ only if another word was committed."""
+    """Return the words of text with the times of the decoded words.
+
+    They differ only where another word was committed.
+    """
     if "".join("".join(word.text.split()) for word in words) == "".join(text.split()):
         return words
     written = [token.strip() for token in tokens_of(text)]

@@ -1,4 +1,4 @@
-"""The requests of one stream that wait to be worked on, bounded in bytes, and until when more are expected."""
+"""The pending requests of one stream, bounded in bytes; and when to stop waiting for more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REQUEST_BYTES = 1024  # what a request counts besides its audio, so that empty 
 
 
 class Inbox:
-    """First in, first out. held: the stream's part of what all streams hold; it counts the waiting bytes."""
+    """A queue of requests, first in, first out. held: the audio that the stream holds; it counts the queued bytes."""
 
     def __init__(self, held: Holding, max_bytes: int) -> None:
         self._held, self._max_bytes = held, max_bytes
@@ -32,7 +32,7 @@ class Inbox:
 
     @property
     def is_empty(self) -> bool:
-        """Whether all requests are worked on."""
+        """Whether all requests are done."""
         return not self._n_bytes and self._requests.empty()
 
     def put(self, request: Request) -> None:
@@ -54,7 +54,7 @@ class Inbox:
         return await self._requests.get()
 
     def done(self, request: Request) -> None:
-        """Free the room of a request that is worked on."""
+        """Free the room of a request that has been processed."""
         self._count(-_weight(request))
 
     def _count(self, n_bytes: int) -> None:
@@ -68,7 +68,7 @@ def _weight(request: Request) -> int:
 
 @dataclass(frozen=True)
 class DrainTimes:
-    """When the audio ends in a drain: from short_s on in any quiet moment, at by_s even within speech."""
+    """When the audio ends in a drain: from short_s on in any pause, at by_s even within speech."""
 
     short_s: float
     by_s: float
@@ -79,12 +79,12 @@ class DrainTimes:
         return cls(short_s=now_s + within_s / 2, by_s=now_s + within_s)
 
     def may_cut(self, now_s: float, *, is_speaking: bool, is_quiet: bool) -> bool:
-        """Whether the audio may end at this moment of the speaker."""
+        """Whether the audio may end now."""
         return not is_speaking or (is_quiet and now_s >= self.short_s)
 
 
 class Idleness(Enum):
-    """Of a caller that sends nothing."""
+    """How long a caller has sent nothing."""
 
     NONE = "none"
     NEARLY = "nearly"  # the stream ends soon; reported once
@@ -106,12 +106,12 @@ class IdleTimer:
         return self._clock.now_s() - self._since_s
 
     def restart(self) -> None:
-        """Count from now on."""
+        """Restart the timer."""
         self._since_s, self._is_warned = self._clock.now_s(), False
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Take a request, which may take a while."""
+        """Stop the timer while a request is taken, and restart it afterwards."""
         self._n_busy += 1
         try:
             yield
@@ -120,7 +120,7 @@ class IdleTimer:
             self.restart()
 
     def warning(self) -> DeadlineExceeded:
-        """Return what to tell a caller who is nearly idle for too long."""
+        """Return the warning for a caller whose idle time is nearly over."""
         message = (
             f"Nothing was sent for {self.idle_s:.0f} s. The stream ends after {self.timeout_s:.0f} s without a request."
         )

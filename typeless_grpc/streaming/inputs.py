@@ -11,7 +11,7 @@ from typeless_grpc.streaming.requests import Update
 
 @dataclass(frozen=True)
 class Frames:
-    """Audio has come. received: samples in all; probabilities: of speech, one for each frame that is complete now."""
+    """Audio has arrived. received: samples in all. probabilities: of speech, for each frame that is now complete."""
 
     received: int
     probabilities: Sequence[float] = ()
@@ -19,7 +19,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class EndpointDecision:
-    """Whether the utterance that may be over is over. It is if its text has high confidence."""
+    """Whether the undecided utterance is over. It is if its text has high confidence."""
 
     utterance_id: int
     is_endpoint: bool
@@ -37,7 +37,7 @@ class End:
 
 @dataclass(frozen=True)
 class InterimDecoded:
-    """An utterance was decoded from its start to the sample up_to. confidence: of the text, in [0, 1]."""
+    """The open utterance was decoded from its start to the sample up_to. confidence: that of the text, in [0, 1]."""
 
     utterance_id: int
     text: str

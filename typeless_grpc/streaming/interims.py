@@ -43,12 +43,15 @@ FINAL_WAITS_S = 2.0  # longest wait of a final for its interims, on an engine th
 
 
 class InterimHost(Protocol):
-    """The stream that interims belong to. meter: has the context of the decodes: other streams may call `begin`."""
+    """The stream that interims belong to.
+
+    meter: has the context for decodes, because other streams may call `begin`.
+    """
 
     meter: StreamMeter
 
     def accepts_interims_of(self, utterance_id: int) -> bool:
-        """Whether an interim of this utterance is of use now: no earlier utterance is pending."""
+        """Whether an interim of this utterance can be used now: no earlier utterance is pending."""
         ...
 
     def take_interim(self, interim: InterimDecoded) -> None:
@@ -56,7 +59,7 @@ class InterimHost(Protocol):
         ...
 
     def task_ended(self, task: asyncio.Task[None]) -> None:
-        """Look at a finished task for an unexpected error."""
+        """Check a finished task for an unexpected error."""
         ...
 
 
@@ -77,8 +80,8 @@ class Interims:
         self._due: deque[InterimDue] = deque(maxlen=_MAX_QUEUED)
         self._task: asyncio.Task[None] | None = None
         self._task_utterance_id = -1
-        self._lacked_slot = False  # all slots were taken when one was due
-        self._up_to = 0  # of the last one that began
+        self._lacked_slot = False  # no slot was free when an interim was due
+        self._up_to = 0  # the sample up to which the last one that began decodes
         self._next_s = 0.0  # on a busy engine, the earliest time of the next one
 
     def add(self, due: InterimDue) -> None:
@@ -88,7 +91,7 @@ class Interims:
         self.begin()
 
     def begin(self) -> None:
-        """Begin to decode the next one that is due, if no final has to wait for it."""
+        """Begin to decode the next interim that is due, if no final has to wait for it."""
         if self._task is not None or not self._due:
             return
         is_behind = self._is_behind()
@@ -130,7 +133,7 @@ class Interims:
                 return
 
     async def settled(self, utterance_id: int) -> None:
-        """Finish the interims of an utterance whose final is decoded; drop them if the engine does not keep up."""
+        """Wait for the interims of an utterance whose final is decoded; drop them if the engine does not keep up."""
         self.yield_to_finals()
         try:
             async with asyncio.timeout(FINAL_WAITS_S):
@@ -194,7 +197,7 @@ class Interims:
         try:
             recognition = await self._dependencies.engine.recognize(audio, options, ticket)
         except TypelessError:
-            self._next_s = clock.now_s() + interval_s  # nobody depends on an interim
+            self._next_s = clock.now_s() + interval_s  # after a failure, too: no text depends on an interim
             self._dependencies.observer.interim("dropped")
             return
         self._next_s = clock.now_s() + _REST * (clock.now_s() - began_s)

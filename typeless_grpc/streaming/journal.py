@@ -1,4 +1,4 @@
-"""Every event of a session, in order, for as long as a caller may request it again."""
+"""The events of a session, in order, kept for as long as a caller may request them again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typeless_grpc.streaming.events import PASSING, Cursors, Entry, Event
 
 
 class Journal:
-    """The events of one session. Finals stay; events that the next one of their kind replaces are pruned.
+    """The events of one session.
 
-    keep_passing: how many of the latter are kept at least. The memory of the rest grows with the text.
+    Events that the next one of their kind replaces are pruned; keep_passing is how many of them are kept at least. All
+    others stay, so the memory grows with the text.
     """
 
     def __init__(self, keep_passing: int = 256) -> None:
@@ -67,7 +68,10 @@ class Journal:
             self._news.set()
 
     def restore(self, entries: list[Entry], last: int) -> None:
-        """Begin with the events of an earlier server. last: the sequence of the newest, which may not be among them."""
+        """Begin with the events of an earlier server.
+
+        last: sequence of the newest one, which may be missing in entries.
+        """
         self._entries, self._last = entries, max([last, *(entry.sequence for entry in entries[-1:])])
 
     def close(self, failure: BaseException | None = None, *, at_once: bool = False) -> None:
@@ -80,7 +84,7 @@ class Journal:
             self._news.set()
 
     def wake(self) -> None:
-        """Let readers call their `broken` at once."""
+        """Make readers call their `broken` at once."""
         self._news.set()
 
     async def after(self, sequence: int, broken: Callable[[], BaseException | None]) -> AsyncGenerator[Entry, None]:

@@ -1,4 +1,4 @@
-"""Decodes the utterances of a LIVE stream, speculatively before it is certain that they are over.
+"""Decodes the utterances of a LIVE stream, speculatively while they may not be over.
 
 A speculative decode begins after a short silence if the engine is nearly idle, and once the end is likely if it is
 busy: on a busy engine, earlier ones cost others more than they save (docs/measurements/live.md). It decodes the very
@@ -29,7 +29,7 @@ _BUSY_BACKLOG_S = 0.4  # an engine with less to do is nearly idle
 
 @dataclass(frozen=True)
 class _Speculation:
-    """A speculative decode. span: of its audio, in samples."""
+    """A speculative decode. span: its audio, in samples of the stream."""
 
     span: tuple[int, int]
     options: DecodeOptions
@@ -39,7 +39,7 @@ class _Speculation:
 class LiveDecoder:
     """The decoder of one LIVE stream; see `decoding.Decoder`.
 
-    An utterance expects the language of the last one that showed its language clearly.
+    An utterance expects the language of the last one whose language was clear.
     """
 
     def __init__(self, dependencies: Dependencies, options: StreamOptions, samples: SampleBuffer) -> None:
@@ -55,7 +55,7 @@ class LiveDecoder:
         return recognition
 
     def learn(self, utterance: Utterance, recognition: Recognition) -> None:
-        """See `Decoder`. Only speech that shows its language clearly counts."""
+        """See `Decoder`. Only utterances with a clear language count."""
         self._language.set(_clear_language(recognition), utterance)
 
     async def _final(self, utterance: Utterance) -> Recognition:
@@ -150,7 +150,7 @@ async def _result_of(task: asyncio.Task[Recognition]) -> Recognition:
 
 
 def _clear_language(recognition: Recognition) -> str:
-    """Return the language to expect of the next utterances; "" if this one does not show it clearly."""
+    """Return the language to expect in the next utterances; "" if that of this one is not clear."""
     transcript = recognition.transcript
     has_language = transcript.segments and is_clear(transcript.language_probability, transcript.speech_s)
     return transcript.language if has_language else ""

@@ -1,4 +1,4 @@
-"""A `DurableStore` in memory, for tests of what is around it."""
+"""A `DurableStore` in memory, for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures one stream for observers: what its work uses, and how long its finals take after their speech."""
+"""Measures one stream for observers: what it uses, and how long after their speech its finals are released."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MAX_BLOCKS = 4096
 
 
 class StreamMeter:
-    """Follows audio from its arrival to the samples that it became, and these to their final.
+    """Follows audio from its arrival to its final.
 
-    account: what all calls of the stream have used together. context: in which its work runs. charged_s: audio that its
-    calls were charged for.
+    account: the usage of all calls of the stream together. context: in which the stream's work runs. charged_s: audio
+    that its calls were charged for.
     """
 
     def __init__(self, dependencies: Dependencies, mode: str) -> None:
@@ -42,7 +42,7 @@ class StreamMeter:
 
     @contextmanager
     def counted_for(self, call: CallAccount) -> Iterator[None]:
-        """Add to a call's account what the stream uses while the block runs. Audio counts as it is decoded."""
+        """Add the stream's usage during the block to a call's account. Audio counts when it is decoded to samples."""
         queue_s, processing_s = self.account.queue_s, self.account.processing_s
         self._calls.append(call)
         call.add_audio(self._uncounted_s)
@@ -63,7 +63,7 @@ class StreamMeter:
         self._taken_s = self._waiting.popleft()
 
     def resumed(self, end: int, *, charged_s: float, elapsed_s: float) -> None:
-        """Go on where another server was, which counted the audio up to this sample."""
+        """Continue after another server, which counted the audio up to this sample."""
         self.charged_s, self._opened_s = charged_s, self._clock.now_s() - elapsed_s
         self._taken_s = self._clock.now_s()
         self.account.add_audio(end / SAMPLE_RATE_HZ)

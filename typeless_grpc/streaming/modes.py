@@ -1,4 +1,4 @@
-"""LIVE and FILE: what a stream of each mode is made of. The type of its segmentation options chooses the mode, once."""
+"""The two modes of a stream, LIVE and FILE, and the parts of each. The type of the segmentation options chooses one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from typeless_grpc.streaming.utterances import Utterance
 
 
 class StreamMode(Mode, Protocol):
-    """What differs between the modes, for a session and for what runs it."""
+    """What differs between the modes, for a session and its driver."""
 
     @property
     def name(self) -> str:
-        """Its name for observers."""
+        """The name of the mode for observers."""
         ...
 
     def decoder(self, dependencies: Dependencies, options: StreamOptions, samples: SampleBuffer) -> Decoder:
@@ -67,7 +67,7 @@ class LiveMode:
         return NoProgress()
 
     def max_backlog_s(self, options: StreamOptions) -> float:
-        """See `StreamMode`: nobody can stop a speaker."""
+        """See `StreamMode`. Without a bound, because speakers do not wait."""
         return float("inf")
 
 

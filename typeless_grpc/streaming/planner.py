@@ -1,7 +1,7 @@
-"""Segments a FILE stream into chunks, by the same plan as a recording that is transcribed in one call.
+"""Segments a FILE stream into chunks, with the planner that `Transcribe` uses.
 
-The planner collects speech until there is enough to choose good cuts. Then it reports all planned chunks but the last,
-which waits for what follows it. Only the audio decides when, so chunks do not depend on the speed of the upload.
+It collects speech until there is enough to choose good cuts. Then it reports all planned chunks except the last, which
+waits for more audio. Only the audio decides when, so chunks do not depend on the speed of the upload.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ class Planner:
 
     @property
     def is_quiet(self) -> bool:
-        """See `Segmenter`. Never: the shortest pause ends speech here."""
+        """See `Segmenter`. Always false: every pause ends speech in FILE mode."""
         return False
 
     def reconfigure(self, options: PlanOptions) -> None:
-        """See `Segmenter`. With more padding than before, no chunk has audio that is settled."""
+        """See `Segmenter`. More padding does not give chunks audio that is already settled."""
         self._floor = self.settled
         self._policy = options.policy
         self._endpointer.reconfigure(replace(_FINE, threshold=options.threshold))
@@ -80,7 +80,7 @@ class Planner:
         return []
 
     def decide(self, *, is_endpoint: bool) -> list[Boundary]:
-        """See `Segmenter`. Nothing is to be decided: the confidence of the text does not matter here."""
+        """See `Segmenter`. Never called: FILE mode has no `PossibleEndpoint`."""
         raise AssertionError("a FILE stream has no possible endpoints")
 
     def finalize(self, at: int) -> list[Boundary]:

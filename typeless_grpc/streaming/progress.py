@@ -15,7 +15,7 @@ _MAX_BEFORE_END = 0.99
 
 
 class ProgressHost(Protocol):
-    """The stream that progress is of."""
+    """The stream that reports its progress."""
 
     @property
     def end_reason(self) -> EndReason | None:
@@ -38,12 +38,12 @@ class ProgressHost(Protocol):
 
 
 class ProgressReporter(Protocol):
-    """When to report progress. fraction: the last one reported."""
+    """Decides when to report progress. fraction: the last one that was reported."""
 
     fraction: float
 
     def tick(self) -> None:
-        """Report if it is time, and if anything has happened. To be called a few times a second."""
+        """Report progress if it is time and something has changed. Must be called a few times a second."""
         ...
 
     def released(self) -> None:
@@ -56,7 +56,7 @@ class ProgressReporter(Protocol):
 
 
 class NoProgress:
-    """Of a LIVE stream, which has interims instead; see `ProgressReporter`."""
+    """The `ProgressReporter` of a LIVE stream, which reports nothing: it has interims instead."""
 
     fraction = 0.0
 
@@ -71,7 +71,7 @@ class NoProgress:
 
 
 class FileProgress:
-    """Of a FILE stream; see `ProgressReporter`."""
+    """The `ProgressReporter` of a FILE stream."""
 
     def __init__(self, host: ProgressHost, session: Session, clock: Clock) -> None:
         self._host, self._session, self._clock = host, session, clock
@@ -104,7 +104,7 @@ class FileProgress:
         cursors, done, total = self._session.cursors, self._session.n_released, self._session.n_utterances
         message = f"{done} of {total} chunks are transcribed."
         if self._session.state is State.DONE and is_whole:
-            self.fraction, message = 1.0, "All is transcribed."
+            self.fraction, message = 1.0, "The whole recording is transcribed."
         else:
             declared_s = self._host.declared_s or cursors.received_s + _UNKNOWN_REST_S
             expected_s = cursors.received_s if is_whole else max(cursors.received_s, declared_s)

@@ -1,4 +1,4 @@
-"""Releases the finals of a stream in the order of its audio, whichever order they are decoded in."""
+"""Releases the finals of a stream in the order of its audio, whatever the order in which they are decoded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FinalResult = FinalDecoded | FinalFailed
 
 @dataclass
 class PendingFinal:
-    """An utterance that is over, and all there is of it. result: None until it is decoded."""
+    """An utterance that is over and not released. result: None until it is decoded."""
 
     utterance: Utterance
     stability: Stability
@@ -40,7 +40,7 @@ class PendingFinal:
 
 
 class ReleaseQueue:
-    """The utterances of one stream that are over and not released."""
+    """The utterances of one stream that are over and not released, in the order of the audio."""
 
     def __init__(self) -> None:
         self._pending: dict[int, PendingFinal] = {}  # in the order of the audio

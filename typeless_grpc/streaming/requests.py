@@ -23,9 +23,10 @@ class Control(Enum):
 
 @dataclass(frozen=True)
 class Update:
-    """New options, from the next utterance on. segmentation: of the stream's mode, the server's defaults filled in.
+    """New options from the next utterance on.
 
-    requested: the options as the caller sent them; they come back in `Configured`.
+    segmentation: that of the stream's mode, with the server's defaults filled in. requested: the options as the caller
+    sent them, which `Configured` returns.
     """
 
     options: DecodeOptions

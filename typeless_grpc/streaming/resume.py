@@ -43,9 +43,10 @@ class SessionLimits:
 
 @dataclass
 class _Held(Generic[C]):
-    """A session. call: the one that has it now; left_s: when the last one left.
+    """A session.
 
-    is_handed_over: nothing is left to do here; another server goes on.
+    call: the one that has it now. left_s: when the last call left. is_handed_over: another server continues it, and
+    nothing is left to do here.
     """
 
     id: str
@@ -59,7 +60,7 @@ class _Held(Generic[C]):
 
 
 class Call(Generic[C]):
-    """One call's access to a session. config: that with which the session was opened."""
+    """One call's access to a session. config: the configuration with which the session was opened."""
 
     def __init__(self, held: _Held[C], *, resumed: bool) -> None:
         self._held = held
@@ -82,7 +83,7 @@ class Call(Generic[C]):
 
     @property
     def charged_s(self) -> float:
-        """Seconds of the session's audio that its calls were charged for, in all."""
+        """Seconds of audio for which the session's calls were charged."""
         return self._held.stream.meter.charged_s
 
     @charged_s.setter
@@ -124,7 +125,7 @@ class Sessions(Generic[C]):
         self.is_draining = self.is_ticking = False
 
     def use(self, limits: SessionLimits) -> None:
-        """Apply these limits from now on; no session ends because of them, but that those without a call expire."""
+        """Apply these limits from now on. Only sessions without a call end because of them."""
         self._limits = limits
 
     def __len__(self) -> int:
@@ -147,9 +148,8 @@ class Sessions(Generic[C]):
     ) -> Call[C]:
         """Open a session. caller: it counts against this caller's streams; owner: who may resume it.
 
-        is_shared: the caller may be several behind one address, so a new session must not end one that can be resumed.
-        session_id: from `new_session_id`; a new one unless given.
-        Raises RateLimited (TOO_MANY_STREAMS) and Overloaded.
+        is_shared: several callers may share this address, so a new session must not end one that can be resumed.
+        session_id: from `new_session_id`; a new one unless given. Raises RateLimited (TOO_MANY_STREAMS) and Overloaded.
         """
         self._make_room(caller, is_shared=is_shared)
         held = _Held(session_id or new_session_id(), caller, owner, config, stream())
@@ -282,7 +282,7 @@ class Sessions(Generic[C]):
             raise Overloaded(f"This server has {n_open} streams open, its limit. Try again, or another replica.")
 
     def _evict(self, candidates: list[_Held[C]]) -> None:
-        """Drop the session of least worth."""
+        """Drop the session whose loss costs least."""
         self._observer.session("evicted")
         self._drop(min(candidates, key=_worth))
 
@@ -335,10 +335,10 @@ def moved_error() -> Overloaded:
 
 
 def taken_error() -> WrongState:
-    """Return the error for a call whose session has another one."""
+    """Return the error for a call whose session was resumed by another call."""
     return WrongState("Another call has resumed this session.", reason="SESSION_TAKEN")
 
 
 def _worth(held: _Held[C]) -> tuple[bool, float]:
-    """Order sessions by what is lost with them: a completed session is hardly ever resumed."""
+    """Return a key that sorts sessions by what their loss costs: a completed session is hardly ever resumed."""
     return not held.stream.journal.is_closed, held.left_s

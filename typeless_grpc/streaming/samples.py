@@ -13,9 +13,9 @@ _SAMPLE_BYTES = 8  # what a sample counts: a float here, and one more in what th
 
 
 class SampleBuffer:
-    """A window over the stream: samples are appended at its end and forgotten at its start.
+    """A window over the stream: samples are appended at its end and dropped at its start.
 
-    held: the stream's part of what all streams hold.
+    held: the audio that the stream holds.
     """
 
     def __init__(self, held: Holding) -> None:

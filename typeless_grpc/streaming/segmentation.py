@@ -1,4 +1,4 @@
-"""What a segmenter does: from the probabilities of speech, frame by frame, it finds where utterances begin and end.
+"""The `Segmenter` protocol: finds where utterances begin and end, from the probability of speech in each frame.
 
 There are two: `endpoint.Endpointer` for LIVE streams and `planner.Planner` for FILE streams. Positions are samples of
 the stream.
@@ -21,9 +21,9 @@ class Onset:
 
 @dataclass(frozen=True)
 class Pause:
-    """Nobody speaks. If the pause lasts, the utterance ends here; if not, `SpeechResumed` follows.
+    """Speech paused. If the pause lasts, the utterance ends here; if not, `SpeechResumed` follows.
 
-    Reported up to twice: as soon as the pause has room for the padding, and once the end is likely.
+    Reported up to twice: once the pause is as long as the padding, and once the end of the utterance is likely.
     """
 
     speech_end: int
@@ -56,7 +56,7 @@ Boundary = Onset | Pause | SpeechResumed | PossibleEndpoint | Endpoint
 
 
 class Segmenter(Protocol):
-    """One stream's."""
+    """Segments one stream."""
 
     @property
     def settled(self) -> int:
@@ -65,7 +65,7 @@ class Segmenter(Protocol):
 
     @property
     def is_speaking(self) -> bool:
-        """Whether an utterance is open: to end the audio now could cut a word."""
+        """Whether an utterance is open, so that the end of the audio could cut a word."""
         ...
 
     @property
@@ -78,11 +78,11 @@ class Segmenter(Protocol):
         ...
 
     def decide(self, *, is_endpoint: bool) -> Sequence[Boundary]:
-        """Say whether the `PossibleEndpoint` is one."""
+        """Decide whether the `PossibleEndpoint` is an endpoint."""
         ...
 
     def settle(self) -> Sequence[Boundary]:
-        """Report what is over but was held back."""
+        """Report utterances that are over but were held back."""
         ...
 
     def finalize(self, at: int) -> Sequence[Boundary]:

@@ -1,7 +1,7 @@
 """A stream's session as a state machine: inputs in, effects out; no I/O, no clock, no engine.
 
-The session counts audio and does not hold it: frames come as probabilities of speech, text comes as what the engine
-decoded. It decides where utterances are, which of them to decode and when, and in which order finals are released.
+The session holds no audio: it gets a probability of speech for each frame, and the hypotheses of the engine. It decides
+where utterances begin and end, which of them to decode and when, and in which order finals are released.
 
     LISTENING  nobody speaks
     SPEAKING   an utterance is open
@@ -90,10 +90,10 @@ class Session:
         cadence: Cadence | None = None,
         stability: Callable[[], Stability] = Stability,
     ) -> None:
-        """cadence: of interims; None for none. stability: makes the one of a new utterance."""
+        """cadence: when interims are due; None for none. stability: creates the `Stability` of a new utterance."""
         self.state = State.LISTENING
         self.options = options
-        self.undecided: Utterance | None = None  # in UNDECIDED: the utterance, if this is its end
+        self.undecided: Utterance | None = None  # in UNDECIDED: the utterance as it is if it ends here
         self.n_utterances = 0  # that are over
         self._mode, self._cadence, self._new_stability = mode, cadence, stability
         self._segmenter = mode.segmenter()
@@ -146,7 +146,7 @@ class Session:
         return self._final
 
     def apply(self, input: Input) -> list[Effect]:
-        """Take an input, and return what must be done. Raises WrongState for one that the state does not take."""
+        """Apply an input, and return its effects. Raises WrongState if the state does not allow it."""
         if type(input) not in TRANSITIONS[self.state]:
             message = f"A stream that is {self.state.value} takes no {type(input).__name__}."
             raise WrongState(message, reason="STREAM_STATE")
@@ -225,7 +225,7 @@ class Session:
 
     def _update(self, update: Update) -> None:
         self._end_undecided()
-        self._take_boundaries(self._segmenter.settle())  # what is over belongs to the old options
+        self._take_boundaries(self._segmenter.settle())  # utterances that are over keep the old options
         self.options = update.options
         self._segmenter.reconfigure(update.segmentation)
         self._emit(events.Configured(update.options, update.requested))
@@ -277,7 +277,7 @@ class Session:
     # ---- text ------------------------------------------------------------------------------------------------
 
     def _take_interim(self, interim: InterimDecoded) -> None:
-        """Take the interim of an utterance that is over, too: what it commits must not depend on when it comes."""
+        """Commit the words of an interim, also if its utterance is over: they must not depend on when it arrives."""
         open_ = self._open if self._open is not None and self._open.utterance.id == interim.utterance_id else None
         stability = open_.stability if open_ is not None else self._pending.stability_of(interim.utterance_id)
         if stability is None or not interim.text:

@@ -5,8 +5,8 @@ growing audio, agree on it and on all words before it. The paper's n is 2; here 
 hypotheses agree on is still wrong too often (docs/measurements/interims.md). The newest words are also held back: they
 stand where the audio was cut off, and the same cut-off can mislead several hypotheses alike.
 
-Committed words stay. A later hypothesis that disagrees continues behind them, at the place where it fits best. So the
-stable prefix begins all that follows, the final included. The price is an occasional error that the final would have
+Committed words stay. A later hypothesis that disagrees continues behind them, at the place where it fits best. So all
+later interims and the final begin with the stable prefix. The price is an occasional error that the final would have
 corrected; docs/measurements/interims.md has figures for both.
 """
 
@@ -52,7 +52,7 @@ def tokens_of(text: str) -> list[str]:
 
 
 def merged(committed: str, text: str) -> str:
-    """Return text with committed in place of those of its first words that fit committed best."""
+    """Return text with its first words replaced by committed: as many as correspond to it best."""
     if text.startswith(committed):
         return text
     words = tokens_of(text)

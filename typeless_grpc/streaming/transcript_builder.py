@@ -12,7 +12,7 @@ from typeless_grpc.streaming.utterances import Utterance
 
 
 class TranscriptBuilder:
-    """One stream's. model: the requested one, until a hypothesis names the one that was used."""
+    """Builds the transcript of one stream. model: the requested one, until a hypothesis names the one that was used."""
 
     def __init__(self, model: str) -> None:
         self._model = model

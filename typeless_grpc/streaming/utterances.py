@@ -1,7 +1,7 @@
 """Utterances: the parts of a stream's audio that are decoded, each by itself.
 
-In LIVE mode an utterance is what somebody says between two silences. In FILE mode it is a chunk of the recording,
-chosen as for a recording that is transcribed in one call. All positions are samples of the stream; ends are exclusive.
+In LIVE mode an utterance is the speech between two silences. In FILE mode it is a chunk of the recording, as in
+`Transcribe`. All positions are samples of the stream; ends are exclusive.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OpenUtterance:
     options: DecodeOptions
 
     def until(self, speech_end: int, audio_end: int) -> Utterance:
-        """Return the utterance that it is if it ends here."""
+        """Return the utterance that this becomes if it ends here."""
         return Utterance(
             self.id, self.speech_start, min(speech_end, audio_end), self.audio_start, audio_end, self.options
         )

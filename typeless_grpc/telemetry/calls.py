@@ -1,4 +1,4 @@
-"""Finished calls, as observers see them: metrics, the log, and usage."""
+"""The `CallObserver` protocol: reports of calls for metrics, the log, and usage."""
 
 from __future__ import annotations
 

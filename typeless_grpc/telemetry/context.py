@@ -1,4 +1,4 @@
-"""The call that code runs for, and threads that keep it."""
+"""The context of the current call, and threads that keep it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 # The call's deadline on the monotonic clock, None if it has none.
 deadline_s: ContextVar[float | None] = ContextVar("deadline_s", default=None)
 
-# When a caller cancels, its requests end as if half-closed, and the handler is cancelled a moment later. Code for which
-# the end of the requests is final waits this long for the cancellation.
+# When a caller cancels, its requests end as if half-closed, and the handler is cancelled a moment later. Code that ends
+# something at the end of the requests waits this long for a cancellation.
 HALF_CLOSE_GRACE_S = 0.02
 
 # The trace that the code works for: its id in hexadecimal, and the headers that continue it elsewhere (W3C Trace

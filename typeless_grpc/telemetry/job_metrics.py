@@ -1,4 +1,4 @@
-"""Metrics of jobs: those in the database, and the work of this process's worker."""
+"""Metrics of jobs: of those in the database, and of this process's worker."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ RUN_OUTCOMES = ("completed", "failed", "retried", "preempted", "released")
 
 @dataclass(frozen=True)
 class StoredJobs:
-    """What the database has, of all servers that share it, and the storage.
+    """The content of the database and the storage, of all servers that share them.
 
-    n_bytes: of uploads and of the audio of jobs. free_ratio: the free share of the storage's disk, if it has one.
+    n_bytes: bytes of uploads and of the audio of jobs. free_ratio: the free share of the storage's disk, None for an
+    object store.
     """
 
     queue: QueueStats
@@ -51,7 +52,7 @@ class JobMetrics(NoJobObserver):
             self.durations.labels(state.value)
 
     def watch_store(self, read: Callable[[], StoredJobs | None], is_up: Callable[[], bool]) -> None:
-        """Show the store. read: what it held a moment ago, None if that is not known. is_up: it answers."""
+        """Show the store. read: returns its recent content, None if unknown. is_up: returns whether it answers."""
 
         def show(name: str, help: str, value: Callable[[StoredJobs], float | None]) -> None:
             def known() -> Mapping[tuple[str, ...], float]:
@@ -105,10 +106,10 @@ class JobMetrics(NoJobObserver):
 
 
 class StoreReader:
-    """Reads what the database has, now and then, so that Prometheus never waits for it."""
+    """Reads the content of the database from time to time, so that Prometheus never waits for it."""
 
     def __init__(self, read: Callable[[], StoredJobs], max_age_s: float = 60.0) -> None:
-        """read: blocks, and may raise. max_age_s: after so long without an answer, nothing is known."""
+        """read: blocks, and may raise. max_age_s: time without an answer after which the content is unknown."""
         self._read, self._max_age_s = read, max_age_s
         self._stored: StoredJobs | None = None
         self._read_s = 0.0
@@ -118,5 +119,5 @@ class StoreReader:
         self._stored, self._read_s = self._read(), time.monotonic()
 
     def latest(self) -> StoredJobs | None:
-        """Return what was read last, None if that is too long ago."""
+        """Return the content that was read last, None if it is too old."""
         return self._stored if time.monotonic() - self._read_s <= self._max_age_s else None

@@ -14,7 +14,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from typeless_grpc.telemetry.context import request_id, trace_id
 
-# One list, changed in place: loggers keep it from their first line on, and must follow a change of the format.
+# One list that is changed in place, because loggers keep it from their first line on and must follow a new format.
 _processors: list[Processor] = []
 
 GRPC_CORE = "grpc._cython.cygrpc"
@@ -65,7 +65,7 @@ def configure(level: str, log_format: LogFormat) -> None:
 
 
 def _is_no_fault_of_a_client(record: logging.LogRecord) -> bool:
-    """Drop errors that any client could fill the log with."""
+    """Drop errors with which any client could fill the log."""
     return record.name != GRPC_CORE or not record.getMessage().startswith(CLIENTS_FAULTS)
 
 

@@ -1,4 +1,4 @@
-"""How late the event loop is: each call and stream waits at least as long."""
+"""Measures how late the event loop is. Each call and stream waits at least as long."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.metrics import Metrics
 
 MAX_CONNECTIONS = 16
-SILENCE_S = 10.0  # without a byte, a connection is closed
+SILENCE_S = 10.0  # a connection without a byte for this long is closed
 
 
 class MetricsPort:

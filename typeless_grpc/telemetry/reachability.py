@@ -1,4 +1,4 @@
-"""Whether something outside answers: a gauge, and one log line at each change."""
+"""Tracks whether an external service answers: a gauge, and one log line at each change."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Reachability:
 
 
 class Freshness:
-    """Tracks how old data is that stays in use while its source is unavailable.
+    """Tracks the age of data that stays in use while its source is unavailable.
 
     Logs an error every `stale_s` seconds without an answer. The gauge has the Unix time of the last answer.
     """

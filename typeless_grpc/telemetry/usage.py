@@ -6,12 +6,12 @@ from typeless_grpc.access.usage import UsageRecorder
 from typeless_grpc.account import CallAccount
 from typeless_grpc.telemetry.calls import CallRecord, Method
 
-# CANCELLED is the caller's own decision.
+# CANCELLED is no failure: the caller decided it.
 NOT_FAILED = ("OK", "CANCELLED")
 
 
 class UsageObserver:
-    """A `CallObserver` of the calls of our contract; health checks and reflection are no usage."""
+    """A `CallObserver` that reports the calls of our contract. Health checks and reflection do not count as usage."""
 
     def __init__(self, recorder: UsageRecorder) -> None:
         self._recorder = recorder

@@ -13,7 +13,7 @@ from typeless_grpc.text.edits import Edit, edited
 
 
 def in_script(segment: Segment, script: Script) -> Segment:
-    """The segment's text and words in one script, whatever mix of both the model wrote."""
+    """Return the segment with text and words in one script, even if the model mixed both."""
     text = _converted(segment.text, script)
     if text == segment.text:
         return segment
@@ -55,10 +55,10 @@ def written_numbers(text: str) -> list[Edit]:
 
 
 def _stays(text: str, start: int, end: int, written: str) -> bool:
-    """Whether a number stays in words, which the grammar does not see.
+    """Whether a number stays in words in a case that the grammar does not know.
 
-    About so many (十几个, 十七八岁, 三四个), idioms (三三两两, 十分), quarters of an hour, days of the old calendar
-    (八月十五), and somebody who counts (一二三).
+    These are approximate numbers (十几个, 十七八岁, 三四个), idioms (三三两两, 十分), quarters of an hour, days of the
+    lunar calendar (八月十五), and counting (一二三).
     """
     words, before, after = text[start:end], text[max(0, start - 1) : start], text[end : end + 1]
     is_about = before == "几" or after in ("几", "来") or re.search(r"\d[~-]\d", written) is not None
@@ -82,7 +82,7 @@ def _itn() -> Any:
 
 
 def _as_written(kind: str, words: str, written: str) -> str:
-    """Dates and times with the characters that readers of Chinese expect: 2024年5月3号, not 2024/05/03."""
+    """Return dates and times with the characters that readers of Chinese expect: 2024年5月3号, not 2024/05/03."""
     figures = re.findall(r"\d+", written)
     if kind == "date":
         marks = re.findall(r"[年月日号號]", words)

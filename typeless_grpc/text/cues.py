@@ -54,7 +54,7 @@ def cues(segments: Sequence[Segment], *, audio_s: float) -> list[Cue]:
 
 
 def _with_company(spoken: Sequence[Cue]) -> list[Cue]:
-    """Join a cue that is too short to be read with the next one, if both fit on the screen."""
+    """Join each cue that is too short to be read with the next one, if both fit on the screen."""
     kept: list[Cue] = []
     for cue in spoken:
         last = kept[-1] if kept else None
@@ -155,7 +155,7 @@ def _cut(fragments: list[_Fragment]) -> tuple[list[_Fragment], list[_Fragment]]:
 
 
 def _lines(fragments: Sequence[_Fragment]) -> list[str]:
-    """As few lines as can be; two are about equally long, the way people find them easiest to read."""
+    """Break fragments into as few lines as possible; two lines get about equal lengths, which is easiest to read."""
     lines = _wrapped(fragments, MAX_LINE_COLUMNS)
     if len(lines) != 2:
         return lines
@@ -185,7 +185,7 @@ def _columns(text: str) -> int:
 
 
 def _timed(spoken: Sequence[Cue], audio_ms: int) -> list[Cue]:
-    """Cues one after the other, each at least a millisecond long, and long enough to be read if there is room."""
+    """Return cues without overlap, each at least a millisecond long, and long enough to be read if there is room."""
     timed: list[Cue] = []
     free_ms = 0  # no cue is shown after it yet
     for i, cue in enumerate(spoken):
@@ -204,7 +204,10 @@ def _to_read_ms(cue: Cue) -> int:
 
 
 def _next_start_ms(spoken: Sequence[Cue], i: int, start_ms: int, audio_ms: int) -> int:
-    """When the next cue begins; where two channels speak at once, not before this one can be noticed."""
+    """Return when the next cue begins.
+
+    If two channels speak at once, it begins late enough for this one to be noticed.
+    """
     if i + 1 == len(spoken):
         return audio_ms
     following = spoken[i + 1]

@@ -48,13 +48,13 @@ class FinishingEngine:
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`; the transcript has its renditions."""
-        # Words time the cues, whether or not the caller wants them.
+        # The times of cues come from words, also if the caller does not request words.
         words = options.word_timestamps or needs_words(options)
         inner = replace(options, word_timestamps=words, output_formats=())
         return await self._finished(await self._engine.transcribe(audio, inner, ticket), options)
 
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
-        """See `Engine`; an utterance is a part of something, so it has no renditions."""
+        """See `Engine`. An utterance is only a part of a stream, so it has no renditions."""
         recognition = await self._engine.recognize(utterance, options, ticket)
         return await self._finished(recognition, replace(options, output_formats=()))
 

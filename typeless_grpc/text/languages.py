@@ -1,4 +1,4 @@
-"""Tables for the rules, by language: fillers, words doubled on purpose, how numbers are written."""
+"""Tables for the rules of each language: fillers, words that are doubled on purpose, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Speech:
-    """How people speak a language. All words in lower case.
+    """How a language is spoken. All words are in lower case.
 
     fillers: sounds without meaning, anywhere. clause_fillers: words without meaning if they are a clause of their own,
     but not otherwise. doubled: words that are spoken twice on purpose. stuttered: words with so little meaning that a
@@ -81,15 +81,15 @@ SPEECH: Mapping[str, Speech] = {
 
 @dataclass(frozen=True)
 class Notation:
-    """How a language writes numbers. All words in lower case.
+    """How a language writes numbers. All words are in lower case.
 
     decimal, group: the marks within numbers. scales: names of 10^6 and more, singular and plural. bare: number words
     that stay as they are, because they mean "many" as often as a number. percent, currencies, units: from the words
     after a number to their symbol. symbol_first: "$5" rather than "5 $". cents: words after the second part of an
     amount; cents_joiners: words before it, "" if the number follows at once. months: their names; month_joiner: the
     word between the day and the month. hours: words after the hour, with the form of a time with minutes and of one
-    without, "" if the latter stays in words. pairs_are_years: whether "nineteen ten" is a year. zeros: words for 0 in
-    a row of digits.
+    without, "" if the latter stays in words. pairs_are_years: whether "nineteen ten" is a year. zeros: words for 0 in a
+    row of digits.
     """
 
     decimal: str = "."

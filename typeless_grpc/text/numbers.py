@@ -17,11 +17,11 @@ from typeless_grpc.text.edits import Edit
 from typeless_grpc.text.languages import NOTATION, Notation
 from typeless_grpc.text.spoken_numbers import Number, Token, numbers_of, tokens_of
 
-# "I am" has the look of a time of day.
+# "I am" resembles a time of day.
 _MERIDIEM = re.compile(r"\s*(?:[ap]\.\s?m\b|[ap]\s?m\b(?!\s+I\b))", re.IGNORECASE)
 _SMALLEST = 10  # a lone number below is a word, as most style guides have it
-_MIN_CODE_DIGITS = 5  # so many digits in a row are no counting, and "oh" before them is no sigh
-# Before an ordinal they make a fraction of it, and as a number they are no day: "a tenth", "un mai".
+_MIN_CODE_DIGITS = 5  # this many digits in a row are a code, not counting, and "oh" before them is a zero, not a sigh
+# Articles: before an ordinal they make a fraction, "a tenth"; and they are not the day of a date, "un mai".
 _ARTICLES = frozenset(
     {"a", "an", "one", "per", "un", "una", "une", "ein", "eine", "einem", "einer", "um", "uma", "een"}
 )
@@ -62,7 +62,7 @@ class _Reader:
         """The edits, in order."""
         position = 0
         while position < len(self._tokens):
-            # What comes straight after a number that stays in words may belong to it.
+            # A number right after one that stays in words may belong to it.
             is_loose = position not in self._count_ends or position == self._written_to
             written = self._read(position) if is_loose else None
             if written is None:
@@ -79,7 +79,7 @@ class _Reader:
         number = self._numbers.get(position)
         if self._is_article_of_hundred(position):
             number = self._numbers.get(position + 1)
-        elif self._is_article_of_hundred(position - 1):  # nothing that is written with its article was found there
+        elif self._is_article_of_hundred(position - 1):  # nothing was found that includes the article
             return None
         if number is None or (not number.is_numeral and self._is_bare(number)):
             return None
@@ -93,18 +93,18 @@ class _Reader:
         return self._tokens[position].word if 0 <= position < len(self._tokens) else ""
 
     def _is_kept(self, number: Number) -> bool:
-        """Whether it is part of an idiom, or of something that is never written in figures."""
+        """Whether a number is part of an idiom, or of an expression that is never written in figures."""
         start, end = self._tokens[number.start].start, self._tokens[number.end - 1].end
         found = (one for pattern in self._notation.kept for one in pattern.finditer(self._text))
         return not number.is_numeral and any(one.start() < end and start < one.end() for one in found)
 
     def _is_article_of_hundred(self, position: int) -> bool:
-        """Whether an article says how many hundreds: "a hundred and ten"."""
+        """Whether an article before "hundred" means one: "a hundred and ten"."""
         is_article = self._word(position) in self._notation.hundred_articles
         return is_article and self._word(position + 1) in self._notation.bare
 
     def _is_bare(self, number: Number) -> bool:
-        """Whether it is "hundreds", "a million": words that scale, without a number before them."""
+        """Whether a number consists of scale words without a number before them: "hundreds", "a million"."""
         return all(self._word(i) in self._notation.bare for i in range(number.start, number.end))
 
     def _series(self, position: int) -> _Written | None:
@@ -150,7 +150,7 @@ class _Reader:
         return _Written(following.end, f"{number.digits}{following.digits}")
 
     def _counts_something(self, position: int) -> bool:
-        """Whether a number or what is counted follows, so that what ends here is no year."""
+        """Whether a number or a counted thing follows, so that the number that ends here is not a year."""
         notation = self._notation
         counted = (dict.fromkeys(notation.percent, "%"), notation.currencies, notation.units)
         return position in self._count_starts or any(self._phrase(position, phrases) for phrases in counted)
@@ -169,7 +169,7 @@ class _Reader:
         return _Written(number.end, number.digits) if self._meridiem(number.end) else None
 
     def _clock_by_the_hour(self, number: Number) -> _Written | None:
-        """Where the hour is named, minutes may follow; "trois heures" alone may be a length of time, and stays."""
+        """Return a time with a word for the hour. "trois heures" alone stays, because it may be a duration."""
         minutes = self._minutes(number.end + 1)
         pattern, only_hour = self._notation.hours[self._word(number.end)]
         if minutes is not None:
@@ -185,7 +185,7 @@ class _Reader:
         return english and _MERIDIEM.match(self._text, self._tokens[position - 1].end) is not None
 
     def _date(self, number: Number) -> _Written | None:
-        """A day next to its month is a figure, however small: "March 5th", "3 de mayo"."""
+        """Return a date: a day beside its month is written in figures, however small: "March 5th", "3 de mayo"."""
         if not 1 <= number.value <= 31 or number.is_numeral:
             return None
         if not number.is_ordinal and (self._notation.days_are_ordinal or self._word(number.start) in _ARTICLES):
@@ -256,7 +256,7 @@ class _Reader:
         return None
 
     def _scaled(self, number: Number) -> tuple[str, int]:
-        """The number in figures, "2.5 million" where it is as round as that, and the token it ends before."""
+        """Return the number in figures, "2.5 million" if it is round enough, and the token after it."""
         following = self._numbers.get(number.end)
         if following is not None and self._is_bare(following) and following.value >= 10**6 and not number.is_ordinal:
             names = self._notation.scales.get(int(following.value))

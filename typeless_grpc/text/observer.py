@@ -1,4 +1,4 @@
-"""What the last step of every transcription reports. Called on the event loop, in the context of the call."""
+"""The `TextObserver` protocol: what the last step of a transcription reports."""
 
 from __future__ import annotations
 

@@ -84,7 +84,10 @@ def is_number(word: str, language: str) -> bool:
 
 
 def _value(numeral: str) -> float:
-    """Near enough to tell a count from a fraction: the last mark before other than three digits is the decimal's."""
+    """Return the value, precise enough to tell a count from a fraction.
+
+    The last mark that is not followed by three digits is the decimal mark.
+    """
     whole, mark, fraction = numeral.rpartition("," if "," in numeral else ".")
     if not mark or len(fraction) == 3:
         return float(re.sub(r"[.,]", "", numeral))

@@ -1,4 +1,4 @@
-"""Repeated words, fillers and stray spaces: what to change in a text, by the rules of its language.
+"""Finds repeated words, fillers and stray spaces in a text, by the rules of its language.
 
 Each function finds edits in the text of one segment, without its times.
 """
@@ -145,7 +145,7 @@ _BETWEEN_UNSPACED = re.compile(f"(?<=[{UNSPACED}])\\s+(?=[{UNSPACED}])")
 
 
 def stray_spaces(text: str, language: str) -> list[Edit]:
-    """One space between words, none before a mark (but French's own), none between characters that go without."""
+    """Leave one space between words, and none before a mark (except in French) or between Chinese characters."""
     before_mark = _BEFORE_FRENCH_MARK if language == "fr" else _BEFORE_MARK
     patterns = ((before_mark, ""), (_AFTER_OPENING, ""), (_BETWEEN_UNSPACED, ""), (_RUN, " "))
     found = sorted(

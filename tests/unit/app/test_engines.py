@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from typeless_grpc.app import engines
-from typeless_grpc.app.engines import n_processes, shares
+from typeless_grpc.app.cores import shares
+from typeless_grpc.app.engines import n_processes
 from typeless_grpc.config import Settings
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tomllib
@@ -12,6 +13,7 @@ from tests.unit.engine.test_catalog import a_model
 from typeless_grpc.cli import main
 from typeless_grpc.cli.commands import app
 from typeless_grpc.config import Settings, load
+from typeless_grpc.engine.catalog import REQUIRED_FILES
 from typeless_grpc.version import VERSION
 
 
@@ -104,10 +106,26 @@ def test_models_lists_every_name_with_its_directory(data_dir: Path):
 
 
 def test_pulling_a_downloaded_model_prints_its_directory(data_dir: Path):
-    here = a_model(data_dir / "models" / "base")
-    result = typeless("models", "pull", "base")
+    here = a_model(data_dir / "models" / "mine")
+    result = typeless("models", "pull", "mine")
     assert (result.exit_code, result.stdout.strip()) == (0, str(here))
     assert "was not calibrated" in result.stderr  # it holds no weights
+
+
+def test_a_model_of_other_files_than_its_own_is_an_error_until_it_is_approved(data_dir: Path):
+    a_model(data_dir / "models" / "base")
+    a_model(data_dir / "models" / "mine")
+    pulled = typeless("models", "pull", "base")
+    assert (pulled.exit_code, "MODEL_ALTERED" in pulled.stderr) == (1, True)
+    verified = typeless("models", "verify", "base", "mine", "nonesuch", "--json")
+    assert verified.exit_code == 1
+    assert [row["good"] for row in json.loads(verified.stdout)] == [False, True, False]
+    approved = typeless("models", "approve", "base")
+    digest = hashlib.sha256(b"x").hexdigest()
+    assert approved.stdout.splitlines() == [f"{digest}  {name}" for name in sorted(REQUIRED_FILES)]
+    verified = typeless("models", "verify", "base")
+    assert (verified.exit_code, "approved by the operator" in verified.stdout) == (0, True)
+    assert typeless("models", "approve", "nonesuch").exit_code == 1
 
 
 def test_pulling_an_unknown_model_is_an_error_of_one_line():

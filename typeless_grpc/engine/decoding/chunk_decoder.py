@@ -79,7 +79,7 @@ class ChunkDecoder:
         return replace(best, language_probability=result.language_probability, languages=result.languages)
 
     async def decode_once(self, context: DecodeContext, chunk: Chunk) -> DecodeResult:
-        """Decode a chunk in one pass, whatever comes of it."""
+        """Decode a chunk in one pass, without quality checks."""
         window = context.window(chunk)
         added_s = _added_s(window, SILENCE_S)
         request = DecodeRequest(window, context.options, self._beam_size(context), added_s, context.expected_language)
@@ -155,12 +155,12 @@ def _worst(issues: frozenset[Issue]) -> Issue:
 
 
 def _severity(result: DecodeResult) -> int:
-    """Of the worst issue: 2 for no text or one that is cut off, 1 for one that is too fast, else 0."""
+    """Return the severity of the worst issue: 2 for an empty or cut-off text, 1 for one that is too fast, else 0."""
     if result.issues & {Issue.EMPTY, Issue.CUT_OFF}:
         return 2
     return 1 if Issue.TOO_FAST in result.issues else 0
 
 
 def _added_s(window: Window, silence_s: float) -> float:
-    """How much silence to compute so that there is silence_s of it after the speech."""
+    """Return the computed silence to add, so that the window has silence_s after its speech."""
     return max(MIN_ADDED_S, silence_s - (window.audio_s - window.spans_s[-1][1]))

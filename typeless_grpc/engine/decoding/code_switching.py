@@ -32,7 +32,7 @@ ChunkResults = list[tuple[Chunk, DecodeResult]]  # the parts of a chunk, in orde
 
 @dataclass(frozen=True)
 class Utterance:
-    """Some of a chunk's speech, up to a pause or the end."""
+    """A part of a chunk's speech, up to a pause or the end of the chunk."""
 
     spans: tuple[Span, ...]
 
@@ -59,7 +59,7 @@ class DetectedUtterance:
 
 @dataclass(frozen=True)
 class LanguageRun:
-    """The part of a chunk that is in one language. probability: the least of its utterances."""
+    """The part of a chunk that is in one language. probability: the lowest of its utterances."""
 
     chunk: Chunk
     language: str
@@ -102,7 +102,7 @@ class CodeSwitchingDecoder:
     async def _verify(
         self, context: DecodeContext, chunk: Chunk, detected: Sequence[DetectedUtterance], main: DecodeResult
     ) -> list[DetectedUtterance]:
-        """The same utterances, in the main language where the detected one does not make for a likelier text."""
+        """Return the utterances with the main language wherever the detected one does not give a likelier text."""
         others = [run for run in language_runs(chunk, detected) if run.language != main.language]
         in_main = await gather(
             [self._chunks.decode_once(context.in_language(main.language), run.chunk) for run in others]

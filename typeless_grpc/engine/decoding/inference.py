@@ -164,7 +164,7 @@ def _result(model: Model, item: _Item, hypothesis: Hypothesis) -> DecodeResult:
     looped: Sequence[TimedWord] = ()
     uncovered_from_s = None
     n_tokens = len(hypothesis.tokens)
-    # The alignment of a translation tells nothing about the order of the spoken words.
+    # The alignment of a translation does not show the order of the spoken words.
     is_translated = options.task is Task.TRANSLATE
     is_loop = hypothesis.is_cut_off if is_translated else may_loop(hypothesis)
     is_short = not is_translated and may_stop_early(hypothesis.text, window.speech_s)

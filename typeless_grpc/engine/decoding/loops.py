@@ -1,4 +1,4 @@
-"""Tells a decoder's loop from speech that repeats itself, and removes the loop.
+"""Distinguishes a decoder's loop from repeated speech, and removes the loop.
 
 A looping decoder writes a phrase again and again until it is cut off. The text cannot show the difference, because
 people say things twice, but time can: a phrase that is spoken again takes as long again, and the alignment squeezes
@@ -15,20 +15,20 @@ from dataclasses import dataclass, replace
 from typeless_grpc.engine.decoding.units import units_of
 from typeless_grpc.engine.model import Hypothesis, TimedWord
 
-# A spoken word takes longer; the alignment works in steps of 0.02 s. The median of repeated words that were spoken was
-# 0.1 s or more, and of those in loops none (docs/measurements/loops.md).
+# A spoken word takes longer than this. The alignment works in steps of 0.02 s. The median of repeated words that were
+# spoken was 0.1 s or more, and of those in loops none (docs/measurements/loops.md).
 MIN_WORD_S = 0.05
-# How often a phrase must stand in a row to count as repetition, by its length in words; longer phrases twice.
+# How often a phrase must occur in a row to count as repetition, by its length in words; longer phrases twice.
 MIN_TIMES = {1: 4, 2: 3}
 
 
 def may_loop(hypothesis: Hypothesis) -> bool:
-    """Whether a text should be aligned to tell a loop from repetition."""
+    """Whether a text should be aligned, because it may be a loop."""
     return hypothesis.is_cut_off or repeats_itself(hypothesis.text)
 
 
 def repeats_itself(text: str) -> bool:
-    """Whether a phrase stands several times in a row: one word four times, two words three times, longer ones twice."""
+    """Whether a phrase occurs several times in a row: one word four times, two words three times, longer ones twice."""
     units = units_of(text)
     for size in range(1, len(units) // 2 + 1):
         times = MIN_TIMES.get(size, 2)
@@ -94,7 +94,7 @@ def _runs(units: Sequence[str], size: int) -> list[_Run]:
 
 
 def _is_periodic(phrase: Sequence[str]) -> bool:
-    """Whether a phrase is a shorter one several times."""
+    """Whether a phrase consists of a shorter one, repeated."""
     size = len(phrase)
     return any(size % part == 0 and phrase[part:] == phrase[:-part] for part in range(1, size // 2 + 1))
 

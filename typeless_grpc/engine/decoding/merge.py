@@ -1,8 +1,8 @@
-"""Merges the texts of windows that overlap: nothing stands twice, nothing is lost.
+"""Merges the texts of overlapping windows, without doubling or losing words.
 
-At the edges of a window words are cut off or made up, so from some word of the overlap on, the later window is trusted
-in place of the earlier one. That word is one that both windows have at about the same time, as near to the middle of
-the overlap as possible. If they have no word in common, it is a moment near the middle that cuts no word.
+At the edges of a window words are cut off or made up, so from some word of the overlap on, the text of the later window
+replaces that of the earlier one. That word is one that both windows have at about the same time, as near to the middle
+of the overlap as possible. If they have no word in common, it is a moment near the middle that cuts no word.
 
 Joining is associative as long as no moment lies in more than two windows: each join reads one overlap only, and changes
 no times. Times are put in order at the very end.
@@ -59,7 +59,7 @@ def join(left: PartialTranscript, right: PartialTranscript) -> PartialTranscript
 
 
 def _seam(left: PartialTranscript, right: PartialTranscript) -> tuple[int, int]:
-    """How many of left's words are kept, and how many of right's are dropped."""
+    """Return how many words of left to keep, and how many words of right to drop."""
     start_s, end_s = right.start_s, left.end_s
     lefts, rights = _all_words(left.segments), _all_words(right.segments)
     first = next((i for i, word in enumerate(lefts) if _middle_s(word) >= start_s), len(lefts))
@@ -155,7 +155,7 @@ def _part(segment: Segment, first: int, last: int) -> Segment:
 
 
 def _without_fragments(segments: Sequence[Segment], cut: Collection[int]) -> list[Segment]:
-    """The segments, where fragments that a seam left are part of the segment beside them.
+    """Return the segments, with fragments that a seam left joined to their neighbours.
 
     cut: ids of the segments that a seam cut.
     """

@@ -26,7 +26,7 @@ from typeless_grpc.speech.transcript import joined
 
 # Characters of text that a chunk is conditioned on: about the 224 tokens that Whisper uses.
 CONDITION_CHARACTERS = 1000
-# The longest of this many first chunks tells which language to expect of the others.
+# The longest of this many first chunks decides which language to expect in the others.
 N_DETECTION_CHUNKS = 3
 
 

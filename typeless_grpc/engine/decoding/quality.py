@@ -16,11 +16,11 @@ from enum import Enum
 from typeless_grpc.engine.decoding.units import is_dense, units_of
 from typeless_grpc.engine.model import Hypothesis, TimedWord
 
-# More characters a second of speech than anybody can say; auctioneers reach 25. The detector misses soft ends, so half
+# More characters a second than anybody can speak; auctioneers reach 25. The detector misses soft ends, so half
 # a second more than it detected counts as speech.
 MAX_CHARACTERS_PER_S = 30.0
 MISSED_SPEECH_S = 0.5
-# Speech of this length has some text.
+# A text is expected for speech of this length.
 MIN_SPEECH_S = 0.5
 # A text with fewer characters a second, for this much speech or more, may have stopped early. A character of a dense
 # script counts as three.
@@ -45,7 +45,7 @@ class Issue(Enum):
 
     EMPTY = "empty"  # no text where there is speech
     CUT_OFF = "cut_off"  # the search reached its limit of tokens
-    TOO_FAST = "too_fast"  # more text than anybody can say in the time
+    TOO_FAST = "too_fast"  # more text than can be spoken in the time
     LOW_CONFIDENCE = "low_confidence"
 
 
@@ -71,24 +71,24 @@ def issues_of(hypothesis: Hypothesis, speech_s: float, *, low_logprob: float) ->
 
 
 def is_too_fast(text: str, speech_s: float) -> bool:
-    """Whether nobody can say a text in this time."""
+    """Whether a text is too long to be spoken in this time."""
     return len(text) > MAX_CHARACTERS_PER_S * (speech_s + MISSED_SPEECH_S)
 
 
 def is_too_slow(text: str, speech_s: float) -> bool:
-    """Whether nobody takes this long to say a text, so that it leaves out most of the speech."""
+    """Whether a text is so short for this time that it leaves out most of the speech."""
     return _n_characters(text) + MIN_CHARACTERS_PER_S * MISSED_SPEECH_S < MIN_CHARACTERS_PER_S * speech_s
 
 
 def may_stop_early(text: str, speech_s: float) -> bool:
-    """Whether a text is so short for its speech that an alignment should tell what it leaves out."""
+    """Whether a text is so short for its speech that it should be aligned, to find what it leaves out."""
     return speech_s >= MIN_COMPARED_S and _n_characters(text) < SLOW_CHARACTERS_PER_S * speech_s
 
 
 def uncovered_from(words: Sequence[TimedWord], speech_s: Sequence[tuple[float, float]]) -> float | None:
-    """Where the speech begins that a text leaves out, in seconds; None if the text covers all.
+    """Return where the speech begins that a text leaves out, in seconds; None if the text covers all.
 
-    words: of the text, with times. speech_s: start and end of each span of speech, in order.
+    words: those of the text, with times. speech_s: start and end of each span of speech, in order.
     """
     if not words or words[-1].end_s < MIN_PROGRESS_S:
         return None
@@ -105,7 +105,7 @@ def compression_ratio(text: str) -> float:
 
 
 def may_echo(text: str, hints: str) -> bool:
-    """Whether so much of a text stands in the prompt that it may come from there, and not from the audio."""
+    """Whether a text has so many words of the prompt that it may repeat the prompt instead of the audio."""
     of_hints = _phrases(hints)
     return any(phrase in of_hints for phrase in _phrases(text))
 

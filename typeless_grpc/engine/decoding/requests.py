@@ -46,8 +46,9 @@ class Window:
 class DecodeRequest:
     """Search once for a window's text.
 
-    options.language: None detects it. expected_language: of the speech before this window, "" for none. silence_s: how
-    much silence is encoded after the audio. max_tokens: of the text; None is as many as speech can have.
+    options.language: None detects it. expected_language: the language of the speech before this window, "" if unknown.
+    silence_s: how much silence is encoded after the audio. max_tokens: limit of the text; None is as many as speech can
+    have.
     """
 
     window: Window

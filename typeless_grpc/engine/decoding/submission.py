@@ -93,7 +93,7 @@ class DecodeContext:
 
 
 class Submitter:
-    """Submits requests, and records when they ran. observer: of what is decoded again."""
+    """Submits requests, and records when they ran. observer: notified of chunks that are decoded again."""
 
     def __init__(
         self, scheduler: WindowScheduler, options: RecognizerOptions, observer: EngineObserver | None = None

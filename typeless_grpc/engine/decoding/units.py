@@ -1,4 +1,4 @@
-"""Splits text into the units that texts are compared by: words, or characters where a script has no spaces."""
+"""Splits text into units for comparison: words, or characters in scripts without spaces."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def units_of(text: str) -> list[str]:
 
 
 def is_dense(character: str) -> bool:
-    """Whether a character is of a script without spaces, whose characters stand for more speech than letters."""
+    """Whether a character of a script without spaces takes longer to speak than a letter."""
     return ord(character) > LAST_SPACED_CODE_POINT

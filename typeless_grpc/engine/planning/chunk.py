@@ -1,4 +1,4 @@
-"""One chunk of a recording, and the window that the model decodes in place of it.
+"""One chunk of a recording, and the window that the model decodes for it.
 
 The window is the chunk's audio with its long pauses shortened, because Whisper's decoder takes a long pause for the end
 and stops. `Chunk.recording_s` converts times in the window back to times in the recording. Planning makes chunks, and

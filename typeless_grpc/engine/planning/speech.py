@@ -1,9 +1,9 @@
-"""Which parts of a recording are speech, and which of those may be something else.
+"""Finds the parts of a recording that are speech, and those of them that may be something else.
 
 Music and animals reach the threshold of the voice activity detector for a moment, and Whisper then writes words for
-them. In most speech the detector is nearly certain at least once: over 190 recordings, the 90th percentile of frames
-was at least 0.93 and their mean 0.73, against 0.86 and 0.61 for music and animals. Some voices do not reach this, so
-unlikely speech is decoded too, and the hallucination filter keeps its text only if the model is confident of it.
+them. In most speech the probability is near 1 at least once: over 190 recordings, the 90th percentile of frames was at
+least 0.93 and their mean 0.73, against 0.86 and 0.61 for music and animals. Some voices do not reach this, so unlikely
+speech is decoded too, and the hallucination filter keeps its text only if the model is confident of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MIN_SILENCE_MS = 160
 # A group of spans that reaches either is likely speech.
 LIKELY_PERCENTILE_90 = 0.9
 LIKELY_MEAN = 0.66
-# Spans closer than this, in samples, are judged as one group, because a faint word stands beside clear ones.
+# Spans closer than this, in samples, are classified as one group, because a faint word is near clear ones.
 MAX_GROUP_GAP = 3 * SAMPLE_RATE_HZ
 
 

@@ -60,7 +60,7 @@ def plan_recording(chunking: Chunking, speech: DetectedSpeech, n_samples: int, p
 
 
 def plan_utterance(speech: DetectedSpeech, n_samples: int) -> Plan:
-    """All of an utterance of n_samples as one chunk, its pauses as they are."""
+    """Plan an utterance of n_samples as one chunk, with its pauses as they are."""
     return Plan(Chunking.WHOLE, (Chunk(0, n_samples, speech.spans, max_pause=n_samples),), speech)
 
 

@@ -1,4 +1,4 @@
-"""Which workers are alive: on this machine by a lock, on any machine by heartbeats."""
+"""Detects which workers are alive: on this machine by a lock, on any machine by heartbeats."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LivenessLock:
 
     @staticmethod
     def is_dead(directory: Path, worker_id: str) -> bool:
-        """Whether the worker ran on this machine and has ended; False if that is not known."""
+        """Whether the worker ran on this machine and has ended; False if unknown."""
         try:
             file = (directory / worker_id).open("r")
         except OSError:
@@ -48,20 +48,20 @@ class LivenessLock:
 
 
 class OwnHeartbeat:
-    """When this worker last sent a heartbeat, and so whether it may take silent workers for dead.
+    """The heartbeats of this worker, which decide whether it may treat silent workers as dead.
 
-    If it could not send one for a while (the database was unavailable, or the machine slept), the other workers may not
-    have been able to either. They then have one timeout to send their next one. Otherwise the first worker to return
-    would reassign all running jobs, and each of them would seem to have crashed its worker.
+    If it could not send one for a while (the database was unavailable, or the machine slept), other workers may not
+    have been able to either. They then get one timeout to send their next one. Otherwise the first worker to recover
+    would reassign all running jobs, and each would count as a crash.
     """
 
     def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Time without a heartbeat counts from now."""
+        """Start to measure the time without a heartbeat."""
         self._timeout_s, self._clock = timeout_s, clock
         self._last_s = self._trusts_from_s = clock()
 
     def sent(self) -> None:
-        """Note that a heartbeat was sent; it is to be sent four times in a timeout."""
+        """Note that a heartbeat was sent. Send four of them in each timeout."""
         now_s = self._clock()
         if now_s - self._last_s > self._timeout_s / 2:
             self._trusts_from_s = now_s + self._timeout_s
@@ -76,8 +76,8 @@ class OwnHeartbeat:
 class PeerHeartbeats:
     """How long each worker has been silent, by this machine's own clock.
 
-    Only a change of a heartbeat counts, not its value: the clock of the machine that wrote it may have been set. A
-    worker that is new here has a timeout from now to change it.
+    Only a change of a heartbeat counts, not its value, because the clock that wrote it may have been set. A worker that
+    is seen for the first time has one timeout to change it.
     """
 
     def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -85,7 +85,7 @@ class PeerHeartbeats:
         self._seen: dict[str, tuple[float, float]] = {}
 
     def silent(self, heartbeats: Mapping[str, float]) -> set[str]:
-        """Return the workers whose heartbeat has not changed for a timeout. Call it several times in one."""
+        """Return the workers whose heartbeat has not changed for a timeout. Call it several times in each timeout."""
         now_s = self._clock()
         unseen = (None, now_s)
         self._seen = {

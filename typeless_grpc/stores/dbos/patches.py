@@ -1,7 +1,7 @@
 """Changes to the polls of DBOS 3.4, so that callers take turns and an idle worker costs little.
 
-Two queries of every poll are replaced: that for the queue's row, which would be one limit for all workers, and that for
-the partitions with waiting jobs, which is sent only if a job waits, and answered with the callers that are next.
+Two queries of every poll are replaced. The one for the queue's row would give all workers one limit; each has its own.
+The one for the partitions with waiting jobs is sent only if a job waits, and returns the callers that are next.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def keep_own_limits(dbos: DBOS, queue: Any) -> None:
-    """Let this process use its own limits, and spare a query at every poll."""
+    """Make this process use its own limits, which also saves a query at every poll."""
     system = dbos._sys_db
     read = system.get_queue
 
@@ -30,8 +30,8 @@ def keep_own_limits(dbos: DBOS, queue: Any) -> None:
 def waiting_partitions(dbos: DBOS, database: Database) -> Callable[[], list[str]]:
     """Return a query for the partitions whose jobs wait.
 
-    If no job waits, as at most polls, it costs a third of DBOS's own query. Twenty of those in a second are a good part
-    of an idle core.
+    If no job waits, as at most polls, it costs a third of DBOS's own query, which takes much of a core at twenty polls
+    a second.
     """
     find = dbos._sys_db.get_queue_partitions
     table = "workflow_status" if database.is_sqlite else "dbos.workflow_status"
@@ -51,7 +51,7 @@ def waiting_partitions(dbos: DBOS, database: Database) -> Callable[[], list[str]
 
 
 def choose_partitions(dbos: DBOS, queue: Any, choose: Callable[[], tuple[list[str], int]]) -> None:
-    """Let each poll see only the partitions that `choose` returns, each with at most its number of jobs here."""
+    """Make each poll see only the partitions that `choose` returns, each with at most that many jobs here."""
 
     def get_queue_partitions(name: str) -> list[str]:
         chosen, queue._partition_worker_concurrency = choose()

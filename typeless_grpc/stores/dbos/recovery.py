@@ -1,4 +1,4 @@
-"""What DBOS's free part leaves open: heartbeats, and the jobs of workers that died or could not write.
+"""Adds what the free part of DBOS lacks: heartbeats, and the recovery of jobs whose workers died or could not write.
 
 A worker is dead if its heartbeat has not changed for `worker_timeout_s`; on the same machine at once, because it holds
 a lock on a file as long as it lives.
@@ -27,7 +27,7 @@ REPAIR_S = 30.0
 
 
 class HeldWorkflows(Protocol):
-    """What recovery needs of `Workflows`."""
+    """The part of `Workflows` that recovery needs."""
 
     def active(self) -> set[str]: ...
     def executors(self) -> set[str]: ...
@@ -83,9 +83,10 @@ class Recovery:
         log.info("jobs of dead workers are reassigned", workers=sorted(dead))
 
     def requeue_idle(self) -> None:
-        """Put back jobs that this worker holds and does not run: their run ended while the database was unavailable.
+        """Put back jobs that this worker holds but does not run: their run ended while the database was unavailable.
 
-        Only jobs that were idle at the previous heartbeat too, because DBOS records a job a moment before it runs it.
+        It takes only jobs that were idle at the previous heartbeat, too, because DBOS records a job a moment before it
+        runs it.
         """
         idle = self._workflows.held() - self._workflows.active()
         for workflow_id in idle & self._idle:
@@ -93,7 +94,7 @@ class Recovery:
         self._idle = idle - self._idle
 
     def repair(self) -> None:
-        """Queue jobs again that wait for a run and are not in the queue: an outcome that should not have been."""
+        """Queue jobs again that wait for a run and are not in the queue, which should not happen."""
         if n_repaired := self._maintenance.queue_again(self._workflows.is_queued(), REPAIR_S):
             log.warning("jobs that had left the queue were put back", n_jobs=n_repaired)
 

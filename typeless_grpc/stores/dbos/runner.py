@@ -1,4 +1,4 @@
-"""Runs a worker by DBOS, which hands pending jobs to this process, one thread each, and records each step."""
+"""Runs a worker with DBOS, which hands pending jobs to this process, gives each a thread, and records each step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = get_logger(__name__)
 WATCH_S = 0.5
 RETRY_S = 2.0
 
-# DBOS is one for each process.
+# A process can have only one DBOS.
 _only_one = threading.Lock()
 
 
@@ -50,8 +50,8 @@ class _NotRecorded(BaseException):
 class DbosOptions:
     """How this process runs jobs.
 
-    max_jobs: at once, above 0. poll_s: the interval of polls of the queue. worker_timeout_s: after so long without a
-    heartbeat a worker is dead. locks: a directory for the liveness locks of this machine's workers.
+    max_jobs: jobs at once, above 0. poll_s: interval of polls of the queue. worker_timeout_s: time without a heartbeat
+    after which a worker is dead. locks: directory for the liveness locks of this machine's workers.
     """
 
     max_jobs: int
@@ -61,7 +61,7 @@ class DbosOptions:
 
 
 class DbosRunner:
-    """Runs jobs in this process, from `start` to `stop`. One at a time in a process."""
+    """Runs jobs in this process, from `start` to `stop`. A process can run only one at a time."""
 
     def __init__(self, database: Database, maintenance: JobMaintenance, worker: Worker, options: DbosOptions) -> None:
         self._database, self._maintenance, self._worker, self._options = database, maintenance, worker, options
@@ -210,7 +210,7 @@ class DbosRunner:
         return self._options.max_jobs - self._workflows.n_active()
 
     def _next_partitions(self) -> tuple[list[str], int]:
-        """Return the partitions that are next at this poll, and how many jobs each may then have here."""
+        """Return the partitions that are next at this poll, and how many jobs each of them may have here."""
         # The first poll may come before the launch has ended.
         n_free = 0 if self._workflows is None else self._n_free()
         return self._turns.next(self._waiting(), n_free) if n_free > 0 else ([], self._options.max_jobs)
@@ -239,7 +239,7 @@ class DbosRunner:
         )
 
         def requeue_preempted() -> None:
-            """Put back jobs that yielded, once their run is over, to where they were among their caller's jobs."""
+            """Put jobs that yielded back to their place among their caller's jobs, once their run is over."""
             for workflow_id in self._preempted - workflows.active():
                 workflows.requeue(workflow_id)
                 self._preempted.discard(workflow_id)

@@ -1,4 +1,4 @@
-"""The workflows of jobs as DBOS keeps them, and where they run.
+"""The workflows of jobs in DBOS, and where they run.
 
 Everything private of DBOS 3.4 that running jobs need is used here and in `patches.py`. That is why its version is
 pinned, and why the fault tests kill, freeze and starve workers. Here: `_recover_pending_workflows` and
@@ -43,7 +43,7 @@ class Workflows:
         return self._dbos._active_workflows_set.count_for_partition(QUEUE, part)
 
     def stop_retrying(self) -> None:
-        """Let calls of an unavailable database fail, so that the process need not wait for the threads in them."""
+        """Make calls to an unavailable database fail, so that the process does not wait for their threads."""
         self._dbos._sys_db._retry_connection_errors = False
 
     # ---- in the database ----
@@ -67,7 +67,7 @@ class Workflows:
         self._dbos._sys_db.reenqueue_for_recovery(workflow_id, [self._worker_id], QUEUE)
 
     def reassign(self, workers: Collection[str]) -> None:
-        """Put all that these workers hold back into the queue. If several processes do so at once, it happens once."""
+        """Put all jobs that these workers hold back into the queue. Several processes may do so at once."""
         self._dbos._recover_pending_workflows(sorted(workers))
 
     def is_queued(self) -> sa.ColumnElement[bool]:

@@ -1,4 +1,4 @@
-"""The current span: what code that works for a call belongs to, also in its threads and tasks."""
+"""The current span of code that works for a call, also in its threads and tasks."""
 
 from __future__ import annotations
 

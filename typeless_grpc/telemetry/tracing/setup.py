@@ -24,14 +24,15 @@ from typeless_grpc.version import VERSION
 log = get_logger(__name__)
 
 SERVICE = "typeless-grpc"
-FLUSH_S = 5.0  # at the end, for the spans that were not exported yet
+FLUSH_S = 5.0  # longest wait at the end, for spans that are not exported yet
 PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 
 
 class Tracing:
-    """Makes and exports spans. The exporter has a thread and a bounded queue: spans beyond it are dropped.
+    """Creates and exports spans.
 
-    tracer: samples by the variables. batches: for spans that must exist if any span that they link to does.
+    The exporter has a thread and a bounded queue: spans beyond it are dropped. tracer: samples as the variables
+    request. batches: the tracer of spans that must be exported if any span that they link to is.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
