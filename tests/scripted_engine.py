@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prometheus_client import Counter
 
 from typeless_grpc.app.engine_process import main
 from typeless_grpc.app.engine_server import EngineServer, serve_port, serve_socket
@@ -42,7 +43,7 @@ from typeless_grpc.telemetry.metrics import Metrics
 MODULE = "tests.scripted_engine"
 TIMEOUT_S = 20.0
 JOURNAL = "SCRIPTED_JOURNAL"  # a file to which each decode writes its prompt when it begins
-PAUSES_S = {"slow": 0.4, "busy": 1.0, "held": 3.0, "hang": 3600.0}
+PAUSES_S = {"brief": 0.05, "slow": 0.4, "busy": 1.0, "held": 3.0, "hang": 3600.0}
 MODELS = ("scripted", "other")
 
 
@@ -182,6 +183,16 @@ def begun(journal: Path) -> Sequence[str]:
 
 def text_of(recognition: Any) -> str:
     return re.sub(r" [0-9.]+$", "", " ".join(segment.text for segment in recognition.transcript.segments))
+
+
+def count(counter: Counter, **labels: str) -> float:
+    (value,) = [
+        sample.value
+        for metric in counter.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total") and sample.labels == labels
+    ]
+    return value
 
 
 if __name__ == "__main__":

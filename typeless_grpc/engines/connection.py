@@ -48,11 +48,15 @@ CHANNEL_OPTIONS = [
 
 
 class EngineLost(EngineFailed):
-    """The engine ended, cannot be reached, or hangs; another one may decode the call."""
+    """The engine ended, cannot be reached, or hangs; another one may decode the call.
 
-    def __init__(self, engine: str, why: str) -> None:
+    was_alone: whether the call had begun, and the engine had nothing else.
+    """
+
+    def __init__(self, engine: str, why: str, *, was_alone: bool = False) -> None:
         super().__init__(f"The engine {engine} was lost: {why}.", reason="ENGINE_LOST")
         self.why = why
+        self.was_alone = was_alone
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,11 @@ class EngineConnection:
     def is_suspicious(self) -> bool:
         """Whether it has been silent for longer than a healthy engine."""
         return self.report.silent_s > SUSPICIOUS_S
+
+    @property
+    def is_reserved(self) -> bool:
+        """Whether it takes no new calls for a moment, because one is to run alone."""
+        return self.report.state.is_reserved
 
     @property
     def runs_on(self) -> str:
@@ -248,7 +257,7 @@ class EngineConnection:
 
     def _take(self, state: pb.WatchResponse) -> None:
         report = self.report
-        was_up = self.is_up
+        was_up, was_reserved = self.is_up, self.is_reserved
         if state.HasField("models"):
             report.models = {model.name: model for model in state.models.models}
         report.state, report.came_s, report.silent_s = state, self.clock.now_s(), 0.0
@@ -258,7 +267,7 @@ class EngineConnection:
         self.replay(state.reports, report.came_s - state.now_s)
         if self.is_up and not was_up:
             log.info("engine is up", engine=self.name, runs_on=state.runs_on)
-        if self.is_up != was_up:
+        if self.is_up != was_up or self.is_reserved != was_reserved:
             self.on_change()
 
     def _lose(self) -> None:
