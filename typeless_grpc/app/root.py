@@ -13,12 +13,14 @@ from typeless_grpc.app.access import Access, open_access
 from typeless_grpc.app.background import Background, admission_options
 from typeless_grpc.app.chain import chain
 from typeless_grpc.app.console import open_console
+from typeless_grpc.app.foreign import POOLS, SPEECH_SERVICES, foreign_services
 from typeless_grpc.app.metrics import open_metrics
 from typeless_grpc.app.models import BuiltEngine
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.app.tls import tls_of
 from typeless_grpc.app.tracing import NO_TRACERS, Tracers
+from typeless_grpc.audio.decoders import IN_PROCESS, Decoders
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
@@ -33,8 +35,6 @@ from typeless_grpc.servicers.admin import AdminServicer
 from typeless_grpc.servicers.batches import BatchTranscriber
 from typeless_grpc.servicers.models import ModelServicer, OnlyDefault, Usable, UsableModels
 from typeless_grpc.servicers.recordings import RecordingLimits, RecordingTranscriber
-from typeless_grpc.servicers.riva.options import ModelNames
-from typeless_grpc.servicers.riva.servicer import RivaServicer
 from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionServicer
 from typeless_grpc.sources.checked import NoSources
@@ -50,7 +50,7 @@ WEAK_KEY_CHARACTERS = 20
 STREAMS = "/typeless.v1.TranscriptionService/StreamTranscribe"  # during a drain it resumes sessions but opens none
 
 # Jobs are accepted without an engine and wait. A server that cannot transcribe should receive no traffic.
-NEEDS_ENGINE = frozenset({SERVER, TranscriptionServicer.NAME, RivaServicer.NAME})
+NEEDS_ENGINE = frozenset({SERVER, TranscriptionServicer.NAME, *SPEECH_SERVICES})
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,14 @@ async def listen(
     reloads: Reloads | None = None,
     tracers: Tracers = NO_TRACERS,
     usable: Usable | None = None,
+    decoders: Decoders = IN_PROCESS,
 ) -> AsyncIterator[Listening]:
     """Wire services and interceptors around an engine, and listen.
 
     engine: as callers use it, see `models.finishing`. more: services that need a real model, which this function does
     not. clock: of streams; the system's unless given. metrics: of this process, if the caller has added to them.
     reloads: of the settings. usable: the models that callers may name; the default one unless given.
+    decoders: where containers are decoded.
     """
     reloads = reloads or Reloads(settings)
     async with AsyncExitStack() as stack:
@@ -100,6 +102,7 @@ async def listen(
             sources=background.sources if background else NoSources(),
             fetching=background.fetching if background else decoding,
             observer=tracers.audio,
+            decoders=decoders,
         )
         dependencies = Dependencies(
             engine=engine,
@@ -110,7 +113,7 @@ async def listen(
             audio=StreamAudio(admission),
             observer=StreamObservers([metrics.streams, *tracers.streams]),
         )
-        streams = await stack.enter_async_context(open_streams(settings, dependencies, reloads))
+        streams = await stack.enter_async_context(open_streams(settings, dependencies, reloads, decoders))
         drain.when_closing(streams.draining, streams.drained)
         batches = BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items)
         info = ServerServicer(_facts(settings, background))
@@ -122,16 +125,15 @@ async def listen(
             *more,
             *(background.services if background else ()),
         ]
-        if settings.riva_enabled:
-            riva = RivaServicer(
-                admission=admission,
-                recordings=recordings,
-                streams=streams,
-                models=usable or OnlyDefault(settings.model),
-                names=riva_names(settings),
-            )
-            services.append(riva)
-            reloads.follow(riva_names, riva.use)
+        services += foreign_services(
+            settings,
+            reloads,
+            admission=admission,
+            recordings=recordings,
+            streams=streams,
+            models=usable or OnlyDefault(settings.model),
+            jobs=background.jobs if background else None,
+        )
         options = server_options(settings)
         _warn(settings)
         console = await open_console(stack, settings, metrics)
@@ -149,7 +151,7 @@ async def listen(
                 *(background.checks if background else ()),
             ],
             console_socket=console.grpc_socket if console else None,
-            pools=[RivaServicer.POOL],
+            pools=POOLS,
         )
         reloads.follow(recording_limits, recordings.use)
         reloads.follow(lambda settings: settings.max_batch_items, batches.use)
@@ -171,11 +173,6 @@ async def listen(
 def usable_models(settings: Settings, engine: BuiltEngine) -> UsableModels:
     """Return the models of an engine that callers may name."""
     return UsableModels(pool=engine.models, catalog=engine.known, default_model=settings.model)
-
-
-def riva_names(settings: Settings) -> ModelNames:
-    """Return which models the names of Riva's clients mean."""
-    return ModelNames(models=settings.riva_models, refuses_unknown=settings.riva_unknown_models == "refuse")
 
 
 def model_service(settings: Settings, engine: BuiltEngine) -> Service:

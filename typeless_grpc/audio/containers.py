@@ -134,6 +134,7 @@ class ContainerReader:
             self._check_holes(file)
             self._stream = self._first_stream()
             codec = self._stream.codec_context
+            codec.thread_count = 1  # a decoder process may start no thread; no format gains from them
             codec.options = {"max_samples": str(_MAX_FRAME_SAMPLES)}
             self.source = SourceInfo(self._container.format.name, codec.name, codec.sample_rate, codec.channels)
             self._check_source(format)

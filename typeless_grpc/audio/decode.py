@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 
@@ -63,6 +63,46 @@ def never() -> bool:
     return False
 
 
+class Reader(Protocol):
+    """A recording that is decoded as it is read. Close it, or read its blocks to their end.
+
+    position: how many bytes of the recording have been read, about.
+    """
+
+    source: SourceInfo
+
+    @property
+    def position(self) -> int: ...
+
+    def blocks(self) -> Iterator[Audio]:
+        """The audio in order, in blocks that are never empty. Once only."""
+        ...
+
+    def close(self) -> None:
+        """Stop decoding; the file stays open."""
+        ...
+
+    def channels_too_long(self) -> InvalidInput:
+        """The error of channels that are kept apart and are too long together."""
+        ...
+
+
+class OpenReader(Protocol):
+    """Makes a reader; arguments and errors are those of AudioReader."""
+
+    def __call__(
+        self,
+        data: bytes | BinaryIO,
+        format: AudioFormat,
+        limits: DecodeLimits,
+        *,
+        field: str = "audio",
+        cancelled: Callable[[], bool] = never,
+        separate_channels: bool = False,
+        block_s: float = 1.0,
+    ) -> Reader: ...
+
+
 class AudioReader:
     """A recording that is decoded as it is read. Close it, or read its blocks to their end.
 
@@ -105,6 +145,11 @@ class AudioReader:
             self._containers = self._opened()
             self._container = next(self._containers)
             self.source = self._container.source
+
+    @property
+    def position(self) -> int:
+        """See `Reader`."""
+        return self._file.tell()
 
     def close(self) -> None:
         """Stop decoding; the file stays open."""
@@ -223,13 +268,22 @@ class AudioReader:
         return too_long(self._limits.max_duration_s, self._field)
 
     def channels_too_long(self) -> InvalidInput:
-        """The error of channels that are kept apart and are too long together."""
-        return self._refusal(
-            f"its channels are longer than {self._limits.max_duration_s:g} s together", "AUDIO_TOO_LONG"
-        )
+        """See `Reader`."""
+        return channels_too_long(self._limits, self._field)
 
     def _refusal(self, why: str, reason: str) -> InvalidInput:
         return InvalidInput(f"{self._field}.content", why, reason=reason)
+
+
+def reader_of(format: AudioFormat, open_container: OpenReader) -> OpenReader:
+    """Return what makes the reader of a recording: raw samples are read here, whatever decodes containers."""
+    return AudioReader if format.is_raw else open_container
+
+
+def channels_too_long(limits: DecodeLimits, field: str) -> InvalidInput:
+    """The error of channels that are kept apart and are too long together. field: path of the audio."""
+    why = f"its channels are longer than {limits.max_duration_s:g} s together"
+    return InvalidInput(f"{field}.content", why, reason="AUDIO_TOO_LONG")
 
 
 def iter_decode(
@@ -263,12 +317,14 @@ def decode(
     cancelled: Callable[[], bool] = never,
     separate_channels: bool = False,
     reserve: Reserve = unlimited,
+    open_container: OpenReader = AudioReader,
 ) -> Decoded:
     """Decode a whole recording; arguments and errors are those of AudioReader.
 
-    reserve: called before memory is taken for decoded samples; what it raises ends the decoding.
+    reserve: called before memory is taken for decoded samples; what it raises ends the decoding. open_container: makes
+    the reader of what FFmpeg has to decode.
     """
-    reader = AudioReader(
+    reader = reader_of(format, open_container)(
         data,
         format,
         limits,

@@ -110,6 +110,12 @@ class EngineSettings(Group):
     decode_threads: int = Field(
         2, ge=1, le=64, description="Recordings converted to samples in parallel, one thread each."
     )
+    decoder_sandbox: Literal["process", "off"] = Field(
+        "process",
+        description="Where FFmpeg decodes containers. process is a process for each recording or stream, with bounded"
+        " memory and CPU time, no files and no network (Linux only). off is the server's own process: for servers that"
+        " run in a sandbox, such as gVisor, or read only audio that they trust.",
+    )
     profanity_file: Reloadable[ExpandedPath | None] = Field(
         None, description="File with the words that `mask_profanity` masks. Replaces the built-in list."
     )

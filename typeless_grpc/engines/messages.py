@@ -35,6 +35,7 @@ KINDS: Mapping[str, type[errors.TypelessError]] = {
         errors.DeadlineExceeded,
         errors.EngineFailed,
         errors.NotImplementedHere,
+        errors.Aborted,
     )
 }
 

@@ -68,7 +68,7 @@ def test_a_front_knows_itself_by_its_environment_and_its_programs_do_not(monkeyp
         ({}, ""),
     ],
 )
-def test_what_fronts_cannot_share_is_an_error(given: dict[str, Any], why: str):
+def test_settings_that_fronts_cannot_share_are_an_error(given: dict[str, Any], why: str):
     settings = Settings(**GOOD | given)
     if not why:
         check(settings)
