@@ -65,9 +65,7 @@ def compare(name: str, both: dict[str, Decoders], call: Callable[[Decoders], Non
             before_s, began_s = used_cpu_s(), time.perf_counter()
             call(decoders)
             took[one].append(time.perf_counter() - began_s)
-            time.sleep(
-                PAUSE_S
-            )  # it ends, is reaped, and another one starts: a part of the cost
+            time.sleep(PAUSE_S)  # it ends, is reaped, and another one starts: a part of the cost
             cpu_s[one] += used_cpu_s() - before_s
     for one, seconds in took.items():
         print(f"{name:16} {one:13} {percentiles(seconds)}  CPU {1000 * cpu_s[one] / n_rounds:6.1f} ms")
