@@ -19,9 +19,15 @@ PROTO_BIN := .venv-proto/bin
 RELEASE_BIN := .venv-release/bin
 FLOOR_BIN := .venv-floor/bin
 RECORDINGS ?= ../shared/audio
-# Tests run in so many processes, a file in one of them; 0 runs them in this one, with a debugger, say.
-WORKERS ?= 2
+# Tests run in so many processes, a file in one of them. Half of their time is waiting, so these are twice the cores of a
+# small machine; 0 runs them in this process, with a debugger, say.
+WORKERS ?= 4
+# The tests that took longest are printed at the end.
+PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=5
 PROTOS := $(wildcard protos/typeless/v1/*.proto protos/typeless/engine/v1/*.proto)
+# How long `make fuzz` takes for each target, and which: all unless named.
+SECONDS ?= 60
+TARGETS ?=
 # `make audit AUDIT=required` fails if the advisories cannot be read.
 AUDIT ?=
 # `make run MODEL=small` passes a flag, which overrides TYPELESS_MODEL and the settings file.
@@ -29,7 +35,7 @@ MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
-.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system cluster-test cluster-short dist audit lock clean
+.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system cluster-test cluster-short dist audit fuzz fuzz-short lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -94,18 +100,18 @@ demo: $(VENV)/server.stamp ## stream a sample to a server of its own and print t
 
 test: $(VENV)/dev.stamp $(PROTO_BIN)/protoc-gen-mypy ## install everything and run all tests
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clients: $(VENV)/dev.stamp ## build the example clients whose toolchain is installed, and test them
 	@$(BIN)/typeless models pull tiny.en >/dev/null
-	$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
+	$(PYTEST) -m clients -n 2 --dist loadfile tests/clients $(ARGS)
 
 packages: $(VENV)/dev.stamp ## build the packages and install them in clean environments
-	@$(BIN)/python -m pytest -m packages tests/packages $(ARGS)
+	@$(PYTEST) -m packages -n 2 --dist loadfile tests/packages $(ARGS)
 
 system: $(VENV)/dev.stamp ## run a whole installation under mixed traffic for two minutes, and account for every call
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
-	$(BIN)/python -m pytest -m system tests/system $(ARGS)
+	$(PYTEST) -m system -n 3 --dist loadfile tests/system $(ARGS)
 
 # CLUSTER=short runs what CI runs, in about a minute.
 cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a proxy on a network, with faults (Linux, as root)
@@ -114,7 +120,14 @@ cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a p
 cluster-short:
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) cluster-test CLUSTER=short; else echo "skipped without root: make cluster-test"; fi
 
-check: lint type test clients packages system cluster-short audit verify ## run all that CI runs: lint, type, test, clients, packages, system, cluster-test, audit, verify
+check: lint type test verify fuzz-short cluster-short ## run all that CI runs: lint, type, test, verify, fuzz, cluster-test, system, clients, packages, audit
+	@$(MAKE) --jobs=2 --output-sync=target system clients packages audit  # two at a time: they wait more than they compute
+
+fuzz: $(VENV)/dev.stamp ## try inputs that coverage suggests in every reader of bytes from outside: SECONDS=60 for each, or TARGETS="requests"
+	@$(BIN)/python -m tests.fuzz $(SECONDS) $$(nproc) $(TARGETS)
+
+fuzz-short: $(VENV)/dev.stamp
+	@$(BIN)/python -m tests.fuzz 1 $$(nproc)
 
 lint: $(VENV)/dev.stamp ## check the style of code and protos; edits nothing
 	@$(BIN)/ruff check .
@@ -129,7 +142,7 @@ fmt: $(VENV)/dev.stamp ## format code and protos
 type: $(VENV)/dev.stamp ## check types (mypy, strict)
 	@$(BIN)/mypy
 
-# Riva's contract is a descriptor set: as modules, its names would collide with those of NVIDIA's package in one program.
+# The contracts of others are descriptor sets: as modules, they would collide with their makers' packages in one program.
 # Rewrites one import prefix: the wire package is typeless.v1, the Python package typeless_grpc.pb.v1.
 define generate
 	@rm -rf $(1).tmp && mkdir -p $(1).tmp/out
@@ -138,6 +151,7 @@ define generate
 	find $(1).tmp/out -name '*.py*' -exec sed -i -E 's/^(from|import) typeless\./\1 typeless_grpc.pb./; s/\btypeless\.((engine\.)?v1\.[a-z]+_pb2)/typeless_grpc.pb.\1/g' {} +
 	rm -rf $(1) && mv $(1).tmp/out/typeless $(1) && touch $(1)/__init__.py $(1)/v1/__init__.py $(1)/engine/__init__.py $(1)/engine/v1/__init__.py && rm -rf $(1).tmp
 	$(PROTO_BIN)/python -m grpc_tools.protoc -Iprotos --include_imports --descriptor_set_out=$(1)/riva.binpb protos/riva/proto/riva_asr.proto
+	$(PROTO_BIN)/python protos/google/descriptors.py >$(1)/google.binpb
 endef
 
 proto: $(PROTO_BIN)/protoc-gen-mypy ## generate typeless_grpc/pb from protos/

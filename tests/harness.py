@@ -18,6 +18,7 @@ from typeless_grpc.app.background import keep_jobs
 from typeless_grpc.app.models import finishing
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.root import listen
+from typeless_grpc.audio.decoders import IN_PROCESS, Decoders
 from typeless_grpc.audio.loudness import LoudnessDetector
 from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.clock import Clock
@@ -77,11 +78,12 @@ async def serving(
     warm: bool = True,
     more: Sequence[Service] = (),
     clock: Clock | None = None,
+    decoders: Decoders = IN_PROCESS,
     **settings: Any,
 ) -> AsyncIterator[Served]:
     """A real server on a free port, wired as the product is, around an engine of the test's choice.
 
-    What is loud is speech to it (`LoudnessDetector`). clock: of its streams.
+    What is loud is speech to it (`LoudnessDetector`). clock: of its streams. decoders: of containers.
     """
     # Limits are off, since most tests are one eager caller; data is the test's own.
     defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 1.0, "rate_limit_enabled": False}
@@ -91,7 +93,15 @@ async def serving(
         reloads = Reloads(wanted)
         finished = stack.enter_context(finishing(wanted, engine, reloads))
         listening = await stack.enter_async_context(
-            listen(wanted, engine=finished, detector=LoudnessDetector(), more=more, clock=clock, reloads=reloads)
+            listen(
+                wanted,
+                engine=finished,
+                detector=LoudnessDetector(),
+                more=more,
+                clock=clock,
+                reloads=reloads,
+                decoders=decoders,
+            )
         )
         if warm:
             await listening.server.serving()
@@ -110,7 +120,12 @@ class ServedJobs(Served):
 
 @asynccontextmanager
 async def serving_jobs(
-    engine: Engine, data_dir: Path, *, more: Sequence[Service] = (), **settings: Any
+    engine: Engine,
+    data_dir: Path,
+    *,
+    more: Sequence[Service] = (),
+    decoders: Decoders = IN_PROCESS,
+    **settings: Any,
 ) -> AsyncIterator[ServedJobs]:
     """The same with jobs and uploads in data_dir; they are run in this process unless max_concurrent_jobs is 0."""
     defaults = {"host": "127.0.0.1", "port": 0, "drain_timeout_s": 1.0, "rate_limit_enabled": False}
@@ -119,7 +134,7 @@ async def serving_jobs(
     reloads = Reloads(wanted)
     known = {"", "tiny"}
     async with AsyncExitStack() as stack:
-        parts: dict[str, Any] = {"detector": detector(), "reloads": reloads}
+        parts: dict[str, Any] = {"detector": detector(), "reloads": reloads, "decoders": decoders}
         parts["engine"] = stack.enter_context(finishing(wanted, engine, reloads))
         background = await stack.enter_async_context(keep_jobs(wanted, **parts, has_model=known.__contains__))
         listening = await stack.enter_async_context(listen(wanted, **parts, more=more, background=background))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prometheus_client import Counter
 
 from typeless_grpc.app.engine_process import main
 from typeless_grpc.app.engine_server import EngineServer, serve_port, serve_socket
@@ -42,7 +43,7 @@ from typeless_grpc.telemetry.metrics import Metrics
 MODULE = "tests.scripted_engine"
 TIMEOUT_S = 20.0
 JOURNAL = "SCRIPTED_JOURNAL"  # a file to which each decode writes its prompt when it begins
-PAUSES_S = {"slow": 0.4, "busy": 1.0, "held": 3.0, "hang": 3600.0}
+PAUSES_S = {"brief": 0.05, "slow": 0.4, "busy": 1.0, "held": 3.0, "hang": 3600.0}
 MODELS = ("scripted", "other")
 
 
@@ -125,10 +126,10 @@ async def serve(reloads: Reloads, socket: str, n_cores: int, shared: int | None)
 
 
 @asynccontextmanager
-async def on_port(**settings: Any) -> AsyncIterator[EngineServer]:
+async def on_port(reloads: Reloads | None = None, **settings: Any) -> AsyncIterator[EngineServer]:
     """A scripted engine of this process on an address."""
     reports = Reports()
-    wanted = Reloads(Settings(drain_timeout_s=5.0, **settings))
+    wanted = reloads or Reloads(Settings(drain_timeout_s=5.0, **settings))
     async with built(reports) as engine, serve_port(wanted, served(engine), reports, _warm(engine)) as server:
         await server.warming
         yield server
@@ -145,11 +146,13 @@ def _warm(engine: Built) -> Any:
 
 
 @asynccontextmanager
-async def group(metrics: EngineMetrics | None = None, **settings: Any) -> AsyncIterator[Connected]:
+async def group(
+    metrics: EngineMetrics | None = None, reloads: Reloads | None = None, **settings: Any
+) -> AsyncIterator[Connected]:
     """Engine processes with scripted models, once one of them is up; all of them if they are several."""
     wanted = Settings(device="cpu", log_level="warning", **settings)
     metrics = metrics or Metrics().engine
-    async with connected(wanted, metrics, metrics, Reloads(wanted), module=MODULE) as parts:
+    async with connected(wanted, metrics, metrics, reloads or Reloads(wanted), module=MODULE) as parts:
         await parts.warm()
         yield parts
 
@@ -182,6 +185,16 @@ def begun(journal: Path) -> Sequence[str]:
 
 def text_of(recognition: Any) -> str:
     return re.sub(r" [0-9.]+$", "", " ".join(segment.text for segment in recognition.transcript.segments))
+
+
+def count(counter: Counter, **labels: str) -> float:
+    (value,) = [
+        sample.value
+        for metric in counter.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total") and sample.labels == labels
+    ]
+    return value
 
 
 if __name__ == "__main__":

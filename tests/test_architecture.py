@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.harness import REPOSITORY
 
+ALIASES = {"client_jobs", "client_mic", "client_stream"}  # deprecated
 LAYERS = (
     {"cli"},
     {"app"},
@@ -24,7 +26,7 @@ LAYERS = (
         "stores",
         "engines",
         "client",
-        *("client_jobs", "client_mic", "client_stream"),  # deprecated aliases
+        *ALIASES,
     },
     {"health"},
     {"telemetry", "reflection"},
@@ -137,6 +139,14 @@ def _is_private_use(node: ast.Attribute | ast.ImportFrom | ast.Call) -> bool:
 
 def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name not in _PUBLIC
+
+
+def test_the_page_about_the_architecture_shows_these_layers():
+    page = (REPOSITORY / "docs/architecture.md").read_text("utf-8")
+    picture = page.split("```text\n")[1].split("```")[0]
+    shown = tuple(set(layer.strip(" {}\n").split()) for layer in picture.split(">"))
+    assert shown == tuple(layer - ALIASES for layer in LAYERS)
+    assert [unit for unit in RANK.keys() - ALIASES if not re.search(rf"^\| `{unit}(/|\.py)` \|", page, re.M)] == []
 
 
 def circles(sources: Mapping[str, str]) -> list[set[str]]:

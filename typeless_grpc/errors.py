@@ -134,5 +134,9 @@ class Aborted(TypelessError):
     """The server ended the call, but nothing is wrong with its request: the caller should begin a new call."""
 
 
+class OutOfRange(TypelessError):
+    """A stream went on beyond what one stream may have: the caller should begin a new one."""
+
+
 class NotImplementedHere(TypelessError):
     """The contract has this method, but this server does not implement it."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from google.protobuf import descriptor_pb2
 
+from tests.certificates import Authority
 from tests.clients.serving import Running, raw_samples, run, served, without_settings
 from tests.clients.test_clients import SPEECH, TEXT, words
 from tests.harness import REPOSITORY
@@ -67,9 +68,9 @@ def wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "speech.wav"
 
 
-def printed(python: Path, server: Running, program: str, *arguments: str | Path) -> list[str]:
+def printed(python: Path, server: Running, program: str, *arguments: str | Path, **environment: str) -> list[str]:
     """The lines that a client prints."""
-    done = run(python, FOLDER / program, *arguments, env=os.environ | server.environment())
+    done = run(python, FOLDER / program, *arguments, env=os.environ | server.environment() | environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -83,7 +84,26 @@ def test_nvidias_client_transcribes_any_file(python: Path, server: Running, wav:
     assert printed(python, server, "riva_client.py", "file", wav) == [TEXT]
 
 
-@pytest.mark.parametrize(("program", "command"), [("riva_client.py", ("stream",)), ("livekit_nvidia.py", ())])
+@pytest.mark.parametrize("command", ["v1", "v2", "job"])
+def test_googles_client_transcribes_any_file(python: Path, server: Running, command: str):
+    assert printed(python, server, "google_speech.py", command, SPEECH) == [TEXT]
+
+
+def test_googles_client_sends_its_key_over_tls(python: Path, tmp_path: Path):
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("server")
+    (tmp_path / "data").mkdir()
+    tls = {"TYPELESS_TLS_CERT_FILE": str(certificate), "TYPELESS_TLS_KEY_FILE": str(key)}
+    trusted = {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(authority.ca), "TYPELESS_TLS": "1"}
+    with served(tmp_path / "data", **tls) as running:
+        for command in ("v1", "job"):
+            assert printed(python, running, "google_speech.py", command, SPEECH, **trusted) == [TEXT]
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [("riva_client.py", ("stream",)), ("livekit_nvidia.py", ()), ("google_speech.py", ("stream",))],
+)
 def test_clients_stream_a_file_as_it_is_spoken(
     python: Path, server: Running, wav: Path, program: str, command: tuple[str, ...]
 ):
@@ -95,7 +115,7 @@ def test_clients_stream_a_file_as_it_is_spoken(
     assert lines[0][0] == "interim"
 
 
-def test_our_names_and_numbers_are_those_of_nvidias_package(python: Path):
+def test_our_names_and_numbers_equal_those_of_nvidias_package(python: Path):
     done = run(python, "-c", CONTRACT, env=without_settings())
     assert done.returncode == 0, done.stderr
     theirs = {name: bytes.fromhex(data) for name, data in json.loads(done.stdout).items()}

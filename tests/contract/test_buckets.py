@@ -57,6 +57,25 @@ async def test_a_hundred_at_once_get_exactly_the_burst(buckets: BucketStore, nam
     assert sum(t.is_allowed for t in taken) == 10
 
 
+async def test_a_call_that_is_cancelled_at_any_step_ends_as_cancelled(buckets: BucketStore, name: str):
+    loop = asyncio.get_running_loop()
+
+    def cancel_after(n_steps: int, call: asyncio.Task[Taken]) -> None:
+        if n_steps:
+            loop.call_soon(cancel_after, n_steps - 1, call)
+        else:
+            was_cancelled.append(call.cancel())
+
+    for n_steps in range(20):
+        was_cancelled: list[bool] = []
+        call = asyncio.create_task(buckets.take(name, SLOW, 1))
+        cancel_after(n_steps, call)
+        await asyncio.wait([call])
+        if not was_cancelled:
+            break  # all of its steps were tried
+        assert call.cancelled() is was_cancelled[0], n_steps
+
+
 async def test_a_call_succeeds_after_the_reported_delay(buckets: BucketStore, name: str):
     while (taken := await buckets.take(name, FAST, 1)).is_allowed:
         pass
@@ -66,7 +85,7 @@ async def test_a_call_succeeds_after_the_reported_delay(buckets: BucketStore, na
     assert (await buckets.take(name, FAST, 1)).is_allowed
 
 
-async def test_reset_tells_when_the_bucket_is_full(buckets: BucketStore, name: str):
+async def test_reset_is_the_time_until_the_bucket_is_full(buckets: BucketStore, name: str):
     await buckets.take(name, SLOW, 3)
     taken = await buckets.take(name, SLOW, 1)
     assert taken.reset_after_s == pytest.approx(240, abs=10)

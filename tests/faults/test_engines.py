@@ -12,11 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from prometheus_client import Counter
 
 from tests import scripted_engine
 from tests.harness import REPOSITORY, request, serving
-from tests.scripted_engine import begun, options, speech, text_of, until
+from tests.scripted_engine import begun, count, options, speech, text_of, until
 from tests.servers import free_port
 from typeless_grpc.app.engines import Connected, connected
 from typeless_grpc.app.reloading import Reloads
@@ -55,22 +54,12 @@ def decoding(parts: Connected) -> int:
     return busy.pid
 
 
-def count(counter: Counter, **labels: str) -> float:
-    (value,) = [
-        sample.value
-        for metric in counter.collect()
-        for sample in metric.samples
-        if sample.name.endswith("_total") and sample.labels == labels
-    ]
-    return value
-
-
 def restarts(metrics: EngineMetrics, reason: str) -> float:
     return count(metrics.engine_restarts, reason=reason)
 
 
 @pytest.mark.parametrize("n_processes", [1, 2], ids=["on the new one", "on another one"])
-async def test_what_a_killed_engine_had_is_decoded_again(n_processes: int, journal: Path, metrics: EngineMetrics):
+async def test_the_calls_of_a_killed_engine_are_decoded_again(n_processes: int, journal: Path, metrics: EngineMetrics):
     async with scripted_engine.group(metrics, engine_processes=n_processes) as parts:
         call = asyncio.create_task(text(parts, "busy one"))
         await until(lambda: begun(journal) == ["busy one"])
@@ -106,9 +95,9 @@ async def test_an_engine_that_hangs_is_killed(how: str, journal: Path, metrics: 
             with pytest.raises(EngineFailed) as failure:
                 await stuck
             assert failure.value.reason == "ENGINE_CRASHED"
-            assert begun(journal).count("hang") == 2
+            assert begun(journal).count("hang") == 3  # beside others, then twice alone
         await until(lambda: all(engine.is_up for engine in parts.engines))
-    assert restarts(metrics, "silent" if how == "frozen" else "stalled") == (1 if how == "frozen" else 2)
+    assert restarts(metrics, "silent" if how == "frozen" else "stalled") == (1 if how == "frozen" else 3)
 
 
 async def test_audio_that_crashes_the_engine_fails_alone(journal: Path):
@@ -121,7 +110,7 @@ async def test_audio_that_crashes_the_engine_fails_alone(journal: Path):
         assert failure.value.reason == "ENGINE_CRASHED"
         assert not failure.value.retryable
         assert await asyncio.gather(*calls) == [f"slow {number}" for number in range(4)]
-        assert begun(journal).count("die") == 2
+        assert begun(journal).count("die") == 3  # beside others, then twice alone
         assert await text(parts, "after") == "after"
 
 

@@ -27,7 +27,8 @@ from typeless_grpc.pb.v1 import (
     uploads_pb2,
     uploads_pb2_grpc,
 )
-from typeless_grpc.servicers.riva import messages
+from typeless_grpc.servicers.google import messages as google
+from typeless_grpc.servicers.riva import messages as riva
 
 USER = "a-user-key-of-the-settings"
 ADMIN = "an-admin-key-of-the-settings"
@@ -35,7 +36,9 @@ KEYS = {"auth_enabled": True, "api_keys": USER, "admin_keys": ADMIN, "key_refres
 
 FILES: Sequence[FileDescriptor] = [
     reflection.DESCRIPTOR,
-    messages.POOL.FindFileByName("riva/proto/riva_asr.proto"),
+    riva.POOL.FindFileByName("riva/proto/riva_asr.proto"),
+    google.POOL.FindFileByName("google/longrunning/operations.proto"),
+    *(version.service.file for version in google.VERSIONS),
     *(
         module.DESCRIPTOR
         for module in (

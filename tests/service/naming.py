@@ -43,6 +43,12 @@ NAMING: Mapping[str, Named] = {
     "ListUsageRequest.key_id": Named.KEY,
     "ListUsageRequest.page_token": Named.USAGE_PAGE,
     "ListApiKeysRequest.page_token": Named.KEYS_PAGE,
+    # Google's
+    **{f"{kind}OperationRequest.name": Named.JOB for kind in ("Get", "Cancel", "Delete", "Wait")},
+    "ListOperationsRequest.page_token": Named.JOBS_PAGE,
+    "RecognitionAudio.uri": Named.SOURCE,
+    "RecognizeRequest.uri": Named.SOURCE,
+    "BatchRecognizeFileMetadata.uri": Named.SOURCE,
 }
 # These name nothing that belongs to a caller.
 PLAIN = frozenset(
@@ -78,6 +84,7 @@ PLAIN = frozenset(
         "UploadFinish.sha256",
         *(f"UploadHeader.{name}" for name in ("offset", "filename")),
         "WatchJobRequest.next_segment_index",
+        *(f"ListOperationsRequest.{name}" for name in ("name", "filter", "page_size")),
         # Riva's
         *(f"EndpointingConfig.{name}" for name in ("start_history", "stop_history", "stop_history_eou")),
         *(f"RecognitionConfig.{name}" for name in ("sample_rate_hertz", "language_code", "max_alternatives")),
@@ -101,10 +108,13 @@ def leaves(message: Descriptor, path: tuple[str, ...] = ()) -> Iterator[tuple[tu
     for field in message.fields:
         inner = field.message_type
         if inner is not None and not inner.GetOptions().map_entry:
-            if not inner.full_name.startswith("google."):
+            if not inner.full_name.startswith(("google.protobuf.", "google.rpc.")):
                 yield from leaves(inner, (*path, field.name))
         elif inner is not None or field.type in _NUMBERS_AND_TEXT:
-            yield (*path, field.name), f"{message.name}.{field.name}"
+            name = f"{message.name}.{field.name}"
+            # Of Google's hundreds of fields, only those that we use could name something.
+            if name in NAMING or not message.full_name.startswith("google.cloud."):
+                yield (*path, field.name), name
 
 
 NAMES = [

@@ -16,7 +16,7 @@ import grpc
 from structlog.testing import capture_logs
 
 from tests.harness import Served, ServedJobs, pcm, request
-from tests.service import riva
+from tests.service import google, riva
 from tests.service.access import ADMIN, USER, outcome
 from tests.service.streams import END, RAW, audio, config
 from tests.service.test_jobs import COMPLETED, found, submission, until, watched
@@ -26,9 +26,11 @@ from tests.speech import speech
 from typeless_grpc.client import CallFailed
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1 import admin_pb2, admin_pb2_grpc, audio_pb2, jobs_pb2, transcription_pb2
+from typeless_grpc.servicers.google.messages import V1
 from typeless_grpc.servicers.riva import messages
 
 INFO, CONFIG = "/typeless.v1.ServerService/GetServerInfo", "/typeless.v1.AdminService/GetConfig"
+GOOGLE = f"/{V1.service.full_name}/Recognize"
 RIVA = f"/{messages.SERVICE}/Recognize"
 TRANSCRIBE, JOBS = "/typeless.v1.TranscriptionService/Transcribe", "/typeless.v1.JobsService/ListJobs"
 BATCH, STREAM = (
@@ -183,6 +185,11 @@ async def drained(world: World) -> float:
 
 async def model_of_riva(world: World) -> str:
     await riva.recognize(world.served, pcm(), sample_rate_hertz=16_000, model="parakeet")
+    return world.engine.calls[-1].options.model
+
+
+async def model_of_google(world: World) -> str:
+    await google.recognize(world.served, V1, pcm(), **google.raw(V1), model="telephony")
     return world.engine.calls[-1].options.model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import namedtuple
 from typing import Any
 
-from tests.harness import pcm, request
+from tests.harness import AUDIO, pcm, request
 from tests.identity_provider import bearer
 from tests.service.access import ADMIN, KEYS, USER
 from tests.service.reload_probes import (
@@ -13,6 +13,7 @@ from tests.service.reload_probes import (
     AS_USER,
     BATCH,
     CONFIG,
+    GOOGLE,
     INFO,
     JOBS,
     REFLECTION,
@@ -35,6 +36,7 @@ from tests.service.reload_probes import (
     job_state,
     logged,
     masked,
+    model_of_google,
     model_of_riva,
     pending,
     resumed,
@@ -51,6 +53,7 @@ from tests.service.reload_probes import (
 from tests.service.streams import config
 from tests.service.test_jobs import COMPLETED, FAILED
 from typeless_grpc.pb.v1 import transcription_pb2
+from typeless_grpc.servicers.google.messages import V1
 from typeless_grpc.servicers.riva import messages
 
 DAY_S = 86_400  # of tokens: they are made when the tests are collected, and the whole suite takes minutes
@@ -71,6 +74,7 @@ def counted(name: str, probe: Probe, **given: Any) -> Row:
 
 
 ONE = request()
+OF_GOOGLE = V1.message("RecognizeRequest", audio={"content": (AUDIO / "en_short.wav").read_bytes()})
 OF_RIVA = messages.RecognizeRequest(config={"sample_rate_hertz": 16_000}, audio=pcm())
 ONE_BATCH = transcription_pb2.BatchTranscribeRequest(items=[{"audio": ONE.audio}])
 BLOCKED = "RESOURCE_EXHAUSTED"
@@ -188,6 +192,7 @@ ROWS: dict[str, Row] = {
     "rate_limit_config": counted("rate_limit_config", called(INFO, n=3)),
     "rate_limit_health": counted("rate_limit_health", called(REFLECTION, n=3)),
     "rate_limit_riva": counted("rate_limit_riva", called(RIVA, n=3, message=OF_RIVA)),
+    "rate_limit_google": counted("rate_limit_google", called(GOOGLE, n=3, message=OF_GOOGLE)),
     "rate_limit_audio": counted("rate_limit_audio", called(TRANSCRIBE, n=3, message=ONE)),
     "rate_limit_wrong_keys": Row(
         {"rate_limit_wrong_keys": "5/day"},
@@ -225,6 +230,11 @@ ROWS: dict[str, Row] = {
     "riva_models": Row({"riva_models": ""}, {"riva_models": "parakeet=tiny"}, model_of_riva, "", "tiny"),
     "riva_unknown_models": Row(
         {"riva_unknown_models": "default"}, {"riva_unknown_models": "refuse"}, model_of_riva, "", "parakeet"
+    ),
+    # Google's clients
+    "google_models": Row({"google_models": ""}, {"google_models": "telephony=tiny"}, model_of_google, "", "tiny"),
+    "google_unknown_models": Row(
+        {"google_unknown_models": "default"}, {"google_unknown_models": "refuse"}, model_of_google, "", "telephony"
     ),
     # bounds
     "max_concurrent_calls": Row(

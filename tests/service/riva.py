@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from tests.harness import Served
 from tests.speech import cut
+from typeless_grpc.clock import FakeClock
+from typeless_grpc.servicers.foreign.pool import class_of
 from typeless_grpc.servicers.riva import messages
 
 
 def riva_call(served: Served, method: str) -> Any:
     """A callable for one method of the service."""
     descriptor = messages.POOL.FindServiceByName(messages.SERVICE).methods_by_name[method]
-    request, response = (messages.class_of(kind) for kind in (descriptor.input_type, descriptor.output_type))
+    request, response = (class_of(kind) for kind in (descriptor.input_type, descriptor.output_type))
     make = served.channel.stream_stream if descriptor.client_streaming else served.channel.unary_unary
     return make(
         f"/{messages.SERVICE}/{method}",
         request_serializer=request.SerializeToString,
         response_deserializer=response.FromString,
     )
+
+
+async def after_silence(call: Any, clock: FakeClock) -> Any:
+    """Read while time passes and the caller sends nothing."""
+    reading = asyncio.ensure_future(call.read())
+    while not reading.done():
+        clock.advance(6.0)
+        await asyncio.wait([reading], timeout=0.3)
+    return await reading
 
 
 async def recognize(served: Served, audio: bytes, *, request_id: str = "", **config: Any) -> Any:

@@ -53,10 +53,18 @@ PAIRS = [
 ]
 
 
+GOOGLE_RAW = {"encoding": 1, "sampleRateHertz": 16000}
 # What a request needs besides, to get as far as the field in question.
 BESIDES: Mapping[str, dict[str, Any]] = {
     "SubmitJob": {
         "audio": {"content": base64.b64encode(pcm()).decode(), "format": {"encoding": 1, "sampleRateHertz": 16000}}
+    },
+    "WaitOperation": {"timeout": "0.1s"},
+    "/google.cloud.speech.v1.Speech/": {"config": GOOGLE_RAW},
+    "/google.cloud.speech.v1p1beta1.Speech/": {"config": GOOGLE_RAW},
+    "/google.cloud.speech.v2.Speech/": {
+        "recognizer": "projects/p/locations/l/recognizers/_",
+        "config": {"explicitDecodingConfig": GOOGLE_RAW},
     },
     "UpdateRateLimit": {"rateLimit": {"group": "jobs", "amount": "1", "periodSeconds": "1"}},
 }
@@ -147,7 +155,8 @@ def admin(served: ServedJobs) -> admin_pb2_grpc.AdminServiceStub:
 def request_naming(method: str, path: tuple[str, ...], value: Any) -> Message:
     """A request that is in order, and whose field at path has this value."""
     described = methods()[method]
-    fields: dict[str, Any] = json.loads(json.dumps(BESIDES.get(described.name, {})))
+    besides = BESIDES.get(described.name) or BESIDES.get(method.removesuffix(described.name), {})
+    fields: dict[str, Any] = json.loads(json.dumps(besides))
     here, kind = fields, described.input_type
     for name in path[:-1]:
         field = kind.fields_by_name[name]
@@ -225,7 +234,7 @@ async def is_answered_otherwise(
 
 
 @pytest.mark.parametrize(("owner", "stranger"), PAIRS, ids=[f"{a}, {b}" for a, b in PAIRS])
-async def test_what_belongs_to_another_is_as_if_it_did_not_exist(served: ServedJobs, owner: str, stranger: str):
+async def test_data_of_another_owner_is_not_found(served: ServedJobs, owner: str, stranger: str):
     has = await belongings(served, owner)
     who = CALLERS[stranger]
     for method, path, what in NAMES:

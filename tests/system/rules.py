@@ -19,6 +19,10 @@ THRESHOLDS = {
 }
 
 
+# How far back two rules look: three restarts take longer than half a minute on a busy machine, failing jobs do not.
+WINDOWS_S = {"TypelessRestarting": 60, "TypelessJobsFail": 30}
+
+
 def impatient_rules() -> dict[str, Any]:
     """The rules, which fire at once and clear within seconds."""
     found = hurried_rules(PACE, shortest_s=1)
@@ -27,4 +31,6 @@ def impatient_rules() -> dict[str, Any]:
         if (threshold := THRESHOLDS.get(rule["alert"])) is not None:
             rule["expr"], n_replaced = re.subn(r"> [1-9][\d.]*|> 0\.\d+", f"> {threshold}", rule["expr"])
             assert n_replaced == 1, f"{rule['alert']} has another form: {rule['expr']}"
+        if (window_s := WINDOWS_S.get(rule["alert"])) is not None:
+            rule["expr"] = re.sub(r"\[\d+s\]", f"[{window_s}s]", rule["expr"])
     return found

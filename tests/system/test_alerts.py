@@ -1,370 +1,66 @@
 """Each alert of deploy/prometheus fires when its fault is made, and clears when it is mended.
 
-The rules look back over seconds instead of minutes. promtool tests their true times, in tests/packages/.
+The rules look back over seconds instead of minutes. promtool tests their true times, in tests/packages/. The faults of
+the engine, which keep the machine busy, are in test_engine_alerts.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
 from tests.dashboards import alerts
-from tests.harness import AUDIO
-from tests.identity_provider import IdentityProvider, bearer, identity_provider
-from tests.system.rules import impatient_rules
-from tests.system.stack import KEY, Stack, running, wait_until
-from tests.system.traffic import samples
-from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
-from typeless_grpc.pb.v1 import (
-    audio_pb2,
-    jobs_pb2,
-    jobs_pb2_grpc,
-    server_pb2,
-    server_pb2_grpc,
-    transcription_pb2,
-    transcription_pb2_grpc,
-)
+from tests.identity_provider import IdentityProvider, bearer
+from tests.system import faults, test_engine_alerts
+from tests.system.firing import CLEARS_WITHIN_S, FIRES_WITHIN_S, check_alerts
+from tests.system.stack import Stack, wait_until
+from typeless_grpc.pb.v1 import server_pb2, server_pb2_grpc
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(500)]
 
-FIRES_WITHIN_S = 100.0
-CLEARS_WITHIN_S = 150.0
-AS_CALLER = (("x-api-key", KEY),)
-STORAGE_MIB = 32
+FAULTS = (
+    faults.stopped,
+    faults.restarting,
+    faults.bad_settings,
+    faults.old_certificate,
+    faults.no_database,
+    faults.no_redis,
+    faults.full_storage,
+    faults.no_worker,
+    faults.failing_jobs,
+)
 
 
-@pytest.fixture(scope="module")
-def provider() -> Iterator[IdentityProvider]:
-    with identity_provider() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A disk of its own where that is possible, which only root can make."""
-    directory = tmp_path_factory.mktemp("storage")
-    options = ["-t", "tmpfs", "-o", f"size={STORAGE_MIB}m", "tmpfs", str(directory)]
-    is_mounted = os.geteuid() == 0 and subprocess.run(["mount", *options], check=False).returncode == 0
-    yield directory
-    if is_mounted:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, provider: IdentityProvider, storage: Path) -> Iterator[Stack]:
-    settings = {
-        "TYPELESS_STORAGE_URL": str(storage / "files"),
-        "TYPELESS_ENGINE_STALL_S": "3",
-        "TYPELESS_JWT_ISSUER": "https://id.example",
-        "TYPELESS_JWT_AUDIENCE": "typeless",
-        "TYPELESS_JWT_JWKS_URL": provider.jwks_url,
-        "TYPELESS_JOB_MAX_ATTEMPTS": "1",
-        "TYPELESS_RATE_LIMIT_LONG": "6000/minute",
-    }
-    directory = tmp_path_factory.mktemp("alerts")
-    with running(directory, impatient_rules(), **settings) as started:
-        broken = directory / "server" / "models" / "tiny"
-        broken.mkdir()
-        for name in ("config.json", "tokenizer.json", "vocabulary.txt", "model.bin"):
-            (broken / name).write_bytes(b"{}")
-        yield started
-
-
-# ---- faults -----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def repeated(work: Callable[[], object], pause_s: float = 0.3) -> Iterator[None]:
-    """Do something again and again in a thread; errors of calls are what it is for."""
-    stop = threading.Event()
-
-    def repeat() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(grpc.RpcError):
-                work()
-            stop.wait(pause_s)
-
-    thread = threading.Thread(target=repeat)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def channel(stack: Stack) -> grpc.Channel:
-    return grpc.secure_channel(stack.target, stack.credentials)
-
-
-def info(stack: Stack) -> None:
-    with channel(stack) as to:
-        server_pb2_grpc.ServerServiceStub(to).GetServerInfo(
-            server_pb2.GetServerInfoRequest(), metadata=AS_CALLER, timeout=10
-        )
-
-
-def transcribe(stack: Stack, file: str = "en_short.wav", timeout_s: float = 60.0, **options: Any) -> Any:
-    request = transcription_pb2.TranscribeRequest(
-        audio=audio_pb2.AudioSource(content=(AUDIO / file).read_bytes()),
-        options=transcription_pb2.TranscriptionOptions(**options),
-    )
-    with channel(stack) as to:
-        stub = transcription_pb2_grpc.TranscriptionServiceStub(to)
-        return stub.Transcribe(request, metadata=AS_CALLER, timeout=timeout_s)
-
-
-def submit(stack: Stack, content: bytes) -> Any:
-    with channel(stack) as to:
-        raw = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=16_000)
-        request = jobs_pb2.SubmitJobRequest(audio=audio_pb2.AudioSource(content=content, format=raw))
-        return jobs_pb2_grpc.JobsServiceStub(to).SubmitJob(request, metadata=AS_CALLER, timeout=10)
-
-
-@contextlib.contextmanager
-def stopped(stack: Stack) -> Iterator[None]:
-    stack.server.stop()
-    try:
-        yield
-    finally:
-        stack.start_server()
-
-
-@contextlib.contextmanager
-def restarting(stack: Stack) -> Iterator[None]:
-    for _ in range(3):
-        stack.server.stop(signal.SIGKILL)
-        stack.start_server()
-        wait_until(lambda: bool(stack.prometheus.query('up{job="typeless-server"} == 1')), 10.0, "it is scraped")
-        time.sleep(1.5)
-    yield
-
-
-@contextlib.contextmanager
-def busy(stack: Stack) -> Iterator[None]:
-    """All workers of the engine are busy with searches that take many seconds."""
-    # Speech that is played backwards passes no check, so that all temperatures are tried.
-    backwards = (samples("en_minute.ogg")[: 29 * SAMPLE_RATE_HZ][::-1] * 32767).astype("<i2").tobytes()
-    raw = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=16_000)
-    decoding = transcription_pb2.DecodingOptions(beam_size=10, temperatures=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    request = transcription_pb2.TranscribeRequest(
-        audio=audio_pb2.AudioSource(content=backwards, format=raw),
-        options=transcription_pb2.TranscriptionOptions(
-            model="base",  # which takes several times as long as the default model
-            language="en",
-            decoding=decoding,
-            chunking=transcription_pb2.CHUNKING_STRATEGY_WHOLE,
-        ),
-    )
-
-    def search() -> None:
-        with channel(stack) as to:
-            stub = transcription_pb2_grpc.TranscriptionServiceStub(to)
-            stub.Transcribe(request, metadata=AS_CALLER, timeout=30)
-
-    with contextlib.ExitStack() as exits:
-        for _ in range(2):
-            exits.enter_context(repeated(search, 0.0))
-        yield
-
-
-@contextlib.contextmanager
-def crowded(stack: Stack) -> Iterator[None]:
-    """More recordings than the engine can decode in time."""
-    with contextlib.ExitStack() as exits:
-        for _ in range(12):
-            exits.enter_context(repeated(lambda: transcribe(stack, "en_minute.ogg"), 0.0))
-        yield
-
-
-def speak(stack: Stack) -> None:
-    data = (AUDIO / "en_short.wav").read_bytes()
-    requests = [
-        transcription_pb2.StreamTranscribeRequest(config=transcription_pb2.StreamConfig()),
-        transcription_pb2.StreamTranscribeRequest(audio=data),
-    ]
-    with channel(stack) as to:
-        stub = transcription_pb2_grpc.TranscriptionServiceStub(to)
-        for _ in stub.StreamTranscribe(iter(requests), metadata=AS_CALLER, timeout=60):
-            pass
-
-
-@contextlib.contextmanager
-def freezing(stack: Stack) -> Iterator[None]:
-    """The server's process stands still again and again, as on a machine without memory or CPU."""
-
-    def freeze() -> None:
-        stack.server.send(signal.SIGSTOP)
-        time.sleep(1.5)
-        stack.server.send(signal.SIGCONT)
-
-    with repeated(freeze, 0.5), repeated(lambda: speak(stack), 0.0):
-        yield
-
-
-@contextlib.contextmanager
-def broken_model(stack: Stack) -> Iterator[None]:
-    with repeated(lambda: transcribe(stack, model="tiny")):
-        yield
-
-
-@contextlib.contextmanager
-def no_database(stack: Stack) -> Iterator[None]:
-    stack.postgres.stop()
-    try:
-        with repeated(lambda: submit(stack, bytes(3200))):
-            yield
-    finally:
-        stack.postgres.start()
-
-
-@contextlib.contextmanager
-def no_redis(stack: Stack) -> Iterator[None]:
-    stack.redis.kill()
-    try:
-        with repeated(lambda: info(stack)):
-            yield
-    finally:
-        stack.redis.start()
-        info(stack)
-
-
-@contextlib.contextmanager
-def no_worker(stack: Stack) -> Iterator[None]:
-    stack.worker.stop()
-    submit(stack, bytes(3200))
-    try:
-        yield
-    finally:
-        stack.worker.start()
-
-
-@contextlib.contextmanager
-def failing_jobs(stack: Stack) -> Iterator[None]:
-    """Recordings that are damaged in the middle."""
-    whole = (AUDIO / "en_two_sentences.flac").read_bytes()
-    damaged = jobs_pb2.SubmitJobRequest(audio=audio_pb2.AudioSource(content=whole[: len(whole) // 2]))
-
-    def submit_damaged() -> None:
-        with channel(stack) as to:
-            jobs_pb2_grpc.JobsServiceStub(to).SubmitJob(damaged, metadata=AS_CALLER, timeout=10)
-
-    with repeated(submit_damaged, 0.5):
-        yield
-
-
-@contextlib.contextmanager
-def full_storage(stack: Stack) -> Iterator[None]:
-    filler = Path(str(stack.storage)) / "filler"
-    try:
-        filler.write_bytes(bytes(round((STORAGE_MIB - 2) * 2**20)))
-        yield
-    finally:
-        filler.unlink()
-
-
-@contextlib.contextmanager
-def old_certificate(stack: Stack) -> Iterator[None]:
-    stack.issue(valid_h=24)
-    try:
-        with repeated(lambda: info(stack)):  # the server reads its files at handshakes
-            yield
-    finally:
-        stack.issue(valid_h=30 * 24)
-        info(stack)
-
-
-@contextlib.contextmanager
-def bad_settings(stack: Stack) -> Iterator[None]:
-    stack.settings.write_text("max_audio_s = -1", "utf-8")
-    stack.server.send(signal.SIGHUP)
-    try:
-        yield
-    finally:
-        stack.settings.write_text("", "utf-8")
-        stack.server.send(signal.SIGHUP)
-
-
-FAULTS: dict[str, Callable[[Stack], AbstractContextManager[None]]] = {
-    "TypelessDown": stopped,
-    "TypelessProcessDown": stopped,
-    "TypelessRestarting": restarting,
-    "TypelessNotServing": busy,
-    "TypelessReloadFailed": bad_settings,
-    "TypelessCertificateExpires": old_certificate,
-    "TypelessEventLoopSlow": freezing,
-    "TypelessErrors": broken_model,
-    "TypelessRefusesCalls": no_database,
-    "TypelessLiveFinalsSlow": freezing,
-    "TypelessEngineStalled": busy,
-    "TypelessQueueWaitLong": crowded,
-    "TypelessHeldAudioNearLimit": crowded,
-    "TypelessDatabaseUnavailable": no_database,
-    "TypelessKeysStale": no_database,
-    "TypelessRedisUnavailable": no_redis,
-    "TypelessStorageAlmostFull": full_storage,
-    "TypelessNoWorker": no_worker,
-    "TypelessJobsWaitLong": no_worker,
-    "TypelessJobsFail": failing_jobs,
-}
-
-
-def by_fault() -> Iterator[Any]:
-    for fault in dict.fromkeys(FAULTS.values()):
-        names = [name for name, its in FAULTS.items() if its is fault]
-        yield pytest.param(fault, names, id=fault.__name__)
-
-
-@pytest.mark.parametrize(("fault", "names"), list(by_fault()))
-def test_alerts_fire_with_their_fault_and_clear_after_it(
-    stack: Stack, storage: Path, fault: Callable[[Stack], AbstractContextManager[None]], names: list[str]
-):
-    if fault is full_storage and not os.path.ismount(storage):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_alerts_fire_with_their_fault_and_clear_after_it(stack: Stack, storage: Path, fault: faults.Fault):
+    if fault is faults.full_storage and not os.path.ismount(storage):
         pytest.skip("only root can mount a small disk")
-    prometheus = stack.prometheus
-    wait_until(lambda: not prometheus.firing() & set(names), CLEARS_WITHIN_S, f"{names} do not fire before")
-    seen: set[str] = set()
-
-    def all_fire() -> bool:
-        seen.update(prometheus.firing())
-        return seen >= set(names)
-
-    with fault(stack):
-        with contextlib.suppress(AssertionError):
-            wait_until(all_fire, FIRES_WITHIN_S, "")
-        assert set(names) - seen == set()
-    wait_until(lambda: not prometheus.firing() & set(names), CLEARS_WITHIN_S, f"{names} clear")
+    check_alerts(stack, fault)
 
 
 def test_the_keys_of_tokens(stack: Stack, provider: IdentityProvider):
     """An identity provider that is stopped makes its alert fire."""
 
     def call() -> None:
-        with channel(stack) as to, contextlib.suppress(grpc.RpcError):
+        with faults.channel(stack) as to, contextlib.suppress(grpc.RpcError):
             stub = server_pb2_grpc.ServerServiceStub(to)
             stub.GetServerInfo(server_pb2.GetServerInfoRequest(), metadata=(bearer(kid="unknown"),), timeout=10)
 
     name = "TypelessTokenKeysUnavailable"
     provider.is_unavailable = True
-    with repeated(call):
+    with faults.repeated(call):
         wait_until(lambda: name in stack.prometheus.firing(), FIRES_WITHIN_S, f"{name} fires")
     provider.is_unavailable = False
-    with repeated(call):
+    with faults.repeated(call):
         wait_until(lambda: name not in stack.prometheus.firing(), CLEARS_WITHIN_S, f"{name} clears")
 
 
 def test_every_alert_has_its_fault():
     # A part of a server that dies while its stores answer cannot be made from outside; promtool tests the rule.
-    tried = {*FAULTS, "TypelessTokenKeysUnavailable", "TypelessServiceNotServing"}
+    tried = {*faults.FAULTS, "TypelessTokenKeysUnavailable", "TypelessServiceNotServing"}
     assert tried == {rule["alert"] for rule in alerts()}
+    assert {*FAULTS, *test_engine_alerts.FAULTS} == set(faults.FAULTS.values())

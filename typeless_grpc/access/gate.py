@@ -20,7 +20,7 @@ from typeless_grpc.access.principal import Principal
 from typeless_grpc.access.quota import Quota
 from typeless_grpc.access.rate_limit import BucketStore
 from typeless_grpc.access.registry import Registry
-from typeless_grpc.access.tokens import TokenVerifier
+from typeless_grpc.access.tokens import TokenVerifier, self_signed_issuer
 from typeless_grpc.clock import Clock
 from typeless_grpc.errors import PermissionDenied, RateLimited, TypelessError, Unauthenticated
 
@@ -30,7 +30,10 @@ _GUESSES = frozenset({"KEY_INVALID", "TOKEN_INVALID"})
 
 @dataclass(frozen=True)
 class Credentials:
-    """The credentials that a caller sent. key: `x-api-key`; bearer: `authorization: Bearer`; None if not sent."""
+    """The credentials that a caller sent, None if not sent.
+
+    key: `x-api-key`, or `x-goog-api-key`; bearer: `authorization: Bearer`.
+    """
 
     key: str | None = None
     bearer: str | None = None
@@ -140,7 +143,7 @@ class Gate:
         if self._registry is None:
             return Principal(f"address:{address}", owner="", is_anonymous=True, is_local=is_local)
         sent = credentials.key if credentials.key is not None else credentials.bearer
-        if sent is None:
+        if sent is None or (credentials.key is None and self._proves_nothing(sent)):
             return Principal(f"address:{address}", owner=f"address:{address}", is_anonymous=True)
         try:
             principal = await self._known(sent, address, is_bearer=credentials.key is None)
@@ -151,6 +154,11 @@ class Gate:
         self._failures.check(address, principal.id)
         self._failures.succeeded(address, principal.id)
         return principal
+
+    def _proves_nothing(self, sent: str) -> bool:
+        """Whether this is what Google's clients send without being asked: a token that they signed themselves."""
+        issuer = self_signed_issuer(sent) if sent.count(".") == 2 else None
+        return issuer is not None and (self._tokens is None or self._tokens.issuer != issuer)
 
     async def _known(self, sent: str, address: str, *, is_bearer: bool) -> Principal:
         assert self._registry is not None

@@ -35,6 +35,7 @@ class Group(Enum):
     CONFIG = "config"
     HEALTH = "health"
     RIVA = "riva"
+    GOOGLE = "google"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,22 @@ OPEN_SERVICES: Mapping[str, tuple[str, ...]] = {
     "server": ("typeless.v1.ServerService",),
 }
 
+_GOOGLE = Rule(Access.USER, Group.GOOGLE)
+_SPEECH = {"v1": "LongRunningRecognize", "v1p1beta1": "LongRunningRecognize", "v2": "BatchRecognize"}
+_OPERATIONS = ("GetOperation", "ListOperations", "CancelOperation", "DeleteOperation")
+
 RULES: Mapping[str, Rule] = {
+    **{
+        f"/google.cloud.speech.{version}.Speech/{method}": _GOOGLE
+        for version, background in _SPEECH.items()
+        for method in ("Recognize", background)
+    },
+    **{
+        f"/google.cloud.speech.{version}.Speech/StreamingRecognize": replace(_GOOGLE, is_long_lived=True)
+        for version in _SPEECH
+    },
+    **{f"/google.longrunning.Operations/{method}": _GOOGLE for method in _OPERATIONS},
+    "/google.longrunning.Operations/WaitOperation": replace(_GOOGLE, is_long_lived=True),
     "/typeless.v1.TranscriptionService/Transcribe": Rule(Access.USER, Group.TRANSCRIBE),
     "/typeless.v1.TranscriptionService/BatchTranscribe": Rule(Access.USER, Group.BATCH),
     "/typeless.v1.TranscriptionService/StreamTranscribe": Rule(Access.USER, Group.STREAM, is_long_lived=True),

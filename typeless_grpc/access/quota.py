@@ -32,7 +32,7 @@ def is_counted(group: Group, unit: Unit) -> bool:
     """Whether this unit exists for a group. Audio counts only in calls whose caller waits for the transcript."""
     match unit:
         case Unit.AUDIO_SECONDS:
-            return group in (Group.TRANSCRIBE, Group.BATCH, Group.STREAM, Group.RIVA)
+            return group in (Group.TRANSCRIBE, Group.BATCH, Group.STREAM, Group.RIVA, Group.GOOGLE)
         case Unit.CONCURRENT_CALLS:
             return group is not Group.LONG  # which counts recordings, as parts of other calls
         case Unit.CALLS:

@@ -13,6 +13,7 @@ from typeless_grpc.app.databases import jobs_database_url
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.app.tracing import NO_TRACERS, Tracers
+from typeless_grpc.audio.decoders import IN_PROCESS, Decoders
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.disk import make_directory
@@ -55,11 +56,12 @@ STORED = frozenset({JobsServicer.NAME, UploadServicer.NAME})
 class Background:
     """Jobs and uploads.
 
-    services: their servicers. sources: where audio may be fetched from; fetching: the threads for that. table: where
-    jobs are stored. admission: counts the audio of running jobs. usage: of jobs. checks: the health of what the
-    services need.
+    jobs: the servicer of jobs. services: all servicers. sources: where audio may be fetched from; fetching: the threads
+    for that. table: where jobs are stored. admission: counts the audio of running jobs. usage: of jobs. checks: the
+    health of what the services need.
     """
 
+    jobs: JobsServicer
     services: Sequence[Service]
     sources: CheckedSources
     table: JobTable
@@ -81,11 +83,13 @@ async def keep_jobs(
     metrics: JobMetrics | None = None,
     reloads: Reloads | None = None,
     tracers: Tracers = NO_TRACERS,
+    decoders: Decoders = IN_PROCESS,
 ) -> AsyncIterator[Background]:
     """Open the stores of jobs and uploads, and run jobs in this process unless max_concurrent_jobs is 0.
 
     has_model: whether jobs may name a model; blocks. is_ready: set when the engine is ready; jobs wait for it.
     timeouts: of waits for the database. metrics: of this process. reloads: of the settings.
+    decoders: where containers are decoded.
     """
     reloads = reloads or Reloads(settings)
     async with AsyncExitStack() as stack:
@@ -101,6 +105,7 @@ async def keep_jobs(
             min_free_percent=settings.min_free_disk_percent,
         )
         reloads.follow(lambda settings: settings.min_free_disk_percent, files.use)
+        await asyncio.to_thread(files.check_access)
         identity = StoreIdentity(database=database, files=files)
         await asyncio.to_thread(identity.settle)
         uploads = SqlUploadStore(database=database, files=files, options=upload_options(settings))
@@ -131,6 +136,7 @@ async def keep_jobs(
                 options=worker_options(settings),
                 admission=admission,
                 observer=JobObservers([*([metrics] if metrics else []), *tracers.jobs]),
+                decoders=decoders,
             )
             reloads.follow(worker_options, worker.use)
             runner = DbosRunner(
@@ -151,6 +157,7 @@ async def keep_jobs(
         )
         stack.push_async_callback(jobs.close)
         yield Background(
+            jobs=jobs,
             services=[jobs, UploadServicer(store=uploads, executor=executor, hashing=hashing)],
             sources=sources,
             table=table,

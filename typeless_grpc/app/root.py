@@ -11,13 +11,16 @@ from typeless_grpc.access.address import is_loopback
 from typeless_grpc.access.usage import UsageReader
 from typeless_grpc.app.access import Access, open_access
 from typeless_grpc.app.background import Background, admission_options
+from typeless_grpc.app.chain import chain
 from typeless_grpc.app.console import open_console
+from typeless_grpc.app.foreign import POOLS, SPEECH_SERVICES, foreign_services
 from typeless_grpc.app.metrics import open_metrics
 from typeless_grpc.app.models import BuiltEngine
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.streams import open_streams
 from typeless_grpc.app.tls import tls_of
 from typeless_grpc.app.tracing import NO_TRACERS, Tracers
+from typeless_grpc.audio.decoders import IN_PROCESS, Decoders
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.clock import Clock, SystemClock
 from typeless_grpc.config import ENV_PREFIX, Settings, public
@@ -25,29 +28,18 @@ from typeless_grpc.engine.admission import Admission
 from typeless_grpc.engine.interface import Engine
 from typeless_grpc.engine.stream_audio import StreamAudio
 from typeless_grpc.health import SERVER, HealthCheck
-from typeless_grpc.interceptors.accounting import AccountingInterceptor
-from typeless_grpc.interceptors.arrival import ArrivalInterceptor, ArrivalOptions
-from typeless_grpc.interceptors.deadline import DeadlineInterceptor
 from typeless_grpc.interceptors.drain import DrainInterceptor
-from typeless_grpc.interceptors.message_size import MessageSizeInterceptor
-from typeless_grpc.interceptors.metadata import MetadataInterceptor
-from typeless_grpc.interceptors.open_calls import OpenCallsInterceptor
-from typeless_grpc.interceptors.request_id import RequestIdInterceptor
-from typeless_grpc.interceptors.seam import Chain
-from typeless_grpc.interceptors.status import StatusInterceptor, code_of
+from typeless_grpc.interceptors.status import code_of
 from typeless_grpc.server import Server, ServerOptions, Service
 from typeless_grpc.servicers.admin import AdminServicer
 from typeless_grpc.servicers.batches import BatchTranscriber
 from typeless_grpc.servicers.models import ModelServicer, OnlyDefault, Usable, UsableModels
 from typeless_grpc.servicers.recordings import RecordingLimits, RecordingTranscriber
-from typeless_grpc.servicers.riva.options import ModelNames
-from typeless_grpc.servicers.riva.servicer import RivaServicer
 from typeless_grpc.servicers.server import ServerFacts, ServerServicer
 from typeless_grpc.servicers.transcription import TranscriptionServicer
 from typeless_grpc.sources.checked import NoSources
 from typeless_grpc.streaming.dependencies import Dependencies, InterimSlots
 from typeless_grpc.streaming.observer import StreamObservers
-from typeless_grpc.telemetry.call_log import CallLog
 from typeless_grpc.telemetry.context import CallThreads
 from typeless_grpc.telemetry.logs import get_logger
 from typeless_grpc.telemetry.metrics import Metrics
@@ -58,7 +50,7 @@ WEAK_KEY_CHARACTERS = 20
 STREAMS = "/typeless.v1.TranscriptionService/StreamTranscribe"  # during a drain it resumes sessions but opens none
 
 # Jobs are accepted without an engine and wait. A server that cannot transcribe should receive no traffic.
-NEEDS_ENGINE = frozenset({SERVER, TranscriptionServicer.NAME, RivaServicer.NAME})
+NEEDS_ENGINE = frozenset({SERVER, TranscriptionServicer.NAME, *SPEECH_SERVICES})
 
 
 @dataclass(frozen=True)
@@ -83,12 +75,14 @@ async def listen(
     reloads: Reloads | None = None,
     tracers: Tracers = NO_TRACERS,
     usable: Usable | None = None,
+    decoders: Decoders = IN_PROCESS,
 ) -> AsyncIterator[Listening]:
     """Wire services and interceptors around an engine, and listen.
 
     engine: as callers use it, see `models.finishing`. more: services that need a real model, which this function does
     not. clock: of streams; the system's unless given. metrics: of this process, if the caller has added to them.
     reloads: of the settings. usable: the models that callers may name; the default one unless given.
+    decoders: where containers are decoded.
     """
     reloads = reloads or Reloads(settings)
     async with AsyncExitStack() as stack:
@@ -108,6 +102,7 @@ async def listen(
             sources=background.sources if background else NoSources(),
             fetching=background.fetching if background else decoding,
             observer=tracers.audio,
+            decoders=decoders,
         )
         dependencies = Dependencies(
             engine=engine,
@@ -118,7 +113,7 @@ async def listen(
             audio=StreamAudio(admission),
             observer=StreamObservers([metrics.streams, *tracers.streams]),
         )
-        streams = await stack.enter_async_context(open_streams(settings, dependencies, reloads))
+        streams = await stack.enter_async_context(open_streams(settings, dependencies, reloads, decoders))
         drain.when_closing(streams.draining, streams.drained)
         batches = BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items)
         info = ServerServicer(_facts(settings, background))
@@ -130,42 +125,22 @@ async def listen(
             *more,
             *(background.services if background else ()),
         ]
-        if settings.riva_enabled:
-            riva = RivaServicer(
-                admission=admission,
-                recordings=recordings,
-                streams=streams,
-                models=usable or OnlyDefault(settings.model),
-                names=riva_names(settings),
-            )
-            services.append(riva)
-            reloads.follow(riva_names, riva.use)
-        options = server_options(settings)
-        accounting = AccountingInterceptor(
-            [metrics.calls, CallLog(), *access.observers, *tracers.calls], keeps_text=settings.log_text
+        services += foreign_services(
+            settings,
+            reloads,
+            admission=admission,
+            recordings=recordings,
+            streams=streams,
+            models=usable or OnlyDefault(settings.model),
+            jobs=background.jobs if background else None,
         )
-        metadata = MetadataInterceptor(settings.max_metadata_entries)
-        open_calls = OpenCallsInterceptor(settings.max_open_calls)
-        arrival = ArrivalInterceptor(arrival_options(settings, options))
-        interceptors = [
-            RequestIdInterceptor(),
-            *tracers.interceptors,
-            accounting,
-            StatusInterceptor(),
-            metadata,
-            drain,
-            open_calls,
-            *access.interceptors,
-            DeadlineInterceptor(access.rules, settings.max_call_s),
-            arrival,
-            MessageSizeInterceptor(settings.max_message_bytes),
-        ]
+        options = server_options(settings)
         _warn(settings)
         console = await open_console(stack, settings, metrics)
         tls = tls_of(settings)
         server = Server(
             services=services,
-            interceptors=[Chain(interceptors)],
+            interceptors=[chain(settings, access, drain, metrics, tracers, options, reloads)],
             drain=drain,
             options=options,
             tls=tls,
@@ -176,14 +151,10 @@ async def listen(
                 *(background.checks if background else ()),
             ],
             console_socket=console.grpc_socket if console else None,
-            pools=[RivaServicer.POOL],
+            pools=POOLS,
         )
         reloads.follow(recording_limits, recordings.use)
         reloads.follow(lambda settings: settings.max_batch_items, batches.use)
-        reloads.follow(lambda settings: settings.max_metadata_entries, metadata.use)
-        reloads.follow(lambda settings: settings.max_open_calls, open_calls.use)
-        reloads.follow(lambda settings: settings.log_text, lambda log_text: accounting.use(keeps_text=log_text))
-        reloads.follow(lambda settings: arrival_options(settings, options), arrival.use)
         reloads.follow(server_options, server.use)
         reloads.follow(lambda settings: settings, lambda settings: info.use(_facts(settings, background)))
         reloads.follow(_shown, admin.use)
@@ -202,11 +173,6 @@ async def listen(
 def usable_models(settings: Settings, engine: BuiltEngine) -> UsableModels:
     """Return the models of an engine that callers may name."""
     return UsableModels(pool=engine.models, catalog=engine.known, default_model=settings.model)
-
-
-def riva_names(settings: Settings) -> ModelNames:
-    """Return which models the names of Riva's clients mean."""
-    return ModelNames(models=settings.riva_models, refuses_unknown=settings.riva_unknown_models == "refuse")
 
 
 def model_service(settings: Settings, engine: BuiltEngine) -> Service:
@@ -265,14 +231,6 @@ def server_options(settings: Settings) -> ServerOptions:
         max_connection_age_s=settings.max_connection_age_s,
         max_connection_grace_s=settings.max_call_s,  # long enough for any call that cannot be resumed
         shares_port=settings.front_processes > 1,
-    )
-
-
-def arrival_options(settings: Settings, options: ServerOptions) -> ArrivalOptions:
-    """Return how many requests may arrive slowly, each counted as the largest that gRPC receives."""
-    return ArrivalOptions(
-        timeout_s=settings.request_arrival_timeout_s,
-        max_slow=max(1, settings.max_unfinished_bytes // options.largest_received_bytes),
     )
 
 

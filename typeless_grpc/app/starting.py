@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from typeless_grpc.app.decoding import open_decoders
 from typeless_grpc.app.memory import share_heaps
 from typeless_grpc.app.metrics import open_metrics
 from typeless_grpc.app.models import BuiltEngine, build_engine
 from typeless_grpc.app.reloading import Reloads, follow_logs
 from typeless_grpc.app.tasks import cancelled
 from typeless_grpc.app.tracing import Tracers, open_tracing
+from typeless_grpc.audio.decoders import Decoders
 from typeless_grpc.config import Settings
 from typeless_grpc.telemetry.metrics import Metrics
 
@@ -69,6 +71,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
                 metrics=parts.metrics.jobs,
                 reloads=parts.reloads,
                 tracers=parts.tracers,
+                decoders=parts.decoders,
             )
         )
         listening = await stack.enter_async_context(
@@ -82,6 +85,7 @@ async def build(settings: Settings) -> AsyncIterator[App]:
                 metrics=parts.metrics,
                 reloads=parts.reloads,
                 tracers=parts.tracers,
+                decoders=parts.decoders,
             )
         )
         yield App(
@@ -114,6 +118,7 @@ async def build_worker(settings: Settings) -> AsyncIterator[Reloads]:
                 metrics=parts.metrics.jobs,
                 reloads=parts.reloads,
                 tracers=parts.tracers,
+                decoders=parts.decoders,
             )
         )
         parts.metrics.watch_admission(
@@ -125,12 +130,16 @@ async def build_worker(settings: Settings) -> AsyncIterator[Reloads]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """The parts that a server and a worker have in common. warming: loads the default model and runs it once."""
+    """The parts that a server and a worker have in common.
+
+    warming: loads the default model and runs it once, and starts what decodes containers.
+    """
 
     metrics: Metrics
     reloads: Reloads
     tracers: Tracers
     built: BuiltEngine
+    decoders: Decoders
     warming: asyncio.Task[None]
 
 
@@ -140,14 +149,19 @@ async def _started(settings: Settings) -> AsyncIterator[_Parts]:
     metrics = Metrics()
     reloads = Reloads(settings, report=metrics.reloaded)
     follow_logs(reloads)
-    async with open_tracing() as tracers:
+    async with open_tracing() as tracers, open_decoders(settings, metrics.decoders) as (decoders, can_decode):
         share_heaps()
         async with await _engine(settings, metrics, reloads, tracers) as built:
-            warming = asyncio.create_task(built.warm())
+            warming = asyncio.create_task(_warmed(built, can_decode))
             try:
-                yield _Parts(metrics, reloads, tracers, built, warming)
+                yield _Parts(metrics, reloads, tracers, built, decoders, warming)
             finally:
                 await cancelled(warming)
+
+
+async def _warmed(built: BuiltEngine, can_decode: Awaitable[None]) -> None:
+    await built.warm()
+    await can_decode
 
 
 async def _engine(

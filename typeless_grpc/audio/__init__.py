@@ -1,1 +1,1 @@
-"""Bytes to samples at 16 kHz, and where speech is in them."""
+"""Decodes bytes to samples at 16 kHz, and detects speech in them."""

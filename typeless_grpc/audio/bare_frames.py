@@ -1,7 +1,7 @@
-"""Streams of frames without times, such as MP3: how long the audio is that damage took out of them.
+"""Streams of frames without timestamps, such as MP3: how much audio is missing where they are damaged.
 
-FFmpeg gives these frames times by counting those that it finds. Bytes between them that are no frame go along with a
-packet, or are left out. At the bit rate of the frames that are whole, they tell how much time they stood for.
+FFmpeg gives these frames times by counting those that it finds. Bytes between them that are no frame are part of a
+packet, or are left out. From the bit rate of the intact frames follows how much time they took.
 """
 
 from __future__ import annotations

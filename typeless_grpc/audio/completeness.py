@@ -1,14 +1,14 @@
-"""Whether a recording is all there.
+"""Checks whether a recording is complete.
 
 Decoders are lenient: half a file often decodes to half the audio, or to nothing, without an error. But nearly every
-container says in its header how much there should be. So three things are held against it:
+container says in its header how much there should be. So three things are compared with it:
 
 - bytes: a structure that reaches beyond the end of the file, or has holes (`structures.py`);
 - packets: the share of them that their decoder refused;
 - seconds: fewer than the header declares, for formats whose header counts samples.
 
-A header that promises less than there is breaks no promise, and one written before the length was known (0, all ones)
-promises nothing. Small losses are accepted: the rest is nearly everything, and right.
+A header that declares less than there is does no harm, and one that was written before the length was known (0, all
+ones) declares nothing. Small losses are accepted, because nearly all of the audio is there.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Yield:
 
 
 def is_much(n_missing: int, n_bytes: int) -> bool:
-    """Whether so many missing bytes are more than a careless writer's header."""
+    """Whether n_missing bytes are more than writers of inexact headers leave out."""
     return n_missing > min(_SLACK_BYTES, _SLACK_BYTES_SHARE * (n_bytes + n_missing))
 
 
 def check(result: Yield, *, container: str, declared_s: float | None, field: str) -> None:
-    """Raise InvalidInput if too little came out.
+    """Raise InvalidInput if too little was decoded.
 
-    container: the demuxer's name; declared_s: the duration in its header, None if unknown.
-    Reasons: AUDIO_UNDECODABLE if everything was refused, AUDIO_EMPTY if nothing was there, AUDIO_TRUNCATED if some was.
+    container: the demuxer's name; declared_s: the duration in its header, None if unknown. Reasons: AUDIO_UNDECODABLE
+    if everything was refused, AUDIO_EMPTY if nothing was there, AUDIO_TRUNCATED if some was.
     """
     content = f"{field}.content"
     if result.decoded_s == 0:

@@ -1,7 +1,7 @@
-"""Audio out of files: any container and codec that FFmpeg reads and that cannot reach beyond the bytes given.
+"""Decodes files: any container and codec that FFmpeg reads and that cannot reach anything but its own bytes.
 
-FFmpeg's demuxers for playlists (hls, concat, dash, sdp, ...) open other files and addresses. So only those in
-DEMUXERS may be chosen, and no protocol at all; the file's name is withheld, since FFmpeg takes hints from it.
+FFmpeg's demuxers for playlists (hls, concat, dash, sdp, ...) open other files and addresses. So only those in DEMUXERS
+may be chosen, and no protocol at all; the file's name is withheld, since FFmpeg takes hints from it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class DecodeCancelled(Exception):
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """The format of audio before decoding: FFmpeg's names of container ("raw" if none) and codec, rate, channels."""
+    """The format of audio before decoding: container ("raw" if none) and codec as FFmpeg names them, rate, channels."""
 
     container: str
     codec: str
@@ -134,6 +134,7 @@ class ContainerReader:
             self._check_holes(file)
             self._stream = self._first_stream()
             codec = self._stream.codec_context
+            codec.thread_count = 1  # a decoder process may start no thread; no format gains from them
             codec.options = {"max_samples": str(_MAX_FRAME_SAMPLES)}
             self.source = SourceInfo(self._container.format.name, codec.name, codec.sample_rate, codec.channels)
             self._check_source(format)

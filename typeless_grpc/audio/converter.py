@@ -1,4 +1,4 @@
-"""Converts a source's samples for the engine: mixed, at 16 kHz, and loud enough."""
+"""Converts decoded samples for the engine: mixes them, resamples them to 16 kHz, and levels them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Converter:
         return rows[0] if rows else np.zeros(0, dtype=np.float32)
 
     def _stacked(self, rows: list[Audio]) -> Audio:
-        """Return what every channel has: the levelers hold samples for different times."""
+        """Return the samples that all channels have: the levelers hold samples for different times."""
         if not rows:
             return np.zeros((1, 0), dtype=np.float32)
         if self._uneven:

@@ -1,7 +1,7 @@
-"""Bytes in, float32 at 16 kHz out: whole, or block by block so that hours fit into little memory.
+"""Decodes bytes to float32 at 16 kHz: as a whole, or block by block, so that hours fit into little memory.
 
-Only decoded samples are counted against the limit: what a header declares is neither believed nor held against good
-audio. Blocks are counted as they come, so a file of any promise costs at most the limit.
+Only decoded samples count against the limit, not what a header declares. Blocks are counted as they come, so a file
+costs at most the limit, whatever its header declares.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 
@@ -63,6 +63,46 @@ def never() -> bool:
     return False
 
 
+class Reader(Protocol):
+    """A recording that is decoded as it is read. Close it, or read its blocks to their end.
+
+    position: how many bytes of the recording have been read, about.
+    """
+
+    source: SourceInfo
+
+    @property
+    def position(self) -> int: ...
+
+    def blocks(self) -> Iterator[Audio]:
+        """The audio in order, in blocks that are never empty. Once only."""
+        ...
+
+    def close(self) -> None:
+        """Stop decoding; the file stays open."""
+        ...
+
+    def channels_too_long(self) -> InvalidInput:
+        """The error of channels that are kept apart and are too long together."""
+        ...
+
+
+class OpenReader(Protocol):
+    """Makes a reader; arguments and errors are those of AudioReader."""
+
+    def __call__(
+        self,
+        data: bytes | BinaryIO,
+        format: AudioFormat,
+        limits: DecodeLimits,
+        *,
+        field: str = "audio",
+        cancelled: Callable[[], bool] = never,
+        separate_channels: bool = False,
+        block_s: float = 1.0,
+    ) -> Reader: ...
+
+
 class AudioReader:
     """A recording that is decoded as it is read. Close it, or read its blocks to their end.
 
@@ -106,15 +146,20 @@ class AudioReader:
             self._container = next(self._containers)
             self.source = self._container.source
 
+    @property
+    def position(self) -> int:
+        """See `Reader`."""
+        return self._file.tell()
+
     def close(self) -> None:
         """Stop decoding; the file stays open."""
         if self._container is not None:
             self._container.close()
 
     def blocks(self) -> Iterator[Audio]:
-        """The audio in order, in blocks that are never empty. Once only.
+        """Yield the audio in order, in blocks that are never empty. Call it once.
 
-        Raises as the class says (a recording's damage may show only at its end), and DecodeCancelled.
+        Raises the errors of the class, some only at the end of the recording, and DecodeCancelled.
         """
         with closing(self):
             n_samples = 0
@@ -141,7 +186,7 @@ class AudioReader:
             raise self._odd_bytes(reader.n_pending_bytes)
 
     def _opened(self) -> Iterator[ContainerReader]:
-        """All files that follow one another in the file. Each is to be read before the next."""
+        """Yield the files that follow one another in the file. Read each before the next."""
         for part in joined.parts(self._file) if self._file.seekable() else [self._file]:
             wavs = self._wavs(part)
             if wavs is None:
@@ -205,7 +250,7 @@ class AudioReader:
             raise InvalidInput("options.channel_mode", why, reason="TOO_MANY_CHANNELS")
 
     def _check_raw_size(self) -> None:
-        """Refuse by arithmetic, before a sample is read."""
+        """Check the length from the size, before a sample is read."""
         if self._n_bytes is None:
             return
         if n_over := self._n_bytes % self._format.frame_bytes:
@@ -223,13 +268,22 @@ class AudioReader:
         return too_long(self._limits.max_duration_s, self._field)
 
     def channels_too_long(self) -> InvalidInput:
-        """The error of channels that are kept apart and are too long together."""
-        return self._refusal(
-            f"its channels are longer than {self._limits.max_duration_s:g} s together", "AUDIO_TOO_LONG"
-        )
+        """See `Reader`."""
+        return channels_too_long(self._limits, self._field)
 
     def _refusal(self, why: str, reason: str) -> InvalidInput:
         return InvalidInput(f"{self._field}.content", why, reason=reason)
+
+
+def reader_of(format: AudioFormat, open_container: OpenReader) -> OpenReader:
+    """Return what makes the reader of a recording: raw samples are read here, whatever decodes containers."""
+    return AudioReader if format.is_raw else open_container
+
+
+def channels_too_long(limits: DecodeLimits, field: str) -> InvalidInput:
+    """The error of channels that are kept apart and are too long together. field: path of the audio."""
+    why = f"its channels are longer than {limits.max_duration_s:g} s together"
+    return InvalidInput(f"{field}.content", why, reason="AUDIO_TOO_LONG")
 
 
 def iter_decode(
@@ -263,12 +317,14 @@ def decode(
     cancelled: Callable[[], bool] = never,
     separate_channels: bool = False,
     reserve: Reserve = unlimited,
+    open_container: OpenReader = AudioReader,
 ) -> Decoded:
-    """Decode a whole recording; arguments and errors as AudioReader has them.
+    """Decode a whole recording; arguments and errors are those of AudioReader.
 
-    reserve: called before memory is taken for decoded samples; what it raises ends the decoding.
+    reserve: called before memory is taken for decoded samples; what it raises ends the decoding. open_container: makes
+    the reader of what FFmpeg has to decode.
     """
-    reader = AudioReader(
+    reader = reader_of(format, open_container)(
         data,
         format,
         limits,

@@ -22,7 +22,7 @@ from typeless_grpc.audio.g711 import ALAW, MULAW
 from typeless_grpc.errors import InvalidInput
 
 _WINDOW_S, _MIN_WINDOW_S = 1.0, 0.25
-_MAX_WINDOWS = 60  # afterwards the declaration is believed, as that of noise is
+_MAX_WINDOWS = 60  # afterwards the declared encoding is accepted, as it is for noise
 _MIN_SAMPLES = 200
 
 _NOISE, _SMOOTH = 0.3, 0.6  # correlation of neighboring samples: at most this, of either sign, and above this
@@ -95,7 +95,7 @@ _DECLARED = {
 
 
 class EncodingCheck:
-    """Checks the beginning of raw audio, in windows of a second, until its declaration is certainly right."""
+    """Checks the beginning of raw audio, in windows of a second, until the declared encoding is confirmed."""
 
     def __init__(self, format: AudioFormat, field: str) -> None:
         """format: raw and valid. field: path of the message that holds it."""
@@ -203,7 +203,7 @@ def _smoothness(data: bytes, reading: _Reading, declared: _Reading, n_channels: 
 
 
 def _are_floats(samples: _Samples) -> bool:
-    """Whether nearly all samples are of a size that somebody writes, integers as floats included."""
+    """Whether nearly all samples have a magnitude that programs write, integers as floats included."""
     size = np.abs(samples)
     is_odd = ~(size <= _MAX_INTEGER) | ((size > 0) & (size < _TINY_FLOAT))
     return not samples.size or bool(is_odd.mean() < _MAX_ODD_SHARE)

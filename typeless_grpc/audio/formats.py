@@ -18,7 +18,7 @@ Audio = npt.NDArray[np.float32]  # shape (n_samples,), or (n_channels, n_samples
 
 
 class Encoding(Enum):
-    """How samples are written in the bytes; CONTAINER means that the file itself says so."""
+    """The encoding of samples; CONTAINER means that the file describes itself."""
 
     CONTAINER = "container"
     PCM_S16LE = "pcm_s16le"
@@ -43,7 +43,7 @@ _SAMPLE_BYTES = {
 
 @dataclass(frozen=True)
 class AudioFormat:
-    """The format of audio by its request.
+    """The format of audio, as its request declares it.
 
     sample_rate_hz, n_channels: needed for raw encodings (channels: 1 by default); for a container None, or the values
     of the file. Channels are interleaved.

@@ -1,4 +1,4 @@
-"""What each byte of telephone audio means (ITU-T G.711), as float32 in [-1, 1]."""
+"""Tables for telephone audio (ITU-T G.711): the sample of each byte, as float32 in [-1, 1]."""
 
 from __future__ import annotations
 

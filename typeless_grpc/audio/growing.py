@@ -1,4 +1,4 @@
-"""A recording's samples in memory, counted before the memory is taken."""
+"""Collects a recording's samples in memory, and reserves the memory first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.errors import Overloaded, RateLimited
 
-# Asks for permission to hold so many seconds of audio, of all channels together. Raises Overloaded or RateLimited.
+# Reserves this many seconds of audio in all, of all channels together. Raises Overloaded or RateLimited.
 Reserve = Callable[[float], None]
 
 _GROWTH = 1.25
@@ -57,7 +57,7 @@ class GrowingAudio:
         return samples
 
     def clear(self) -> None:
-        """Let go of all memory."""
+        """Free all memory."""
         self._channels.clear()
 
     def _grow(self, n_needed: int) -> None:

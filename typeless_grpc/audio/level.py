@@ -50,7 +50,7 @@ class FullScale:
             if self._scale == 1.0:
                 found = (over >= _MIN_OVER) & (over > _MIN_OVER_SHARE * sounding)
                 found |= (sounding >= _MIN_OVER) & (fractions == 0)
-            else:  # integers have no headroom: a few larger ones tell that they have more bits
+            else:  # integers have no headroom: a few larger ones show that they have more bits
                 found = over >= _MIN_OVER
             n_before = int(found.argmax()) + 1 if found.any() else len(samples)
             now = samples[:n_before] / samples.dtype.type(self._scale)
@@ -80,7 +80,6 @@ class Leveler:
         self._n_held = 0
         self._hop: list[Audio] = []
         self._n_hop = 0
-        self._peaks: deque[float] = deque(maxlen=_WINDOW_HOPS)
         self._powers: deque[float] = deque(maxlen=_WINDOW_HOPS)
         self._n_loud = 0
         self._peak = 0.0
@@ -137,7 +136,7 @@ class Leveler:
         if self._n_loud >= _LOUD_HOPS:
             self._gain = 1.0
             return
-        if hop.any():  # a noise gate leaves zeros between words, which tell nothing about the noise
+        if hop.any():  # a noise gate leaves zeros between words, which do not show the level of the noise
             self._powers.append(float((hop.astype(np.float64) ** 2).mean()))
         if self._gain > 1.0 or self._is_like_speech():
             self._gain = min(_MAX_GAIN, _TARGET / self._peak)

@@ -1,65 +1,60 @@
-"""Audio that is decoded while it arrives: bytes in, cut anywhere; samples out as soon as the bytes allow.
+"""Decodes audio while it arrives: takes bytes, cut anywhere, and returns samples as soon as possible.
 
-Raw samples are read where they stand, also those of most WAV files (`wav.py`). FFmpeg decodes any other container
+Raw samples are read directly, also those of most WAV files (`wav.py`). FFmpeg decodes any other container
 (`live_container.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Protocol
 
 from typeless_grpc.audio.formats import Audio, AudioFormat
 from typeless_grpc.audio.joined import FileStarts
-from typeless_grpc.audio.live_container import AUDIO_FIELD, ContainerLiveReader, of_the_stream
+from typeless_grpc.audio.live_container import (
+    AUDIO_FIELD,
+    ContainerLiveReader,
+    LiveReader,
+    OpenLiveContainer,
+    of_the_stream,
+)
 from typeless_grpc.audio.pcm import PcmReader
 from typeless_grpc.audio.wav import NotForUs, WavHeader, WavParser
 from typeless_grpc.errors import InvalidInput
+
+__all__ = ["LOST_AT_THE_END", "LiveReader", "RawLiveReader", "live_reader"]
 
 LOST_AT_THE_END = frozenset({"AUDIO_TRUNCATED", "AUDIO_EMPTY"})  # reasons: what was decoded before can be used
 _STEP_BYTES = 1 << 16  # fed to the reader of raw samples at once; at most 8 s of audio (8 kHz, one byte a sample)
 
 
-class LiveReader(Protocol):
-    """Decodes one stream to mono samples at 16 kHz. Raises InvalidInput with AUDIO_… reasons."""
-
-    def feed(self, data: bytes) -> AsyncIterator[Audio]:
-        """Return the audio that these bytes complete, in blocks of a few seconds at most."""
-        ...
-
-    def finish(self) -> AsyncIterator[Audio]:
-        """Return the rest of the audio, after the last byte."""
-        ...
-
-    def close(self) -> None:
-        """Free everything; may be called at any time, and twice."""
-        ...
-
-    @property
-    def declared_s(self) -> float | None:
-        """The length of the audio in its header, None if unknown."""
-        ...
-
-
-def live_reader(format: AudioFormat, *, field: str, is_live: bool = True) -> LiveReader:
+def live_reader(
+    format: AudioFormat,
+    *,
+    field: str,
+    is_live: bool = True,
+    open_container: OpenLiveContainer = ContainerLiveReader,
+) -> LiveReader:
     """The reader for a format. field: path of the message that holds `format`. Raises InvalidInput about it.
 
     is_live: return samples as soon as their bytes arrive; otherwise they may wait for the next few seconds.
+    open_container: makes the reader of what FFmpeg has to decode.
     """
     format = format.validated(field)
-    reader = RawLiveReader if format.is_raw else _JoinedReader
-    return reader(format, field=field, is_live=is_live)
+    if format.is_raw:
+        return RawLiveReader(format, field=field, is_live=is_live)
+    return _JoinedReader(format, field=field, is_live=is_live, open_container=open_container)
 
 
 class _JoinedReader:
     """Files that follow one another, each with a reader of its own."""
 
-    def __init__(self, format: AudioFormat, *, field: str, is_live: bool) -> None:
+    def __init__(self, format: AudioFormat, *, field: str, is_live: bool, open_container: OpenLiveContainer) -> None:
         self._format, self._field, self._is_live = format, field, is_live
+        self._open_container = open_container
         self._finder = FileStarts()
         self._held = bytearray()  # from `_n_passed` on: may belong to the next file
         self._n_passed = 0
-        self._reader = _SniffingReader(format, field=field, is_live=is_live)
+        self._reader = self._sniffing()
 
     @property
     def declared_s(self) -> float | None:
@@ -104,19 +99,25 @@ class _JoinedReader:
             if error.reason != "AUDIO_EMPTY":  # the others may have some
                 raise
         self._reader.close()
-        self._reader = _SniffingReader(self._format, field=self._field, is_live=self._is_live)
+        self._reader = self._sniffing()
+
+    def _sniffing(self) -> _SniffingReader:
+        return _SniffingReader(
+            self._format, field=self._field, is_live=self._is_live, open_container=self._open_container
+        )
 
 
 class _SniffingReader:
-    """A container: WAV of the usual kinds is raw samples after its header, all else is FFmpeg's.
+    """Reads a container: common kinds of WAV as raw samples after the header, everything else with FFmpeg.
 
     WAV files may follow one another.
     """
 
-    def __init__(self, format: AudioFormat, *, field: str, is_live: bool) -> None:
+    def __init__(self, format: AudioFormat, *, field: str, is_live: bool, open_container: OpenLiveContainer) -> None:
         self._format, self._field, self._is_live = format, field, is_live
+        self._open_container = open_container
         self._wavs: WavParser | None = WavParser()
-        self._reader: RawLiveReader | ContainerLiveReader | None = None
+        self._reader: LiveReader | None = None
         self._raw_format: AudioFormat | None = None
 
     @property
@@ -162,7 +163,7 @@ class _SniffingReader:
     def _left_to_ffmpeg(self) -> bytes:
         assert self._wavs is not None
         head, self._wavs = bytes(self._wavs.waiting), None
-        self._reader = ContainerLiveReader(self._format, field=self._field, is_live=self._is_live)
+        self._reader = self._open_container(self._format, field=self._field, is_live=self._is_live)
         return head
 
     async def _passed_on(self, items: Iterator[WavHeader | bytes]) -> AsyncIterator[Audio]:
@@ -191,7 +192,7 @@ class _SniffingReader:
             self._reader.close()
         self._raw_format = header.format
         if header.format is None:
-            self._reader = ContainerLiveReader(self._format, field=self._field, is_live=self._is_live)
+            self._reader = self._open_container(self._format, field=self._field, is_live=self._is_live)
         else:
             self._reader = RawLiveReader(header.format, field=self._field, is_live=self._is_live, may_end_anywhere=True)
 

@@ -1,35 +1,51 @@
-"""Containers that are decoded while they arrive.
-
-FFmpeg pulls bytes from a file, so each container has a thread of its own. It runs only while its stream waits for it:
-given bytes, it decodes until it needs more, and hands over what it has. Nothing runs ahead, so memory is bounded by the
-data that was fed, and the result does not depend on how the bytes were cut.
-"""
+"""Containers that are decoded while they arrive, each in a thread of its own; see `arriving.py`."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import closing, suppress
-from typing import BinaryIO, cast
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Protocol
 
-import numpy as np
-
-from typeless_grpc.audio.containers import ContainerReader, DecodeCancelled
-from typeless_grpc.audio.converter import Converter
-from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
+from typeless_grpc.audio.arriving import decode_arriving
+from typeless_grpc.audio.containers import DecodeCancelled
+from typeless_grpc.audio.formats import Audio, AudioFormat
 from typeless_grpc.errors import InvalidInput
 
 AUDIO_FIELD = "audio"  # the field of a stream's requests that has its bytes
-_BLOCK_SAMPLES = SAMPLE_RATE_HZ  # blocks are not much longer
-
-# Decode with as little audio in hand as the format allows. ignore_length: of WAV, see `wav.py`.
-_LIVE_OPTIONS = {"probesize": "8192", "analyzeduration": "100000", "ignore_length": "1"}
 
 
 def of_the_stream(error: InvalidInput, field: str) -> InvalidInput:
     """Move an error of a recording's content to the field that has a stream's bytes. field: of its format."""
     return error.moved(lambda one: AUDIO_FIELD if one == f"{field}.content" else one)
+
+
+class LiveReader(Protocol):
+    """Decodes one stream to mono samples at 16 kHz. Raises InvalidInput with AUDIO_… reasons."""
+
+    def feed(self, data: bytes) -> AsyncIterator[Audio]:
+        """Return the audio that these bytes complete, in blocks of a few seconds at most."""
+        ...
+
+    def finish(self) -> AsyncIterator[Audio]:
+        """Return the rest of the audio, after the last byte."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; may be called at any time, and twice."""
+        ...
+
+    @property
+    def declared_s(self) -> float | None:
+        """The length of the audio in its header, None if unknown."""
+        ...
+
+
+class OpenLiveContainer(Protocol):
+    """Makes the reader of a container; arguments as `live.live_reader` has them."""
+
+    def __call__(self, format: AudioFormat, *, field: str, is_live: bool) -> LiveReader: ...
 
 
 class ContainerLiveReader:
@@ -41,22 +57,21 @@ class ContainerLiveReader:
         self._thread: threading.Thread | None = None
         self._turn = threading.Semaphore(0)  # released once for each step that the thread may take
         self._step: asyncio.Future[Audio | _Need | _End | BaseException] | None = None
-        self._pipe = _Pipe(self._starve)
-        self._gathered: list[Audio] = []
-        self._closed = self._ended = self._has_audio = False
+        self._data = bytearray()  # fed, and not taken by the thread yet
+        self._closed = self._ended = self._has_ended_input = False
         self.declared_s: float | None = None
 
     async def feed(self, data: bytes) -> AsyncIterator[Audio]:
         """See `LiveReader`. Bytes after the end of the container are ignored."""
         if self._ended or not data:
             return
-        self._pipe.data += data
+        self._data += data
         async for block in self._steps():
             yield block
 
     async def finish(self) -> AsyncIterator[Audio]:
         """See `LiveReader`."""
-        self._pipe.ended = True
+        self._has_ended_input = True
         if self._thread is None:
             return  # Not a byte came: silence, and no error.
         async for block in self._steps():
@@ -90,53 +105,41 @@ class ContainerLiveReader:
 
     # ---- in the thread ------------------------------------------------------------------------------------------
 
+    def more(self) -> bytes:
+        """See `Feeder`."""
+        while not self._data and not self._has_ended_input:
+            self._hand_over(_Need())
+            self._wait()
+        data = bytes(self._data)
+        self._data.clear()
+        return data
+
+    def opened(self, declared_s: float | None) -> None:
+        """See `Feeder`."""
+        self.declared_s = declared_s
+
+    def take(self, samples: Audio) -> None:
+        """See `Feeder`."""
+        self._hand_over(samples)
+        self._wait()
+
+    def is_cancelled(self) -> bool:
+        """See `Feeder`."""
+        return self._closed
+
     def _run(self) -> None:
         last: _End | BaseException = _End()
         try:
             self._wait()
-            self._decode()
+            decode_arriving(self, self._format, field=self._field, is_live=self._is_live)
         except DecodeCancelled:
             return
+        except InvalidInput as error:
+            last = of_the_stream(error, self._field)
         except BaseException as error:
-            last = self._explained(error)
+            last = error
         with suppress(DecodeCancelled):
             self._hand_over(last)
-
-    def _explained(self, error: BaseException) -> BaseException:
-        if isinstance(error, InvalidInput) and self._pipe.head[4:8] == b"ftyp" and not self._has_audio:
-            why = "an MP4 file whose index comes last cannot be decoded as it arrives: Transcribe takes it"
-            return InvalidInput(AUDIO_FIELD, why, reason="AUDIO_UNDECODABLE")
-        return of_the_stream(error, self._field) if isinstance(error, InvalidInput) else error
-
-    def _decode(self) -> None:
-        # The pipe has the methods of a file that ContainerReader and PyAV use.
-        file = cast(BinaryIO, self._pipe)
-        reader = ContainerReader(
-            file, self._format, field=self._field, cancelled=lambda: self._closed, options=_LIVE_OPTIONS
-        )
-        with closing(reader):
-            self.declared_s = reader.declared_s
-            converter = Converter(is_live=self._is_live)
-            for block in reader.blocks():
-                self._gathered.append(converter.feed(block.samples, block.rate_hz))
-                if sum(map(len, self._gathered)) >= _BLOCK_SAMPLES:
-                    self._flush()
-            self._gathered.append(converter.flush())
-            self._flush()
-
-    def _starve(self) -> None:
-        """Hand over the audio that is ready, and wait for more bytes."""
-        self._flush()
-        self._hand_over(_Need())
-        self._wait()
-
-    def _flush(self) -> None:
-        block = np.concatenate(self._gathered) if self._gathered else np.zeros(0, dtype=np.float32)
-        self._gathered = []
-        if len(block):
-            self._has_audio = True
-            self._hand_over(block)
-            self._wait()
 
     def _wait(self) -> None:
         self._turn.acquire()
@@ -162,30 +165,3 @@ class _Need:
 
 class _End:
     """The decoder has come to the end of the file."""
-
-
-class _Pipe:
-    """A file that cannot seek, and whose reader waits where there are no bytes yet."""
-
-    def __init__(self, starve: Callable[[], None]) -> None:
-        """starve: returns once there are bytes, or once there will be none."""
-        self.data = bytearray()
-        self.head = b""  # the first bytes, as far as they were read
-        self.ended = False
-        self._starve = starve
-
-    def read(self, n_bytes: int) -> bytes:
-        while not self.data and not self.ended:
-            self._starve()
-        data = bytes(self.data[:n_bytes])
-        del self.data[:n_bytes]
-        self.head += data[: max(0, 16 - len(self.head))]
-        return data
-
-    def seekable(self) -> bool:
-        return False
-
-    def seek(self, *_: int) -> int:
-        raise OSError("a stream cannot seek")
-
-    tell = seek

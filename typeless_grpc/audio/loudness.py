@@ -1,4 +1,4 @@
-"""Voice activity without a model, for tests of everything around it: what is loud is speech."""
+"""A voice activity detector without a model, for tests: loud audio is speech."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typeless_grpc.audio.vad import FRAME_SAMPLES, DetectorState, Probabilities
 
 
 class LoudnessDetector:
-    """Calls a frame speech, with certainty, if its root mean square is at least `threshold`."""
+    """Returns the probability 1 for a frame whose root mean square is at least `threshold`, else 0."""
 
     def __init__(self, threshold: float = 0.02) -> None:
         self._threshold = threshold

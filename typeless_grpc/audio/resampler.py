@@ -1,4 +1,4 @@
-"""From any sample rate to 16 kHz, block by block."""
+"""Resamples from any rate to 16 kHz, block by block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 
 
 class Resampler:
-    """One recording's or stream's way to 16 kHz; each channel on its own.
+    """Resamples one recording or stream to 16 kHz, each channel on its own.
 
     libswresample with its default filter (Kaiser window, 32 taps at the lower rate): flat to 7 kHz, -26 dB at 8.5 kHz,
     under -60 dB from 9 kHz. Its output is bit for bit the same however the input is cut into blocks.

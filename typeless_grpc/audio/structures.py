@@ -1,4 +1,4 @@
-"""How many bytes a recording should have by its own chunks, boxes and pages."""
+"""Computes how many bytes a recording should have, from its own chunks, boxes and pages."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def _caf_end(file: BinaryIO, n_bytes: int) -> int:
 
 
 def _w64_end(file: BinaryIO) -> int:
-    """What a Sony Wave64 file says of its own size, after a GUID of 16 bytes."""
+    """Return the size that a Sony Wave64 file declares, after a GUID of 16 bytes."""
     file.seek(16)
     (size,) = struct.unpack("<Q", file.read(8))
     return 0 if size >= 1 << 62 else int(size)

@@ -1,13 +1,13 @@
-"""Where decoded audio lies on the recording's own timeline.
+"""Places decoded audio on the recording's own timeline.
 
-A decoder gives samples one after another. A container also says when each frame begins, and the two disagree where a
-track starts later than the video beside it, where a recorder wrote nothing for a while, and where a damaged frame was
-skipped. Each of them would move all later text to an earlier time. So a frame that begins later than the samples before
-it end gets silence before it.
+A decoder returns samples one after another. A container also has the time of each frame, and the two differ if a track
+starts later than the video beside it, if a recorder wrote nothing for a while, or if a damaged frame was skipped. Each
+of these would move all later text to an earlier time. So a frame that begins later than the samples before it end gets
+silence before it.
 
 Samples are trusted over clocks: none is ever dropped. A small difference is jitter, and stays. A frame that begins much
-too early belongs to a clock that was set back, as where files are joined. A jump ahead that is longer than any pause is
-taken for such a clock too, unless the file's header says that the recording is that long.
+too early belongs to a clock that was set back, as where files are joined. A jump ahead that is longer than any pause
+also counts as a clock that was set, unless the recording is that long by the file's header.
 
 The clock of a file starts at 0, and so does its timeline. The clock of a live capture starts anywhere: there the first
 track starts the timeline.
@@ -30,7 +30,7 @@ _DECLARE_LENGTH = _FILES - {"nut"}
 
 
 class Timeline:
-    """Says how much silence belongs before each frame of one track."""
+    """Computes how much silence belongs before each frame of one track."""
 
     def __init__(self, *, first_s: float | None, is_files_clock: bool, end_s: float | None) -> None:
         """first_s: when the first track starts, None if unknown. is_files_clock: the recording starts at 0.

@@ -1,4 +1,4 @@
-"""Where someone speaks: Silero's voice activity model, version 6, as faster-whisper ships it.
+"""Detects speech with Silero's voice activity model, version 6, as faster-whisper ships it.
 
 The model looks at 512 samples (32 ms) with the 64 before them, and carries a state from frame to frame. The frames of
 one stream may go through it in one call or in many: with state, context and the incomplete last frame kept in
@@ -35,7 +35,7 @@ def _zeros(*shape: int) -> Audio:
 
 @dataclass
 class DetectorState:
-    """Where one stream stands between two calls; make a new one for each stream."""
+    """The detector's state of one stream between two calls. Create one for each stream."""
 
     h: Audio = field(default_factory=lambda: _zeros(*_STATE_SHAPE))
     c: Audio = field(default_factory=lambda: _zeros(*_STATE_SHAPE))
@@ -113,7 +113,7 @@ class SileroDetector:
 
 @dataclass(frozen=True)
 class SpeechSpanOptions:
-    """How probabilities become spans. Defaults are faster-whisper's for whole recordings.
+    """How probabilities become spans. The defaults are those of faster-whisper for whole recordings.
 
     threshold: a frame at or above it starts speech, 0..1; lower finds faint speech, and more noise. min_speech_ms:
     shorter sounds are dropped. min_silence_ms: speech ends where it is followed by as much; shorter joins less.

@@ -42,7 +42,7 @@ _ID3V1_BYTES = 128
 
 
 class NotForUs(Exception):
-    """Not a WAV file, or one of a kind that FFmpeg has to read."""
+    """The bytes are not a WAV file, or one of a kind that FFmpeg must read."""
 
 
 @dataclass(frozen=True)

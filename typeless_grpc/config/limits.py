@@ -43,9 +43,14 @@ class LimitSettings(Group):
         "300/minute",
         description="Recognize and StreamingRecognize calls of one caller that is a client of NVIDIA Riva's.",
     )
+    rate_limit_google: Reloadable[Rate] = Field(
+        "600/minute",
+        description="Calls of one caller that is a client of Google Cloud Speech, with those that poll operations.",
+    )
     rate_limit_audio: Reloadable[Rate] = Field(
         "3600/minute:14400",
-        description="Seconds of audio of one caller, separately for each of transcribe, batch, stream and riva.",
+        description="Seconds of audio of one caller, separately for each of transcribe, batch, stream, riva "
+        "and google.",
     )
     rate_limit_wrong_keys: Reloadable[Rate] = Field(
         "30/minute:60",

@@ -9,9 +9,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from typeless_grpc.config.access import AccessSettings
 from typeless_grpc.config.console import ConsoleSettings
 from typeless_grpc.config.engine import EngineSettings
+from typeless_grpc.config.foreign import GoogleSettings, RivaSettings
 from typeless_grpc.config.jobs import JobSettings
 from typeless_grpc.config.limits import LimitSettings
-from typeless_grpc.config.riva import RivaSettings
 from typeless_grpc.config.server import ServerSettings
 from typeless_grpc.config.streams import StreamSettings
 from typeless_grpc.config.telemetry import TelemetrySettings
@@ -30,6 +30,7 @@ GROUPS: Mapping[str, type[Group]] = {
     "telemetry": TelemetrySettings,
     "console": ConsoleSettings,
     "riva": RivaSettings,
+    "google": GoogleSettings,
 }
 
 # Old name to new. The old ones still work, with a warning.
@@ -60,6 +61,7 @@ class Settings(
     TelemetrySettings,
     ConsoleSettings,
     RivaSettings,
+    GoogleSettings,
     BaseSettings,
 ):
     """The settings of a server. Their descriptions are the text of `docs/configuration.md`."""

@@ -129,8 +129,10 @@ class _Limit:
             self._timer = None
 
 
-class _BoundedSocket(WebSocketsSansIOProtocol):
-    """Closes the connection of a peer that does not read."""
+class _ClosesUnread(asyncio.Protocol):
+    """A part of both protocols: closes the connection of a peer that does not read."""
+
+    transport: asyncio.Transport
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -149,7 +151,11 @@ class _BoundedSocket(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
 
-class _BoundedHttp(H11Protocol):
+class _BoundedSocket(_ClosesUnread, WebSocketsSansIOProtocol):
+    """WebSockets, closed if the peer does not read."""
+
+
+class _BoundedHttp(_ClosesUnread, H11Protocol):
     """Closes connections over the limit, of peers that do not read, and of those that do not send a request in time."""
 
     def __init__(self, peers: Peers, max_connections: int, **server: Any) -> None:
@@ -157,7 +163,6 @@ class _BoundedHttp(H11Protocol):
         self._peers = peers
         self._max_connections = max_connections
         self._waiting = _Limit(HEAD_S)
-        self._unread = _Limit(UNREAD_S)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -178,17 +183,8 @@ class _BoundedHttp(H11Protocol):
         super().on_response_complete()
         self._waiting.start(self.transport)
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._unread.start(self.transport)
-
-    def resume_writing(self) -> None:
-        self._unread.stop()
-        super().resume_writing()
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._waiting.stop()
-        self._unread.stop()
         super().connection_lost(exc)
 
 

@@ -174,7 +174,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         entry = Entry(item, key, cost_s, ticket.lane, ticket.caller, now_s)
         if ticket.lane in LIVE:
             self._last_live_s = now_s
-        if not self._has_work:
+        if not self.has_work:
             self._progress_s = now_s
         self._queue.push(entry)
         self._changed.set()
@@ -224,14 +224,15 @@ class Scheduler(Generic[WorkT, ResultT]):
         """Seconds since a batch ended, while work is queued or runs; 0 for none, infinite if a worker died."""
         if not self._is_stopped and any(worker.done() for worker in self._workers):
             return float("inf")
-        return self._clock.now_s() - self._progress_s if self._has_work else 0.0
+        return self._clock.now_s() - self._progress_s if self.has_work else 0.0
 
     def n_queued(self, lane: Lane) -> int:
         """How many windows of a lane are in the queue."""
         return self._queue.n_queued(lane)
 
     @property
-    def _has_work(self) -> bool:
+    def has_work(self) -> bool:
+        """Whether windows are queued or run."""
         return bool(self._expected_ends_s or self._queue.n_queued())
 
     @contextlib.contextmanager

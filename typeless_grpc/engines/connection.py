@@ -48,24 +48,29 @@ CHANNEL_OPTIONS = [
 
 
 class EngineLost(EngineFailed):
-    """The engine ended, cannot be reached, or hangs; another one may decode the call."""
+    """The engine ended, cannot be reached, or hangs; another one may decode the call.
 
-    def __init__(self, engine: str, why: str) -> None:
+    was_alone: whether the call had begun, and the engine had nothing else.
+    """
+
+    def __init__(self, engine: str, why: str, *, was_alone: bool = False) -> None:
         super().__init__(f"The engine {engine} was lost: {why}.", reason="ENGINE_LOST")
         self.why = why
+        self.was_alone = was_alone
 
 
 @dataclass(frozen=True)
 class RemoteOptions:
     """How an engine is used.
 
-    target: as gRPC names it ("unix:/run/engine", "10.0.0.5:50052"). credentials: of TLS; None for none. key: the secret
-    that the engine wants. stall_s: without progress for so long, it hangs. is_own: its process is this server's, which
-    logs its ends itself, and it has no other fronts. shared: memory that it shares with this process.
+    target: as gRPC names it ("unix:/run/engine", "10.0.0.5:50052"). credentials: makes those of TLS for each
+    connection, so that new files are used, and may raise OSError; None for no TLS. key: the secret that the engine
+    wants. stall_s: without progress for so long, it hangs. is_own: its process is this server's, which logs its ends
+    itself, and it has no other fronts. shared: memory that it shares with this process.
     """
 
     target: str
-    credentials: grpc.ChannelCredentials | None = None
+    credentials: Callable[[], grpc.ChannelCredentials] | None = None
     key: str = ""
     stall_s: float = 60.0
     is_own: bool = False
@@ -103,7 +108,7 @@ class EngineConnection:
         self.clock = clock
         self.on_change, self._on_lost = on_change, on_lost
         self.front = uuid.uuid4().hex
-        self.stall_s = options.stall_s
+        self.stall_s, self._key = options.stall_s, options.key
         self.report = StateReport()
         self.is_connected = False
         self.generation = 0  # of the connection: rises with each new one
@@ -113,6 +118,10 @@ class EngineConnection:
     def follow_stall_s(self, stall_s: float) -> None:
         """Apply a new value of `engine_stall_s`."""
         self.stall_s = stall_s
+
+    def follow_key(self, key: str) -> None:
+        """Take a new value of the setting, for calls and connections that begin."""
+        self._key = key
 
     def replay(self, reports: Sequence[pb.Report], offset_s: float) -> None:
         """Pass on the engine's reports since the last response.
@@ -136,6 +145,11 @@ class EngineConnection:
     def is_suspicious(self) -> bool:
         """Whether it has been silent for longer than a healthy engine."""
         return self.report.silent_s > SUSPICIOUS_S
+
+    @property
+    def is_reserved(self) -> bool:
+        """Whether it takes no new calls for a moment, because one is to run alone."""
+        return self.report.state.is_reserved
 
     @property
     def runs_on(self) -> str:
@@ -173,25 +187,38 @@ class EngineConnection:
 
     async def run(self) -> None:
         """Keep the engine connected, until cancelled."""
-        options, n_failed = self.options, 0
+        n_failed = 0
+        while True:
+            before = self.generation
+            why = await self._connection()
+            was_connected = self.generation != before
+            n_failed = 0 if was_connected else n_failed + 1
+            if was_connected:
+                self._on_lost(why)
+            pause_s = RETRY_S[min(n_failed, len(RETRY_S) - 1)]
+            await asyncio.sleep(RETRY_OWN_S if self.options.is_own else pause_s)
+
+    async def _connection(self) -> str:
+        """Connect, and read reports until the engine is lost; return how.
+
+        Each connection has a channel of its own, which resolves the name of the engine again.
+        """
+        target, credentials = self.options.target, self.options.credentials
+        try:
+            made = credentials() if credentials else None
+        except OSError as error:
+            self._log_problem(f"engine_ca_file cannot be read: {error.strerror}")
+            return DISCONNECTED
         make = grpc.aio.insecure_channel
         channel = (
-            make(options.target, CHANNEL_OPTIONS)
-            if options.credentials is None
-            else grpc.aio.secure_channel(options.target, options.credentials, CHANNEL_OPTIONS)
+            make(target, CHANNEL_OPTIONS) if made is None else grpc.aio.secure_channel(target, made, CHANNEL_OPTIONS)
         )
         async with channel:
             self.stub = engine_pb2_grpc.EngineServiceStub(channel)
-            while True:
-                before = self.generation
-                why = await self._watch()
-                was_connected = self.generation != before
-                n_failed = 0 if was_connected else n_failed + 1
-                self._lose()
-                if was_connected:
-                    self._on_lost(why)
-                pause_s = RETRY_S[min(n_failed, len(RETRY_S) - 1)]
-                await asyncio.sleep(RETRY_OWN_S if options.is_own else pause_s)
+            try:
+                return await self._watch()
+            finally:
+                self._lose()  # before the channel closes, so that nobody uses it
 
     async def _watch(self) -> str:
         """Read the engine's reports until it is lost; return the reason."""
@@ -248,7 +275,7 @@ class EngineConnection:
 
     def _take(self, state: pb.WatchResponse) -> None:
         report = self.report
-        was_up = self.is_up
+        was_up, was_reserved = self.is_up, self.is_reserved
         if state.HasField("models"):
             report.models = {model.name: model for model in state.models.models}
         report.state, report.came_s, report.silent_s = state, self.clock.now_s(), 0.0
@@ -258,7 +285,7 @@ class EngineConnection:
         self.replay(state.reports, report.came_s - state.now_s)
         if self.is_up and not was_up:
             log.info("engine is up", engine=self.name, runs_on=state.runs_on)
-        if self.is_up != was_up:
+        if self.is_up != was_up or self.is_reserved != was_reserved:
             self.on_change()
 
     def _lose(self) -> None:
@@ -279,7 +306,7 @@ class EngineConnection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        return ((KEY_HEADER, self.options.key),) if self.options.key else ()
+        return ((KEY_HEADER, self._key),) if self._key else ()
 
     def failure(self, error: grpc.aio.AioRpcError) -> Exception:
         """Return the exception for a failed call. The engine is lost at once if its connection broke."""

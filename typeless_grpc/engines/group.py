@@ -1,32 +1,34 @@
 """Several engines as one.
 
 A call goes to the engine that will serve it first. If its engine is lost, it is decoded again on another one, or on the
-new one. Any call that ran on a lost engine may be the cause, so these calls are decoded again one at a time on each
-engine: a call whose second engine is lost too is the likely cause and fails, and the others succeed with a delay.
+new one: alone, because it may be the cause (`dispatch.py`). A call that loses engines while it is alone on them is the
+cause, and fails; the others succeed with a delay.
 """
 
 from __future__ import annotations
 
-import asyncio
-import heapq
-import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.clock import Clock
-from typeless_grpc.engine.interface import DecodeOptions, Engine, Lane, Recognition, Ticket
+from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
 from typeless_grpc.engines.connection import EngineLost
+from typeless_grpc.engines.dispatch import Connection, Dispatch, connection_of, interim_dropped, unavailable
 from typeless_grpc.engines.remote import RemoteEngine
-from typeless_grpc.errors import DeadlineExceeded, EngineFailed, Overloaded
+from typeless_grpc.errors import EngineFailed, Overloaded
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-MAX_LOSSES = 2  # engines that a call may lose before it fails
+MAX_LOSSES_ALONE = 2  # engines that a call may lose alone before it fails
+MAX_LOSSES = 20  # engines that a call may lose in all before it is refused
 RESTART_S = 10.0  # for which calls only wait for an engine; without one for longer, the group is broken
-RETRY_AFTER_S = 2.0
+# Interims of a caller, two of which lost their engines within this time, are dropped for as long: nobody decodes them
+# again, so the cause could be among them.
+INTERIM_PAUSE_S = 60.0
+Decode = Callable[[RemoteEngine, bool], Awaitable[Recognition]]  # with whether the call must be alone
+MOVES = ("DRAINING", "RESERVED")  # reasons of an engine's refusals that do not concern the call
 
 
 @dataclass(frozen=True)
@@ -36,51 +38,23 @@ class GroupOptions:
     max_wait_s: float
 
 
-class Turns:
-    """Lets one call at a time pass, the most urgent lane first. Belongs to one event loop."""
+class InterimLosses:
+    """Remembers whose interims lost their engines."""
 
-    def __init__(self) -> None:
-        self._is_taken = False
-        self._waiting: list[tuple[Lane, int, asyncio.Future[None]]] = []
-        self._count = itertools.count()
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lost_s: dict[str, tuple[float, ...]] = {}  # the last two moments, by caller
 
-    @property
-    def is_taken(self) -> bool:
-        """Whether a call has its turn."""
-        return self._is_taken
+    def add(self, caller: str) -> None:
+        """Note that an engine was lost with an interim of a caller."""
+        now_s = self._clock.now_s()
+        recent = {one: moments for one, moments in self._lost_s.items() if now_s - moments[-1] < INTERIM_PAUSE_S}
+        self._lost_s = recent | {caller: (*recent.get(caller, ()), now_s)[-2:]}
 
-    @property
-    def n_waiting(self) -> int:
-        """How many calls wait or have their turn."""
-        return len(self._waiting) + self._is_taken
-
-    @asynccontextmanager
-    async def turn(self, lane: Lane) -> AsyncIterator[None]:
-        """Wait for the turn of a call, and keep it while this is open."""
-        if self._is_taken:
-            mine = asyncio.get_running_loop().create_future()
-            entry = (lane, next(self._count), mine)
-            heapq.heappush(self._waiting, entry)
-            try:
-                await mine
-            except asyncio.CancelledError:
-                if mine.done() and not mine.cancelled():
-                    self._next()
-                else:
-                    self._waiting.remove(entry)
-                    heapq.heapify(self._waiting)
-                raise
-        self._is_taken = True
-        try:
-            yield
-        finally:
-            self._next()
-
-    def _next(self) -> None:
-        """Hand the turn on."""
-        self._is_taken = bool(self._waiting)
-        if self._waiting:
-            heapq.heappop(self._waiting)[2].set_result(None)
+    def is_paused(self, caller: str) -> bool:
+        """Whether interims of a caller are dropped."""
+        moments = self._lost_s.get(caller, ())
+        return len(moments) == 2 and self._clock.now_s() - moments[0] < INTERIM_PAUSE_S
 
 
 class EngineGroup:
@@ -97,26 +71,22 @@ class EngineGroup:
         """on_retry: called for each call that is decoded again."""
         self._engines = engines
         self._clock = clock
-        self._options = options
         self._on_retry = on_retry
-        self._changed = asyncio.Event()
-        self._turns = {engine.name: Turns() for engine in engines}
+        self._dispatch = Dispatch(engines, clock, options.max_wait_s)
+        self._interim_losses = InterimLosses(clock)
         self._down_since_s: float | None = clock.now_s()
-        self._n_chosen = {engine.name: 0 for engine in engines}
 
     def changed(self) -> None:
-        """Note that an engine is up or down."""
+        """Note that an engine is up or down, or reserved."""
         if any(engine.is_up for engine in self._engines):
             self._down_since_s = None
         elif self._down_since_s is None:
             self._down_since_s = self._clock.now_s()
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._dispatch.changed()
 
     async def up(self) -> None:
         """Wait until an engine is up."""
-        while not any(engine.is_up for engine in self._engines):
-            await self._changed.wait()
+        await self._dispatch.up()
 
     @property
     def backlog_s(self) -> float:
@@ -137,70 +107,53 @@ class EngineGroup:
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`."""
-        return await self._decode(lambda engine: engine.transcribe(audio, options, ticket), ticket)
+        return await self._decode(
+            lambda engine, is_alone: engine.transcribe(audio, options, ticket, is_alone=is_alone), ticket
+        )
 
     async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
         """See `Engine`."""
-        return await self._decode(lambda engine: engine.recognize(utterance, options, ticket), ticket)
+        return await self._decode(
+            lambda engine, is_alone: engine.recognize(utterance, options, ticket, is_alone=is_alone), ticket
+        )
 
-    async def _decode(self, decode: Callable[[Engine], Awaitable[Recognition]], ticket: Ticket) -> Recognition:
-        n_lost = 0
-        left_out: set[tuple[str, int]] = set()  # connections of engines that were lost, or take no new calls
+    async def _decode(self, decode: Decode, ticket: Ticket) -> Recognition:
+        if ticket.lane is Lane.LIVE_INTERIM and self._interim_losses.is_paused(ticket.caller):
+            raise interim_dropped()
+        n_lost = n_lost_alone = 0
+        left_out: set[Connection] = set()  # to engines that were lost, or take no new calls
         while True:
-            engine = await self._choose(ticket, left_out, is_retry=n_lost > 0)
-            connection = (engine.name, engine.generation)
+            if n_lost:
+                engine = await self._dispatch.reserve(ticket, left_out, n_lost_alone)
+            else:
+                engine = await self._dispatch.choose(ticket, left_out)
+            connection = connection_of(engine)
             try:
                 if not n_lost:
-                    return await decode(engine)
-                async with self._turns[engine.name].turn(ticket.lane):
-                    if engine.is_up and engine.generation == connection[1]:
-                        return await decode(engine)
+                    return await decode(engine, False)
+                with self._dispatch.released(engine):
+                    return await decode(engine, True)
             except EngineLost as lost:
-                if ticket.lane is Lane.LIVE_INTERIM:
-                    raise _interim_dropped() from lost
-                n_lost += 1
                 left_out.add(connection)
-                if n_lost == MAX_LOSSES:
-                    log.error("two engines were lost while they decoded this call; it fails")
-                    why = f"{MAX_LOSSES} engines were lost while they decoded this audio."
-                    raise EngineFailed(why, reason="ENGINE_CRASHED") from lost
+                n_lost += 1
+                n_lost_alone += lost.was_alone
+                self._check_losses(ticket, lost, n_lost, n_lost_alone)
                 log.warning("engine was lost; its call is decoded again", engine=engine.name, why=lost.why)
                 self._on_retry()
             except Overloaded as refusal:
-                if refusal.reason != "DRAINING":
+                if refusal.reason not in MOVES:
                     raise
-                left_out.add(connection)
+                if refusal.reason == "DRAINING":
+                    left_out.add(connection)
 
-    async def _choose(self, ticket: Ticket, left_out: Container[tuple[str, int]], *, is_retry: bool) -> RemoteEngine:
-        """Return the engine that will serve a call first; wait for one if none is up.
-
-        is_retry: the call may have crashed an engine. Raises Overloaded or DeadlineExceeded if none is up in time.
-        """
-        ends_s = self._clock.now_s() + self._options.max_wait_s
-        while True:
-            changed = self._changed
-            if found := [one for one in self._engines if one.is_up and (one.name, one.generation) not in left_out]:
-                chosen = min(found, key=lambda one: self._rank(one, ticket.lane, is_retry=is_retry))
-                self._n_chosen[chosen.name] += 1
-                return chosen
-            if ticket.lane is Lane.LIVE_INTERIM:
-                raise _interim_dropped()
-            now_s = self._clock.now_s()
-            if ticket.deadline_s is not None and now_s >= ticket.deadline_s:
-                raise DeadlineExceeded("The deadline passed while no engine was up.")
-            if now_s >= ends_s:
-                raise Overloaded("No engine is up.", reason="ENGINE_UNAVAILABLE", retry_after_s=RETRY_AFTER_S)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(ends_s, ticket.deadline_s or ends_s) - now_s):
-                    await changed.wait()
-
-    def _rank(self, engine: RemoteEngine, lane: Lane, *, is_retry: bool) -> tuple[float, ...]:
-        """Lower is better. Calls that may crash an engine wait for their turns; others avoid an engine with one."""
-        turns = self._turns[engine.name]
-        n_ahead = turns.n_waiting if is_retry else turns.is_taken
-        wait_s = engine.wait_s(lane)
-        return (engine.is_suspicious, n_ahead, wait_s, engine.n_sent, self._n_chosen[engine.name])
-
-
-def _interim_dropped() -> Overloaded:
-    return Overloaded("No engine is up for interim results now.", reason="INTERIM_DROPPED")
+    def _check_losses(self, ticket: Ticket, lost: EngineLost, n_lost: int, n_lost_alone: int) -> None:
+        """Raise if a call that lost an engine is not decoded again."""
+        if ticket.lane is Lane.LIVE_INTERIM:
+            self._interim_losses.add(ticket.caller)
+            raise interim_dropped() from lost
+        if n_lost_alone == MAX_LOSSES_ALONE:
+            log.error("two engines were lost while they decoded this call and nothing else; it fails")
+            why = f"{MAX_LOSSES_ALONE} engines were lost while they decoded this audio and nothing else."
+            raise EngineFailed(why, reason="ENGINE_CRASHED") from lost
+        if n_lost == MAX_LOSSES:
+            raise unavailable() from lost

@@ -26,6 +26,7 @@ KINDS: Mapping[str, type[errors.TypelessError]] = {
         errors.NotFound,
         errors.AlreadyExists,
         errors.WrongState,
+        errors.Aborted,
         errors.PermissionDenied,
         errors.TooLarge,
         errors.RateLimited,
@@ -34,6 +35,7 @@ KINDS: Mapping[str, type[errors.TypelessError]] = {
         errors.DeadlineExceeded,
         errors.EngineFailed,
         errors.NotImplementedHere,
+        errors.Aborted,
     )
 }
 

@@ -20,6 +20,7 @@ from typeless_grpc.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 RESTART_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before each start after a short life; the last one repeats
+MAX_READY_RESTART_S = 2.0  # before a start after a life in which the engine was ready: calls wait, and one is the cause
 LONG_LIFE_S = 60.0  # a process that ran so long is started again at once
 MAX_START_S = 900.0  # until an engine is ready: the first start may calibrate a large model
 MAX_RECONNECT_S = 30.0  # until a process whose connection broke is ready again
@@ -104,6 +105,8 @@ class EngineProcess:
             reason, self._reason = self._reason or "exited", ""
             n_short = 0 if lived_s > LONG_LIFE_S else n_short + 1
             pause_s = RESTART_S[min(max(0, n_short - 1), len(RESTART_S) - 1)]
+            if self._was_ready:
+                pause_s = min(pause_s, MAX_READY_RESTART_S)
             log.error(
                 "engine process ended; it is started again",
                 engine=self.name,
@@ -117,7 +120,7 @@ class EngineProcess:
 
     async def _live(self) -> int:
         """Start the process, and return its exit status when it has ended."""
-        self._is_ready = False
+        self._is_ready = self._was_ready = False
         self._process = process = await asyncio.create_subprocess_exec(
             *self._options.command,
             stdin=asyncio.subprocess.PIPE,

@@ -21,6 +21,7 @@ from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Tic
 from typeless_grpc.engine.observer import EngineObserver
 from typeless_grpc.engines.connection import EngineConnection, EngineLost, RemoteOptions
 from typeless_grpc.engines.messages import MAX_SAMPLES_BYTES, OPTIONS, RECOGNITION, Replay, error_of
+from typeless_grpc.engines.servicer import ALONE_HEADER
 from typeless_grpc.pb.engine.v1 import engine_pb2 as pb
 from typeless_grpc.telemetry.context import request_id
 
@@ -28,18 +29,23 @@ REPORT_DELAY_S = 0.05  # a report may not include calls that were sent so shortl
 # Seconds of an engine for a second of audio, until calls have measured it. It only has to be of the right order.
 FIRST_PACE = 0.05
 PACE_WEIGHT = 0.1
+HEADERS_DELAY_S = 0.1  # for headers that have come to be seen
 MAX_ENDED_CALLS = 1024  # whose contexts are kept, for reports that come after their results
 
 
 @dataclass(eq=False)
 class _Sent:
-    """A call that has no result yet. cost_s: the time that it takes the engine, estimated."""
+    """A call that has no result yet. cost_s: the time that it takes the engine, estimated.
+
+    began_alone: whether the engine has begun it, with nothing else beside it.
+    """
 
     call: Any
     sent_s: float
     cost_s: float
     context: Context
     is_lost: bool = False
+    began_alone: bool = False
 
 
 class RemoteEngine(EngineConnection):
@@ -87,15 +93,24 @@ class RemoteEngine(EngineConnection):
 
     # ---- calls ----
 
-    async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
-        """See `Engine`; one channel only. Raises EngineLost if the engine is lost before it answers."""
-        return await self._decode(audio, options, ticket, is_utterance=False)
+    async def transcribe(
+        self, audio: Audio, options: DecodeOptions, ticket: Ticket, *, is_alone: bool = False
+    ) -> Recognition:
+        """See `Engine`; one channel only. is_alone: decode it while the engine has nothing else.
 
-    async def recognize(self, utterance: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
-        """See `Engine`. Raises EngineLost if the engine is lost before it answers."""
-        return await self._decode(utterance, options, ticket, is_utterance=True)
+        Raises EngineLost if the engine is lost before it answers, Overloaded (RESERVED) if another call is alone there.
+        """
+        return await self._decode(audio, options, ticket, is_utterance=False, is_alone=is_alone)
 
-    async def _decode(self, audio: Audio, options: DecodeOptions, ticket: Ticket, *, is_utterance: bool) -> Recognition:
+    async def recognize(
+        self, utterance: Audio, options: DecodeOptions, ticket: Ticket, *, is_alone: bool = False
+    ) -> Recognition:
+        """See `Engine`. The rest is as for `transcribe`."""
+        return await self._decode(utterance, options, ticket, is_utterance=True, is_alone=is_alone)
+
+    async def _decode(
+        self, audio: Audio, options: DecodeOptions, ticket: Ticket, *, is_utterance: bool, is_alone: bool
+    ) -> Recognition:
         if not self.is_connected:
             raise EngineLost(self.name, "it is not connected")
         self._n_calls += 1
@@ -110,17 +125,20 @@ class RemoteEngine(EngineConnection):
             caller=ticket.caller,
             remaining_s=None if ticket.deadline_s is None else ticket.deadline_s - now_s,
             request_id=request_id.get(),
+            is_alone=is_alone,
         )
         audio_s = len(audio) / SAMPLE_RATE_HZ
         with self._call(header, audio) as call:
             sent = self._sent[number] = _Sent(call, now_s, audio_s * self._pace, copy_context())
             try:
-                answer = await self._answer_to(sent)
+                answer = await (self._answer_alone(sent) if is_alone else self._answer_to(sent))
             finally:
                 del self._sent[number]
                 self._keep_context(number, sent.context)
         response: pb.DecodeResponse = getattr(answer, "response", answer)
         if response.HasField("error"):
+            if response.error.reason == "RESERVED":
+                self.report.state.is_reserved = True  # until the next report
             raise error_of(response.error)
         used = account.current()
         used.queue_s += response.decoded.queue_s
@@ -131,8 +149,12 @@ class RemoteEngine(EngineConnection):
 
     @contextmanager
     def _call(self, header: pb.DecodeHeader, audio: Audio) -> Iterator[Any]:
-        """Send a call: its audio through shared memory if there is room, else in messages."""
-        shared = self.options.shared
+        """Send a call: its audio through shared memory if there is room, else in messages.
+
+        Only grpc.aio's calls with several requests deliver headers before their response, which tell that a call runs
+        alone.
+        """
+        shared = None if header.is_alone else self.options.shared
         region = shared.put(audio) if shared is not None else None
         if shared is None or region is None:
             yield self.stub.Decode(_requests(header, audio), metadata=self.metadata)
@@ -141,6 +163,22 @@ class RemoteEngine(EngineConnection):
             yield self.stub.DecodeShared(pb.DecodeSharedRequest(header=header, start=region.start))
         finally:
             shared.free(region)
+
+    async def _answer_alone(self, sent: _Sent) -> Any:
+        """Wait for the answer to a call that is to be alone. EngineLost says whether it was."""
+
+        async def begun() -> None:
+            headers = await sent.call.initial_metadata()
+            sent.began_alone = any(name == ALONE_HEADER for name, _ in headers)
+
+        beginning = asyncio.create_task(begun(), name="engine-call-begins")
+        try:
+            return await self._answer_to(sent)
+        except EngineLost as lost:
+            await asyncio.wait([beginning], timeout=HEADERS_DELAY_S)
+            raise EngineLost(self.name, lost.why, was_alone=sent.began_alone) from lost
+        finally:
+            beginning.cancel()
 
     async def _answer_to(self, sent: _Sent) -> Any:
         try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -31,6 +31,8 @@ from typeless_grpc.version import VERSION as PROGRAM
 log = get_logger(__name__)
 
 KEY_HEADER = "x-engine-key"
+ALONE_HEADER = "x-engine-alone"  # in the headers of a response, once its call runs alone
+QUIET_CHECK_S = 0.01  # between looks whether the batches of cancelled calls have ended
 STATE_EVERY_S = 0.25  # while there is work
 IDLE_STATE_EVERY_S = 1.0
 PAUSE_S = 0.1  # between two messages, so that the changes of a busy engine share one
@@ -44,6 +46,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Queue(Protocol):
     """The inference queue; `engine.scheduler.Scheduler` is the real one."""
 
+    @property
+    def has_work(self) -> bool: ...
     def backlog_s(self, lane: Lane) -> float: ...
     def n_queued(self, lane: Lane) -> int: ...
 
@@ -62,12 +66,12 @@ class Served:
 
 @dataclass(frozen=True)
 class EngineServiceOptions:
-    """key: the secret that fronts must present; "" for none. max_audio_s: that all running calls hold together.
+    """keys: secrets, one of which fronts must present; none for any front. max_audio_s: that all running calls hold.
 
     shared: the memory with the audio of the front's calls; None if it sends all of it.
     """
 
-    key: str
+    keys: Callable[[], Sequence[str]]
     max_audio_s: Callable[[], float]
     shared: SharedAudioReader | None = None
 
@@ -82,6 +86,8 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self._options = options
         self._held_samples = 0
         self._n_calls = 0
+        self._alone = asyncio.Lock()
+        self._n_reserved = 0  # calls that are alone here, or will be
         self._is_ready = self._is_draining = self._is_closed = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -114,7 +120,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         await self._check_key(context)
         messages = aiter(requests)
         first = await anext(messages)
-        return await self._admitted(first.header, lambda: _audio(first, messages))
+        return await self._admitted(first.header, lambda: _audio(first, messages), context)
 
     async def DecodeShared(self, request: pb.DecodeSharedRequest, context: Context) -> pb.DecodeSharedResponse:
         """Decode one call, with audio in shared memory."""
@@ -124,15 +130,17 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             shared = self._options.shared
             return None if shared is None else shared.read(request.start, request.header.n_samples)
 
-        return pb.DecodeSharedResponse(response=await self._admitted(request.header, audio))
+        return pb.DecodeSharedResponse(response=await self._admitted(request.header, audio, context))
 
     async def _admitted(
-        self, header: pb.DecodeHeader, audio: Callable[[], Awaitable[Audio | None]]
+        self, header: pb.DecodeHeader, audio: Callable[[], Awaitable[Audio | None]], context: Context
     ) -> pb.DecodeResponse:
         """Decode a call if there is room for it."""
         n_samples = header.n_samples
         if self._is_draining:
             return pb.DecodeResponse(error=error_message(_draining()))
+        if self._n_reserved and not header.is_alone:
+            return pb.DecodeResponse(error=error_message(_taken()))
         if self._held_samples + n_samples > self._options.max_audio_s() * SAMPLE_RATE_HZ:
             full = Overloaded("The engine holds as much audio as it may.", reason="ENGINE_FULL")
             return pb.DecodeResponse(error=error_message(full))
@@ -140,13 +148,33 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self._n_calls += 1
         self._idle.clear()
         try:
-            return await self._decode(header, await audio())
+            samples = await audio()
+            if not header.is_alone:
+                return await self._decode(header, samples)
+            async with self._reserved():
+                await context.send_initial_metadata(((ALONE_HEADER, "1"),))
+                return await self._decode(header, samples)
         finally:
             self._held_samples -= n_samples
             self._n_calls -= 1
             if not self._n_calls:
                 self._idle.set()
                 self._reports.wake()
+
+    @asynccontextmanager
+    async def _reserved(self) -> AsyncIterator[None]:
+        """Let a call run alone: refuse new calls, and wait for the others, and for the batches of cancelled ones."""
+        self._n_reserved += 1
+        self._reports.wake()
+        try:
+            async with self._alone:
+                # No event says that the batch of a cancelled call has ended.
+                while self._n_calls > self._n_reserved or self._served.queue.has_work:  # noqa: ASYNC110
+                    await asyncio.sleep(QUIET_CHECK_S)
+                yield
+        finally:
+            self._n_reserved -= 1
+            self._reports.wake()
 
     async def _decode(self, header: pb.DecodeHeader, audio: Audio | None) -> pb.DecodeResponse:
         if audio is None:
@@ -215,6 +243,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             now_s=self._clock.now_s(),
             is_ready=self._is_ready,
             is_draining=self._is_draining,
+            is_reserved=self._n_reserved > 0,
             stalled_s=served.engine.stalled_s,
             backlog_s=[served.queue.backlog_s(lane) for lane in Lane],
             n_queued=[served.queue.n_queued(lane) for lane in Lane],
@@ -265,10 +294,11 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         return await _answered(unload, lambda error: pb.UnloadModelResponse(error=error))
 
     async def _check_key(self, context: Context) -> None:
-        if not self._options.key:
+        keys = self._options.keys()
+        if not keys:
             return
         given = next((value for name, value in context.invocation_metadata() or () if name == KEY_HEADER), "")
-        if not hmac.compare_digest(str(given).encode(), self._options.key.encode()):
+        if not any(hmac.compare_digest(str(given).encode(), key.encode()) for key in keys):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The engine has another engine_key.")
 
 
@@ -314,3 +344,7 @@ def _loaded(model: ServedModel) -> pb.LoadedModel:
 
 def _draining() -> Overloaded:
     return Overloaded("The engine is shutting down.", reason="DRAINING")
+
+
+def _taken() -> Overloaded:
+    return Overloaded("The engine decodes a call that must be alone.", reason="RESERVED")

@@ -98,4 +98,5 @@ def _credentials(call: Call) -> Credentials:
     if authorization is not None:
         # A header with another scheme is a wrong key, not a missing one.
         bearer = authorization[len(BEARER) :].strip() if authorization.lower().startswith(BEARER) else authorization
-    return Credentials(call.metadata("x-api-key"), bearer)
+    key = call.metadata("x-api-key")
+    return Credentials(key if key is not None else call.metadata("x-goog-api-key"), bearer)

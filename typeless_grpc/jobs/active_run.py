@@ -79,5 +79,7 @@ class ActiveRun:
 
     def close(self) -> None:
         """Close the audio."""
+        if self.reader is not None:
+            self.reader.close()
         if self.file is not None:
             self.file.close()

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from typeless_grpc.audio.decode import AudioReader, DecodeLimits
+from typeless_grpc.audio.decode import AudioReader, DecodeLimits, OpenReader, reader_of
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.vad import FRAME_SAMPLES, VoiceActivityDetector, recording_probabilities
 from typeless_grpc.errors import InvalidInput
@@ -63,14 +63,18 @@ class ChunkReader:
         shortest_s: float = 60.0,
         separate_channels: bool = False,
         cancelled: Callable[[], bool],
+        open_container: OpenReader = AudioReader,
     ) -> None:
         """file: seekable; the caller closes it. position: the end of the previous chunk, in samples at 16 kHz.
 
+        open_container: makes the reader of what FFmpeg has to decode.
+
         Raises, here and while reading, what `audio.decode` raises.
         """
-        self._file, self._detector, self._shortest_s = file, detector, shortest_s
+        self._detector, self._shortest_s = detector, shortest_s
         self._n_bytes = file.seek(0, io.SEEK_END)
-        reader = AudioReader(file, format, limits, cancelled=cancelled, separate_channels=separate_channels)
+        make = reader_of(format, open_container)
+        self._reader = reader = make(file, format, limits, cancelled=cancelled, separate_channels=separate_channels)
         # A container may not say how many channels it has.
         self._n_channels = (reader.source.n_channels or limits.max_channels) if separate_channels else 1
         self._blocks: Iterator[Audio] = reader.blocks()
@@ -78,6 +82,10 @@ class ChunkReader:
         self._n_waiting = self._n_decoded = 0
         self._start = position
         self._has_ended = False
+
+    def close(self) -> None:
+        """Stop decoding; the file stays open."""
+        self._reader.close()
 
     @property
     def most_held_s(self) -> float:
@@ -145,5 +153,5 @@ class ChunkReader:
         """Estimate the samples of the whole recording from its bytes and what those read so far gave."""
         if self._has_ended:
             return self._n_decoded
-        n_read = min(max(1, self._file.tell()), self._n_bytes)
+        n_read = min(max(1, self._reader.position), self._n_bytes)
         return max(self._n_decoded, self._n_decoded * self._n_bytes / n_read)

@@ -24,6 +24,7 @@ from enum import Enum
 from typing import TypeVar
 
 from typeless_grpc.audio.decode import DecodeCancelled, DecodeLimits
+from typeless_grpc.audio.decoders import IN_PROCESS, Decoders
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio
 from typeless_grpc.audio.vad import VoiceActivityDetector
 from typeless_grpc.engine.admission import Admission
@@ -91,11 +92,16 @@ class Worker:
         options: WorkerOptions,
         admission: Admission,
         observer: JobObserver | None = None,
+        decoders: Decoders = IN_PROCESS,
     ) -> None:
-        """worker_id: unique for this start of this process. admission: that of the loop; counts the audio of runs."""
+        """worker_id: unique for this start of this process. admission: that of the loop; counts the audio of runs.
+
+        decoders: where containers are decoded.
+        """
         self.worker_id = worker_id
         self._store, self._engine, self._loop = store, engine, loop
         self._detector, self._options, self._admission = detector, options, admission
+        self._decoders = decoders
         self._observer = observer or NoJobObserver()
         self._runs: dict[str, ActiveRun] = {}
         self._stopping = threading.Event()
@@ -266,6 +272,7 @@ class Worker:
                 shortest_s=self._options.shortest_chunk_s,
                 separate_channels=job.options.separate_channels,
                 cancelled=active.stopped.is_set,
+                open_container=self._decoders.recording,
             )
         return active.reader
 

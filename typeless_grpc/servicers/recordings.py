@@ -15,6 +15,7 @@ from typing import BinaryIO
 from typeless_grpc import account
 from typeless_grpc.access import principal, rate_limit
 from typeless_grpc.audio.decode import Decoded, DecodeLimits, decode
+from typeless_grpc.audio.decoders import IN_PROCESS, Decoders
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, AudioFormat
 from typeless_grpc.audio.observer import AudioObserver
 from typeless_grpc.audio.source import AudioSources
@@ -72,8 +73,12 @@ class RecordingTranscriber:
         sources: AudioSources,
         fetching: Executor,
         observer: AudioObserver | None = None,
+        decoders: Decoders = IN_PROCESS,
     ) -> None:
-        """decoding: threads that decode bytes to samples; fetching: threads for audio on other machines."""
+        """decoding: threads that decode bytes to samples; fetching: threads for audio on other machines.
+
+        decoders: where containers are decoded.
+        """
         self._engine = engine
         self._admission = admission
         self._decoding = decoding
@@ -81,6 +86,7 @@ class RecordingTranscriber:
         self._sources = sources
         self._fetching = fetching
         self._observer = observer
+        self._decoders = decoders
 
     def use(self, limits: RecordingLimits) -> None:
         """Apply these limits to recordings that are decoded from now on."""
@@ -128,6 +134,7 @@ class RecordingTranscriber:
                 cancelled=is_over.is_set,
                 separate_channels=recording.options.separate_channels,
                 reserve=reservation.grow_to,
+                open_container=self._decoders.recording,
             )
 
         is_remote = isinstance(source, str) and self._sources.is_remote(source)

@@ -11,6 +11,7 @@ import numpy as np
 
 from typeless_grpc import account
 from typeless_grpc.access import principal, rate_limit
+from typeless_grpc.audio.decoders import IN_PROCESS, Decoders
 from typeless_grpc.audio.live import LiveReader, live_reader
 from typeless_grpc.audio.vad import FRAME_SAMPLES
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Ticket
@@ -53,7 +54,7 @@ LAST_REQUESTS_S = 2.0
 # Wait for the store of sessions when a stream opens.
 OPENING_STORE_S = 2.0
 _NOT_DURABLE = (
-    "The store of sessions is unavailable. If this server is lost, this session cannot be resumed on another."
+    "The store of sessions is unavailable or full. If this server is lost, this session cannot be resumed on another."
 )
 
 Requests = AsyncIterator[transcription_pb2.StreamTranscribeRequest]
@@ -83,9 +84,13 @@ class StreamService:
         limits: StreamLimits,
         code_of: Callable[[TypelessError], int],
         durable: DurableDependencies | None = None,
+        decoders: Decoders = IN_PROCESS,
     ) -> None:
-        """code_of: the google.rpc.Code of an error. durable: the store of sessions; None for memory only."""
-        self._durable = durable
+        """code_of: the google.rpc.Code of an error. durable: the store of sessions; None for memory only.
+
+        decoders: where containers are decoded.
+        """
+        self._durable, self._decoders = durable, decoders
         self._dependencies, self._sessions = dependencies, sessions
         self._defaults, self._limits, self._code_of = defaults, limits, code_of
         self._openings: set[asyncio.Timeout] = set()
@@ -200,8 +205,8 @@ class StreamService:
 
         def stream() -> Stream:
             if durable is None or lease is None:
-                return Stream(self._dependencies, _reader(config), options)
-            made = DurableStream(self._dependencies, _reader(config), options, durable, lease)
+                return Stream(self._dependencies, self._reader(config), options)
+            made = DurableStream(self._dependencies, self._reader(config), options, durable, lease)
             made.start()
             return made
 
@@ -226,13 +231,13 @@ class StreamService:
         who: principal.Principal,
         message: transcription_pb2.StreamConfig,
     ) -> Lease | None:
-        """Store a new session. Return None if the store is unavailable: then the stream is in memory only."""
+        """Store a new session. Return None if the store is unavailable or full: then the stream is in memory only."""
         loop = asyncio.get_running_loop()
         config = message.SerializeToString()
         try:
             async with asyncio.timeout(OPENING_STORE_S):
                 return await loop.run_in_executor(durable.threads, durable.store.create, session_id, who.owner, config)
-        except (SourceUnavailable, TimeoutError):
+        except (SourceUnavailable, RateLimited, TimeoutError):
             return None
 
     async def _fetch(
@@ -253,7 +258,7 @@ class StreamService:
         config = stream_config(transcription_pb2.StreamConfig.FromString(stored.config), self._defaults)
         await self._check(config.options, "config.options")
         options = self._stream_options(config, who)
-        stream = DurableStream(self._dependencies, _reader(config), options, durable, stored.lease)
+        stream = DurableStream(self._dependencies, self._reader(config), options, durable, stored.lease)
         try:
             await stream.restore(stored, message.resume_after_sequence)
             if self._sessions.is_draining:
@@ -312,6 +317,10 @@ class StreamService:
                 call.stream.fail(error)
             call.fail(error)
 
+    def _reader(self, config: StreamConfig) -> LiveReader:
+        is_live = not config.is_file
+        return live_reader(config.format, field="config", is_live=is_live, open_container=self._decoders.stream)
+
     def _started(self, call: Call[StreamConfig]) -> transcription_pb2.StreamStarted:
         return transcription_pb2.StreamStarted(
             session_id=call.session_id,
@@ -331,10 +340,6 @@ class StreamService:
         return transcription_pb2.StreamTranscribeResponse(
             started=started, cursors=cursors(call.stream.cursors), acknowledged_bytes=call.acknowledged_bytes
         )
-
-
-def _reader(config: StreamConfig) -> LiveReader:
-    return live_reader(config.format, field="config", is_live=not config.is_file)
 
 
 async def _nothing_follows(requests: Requests) -> None:

@@ -159,7 +159,9 @@ class RedisBuckets(ThrottledBuckets):
         Raises ValueError for another url.
         """
         self._timeout_s = timeout_s
-        timeouts = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+        # Without socket_timeout, `_reached` bounds the answers: redis-py would wait with `asyncio.wait_for`, which
+        # swallows a cancellation before Python 3.12, so that a call went on whose caller had cancelled.
+        timeouts = {"socket_timeout": None, "socket_connect_timeout": timeout_s}
         # One retry, at once: a pooled connection may belong to a Redis that has restarted since.
         retry = Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
         options: dict[str, Any] = {"CONNECTION_POOL_KWARGS": {"retry": retry, **timeouts}}

@@ -19,7 +19,7 @@ KINDS = {
     "BatchTranscribe": "batch",
     "StreamTranscribe": "stream",
     "Recognize": "transcribe",
-    "StreamingRecognize": "stream",
+    "StreamingRecognize": "stream",  # of Riva and Google, as Recognize
 }
 JOB = "job"
 # Prometheus sees no increase in the first value of a series. So these exist from a method's first call on, at 0, and an

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, PlatformCollect
 
 from typeless_grpc.access.methods import Group
 from typeless_grpc.telemetry.call_metrics import AudioMetrics, CallMetrics
+from typeless_grpc.telemetry.decoder_metrics import DecoderMetrics
 from typeless_grpc.telemetry.engine_metrics import EngineMetrics
 from typeless_grpc.telemetry.gauges import add_gauge, add_gauges
 from typeless_grpc.telemetry.job_metrics import JobMetrics
@@ -30,6 +31,7 @@ class Metrics:
         Gauge("typeless_build_info", "Always 1.", ("version",), registry=registry).labels(VERSION).set(1)
         self.audio = AudioMetrics(registry)
         self.calls = CallMetrics(registry, self.audio)
+        self.decoders = DecoderMetrics(registry)
         self.engine = EngineMetrics(registry)
         self.streams = StreamMetrics(registry)
         self.jobs = JobMetrics(registry, self.audio)

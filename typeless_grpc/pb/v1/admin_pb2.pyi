@@ -286,7 +286,7 @@ class RateLimit(google.protobuf.message.Message):
     BURST_FIELD_NUMBER: builtins.int
     UNIT_FIELD_NUMBER: builtins.int
     group: builtins.str
-    """"transcribe", "long", "batch", "stream", "jobs", "config", "health" or "riva": docs/limits.md
+    """"transcribe", "long", "batch", "stream", "jobs", "config", "health", "riva" or "google": docs/limits.md
     says which calls are in each.
     """
     amount: builtins.int

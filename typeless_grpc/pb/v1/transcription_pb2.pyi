@@ -556,10 +556,10 @@ class TranscriptionOptions(google.protobuf.message.Message):
     """Unset is TRANSCRIBE."""
     prompt: builtins.str
     """Text to condition on: names, spelling, style. At most 4096 characters. Empty is none. It is
-    plain text: a special token of the model, such as "<|translate|>", stands for its characters.
-    prompt and hotwords together may have about 220 tokens, so that they never shorten the
-    transcript. Of a longer prompt the server uses the end, as far as the hotwords leave room. If
-    the model loses the text of some audio because of them, that audio is decoded without them.
+    plain text: special tokens of the model, such as "<|translate|>", have no effect. The server
+    uses about 220 tokens of prompt and hotwords together, so that they never shorten the
+    transcript: the hotwords, and as much of the end of the prompt as then fits. If the model loses
+    the text of some audio because of them, that audio is decoded without them.
     """
     word_timestamps: builtins.bool
     """Fill in Segment.words, which takes some time. False leaves them out."""
@@ -1065,7 +1065,9 @@ class SpeechActivity(google.protobuf.message.Message):
     """Which of the two: they alternate, and SPEECH_START comes first."""
     @property
     def offset(self) -> google.protobuf.duration_pb2.Duration:
-        """When it happened, from the start of the audio. The event follows later, once it is certain."""
+        """When it happened, from the start of the audio. The event follows once the server has
+        confirmed it.
+        """
 
     def __init__(
         self,

@@ -5,20 +5,15 @@ What would make the answer wrong is refused; what is a hint is accepted. protos/
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-from typeless_grpc.audio.joined import begins_file
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
 from typeless_grpc.servicers.convert import duration
-from typeless_grpc.servicers.options import MAX_HOTWORD_CHARACTERS, MAX_HOTWORDS
+from typeless_grpc.servicers.foreign.options import DeclaredAudio, ModelNames, Paths, phrases
 from typeless_grpc.servicers.riva.messages import AudioEncoding
 
-# Enough of the audio to recognize a container.
-HEAD_BYTES = 12
 MIN_END_SILENCE_MS, MAX_END_SILENCE_MS = 200, 5000
 _DETECT = ("", "multi", "auto")
 _ENGLISH = ("en", "en-us")
@@ -50,38 +45,8 @@ _PATHS = {
     "options.word_timestamps": "enable_word_time_offsets",
 }
 
-
-@dataclass(frozen=True)
-class ModelNames:
-    """Which model a name means. models: from the operator. refuses_unknown: else other names mean the default model."""
-
-    models: Mapping[str, str] = field(default_factory=dict)
-    refuses_unknown: bool = False
-
-    def model(self, name: str, *, is_known: bool) -> str:
-        """Return the name of our model, "" for the default one. is_known: whether it is one of ours already."""
-        if name in self.models:
-            return self.models[name]
-        return name if is_known or self.refuses_unknown else ""
-
-
-@contextmanager
-def riva_paths(config: str, audio: str) -> Iterator[None]:
-    """Let errors name fields by their path in Riva's request. config, audio: paths of its configuration and audio."""
-    try:
-        yield
-    except InvalidInput as error:
-        raise error.moved(lambda path: _riva_path(path, config, audio)) from error
-
-
-def _riva_path(path: str, config: str, audio: str) -> str:
-    inner = path.removeprefix("audio.").removeprefix("config.")
-    for ours, theirs in _PATHS.items():
-        if inner == ours or inner.startswith((f"{ours}[", f"{ours}.")):
-            return f"{config}.{theirs}"
-    if path.startswith("config."):
-        return f"{config}.{inner}"
-    return audio if path in ("audio", "audio.content") else path
+OF_RECORDING = Paths("config", "audio", _PATHS)
+OF_STREAM = Paths("streaming_config.config", "audio_content", _PATHS)
 
 
 def transcription_options(
@@ -99,7 +64,7 @@ def transcription_options(
         model=names.model(config.model, is_known=knows_model),
         language="" if language.lower() in _DETECT else language,
         task=_task(config.custom_configuration),
-        hotwords=_phrases(config.speech_contexts),
+        hotwords=phrases((phrase, context.boost) for context in config.speech_contexts for phrase in context.phrases),
         word_timestamps=config.enable_word_time_offsets,
     )
     if config.profanity_filter:
@@ -108,18 +73,15 @@ def transcription_options(
     return options
 
 
-def audio_format(config: Any, head: bytes) -> audio_pb2.AudioFormat | None:
-    """Return the format of audio that begins with head; None for a container. Raises InvalidInput."""
+def declared_audio(config: Any) -> DeclaredAudio:
+    """Return what a RecognitionConfig says about its audio. Raises InvalidInput."""
     if config.encoding not in AudioEncoding.values():
         raise InvalidInput("config.encoding", f"{config.encoding} is no known encoding")
-    encoding = _RAW.get(config.encoding)
-    names_no_format = config.encoding == AudioEncoding["ENCODING_UNSPECIFIED"] and not config.sample_rate_hertz
-    if encoding is None or begins_file(head) or (names_no_format and head):
-        return None
-    return audio_pb2.AudioFormat(
-        encoding=encoding,
-        sample_rate_hertz=config.sample_rate_hertz or (0 if head else 16000),
-        channel_count=config.audio_channel_count,
+    return DeclaredAudio(
+        encoding=_RAW.get(config.encoding),
+        sample_rate_hz=config.sample_rate_hertz,
+        n_channels=config.audio_channel_count,
+        names_encoding=config.encoding != AudioEncoding["ENCODING_UNSPECIFIED"],
     )
 
 
@@ -132,12 +94,6 @@ def _task(custom: Mapping[str, str]) -> transcription_pb2.Task.ValueType:
     if name not in _TASKS:
         raise InvalidInput("config.custom_configuration[task]", f"'{name[:40]}' is neither transcribe nor translate")
     return _TASKS[name]
-
-
-def _phrases(contexts: Any) -> list[str]:
-    """Return the phrases that our bounds admit: they are hints."""
-    wanted = (phrase.strip() for context in contexts if context.boost >= 0 for phrase in context.phrases)
-    return [phrase for phrase in wanted if 0 < len(phrase) <= MAX_HOTWORD_CHARACTERS][:MAX_HOTWORDS]
 
 
 def _set_endpointing(options: transcription_pb2.VoiceActivityOptions, config: Any) -> None:

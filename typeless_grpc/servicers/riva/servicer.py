@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -11,24 +11,20 @@ import grpc
 from typeless_grpc.access import principal
 from typeless_grpc.engine.admission import Admission
 from typeless_grpc.engine.interface import Lane, Ticket
-from typeless_grpc.errors import Aborted, DeadlineExceeded, InvalidInput, NotFound, Overloaded
+from typeless_grpc.errors import InvalidInput, NotFound
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
 from typeless_grpc.servicers import convert
+from typeless_grpc.servicers.foreign.options import HEAD_BYTES, ModelNames
+from typeless_grpc.servicers.foreign.pool import register
+from typeless_grpc.servicers.foreign.streams import ForeignRequests, check_end, out_of_order, restartable
 from typeless_grpc.servicers.models import Usable, is_multilingual
 from typeless_grpc.servicers.recordings import Recording, RecordingTranscriber
 from typeless_grpc.servicers.riva import messages, results
-from typeless_grpc.servicers.riva.options import (
-    HEAD_BYTES,
-    ModelNames,
-    audio_format,
-    riva_paths,
-    transcription_options,
-)
+from typeless_grpc.servicers.riva.options import OF_RECORDING, OF_STREAM, declared_audio, transcription_options
 from typeless_grpc.servicers.streaming import StreamService
 from typeless_grpc.telemetry.context import deadline_s
 
 FORCE_END_OF_UTTERANCE = "force_eou"
-_Request = transcription_pb2.StreamTranscribeRequest
 
 
 class RivaServicer:
@@ -54,34 +50,17 @@ class RivaServicer:
 
     def register(self, server: grpc.aio.Server) -> None:
         """Register this service with a server."""
-        handlers = {
-            "Recognize": grpc.unary_unary_rpc_method_handler(
-                self.Recognize,
-                request_deserializer=messages.RecognizeRequest.FromString,
-                response_serializer=messages.RecognizeResponse.SerializeToString,
-            ),
-            "StreamingRecognize": grpc.stream_stream_rpc_method_handler(
-                self.StreamingRecognize,
-                request_deserializer=messages.StreamingRecognizeRequest.FromString,
-                response_serializer=messages.StreamingRecognizeResponse.SerializeToString,
-            ),
-            "GetRivaSpeechRecognitionConfig": grpc.unary_unary_rpc_method_handler(
-                self.GetRivaSpeechRecognitionConfig,
-                request_deserializer=messages.ConfigRequest.FromString,
-                response_serializer=messages.ConfigResponse.SerializeToString,
-            ),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(self.NAME, handlers),))
+        register(server, self.POOL.FindServiceByName(self.NAME), self)
 
     async def Recognize(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """Transcribe one recording."""
         ticket = Ticket(Lane.UNARY, principal.current().id, deadline_s.get())
-        with self._admission.call(ticket.caller), riva_paths("config", "audio"):
+        with self._admission.call(ticket.caller), OF_RECORDING.named():
             options = await self._options(request.config)
             if request.config.enable_separate_recognition_per_channel:
                 options.channel_mode = transcription_pb2.CHANNEL_MODE_SEPARATE
             audio = audio_pb2.AudioSource(
-                content=request.audio, format=audio_format(request.config, request.audio[:HEAD_BYTES])
+                content=request.audio, format=declared_audio(request.config).format(request.audio[:HEAD_BYTES])
             )
             recording = Recording.of(audio, options, "audio", "options")
             recognition = await self._recordings.transcribe(recording, ticket)
@@ -119,8 +98,8 @@ class RivaServicer:
         return transcription_options(config, self._names, knows_model=knows_model)
 
     async def _responses(self, incoming: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        requests = _StreamRequests(incoming, self._options)
-        with _restartable(), riva_paths("streaming_config.config", "audio_content"):
+        requests = _RivaRequests(incoming, self._options)
+        with restartable(), OF_STREAM.named():
             async with aclosing(self._streams.responses(requests.translated(), is_resumable=False)) as events:
                 async for event in events:
                     response = _response(event)
@@ -130,57 +109,52 @@ class RivaServicer:
                         yield response
 
 
-class _StreamRequests:
-    """The requests of a stream, translated to those of StreamTranscribe. request_id: the newest, None if none came."""
+class _RivaRequests(ForeignRequests):
+    """Riva's requests. request_id: the newest, None if none came."""
 
     def __init__(
         self,
         incoming: AsyncIterator[Any],
         options: Callable[[Any], Awaitable[transcription_pb2.TranscriptionOptions]],
     ) -> None:
-        self._incoming, self._options = incoming, options
+        super().__init__(incoming)
+        self._options_of = options
+        self._config: Any = None
+        self._options = transcription_pb2.TranscriptionOptions()
         self.request_id: Any = None
 
-    async def translated(self) -> AsyncIterator[_Request]:
-        """Yield the configuration once the audio's first bytes tell its format, then the audio and what follows."""
-        first = await anext(self._incoming, None)
+    async def opened(self, first: Any) -> None:
+        """See `ForeignRequests`."""
         if first is None or first.WhichOneof("streaming_request") != "streaming_config":
-            raise InvalidInput("streaming_config", "must be the first request", reason="STREAM_ORDER")
+            raise out_of_order("streaming_config", "must be the first request")
         self._note(first)
-        config = first.streaming_config.config
-        options = await self._options(config)
+        self._config = first.streaming_config
+        config = self._config.config
         if config.enable_separate_recognition_per_channel and config.audio_channel_count > 1:
             why = "a stream's channels are mixed: a stream for each keeps them apart"
             raise InvalidInput("options.channel_mode", why, reason="NOT_SUPPORTED")
-        head, has_more = b"", True
-        while has_more and len(head) < HEAD_BYTES:
-            request = await anext(self._incoming, None)
-            has_more = request is not None
-            if request is not None:
-                head += self._audio(request)
-        stream_config = transcription_pb2.StreamConfig(
-            format=audio_format(config, head),
-            options=options,
-            interim_results=first.streaming_config.interim_results,
-        )
-        yield _Request(config=stream_config)
-        if head:
-            yield _Request(audio=head)
-        async for request in self._incoming:
-            audio = self._audio(request)
-            if audio:
-                yield _Request(audio=audio)
-            if request.runtime_config.get(FORCE_END_OF_UTTERANCE, "").lower() == "true":
-                yield _Request(control=transcription_pb2.STREAM_CONTROL_FINALIZE)
-            elif not audio:
-                yield _Request(control=transcription_pb2.STREAM_CONTROL_KEEP_ALIVE)
+        self._options = await self._options_of(config)
 
-    def _audio(self, request: Any) -> bytes:
+    def config(self, head: bytes) -> transcription_pb2.StreamConfig:
+        """See `ForeignRequests`."""
+        return transcription_pb2.StreamConfig(
+            format=declared_audio(self._config.config).format(head),
+            options=self._options,
+            interim_results=self._config.interim_results,
+        )
+
+    def audio(self, request: Any) -> bytes:
+        """See `ForeignRequests`."""
         if request.WhichOneof("streaming_request") == "streaming_config":
-            raise InvalidInput("streaming_config", "comes first and only once", reason="STREAM_ORDER")
+            raise out_of_order("streaming_config", "comes first and only once")
         self._note(request)
         audio: bytes = request.audio_content
         return audio
+
+    def is_finalize(self, request: Any) -> bool:
+        """See `ForeignRequests`."""
+        value: str = request.runtime_config.get(FORCE_END_OF_UTTERANCE, "")
+        return value.lower() == "true"
 
     def _note(self, request: Any) -> None:
         if request.HasField("id"):
@@ -194,26 +168,9 @@ def _response(event: transcription_pb2.StreamTranscribeResponse) -> Any | None:
             return results.interim(event.interim)
         case "segment":
             return results.final(event.segment)
-        case "completed" if event.completed.end_reason == transcription_pb2.STREAM_END_REASON_DRAINING:
-            raise Overloaded("This server stops. Begin a new stream with the rest of the audio.", reason="DRAINING")
-        case "completed" if event.completed.end_reason == transcription_pb2.STREAM_END_REASON_IDLE:
-            raise _idle()
+        case "completed":
+            check_end(event.completed)
     return None
-
-
-@contextmanager
-def _restartable() -> Iterator[None]:
-    """Let a stream whose first audio did not come in time end as one whose caller fell silent later."""
-    try:
-        yield
-    except DeadlineExceeded as error:
-        if error.reason != "STREAM_IDLE":
-            raise
-        raise _idle() from error
-
-
-def _idle() -> Aborted:
-    return Aborted("No audio came for too long. Begin a new stream.", reason="STREAM_IDLE")
 
 
 def _repeat_id(request: Any, response: Any) -> None:
