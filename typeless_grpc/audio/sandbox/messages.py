@@ -1,7 +1,7 @@
 """Messages between the server and a decoder process: one byte for the kind, then its payload.
 
-A Unix socket of the type SOCK_SEQPACKET keeps them apart, so no length is sent and none is trusted. The server takes
-everything that comes from a decoder process for input of a stranger: `parsed` and its siblings check size and shape.
+A Unix socket of the type SOCK_SEQPACKET keeps them apart, so no length is sent and none is trusted. The server does not
+trust what a decoder process sends: `parsed` and the functions that read payloads check size and shape.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BLOCK_HEAD = struct.Struct("<QH")  # position in the input, channels (0: one, a
 READ = struct.Struct("<QI")  # where and how much of the file
 
 AUDIO = "audio"  # the decoder's name for the message that holds the audio
-# What a decoder process may find wrong: fields below AUDIO or of the options, and reasons.
+# The errors that a decoder process may report: fields below AUDIO or of the options, and reasons.
 _FIELDS = frozenset(
     {f"{AUDIO}.content", f"{AUDIO}.format.sample_rate_hertz", f"{AUDIO}.format.channel_count", AUDIO}
     | {"options.channel_mode"}
@@ -59,19 +59,19 @@ class Kind(Enum):
 
 
 class DecoderFault(Exception):
-    """An error of the decoder that nobody foresaw: a bug. Its text is the traceback, escaped."""
+    """An unforeseen error of the decoder: a bug. Its text is the escaped traceback."""
 
 
 class ProtocolViolation(Exception):
-    """A decoder process sent what no decoder sends."""
+    """A decoder process sent an invalid message."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to decode, and within which limits.
+    """What to decode, and the limits.
 
-    n_bytes: of a recording. memory_bytes: what the process may use more than it has. cpu_s: its CPU time at first.
-    The rest as `AudioReader` and `ContainerLiveReader` have it.
+    n_bytes: size of a recording. memory_bytes: memory that the process may use besides its own at the start. cpu_s: its
+    CPU time at first. The rest is as for `AudioReader` and `ContainerLiveReader`.
     """
 
     sample_rate_hz: int | None
