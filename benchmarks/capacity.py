@@ -1,4 +1,4 @@
-"""What a load needs: cores, processes, memory, store traffic and money, from costs that were measured.
+"""Computes what a load needs: cores, processes, memory, store traffic and money, from measured costs.
 
     python -m benchmarks.capacity --cores 64
     python -m benchmarks.capacity --streams 1000 --engine-cpu-ms 0 --engine-gpus 4 --usd-a-core-hour 0.04
@@ -25,13 +25,13 @@ def cost(default: float, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured, on cores of the machine of docs/scaling.md."""
+    """Measured costs, on cores of the machine in docs/scaling.md."""
 
     engine_cpu_ms: float = cost(85.0, "CPU of the engine for a second of a live stream, interims included, in ms")
     call_cpu_ms: float = cost(125.0, "CPU of the engine for a unary call, in ms")
     call_audio_s: float = cost(4.0, "audio of a unary call, in seconds")
     front_cpu_ms: float = cost(8.5, "CPU of a front for a second of a live stream, in ms")
-    front_loop_ms: float = cost(5.9, "of that, in its event loop, in ms")
+    front_loop_ms: float = cost(5.9, "the part of it in the event loop, in ms")
     front_call_ms: float = cost(2.5, "CPU of a front for a unary call, in ms")
     front_load: float = cost(0.6, "of its event loop's time that a front may use, so that delays stay short")
     engine_load: float = cost(0.7, "of their cores' time that engines may use, so that finals do not queue")
@@ -53,7 +53,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Need:
-    """What n live streams and a rate of calls need. cores: of engines, fronts and stores together."""
+    """What a number of live streams and a rate of calls need. cores: those of engines, fronts and stores together."""
 
     streams: float
     calls: float
@@ -89,7 +89,7 @@ def need(costs: Costs, streams: float, calls: float) -> Need:
 
 
 def most(costs: Costs, cores: float, *, streams: bool) -> Need:
-    """Return the largest load of live streams, or of unary calls, that so many cores carry."""
+    """Return the largest load of live streams, or of unary calls, that this many cores carry."""
     one = need(costs, 1.0, 0.0) if streams else need(costs, 0.0, 1.0)
     n = math.floor(cores / one.cores)
     return need(costs, n, 0) if streams else need(costs, 0, n)

@@ -115,7 +115,7 @@ def test_clients_stream_a_file_as_it_is_spoken(
     assert lines[0][0] == "interim"
 
 
-def test_our_names_and_numbers_are_those_of_nvidias_package(python: Path):
+def test_our_names_and_numbers_equal_those_of_nvidias_package(python: Path):
     done = run(python, "-c", CONTRACT, env=without_settings())
     assert done.returncode == 0, done.stderr
     theirs = {name: bytes.fromhex(data) for name, data in json.loads(done.stdout).items()}

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from tests.harness import AUDIO, Served, serving
-from tests.service.test_stream import END, audio, config, is_kind, kinds, reads
+from tests.service.streams import END, audio, config, is_kind, kinds, reads
 from tests.service.test_stream_resume import RAW, checked, proxied, recognized
 from tests.speech import cut, silence, speech, tone
 from typeless_grpc.client import AsyncClient, CallFailed, Options, StreamOptions
@@ -80,7 +80,7 @@ def final(responses: list[StreamTranscribeResponse]) -> list[Any]:
 
 
 @pytest.mark.parametrize("content", sorted(CONTENTS))
-async def test_the_client_goes_on_with_the_next_server_as_if_nothing_had_happened(content: str, tmp_path: Path):
+async def test_the_client_continues_on_the_next_server_as_if_nothing_had_happened(content: str, tmp_path: Path):
     data, options = CONTENTS[content]
 
     async def sent(stopping: asyncio.Event) -> AsyncIterator[bytes]:

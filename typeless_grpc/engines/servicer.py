@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -66,12 +66,12 @@ class Served:
 
 @dataclass(frozen=True)
 class EngineServiceOptions:
-    """key: the secret that fronts must present; "" for none. max_audio_s: that all running calls hold together.
+    """keys: secrets, one of which fronts must present; none for any front. max_audio_s: that all running calls hold.
 
     shared: the memory with the audio of the front's calls; None if it sends all of it.
     """
 
-    key: str
+    keys: Callable[[], Sequence[str]]
     max_audio_s: Callable[[], float]
     shared: SharedAudioReader | None = None
 
@@ -294,10 +294,11 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         return await _answered(unload, lambda error: pb.UnloadModelResponse(error=error))
 
     async def _check_key(self, context: Context) -> None:
-        if not self._options.key:
+        keys = self._options.keys()
+        if not keys:
             return
         given = next((value for name, value in context.invocation_metadata() or () if name == KEY_HEADER), "")
-        if not hmac.compare_digest(str(given).encode(), self._options.key.encode()):
+        if not any(hmac.compare_digest(str(given).encode(), key.encode()) for key in keys):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The engine has another engine_key.")
 
 

@@ -254,10 +254,9 @@ class DurableStream(Stream):
 
     async def _decode_again(self) -> None:
         """Feed the stored audio."""
-        loop = asyncio.get_running_loop()
         await self._begin_where_it_was()
         for name in self._replay.audio:
-            data = await loop.run_in_executor(self._durable.threads, self._durable.store.audio, name)
+            data = await self._log.audio(name)
             self._durable_inbox.n_begun += len(data)
             async for block in self._reader.feed(data):
                 await self._take_audio(block)

@@ -90,13 +90,13 @@ def check(
 
 @PROPERTY
 @given(spoken=SPOKEN, sizes=SIZES, controls=controls_of(is_file=False), kills=KILLS, part=st.integers(500, 60_000))
-def test_a_live_stream_goes_on_as_if_nothing_had_happened(spoken, sizes, controls, kills, part):
+def test_a_live_stream_continues_as_if_nothing_had_happened(spoken, sizes, controls, kills, part):
     check(requests_of(spoken, sizes, controls), kills, part)
 
 
 @PROPERTY
 @given(spoken=SPOKEN, sizes=SIZES, kills=KILLS, part=st.integers(500, 60_000))
-def test_what_interims_committed_stays(spoken, sizes, kills, part):
+def test_words_that_interims_committed_stay(spoken, sizes, kills, part):
     check(requests_of(spoken, sizes, []), kills, part, interim_interval_s=0.3)
 
 
@@ -107,7 +107,7 @@ def test_what_interims_committed_stays(spoken, sizes, kills, part):
     controls=controls_of(is_file=True),
     kills=KILLS,
 )
-def test_a_file_stream_goes_on_as_if_nothing_had_happened(spoken, sizes, controls, kills):
+def test_a_file_stream_continues_as_if_nothing_had_happened(spoken, sizes, controls, kills):
     check(requests_of(spoken, sizes, controls), kills, segmentation=PlanOptions())
 
 

@@ -1,6 +1,6 @@
 """Starts decoder processes: `python -m typeless_grpc.audio.sandbox.fork_server DESCRIPTOR`.
 
-It has imported what they need, so a process of theirs is a fork of some milliseconds that shares its memory. The server
+It has imported what they need, so a new process is a fork that takes milliseconds and shares its memory. The server
 starts it afresh, with a clean environment and no descriptor but a socket: it has no key, no setting and no audio in its
 memory that a decoder could inherit. It has one thread, because a fork copies no other.
 """
@@ -88,7 +88,7 @@ class ForkServer:
             pid = os.fork()
         except OSError:
             connection.close()
-            ended.close()  # without a report: it was never there
+            ended.close()  # without a report, because it does not exist
             return
         if pid:
             connection.close()
@@ -125,7 +125,7 @@ class ForkServer:
             if child is None:
                 continue
             del self._pids[child.number]
-            with child.ended, suppress(OSError):  # nobody may want to know
+            with child.ended, suppress(OSError):  # the server may not read the report any more
                 child.ended.send(ENDED.pack(status, usage.ru_utime + usage.ru_stime))
 
     def _is_filtered(self) -> bool:
