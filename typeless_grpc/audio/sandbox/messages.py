@@ -7,8 +7,8 @@ trust what a decoder process sends: `parsed` and the functions that read payload
 from __future__ import annotations
 
 import json
-import math
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -156,7 +156,7 @@ def declared_s_of(payload: bytes) -> float | None:
     declared_s = _object(payload).get("declared_s")
     if declared_s is None:
         return None
-    if not isinstance(declared_s, (int, float)) or not math.isfinite(declared_s):
+    if not isinstance(declared_s, (int, float)) or not abs(declared_s) <= sys.float_info.max:  # NaN is not
         raise ProtocolViolation("a length that is no number")
     return float(declared_s)
 
@@ -171,11 +171,13 @@ def invalid_of(payload: bytes, field: str) -> InvalidInput:
     """Return the error of an INVALID. field: path of the audio in the request. Raises ProtocolViolation."""
     value = _object(payload)
     reason, found = value.get("reason"), value.get("violations")
-    if reason not in _REASONS or not isinstance(found, list) or not 0 < len(found) <= _MAX_VIOLATIONS:
+    if not isinstance(reason, str) or reason not in _REASONS:
         raise ProtocolViolation("an error of an unknown kind")
+    if not isinstance(found, list) or not 0 < len(found) <= _MAX_VIOLATIONS:
+        raise ProtocolViolation("an error without violations, or with too many")
     violations = []
     for one in found:
-        if not (isinstance(one, list) and len(one) == 2 and one[0] in _FIELDS):
+        if not (isinstance(one, list) and len(one) == 2 and isinstance(one[0], str) and one[0] in _FIELDS):
             raise ProtocolViolation("an error about an unknown field")
         path = field + one[0].removeprefix(AUDIO) if one[0].startswith(AUDIO) else one[0]
         violations.append(FieldViolation(path, _text(one[1])))
