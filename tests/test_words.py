@@ -21,6 +21,7 @@ from tests.harness import REPOSITORY
 IN_NAMES: Mapping[str, str] = {
     "asked": "requested, request, options",
     "away": "unavailable",
+    "beat": "heartbeat",
     "beats": "heartbeats",
     "certain": "committed, stable, confirmed",
     "doubt": "low confidence, quality issue",

@@ -12,12 +12,10 @@ from typeless_grpc.access.methods import Group
 from typeless_grpc.access.principal import Principal
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.jobs.job import Job, State
-from typeless_grpc.pb.v1 import admin_pb2, audio_pb2, jobs_pb2, transcription_pb2
+from typeless_grpc.pb.v1 import admin_pb2, jobs_pb2, transcription_pb2
 from typeless_grpc.servicers import convert, convert_jobs
 from typeless_grpc.servicers.admin import parse_limit
 from typeless_grpc.servicers.recordings import Recording
-from typeless_grpc.servicers.riva import messages as riva
-from typeless_grpc.servicers.riva.options import ModelNames, audio_format, riva_paths, transcription_options
 from typeless_grpc.servicers.stream_messages import (
     StreamDefaults,
     UpdateMessages,
@@ -94,15 +92,6 @@ def limited(message: Any) -> None:
     assert limit.quota.burst > 0
 
 
-def from_riva(message: Any) -> None:
-    config = message.config
-    with riva_paths("config", "audio"):
-        options = transcription_options(config, ModelNames(), knows_model=False)
-        format = audio_format(config, message.audio)
-        source = audio_pb2.AudioSource(content=message.audio, format=format)
-        Recording.of(source, options, "audio", "options")
-
-
 MAPPINGS: Mapping[Callable[[Any], None], type[Message]] = {
     transcribe: transcription_pb2.TranscribeRequest,
     submit: jobs_pb2.SubmitJobRequest,
@@ -111,7 +100,6 @@ MAPPINGS: Mapping[Callable[[Any], None], type[Message]] = {
     resumed: transcription_pb2.StreamConfig,
     following: transcription_pb2.StreamTranscribeRequest,
     limited: admin_pb2.UpdateRateLimitRequest,
-    from_riva: riva.RecognizeRequest,
 }
 # Where a mapping says the path of its message in a larger one.
 PREFIXES = ("config.", "update.")

@@ -34,8 +34,8 @@ for line in sys.stdin:
 log.write(f"{me['index']} ends\\n")
 """
 BEATING = FRONT.replace(
-    "for line", "import threading\ndef beat():\n  while True: print(flush=True); time.sleep(0.05)\n"
-    "threading.Thread(target=beat, daemon=True).start()\nfor line"
+    "for line", "import threading\ndef heartbeat():\n  while True: print(flush=True); time.sleep(0.05)\n"
+    "threading.Thread(target=heartbeat, daemon=True).start()\nfor line"
 )  # fmt: skip
 
 

@@ -261,6 +261,21 @@ def test_what_no_decoder_sends_is_not_believed(sent: bytes, broken: DecoderProce
     assert (error.reason, observed.reasons) == ("DECODER_FAILED", ["violated_protocol"])
 
 
+def test_processes_that_were_killed_while_they_waited_are_replaced(broken: DecoderProcesses, observed: Counted):
+    good = (AUDIO / "en_short.flac").read_bytes()
+    expected = result(good, sandboxed(broken))
+    (fork_server,) = [pid for pid in descendants(os.getpid()) if is_fork_server(pid)]
+    killed = descendants(fork_server)
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    deadline_s = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in killed):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    assert result(good, sandboxed(broken)) == expected
+    assert set(observed.reasons) == {"killed"}
+
+
 def test_the_fork_server_is_started_again(broken: DecoderProcesses):
     (fork_server,) = [pid for pid in descendants(os.getpid()) if is_fork_server(pid)]
     os.kill(fork_server, signal.SIGKILL)
