@@ -104,12 +104,21 @@ class FrontProcess:
                 return _killed(process, "silent")
             if not line:
                 return "exited"
-            if line.strip():
+            if (text := _text(line)) is not None:
                 is_serving = True
                 if not self.serves.done():
-                    self.serves.set_result(json.loads(line))
+                    self.serves.set_result(text)
             elif not is_serving and time.monotonic() > ready_by_s:
                 return _killed(process, "not ready")
+
+
+def _text(line: bytes) -> str | None:
+    """What a front says when it serves; None for its beats, and for what a library may print."""
+    try:
+        text = json.loads(line)
+    except ValueError:
+        return None
+    return text if isinstance(text, str) else None
 
 
 def _killed(process: asyncio.subprocess.Process, reason: str) -> str:
