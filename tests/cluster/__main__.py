@@ -55,6 +55,7 @@ def _init() -> int:
     environment |= {ISOLATED: "1", "TMPDIR": "/run/tmp"}
     tests = os.fork()
     if tests == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells let processes in the background ignore it
         os.execve(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]], environment)
     signal.signal(signal.SIGINT, lambda *_: os.kill(tests, signal.SIGINT))
     while True:
