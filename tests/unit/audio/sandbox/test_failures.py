@@ -1,4 +1,4 @@
-"""How the end of a decoder process is told, and whose fault it is."""
+"""The failure that follows from how a decoder process ended, and the error for its caller."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from typeless_grpc.audio.sandbox.failures import Ended, Failure, error_of, failu
         (1 << 8, Failure.CRASHED),
     ],
 )
-def test_the_status_tells_the_failure(status: int, failure: Failure):
+def test_the_failure_follows_from_the_status(status: int, failure: Failure):
     assert failure_of(Ended(status, 0.1)) is failure
 
 
