@@ -17,7 +17,8 @@ from tests.servers import free_port
 from typeless_grpc.app.engines import Connected
 from typeless_grpc.clock import SystemClock
 from typeless_grpc.engine.interface import Chunking, Lane, Ticket
-from typeless_grpc.errors import DeadlineExceeded
+from typeless_grpc.engines import servicer
+from typeless_grpc.errors import DeadlineExceeded, Overloaded
 
 KEY = "a-key-of-more-than-20-characters"
 CLOCK = SystemClock()
@@ -91,6 +92,28 @@ async def test_a_call_that_cannot_meet_its_deadline_is_refused_at_once(shared: S
     assert "with the wait" in str(refusal.value)
     await asyncio.gather(*tasks)
     assert "late" not in shared.begun
+
+
+async def test_a_call_that_must_be_alone_does_not_keep_others_waiting_for_long(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(servicer, "MAX_QUIET_WAIT_S", 0.5)
+
+    async def alone() -> None:
+        (engine,) = shared.fronts[0].engines
+        await engine.recognize(speech(0.5), options("alone"), Ticket(), is_alone=True)
+
+    tasks = shared.begin(1, "held")  # for three seconds
+    await until(lambda: shared.begun == ["held"])
+    waiting = asyncio.create_task(alone())
+    await until(lambda: shared.fronts[1].engines[0].is_reserved)
+    tasks += shared.begin(1, "next")
+    with pytest.raises(Overloaded) as refusal:
+        await waiting
+    assert refusal.value.reason == "RESERVED"
+    await asyncio.gather(*tasks)
+    await alone()
+    assert shared.begun == ["held", "next", "alone"]
 
 
 @pytest.mark.parametrize("how", ["cancelled", "late"])

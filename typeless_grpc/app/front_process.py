@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from typeless_grpc.app.cores import shares
+from typeless_grpc.app.cores import shares, usable_cores
 from typeless_grpc.errors import FieldViolation, InvalidInput
 
 if TYPE_CHECKING:  # cores are chosen before libraries count them
@@ -79,7 +79,7 @@ class Front:
     def take_cores(self, settings: Settings) -> None:
         """Pin this process to its share of the cores, unless other processes decode."""
         if not settings.engine_address and sys.platform == "linux":
-            cores = shares(sorted(os.sched_getaffinity(0)), self.n)[self.index]
+            cores = shares(usable_cores(), self.n)[self.index]
             with suppress(OSError):  # the cores of a container can change
                 os.sched_setaffinity(0, cores)
 

@@ -30,7 +30,8 @@ RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)  # between attempts to reach an engine elsew
 RETRY_OWN_S = 0.1  # the same for a process of this server, which listens within seconds
 CHECK_EVERY_S = 0.25
 SUSPICIOUS_S = 2.0  # without a report, after which an engine gets new calls only if no other is up
-MAX_SILENCE_S = 15.0  # without a report, after which an engine is lost
+MAX_OWN_SILENCE_S = 15.0  # without a report, after which an engine process is lost, and killed
+MAX_SILENCE_S = 6.0  # the same for an engine elsewhere, whose calls are only decoded again
 
 DISCONNECTED = "disconnected"
 BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # what calls end with when the engine ends
@@ -268,7 +269,7 @@ class EngineConnection:
             now_s = self.clock.now_s()
             self.report.silent_s += min(now_s - before_s, 2 * CHECK_EVERY_S)
             before_s = now_s
-            if self.report.silent_s > min(MAX_SILENCE_S, self.stall_s):
+            if self.report.silent_s > min(MAX_OWN_SILENCE_S if self.options.is_own else MAX_SILENCE_S, self.stall_s):
                 return "silent"
             if self.is_connected and self.report.state.stalled_s > self.stall_s:
                 return "stalled"

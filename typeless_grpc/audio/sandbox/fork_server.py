@@ -109,7 +109,10 @@ class ForkServer:
         for descriptor in (0, 1, 2):
             os.dup2(self._nothing, descriptor)
         os.dup2(connection.detach(), _CONNECTION)
-        os.closerange(_CONNECTION + 1, os.sysconf("SC_OPEN_MAX"))
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            if descriptor > _CONNECTION:
+                with suppress(OSError):  # that of the list itself
+                    os.close(descriptor)
         gc.enable()
         decoder.serve(socket.socket(fileno=_CONNECTION), self._base_bytes, self._decode)
 

@@ -54,6 +54,15 @@ class DecoderProcess:
         self._number, self._owner, self._ended = number, owner, ended
         self._granted_s = owner.options.cpu_s
 
+    def is_there(self) -> bool:
+        """Whether it has not ended, while it has nothing to send."""
+        try:
+            return bool(self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     def allow_cpu(self, n_bytes: int, audio_s: float) -> None:
         """Raise its limit of CPU time for n_bytes of input and audio_s of output in all; it is never lowered."""
         due_s = self._owner.options.allowed_cpu_s(n_bytes, audio_s)
@@ -137,7 +146,13 @@ class DecoderProcesses:
                 if time.monotonic() - self._started_s < _RESTART_S:
                     raise unavailable("Decoder processes start again. Repeat the call.")
                 control = self._restarted()
-            return self._waiting.popleft() if self._waiting else self._forked(control)
+            while self._waiting:
+                process = self._waiting.popleft()
+                if process.is_there():
+                    return process
+                process.failed(Failure.KILLED, "")
+                process.discard()
+            return self._forked(control)
 
     def refill(self) -> None:
         """Start processes until n_waiting wait for work. Called when a process has ended, not while it decodes."""
