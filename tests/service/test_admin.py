@@ -209,5 +209,5 @@ async def test_the_settings_are_shown_without_their_secrets():
     for secret in (USER, ADMIN, KEYS["api_keys"], "a-password"):
         assert secret not in str(shown)
     assert {limit.group for limit in shown.rate_limits} == {
-        *("transcribe", "long", "batch", "stream", "jobs", "config", "health")
+        *("transcribe", "long", "batch", "stream", "jobs", "config", "health", "google", "riva")
     }

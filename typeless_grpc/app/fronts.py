@@ -96,14 +96,16 @@ class FrontProcess:
         """Read what the process writes until it ends, and kill it if it hangs. Returns the reason of its end."""
         assert process.stdout is not None
         ready_by_s, is_serving = time.monotonic() + MAX_START_S, False
+        silent_s = MAX_START_S  # nothing is written while the program is imported
         while True:
             try:
-                async with asyncio.timeout(self._silent_s):
+                async with asyncio.timeout(silent_s):
                     line = await process.stdout.readline()
             except TimeoutError:
                 return _killed(process, "silent")
             if not line:
                 return "exited"
+            silent_s = self._silent_s
             if (text := _text(line)) is not None:
                 is_serving = True
                 if not self.serves.done():
@@ -113,7 +115,7 @@ class FrontProcess:
 
 
 def _text(line: bytes) -> str | None:
-    """What a front says when it serves; None for its beats, and for what a library may print."""
+    """Return the text that a front writes when it serves; None for a heartbeat, and for what a library may print."""
     try:
         text = json.loads(line)
     except ValueError:

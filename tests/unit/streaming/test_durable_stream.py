@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import av
-import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -25,7 +21,6 @@ from tests.unit.streaming.durable_bench import (
     update,
     words,
 )
-from typeless_grpc.audio.formats import AudioFormat, Encoding
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.scripted import EngineCall
 from typeless_grpc.errors import InvalidInput, NotFound, WrongState
@@ -52,26 +47,6 @@ def requests_of(
 def controls_of(*, is_file: bool) -> st.SearchStrategy[list[tuple[int, Request]]]:
     updates = st.sampled_from(["Zelvari", "Moon"]).map(lambda prompt: update(prompt, is_file=is_file))
     return st.lists(st.tuples(st.integers(0, 50), st.one_of(st.just(Control.FINALIZE), updates)), max_size=3)
-
-
-def wav_of(data: bytes) -> bytes:
-    return encoded(data, codec="pcm_s16le", container="wav")
-
-
-def encoded(data: bytes, *, codec: str, container: str) -> bytes:
-    """Raw samples in a container. Every encoder here takes 48 kHz."""
-    file = io.BytesIO()
-    with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=48_000, layout="mono")
-        assert isinstance(stream, av.AudioStream)
-        samples = np.repeat(np.frombuffer(data, "<i2"), 3).reshape(1, -1)
-        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
-        frame.sample_rate = 48_000
-        resampler = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=48_000, frame_size=960)
-        for one in [*resampler.resample(frame), *resampler.resample(None)]:
-            output.mux(stream.encode(one))
-        output.mux(stream.encode(None))
-    return file.getvalue()
 
 
 # Shrinking a failure would take minutes: the interruptions take time.
@@ -109,23 +84,6 @@ def test_words_that_interims_committed_stay(spoken, sizes, kills, part):
 )
 def test_a_file_stream_continues_as_if_nothing_had_happened(spoken, sizes, controls, kills):
     check(requests_of(spoken, sizes, controls), kills, segmentation=PlanOptions())
-
-
-@pytest.mark.parametrize(
-    ("format", "converted"),
-    [
-        pytest.param(AudioFormat(Encoding.PCM_S16LE, 44_100), lambda data: data, id="raw at another rate"),
-        pytest.param(AudioFormat(Encoding.PCM_S16LE, 16_000, 2), lambda data: data, id="raw in stereo"),
-        pytest.param(AudioFormat(Encoding.CONTAINER), wav_of, id="wav"),
-        pytest.param(AudioFormat(Encoding.CONTAINER), partial(encoded, codec="flac", container="flac"), id="flac"),
-        pytest.param(AudioFormat(Encoding.CONTAINER), partial(encoded, codec="libopus", container="webm"), id="webm"),
-    ],
-)
-@pytest.mark.parametrize("n_requests", [3, 17, 40])
-def test_audio_of_any_format_is_decoded_again(format: AudioFormat, converted: Any, n_requests: int):
-    data = converted(silence(0.3) + speech(1.0, 1.2, 0.7, 0.9, 1.5, 1.0))
-    requests = [*cut(data, [max(500, len(data) // 50)]), Control.END]
-    check(requests, [(n_requests, 300, True), (5, 100, False)], 4_000, format=format)
 
 
 @pytest.mark.parametrize(
