@@ -221,10 +221,10 @@ class DurableStream(Stream):
 
     async def _paused(self) -> None:
         """Wait for a pause of the speaker, take no more from then on, and wait for the finals before it."""
-        while self._session.is_speaking and not self.journal.is_closed:
+        while self._session.is_speaking and self._is_attached and not self.journal.is_closed:
             await self._next_move()
         self._is_paused = True
-        while self._finals and not self.journal.is_closed:
+        while self._finals and self._is_attached and not self.journal.is_closed:
             await self._next_move()
 
     async def _next_move(self) -> None:
