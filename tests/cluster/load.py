@@ -196,6 +196,8 @@ class Load:
         n_repeats: chunks that engines may have begun again. may_cut: streams may have been cut where a server stopped.
         """
         seen = self.seen
+        assert len(seen.streams) == N_STREAMS
+        assert len(seen.jobs) + len(seen.refused_jobs) == N_JOBS
         assert not seen.lost_streams, {number: str(one) for number, one in seen.lost_streams.items()}
         for number, got in seen.streams.items():
             if may_cut:
@@ -257,4 +259,6 @@ def uninterrupted(installation: Installation, seconds: int = STREAM_S) -> Expect
             return kept(list(client.stream(blocks, LIVE)))
 
     with ThreadPoolExecutor(N_STREAMS) as pool:
-        return dict(enumerate(pool.map(stream, range(N_STREAMS))))
+        found = dict(enumerate(pool.map(stream, range(N_STREAMS))))
+    assert all(one["segments"] for one in found.values())
+    return found

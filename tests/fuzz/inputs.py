@@ -32,10 +32,11 @@ _FLOATS = (0.0, 1.0, -1.0, 0.5, float("nan"), float("inf"), -float("inf"), 1e-45
 _DEPTH = 4
 
 
-def recordings() -> Iterator[bytes]:
-    """The recordings of the corpus."""
+def recordings(*, is_damaged: bool = True) -> Iterator[bytes]:
+    """The recordings of the corpus, with or without the damaged and the joined ones."""
     for path in sorted(CORPUS.iterdir()):
-        yield path.read_bytes()
+        if is_damaged or (not path.name.endswith("-damaged") and not path.name.startswith(("joined-", "recording-"))):
+            yield path.read_bytes()
 
 
 class Source:
