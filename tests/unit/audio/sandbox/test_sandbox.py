@@ -320,9 +320,12 @@ def test_nothing_is_left_of_a_server_that_was_killed(tmp_path: Path):
 
 
 def is_fork_server(pid: int) -> bool:
-    """Whether this process was started with the broken decoder by this one."""
-    status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return BROKEN.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() and int(status[1]) == os.getpid()
+    """Whether this process was started with the broken decoder by this one, and still runs."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return BROKEN.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() and int(status[1]) == os.getpid()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def descendants(pid: int) -> list[int]:
