@@ -25,6 +25,9 @@ WORKERS ?= 4
 # The tests that took longest are printed at the end.
 PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=5
 PROTOS := $(wildcard protos/typeless/v1/*.proto protos/typeless/engine/v1/*.proto)
+# How long `make fuzz` takes for each target, and which: all unless named.
+SECONDS ?= 60
+TARGETS ?=
 # `make audit AUDIT=required` fails if the advisories cannot be read.
 AUDIT ?=
 # `make run MODEL=small` passes a flag, which overrides TYPELESS_MODEL and the settings file.
@@ -32,7 +35,7 @@ MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
-.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system cluster-test cluster-short dist audit lock clean
+.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system cluster-test cluster-short dist audit fuzz fuzz-short lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -117,8 +120,14 @@ cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a p
 cluster-short:
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) cluster-test CLUSTER=short; else echo "skipped without root: make cluster-test"; fi
 
-check: lint type test verify cluster-short ## run all that CI runs: lint, type, test, verify, cluster-test, system, clients, packages, audit
+check: lint type test verify fuzz-short cluster-short ## run all that CI runs: lint, type, test, verify, fuzz, cluster-test, system, clients, packages, audit
 	@$(MAKE) --jobs=2 --output-sync=target system clients packages audit  # two at a time: they wait more than they compute
+
+fuzz: $(VENV)/dev.stamp ## try inputs that coverage suggests in every reader of bytes from outside: SECONDS=60 for each, or TARGETS="requests"
+	@$(BIN)/python -m tests.fuzz $(SECONDS) $$(nproc) $(TARGETS)
+
+fuzz-short: $(VENV)/dev.stamp
+	@$(BIN)/python -m tests.fuzz 1 $$(nproc)
 
 lint: $(VENV)/dev.stamp ## check the style of code and protos; edits nothing
 	@$(BIN)/ruff check .

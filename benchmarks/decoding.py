@@ -1,4 +1,4 @@
-"""What decoding in processes costs: the time and the CPU of a call and of a stream's feed, and the memory.
+"""Measures the cost of decoding in processes: time and CPU of a call and of a stream's feed, and memory.
 
     python -m benchmarks.decoding [--long RECORDING] [--rounds 100]
 
@@ -65,7 +65,7 @@ def compare(name: str, both: dict[str, Decoders], call: Callable[[Decoders], Non
             before_s, began_s = used_cpu_s(), time.perf_counter()
             call(decoders)
             took[one].append(time.perf_counter() - began_s)
-            time.sleep(PAUSE_S)  # it ends, is reaped, and another one starts: that is of the call, too
+            time.sleep(PAUSE_S)  # it ends, is reaped, and another one starts: a part of the cost
             cpu_s[one] += used_cpu_s() - before_s
     for one, seconds in took.items():
         print(f"{name:16} {one:13} {percentiles(seconds)}  CPU {1000 * cpu_s[one] / n_rounds:6.1f} ms")

@@ -27,7 +27,7 @@ class Nginx:
         self.port, self._host = free_port(), host
         config = (REPOSITORY / "deploy" / "nginx.conf").read_text("utf-8")
         for there, here in {
-            "server 127.0.0.1:50051;": " ".join(f"server {target};" for target in targets),
+            "server 127.0.0.1:50051 fail_timeout=1s;": " ".join(f"server {one} fail_timeout=1s;" for one in targets),
             "127.0.0.1:50050": f"{host}:{self.port}",
             "/run/typeless-nginx.pid": f"{folder}/nginx.pid",
         }.items():

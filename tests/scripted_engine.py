@@ -126,10 +126,10 @@ async def serve(reloads: Reloads, socket: str, n_cores: int, shared: int | None)
 
 
 @asynccontextmanager
-async def on_port(**settings: Any) -> AsyncIterator[EngineServer]:
+async def on_port(reloads: Reloads | None = None, **settings: Any) -> AsyncIterator[EngineServer]:
     """A scripted engine of this process on an address."""
     reports = Reports()
-    wanted = Reloads(Settings(drain_timeout_s=5.0, **settings))
+    wanted = reloads or Reloads(Settings(drain_timeout_s=5.0, **settings))
     async with built(reports) as engine, serve_port(wanted, served(engine), reports, _warm(engine)) as server:
         await server.warming
         yield server
@@ -146,11 +146,13 @@ def _warm(engine: Built) -> Any:
 
 
 @asynccontextmanager
-async def group(metrics: EngineMetrics | None = None, **settings: Any) -> AsyncIterator[Connected]:
+async def group(
+    metrics: EngineMetrics | None = None, reloads: Reloads | None = None, **settings: Any
+) -> AsyncIterator[Connected]:
     """Engine processes with scripted models, once one of them is up; all of them if they are several."""
     wanted = Settings(device="cpu", log_level="warning", **settings)
     metrics = metrics or Metrics().engine
-    async with connected(wanted, metrics, metrics, Reloads(wanted), module=MODULE) as parts:
+    async with connected(wanted, metrics, metrics, reloads or Reloads(wanted), module=MODULE) as parts:
         await parts.warm()
         yield parts
 

@@ -21,6 +21,7 @@ from tests.harness import REPOSITORY
 IN_NAMES: Mapping[str, str] = {
     "asked": "requested, request, options",
     "away": "unavailable",
+    "beat": "heartbeat",
     "beats": "heartbeats",
     "certain": "committed, stable, confirmed",
     "doubt": "low confidence, quality issue",
@@ -190,7 +191,7 @@ def test_a_term_is_found(suffix: str, text: str, term: str):
     ],
     ids=["part of a word", "questions and code"],
 )
-def test_what_is_no_such_term_is_left_alone(suffix: str, text: str):
+def test_other_words_are_not_found(suffix: str, text: str):
     assert dialect(text, suffix) == set()
 
 

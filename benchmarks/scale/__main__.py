@@ -1,7 +1,8 @@
 """Many live streams over several fronts, with an engine that only waits: what the control plane costs.
 
     python -m benchmarks.scale --fronts 1 --streams 125
-    python -m benchmarks.scale --fronts 8 --streams 1000 --slowdown 10
+    python -m benchmarks.scale --fronts 8 --streams 1000 --slowdown 40
+    python -m benchmarks.scale --streams 32 --call-audio 4
 
 Fronts are `typeless serve` as in production, with TLS, keys, limits in Redis, durable streams in PostgreSQL, and
 metrics that are scraped. They share one engine process. Each stream has a connection of its own and reads text without
@@ -19,12 +20,14 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -47,6 +50,7 @@ ON_FRONTS: Mapping[str, object] = {
     "require_auth": True,
     "rate_limit_stream": "1000000/minute",
     "rate_limit_audio": "100000000/minute",
+    "rate_limit_transcribe": "1000000/minute",
     "max_streams": 1000,
     "max_streams_per_caller": 1000,
     "max_concurrent_jobs": 0,
@@ -126,10 +130,17 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             metrics.append(metrics_port)
         plan = Plan(
             targets, keys, given.streams, given.slowdown, given.ramp, given.seconds, given.interims,
-            authority.ca.read_text() if authority is not None else "",
+            authority.ca.read_text() if authority is not None else "", given.call_audio,
         )  # fmt: skip
         parts = {"fronts": fronts, "engine": [engine]} | {k: [v] for k, v in stores.processes().items()}
-        return _observed(plan, parts, stores, metrics)
+        return _observed(plan, parts, stores, metrics) | {"warnings of fronts": _warnings(directory)}
+
+
+def _warnings(directory: Path) -> dict[str, int]:
+    """What fronts warned of while they ran, and how often."""
+    lines = [line for log in directory.glob("front-*.log") for line in log.read_text().splitlines()]
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    return dict(Counter(one["event"] for one in events if one["level"] in ("warning", "error")))
 
 
 def _pin(front: psutil.Process, core: int) -> None:
@@ -173,7 +184,7 @@ def _observed(
         callers.terminate()
         callers.wait()
         scraping.join()
-    audio_s = took_s / plan.slowdown * plan.n_streams
+    audio_s = found.n_calls * plan.call_audio_s or took_s / plan.slowdown * plan.n_streams
     spent = {name: cpu_after[name] - cpu_before[name] for name in cpu_before} | {"callers": found.cpu_s}
     stored = {name: after[name] - before[name] for name in before if name != "PostgreSQL connections"}
     return {
@@ -186,6 +197,7 @@ def _observed(
         "finals, ms": _quantiles(found.finals_s),
         "interims, ms": _quantiles(found.interims_s),
         "messages sent late, ms": _quantiles(found.late_s),
+        "unary calls a second": round(found.n_calls / took_s, 1),
         "messages a second of audio": round(found.n_messages / audio_s, 2),
         "events a second of audio": round(found.n_events / audio_s, 2),
         "finals a second of audio": round(found.n_finals / audio_s, 3),
@@ -221,10 +233,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--slowdown", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=60.0, help="to measure (default: 60)")
     parser.add_argument("--ramp", type=float, default=15.0, help="seconds in which streams open (default: 15)")
+    parser.add_argument(
+        "--call-audio", type=float, default=0.0, help="make unary calls of so many seconds instead of streams"
+    )
     parser.add_argument("--front-core", type=int, help="a core to pin the fronts to (default: any)")
     parser.add_argument("--no-interims", dest="interims", action="store_false")
     parser.add_argument("--no-tls", dest="tls", action="store_false")
     parser.add_argument("--no-store", dest="durable", action="store_false", help="sessions in memory only")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C does, it must end all processes
     print(json.dumps(measure(parser.parse_args(argv)), indent=1))
 
 

@@ -26,6 +26,8 @@ from typeless_grpc.streaming.endpoint import EndpointOptions
 
 MESSAGE_S = 0.1
 BYTES_PER_S = 2 * SAMPLE_RATE_HZ
+FORMAT = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=SAMPLE_RATE_HZ)
+UNARY = "/typeless.v1.TranscriptionService/Transcribe"
 METHOD = "/typeless.v1.TranscriptionService/StreamTranscribe"
 # From the end of speech to the end of the frame that makes it an endpoint, for text of high confidence.
 _ENDPOINTS = EndpointOptions()
@@ -37,6 +39,7 @@ class Plan:
     """targets, keys: for the streams in turn. slowdown: seconds in which a second of audio is sent.
 
     ramp_s, steady_s: to open all streams, and to measure then. ca: the authority's certificate; "" without TLS.
+    call_audio_s: of unary calls, which n_streams callers make one after another instead; 0 for streams.
     """
 
     targets: Sequence[str]
@@ -47,6 +50,7 @@ class Plan:
     steady_s: float
     interims: bool
     ca: str = ""
+    call_audio_s: float = 0.0
 
 
 @dataclass
@@ -63,6 +67,7 @@ class Found:
     n_events: int = 0
     n_unmatched: int = 0
     n_finals: int = 0
+    n_calls: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     cpu_s: float = 0.0
@@ -91,6 +96,9 @@ class Caller:
             channel = grpc.aio.insecure_channel(target, options=options)
         key = plan.keys[self._number % len(plan.keys)]
         async with channel:
+            if plan.call_audio_s:
+                await self._call(channel, key, stop)
+                return
             call = channel.stream_stream(METHOD)(metadata=(("x-api-key", key),))
             reading = asyncio.create_task(self._read(call))
             try:
@@ -101,10 +109,27 @@ class Caller:
             finally:
                 reading.cancel()
 
+    async def _call(self, channel: grpc.aio.Channel, key: str, stop: asyncio.Event) -> None:
+        data = self._speech[: round(self._plan.call_audio_s * SAMPLE_RATE_HZ) * 2]
+        request = transcription_pb2.TranscribeRequest(
+            audio=audio_pb2.AudioSource(content=data, format=FORMAT),
+            options=transcription_pb2.TranscriptionOptions(language="en"),
+        ).SerializeToString()
+        transcribe = channel.unary_unary(UNARY)
+        while not stop.is_set():
+            began_s = time.monotonic()
+            answer = transcription_pb2.TranscribeResponse.FromString(
+                await transcribe(request, metadata=(("x-api-key", key),))
+            )
+            times = times_of(answer.transcript.text)
+            if self.is_measured and times is not None:
+                self._found.n_calls += 1
+                self._found.finals_s.append(time.monotonic() - began_s - (times[1] - times[0]))
+
     async def _write(self, call: grpc.aio.StreamStreamCall, stop: asyncio.Event) -> None:
         plan, size = self._plan, int(MESSAGE_S * BYTES_PER_S)
         config = transcription_pb2.StreamConfig(
-            format=audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=SAMPLE_RATE_HZ),
+            format=FORMAT,
             options=transcription_pb2.TranscriptionOptions(language="en"),
             interim_results=plan.interims,
         )

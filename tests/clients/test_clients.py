@@ -106,7 +106,7 @@ def test_a_stream_prints_interims_and_then_finals(client: Client, tmp_path: Path
     pytest.fail(f"no interim before the finals in {TRIES} streams: {done.stdout}")
 
 
-def test_a_batch_tells_what_became_of_each_recording(client: Client):
+def test_a_batch_shows_the_outcome_of_each_recording(client: Client):
     done = client("batch", SPEECH, AUDIO / "en_short_truncated.m4a", AUDIO / "en_short.mp3")
     assert done.returncode == 0, done.stderr
     whole, broken, short, summary = done.stdout.splitlines()

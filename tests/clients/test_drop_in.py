@@ -142,7 +142,7 @@ def test_googles_client_for_go_waits_for_an_operation(server: Running, tmp_path:
     assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
 
 
-def test_our_names_and_numbers_are_those_of_nvidias_package(python: Path):
+def test_our_names_and_numbers_equal_those_of_nvidias_package(python: Path):
     done = run(python, "-c", CONTRACT, env=without_settings())
     assert done.returncode == 0, done.stderr
     theirs = {name: bytes.fromhex(data) for name, data in json.loads(done.stdout).items()}

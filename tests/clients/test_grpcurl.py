@@ -35,7 +35,7 @@ def test_every_command_has_an_output():
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=call_of)
-def test_a_command_prints_what_the_cookbook_says(block: str, server: Running):
+def test_a_command_prints_the_output_in_the_cookbook(block: str, server: Running):
     lines = block.splitlines()
     commands = "\n".join(line.removeprefix("$ ") for line in lines if line.startswith("$ "))
     expected = "\n".join(line for line in lines if not line.startswith("$ "))

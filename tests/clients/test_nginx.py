@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.clients.affinity import check_affinity
 from tests.clients.serving import BIN, KEY, Running, raw_samples, run, served
 from tests.harness import REPOSITORY, serving
 from tests.nginx import nginx
+from typeless_grpc.client import CallFailed, Client
 from typeless_grpc.engine.scripted import ScriptedEngine
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
@@ -41,3 +43,12 @@ def test_calls_and_streams_pass_through_nginx(proxied: Running, tmp_path: Path):
         done = run(BIN / "python", main, *words, env=proxied.environment())
         assert done.returncode == 0, done.stderr
         assert "close the window" in done.stdout
+
+
+def test_without_a_server_callers_get_an_error_of_grpc_that_says_what_to_do(tmp_path: Path):
+    with nginx(tmp_path, ["127.0.0.1:1"]) as port, Client(f"127.0.0.1:{port}", api_key="", retry=False) as client:
+        for call in (client.server_info, lambda: next(client.stream([b""]))):
+            with pytest.raises(CallFailed) as caught:
+                call()
+            assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_SERVER")
+            assert caught.value.retry_after_s == 0.2

@@ -40,14 +40,28 @@ def main() -> int:
     pid = os.fork()
     if pid == 0:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        for command in MOUNTS:
-            subprocess.run(command, check=True)
-        os.mkdir("/run/tmp")
-        os.chmod("/run/tmp", 0o1777)
-        environment = {name: value for name, value in os.environ.items() if not is_ours(name)}
-        environment |= {ISOLATED: "1", "TMPDIR": "/run/tmp"}
-        os.execve(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]], environment)
+        os._exit(_init())
     return _wait(pid)
+
+
+def _init() -> int:
+    """Be the first process of the namespaces, which has to reap those that have lost their parents."""
+    os.setsid()  # Ctrl-C reaches the tests once, through `_wait`
+    for command in MOUNTS:
+        subprocess.run(command, check=True)
+    os.mkdir("/run/tmp")
+    os.chmod("/run/tmp", 0o1777)
+    environment = {name: value for name, value in os.environ.items() if not is_ours(name)}
+    environment |= {ISOLATED: "1", "TMPDIR": "/run/tmp"}
+    tests = os.fork()
+    if tests == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells let processes in the background ignore it
+        os.execve(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]], environment)
+    signal.signal(signal.SIGINT, lambda *_: os.kill(tests, signal.SIGINT))
+    while True:
+        ended, status = os.wait()
+        if ended == tests:
+            return os.waitstatus_to_exitcode(status)
 
 
 def what_is_missing() -> str:
@@ -69,12 +83,16 @@ def is_ours(name: str) -> bool:
 def _wait(pid: int) -> int:
     """Wait for pytest. A signal to this process stops the tests, and kills them if they do not stop in time."""
 
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
     def stop(number: int, frame: FrameType | None) -> None:
+        for one in stops:
+            signal.signal(one, signal.SIG_IGN)
         os.kill(pid, signal.SIGINT)
         signal.alarm(STOP_S)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+    for one in stops:
+        signal.signal(one, stop)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(pid, signal.SIGKILL))
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 

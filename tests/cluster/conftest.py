@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.installation import Installation
+from tests.cluster.load import Numbers
 from tests.cluster.network import ISOLATED
 from tests.harness import REPOSITORY
 
@@ -38,6 +39,11 @@ def _keep(directory: Path) -> None:
     for path in (*directory.glob("*.log"), *directory.glob("*.txt"), directory / "journal"):
         if path.exists():
             shutil.copy(path, LOGS)
+
+
+@pytest.fixture(scope="session")
+def numbers() -> Numbers:
+    return Numbers()
 
 
 @pytest.fixture(scope="session")

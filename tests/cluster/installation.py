@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import re
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.cluster import nodes
 from tests.cluster.network import Network, on
+from tests.harness import REPOSITORY
 from tests.nginx import Nginx
 from tests.postgres import Postgres, binaries
 from tests.servers import RedisServer
@@ -25,7 +29,7 @@ SERVERS, ENGINES, WORKERS = ("server-1", "server-2"), ("engine-1", "engine-2"), 
 MACHINES = ("proxy", *SERVERS, *ENGINES, *WORKERS, "postgresql", "redis")
 PORT, ENGINE_PORT = 50051, 50052
 ADMIN_KEY, ENGINE_KEY = "the-key-of-the-operator", "the-secret-of-all-engines"
-START_S = 60.0
+START_S = STOP_S = 60.0
 WORKER_TIMEOUT_S = 5.0  # so that a worker is given up while it cannot be reached
 SUPERVISOR_S = 1.0  # after which a supervisor starts a process again
 
@@ -40,34 +44,45 @@ FORKSERVER.set_forkserver_preload(
 
 
 class Node:
-    """A process of the product on its machine."""
+    """A process of the product on its machine. code: a directory with another version of it, None for this one."""
 
-    def __init__(self, name: str, main: nodes.Main, settings: Mapping[str, Any], directory: Path) -> None:
-        self.name = name
-        self._main, self._settings = main, dict(settings)
-        self._journal = directory / "journal"
-        self.log = directory / f"{name}.log"
-        self._process: BaseProcess | None = None
+    def __init__(self, name: str, kind: str, settings: Mapping[str, Any], directory: Path) -> None:
+        self.name, self.log = name, directory / f"{name}.log"
+        self._arguments = (name, kind, dict(settings), directory / "journal", self.log)
+        self._process: BaseProcess | subprocess.Popen[bytes] | None = None
+        self.code: Path | None = None
 
     def start(self) -> None:
-        arguments = (self.name, self._main, self._settings, self._journal, self.log)
-        self._process = FORKSERVER.Process(target=nodes.run, args=arguments)
-        self._process.start()
+        if self.code is None:
+            self._process = FORKSERVER.Process(target=nodes.run, args=self._arguments)
+            self._process.start()
+        else:
+            command = [sys.executable, "-m", "tests.cluster.nodes", json.dumps(self._arguments, default=str)]
+            self._process = subprocess.Popen(command, cwd=self.code)
 
     def kill(self) -> None:
         assert self._process is not None
         self._process.kill()
-        self._process.join()
+        self._wait()
 
     def stop(self) -> None:
         """Send SIGTERM, and wait for the end."""
         assert self._process is not None
         self._process.terminate()
-        self._process.join(60)
-        assert self._process.exitcode == 0, f"{self.name} ended with {self._process.exitcode}"
+        status = self._wait()
+        assert status == 0, f"{self.name} ended with {status}"
+
+    def _wait(self) -> int | None:
+        if isinstance(self._process, subprocess.Popen):
+            return self._process.wait(STOP_S)
+        assert self._process is not None
+        self._process.join(STOP_S)
+        return self._process.exitcode
 
     @property
     def is_running(self) -> bool:
+        if isinstance(self._process, subprocess.Popen):
+            return self._process.poll() is None
         return self._process is not None and self._process.is_alive()
 
 
@@ -78,6 +93,7 @@ class Installation:
         self.directory = directory
         self.network = Network(MACHINES)
         self.address = self.network.addresses
+        self.network.apply("proxy", REPOSITORY / "deploy" / "nginx-sysctl.conf")
         bin_dir = binaries()
         assert bin_dir is not None
         self.postgres = Postgres(bin_dir, self.address["postgresql"], on("postgresql"))
@@ -85,13 +101,14 @@ class Installation:
         targets = [f"{self.address[name]}:{PORT}" for name in SERVERS]
         self.nginx = Nginx(directory, targets, self.address["proxy"], on("proxy"))
         self.nodes: dict[str, Node] = {}
-        for names, main in ((ENGINES, nodes.engine), (SERVERS, nodes.server), (WORKERS, nodes.worker)):
+        for names, kind in ((ENGINES, "engine"), (SERVERS, "server"), (WORKERS, "worker")):
             for name in names:
-                self.nodes[name] = Node(name, main, self._settings(name), directory)
+                self.nodes[name] = Node(name, kind, self.settings(name), directory)
 
-    def _settings(self, name: str) -> dict[str, Any]:
+    def settings(self, name: str) -> dict[str, Any]:
+        """The settings of a machine."""
         own = self.directory / name
-        own.mkdir()
+        own.mkdir(exist_ok=True)
         settings: dict[str, Any] = {
             "data_dir": own,
             "model": "scripted",
@@ -155,13 +172,26 @@ class Installation:
             name, lambda: self.nodes[name].kill()
         )()
 
+    def replace(self, name: str, kind: str, **settings: Any) -> None:
+        """Stop a node, and start another one in its place."""
+        self.nodes[name].stop()
+        self.nodes[name] = Node(name, kind, self.settings(name) | settings, self.directory)
+        self.nodes[name].start()
+
+    def stop_one(self, name: str) -> None:
+        """Stop a process in its own time."""
+        stores = {"redis": self.redis.stop, "postgresql": lambda: self.postgres.stop("fast")}
+        stores.get(name, lambda: self.nodes[name].stop())()
+
     def restart(self, name: str) -> None:
-        """Start a process again, as its supervisor would, until it runs."""
+        """Start a process again, as its supervisor would; return once it accepts connections."""
         time.sleep(SUPERVISOR_S)
         if name == "postgresql":
             wait_until(lambda: _succeeds(self.postgres.start), START_S, "PostgreSQL starts")
         else:
             {"proxy": self.nginx.start, "redis": self.redis.start}.get(name, lambda: self.nodes[name].start())()
+        if name in SERVERS:
+            wait_until(lambda: self.is_serving(name), START_S, f"{name} serves")
 
     # ---- callers ----
 

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 ISOLATED = "TYPELESS_CLUSTER_ISOLATED"  # is set by `python -m tests.cluster`
 BRIDGE = "10.77.0.1"  # where the callers are
@@ -44,6 +45,13 @@ class Network:
             run("ip", "-n", name, "-batch", "-", text="\n".join(own))
             lines += [f"link set port{i} master bridge", f"link set port{i} up"]
         run("ip", "-batch", "-", text="\n".join(lines))
+
+    def apply(self, name: str, sysctls: Path) -> None:
+        """Apply a file of kernel settings to the network of a machine."""
+        for line in sysctls.read_text("utf-8").splitlines():
+            if line and not line.startswith("#"):
+                key, _, value = line.partition(" = ")
+                run(*on(name), "tee", f"/proc/sys/{key.replace('.', '/')}", text=value)
 
     @contextlib.contextmanager
     def cut(self, one: str, other: str) -> Iterator[None]:

@@ -8,9 +8,10 @@ when it ends it.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.speech import fingerprint
 from typeless_grpc.app.engine_server import serve_port
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.audio.formats import Audio
+from typeless_grpc.cli.engine import run_engine
 from typeless_grpc.cli.serve import run_server
 from typeless_grpc.cli.worker import run_worker
 from typeless_grpc.config import Loaded, Settings
@@ -32,7 +34,6 @@ from typeless_grpc.telemetry import logs
 
 DELAY_S = 0.1  # of each decode
 STREAMS = (Lane.LIVE_FINAL, Lane.LIVE_INTERIM)
-Main = Callable[[Settings, Path], Any]
 
 
 class JournalEngine(ScriptedEngine):
@@ -61,17 +62,6 @@ def spoken(call: EngineCall) -> str:
     return ":".join(map(str, identity(call.audio)))
 
 
-def run(machine: str, main: Main, settings: dict[str, Any], journal: Path, log: Path) -> None:
-    """Run a program of the product on a machine, with all output in a log."""
-    with log.open("a") as file:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
-    enter(machine)
-    wanted = Settings(**settings)
-    logs.configure("info", "json")
-    asyncio.run(main(wanted, journal))
-
-
 async def server(settings: Settings, journal: Path) -> None:
     """`typeless serve`."""
     await run_server(settings, "", lambda: Loaded(settings, {}))
@@ -94,3 +84,27 @@ async def engine(settings: Settings, journal: Path) -> None:
 
         async with serve_port(Reloads(settings), served, reports, warm):
             await stop.wait()
+
+
+async def whisper(settings: Settings, journal: Path) -> None:
+    """`typeless engine` with a real model."""
+    await run_engine(settings, lambda: Loaded(settings, {}))
+
+
+KINDS = {"server": server, "worker": worker, "engine": engine, "whisper": whisper}
+
+
+def run(machine: str, kind: str, settings: dict[str, Any], journal: Path, log: Path) -> None:
+    """Run a program of the product on a machine, with all output in a log. kind: one of KINDS."""
+    with log.open("a") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    enter(machine)
+    wanted = Settings(**settings)
+    logs.configure("info", "json")
+    asyncio.run(KINDS[kind](wanted, journal))
+
+
+if __name__ == "__main__":  # for another version of the product, which is in the working directory
+    name, what, given, written, output = json.loads(sys.argv[1])
+    run(name, what, given, Path(written), Path(output))

@@ -1,57 +1,61 @@
-"""What callers see while one process is killed, one link is cut or silent, or one store restarts.
+"""What callers see while one process is killed or restarted, or one link is cut or silent.
 
 All callers of `tests.cluster.load` go through the proxy. What each test measured is shown at the end.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
 
 import pytest
 
 from tests.cluster.installation import Installation
-from tests.cluster.load import Load, Numbers, Seen, uninterrupted
+from tests.cluster.load import Expected, Load, Numbers, Seen, uninterrupted
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 BEFORE_S, LASTS_S = 5.0, 10.0
 N_SLOTS = 2 * 3  # of the workers; what is in them may be decoded again
-Fault = Callable[[Installation], AbstractContextManager[None]]
+LONG_S = 50  # of streams whose server never comes back
 
 
 @pytest.fixture(scope="module")
-def expected(installation: Installation) -> dict[int, dict[str, list[Any]]]:
+def expected(installation: Installation) -> Expected:
     return uninterrupted(installation)
 
 
-@pytest.fixture(scope="session")
-def numbers() -> Numbers:
-    return Numbers()
-
-
-@contextlib.contextmanager
-def killed(installation: Installation, name: str) -> Iterator[None]:
+def kill(name: str, installation: Installation) -> None:
     """`kill -9`, and a supervisor that starts it again."""
     installation.kill(name)
     installation.restart(name)
-    yield
 
 
-def kill(name: str) -> Fault:
-    return lambda installation: killed(installation, name)
+def restart(names: list[str], installation: Installation) -> None:
+    """Stop as an operator would, and start again, one after the other."""
+    for name in names:
+        installation.stop_one(name)
+        installation.restart(name)
 
 
-def cut(one: str, other: str) -> Fault:
-    return lambda installation: installation.network.cut(one, other)
+def unplug(name: str, installation: Installation) -> None:
+    _last(installation.network.unplugged(name))
 
 
-def black_hole(one: str, other: str) -> Fault:
-    return lambda installation: installation.network.black_hole(one, other)
+def cut(one: str, other: str, installation: Installation) -> None:
+    _last(installation.network.cut(one, other))
+
+
+def black_hole(one: str, other: str, installation: Installation) -> None:
+    _last(installation.network.black_hole(one, other))
+
+
+def _last(fault: AbstractContextManager[None]) -> None:
+    with fault:
+        time.sleep(LASTS_S)
 
 
 LINKS = [
@@ -63,10 +67,16 @@ LINKS = [
     ("worker-1", "postgresql"),
 ]
 SHORT = ("kill server-1", "black hole server-1 postgresql")
-FAULTS: dict[str, Fault] = {
-    **{f"kill {name}": kill(name) for name in ("server-1", "engine-1", "worker-1", "proxy", "postgresql", "redis")},
-    **{f"cut {one} {other}": cut(one, other) for one, other in LINKS},
-    **{f"black hole {one} {other}": black_hole(one, other) for one, other in LINKS},
+FAULTS: dict[str, Callable[[Installation], None]] = {
+    **{
+        f"kill {one}": partial(kill, one)
+        for one in ("server-1", "engine-1", "worker-1", "proxy", "postgresql", "redis")
+    },
+    **{f"restart {name}": partial(restart, [name]) for name in ("postgresql", "redis")},
+    "restart both servers": partial(restart, ["server-1", "server-2"]),
+    **{f"unplug {name}": partial(unplug, name) for name in ("server-1", "engine-1", "worker-1", "postgresql")},
+    **{f"cut {one} {other}": partial(cut, one, other) for one, other in LINKS},
+    **{f"black hole {one} {other}": partial(black_hole, one, other) for one, other in LINKS},
 }
 
 
@@ -77,27 +87,41 @@ def cases() -> Iterator[object]:
 
 @pytest.mark.parametrize("name", list(cases()))
 def test_nothing_is_lost_or_done_twice(
-    installation: Installation,
-    expected: dict[int, dict[str, list[Any]]],
-    numbers: Numbers,
-    measured: list[str],
-    name: str,
+    installation: Installation, expected: Expected, numbers: Numbers, measured: list[str], name: str
 ):
-    load = Load(installation, numbers, expected)
-    time.sleep(BEFORE_S)
-    began_s = time.monotonic()
-    with FAULTS[name](installation):
-        time.sleep(max(0.0, LASTS_S - (time.monotonic() - began_s)) if "kill" not in name else 0.0)
-    seen = load.finish()
+    installation.until_well()
+    with Load(installation, numbers, expected) as load:
+        time.sleep(BEFORE_S)
+        FAULTS[name](installation)
+        seen = load.finish()
     measured.append(summary(name, seen))
+    load.check(n_repeats=2 * N_SLOTS)
+    if "proxy" not in name:
+        assert not seen.failures_with_retries, [str(one) for one in seen.failures_with_retries]
+
+
+def test_streams_leave_a_machine_that_is_lost_for_good(
+    installation: Installation, numbers: Numbers, measured: list[str]
+):
+    """It closes no connection, and comes back only after they have ended."""
+    expected = uninterrupted(installation, LONG_S)
+    with Load(installation, numbers, expected, LONG_S) as load:
+        time.sleep(BEFORE_S)
+        with installation.network.unplugged("server-1"):
+            seen = load.finish()
+    measured.append(summary("lose server-1", seen))
     load.check(n_repeats=2 * N_SLOTS)
     installation.until_well()
 
 
 def summary(name: str, seen: Seen) -> str:
-    failures = Counter(failed.reason or f"{failed.code.name}: {failed.message[:60]}" for failed in seen.failures)
+    failures, despite_retries = (
+        dict(Counter(failed.reason or f"{failed.code.name}: {failed.message[:60]}" for failed in group))
+        for group in (seen.failures, seen.failures_with_retries)
+    )
     return (
         f"{name}: {seen.n_answers} answers, the longest after {seen.longest_call_s:.1f} s; "
         f"no caller without one for more than {seen.longest_gap_s:.1f} s; latest final after "
-        f"{max(seen.lags_s, default=0):.1f} s; failures {dict(failures)}"
+        f"{max(seen.lags_s, default=0):.1f} s, last job {seen.jobs_after_s:.1f} s after the last stream; "
+        f"failures {failures}, despite retries {despite_retries}"
     )

@@ -294,7 +294,7 @@ async def test_a_key_is_requested_kept_in_the_tab_and_sent(browser: Browser):
         assert not [url for url in urls if USER in url or "key" in url.lower()]
 
 
-async def test_a_page_that_may_not_use_the_microphone_says_why(browser: Browser):
+async def test_a_page_without_access_to_the_microphone_shows_why(browser: Browser):
     port = servers.free_port()
     address = f"http://speech.example:{port}"
     async with (

@@ -85,7 +85,7 @@ async def test_a_call_succeeds_after_the_reported_delay(buckets: BucketStore, na
     assert (await buckets.take(name, FAST, 1)).is_allowed
 
 
-async def test_reset_tells_when_the_bucket_is_full(buckets: BucketStore, name: str):
+async def test_reset_is_the_time_until_the_bucket_is_full(buckets: BucketStore, name: str):
     await buckets.take(name, SLOW, 3)
     taken = await buckets.take(name, SLOW, 1)
     assert taken.reset_after_s == pytest.approx(240, abs=10)

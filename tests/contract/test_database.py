@@ -34,7 +34,7 @@ def test_no_value_is_in_the_traceback_of_an_error(database: Database, statement:
     assert SECRET not in text
 
 
-def test_an_error_of_postgresql_still_says_what_it_is_about(postgres: Postgres):
+def test_an_error_of_postgresql_keeps_its_message_without_values(postgres: Postgres):
     database = Database(postgres.empty_database())
     with database.engine.connect() as connection:
         connection.exec_driver_sql("CREATE TEMPORARY TABLE t (name TEXT CONSTRAINT once PRIMARY KEY)")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.postgres import Postgres
-from typeless_grpc.errors import SourceUnavailable, WrongState
+from typeless_grpc.errors import NotFound, RateLimited, SourceUnavailable, WrongState
 from typeless_grpc.stores.database import Database
 from typeless_grpc.stores.files import Files
 from typeless_grpc.stores.postgresql import RETRY_S
@@ -86,6 +86,76 @@ def test_an_expired_session_is_deleted_with_its_audio(database: Database, tmp_pa
     assert old.take("old", "") is None
     assert young.take("young", "") is not None
     assert not (tmp_path / "streams" / "old").exists()
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"ab", b"abd"], ids=["missing", "empty", "short", "changed"])
+def test_audio_that_is_not_as_it_was_stored_is_not_returned(store: DurableStore, damage: bytes | None, tmp_path: Path):
+    store.append(store.create("s", "", b""), Batch(0, b"r", b"s", b"abc"))
+    taken = store.take("s", "")
+    assert taken is not None
+    (name,) = taken.audio
+    assert store.audio(name) == b"abc"
+    path = tmp_path / name
+    path.unlink() if damage is None else path.write_bytes(damage)
+    with pytest.raises(NotFound) as caught:
+        store.audio(name)
+    assert caught.value.reason == "AUDIO_DAMAGED"
+
+
+def test_a_part_that_was_written_while_the_lease_was_lost_is_deleted(database: Database, tmp_path: Path):
+    class SlowFiles(Files):
+        def write(self, path: str, data: Any) -> None:
+            super().write(path, data)
+            assert other.take("s", "") is not None  # while the first server is frozen
+
+    slow, other = SqlSessionStore(database, SlowFiles(str(tmp_path)), 60.0), store_on(database, tmp_path)
+    lease = slow.create("s", "", b"")
+    with pytest.raises(WrongState):
+        slow.append(lease, Batch(0, b"r", b"s", b"abc"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name == "s"]
+
+
+def test_a_part_that_counts_is_kept_although_its_answer_was_lost(store: DurableStore):
+    lease = store.create("s", "", b"")
+    store.append(lease, Batch(0, b"r", b"s", b"abc"))
+    taken = store.take("s", "")
+    assert taken is not None
+    with pytest.raises(WrongState):
+        store.append(lease, Batch(0, b"r", b"s", b"abc"))
+    assert store.audio(taken.audio[0]) == b"abc"
+
+
+def test_the_audio_of_an_expired_session_is_deleted_once_the_storage_answers(database: Database, tmp_path: Path):
+    class UnavailableFiles(Files):
+        def delete_tree(self, path: str) -> None:
+            raise SourceUnavailable("It is down.", reason="STORE_UNAVAILABLE")
+
+    down = SqlSessionStore(database, UnavailableFiles(str(tmp_path)), 0.0)
+    lease = down.create("s", "ann", b"")
+    down.append(lease, Batch(0, b"r", b"s", b"audio"))
+    time.sleep(0.01)
+    assert [down.delete_expired() for _ in range(3)] == [0, 0, 0]
+    assert down.take("s", "ann") is None  # it is closed
+    with pytest.raises(WrongState):
+        down.renew(lease)
+    up = store_on(database, tmp_path)
+    assert [up.delete_expired() for _ in range(3)] == [0, 1, 0]
+    assert not (tmp_path / "streams" / "s").exists()
+
+
+def test_the_stored_audio_of_an_owner_is_bounded(database: Database, tmp_path: Path):
+    store = SqlSessionStore(database, Files(str(tmp_path)), 60.0, max_owner_bytes=10)
+    first, second = store.create("a", "ann", b""), store.create("b", "ann", b"")
+    store.append(first, Batch(0, b"r", b"s", b"12345678"))
+    with pytest.raises(RateLimited) as caught:
+        store.append(second, Batch(0, b"r", b"s", b"123"))
+    assert caught.value.reason == "UPLOAD_QUOTA_EXCEEDED"
+    store.append(store.create("c", "bob", b""), Batch(0, b"r", b"s", b"123"))
+    store.use(60.0, 7)
+    with pytest.raises(RateLimited):
+        store.create("d", "ann", b"")
+    store.delete(first)
+    store.append(second, Batch(0, b"r", b"s", b"123"))
 
 
 def test_an_unavailable_database_is_reported(postgres: Postgres, tmp_path: Path):

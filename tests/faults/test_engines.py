@@ -59,7 +59,7 @@ def restarts(metrics: EngineMetrics, reason: str) -> float:
 
 
 @pytest.mark.parametrize("n_processes", [1, 2], ids=["on the new one", "on another one"])
-async def test_what_a_killed_engine_had_is_decoded_again(n_processes: int, journal: Path, metrics: EngineMetrics):
+async def test_the_calls_of_a_killed_engine_are_decoded_again(n_processes: int, journal: Path, metrics: EngineMetrics):
     async with scripted_engine.group(metrics, engine_processes=n_processes) as parts:
         call = asyncio.create_task(text(parts, "busy one"))
         await until(lambda: begun(journal) == ["busy one"])

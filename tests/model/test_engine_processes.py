@@ -1,14 +1,16 @@
-"""Engine processes with a real model: the same text as in one process."""
+"""Engine processes with a real model: the same text as in one process, also if they are killed."""
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from tests.harness import AUDIO
-from tests.scripted_engine import until
+from tests.scripted_engine import count, until
 from typeless_grpc.app.engines import engine_group
 from typeless_grpc.app.models import BuiltEngine, build_engine, catalog
 from typeless_grpc.audio.decode import DecodeLimits, decode
@@ -26,7 +28,9 @@ OPTIONS = DecodeOptions(
 )
 
 
-async def transcribed(building: AbstractAsyncContextManager[BuiltEngine]) -> list[Recognition]:
+async def transcribed(
+    building: AbstractAsyncContextManager[BuiltEngine], *, kills_engines: bool = False
+) -> list[Recognition]:
     async with building as built:
         await built.warm()
         assert "tiny.en" in built.models.loaded()
@@ -36,7 +40,14 @@ async def transcribed(building: AbstractAsyncContextManager[BuiltEngine]) -> lis
             decode((AUDIO / name).read_bytes(), AudioFormat(), DecodeLimits(60.0), separate_channels=True)
             for name in RECORDINGS
         ]
-        return [await built.engine.transcribe(one.samples, OPTIONS, Ticket()) for one in audio]
+        calls = [asyncio.create_task(built.engine.transcribe(one.samples, OPTIONS, Ticket())) for one in audio * 2]
+        if kills_engines:
+            await until(lambda: any(call.done() for call in calls))
+            engines = [one for one in psutil.Process().children() if "engine_process" in " ".join(one.cmdline())]
+            assert len(engines) == 2
+            for one in engines:
+                one.kill()
+        return await asyncio.gather(*calls)
 
 
 async def test_the_text_is_that_of_one_process():
@@ -44,6 +55,8 @@ async def test_the_text_is_that_of_one_process():
     if catalog(settings).find("tiny.en") is None:
         pytest.skip("model tiny.en is not on this machine: typeless models pull tiny.en")
     expected = await transcribed(build_engine(settings, Metrics().engine))
-    found = await transcribed(engine_group(settings, Metrics().engine))
+    metrics = Metrics().engine
+    found = await transcribed(engine_group(settings, metrics), kills_engines=True)
     assert found == [replace(one, queue_s=other.queue_s) for one, other in zip(expected, found, strict=True)]
     assert all(one.transcript.segments for one in found)
+    assert count(metrics.engine_retries) >= 1

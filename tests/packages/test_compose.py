@@ -141,7 +141,7 @@ def test_prometheus_scrapes_the_services_on_their_metrics_port(project: dict[str
     assert source["datasources"][0]["url"] == "http://prometheus:9090"
 
 
-def test_the_health_check_of_a_worker_asks_for_its_metrics(project: dict[str, Any]):
+def test_the_health_check_of_a_worker_reads_its_metrics(project: dict[str, Any]):
     check = project["services"]["worker"]["healthcheck"]["test"]
     assert check[:2] == ["CMD", "python3"]
     server, thread = start_http_server(0, "127.0.0.1", CollectorRegistry())

@@ -71,7 +71,7 @@ def test_the_chart_is_free_of_what_lint_finds(values: str):
 
 @ALL
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_it_creates_conforms_to_the_schemas_of_kubernetes(values: str, version: str, schemas: Path):
+def test_the_manifests_conform_to_the_schemas_of_kubernetes(values: str, version: str, schemas: Path):
     manifests = rendered(values, kubernetes=version)
     done = conform(schemas, manifests, version)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -245,7 +245,7 @@ def test_with_tls_probes_read_the_health_from_the_metrics():
     assert Path(variables["TYPELESS_TLS_CERT_FILE"]).parent == Path(mounts["tls"])
 
 
-def test_what_pods_write_to_is_a_volume():
+def test_pods_write_to_volumes_only():
     created = objects("default")
     pod = pods(created)["server"]
     mounts = {one["mountPath"]: one["name"] for one in pod["containers"][0]["volumeMounts"]}
@@ -372,7 +372,7 @@ def test_alerts_and_dashboard_are_those_of_deploy():
         ("full", ["port-forward service/speech 50051:443"], ["Anyone who reaches", "follows the CPU"]),
     ],
 )
-def test_the_notes_tell_what_to_do_next(values: str, shown: list[str], hidden: list[str], tmp_path: Path):
+def test_the_notes_show_the_next_steps(values: str, shown: list[str], hidden: list[str], tmp_path: Path):
     # Only `helm install` prints notes, and it needs a cluster. So a copy of the chart has them as an object.
     copy = tmp_path / "typeless"
     shutil.copytree(CHART, copy)

@@ -70,7 +70,7 @@ def test_one_version_is_everywhere(dist: Path):
     assert {"grpcio", "faster-whisper", "ctranslate2", "dbos"} <= names
 
 
-def test_the_changelog_tells_of_this_version_or_of_the_next():
+def test_the_changelog_has_this_version_or_unreleased_changes():
     headings = [
         line for line in (REPOSITORY / "CHANGELOG.md").read_text("utf-8").splitlines() if line.startswith("## ")
     ]
@@ -103,7 +103,7 @@ def test_the_base_package_is_the_client_with_three_dependencies(dist: Path, tmp_
     run(bin_ / "python", "-W", "error", "-c", "from typeless_grpc.client import AsyncClient, Client, Options")
 
 
-def test_the_command_line_without_the_server_says_what_is_missing(dist: Path, tmp_path: Path):
+def test_the_command_line_without_the_server_prints_what_to_install(dist: Path, tmp_path: Path):
     bin_ = environment(tmp_path / "cli", only(dist, "*.whl"), "[cli]")
     assert "transcribe" in run(bin_ / "typeless", "--help")
     done = subprocess.run([bin_ / "typeless", "serve"], capture_output=True, text=True, timeout=60, check=False)

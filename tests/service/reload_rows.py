@@ -358,6 +358,7 @@ ROWS: dict[str, Row] = {
 
 # Where each of the others is tested: with a real engine, and with a real process.
 ELSEWHERE = {
+    "engine_key": "tests/faults/test_engine_connections.py",
     "user_models": "tests/model/test_reloaded_models.py",
     "max_model_memory_bytes": "tests/model/test_reloaded_models.py",
     "log_level": "tests/service/test_hang_up.py",

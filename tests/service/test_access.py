@@ -264,7 +264,7 @@ async def test_a_key_taken_out_of_the_settings_is_wrong(tmp_path):
     assert failed.reason == "KEY_INVALID"
 
 
-async def test_wrong_keys_are_limited_by_address_and_shut_out_no_known_caller():
+async def test_wrong_keys_are_limited_by_address_and_block_no_known_caller():
     limits = {"rate_limit_enabled": True, "rate_limit_wrong_keys": "1/minute:5"}
     check = "/grpc.health.v1.Health/Check"
     async with guarded(**limits) as served:

@@ -174,7 +174,7 @@ async def test_requests_for_an_unknown_key_are_not_found():
     assert {(failed.code, failed.reason) for failed in failures} == {(grpc.StatusCode.NOT_FOUND, "KEY_NOT_FOUND")}
 
 
-async def test_who_changed_what_is_logged(caplog: pytest.LogCaptureFixture):
+async def test_changes_are_logged_with_their_author(caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     async with guarded() as served:
         made = await call(served, "CreateApiKey", admin_pb2.CreateApiKeyRequest(display_name="a name"))
@@ -209,5 +209,5 @@ async def test_the_settings_are_shown_without_their_secrets():
     for secret in (USER, ADMIN, KEYS["api_keys"], "a-password"):
         assert secret not in str(shown)
     assert {limit.group for limit in shown.rate_limits} == {
-        *("transcribe", "long", "batch", "stream", "jobs", "config", "health")
+        *("transcribe", "long", "batch", "stream", "jobs", "config", "health", "google", "riva")
     }

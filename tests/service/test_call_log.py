@@ -67,7 +67,7 @@ async def test_a_finished_call_has_one_line_with_what_it_used(lines: Lines):
     assert not {"reason", "text", "jobs"} & set(line)
 
 
-async def test_text_is_in_the_line_only_if_the_setting_says_so(lines: Lines):
+async def test_text_is_in_the_line_only_if_log_text_is_on(lines: Lines):
     for log_text in (False, True):
         async with serving(ScriptedEngine(lambda call: "the text"), log_text=log_text) as served:
             await served.transcription.Transcribe(request())

@@ -54,7 +54,7 @@ async def test_a_stream_ends_when_its_key_is_revoked():
     assert (reason(got[-1]["error"]), code) == ("KEY_REVOKED", 4016)
 
 
-async def test_a_quota_is_of_the_address_of_the_visitor_and_says_when_to_retry():
+async def test_a_quota_is_per_address_of_the_visitor_and_has_a_time_to_retry():
     limits = {"rate_limit_enabled": True, "rate_limit_config": "2/hour", "trusted_proxies": "127.0.0.1"}
     async with with_console(serving, ScriptedEngine(), **limits) as (_, site):
 

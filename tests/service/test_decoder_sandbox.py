@@ -23,7 +23,7 @@ CONTAINER = audio_pb2.AudioFormat()
 
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[Decoders]:
-    options = SandboxOptions(memory_bytes=64 << 20, cpu_s=1, stall_s=5.0)
+    options = SandboxOptions(memory_bytes=64 << 20, cpu_s=1, stall_s=60.0)
     with closing(DecoderProcesses(options, program=[str(BROKEN)])) as processes:
         processes.start()
         yield sandboxed(processes)

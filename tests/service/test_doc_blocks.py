@@ -143,7 +143,7 @@ async def finished_job(target: str) -> str:
 
 
 async def test_a_server_can_be_made_safe_as_the_security_guide_says(folder: Path):
-    block, usage = (block for block in SHELL if block.document == "security.md")
+    block, usage, _ = (block for block in SHELL if block.document == "security.md")
     made = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout key.pem -out cert.pem"
     assert (await ran(made.split(), folder))[0] == 0
     assert block.text.rstrip().endswith("\ntypeless serve")
@@ -158,6 +158,17 @@ async def test_a_server_can_be_made_safe_as_the_security_guide_says(folder: Path
     code, out, errors = await ran(["bash", "-c", usage.text], folder, TYPELESS_DATA_DIR=str(folder / "data"))
     assert (code, errors) == (0, "")
     assert out.startswith("month,key_id,")
+
+
+@pytest.mark.model
+async def test_models_are_approved_as_the_security_guide_says(folder: Path):
+    *_, approval = (block for block in SHELL if block.document == "security.md")
+    script = "set -e\n" + approval.text.replace("large-v3", "tiny.en")
+    approved = str(folder / "approved")
+    code, out, errors = await ran(["bash", "-c", script], folder, TYPELESS_APPROVED_MODELS_FILE=approved)
+    assert code == 0, errors
+    assert (folder / "approved").is_file()
+    assert "tiny.en" in out
 
 
 @pytest.mark.parametrize("block", SETTINGS, ids=str)

@@ -31,7 +31,9 @@ def test_both_clients_have_the_same_methods(sync: type, other: type):
 
 
 @pytest.mark.parametrize("module", [aio, channels, jobs, sync], ids=lambda module: module.__name__)
-async def test_the_examples_print_what_they_say(module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_the_examples_print_the_output_that_they_show(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.delenv("TYPELESS_API_KEY", raising=False)
     async with serving_jobs(ScriptedEngine(lambda call: "please close the window"), tmp_path) as served:

@@ -174,7 +174,7 @@ async def test_a_stream_that_waits_for_its_model_is_refused_soon():
             assert CallFailed.of(caught.value).reason == "DRAINING"
 
 
-async def test_a_call_that_never_says_what_it_is_ends():
+async def test_a_stream_that_never_sends_its_config_ends():
     async with serving(ScriptedEngine(), stream_idle_timeout_s=1.0) as served:
         failed = await refused(served, [])
     assert (failed.code, failed.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "STREAM_IDLE")
@@ -194,7 +194,7 @@ async def played(stopping: asyncio.Event, n_bytes: int = 3201) -> AsyncIterator[
 
 
 @pytest.mark.parametrize("mode", ["live", "file"])
-async def test_the_client_goes_on_with_another_server_and_its_caller_sees_one_session(mode: str):
+async def test_the_client_continues_on_another_server_and_its_caller_sees_one_session(mode: str):
     stopping = asyncio.Event()
     options = StreamOptions(Options(word_timestamps=True), RAW, mode=mode)
     async with serving(ScriptedEngine(recognized)) as first, serving(ScriptedEngine(recognized)) as second:
@@ -230,7 +230,7 @@ async def test_the_client_goes_on_with_another_server_and_its_caller_sees_one_se
             assert speech[::2] == pytest.approx(onsets, abs=0.1)
 
 
-def test_threads_go_on_with_another_server_too():
+def test_the_client_for_threads_continues_on_another_server_too():
     async def main() -> list[StreamTranscribeResponse]:
         async with (
             serving(ScriptedEngine(recognized)) as first,

@@ -73,7 +73,7 @@ async def test_a_recording_without_speech_has_no_results(version: Version):
 
 
 @EACH
-async def test_a_container_is_read_as_what_it_is_whatever_the_request_says(version: Version):
+async def test_a_container_is_recognized_whatever_encoding_the_request_declares(version: Version):
     async with serving(ScriptedEngine()) as served:
         plain = await recognize(served, version, WAV, **AUTO[version.name])
         declared = await recognize(served, version, WAV, **raw(version, rate_hz=8000, n_channels=2))
@@ -155,7 +155,7 @@ REFUSED_V2 = {
     [(version, *row) for version, rows in ((V1, REFUSED_V1), (V2, REFUSED_V2)) for row in rows.items()],
     ids=lambda value: value.name if isinstance(value, Version) else None,
 )
-async def test_what_would_make_the_answer_wrong_is_refused_by_the_name_of_its_field(
+async def test_a_field_that_would_make_the_answer_wrong_is_refused_by_its_name(
     version: Version, field: str, config: dict[str, Any]
 ):
     async with serving(ScriptedEngine()) as served:

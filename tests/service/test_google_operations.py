@@ -68,7 +68,7 @@ async def test_a_file_of_v2_is_an_operation_with_its_result_inline(tmp_path: Pat
     assert paths(two) == ["files"]
 
 
-async def test_an_operation_that_fails_or_is_cancelled_says_so(tmp_path: Path):
+async def test_an_operation_that_fails_or_is_cancelled_reports_it(tmp_path: Path):
     engine = ScriptedEngine()
     engine.gate.clear()
     async with serving_jobs(engine, tmp_path) as served:

@@ -234,7 +234,7 @@ async def is_answered_otherwise(
 
 
 @pytest.mark.parametrize(("owner", "stranger"), PAIRS, ids=[f"{a}, {b}" for a, b in PAIRS])
-async def test_what_belongs_to_another_is_as_if_it_did_not_exist(served: ServedJobs, owner: str, stranger: str):
+async def test_data_of_another_owner_is_not_found(served: ServedJobs, owner: str, stranger: str):
     has = await belongings(served, owner)
     who = CALLERS[stranger]
     for method, path, what in NAMES:

@@ -138,9 +138,14 @@ async def test_reflection_lists_and_describes_all_services():
 
         services, file = await asyncio.get_running_loop().run_in_executor(None, listed)
     assert services == [
+        "google.cloud.speech.v1.Speech",
+        "google.cloud.speech.v1p1beta1.Speech",
+        "google.cloud.speech.v2.Speech",
+        "google.longrunning.Operations",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
+        "nvidia.riva.asr.RivaSpeechRecognition",
         "typeless.v1.AdminService",
         "typeless.v1.ServerService",
         "typeless.v1.TranscriptionService",

@@ -92,7 +92,7 @@ async def test_an_admitted_call_reports_the_state_of_its_quota():
     assert trailers == [{"ratelimit-limit": 3, "ratelimit-remaining": left} for left in (2, 1)]
 
 
-async def test_a_refusal_says_why_and_when_to_come_back_in_every_form():
+async def test_a_refusal_has_its_reason_and_a_time_to_retry_in_every_form():
     async with limited(rate_limit_transcribe="1/minute") as served:
         await transcribe(served)
         with pytest.raises(grpc.aio.AioRpcError) as caught:

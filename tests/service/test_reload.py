@@ -188,7 +188,7 @@ async def test_calls_in_progress_survive_a_reload_that_lowers_their_bounds():
     assert code(refused) == "INVALID_ARGUMENT"
 
 
-async def test_the_metrics_say_whether_the_last_reload_succeeded_and_how_old_the_settings_are():
+async def test_metrics_show_whether_the_last_reload_succeeded_and_how_old_the_settings_are():
     metrics = Metrics()
     reloads = Reloads(Settings(), report=metrics.reloaded)
 

@@ -75,7 +75,7 @@ async def test_a_recording_without_speech_has_one_empty_alternative():
     ],
     ids=["nothing", "raw at another rate", "mu-law stereo", "another container", "the C++ client's"],
 )
-async def test_a_container_is_read_as_what_it_is_whatever_the_request_says(config: dict[str, Any]):
+async def test_a_container_is_recognized_whatever_encoding_the_request_declares(config: dict[str, Any]):
     async with serving(ScriptedEngine()) as served:
         response = await recognize(served, WAV, **config)
         plain = await recognize(served, WAV)
@@ -127,7 +127,7 @@ async def test_options_reach_the_engine():
         ({"custom_configuration": {"target_language": "fr"}}, "custom_configuration[target_language]"),
     ],
 )
-async def test_what_would_make_the_answer_wrong_is_refused_by_the_name_of_its_field(config: dict[str, Any], field: str):
+async def test_a_field_that_would_make_the_answer_wrong_is_refused_by_its_name(config: dict[str, Any], field: str):
     async with serving(ScriptedEngine()) as served:
         of_recording = await failed(recognize(served, pcm(1.0), **config))
         of_stream = await failed(streamed(served, [configured(**config), *audio_of(pcm())]))
@@ -259,7 +259,7 @@ async def test_a_broken_call_ends_its_session_and_frees_its_audio():
         assert await streamed(served, [configured(), *audio_of(speech(2.0, 1.0))])
 
 
-async def test_a_server_that_stops_delivers_the_finals_and_then_says_so():
+async def test_a_server_that_stops_delivers_the_finals_and_then_the_reason():
     engine = says("one")
     async with serving(engine, drain_timeout_s=20.0) as served:
         call = riva_call(served, "StreamingRecognize")()

@@ -68,7 +68,7 @@ async def test_a_key_that_is_revoked_ends_its_stream():
     assert (failed.code, failed.reason) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_REVOKED")
 
 
-async def test_streams_are_charged_for_the_audio_that_comes_and_can_go_on_once_there_is_quota():
+async def test_streams_are_charged_for_arriving_audio_and_continue_once_there_is_quota():
     settings: dict[str, Any] = {"rate_limit_enabled": True, "rate_limit_audio": "2/second:5"}
     async with serving(ScriptedEngine(lambda call: "hello"), **settings) as served:
         call = served.transcription.StreamTranscribe()

@@ -88,7 +88,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("requests", "reason", "field"), BAD.values(), ids=BAD)
-async def test_what_makes_no_sense_is_refused_with_the_field(requests, reason, field):
+async def test_an_invalid_request_is_refused_with_the_field(requests, reason, field):
     async with serving(ScriptedEngine()) as served:
         failed = await refused(served, requests)
     assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -156,7 +156,7 @@ async def test_audio_that_ends_within_a_sample_is_a_warning():
     assert texts(got) == ["fine"]
 
 
-async def test_a_stream_that_is_too_long_says_what_fits_and_is_refused_then():
+async def test_a_stream_that_is_too_long_is_refused_after_the_finals_of_what_fits():
     async with serving(ScriptedEngine(samples_as_text), max_stream_s=2) as served:
         call = served.transcription.StreamTranscribe()
         for request in [config(), *audio(tone(3.0), 100_000)]:

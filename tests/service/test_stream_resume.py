@@ -106,7 +106,7 @@ async def test_every_later_event_comes_exactly_once():
             again.cancel()
 
 
-async def test_a_finished_session_still_says_how_it_ended():
+async def test_a_finished_session_still_reports_how_it_ended():
     async with serving(ScriptedEngine(recognized)) as served:
         call = served.transcription.StreamTranscribe()
         for request in [config(), *audio(tone(1.0)), END]:
@@ -277,7 +277,7 @@ def test_threads_can_stream_too():
     assert len(whole) == 6
 
 
-async def test_what_the_server_refuses_is_raised_and_not_tried_again():
+async def test_a_refusal_of_the_server_is_raised_and_not_retried():
     engine = ScriptedEngine()
     async with serving(engine) as served, AsyncClient(served.target) as client:
         with pytest.raises(CallFailed) as caught:
@@ -292,7 +292,7 @@ async def test_an_absent_server_is_reported_soon():
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_what_goes_wrong_in_the_audio_is_the_callers():
+async def test_an_exception_of_the_audio_source_is_raised_to_the_caller():
     async def source() -> AsyncIterator[bytes]:
         yield tone(0.5)
         raise OSError("the microphone was unplugged")
@@ -302,7 +302,7 @@ async def test_what_goes_wrong_in_the_audio_is_the_callers():
             [event async for event in client.stream(source(), StreamOptions(raw_format=RAW))]
 
 
-async def test_the_client_asks_for_an_acknowledgement_in_a_long_silence(monkeypatch):
+async def test_the_client_requests_an_acknowledgement_in_a_long_silence(monkeypatch):
     from typeless_grpc.client.ledger import Ledger
 
     monkeypatch.setattr(Ledger, "PROBE_AFTER_BYTES", 100_000)

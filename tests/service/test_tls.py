@@ -153,7 +153,7 @@ def test_a_file_that_could_block_handshakes_is_refused_at_once(authority: Author
     assert reloader.changed() is None
 
 
-def test_the_certificate_that_is_in_force_tells_when_it_expires(authority: Authority):
+def test_the_expiry_is_that_of_the_certificate_in_force(authority: Authority):
     cert, key = authority.issue("server")
     reloader = TlsReloader(TlsFiles(cert, key))
     first_s = reloader.expires_s()
@@ -167,7 +167,7 @@ def test_the_certificate_that_is_in_force_tells_when_it_expires(authority: Autho
     assert reloader.expires_s() == pytest.approx(first_s + 47 * 3600, abs=60)
 
 
-async def test_the_metrics_tell_when_the_certificate_expires(authority: Authority):
+async def test_a_metric_has_the_time_at_which_the_certificate_expires(authority: Authority):
     cert, key = authority.issue("server")
     port = free_port()
     async with serving(ScriptedEngine(), tls_cert_file=cert, tls_key_file=key, metrics_port=port):

@@ -74,7 +74,7 @@ async def test_an_upload_continues_in_another_call(served: ServedJobs):
     assert (whole.size_bytes, whole.complete) == (6, True)
 
 
-async def test_what_arrived_before_a_call_broke_is_kept(served: ServedJobs):
+async def test_data_that_arrived_before_a_call_broke_is_kept(served: ServedJobs):
     opened = await uploaded(served, header())
     call = served.uploads.UploadAudio()
     await call.write(header(opened.upload_id))
@@ -160,7 +160,7 @@ async def test_too_many_bytes_are_refused_and_what_came_before_is_kept(served: S
     assert (await found(served, opened.upload_id)).size_bytes == 900_000
 
 
-async def test_a_server_says_how_much_it_takes_and_from_where(served: ServedJobs):
+async def test_server_info_has_the_size_of_uploads_and_the_schemes_of_uris(served: ServedJobs):
     info = await served.info.GetServerInfo(server_pb2.GetServerInfoRequest())
     assert info.max_upload_bytes == 1_000_000
     assert list(info.uri_schemes) == ["upload"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -244,6 +245,27 @@ def bad_settings(stack: Stack) -> Iterator[None]:
         stack.server.send(signal.SIGHUP)
 
 
+@contextlib.contextmanager
+def killed_decoders(stack: Stack) -> Iterator[None]:
+    """What kills processes, such as the out-of-memory killer, prefers those that decode audio."""
+
+    def kill() -> None:
+        for fork_server in children(stack.server.pid):
+            for decoder in children(fork_server):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(decoder, signal.SIGKILL)
+        transcribe(stack)
+
+    with repeated(kill):
+        yield
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one has started and that have not ended."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for one in found for child in one.read_text("ascii").split()]
+
+
 # By the alert.
 FAULTS: dict[str, Fault] = {
     "TypelessDown": stopped,
@@ -255,6 +277,7 @@ FAULTS: dict[str, Fault] = {
     "TypelessEventLoopSlow": freezing,
     "TypelessErrors": broken_model,
     "TypelessRefusesCalls": no_database,
+    "TypelessDecodersFail": killed_decoders,
     "TypelessLiveFinalsSlow": freezing,
     "TypelessEngineStalled": busy,
     "TypelessQueueWaitLong": crowded,

@@ -32,6 +32,7 @@ FAULTS = (
     faults.full_storage,
     faults.no_worker,
     faults.failing_jobs,
+    faults.killed_decoders,
 )
 
 

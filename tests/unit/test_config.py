@@ -368,6 +368,6 @@ def test_an_invalid_secret_is_reported_under_its_file_without_its_value(monkeypa
 
 
 @pytest.mark.parametrize("name", ["TYPELESS_PORT_FILE", "TYPELESS_MAX_API_KEYS_FILE", "TYPELESS_DATABASE_URLS_FILE"])
-def test_what_is_no_secret_does_not_come_from_a_file(name: str, monkeypatch):
+def test_a_setting_that_is_no_secret_is_not_read_from_a_file(name: str, monkeypatch):
     monkeypatch.setenv(name, "/run/secrets/x")
     assert set(problems()) == {name}

@@ -6,7 +6,7 @@ from pydantic import SecretStr
 from typeless_grpc.config import Settings, change, described, is_reloadable
 
 
-def test_what_cannot_be_reloaded_keeps_its_value_and_is_named():
+def test_a_setting_that_cannot_be_reloaded_keeps_its_value_and_is_named():
     changes = change(Settings(), Settings(port=1, max_audio_s=5.0, model="small"))
     assert changes.settings == Settings(max_audio_s=5.0)
     assert (changes.applied, sorted(changes.waiting)) == (["max_audio_s"], ["model", "port"])

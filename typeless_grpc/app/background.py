@@ -105,6 +105,7 @@ async def keep_jobs(
             min_free_percent=settings.min_free_disk_percent,
         )
         reloads.follow(lambda settings: settings.min_free_disk_percent, files.use)
+        await asyncio.to_thread(files.check_access)
         identity = StoreIdentity(database=database, files=files)
         await asyncio.to_thread(identity.settle)
         uploads = SqlUploadStore(database=database, files=files, options=upload_options(settings))

@@ -1,4 +1,4 @@
-"""The number of cores that this process may use: its CPU affinity, reduced to its quota.
+"""The cores that this process may use: its CPU affinity, and their number, reduced to its quota.
 
 A container's CPU quota (`docker run --cpus 1.5`, a Kubernetes limit, systemd's CPUQuota) does not hide cores: a process
 that only counts cores starts 64 threads, which then wait for one another most of the time. Linux keeps quotas in
@@ -23,6 +23,31 @@ def n_cores(root: Path = Path("/")) -> int:
     """Return the number of cores, at least 1, rounded up. root: the root of the file system, for tests."""
     n_usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min([n_usable, *map(math.ceil, _quotas(root))]))
+
+
+def usable_cores(root: Path = Path("/")) -> list[int]:
+    """Return the cores of this process's affinity, neighbours together; none on other systems than Linux.
+
+    Threads of one physical core are next to each other, and so are the cores of one NUMA node, whatever their numbers.
+    root: as for `n_cores`.
+    """
+    if sys.platform != "linux":
+        return []
+    return sorted(os.sched_getaffinity(0), key=lambda core: (*_location(root, core), core))
+
+
+def _location(root: Path, core: int) -> tuple[int, int, int]:
+    """Return the NUMA node, the package and the physical core of a core; 0 for what is unknown."""
+    folder = root / f"sys/devices/system/cpu/cpu{core}"
+    nodes = [int(node.name.removeprefix("node")) for node in folder.glob("node[0-9]*")]
+
+    def topology(name: str) -> int:
+        try:
+            return int((folder / "topology" / name).read_text("utf-8"))
+        except (OSError, ValueError):
+            return 0
+
+    return min(nodes, default=0), topology("physical_package_id"), topology("core_id")
 
 
 def shares(cores: Sequence[int], n: int) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Where containers are decoded: in processes of their own, unless the settings turn that off."""
+"""Opens the decoders of containers: processes of their own, unless the settings turn that off."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +45,22 @@ class EngineServer:
     port: int
     runs_on: str
     warming: asyncio.Task[None]
+
+
+class EngineKeys:
+    """The keys that an engine accepts: that of its settings, and the one before, until the next reload."""
+
+    def __init__(self, key: str) -> None:
+        """key: "" accepts every front."""
+        self._key = self._before = key
+
+    def use(self, key: str) -> None:
+        """Take a new value of the setting."""
+        self._before, self._key = self._key, key
+
+    def accepted(self) -> Sequence[str]:
+        """Return the keys; none if every front is accepted."""
+        return tuple({self._key, self._before} - {""}) if self._key else ()
 
 
 @asynccontextmanager
@@ -142,15 +158,22 @@ async def serve_port(
     except RuntimeError as error:
         why = await asyncio.to_thread(why_unusable, host, port) or "another program listens there"
         raise SourceUnavailable(f"Cannot listen on {address}: {why}.", reason="ADDRESS_UNUSABLE") from error
-    servicer = _servicer(reloads, served, reports, key=settings.engine_key.get_secret_value())
+    keys = EngineKeys(settings.engine_key.get_secret_value())
+    reloads.follow(lambda settings: settings.engine_key.get_secret_value(), keys.use)
+    servicer = _servicer(reloads, served, reports, keys=keys.accepted)
     async with _running(server, servicer, warm, settings.drain_timeout_s) as warming:
         yield EngineServer(port, served.runs_on, warming)
 
 
 def _servicer(
-    reloads: Reloads, served: Served, reports: Reports, *, key: str = "", shared: SharedAudioReader | None = None
+    reloads: Reloads,
+    served: Served,
+    reports: Reports,
+    *,
+    keys: Callable[[], Sequence[str]] = tuple,
+    shared: SharedAudioReader | None = None,
 ) -> EngineServicer:
-    options = EngineServiceOptions(key, lambda: reloads.settings.max_held_audio_s, shared)
+    options = EngineServiceOptions(keys, lambda: reloads.settings.max_held_audio_s, shared)
     return EngineServicer(served, reports, SystemClock(), options)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import json
 import os
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from typeless_grpc.app.cores import n_cores, shares
+from typeless_grpc.app.cores import n_cores, shares, usable_cores
 from typeless_grpc.app.memory import free_bytes
 from typeless_grpc.app.models import BuiltEngine, catalog, check_installed, checked_pool_options, finishing
 from typeless_grpc.app.reloading import Reloads
@@ -167,6 +166,8 @@ async def connected(
                 processes.append(process)
         for engine in engines:
             reloads.follow(lambda settings: settings.engine_stall_s, engine.follow_stall_s)
+            if settings.engine_address:
+                reloads.follow(lambda settings: settings.engine_key.get_secret_value(), engine.follow_key)
         group = EngineGroup(
             engines,
             SystemClock(),
@@ -183,13 +184,14 @@ async def connected(
 
 def _linked(settings: Settings, observer: EngineObserver, on_change: list[Callable[[], None]]) -> list[RemoteEngine]:
     """Return engines on other machines."""
-    credentials = None
-    if settings.engine_ca_file is not None:
+    authority = settings.engine_ca_file
+    if authority is not None:
         try:
-            credentials = grpc.ssl_channel_credentials(settings.engine_ca_file.read_bytes())
+            authority.read_bytes()
         except OSError as error:
-            why = f"engine_ca_file {settings.engine_ca_file} cannot be read: {error.strerror}"
+            why = f"engine_ca_file {authority} cannot be read: {error.strerror}"
             raise SourceUnavailable(why, reason="TLS_UNUSABLE") from error
+    credentials = None if authority is None else functools.partial(_credentials, authority)
     key, stall_s = settings.engine_key.get_secret_value(), settings.engine_stall_s
     return [
         RemoteEngine(
@@ -201,6 +203,10 @@ def _linked(settings: Settings, observer: EngineObserver, on_change: list[Callab
         )
         for address in settings.engine_address
     ]
+
+
+def _credentials(authority: Path) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(authority.read_bytes())
 
 
 def _own(
@@ -265,7 +271,7 @@ def _placements(
 ) -> Iterator[tuple[str, _Placement]]:
     """Yield the name of each process, and where it runs. share: allocates the memory that one of them shares."""
     n = n_processes(settings)
-    usable = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+    usable = usable_cores()
     quota = n_cores()
     # A quota does not say which cores to use, so engines with one are bounded by their threads alone.
     pinned = shares(usable, n) if quota == len(usable) else [()] * n

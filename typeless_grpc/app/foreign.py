@@ -1,4 +1,4 @@
-"""The services for clients of other speech services."""
+"""Wires the services for clients of other speech services."""
 
 from __future__ import annotations
 

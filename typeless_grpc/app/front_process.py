@@ -18,14 +18,14 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from typeless_grpc.app.cores import shares
+from typeless_grpc.app.cores import shares, usable_cores
 from typeless_grpc.errors import FieldViolation, InvalidInput
 
 if TYPE_CHECKING:  # cores are chosen before libraries count them
     from typeless_grpc.config import Loaded, Settings
 
 VARIABLE = "_TYPELESS_FRONT"  # only for the processes that a server starts itself
-BEAT_S = 5.0
+HEARTBEAT_S = 5.0
 RELOAD = b"reload\n"
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -33,7 +33,10 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 @dataclass(frozen=True)
 class Front:
-    """Which of the processes this is. index: from 0. parent: the process that has started it. port: of them all."""
+    """Identifies this process among the fronts.
+
+    index: from 0. parent: the process that started it. port: the common port.
+    """
 
     index: int
     n: int
@@ -42,7 +45,7 @@ class Front:
 
     @classmethod
     def of_this_process(cls) -> Front | None:
-        """Return what the variable says, and remove it, so that no other program finds it; None without one."""
+        """Return the front in the variable, None without it. Remove the variable, so that no other program finds it."""
         given = os.environ.pop(VARIABLE, None)
         return cls(**json.loads(given)) if given else None
 
@@ -68,7 +71,7 @@ class Front:
         return settings.model_copy(update=update)
 
     def loaded(self, loaded: Loaded) -> Loaded:
-        """Return what was read again, as this front uses it."""
+        """Return reloaded settings as this front uses them."""
         from typeless_grpc.config import Loaded
 
         return Loaded(self.settings(loaded.settings), loaded.origins, loaded.warnings if not self.index else ())
@@ -76,12 +79,12 @@ class Front:
     def take_cores(self, settings: Settings) -> None:
         """Pin this process to its share of the cores, unless other processes decode."""
         if not settings.engine_address and sys.platform == "linux":
-            cores = shares(sorted(os.sched_getaffinity(0)), self.n)[self.index]
+            cores = shares(usable_cores(), self.n)[self.index]
             with suppress(OSError):  # the cores of a container can change
                 os.sched_setaffinity(0, cores)
 
     def end_with_parent(self) -> None:
-        """Let the kernel kill this process when the one that has started it ends, and leave signals to that one."""
+        """Make the kernel kill this process when its parent ends, and leave signals to the parent."""
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != self.parent:
@@ -91,7 +94,7 @@ class Front:
 
 
 def check(settings: Settings) -> None:
-    """Raise InvalidInput if several processes could not be as one with these settings."""
+    """Raise InvalidInput if several processes cannot share one port with these settings."""
     wrong = []
     if sys.platform != "linux":
         wrong.append("only Linux divides the connections of a port between processes")
@@ -119,7 +122,7 @@ async def attached() -> AsyncIterator[Requests]:
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
     )
-    tasks = [asyncio.create_task(_follow(reader, requests)), asyncio.create_task(_beat())]
+    tasks = [asyncio.create_task(_follow(reader, requests)), asyncio.create_task(_send_heartbeats())]
     try:
         yield requests
     finally:
@@ -130,7 +133,7 @@ async def attached() -> AsyncIterator[Requests]:
 
 
 def report_serving(text: str) -> None:
-    """Tell the process that started this front that it serves. text: for people."""
+    """Report to the parent process that this front serves. text: for people."""
     _write(json.dumps(text).encode() + b"\n")
 
 
@@ -141,10 +144,10 @@ async def _follow(reader: asyncio.StreamReader, requests: Requests) -> None:
     requests.stop.set()
 
 
-async def _beat() -> None:
+async def _send_heartbeats() -> None:
     while True:
         _write(b"\n")
-        await asyncio.sleep(BEAT_S)
+        await asyncio.sleep(HEARTBEAT_S)
 
 
 def _write(line: bytes) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from typeless_grpc.access.listening import why_unusable
-from typeless_grpc.app.front_process import BEAT_S, RELOAD, Front, check
+from typeless_grpc.app.front_process import HEARTBEAT_S, RELOAD, Front, check
 from typeless_grpc.config import Settings
 from typeless_grpc.errors import EngineFailed, SourceUnavailable
 from typeless_grpc.telemetry.logs import get_logger
@@ -23,7 +23,7 @@ log = get_logger(__name__)
 
 RESTART_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before each start after a short life; the last one repeats
 LONG_LIFE_S = 60.0  # a front that ran so long is started again at once
-SILENT_S = 12 * BEAT_S  # after which a front hangs
+SILENT_S = 12 * HEARTBEAT_S  # silence after which a front counts as hanging
 MAX_START_S = 900.0  # until a front serves: a first start may measure a large model
 
 
@@ -43,7 +43,7 @@ class FrontProcess:
         return self._process.pid if self._process else None
 
     def reload(self) -> None:
-        """Have it read its settings again."""
+        """Make it read its settings again."""
         if self._process is not None and self._process.stdin is not None and self._process.returncode is None:
             self._process.stdin.write(RELOAD)
 
@@ -96,20 +96,31 @@ class FrontProcess:
         """Read what the process writes until it ends, and kill it if it hangs. Returns the reason of its end."""
         assert process.stdout is not None
         ready_by_s, is_serving = time.monotonic() + MAX_START_S, False
+        silent_s = MAX_START_S  # nothing is written while the program is imported
         while True:
             try:
-                async with asyncio.timeout(self._silent_s):
+                async with asyncio.timeout(silent_s):
                     line = await process.stdout.readline()
             except TimeoutError:
                 return _killed(process, "silent")
             if not line:
                 return "exited"
-            if line.strip():
+            silent_s = self._silent_s
+            if (text := _text(line)) is not None:
                 is_serving = True
                 if not self.serves.done():
-                    self.serves.set_result(json.loads(line))
+                    self.serves.set_result(text)
             elif not is_serving and time.monotonic() > ready_by_s:
                 return _killed(process, "not ready")
+
+
+def _text(line: bytes) -> str | None:
+    """Return the text that a front writes when it serves; None for a heartbeat, and for what a library may print."""
+    try:
+        text = json.loads(line)
+    except ValueError:
+        return None
+    return text if isinstance(text, str) else None
 
 
 def _killed(process: asyncio.subprocess.Process, reason: str) -> str:
@@ -128,8 +139,8 @@ class Fronts:
     async def run(self, serving: Callable[[str], None]) -> None:
         """Keep all fronts running until cancelled; then let them drain. Raises EngineFailed if one never serves.
 
-        The first one serves before the others start, so that one process alone creates tables and says what is wrong
-        with the settings. serving: called with the first one's text when all serve.
+        The first one serves before the others start, so that only one process creates tables and reports wrong
+        settings. serving: called with the first one's text when all serve.
         """
         try:
             for some in (self.processes[:1], self.processes[1:]):
@@ -147,7 +158,7 @@ class Fronts:
             await asyncio.shield(asyncio.gather(*self._tasks, return_exceptions=True))
 
     def reload(self) -> None:
-        """Have all fronts read their settings again."""
+        """Make all fronts read their settings again."""
         for process in self.processes:
             process.reload()
 
@@ -161,7 +172,8 @@ class Fronts:
 def fronts(settings: Settings) -> Iterator[Fronts]:
     """Take the port for the fronts of these settings, which run the command of this process.
 
-    Raises InvalidInput if they could not be as one, SourceUnavailable if the address cannot be used.
+    Raises InvalidInput if fronts cannot share a port with these settings, SourceUnavailable if the address cannot be
+    used.
     """
     check(settings)
     with reserved(settings.host, settings.port) as port:

@@ -25,6 +25,7 @@ from typeless_grpc.streaming.resume import SessionLimits, Sessions
 from typeless_grpc.telemetry.context import CallThreads
 
 STORE_THREADS = 4  # for sessions of streams; a write takes milliseconds
+STORE_CONNECTIONS = 2  # to the database; as many more while all threads write
 SWEEP_S = 30.0
 DRAIN_PAUSE_S = 5.0  # nearly all speakers pause within this time for the half second that ends an utterance
 
@@ -66,13 +67,14 @@ async def _durable(settings: Settings, reloads: Reloads) -> AsyncIterator[Durabl
     from typeless_grpc.stores.stream_sessions import SqlSessionStore
 
     make_directory(settings.data_dir / "jobs")  # transcripts are private
-    database = Database(jobs_database_url(settings))
+    database = Database(jobs_database_url(settings), pool_size=STORE_CONNECTIONS)
     files = Files(
         url=settings.storage_url or str(settings.data_dir / "jobs" / "files"),
         min_free_percent=settings.min_free_disk_percent,
     )
-    store, updates = SqlSessionStore(database, files, _ttl_s(settings)), UpdateMessages(stream_defaults(settings))
-    reloads.follow(_ttl_s, store.use)
+    store, updates = SqlSessionStore(database, files, *_bounds(settings)), UpdateMessages(stream_defaults(settings))
+    reloads.follow(_bounds, lambda bounds: store.use(*bounds))
+    reloads.follow(lambda settings: settings.min_free_disk_percent, files.use)
     reloads.follow(stream_defaults, updates.use)
     with CallThreads(STORE_THREADS, "sessions") as threads:
         await asyncio.to_thread(database.create_tables)
@@ -92,9 +94,12 @@ async def _swept(store: DurableStore) -> None:
             await asyncio.to_thread(store.delete_expired)
 
 
-def _ttl_s(settings: Settings) -> float:
-    """Return how long a session is kept after its last write: the resume window, and the time between two writes."""
-    return settings.stream_resume_window_s + 2 * EVERY_S
+def _bounds(settings: Settings) -> tuple[float, int]:
+    """Return how long a session lives without a write, and how much audio its owner may store.
+
+    It lives for the resume window, from the last write on.
+    """
+    return settings.stream_resume_window_s + 2 * EVERY_S, settings.max_upload_bytes_per_caller
 
 
 def drain_pause_s(settings: Settings) -> float:

@@ -20,7 +20,7 @@ from typeless_grpc.errors import InvalidInput
 
 _BLOCK_SAMPLES = SAMPLE_RATE_HZ  # blocks are not much longer
 
-# Decode with as little audio in hand as the format allows. ignore_length: of WAV, see `wav.py`.
+# Decode with as little buffered audio as the format allows. ignore_length: the one in a WAV header, see `wav.py`.
 _LIVE_OPTIONS = {"probesize": "8192", "analyzeduration": "100000", "ignore_length": "1"}
 
 

@@ -1,4 +1,4 @@
-"""Where containers are decoded: in this process, or each in a process of its own."""
+"""Decoders of containers: in this process, or each in a process of its own."""
 
 from __future__ import annotations
 

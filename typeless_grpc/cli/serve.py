@@ -59,14 +59,16 @@ def serve(
     else:
         front.end_with_parent()
     with failures_as_lines():
+        from typeless_grpc.config import load
+
+        # Its parent has printed the warnings.
+        settings = (load_settings(flags, file=config) if front is None else load(flags, file=config)).settings
         if front is not None:
-            front.take_cores(load_settings(flags, file=config).settings)
+            front.take_cores(settings)
         from typeless_grpc.app.models import catalog
         from typeless_grpc.cli.models import fetch
-        from typeless_grpc.config import load
         from typeless_grpc.telemetry import logs
 
-        settings = load_settings(flags, file=config).settings
         logs.configure(settings.log_level, settings.log_format)
         if not settings.engine_address:
             fetch(catalog(settings), settings.model)

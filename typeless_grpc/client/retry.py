@@ -83,8 +83,8 @@ SERVICE_CONFIG: dict[str, Any] = {
             },
         }
     ],
-    # If most calls fail, repeating them only adds load.
-    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+    # If most calls fail, repeating them only adds load. While one of two servers stops, about half of them may fail.
+    "retryThrottling": {"maxTokens": 100, "tokenRatio": 1.0},
 }
 
 

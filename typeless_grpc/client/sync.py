@@ -50,8 +50,8 @@ class Client:
     ) -> transcription_pb2.TranscribeResponse:
         """Transcribe a recording: the path of a file, or its bytes. Raises CallFailed.
 
-        >>> client.transcribe("tests/audio/en_short.flac", Options(language="en")).transcript.text 'please close the
-        window'
+        >>> client.transcribe("tests/audio/en_short.flac", Options(language="en")).transcript.text
+        'please close the window'
         """
         request = transcribe_request(audio, options or Options(), raw_format)
         try:
@@ -91,8 +91,9 @@ class Client:
         one; the caller sees one session. audio: bytes in blocks of any size, and between them `Control` and `Options`,
         which replace those in force. A thread reads it; its end ends the stream. Closing the iterator ends the call.
 
-        >>> audio = Path("tests/audio/en_short.wav").read_bytes() >>> [event.segment.text for event in
-        client.stream([audio]) if event.HasField("segment")] ['please close the window']
+        >>> audio = Path("tests/audio/en_short.wav").read_bytes()
+        >>> [event.segment.text for event in client.stream([audio]) if event.HasField("segment")]
+        ['please close the window']
         """
         return Streaming(self._transcription, options or StreamOptions()).events(audio)
 

@@ -122,10 +122,11 @@ class EngineSettings(Group):
 
     engine_processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
         1,
-        description="Engine processes of this server. 1 decodes in the server's own process. More share its cores, and"
-        " its GPUs in turn; each has its own copy of the models. A process that crashes or hangs is started again, and"
-        " its calls are decoded again. auto is one for each GPU, else one for each 8 cores, as far as the memory"
-        " suffices.",
+        description="Engine processes of this server. 1 starts none: the server's own process decodes. With more,"
+        " they decode, and the server's own process does not. Each has a share of the cores, or a GPU (in turn), and"
+        " its own copy of the models. A process that crashes or hangs is started again, and its calls are decoded"
+        " again. auto is one for each GPU; without one, one for each 8 cores, but no more than half of the free memory"
+        " holds.",
     )
     engine_address: Annotated[tuple[HostAndPort, ...], NoDecode, SplitAtCommas] = Field(
         (),
@@ -137,10 +138,10 @@ class EngineSettings(Group):
         description="Address that `typeless engine` listens on, HOST:PORT. Other machines can reach it only with"
         " `engine_key`. It uses TLS if `tls_cert_file` is set.",
     )
-    engine_key: SecretStr = Field(
+    engine_key: Reloadable[SecretStr] = Field(
         SecretStr(""),
         description=f"Secret of at least {MIN_ENGINE_KEY_CHARACTERS} characters that an engine on an address shares"
-        " with the servers that use it.",
+        " with the servers that use it. After a reload, an engine accepts the key before, too, until the next reload.",
     )
     engine_ca_file: ExpandedPath | None = Field(
         None,

@@ -87,7 +87,7 @@ class JobSettings(Group):
         ge=1024,
         le=1024**5,
         description="Stored audio of one caller, in bytes: uploads, and audio that came with jobs or was fetched "
-        "for them. More is refused.",
+        "for them. More is refused. With `stream_store`, the audio of its open streams may have as much again.",
     )
     upload_ttl: Reloadable[Seconds] = Field(
         86_400.0,

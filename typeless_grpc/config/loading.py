@@ -134,7 +134,7 @@ def _settings_file(path: Path | None) -> _Layer:
         return layer
     try:
         content = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput("config", f"{path} is not TOML: {error}", reason="CONFIG_INVALID") from error
     except OSError as error:
         raise InvalidInput("config", f"{path} cannot be read: {error.strerror}", reason="CONFIG_INVALID") from error

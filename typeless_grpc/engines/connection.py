@@ -30,7 +30,8 @@ RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)  # between attempts to reach an engine elsew
 RETRY_OWN_S = 0.1  # the same for a process of this server, which listens within seconds
 CHECK_EVERY_S = 0.25
 SUSPICIOUS_S = 2.0  # without a report, after which an engine gets new calls only if no other is up
-MAX_SILENCE_S = 15.0  # without a report, after which an engine is lost
+MAX_OWN_SILENCE_S = 15.0  # without a report, after which an engine process is lost, and killed
+MAX_SILENCE_S = 6.0  # the same for an engine elsewhere, whose calls are only decoded again
 
 DISCONNECTED = "disconnected"
 BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # what calls end with when the engine ends
@@ -63,13 +64,14 @@ class EngineLost(EngineFailed):
 class RemoteOptions:
     """How an engine is used.
 
-    target: as gRPC names it ("unix:/run/engine", "10.0.0.5:50052"). credentials: of TLS; None for none. key: the secret
-    that the engine wants. stall_s: without progress for so long, it hangs. is_own: its process is this server's, which
-    logs its ends itself, and it has no other fronts. shared: memory that it shares with this process.
+    target: as gRPC names it ("unix:/run/engine", "10.0.0.5:50052"). credentials: makes those of TLS for each
+    connection, so that new files are used, and may raise OSError; None for no TLS. key: the secret that the engine
+    wants. stall_s: without progress for so long, it hangs. is_own: its process is this server's, which logs its ends
+    itself, and it has no other fronts. shared: memory that it shares with this process.
     """
 
     target: str
-    credentials: grpc.ChannelCredentials | None = None
+    credentials: Callable[[], grpc.ChannelCredentials] | None = None
     key: str = ""
     stall_s: float = 60.0
     is_own: bool = False
@@ -107,7 +109,7 @@ class EngineConnection:
         self.clock = clock
         self.on_change, self._on_lost = on_change, on_lost
         self.front = uuid.uuid4().hex
-        self.stall_s = options.stall_s
+        self.stall_s, self._key = options.stall_s, options.key
         self.report = StateReport()
         self.is_connected = False
         self.generation = 0  # of the connection: rises with each new one
@@ -117,6 +119,10 @@ class EngineConnection:
     def follow_stall_s(self, stall_s: float) -> None:
         """Apply a new value of `engine_stall_s`."""
         self.stall_s = stall_s
+
+    def follow_key(self, key: str) -> None:
+        """Take a new value of the setting, for calls and connections that begin."""
+        self._key = key
 
     def replay(self, reports: Sequence[pb.Report], offset_s: float) -> None:
         """Pass on the engine's reports since the last response.
@@ -182,25 +188,38 @@ class EngineConnection:
 
     async def run(self) -> None:
         """Keep the engine connected, until cancelled."""
-        options, n_failed = self.options, 0
+        n_failed = 0
+        while True:
+            before = self.generation
+            why = await self._connection()
+            was_connected = self.generation != before
+            n_failed = 0 if was_connected else n_failed + 1
+            if was_connected:
+                self._on_lost(why)
+            pause_s = RETRY_S[min(n_failed, len(RETRY_S) - 1)]
+            await asyncio.sleep(RETRY_OWN_S if self.options.is_own else pause_s)
+
+    async def _connection(self) -> str:
+        """Connect, and read reports until the engine is lost; return how.
+
+        Each connection has a channel of its own, which resolves the name of the engine again.
+        """
+        target, credentials = self.options.target, self.options.credentials
+        try:
+            made = credentials() if credentials else None
+        except OSError as error:
+            self._log_problem(f"engine_ca_file cannot be read: {error.strerror}")
+            return DISCONNECTED
         make = grpc.aio.insecure_channel
         channel = (
-            make(options.target, CHANNEL_OPTIONS)
-            if options.credentials is None
-            else grpc.aio.secure_channel(options.target, options.credentials, CHANNEL_OPTIONS)
+            make(target, CHANNEL_OPTIONS) if made is None else grpc.aio.secure_channel(target, made, CHANNEL_OPTIONS)
         )
         async with channel:
             self.stub = engine_pb2_grpc.EngineServiceStub(channel)
-            while True:
-                before = self.generation
-                why = await self._watch()
-                was_connected = self.generation != before
-                n_failed = 0 if was_connected else n_failed + 1
-                self._lose()
-                if was_connected:
-                    self._on_lost(why)
-                pause_s = RETRY_S[min(n_failed, len(RETRY_S) - 1)]
-                await asyncio.sleep(RETRY_OWN_S if options.is_own else pause_s)
+            try:
+                return await self._watch()
+            finally:
+                self._lose()  # before the channel closes, so that nobody uses it
 
     async def _watch(self) -> str:
         """Read the engine's reports until it is lost; return the reason."""
@@ -250,7 +269,7 @@ class EngineConnection:
             now_s = self.clock.now_s()
             self.report.silent_s += min(now_s - before_s, 2 * CHECK_EVERY_S)
             before_s = now_s
-            if self.report.silent_s > min(MAX_SILENCE_S, self.stall_s):
+            if self.report.silent_s > min(MAX_OWN_SILENCE_S if self.options.is_own else MAX_SILENCE_S, self.stall_s):
                 return "silent"
             if self.is_connected and self.report.state.stalled_s > self.stall_s:
                 return "stalled"
@@ -288,7 +307,7 @@ class EngineConnection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        return ((KEY_HEADER, self.options.key),) if self.options.key else ()
+        return ((KEY_HEADER, self._key),) if self._key else ()
 
     def failure(self, error: grpc.aio.AioRpcError) -> Exception:
         """Return the exception for a failed call. The engine is lost at once if its connection broke."""

@@ -52,7 +52,7 @@ Connection = tuple[str, int]  # an engine's name and generation
 
 
 def connection_of(engine: Candidate) -> Connection:
-    """Return what names a connection to an engine."""
+    """Return the name of a connection to an engine."""
     return engine.name, engine.generation
 
 
@@ -72,7 +72,7 @@ class Dispatch(Generic[CandidateT]):
         self._n_chosen = {engine.name: 0 for engine in engines}
 
     def changed(self) -> None:
-        """Let waiting calls look again, because the state of an engine has changed."""
+        """Wake waiting calls, because the state of an engine has changed."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

@@ -34,8 +34,8 @@ KINDS: Mapping[str, type[errors.TypelessError]] = {
         errors.SourceUnavailable,
         errors.DeadlineExceeded,
         errors.EngineFailed,
+        errors.OutOfRange,
         errors.NotImplementedHere,
-        errors.Aborted,
     )
 }
 

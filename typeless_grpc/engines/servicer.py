@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +32,7 @@ log = get_logger(__name__)
 
 KEY_HEADER = "x-engine-key"
 ALONE_HEADER = "x-engine-alone"  # in the headers of a response, once its call runs alone
+MAX_QUIET_WAIT_S = 10.0  # for a call that must be alone; then others have their turn
 QUIET_CHECK_S = 0.01  # between looks whether the batches of cancelled calls have ended
 STATE_EVERY_S = 0.25  # while there is work
 IDLE_STATE_EVERY_S = 1.0
@@ -66,12 +67,12 @@ class Served:
 
 @dataclass(frozen=True)
 class EngineServiceOptions:
-    """key: the secret that fronts must present; "" for none. max_audio_s: that all running calls hold together.
+    """keys: secrets, one of which fronts must present; none for any front. max_audio_s: that all running calls hold.
 
     shared: the memory with the audio of the front's calls; None if it sends all of it.
     """
 
-    key: str
+    keys: Callable[[], Sequence[str]]
     max_audio_s: Callable[[], float]
     shared: SharedAudioReader | None = None
 
@@ -141,7 +142,8 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             return pb.DecodeResponse(error=error_message(_draining()))
         if self._n_reserved and not header.is_alone:
             return pb.DecodeResponse(error=error_message(_taken()))
-        if self._held_samples + n_samples > self._options.max_audio_s() * SAMPLE_RATE_HZ:
+        is_full = self._held_samples + n_samples > self._options.max_audio_s() * SAMPLE_RATE_HZ
+        if is_full and not header.is_alone:  # which waits until the others have ended
             full = Overloaded("The engine holds as much audio as it may.", reason="ENGINE_FULL")
             return pb.DecodeResponse(error=error_message(full))
         self._held_samples += n_samples
@@ -154,6 +156,8 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             async with self._reserved():
                 await context.send_initial_metadata(((ALONE_HEADER, "1"),))
                 return await self._decode(header, samples)
+        except TimeoutError:  # the engine did not become quiet
+            return pb.DecodeResponse(error=error_message(_taken()))
         finally:
             self._held_samples -= n_samples
             self._n_calls -= 1
@@ -163,14 +167,19 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
 
     @asynccontextmanager
     async def _reserved(self) -> AsyncIterator[None]:
-        """Let a call run alone: refuse new calls, and wait for the others, and for the batches of cancelled ones."""
+        """Let a call run alone: refuse new calls, and wait for the others, and for the batches of cancelled ones.
+
+        Raises TimeoutError if that takes too long.
+        """
         self._n_reserved += 1
         self._reports.wake()
         try:
-            async with self._alone:
-                # No event says that the batch of a cancelled call has ended.
-                while self._n_calls > self._n_reserved or self._served.queue.has_work:  # noqa: ASYNC110
-                    await asyncio.sleep(QUIET_CHECK_S)
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout(MAX_QUIET_WAIT_S):
+                    await stack.enter_async_context(self._alone)
+                    # No event says that the batch of a cancelled call has ended.
+                    while self._n_calls > self._n_reserved or self._served.queue.has_work:  # noqa: ASYNC110
+                        await asyncio.sleep(QUIET_CHECK_S)
                 yield
         finally:
             self._n_reserved -= 1
@@ -294,10 +303,11 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         return await _answered(unload, lambda error: pb.UnloadModelResponse(error=error))
 
     async def _check_key(self, context: Context) -> None:
-        if not self._options.key:
+        keys = self._options.keys()
+        if not keys:
             return
         given = next((value for name, value in context.invocation_metadata() or () if name == KEY_HEADER), "")
-        if not hmac.compare_digest(str(given).encode(), self._options.key.encode()):
+        if not any(hmac.compare_digest(str(given).encode(), key.encode()) for key in keys):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The engine has another engine_key.")
 
 

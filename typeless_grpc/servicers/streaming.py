@@ -54,7 +54,7 @@ LAST_REQUESTS_S = 2.0
 # Wait for the store of sessions when a stream opens.
 OPENING_STORE_S = 2.0
 _NOT_DURABLE = (
-    "The store of sessions is unavailable. If this server is lost, this session cannot be resumed on another."
+    "The store of sessions is unavailable or full. If this server is lost, this session cannot be resumed on another."
 )
 
 Requests = AsyncIterator[transcription_pb2.StreamTranscribeRequest]
@@ -231,13 +231,13 @@ class StreamService:
         who: principal.Principal,
         message: transcription_pb2.StreamConfig,
     ) -> Lease | None:
-        """Store a new session. Return None if the store is unavailable: then the stream is in memory only."""
+        """Store a new session. Return None if the store is unavailable or full: then the stream is in memory only."""
         loop = asyncio.get_running_loop()
         config = message.SerializeToString()
         try:
             async with asyncio.timeout(OPENING_STORE_S):
                 return await loop.run_in_executor(durable.threads, durable.store.create, session_id, who.owner, config)
-        except (SourceUnavailable, TimeoutError):
+        except (SourceUnavailable, RateLimited, TimeoutError):
             return None
 
     async def _fetch(

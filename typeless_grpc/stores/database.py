@@ -194,8 +194,11 @@ ID_BYTES = 16
 class Database:
     """A pool of connections; threads may share it. Errors of the database are raised as SourceUnavailable."""
 
-    def __init__(self, url: str, timeouts: DatabaseTimeouts = TIMEOUTS) -> None:
-        """url: "sqlite:///…" or "postgresql://…". Connects at the first use. Raises InvalidInput for another scheme."""
+    def __init__(self, url: str, timeouts: DatabaseTimeouts = TIMEOUTS, pool_size: int = POOL_SIZE) -> None:
+        """url: "sqlite:///…" or "postgresql://…". Connects at the first use. Raises InvalidInput for another scheme.
+
+        pool_size: connections that are kept; as many more are opened when all are in use.
+        """
         self.timeouts = timeouts
         try:
             parsed = sa.make_url(url)
@@ -208,9 +211,9 @@ class Database:
             raise InvalidInput("database_url", why, reason="CONFIG_INVALID")
         self.is_sqlite = parsed.drivername == "sqlite"
         self.engine = (
-            _sqlite_engine(parsed, timeouts)
+            _sqlite_engine(parsed, timeouts, pool_size)
             if self.is_sqlite
-            else postgresql_engine(parsed, pool_size=POOL_SIZE, max_overflow=POOL_SIZE, timeouts=timeouts)
+            else postgresql_engine(parsed, pool_size=pool_size, max_overflow=pool_size, timeouts=timeouts)
         )
         self._clock = SteadyClock()
         self._ours = self.engine.execution_options(schema_translate_map={SCHEMA: None if self.is_sqlite else SCHEMA})
@@ -305,9 +308,9 @@ def sqlite_url(path: Path) -> str:
     return sa.URL.create("sqlite", database=str(path)).render_as_string()
 
 
-def _sqlite_engine(url: sa.URL, timeouts: DatabaseTimeouts) -> sa.Engine:
+def _sqlite_engine(url: sa.URL, timeouts: DatabaseTimeouts, pool_size: int) -> sa.Engine:
     engine = sa.create_engine(
-        url, pool_size=POOL_SIZE, max_overflow=POOL_SIZE, pool_timeout=timeouts.pool_s, hide_parameters=True
+        url, pool_size=pool_size, max_overflow=pool_size, pool_timeout=timeouts.pool_s, hide_parameters=True
     )
 
     @sa.event.listens_for(engine, "connect")

@@ -6,11 +6,12 @@ A file is written once, as a whole, and never changed. A local file is on disk w
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -18,10 +19,20 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from typeless_grpc.disk import check_disk, free_ratio, make_directory
-from typeless_grpc.errors import InvalidInput
+from typeless_grpc.errors import InvalidInput, NotFound, SourceUnavailable
 from typeless_grpc.stores.database import unavailable
 
 _COPY_BYTES = 1 << 20
+_PROBE = "access-check"
+
+_MAX_JOINED_BYTES = 64 << 20
+
+# A call of S3 is given up after about 20 s, as one of a database is; botocore's own bounds add up to minutes.
+CONNECT_S = 2.0
+READ_S = 6.0
+_ATTEMPTS = 3
+CALL_S = 30.0  # with all attempts
+_CONNECTIONS = 50
 
 
 class Files:
@@ -32,10 +43,15 @@ class Files:
 
         min_free_percent: the share of a local disk that new audio must leave free.
         """
+        is_s3 = url.startswith(("s3://", "s3a://"))
         try:
-            self._fs, self._root = cast(tuple[Any, str], fsspec.core.url_to_fs(url))
+            options = s3_options() if is_s3 else {}
+            self._fs, self._root = cast(tuple[Any, str], fsspec.core.url_to_fs(url, **options))
         except (ImportError, ValueError) as error:
             raise InvalidInput("storage_url", str(error), reason="CONFIG_INVALID") from error
+        if is_s3:
+            self._fs.retries = 1  # botocore makes others
+        self._bound = {"timeout": CALL_S} if is_s3 else {}
         self._is_local = isinstance(self._fs, LocalFileSystem)
         self._min_free_percent = min_free_percent
 
@@ -47,6 +63,27 @@ class Files:
         """Raise SourceUnavailable if n_bytes of new audio would leave too little of the disk free."""
         if self._is_local:
             check_disk(Path(self._root), n_bytes, self._min_free_percent)
+
+    def check_access(self) -> None:
+        """Write and delete an object, if this is an object store.
+
+        Raises InvalidInput if the store refuses it, and SourceUnavailable if it does not answer.
+        """
+        if self._is_local:
+            return
+        probe = f"{self._root}/{_PROBE}"
+        try:
+            self._fs.pipe_file(probe, b"", **self._bound)
+            with suppress(FileNotFoundError):  # another server has deleted it
+                self._fs.rm_file(probe, **self._bound)
+        except FileNotFoundError as error:
+            raise InvalidInput("storage_url", f"there is no such bucket: {error}", reason="CONFIG_INVALID") from error
+        except Exception as error:  # each storage of fsspec has its own errors
+            if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+                why = f"the storage refuses this server; check its credentials: {error}"
+                raise InvalidInput("storage_url", why, reason="CONFIG_INVALID") from error
+            message = f"The storage of `storage_url` does not answer: {error}"
+            raise SourceUnavailable(message, reason="STORE_UNAVAILABLE", retry_after_s=1.0) from error
 
     def free_ratio(self) -> float | None:
         """Return the free share of a local disk, from 0 to 1; None for an object store."""
@@ -67,7 +104,9 @@ class Files:
         if self._is_local:
             _write_durably(Path(path), _blocks(data))
         elif isinstance(data, bytes):
-            self._fs.pipe_file(path, data)
+            self._fs.pipe_file(path, data, **self._bound)
+        elif not hasattr(data, "read") and sum(map(len, data)) <= _MAX_JOINED_BYTES:
+            self._fs.pipe_file(path, b"".join(data), **self._bound)
         else:
             with self._fs.open(path, "wb") as target:
                 for block in _blocks(data):
@@ -79,7 +118,7 @@ class Files:
             return []
         with _faults():
             full = [self._at(path) for path in paths]
-            found = self._fs.cat(full)
+            found = self._fs.cat(full, **self._bound)
             # fsspec returns the bytes of a single path, and a mapping for several.
             return [found] if isinstance(found, bytes) else [found[self._fs._strip_protocol(path)] for path in full]
 
@@ -88,11 +127,24 @@ class Files:
         with _faults():
             return cast(BinaryIO, self._fs.open(self._at(path), "rb"))
 
+    def size_bytes(self, path: str) -> int:
+        """Return the size of a file. Raises FileNotFoundError."""
+        with _faults():
+            return int(self._fs.info(self._at(path), **self._bound)["size"])
+
+    def delete(self, path: str) -> None:
+        """Delete a file, if it exists."""
+        with _faults():
+            try:
+                self._fs.rm_file(self._at(path), **self._bound)
+            except FileNotFoundError:
+                return
+
     def delete_tree(self, path: str) -> None:
         """Delete a directory and all in it, if it exists."""
         with _faults():
             try:
-                self._fs.rm(self._at(path), recursive=True)
+                self._fs.rm(self._at(path), recursive=True, **self._bound)
             except FileNotFoundError:
                 return
 
@@ -103,7 +155,7 @@ class Files:
         """
         with _faults():
             source = self._fs._strip_protocol(self._at(path)).rstrip("/")
-            for file in self._fs.find(source):
+            for file in self._fs.find(source, **self._bound):
                 target_path = f"{self._at(target)}{str(file).removeprefix(source)}"
                 try:
                     self._make_directory(target_path.rpartition("/")[0])
@@ -116,7 +168,7 @@ class Files:
         """List a directory: names, with the Unix time of change if the storage knows it. Empty if there is none."""
         with _faults():
             try:
-                entries = self._fs.ls(self._at(path), detail=True, refresh=True)
+                entries = self._fs.ls(self._at(path), detail=True, refresh=True, **self._bound)
             except FileNotFoundError:
                 return []
         return [(str(entry["name"]).rstrip("/").rpartition("/")[2], entry.get("mtime")) for entry in entries]
@@ -164,12 +216,19 @@ class PartsFile(io.RawIOBase):
         view = memoryview(buffer).cast("B")[: size - within]
         if self._open is None or self._open[0] != index:
             self._close_part()
-            self._open = (index, self._files.open(path))
+            try:
+                self._open = (index, self._files.open(path))
+            except FileNotFoundError as error:
+                raise damaged() from error
+            if getattr(self._open[1], "size", size) != size:
+                raise damaged()
         file = self._open[1]
         with _faults():
             if file.tell() != within:
                 file.seek(within)
             data = file.read(len(view))
+        if not data:
+            raise damaged()
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -189,6 +248,36 @@ class PartsFile(io.RawIOBase):
         if self._open is not None:
             self._open[1].close()
             self._open = None
+
+
+def s3_options() -> dict[str, Any]:
+    """Return options of s3fs whose waits are bounded. Raises ImportError without s3fs.
+
+    No listing is cached, so that what other servers write is seen at once.
+    """
+    fsspec.get_filesystem_class("s3")
+    session = importlib.import_module("aiobotocore.session").get_session()
+    session.get_component("event_emitter").register_last("before-call.s3", _without_expect)
+    return {
+        "session": session,
+        "use_listings_cache": False,
+        "config_kwargs": {
+            "connect_timeout": CONNECT_S,
+            "read_timeout": READ_S,
+            "retries": {"mode": "standard", "max_attempts": _ATTEMPTS},
+            "max_pool_connections": _CONNECTIONS,
+        },
+    }
+
+
+def _without_expect(params: dict[str, Any], **_: Any) -> None:
+    """Send bodies at once: aiohttp waits for "100 Continue" without a bound."""
+    params["headers"].pop("Expect", None)
+
+
+def damaged() -> NotFound:
+    """Return the error for stored audio that is shorter than it was, or missing in part."""
+    return NotFound("The stored audio is damaged. Send it again.", reason="AUDIO_DAMAGED")
 
 
 def _blocks(data: bytes | BinaryIO | Sequence[bytes]) -> Iterable[bytes]:
@@ -227,4 +316,6 @@ def _faults() -> Iterator[None]:
     except (FileNotFoundError, InvalidInput):
         raise
     except Exception as error:  # each storage of fsspec has its own errors
+        if "Checksum" in type(error).__name__:  # S3 knows that of each object
+            raise damaged() from error
         raise unavailable(error) from error

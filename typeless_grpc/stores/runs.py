@@ -14,7 +14,8 @@ from typeless_grpc.audio.source import AudioSources
 from typeless_grpc.errors import NotFound
 from typeless_grpc.jobs.job import CRASHED, MAX_CRASHES, Chunk, Failure, Job, State, states_before
 from typeless_grpc.jobs.store import Run, RunLost
-from typeless_grpc.stores.database import job_chunks, job_traces, jobs
+from typeless_grpc.stores.database import job_audio, job_chunks, job_traces, jobs
+from typeless_grpc.stores.files import damaged
 from typeless_grpc.stores.job_table import TRANSCRIPT, JobTable, audio_path, held, job_of, larger
 from typeless_grpc.telemetry.logs import get_logger
 
@@ -75,7 +76,12 @@ class SqlRunStore:
         """See `RunStore`."""
         if job.uri:
             return self._sources.open(job.uri, None, "audio.uri")
+        sized = sa.select(job_audio.c.size_bytes).where(job_audio.c.job_id == job.job_id)
+        with self._table.db.reading() as connection:
+            size_bytes = connection.execute(sized).scalar_one_or_none()
         try:
+            if size_bytes is not None and self._table.files.size_bytes(audio_path(job.job_id)) != size_bytes:
+                raise damaged()
             return self._table.files.open(audio_path(job.job_id))
         except FileNotFoundError as error:
             raise NotFound("The job's audio is no longer there.", reason="AUDIO_NOT_FOUND") from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from typeless_grpc.clock import Clock
-from typeless_grpc.errors import SourceUnavailable, TypelessError, WrongState
+from typeless_grpc.errors import NotFound, RateLimited, SourceUnavailable, TypelessError, WrongState
 from typeless_grpc.streaming.durable_records import Checkpoint, Record, UpdateCodec, encode, encode_checkpoint
 from typeless_grpc.streaming.durable_store import Batch, DurableStore, Lease
 
@@ -133,6 +133,12 @@ class DurableLog:
             return True  # if another one has, the next write fails
         return True
 
+    async def audio(self, name: str) -> bytes:
+        """Return a part of the stored audio. Raises NotFound if it is damaged."""
+        found: list[bytes] = []
+        await self._until_done(lambda: found.append(self._dependencies.store.audio(name)))
+        return found[0]
+
     async def close(self, *, forget: bool) -> None:
         """Stop writing. forget: try to delete the session."""
         if self._writing is not None:
@@ -185,14 +191,16 @@ class DurableLog:
         self._dependencies.store.append(self._lease, batch)
 
     async def _until_done(self, write: Callable[[], None]) -> None:
-        """Write, and retry while the store is unavailable. Raises WrongState if the lease is lost."""
+        """Write or read, and retry while the store is unavailable. Raises WrongState and NotFound."""
         while True:
             try:
                 await self._in_thread(write)
-            except WrongState:
+            except (NotFound, WrongState):
                 raise
             except TypelessError as error:
                 self._fails(error)
+                if isinstance(error, RateLimited):  # nobody waits in vain
+                    self._host.has_trouble(error)
                 await asyncio.sleep(RETRY_S)
                 continue
             self._failing_since_s = None

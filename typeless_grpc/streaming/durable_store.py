@@ -57,7 +57,7 @@ class DurableStore(Protocol):
     """
 
     def create(self, session_id: str, owner: str, config: bytes) -> Lease:
-        """Store a new session."""
+        """Store a new session. Raises RateLimited if owner has too much stored audio."""
         ...
 
     def take(self, session_id: str, owner: str) -> StoredSession | None:
@@ -65,11 +65,11 @@ class DurableStore(Protocol):
         ...
 
     def audio(self, name: str) -> bytes:
-        """Return a part of a session's audio."""
+        """Return a part of a session's audio. Raises NotFound (AUDIO_DAMAGED) if it is not as it was stored."""
         ...
 
     def append(self, lease: Lease, batch: Batch) -> None:
-        """Add a batch. Raises WrongState (SESSION_TAKEN) if the lease is lost."""
+        """Add a batch. Raises WrongState (SESSION_TAKEN) if the lease is lost, and RateLimited."""
         ...
 
     def renew(self, lease: Lease) -> None:

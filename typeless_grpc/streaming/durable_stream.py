@@ -221,10 +221,10 @@ class DurableStream(Stream):
 
     async def _paused(self) -> None:
         """Wait for a pause of the speaker, take no more from then on, and wait for the finals before it."""
-        while self._session.is_speaking and not self.journal.is_closed:
+        while self._session.is_speaking and self._is_attached and not self.journal.is_closed:
             await self._next_move()
         self._is_paused = True
-        while self._finals and not self.journal.is_closed:
+        while self._finals and self._is_attached and not self.journal.is_closed:
             await self._next_move()
 
     async def _next_move(self) -> None:
@@ -254,10 +254,9 @@ class DurableStream(Stream):
 
     async def _decode_again(self) -> None:
         """Feed the stored audio."""
-        loop = asyncio.get_running_loop()
         await self._begin_where_it_was()
         for name in self._replay.audio:
-            data = await loop.run_in_executor(self._durable.threads, self._durable.store.audio, name)
+            data = await self._log.audio(name)
             self._durable_inbox.n_begun += len(data)
             async for block in self._reader.feed(data):
                 await self._take_audio(block)

@@ -217,14 +217,11 @@ class Sessions(Generic[C]):
                 held.stream.drain(within_s)
 
     async def drained(self) -> None:
-        """Wait until every session without a call has delivered its events to a caller that resumed it.
+        """Wait until every session without a call is handed over, or has delivered its events to a caller.
 
         A session that took no audio loses nothing, and is not waited for.
         """
-        while any(
-            held.call is None and held.stream.acknowledged_bytes and not held.stream.is_delivered
-            for held in self._held.values()
-        ):
+        while any(_is_waited_for(held) for held in self._held.values()):
             self._ticked.clear()
             await self._ticked.wait()
 
@@ -315,6 +312,15 @@ class Sessions(Generic[C]):
         task = asyncio.ensure_future(work)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def _is_waited_for(held: _Held[Any]) -> bool:
+    """Whether a server that drains has something left to do for a session without a call."""
+    if held.call is not None:
+        return False
+    if isinstance(held.stream, DurableStream):
+        return True  # until it is handed over
+    return held.stream.acknowledged_bytes > 0 and not held.stream.is_delivered
 
 
 def new_session_id() -> str:

@@ -244,7 +244,7 @@ def test_a_clock_that_is_set_ahead_makes_no_day_old(wall: Wall):
     assert retention.first_day() == date(2025, 1, 21)
 
 
-async def test_what_cannot_be_written_at_the_end_is_logged(
+async def test_usage_that_cannot_be_written_at_the_end_is_logged(
     store: MemoryAccessStore, wall: Wall, caplog: pytest.LogCaptureFixture
 ):
     recorder = UsageRecorder(store, UsageOptions(close_s=0.0), wall)
@@ -303,5 +303,5 @@ async def test_pages_of_several_sources_are_one_list(wall: Wall):
     ("owner", "caller"),
     [("key:k1", "key:k1"), ("token:ann", "token:ann"), ("address:::1", ""), ("", None)],
 )
-def test_whose_usage_it_is(owner: str, caller: str | None):
+def test_usage_belongs_to_the_key_or_the_token(owner: str, caller: str | None):
     assert usage_caller(owner) == caller

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from typeless_grpc.app import models
-from typeless_grpc.app.cores import n_cores
+from typeless_grpc.app.cores import n_cores, shares, usable_cores
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.device import Device
 
@@ -71,6 +71,22 @@ def test_a_quota_does_not_raise_the_number_of_cores(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert n_cores(tree(tmp_path, "0::/", {"cpu.max": "400000 100000"})) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems pin nothing")
+def test_neighbours_are_threads_of_one_core_and_cores_of_one_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # As most servers number them: the first threads of all cores, then the second ones; here with two nodes.
+    for core in range(16):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{core}"
+        (folder / "topology").mkdir(parents=True)
+        (folder / f"node{core % 8 // 4}").mkdir()
+        (folder / "topology/physical_package_id").write_text(f"{core % 8 // 4}\n")
+        (folder / "topology/core_id").write_text(f"{core % 4}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(16)))
+    assert shares(usable_cores(tmp_path), 4) == [(0, 8, 1, 9), (2, 10, 3, 11), (4, 12, 5, 13), (6, 14, 7, 15)]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {1, 3, 12})
+    assert usable_cores(tmp_path) == [1, 3, 12]
+    assert usable_cores(tmp_path / "unknown") == [1, 3, 12]
 
 
 def test_the_engine_starts_threads_for_the_quota(monkeypatch: pytest.MonkeyPatch):

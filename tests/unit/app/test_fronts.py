@@ -34,8 +34,8 @@ for line in sys.stdin:
 log.write(f"{me['index']} ends\\n")
 """
 BEATING = FRONT.replace(
-    "for line", "import threading\ndef beat():\n  while True: print(flush=True); time.sleep(0.05)\n"
-    "threading.Thread(target=beat, daemon=True).start()\nfor line"
+    "for line", "import threading\ndef heartbeat():\n  while True: print(flush=True); time.sleep(0.05)\n"
+    "threading.Thread(target=heartbeat, daemon=True).start()\nfor line"
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_a_front_knows_itself_by_its_environment_and_its_programs_do_not(monkeyp
         ({}, ""),
     ],
 )
-def test_what_fronts_cannot_share_is_an_error(given: dict[str, Any], why: str):
+def test_settings_that_fronts_cannot_share_are_an_error(given: dict[str, Any], why: str):
     settings = Settings(**GOOD | given)
     if not why:
         check(settings)

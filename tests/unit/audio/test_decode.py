@@ -161,7 +161,7 @@ def test_a_file_cut_short_is_never_taken_for_whole(name: str, share: float) -> N
     assert reason_of(data[: int(share * len(data))]) in {"AUDIO_TRUNCATED", "AUDIO_UNDECODABLE"}
 
 
-def test_a_wav_cut_short_is_truncated_and_says_by_how_much() -> None:
+def test_the_error_of_a_truncated_wav_has_the_number_of_missing_bytes() -> None:
     with pytest.raises(InvalidInput, match="16000 bytes are missing") as caught:
         decode(wav(tone())[:-16_000], CONTAINER, LIMITS, field="items[3].audio")
     assert caught.value.reason == "AUDIO_TRUNCATED"

@@ -102,7 +102,7 @@ def test_bytes_of_another_encoding_are_refused_by_name(declared: Encoding, name:
 
 @pytest.mark.parametrize("declared", DECLARED, ids=lambda encoding: encoding.value)
 @pytest.mark.parametrize("audio", ALARMS_NEVER.values(), ids=ALARMS_NEVER)
-def test_what_is_declared_right_is_never_refused(declared: Encoding, audio: Audio) -> None:
+def test_audio_that_is_declared_right_is_never_refused(declared: Encoding, audio: Audio) -> None:
     data = WRITTEN[DECLARED[declared]](audio.astype(np.float32))
     for n_channels in (1, 2):
         format = AudioFormat(declared, RATE, n_channels)

@@ -122,7 +122,7 @@ def test_any_cutting_finds_the_same_files(name: str, n_bytes: int):
         *[(name, end * 100) for name in ("aiff", "asf", "tta") for end in (b"ftyp", b"FLV", b"free")],
     ],
 )
-async def test_what_is_no_file_behind_a_recording_is_passed_over(name: str, end: bytes):
+async def test_bytes_after_a_recording_that_are_no_file_are_ignored(name: str, end: bytes):
     data = first_of(name) + end
     assert onsets_s(decode(data, CONTAINER, LIMITS).samples) == pytest.approx(FIRST_S, abs=0.07)
     assert onsets_s(await streamed(data)) == pytest.approx(FIRST_S, abs=0.07)

@@ -117,11 +117,11 @@ ENOUGH = {
 
 @pytest.mark.parametrize("lookahead_s", [0.0, LOOKAHEAD_S])
 @pytest.mark.parametrize("samples", ENOUGH.values(), ids=ENOUGH)
-def test_what_is_loud_enough_or_no_speech_stays_as_it_is(samples, lookahead_s: float):
+def test_audio_that_is_loud_enough_or_no_speech_stays_as_it_is(samples, lookahead_s: float):
     np.testing.assert_array_equal(leveled(samples(), lookahead_s=lookahead_s), samples())
 
 
-def test_what_gets_loud_is_not_raised_any_more():
+def test_audio_that_gets_loud_is_not_raised_any_more():
     got = leveled(np.concatenate([at_peak(-66), speech()]))
     np.testing.assert_array_equal(got[N_SAMPLES + SAMPLE_RATE_HZ :], speech()[SAMPLE_RATE_HZ:])
 

@@ -79,7 +79,7 @@ async def test_audio_comes_before_its_end_does(name, share):
 
 
 @pytest.mark.parametrize("cluster_ms", [100, 1000, 30_000])
-async def test_what_a_browser_records_is_decoded_as_it_comes(cluster_ms):
+async def test_audio_that_a_browser_records_is_decoded_as_it_arrives(cluster_ms):
     packets = list(recorded(AUDIO / "en_short.webm", cluster_ms=cluster_ms))
     reader = live_reader(CONTAINER, field="config")
     blocks = [await read(reader, [packets[0]], finish=False)]

@@ -38,13 +38,13 @@ def test_a_tone_keeps_its_pitch_its_level_and_its_length_at_every_rate(rate_hz: 
 
 
 @pytest.mark.parametrize("rate_hz", [22_050, 44_100, 48_000, 96_000, 192_000])
-def test_what_16_khz_cannot_hold_is_taken_out_and_does_not_fold_back(rate_hz: int) -> None:
+def test_frequencies_above_8_khz_are_removed_without_aliasing(rate_hz: int) -> None:
     audio = read(tone(10_000, rate_hz).tobytes(), AudioFormat(Encoding.PCM_F32LE, rate_hz))
     assert level_of(audio) < 0.5 * 10 ** (-80 / 20)
 
 
 @pytest.mark.parametrize("encoding", [Encoding.MULAW, Encoding.ALAW], ids=lambda encoding: encoding.value)
-def test_every_byte_of_g711_means_what_ffmpeg_says(encoding: Encoding) -> None:
+def test_every_byte_of_g711_is_decoded_as_by_ffmpeg(encoding: Encoding) -> None:
     data = bytes(range(256))
     codec = av.CodecContext.create(encoding.value, "r")
     assert isinstance(codec, av.AudioCodecContext)

@@ -84,7 +84,7 @@ def test_a_broadcast_in_ogg_may_be_joined_late():
     [("aiff", "pcm_s16be"), ("caf", "pcm_s16be"), ("w64", "pcm_s16le"), ("asf", "wmav2")],
 )
 @pytest.mark.parametrize("share", [0.5, 0.95])
-def test_a_file_that_says_how_long_it_is_is_measured(container: str, codec: str, share: float):
+def test_a_file_that_declares_its_size_is_measured(container: str, codec: str, share: float):
     whole = encoded(container, codec, seconds=4.0)
     assert decode(whole, CONTAINER, LIMITS).duration_s == pytest.approx(4.0, abs=0.2)
     assert reason_of(whole[: int(share * len(whole))]) == "AUDIO_TRUNCATED"

@@ -151,7 +151,7 @@ def test_a_second_file_that_is_cut_short_is_refused():
     "end",
     [b"RIFF\0\0\0\0WAVE", b"RIFF\0\0\0\0WAVEfmt \2\0\0\0xx", b"LIST\xff\xff\xff\x7fINFO", b"id3 \xff\xff\xff\xffID3\3"],
 )
-async def test_what_only_looks_like_a_header_hides_nothing(end: bytes):
+async def test_samples_that_resemble_a_header_are_decoded(end: bytes):
     middle = end + bytes(-len(end) % 2)
     data = wav(FIRST, data_size=0) + middle + BYTES_16
     got = decode(data, CONTAINER, LIMITS).samples

@@ -132,7 +132,7 @@ def test_a_recording_that_grows_step_by_step_may_hold_what_it_could_have_at_once
     assert admission.n_callers == 0
 
 
-def test_recordings_that_grow_at_once_stay_within_the_limit_and_one_of_them_goes_on():
+def test_recordings_that_grow_at_once_stay_within_the_limit_and_one_of_them_continues():
     admission = Admission(AdmissionOptions(max_audio_s=100.0))
     first, second = admission.reserve("a"), admission.reserve("b")
     first.grow_to(50.0)

@@ -121,7 +121,7 @@ async def one_more(bench: SchedulerBench) -> Completed[str]:
 # ---- the queue is bounded ---------------------------------------------------------------------------------------
 
 
-async def test_a_full_queue_refuses_work_and_says_when_to_retry():
+async def test_a_full_queue_refuses_work_with_a_time_to_retry():
     async with serving(max_queued=3) as bench:
         await bench.measured(pace=2.0)
         await bench.busy()

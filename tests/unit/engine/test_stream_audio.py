@@ -38,7 +38,7 @@ async def test_one_recording_alone_is_let_in_beside_streams():
 
 
 @pytest.mark.parametrize("holder", ["a recording", "a stream"])
-async def test_a_stream_waits_for_room_and_goes_on_once_there_is(holder: str):
+async def test_a_stream_waits_for_room_and_continues_once_there_is_some(holder: str):
     admission, audio = shared()
     first, second, third = Holding(audio), Holding(audio), Holding(audio)
     await first.grow(2 * BYTES_PER_S)

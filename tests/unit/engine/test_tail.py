@@ -203,7 +203,7 @@ def test_every_start_calibrates_if_nothing_is_writable(tmp_path: Path, caplog: p
     assert "every start calibrates again" in caplog.text
 
 
-def test_a_fingerprint_tells_weights_and_how_they_are_computed_apart(tmp_path: Path):
+def test_a_fingerprint_differs_with_the_weights_and_with_the_compute_type(tmp_path: Path):
     weights = tmp_path / "model.bin"
     found = set()
     for content, compute_type in itertools.product(

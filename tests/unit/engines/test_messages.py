@@ -27,14 +27,14 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_error_crosses_with_all_that_it_says(error: errors.TypelessError):
+def test_an_error_crosses_with_all_its_fields(error: errors.TypelessError):
     crossed = error_of(pb.EngineError.FromString(error_message(error).SerializeToString()))
     assert type(crossed) is type(error)
     assert vars(crossed) == vars(error)
     assert str(crossed) == str(error)
 
 
-def test_an_unforeseen_error_says_nothing():
+def test_an_unforeseen_error_crosses_without_its_text():
     crossed = error_of(error_message(ValueError("a secret")))
     assert isinstance(crossed, UnforeseenError)
     assert "a secret" not in str(crossed)

@@ -66,7 +66,7 @@ def test_a_quota_that_is_used_up_is_described(quota: str, description: str):
 
 
 @pytest.mark.parametrize("retry_after_s", [0.0, 0.25, 90.0])
-async def test_retry_info_says_when_waiting_helps(retry_after_s: float):
+async def test_an_error_has_retry_info_if_waiting_helps(retry_after_s: float):
     failed = await ended_with(errors.RateLimited("Slow down.", reason="RATE_LIMITED", retry_after_s=retry_after_s))
     assert failed.retry_after_s == retry_after_s
     assert (await ended_with(errors.NotFound("Gone.", reason="GONE"))).retry_after_s is None

@@ -89,7 +89,7 @@ def test_without_a_pause_the_cut_is_where_it_is_quietest():
     assert first.end / SAMPLE_RATE_HZ == pytest.approx(1.55, abs=0.07)
 
 
-def test_work_goes_on_at_any_chunk_with_the_same_cuts():
+def test_a_reader_that_begins_at_any_chunk_makes_the_same_cuts():
     audio = samples(40 * SAMPLE_RATE_HZ, (1.5, 1.6), (5.2, 5.4), (11.0, 11.5), (18.1, 18.3))
     whole = chunks(audio)
     assert len(whole) > 4
@@ -126,7 +126,7 @@ def test_nobody_waits_for_a_recording_that_is_no_longer_wanted():
         cancelled.chunk(0)
 
 
-def test_what_a_reader_holds_does_not_grow_with_the_recording():
+def test_the_memory_of_a_reader_does_not_grow_with_the_recording():
     cutting = reader(samples(120 * SAMPLE_RATE_HZ))
     for index in range(8):
         cutting.chunk(index)

@@ -89,7 +89,7 @@ async def test_a_model_in_memory_is_listed_even_if_its_files_are_deleted():
     assert {name for name, model in models.items() if model.loaded} == {"small", "mine"}
 
 
-async def test_until_a_model_is_loaded_its_name_tells_its_languages():
+async def test_until_a_model_is_loaded_its_languages_follow_from_its_name():
     base, tiny = await listed(servicer("base", "tiny.en"))
     assert base == models_pb2.Model(name="base", is_default=True, multilingual=True)
     assert tiny == models_pb2.Model(name="tiny.en", languages=["en"])

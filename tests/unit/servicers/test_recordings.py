@@ -135,7 +135,7 @@ async def test_recordings_of_many_channels_never_hold_more_than_the_bound_while_
         assert await bench.outcome("another") is None
 
 
-async def test_what_is_held_is_all_channels_and_no_more():
+async def test_held_audio_is_that_of_all_channels_and_no_more():
     async with serving(4000.0) as bench:
         bench.engine.gate.clear()
         call = asyncio.create_task(bench.outcome("one"))

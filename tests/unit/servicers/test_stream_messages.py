@@ -15,9 +15,7 @@ from typeless_grpc.streaming.endpoint import EndpointOptions
         (2.0, (2.0, 2.0)),
     ],
 )
-def test_who_says_how_long_a_pause_ends_an_utterance_has_no_other(
-    requested_s: float | None, expected_s: tuple[float, float]
-):
+def test_a_requested_end_silence_replaces_both_defaults(requested_s: float | None, expected_s: tuple[float, float]):
     segmentation = StreamDefaults("base").segmentation(VoiceActivityOptions(end_silence_s=requested_s), is_file=False)
     assert isinstance(segmentation, EndpointOptions)
     assert (segmentation.end_silence_s, segmentation.low_confidence_silence_s) == expected_s

@@ -36,7 +36,7 @@ def test_a_worker_is_dead_once_its_process_is(tmp_path: Path):
         assert LivenessLock.is_dead(tmp_path, "w1")
 
 
-def test_locks_tell_nothing_about_a_worker_of_another_machine(tmp_path: Path):
+def test_a_lock_does_not_show_whether_a_worker_of_another_machine_lives(tmp_path: Path):
     assert not LivenessLock.is_dead(tmp_path, "elsewhere")
 
 

@@ -90,7 +90,7 @@ def test_audio_behind_an_undecided_utterance_waits_for_its_text():
     assert run.session.current.speech_start == 32 * FRAME_SAMPLES
 
 
-def test_an_utterance_of_low_confidence_goes_on_with_the_next_audio():
+def test_an_utterance_of_low_confidence_continues_with_the_next_audio():
     run = undecided()
     run.give(EndpointDecision(0, is_endpoint=False))
     assert run.of(Decode) == []

@@ -42,7 +42,7 @@ def test_an_error_is_logged_with_its_traceback_and_its_call(lines: str):
     assert "web-7" in lines
 
 
-def test_what_the_variables_of_a_traceback_hold_is_not_logged(lines: str):
+def test_the_variables_of_a_traceback_are_not_logged(lines: str):
     assert "ssss" not in lines
     assert "spoken text" not in lines
 

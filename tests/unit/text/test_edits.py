@@ -47,7 +47,7 @@ def test_a_mark_left_alone_belongs_to_the_word_before():
     assert after.words[1].end_s == before.words[1].end_s
 
 
-def test_what_becomes_empty_has_no_words():
+def test_a_text_that_becomes_empty_has_no_words():
     after = edited(segment("Um.", words=True), [Edit(0, 3, "")])
     assert (after.text, after.words) == ("", ())
 

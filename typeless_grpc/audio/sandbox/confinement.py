@@ -1,9 +1,9 @@
-"""Takes every right from a process but to compute, to read and write the files it has open, and to allocate memory.
+"""Confines a process: it can only compute, read and write its open files, and allocate memory.
 
 The kernel enforces it: limits of resources (setrlimit), no new privileges, and a seccomp filter that allows a few
 system calls and refuses all others, so the process cannot open a file, make a socket, start a process or a thread, send
-a signal, or make memory executable. No privilege is needed for it. docs/decisions/0010-decoder-processes.md says why
-no library does this.
+a signal, or make memory executable. No privilege is needed for it. docs/decisions/0010-decoder-processes.md says why no
+library does this.
 """
 
 from __future__ import annotations
@@ -69,22 +69,21 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent(parent: int) -> None:
-    """Let the kernel kill this process when its parent, which has this id, ends."""
+    """Make the kernel kill this process when its parent, which has this id, ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(0)
 
 
 def confine(memory_bytes: int, cpu_s: int) -> bool:
-    """Confine this process for ever. Return whether system calls are filtered.
+    """Confine this process for good. Return whether system calls are filtered.
 
-    memory_bytes: of its address space, in all. cpu_s: the kernel ends it after so much CPU time; its parent may raise
-    that.
+    memory_bytes: size of its address space. cpu_s: CPU time after which the kernel ends it; its parent may raise that.
     """
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE):
-        resource.setrlimit(limit, (0, 0))  # files that are open stay so
+        resource.setrlimit(limit, (0, 0))  # open files stay open
     return _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 and _filter_system_calls()
 
 
@@ -95,7 +94,7 @@ def address_space_bytes() -> int:
 
 
 def prefer_in_out_of_memory() -> None:
-    """Let the kernel end this process and its children rather than others when memory runs out."""
+    """Make the kernel end this process and its children before others when memory runs out."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("500")
 

@@ -1,4 +1,4 @@
-"""The decoder in its process: takes one request, decodes what comes with it, and ends."""
+"""The program of a decoder process: takes one request, decodes its audio, and ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def serve(connection: socket.socket, base_bytes: int, decode: Decode) -> None:
     """
     data, descriptors, _, _ = socket.recv_fds(connection, messages.MAX_BYTES, 1)
     if not data:
-        return  # the server needs no decoder
+        return  # the server does not need this process
     kind, payload = messages.parsed(data)
     request = messages.request_of(payload)
     file = None

@@ -1,4 +1,4 @@
-"""How a decoder process can fail, and what its caller gets."""
+"""The failures of decoder processes, and the errors for callers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typeless_grpc.audio.sandbox.decoder import OUT_OF_MEMORY
 from typeless_grpc.errors import InvalidInput, Overloaded, TypelessError
 
 RETRY_AFTER_S = 1.0
-_MAX_IDLE_SHARE = 0.1  # of the wait: a process that computed less than that had no core
+_MAX_IDLE_SHARE = 0.1  # share of the wait; a process that computed for less had no core
 
 
 class Failure(Enum):

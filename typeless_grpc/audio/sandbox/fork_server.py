@@ -1,6 +1,6 @@
 """Starts decoder processes: `python -m typeless_grpc.audio.sandbox.fork_server DESCRIPTOR`.
 
-It has imported what they need, so a process of theirs is a fork of some milliseconds that shares its memory. The server
+It has imported what they need, so a new process is a fork that takes milliseconds and shares its memory. The server
 starts it afresh, with a clean environment and no descriptor but a socket: it has no key, no setting and no audio in its
 memory that a decoder could inherit. It has one thread, because a fork copies no other.
 """
@@ -88,7 +88,7 @@ class ForkServer:
             pid = os.fork()
         except OSError:
             connection.close()
-            ended.close()  # without a report: it was never there
+            ended.close()  # without a report, because it does not exist
             return
         if pid:
             connection.close()
@@ -109,7 +109,10 @@ class ForkServer:
         for descriptor in (0, 1, 2):
             os.dup2(self._nothing, descriptor)
         os.dup2(connection.detach(), _CONNECTION)
-        os.closerange(_CONNECTION + 1, os.sysconf("SC_OPEN_MAX"))
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            if descriptor > _CONNECTION:
+                with suppress(OSError):  # that of the list itself
+                    os.close(descriptor)
         gc.enable()
         decoder.serve(socket.socket(fileno=_CONNECTION), self._base_bytes, self._decode)
 
@@ -122,7 +125,7 @@ class ForkServer:
             if child is None:
                 continue
             del self._pids[child.number]
-            with child.ended, suppress(OSError):  # nobody may want to know
+            with child.ended, suppress(OSError):  # the server may not read the report any more
                 child.ended.send(ENDED.pack(status, usage.ru_utime + usage.ru_stime))
 
     def _is_filtered(self) -> bool:

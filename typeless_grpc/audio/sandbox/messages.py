@@ -1,14 +1,14 @@
 """Messages between the server and a decoder process: one byte for the kind, then its payload.
 
-A Unix socket of the type SOCK_SEQPACKET keeps them apart, so no length is sent and none is trusted. The server takes
-everything that comes from a decoder process for input of a stranger: `parsed` and its siblings check size and shape.
+A Unix socket of the type SOCK_SEQPACKET keeps them apart, so no length is sent and none is trusted. The server does not
+trust what a decoder process sends: `parsed` and the functions that read payloads check size and shape.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -30,7 +30,7 @@ _BLOCK_HEAD = struct.Struct("<QH")  # position in the input, channels (0: one, a
 READ = struct.Struct("<QI")  # where and how much of the file
 
 AUDIO = "audio"  # the decoder's name for the message that holds the audio
-# What a decoder process may find wrong: fields below AUDIO or of the options, and reasons.
+# The errors that a decoder process may report: fields below AUDIO or of the options, and reasons.
 _FIELDS = frozenset(
     {f"{AUDIO}.content", f"{AUDIO}.format.sample_rate_hertz", f"{AUDIO}.format.channel_count", AUDIO}
     | {"options.channel_mode"}
@@ -59,19 +59,19 @@ class Kind(Enum):
 
 
 class DecoderFault(Exception):
-    """An error of the decoder that nobody foresaw: a bug. Its text is the traceback, escaped."""
+    """An unforeseen error of the decoder: a bug. Its text is the escaped traceback."""
 
 
 class ProtocolViolation(Exception):
-    """A decoder process sent what no decoder sends."""
+    """A decoder process sent an invalid message."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to decode, and within which limits.
+    """What to decode, and the limits.
 
-    n_bytes: of a recording. memory_bytes: what the process may use more than it has. cpu_s: its CPU time at first.
-    The rest as `AudioReader` and `ContainerLiveReader` have it.
+    n_bytes: size of a recording. memory_bytes: memory that the process may use besides its own at the start. cpu_s: its
+    CPU time at first. The rest is as for `AudioReader` and `ContainerLiveReader`.
     """
 
     sample_rate_hz: int | None
@@ -156,7 +156,7 @@ def declared_s_of(payload: bytes) -> float | None:
     declared_s = _object(payload).get("declared_s")
     if declared_s is None:
         return None
-    if not isinstance(declared_s, (int, float)) or not math.isfinite(declared_s):
+    if not isinstance(declared_s, (int, float)) or not abs(declared_s) <= sys.float_info.max:  # NaN is not
         raise ProtocolViolation("a length that is no number")
     return float(declared_s)
 
@@ -171,11 +171,13 @@ def invalid_of(payload: bytes, field: str) -> InvalidInput:
     """Return the error of an INVALID. field: path of the audio in the request. Raises ProtocolViolation."""
     value = _object(payload)
     reason, found = value.get("reason"), value.get("violations")
-    if reason not in _REASONS or not isinstance(found, list) or not 0 < len(found) <= _MAX_VIOLATIONS:
+    if not isinstance(reason, str) or reason not in _REASONS:
         raise ProtocolViolation("an error of an unknown kind")
+    if not isinstance(found, list) or not 0 < len(found) <= _MAX_VIOLATIONS:
+        raise ProtocolViolation("an error without violations, or with too many")
     violations = []
     for one in found:
-        if not (isinstance(one, list) and len(one) == 2 and one[0] in _FIELDS):
+        if not (isinstance(one, list) and len(one) == 2 and isinstance(one[0], str) and one[0] in _FIELDS):
             raise ProtocolViolation("an error about an unknown field")
         path = field + one[0].removeprefix(AUDIO) if one[0].startswith(AUDIO) else one[0]
         violations.append(FieldViolation(path, _text(one[1])))

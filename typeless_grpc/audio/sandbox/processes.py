@@ -1,4 +1,4 @@
-"""Decoder processes as the server has them: a few wait for work, and each decodes one recording or stream."""
+"""The decoder processes of a server: a few wait for work, and each decodes one recording or stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from typeless_grpc.errors import SourceUnavailable, TypelessError
 FORK_SERVER = ("-m", "typeless_grpc.audio.sandbox.fork_server")
 _KEPT_VARIABLES = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "SYSTEMROOT", "TZ")  # the rest may hold secrets
 _START_S, _STOP_S = 60.0, 5.0
-_RESTART_S = 1.0  # the fork server starts at most once in so long
+_RESTART_S = 1.0  # least time between two starts of the fork server
 _END_S = 2.0  # for the report of a process that has ended
 _INPUT_BYTES_PER_CPU_S = 20_000_000
 _GRANTED_AT_ONCE_S = 30
@@ -30,10 +30,10 @@ _GRANTED_AT_ONCE_S = 30
 
 @dataclass(frozen=True)
 class SandboxOptions:
-    """memory_bytes: what a decoder process may use beside what it begins with, 64 MiB or more.
+    """memory_bytes: memory that a decoder process may use besides its own at the start, 64 MiB or more.
 
-    cpu_s: its CPU time beside that which its input and output justify. stall_s: after so many seconds without progress
-    a process is ended. n_waiting: processes that wait for work.
+    cpu_s: CPU time besides that for its input and output. stall_s: seconds without progress after which a process is
+    ended. n_waiting: processes that wait for work.
     """
 
     memory_bytes: int = 512 << 20
@@ -42,7 +42,7 @@ class SandboxOptions:
     n_waiting: int = 2
 
     def allowed_cpu_s(self, n_bytes: int, audio_s: float) -> int:
-        """Return how much CPU time may be used for so much input and output."""
+        """Return the CPU time for n_bytes of input and audio_s of output."""
         return self.cpu_s + n_bytes // _INPUT_BYTES_PER_CPU_S + int(audio_s)
 
 
@@ -54,8 +54,17 @@ class DecoderProcess:
         self._number, self._owner, self._ended = number, owner, ended
         self._granted_s = owner.options.cpu_s
 
+    def is_there(self) -> bool:
+        """Whether it has not ended, while it has nothing to send."""
+        try:
+            return bool(self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     def allow_cpu(self, n_bytes: int, audio_s: float) -> None:
-        """Let it use CPU time for n_bytes of input and audio_s of output; less than it had is ignored."""
+        """Raise its limit of CPU time for n_bytes of input and audio_s of output in all; it is never lowered."""
         due_s = self._owner.options.allowed_cpu_s(n_bytes, audio_s)
         if due_s >= self._granted_s + _GRANTED_AT_ONCE_S:
             self._granted_s = due_s
@@ -137,10 +146,16 @@ class DecoderProcesses:
                 if time.monotonic() - self._started_s < _RESTART_S:
                     raise unavailable("Decoder processes start again. Repeat the call.")
                 control = self._restarted()
-            return self._waiting.popleft() if self._waiting else self._forked(control)
+            while self._waiting:
+                process = self._waiting.popleft()
+                if process.is_there():
+                    return process
+                process.failed(Failure.KILLED, "")
+                process.discard()
+            return self._forked(control)
 
     def refill(self) -> None:
-        """Let as many processes wait as there should; called when one is no longer used, and not while it decodes."""
+        """Start processes until n_waiting wait for work. Called when a process has ended, not while it decodes."""
         with self._lock, suppress(TypelessError):
             if not self._is_closed and self._control is not None:
                 self._fill(self._control)

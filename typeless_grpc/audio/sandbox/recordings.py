@@ -43,9 +43,10 @@ class SandboxedReader:
         separate_channels: bool = False,
         block_s: float = 1.0,
     ) -> None:
-        """data: a file must be able to seek. The rest, and what is raised, as `AudioReader` has it.
+        """data: a file must be seekable.
 
-        Also raises InvalidInput (DECODER_FAILED) and Overloaded (DECODER_UNAVAILABLE), as its methods do.
+        The rest, and the errors, are as for `AudioReader`. It and its methods also raise InvalidInput (DECODER_FAILED)
+        and Overloaded (DECODER_UNAVAILABLE).
         """
         format = format.validated(field)
         self._limits, self._field, self._cancelled = limits, field, cancelled

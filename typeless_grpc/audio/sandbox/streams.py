@@ -92,7 +92,7 @@ class SandboxedLiveReader:
         return process
 
     def _send(self, process: DecoderProcess, message: bytes) -> None:
-        """Send what the decoder waits for: there is room for it in the socket."""
+        """Send a message that the decoder waits for, so that the socket has room for it."""
         with suppress(BrokenPipeError, ConnectionResetError):  # it has ended: the next read tells how
             process.connection.send(message)
 

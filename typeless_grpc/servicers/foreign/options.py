@@ -1,4 +1,4 @@
-"""What other contracts have in common: audio that is what its first bytes say, hints, names of models."""
+"""The common parts of other contracts: audio whose first bytes decide its format, hints, and names of models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAD_BYTES = 12
 
 @dataclass(frozen=True)
 class ModelNames:
-    """Which model a name means. models: from the operator. refuses_unknown: else other names mean the default model."""
+    """Maps names of models. models: set by the operator. refuses_unknown: else other names mean the default model."""
 
     models: Mapping[str, str] = field(default_factory=dict)
     refuses_unknown: bool = False
@@ -61,9 +61,10 @@ def phrases(hints: Iterable[tuple[str, float]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the fields of a request are. config: of its configuration; audio: of its audio.
+    """The paths of the fields of a request.
 
-    names: from the paths of our messages to those of the configuration.
+    config: path of its configuration. audio: path of its audio. names: maps the paths of our messages to those of the
+    configuration.
     """
 
     config: str
@@ -72,7 +73,7 @@ class Paths:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Let errors name fields by their path in the other contract."""
+        """Make errors name fields by their path in the other contract."""
         try:
             yield
         except InvalidInput as error:

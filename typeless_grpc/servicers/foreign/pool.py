@@ -1,4 +1,4 @@
-"""Descriptor pools for the contracts of others, so that they do not collide with those of their makers' packages."""
+"""Descriptor pools for other contracts, so that they do not collide with those of the original packages."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class ForeignRequests(ABC):
         """Return the audio of any request but the first; b"" if it has none. Raises InvalidInput."""
 
     def is_finalize(self, request: Any) -> bool:
-        """Whether a request ends the utterance behind its audio."""
+        """Whether a request ends the utterance after its audio."""
         return False
 
     def end(self) -> None:
@@ -94,7 +94,7 @@ def check_end(completed: transcription_pb2.StreamCompleted) -> None:
 
 @contextmanager
 def restartable() -> Iterator[None]:
-    """Let a stream whose first audio did not come in time end as one whose caller fell silent later."""
+    """Make a stream whose first audio does not come in time end like one whose caller falls silent later."""
     try:
         yield
     except DeadlineExceeded as error:

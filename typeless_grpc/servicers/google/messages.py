@@ -20,7 +20,7 @@ class Version:
 
     @property
     def is_v2(self) -> bool:
-        """Whether it is the second version, whose messages are others."""
+        """Whether it is the second version, whose messages differ."""
         return self.name == "v2"
 
     @property

@@ -1,6 +1,6 @@
 """Converts Google's RecognitionConfig, of each version, to our options: pure functions.
 
-What would make the answer wrong is refused; what is a hint is accepted. docs/drop-in.md says which is which.
+A field that would make the answer wrong is refused; a hint is accepted. docs/drop-in.md lists both.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def of_stream(version: Version) -> Paths:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a RecognitionConfig of any version requests.
+    """The content of a RecognitionConfig of any version.
 
-    options: ours, without the model, whose name is Google's. languages: the tags of the request, as it has them.
+    options: our options, without the model, whose name is Google's. languages: the tags of the request, unchanged.
     """
 
     options: transcription_pb2.TranscriptionOptions

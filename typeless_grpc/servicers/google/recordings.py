@@ -1,4 +1,4 @@
-"""What Recognize and the calls in the background have in common: one recording and its configuration."""
+"""The common part of Recognize and of the calls in the background: one recording and its configuration."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def _results(version: Version, found: Wanted) -> Results:
 
 @contextmanager
 def _within_range() -> Iterator[None]:
-    """Let a stream that is too long end as Google's do."""
+    """Make a stream that is too long end as Google's do."""
     try:
         yield
     except InvalidInput as error:

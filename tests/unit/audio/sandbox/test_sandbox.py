@@ -62,7 +62,7 @@ def decoders(processes: DecoderProcesses) -> Decoders:
 
 @pytest.fixture(scope="module")
 def broken() -> Iterator[DecoderProcesses]:
-    options = SandboxOptions(memory_bytes=64 << 20, cpu_s=1, stall_s=5.0)
+    options = SandboxOptions(memory_bytes=64 << 20, cpu_s=1, stall_s=60.0)
     with closing(DecoderProcesses(options, program=[BROKEN])) as processes:
         assert processes.start()
         yield processes
@@ -230,7 +230,7 @@ async def test_a_decoder_that_fails_fails_its_own_stream(act: str, broken: Decod
 
 def test_a_decoder_that_makes_no_progress_is_ended(observed: Counted, broken: DecoderProcesses):
     """It had a core and used none of it: the machine may be at fault, and the caller may try again."""
-    options, broken.options = broken.options, SandboxOptions(stall_s=0.3)
+    options, broken.options = broken.options, SandboxOptions(stall_s=1.0)
     try:
         error = failure_on(b"SLEEP", broken)
     finally:
@@ -259,6 +259,21 @@ def test_a_decoder_that_makes_no_progress_is_ended(observed: Counted, broken: De
 def test_what_no_decoder_sends_is_not_believed(sent: bytes, broken: DecoderProcesses, observed: Counted):
     error = failure_on(b"SEND " + sent, broken)
     assert (error.reason, observed.reasons) == ("DECODER_FAILED", ["violated_protocol"])
+
+
+def test_processes_that_were_killed_while_they_waited_are_replaced(broken: DecoderProcesses, observed: Counted):
+    good = (AUDIO / "en_short.flac").read_bytes()
+    expected = result(good, sandboxed(broken))
+    (fork_server,) = [pid for pid in descendants(os.getpid()) if is_fork_server(pid)]
+    killed = descendants(fork_server)
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    deadline_s = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in killed):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    assert result(good, sandboxed(broken)) == expected
+    assert set(observed.reasons) == {"killed"}
 
 
 def test_the_fork_server_is_started_again(broken: DecoderProcesses):
@@ -293,7 +308,7 @@ def test_nothing_is_left_of_a_server_that_was_killed(tmp_path: Path):
     assert server.stdout
     with server.stdin, server.stdout:
         assert server.stdout.readline() == b"ready\n"
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 30
         while len(started := descendants(server.pid)) < 3:  # the fork server, and two processes that wait
             assert time.monotonic() < deadline_s
             time.sleep(0.02)

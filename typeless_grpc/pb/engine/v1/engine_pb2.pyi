@@ -126,7 +126,7 @@ class DecodeHeader(google.protobuf.message.Message):
     is_alone: builtins.bool
     """Whether the call may crash the engine, so that it must be the only one there. The engine refuses
     new calls (RESERVED), waits until its other work has ended, sends the response's headers, and
-    only then begins.
+    only then begins. If its other work lasts too long, it refuses this call in the same way.
     """
     def __init__(
         self,

@@ -1,0 +1,133 @@
+"""Two servers that share one engine: priorities, fairness, deadlines and cancellation hold for both together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests import scripted_engine
+from tests.scripted_engine import begun, options, speech, until
+from tests.servers import free_port
+from typeless_grpc.app.engines import Connected
+from typeless_grpc.clock import SystemClock
+from typeless_grpc.engine.interface import Chunking, Lane, Ticket
+from typeless_grpc.engines import servicer
+from typeless_grpc.errors import DeadlineExceeded, Overloaded
+
+KEY = "a-key-of-more-than-20-characters"
+CLOCK = SystemClock()
+
+
+@dataclass
+class Shared:
+    """An engine that decodes one window at a time, and its fronts."""
+
+    fronts: list[Connected]
+    journal: Path
+
+    async def decode(self, front: int, prompt: str, lane: Lane = Lane.UNARY, caller: str = "") -> None:
+        await self.fronts[front].group.recognize(speech(0.5), options(prompt), Ticket(lane, caller))
+
+    def begin(self, front: int, *prompts: str, lane: Lane = Lane.UNARY, caller: str = "") -> list[asyncio.Task[None]]:
+        return [asyncio.create_task(self.decode(front, prompt, lane, caller)) for prompt in prompts]
+
+    async def occupied(self) -> list[asyncio.Task[None]]:
+        """Let the engine begin a decode that takes a moment, in which others arrive."""
+        tasks = self.begin(0, "busy")
+        await until(lambda: self.begun == ["busy"])
+        return tasks
+
+    @property
+    def begun(self) -> list[str]:
+        return list(begun(self.journal))
+
+
+@pytest_asyncio.fixture
+async def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shared]:
+    monkeypatch.setenv(scripted_engine.JOURNAL, str(tmp_path / "journal"))
+    address = f"127.0.0.1:{free_port()}"
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(scripted_engine.on_port(engine_listen=address, engine_key=KEY))
+        fronts = [
+            await stack.enter_async_context(scripted_engine.group(engine_address=[address], engine_key=KEY))
+            for _ in range(2)
+        ]
+        yield Shared(fronts, tmp_path / "journal")
+
+
+async def test_live_speech_of_one_front_goes_before_the_batch_work_of_the_other(shared: Shared):
+    tasks = await shared.occupied()
+    tasks += shared.begin(0, *(f"batch {number}" for number in range(6)), lane=Lane.BATCH)
+    tasks += shared.begin(1, "interim", lane=Lane.LIVE_INTERIM)
+    tasks += shared.begin(1, "final", lane=Lane.LIVE_FINAL)
+    await asyncio.gather(*tasks)
+    assert shared.begun[:3] == ["busy", "final", "interim"]
+
+
+async def test_callers_of_two_fronts_share_the_engine_and_a_caller_on_both_counts_once(shared: Shared):
+    tasks = await shared.occupied()
+    tasks += shared.begin(0, *(f"eager {number}" for number in range(6)), caller="eager")
+    tasks += shared.begin(1, "eager too", caller="eager")
+    tasks += shared.begin(1, *(f"modest {number}" for number in range(2)), caller="modest")
+    await asyncio.gather(*tasks)
+    served = [prompt.partition(" ")[0] for prompt in shared.begun[1:]]
+    assert sorted(served[:2]) == sorted(served[2:4]) == ["eager", "modest"]
+    assert served[4:] == ["eager"] * 5
+
+
+async def test_a_call_that_cannot_meet_its_deadline_is_refused_at_once(shared: Shared):
+    await asyncio.gather(*shared.begin(0, "slow 0"))  # measures the pace
+    tasks = shared.begin(0, *(f"slow {number}" for number in range(1, 7)))
+    await until(lambda: shared.fronts[1].group.backlog_s > 0.5)  # what streams are paced by
+    began_s = CLOCK.now_s()
+    with pytest.raises(DeadlineExceeded) as refusal:
+        await shared.fronts[1].group.transcribe(speech(0.5), options("late"), Ticket(deadline_s=began_s + 1.0))
+    assert CLOCK.now_s() - began_s < 0.5
+    assert "with the wait" in str(refusal.value)
+    await asyncio.gather(*tasks)
+    assert "late" not in shared.begun
+
+
+async def test_a_call_that_must_be_alone_does_not_keep_others_waiting_for_long(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(servicer, "MAX_QUIET_WAIT_S", 0.5)
+
+    async def alone() -> None:
+        (engine,) = shared.fronts[0].engines
+        await engine.recognize(speech(0.5), options("alone"), Ticket(), is_alone=True)
+
+    tasks = shared.begin(1, "held")  # for three seconds
+    await until(lambda: shared.begun == ["held"])
+    waiting = asyncio.create_task(alone())
+    await until(lambda: shared.fronts[1].engines[0].is_reserved)
+    tasks += shared.begin(1, "next")
+    with pytest.raises(Overloaded) as refusal:
+        await waiting
+    assert refusal.value.reason == "RESERVED"
+    await asyncio.gather(*tasks)
+    await alone()
+    assert shared.begun == ["held", "next", "alone"]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "late"])
+async def test_a_call_that_nobody_waits_for_leaves_the_engine_between_its_windows(how: str, shared: Shared):
+    deadline_s = CLOCK.now_s() + 1.0 if how == "late" else None
+    recording = speech(*[9.0] * 8)
+    wanted = options("slow recording", chunking=Chunking.VAD)
+    call = asyncio.create_task(shared.fronts[0].group.transcribe(recording, wanted, Ticket(deadline_s=deadline_s)))
+    await until(lambda: shared.begun)
+    if how == "cancelled":
+        call.cancel()
+    with pytest.raises(asyncio.CancelledError if how == "cancelled" else DeadlineExceeded):
+        await call
+    n_begun = len(shared.begun)
+    await shared.decode(1, "next")
+    assert shared.begun[n_begun:] == ["next"]
+    assert n_begun < 4
