@@ -123,7 +123,8 @@ def test_googles_client_for_node_transcribes_and_streams(server: Running, wav: P
     if missing := [name for name in ("node", "npm") if not tool(name)]:
         pytest.skip(f"the client for Node.js was not installed: no {', '.join(missing)} on this machine")
     folder = FOLDER / "node"
-    done = run("npm", "ci", "--no-progress", "--ignore-scripts", cwd=folder, env=without_settings(), timeout_s=INSTALL_S)
+    install = ("npm", "ci", "--no-progress", "--ignore-scripts")
+    done = run(*install, cwd=folder, env=without_settings(), timeout_s=INSTALL_S)
     assert done.returncode == 0, done.stderr
     done = run("node", "google_speech.js", "file", SPEECH, cwd=folder, env=server.environment())
     assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
