@@ -98,7 +98,8 @@ OTHERS = (
     *(f"deploy/**/*.{suffix}" for suffix in ("conf", "service", "tpl", "txt", "yaml", "yml")),
     *("deploy/docker/Dockerfile", "Makefile", "pyproject.toml", ".ci/*", "tests/**/*.yml"),
 )
-NOT_OURS = {"node_modules", "target", "build", "dist", "gen", "pb"}
+# page.js is the bundle of clients/browser.
+NOT_OURS = {"node_modules", "target", "build", "dist", "gen", "pb", "page.js"}
 
 
 def names_and_prose(text: str) -> tuple[set[str], list[str]]:

@@ -176,6 +176,28 @@ async def test_a_stream_whose_caller_has_ended_its_audio_is_completed_by_either(
     assert len(checked([*got, *rest])) == 1
 
 
+async def test_of_two_callers_that_resume_a_session_at_once_one_completes_it(tmp_path: Path):
+    data = speech(1.0, 1.0, 1.0, 1.0)
+
+    async def outcome(served: Served) -> str:
+        try:
+            _, rest = await resumed(served, got, data)
+        except grpc.aio.AioRpcError as error:
+            return CallFailed.of(error).reason
+        return " ".join(checked([*got, *rest]))
+
+    async with two_servers(tmp_path) as (first, second):
+        async with AsyncClient(second.target) as client:
+            expected = " ".join(checked([one async for one in client.stream([data], CONTENTS["live"][1])]))
+        call = first.transcription.StreamTranscribe()
+        for request in [config(options={"language": "en", "word_timestamps": True}), *audio(data[:64_000])]:
+            await call.write(request)
+        got = await reads(call, is_kind("segment"))
+        call.cancel()
+        outcomes = await asyncio.gather(outcome(first), outcome(second))
+    assert sorted(outcomes) == sorted([expected, "SESSION_TAKEN"])
+
+
 async def test_a_server_without_the_store_still_ends_its_streams(tmp_path: Path):
     async with serving(ScriptedEngine(recognized), drain_timeout_s=4) as served:
         call = served.transcription.StreamTranscribe()

@@ -23,9 +23,9 @@ from tests.unit.streaming.durable_bench import (
 )
 from typeless_grpc.engine.interface import DecodeOptions
 from typeless_grpc.engine.scripted import EngineCall
-from typeless_grpc.errors import InvalidInput, NotFound, WrongState
+from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, WrongState
 from typeless_grpc.speech.transcript import OutputFormat
-from typeless_grpc.streaming.durable_store import Batch
+from typeless_grpc.streaming.durable_store import Batch, Lease
 from typeless_grpc.streaming.events import Started
 from typeless_grpc.streaming.planner import PlanOptions
 from typeless_grpc.streaming.requests import Control, Request
@@ -209,6 +209,22 @@ async def test_a_store_that_is_unavailable_for_long_ends_calls_and_not_the_sessi
             await caller.read(stream)
         assert stream.trouble is None
         assert len(caller.kept()["finals"]) == 1
+
+
+async def test_a_stream_whose_stored_audio_is_too_much_is_in_trouble_at_once():
+    async with servers() as on:
+        stream = on.first()
+
+        def append(lease: Lease, batch: Batch) -> None:
+            raise RateLimited("It is too much.", reason="UPLOAD_QUOTA_EXCEEDED", retry_after_s=60.0)
+
+        on.store.append = append  # type: ignore[method-assign]
+        await stream.put(tone(1.0))
+        async with asyncio.timeout(5):
+            while stream.trouble is None:  # noqa: ASYNC110 - nothing notifies a caller of it but `tick`
+                await asyncio.sleep(0.01)
+        assert stream.trouble.reason == "UPLOAD_QUOTA_EXCEEDED"
+        assert stream.acknowledged_bytes == 0
 
 
 async def test_a_session_in_another_form_is_not_found():
