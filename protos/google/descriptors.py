@@ -29,13 +29,26 @@ def renamed(name: str) -> str:
     return name.replace("operations_proto.", "operations.")
 
 
+def in_order(proto: FileDescriptorProto) -> None:
+    """Sort what the package puts in another order in each process."""
+    proto.dependency.sort()
+    proto.enum_type.sort(key=lambda enum: enum.name)
+    pending = [proto.message_type]
+    while pending:
+        messages = pending.pop()
+        messages.sort(key=lambda message: message.name)
+        for message in messages:
+            message.enum_type.sort(key=lambda enum: enum.name)
+            pending.append(message.nested_type)
+
+
 def main() -> None:
     found: dict[str, FileDescriptorProto] = {}
 
     def add(file: FileDescriptor) -> None:
         if renamed(file.name) in found or file.name.startswith("google/api/"):
             return
-        for dependency in file.dependencies:
+        for dependency in sorted(file.dependencies, key=lambda one: one.name):
             add(dependency)
         proto = FileDescriptorProto()
         file.CopyToProto(proto)
@@ -70,6 +83,8 @@ def main() -> None:
                 client_streaming=streams,
                 server_streaming=streams,
             )
+    for proto in found.values():
+        in_order(proto)
     sys.stdout.buffer.write(FileDescriptorSet(file=found.values()).SerializeToString(deterministic=True))
 
 

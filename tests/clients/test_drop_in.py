@@ -14,7 +14,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from tests.certificates import Authority
-from tests.clients.serving import Running, raw_samples, run, served, without_settings
+from tests.clients.serving import Running, raw_samples, run, served, tool, without_settings
 from tests.clients.test_clients import SPEECH, TEXT, words
 from tests.harness import REPOSITORY
 from typeless_grpc.servicers.riva.messages import POOL
@@ -107,12 +107,40 @@ def test_googles_client_sends_its_key_over_tls(python: Path, tmp_path: Path):
 def test_clients_stream_a_file_as_it_is_spoken(
     python: Path, server: Running, wav: Path, program: str, command: tuple[str, ...]
 ):
-    lines = [line.partition(": ") for line in printed(python, server, program, *command, wav)]
+    check_streamed(printed(python, server, program, *command, wav))
+
+
+def check_streamed(printed_lines: list[str]) -> None:
+    lines = [line.partition(": ") for line in printed_lines]
     final = words(" ".join(text for kind, _, text in lines if kind == "final"))
     assert "thank you for coming" in final
     assert "train to the coast" in final
     assert lines[-1][0] == "final"
     assert lines[0][0] == "interim"
+
+
+def test_googles_client_for_node_transcribes_and_streams(server: Running, wav: Path):
+    if missing := [name for name in ("node", "npm") if not tool(name)]:
+        pytest.skip(f"the client for Node.js was not installed: no {', '.join(missing)} on this machine")
+    folder = FOLDER / "node"
+    install = ("npm", "ci", "--no-progress", "--ignore-scripts")
+    done = run(*install, cwd=folder, env=without_settings(), timeout_s=INSTALL_S)
+    assert done.returncode == 0, done.stderr
+    done = run("node", "google_speech.js", "file", SPEECH, cwd=folder, env=server.environment())
+    assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
+    done = run("node", "google_speech.js", "stream", wav, cwd=folder, env=server.environment())
+    assert done.returncode == 0, done.stderr
+    check_streamed(done.stdout.splitlines())
+
+
+def test_googles_client_for_go_waits_for_an_operation(server: Running, tmp_path: Path):
+    if not tool("go"):
+        pytest.skip("the client for Go was not built: no go on this machine")
+    program = tmp_path / "client"
+    built = run("go", "build", "-o", program, ".", cwd=FOLDER / "go", env=without_settings(), timeout_s=INSTALL_S)
+    assert built.returncode == 0, built.stderr
+    done = run(program, SPEECH, env=server.environment())
+    assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
 
 
 def test_our_names_and_numbers_equal_those_of_nvidias_package(python: Path):

@@ -12,7 +12,7 @@ from tests.harness import Served
 from tests.speech import cut
 from typeless_grpc.client import CallFailed
 from typeless_grpc.engine.scripted import ScriptedEngine
-from typeless_grpc.servicers.foreign.pool import class_of
+from typeless_grpc.servicers.compat.pool import class_of
 from typeless_grpc.servicers.google.messages import POOL, V1, V2, VERSIONS, Version
 
 EACH = pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)

@@ -9,7 +9,7 @@ from typing import Any
 from tests.harness import Served
 from tests.speech import cut
 from typeless_grpc.clock import FakeClock
-from typeless_grpc.servicers.foreign.pool import class_of
+from typeless_grpc.servicers.compat.pool import class_of
 from typeless_grpc.servicers.riva import messages
 
 

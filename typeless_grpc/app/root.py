@@ -12,8 +12,8 @@ from typeless_grpc.access.usage import UsageReader
 from typeless_grpc.app.access import Access, open_access
 from typeless_grpc.app.background import Background, admission_options
 from typeless_grpc.app.chain import chain
+from typeless_grpc.app.compat import POOLS, SPEECH_SERVICES, compat_services
 from typeless_grpc.app.console import open_console
-from typeless_grpc.app.foreign import POOLS, SPEECH_SERVICES, foreign_services
 from typeless_grpc.app.metrics import open_metrics
 from typeless_grpc.app.models import BuiltEngine
 from typeless_grpc.app.reloading import Reloads
@@ -125,7 +125,7 @@ async def listen(
             *more,
             *(background.services if background else ()),
         ]
-        services += foreign_services(
+        services += compat_services(
             settings,
             reloads,
             admission=admission,

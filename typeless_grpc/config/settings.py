@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from typeless_grpc.config.access import AccessSettings
+from typeless_grpc.config.compat import GoogleSettings, RivaSettings
 from typeless_grpc.config.console import ConsoleSettings
 from typeless_grpc.config.engine import EngineSettings
-from typeless_grpc.config.foreign import GoogleSettings, RivaSettings
 from typeless_grpc.config.jobs import JobSettings
 from typeless_grpc.config.limits import LimitSettings
 from typeless_grpc.config.server import ServerSettings

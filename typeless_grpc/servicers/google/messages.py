@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from typeless_grpc.servicers.foreign.pool import class_of, loaded
+from typeless_grpc.servicers.compat.pool import class_of, loaded
 
 POOL = loaded("google.binpb")
 

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 
 from typeless_grpc.errors import InvalidInput, NotImplementedHere
 from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, transcription_pb2
-from typeless_grpc.servicers.foreign.pool import class_of, register
+from typeless_grpc.servicers.compat.pool import class_of, register
 from typeless_grpc.servicers.google.messages import POOL, V1, VERSIONS, Version
 from typeless_grpc.servicers.google.options import Wanted
 from typeless_grpc.servicers.google.results import Results, set_billed

@@ -11,7 +11,7 @@ from typing import Any
 
 from typeless_grpc.errors import InvalidInput, NotFound
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
-from typeless_grpc.servicers.foreign.options import DeclaredAudio, ModelNames, Paths, phrases
+from typeless_grpc.servicers.compat.options import DeclaredAudio, ModelNames, Paths, phrases
 from typeless_grpc.servicers.google.messages import Version
 
 _RAW = {

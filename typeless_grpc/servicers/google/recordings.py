@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
-from typeless_grpc.servicers.foreign.options import HEAD_BYTES, ModelNames
+from typeless_grpc.servicers.compat.options import HEAD_BYTES, ModelNames
 from typeless_grpc.servicers.google.messages import Version
 from typeless_grpc.servicers.google.options import Wanted, wanted
 from typeless_grpc.servicers.models import Usable

@@ -15,8 +15,8 @@ from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.errors import InvalidInput, OutOfRange
 from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.servicers import convert
-from typeless_grpc.servicers.foreign.pool import register
-from typeless_grpc.servicers.foreign.streams import ForeignRequests, check_end, out_of_order, restartable
+from typeless_grpc.servicers.compat.pool import register
+from typeless_grpc.servicers.compat.streams import CompatRequests, check_end, out_of_order, restartable
 from typeless_grpc.servicers.google.messages import POOL, Version
 from typeless_grpc.servicers.google.operations import OperationsServicer
 from typeless_grpc.servicers.google.options import Wanted, check_recognizer, of_recording, of_stream, wanted
@@ -117,7 +117,7 @@ class SpeechServicer:
                         responses.close()
 
 
-class _GoogleRequests(ForeignRequests):
+class _GoogleRequests(CompatRequests):
     """Google's requests. features: StreamingRecognitionConfig in v1, its streaming_features in v2."""
 
     def __init__(self, version: Version, incoming: AsyncIterator[Any], configurations: Configurations) -> None:
@@ -128,7 +128,7 @@ class _GoogleRequests(ForeignRequests):
         self.features: Any = None
 
     async def opened(self, first: Any) -> None:
-        """See `ForeignRequests`."""
+        """See `CompatRequests`."""
         if first is None or first.WhichOneof("streaming_request") != "streaming_config":
             raise out_of_order("streaming_config", "must be the first request")
         if self._version.is_v2:
@@ -142,13 +142,13 @@ class _GoogleRequests(ForeignRequests):
         self._options = await self._configurations.options(self.wanted)
 
     def config(self, head: bytes) -> transcription_pb2.StreamConfig:
-        """See `ForeignRequests`."""
+        """See `CompatRequests`."""
         return transcription_pb2.StreamConfig(
             format=self.wanted.audio.format(head), options=self._options, interim_results=self.features.interim_results
         )
 
     def audio(self, request: Any) -> bytes:
-        """See `ForeignRequests`."""
+        """See `CompatRequests`."""
         if request.WhichOneof("streaming_request") == "streaming_config":
             raise out_of_order("streaming_config", "comes first and only once")
         audio: bytes = request.audio if self._version.is_v2 else request.audio_content

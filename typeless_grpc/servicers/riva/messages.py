@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from typeless_grpc.servicers.foreign.pool import class_of, loaded
+from typeless_grpc.servicers.compat.pool import class_of, loaded
 
 _PACKAGE = "nvidia.riva.asr"
 SERVICE = f"{_PACKAGE}.RivaSpeechRecognition"

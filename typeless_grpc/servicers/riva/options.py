@@ -10,8 +10,8 @@ from typing import Any
 
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
+from typeless_grpc.servicers.compat.options import DeclaredAudio, ModelNames, Paths, phrases
 from typeless_grpc.servicers.convert import duration
-from typeless_grpc.servicers.foreign.options import DeclaredAudio, ModelNames, Paths, phrases
 from typeless_grpc.servicers.riva.messages import AudioEncoding
 
 MIN_END_SILENCE_MS, MAX_END_SILENCE_MS = 200, 5000

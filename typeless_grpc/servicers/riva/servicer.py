@@ -14,9 +14,9 @@ from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.errors import InvalidInput, NotFound
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
 from typeless_grpc.servicers import convert
-from typeless_grpc.servicers.foreign.options import HEAD_BYTES, ModelNames
-from typeless_grpc.servicers.foreign.pool import register
-from typeless_grpc.servicers.foreign.streams import ForeignRequests, check_end, out_of_order, restartable
+from typeless_grpc.servicers.compat.options import HEAD_BYTES, ModelNames
+from typeless_grpc.servicers.compat.pool import register
+from typeless_grpc.servicers.compat.streams import CompatRequests, check_end, out_of_order, restartable
 from typeless_grpc.servicers.models import Usable, is_multilingual
 from typeless_grpc.servicers.recordings import Recording, RecordingTranscriber
 from typeless_grpc.servicers.riva import messages, results
@@ -109,7 +109,7 @@ class RivaServicer:
                         yield response
 
 
-class _RivaRequests(ForeignRequests):
+class _RivaRequests(CompatRequests):
     """Riva's requests. request_id: the newest, None if none came."""
 
     def __init__(
@@ -124,7 +124,7 @@ class _RivaRequests(ForeignRequests):
         self.request_id: Any = None
 
     async def opened(self, first: Any) -> None:
-        """See `ForeignRequests`."""
+        """See `CompatRequests`."""
         if first is None or first.WhichOneof("streaming_request") != "streaming_config":
             raise out_of_order("streaming_config", "must be the first request")
         self._note(first)
@@ -136,7 +136,7 @@ class _RivaRequests(ForeignRequests):
         self._options = await self._options_of(config)
 
     def config(self, head: bytes) -> transcription_pb2.StreamConfig:
-        """See `ForeignRequests`."""
+        """See `CompatRequests`."""
         return transcription_pb2.StreamConfig(
             format=declared_audio(self._config.config).format(head),
             options=self._options,
@@ -144,7 +144,7 @@ class _RivaRequests(ForeignRequests):
         )
 
     def audio(self, request: Any) -> bytes:
-        """See `ForeignRequests`."""
+        """See `CompatRequests`."""
         if request.WhichOneof("streaming_request") == "streaming_config":
             raise out_of_order("streaming_config", "comes first and only once")
         self._note(request)
@@ -152,7 +152,7 @@ class _RivaRequests(ForeignRequests):
         return audio
 
     def is_finalize(self, request: Any) -> bool:
-        """See `ForeignRequests`."""
+        """See `CompatRequests`."""
         value: str = request.runtime_config.get(FORCE_END_OF_UTTERANCE, "")
         return value.lower() == "true"
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from typeless_grpc.errors import Aborted, DeadlineExceeded, InvalidInput, Overloaded
 from typeless_grpc.pb.v1 import transcription_pb2
-from typeless_grpc.servicers.foreign.options import HEAD_BYTES
+from typeless_grpc.servicers.compat.options import HEAD_BYTES
 
 Request = transcription_pb2.StreamTranscribeRequest
 
 
-class ForeignRequests(ABC):
+class CompatRequests(ABC):
     """The requests of a stream, translated to those of StreamTranscribe. Subclasses know the messages."""
 
     def __init__(self, incoming: AsyncIterator[Any]) -> None:

@@ -8,7 +8,7 @@ from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.admission import Admission
 from typeless_grpc.server import Service
-from typeless_grpc.servicers.foreign.options import ModelNames
+from typeless_grpc.servicers.compat.options import ModelNames
 from typeless_grpc.servicers.google import messages as google
 from typeless_grpc.servicers.google.operations import OperationsServicer
 from typeless_grpc.servicers.google.recordings import Configurations
@@ -24,7 +24,7 @@ POOLS = (riva.POOL, google.POOL)
 SPEECH_SERVICES = (RivaServicer.NAME, *(version.service.full_name for version in google.VERSIONS))
 
 
-def foreign_services(
+def compat_services(
     settings: Settings,
     reloads: Reloads,
     *,
