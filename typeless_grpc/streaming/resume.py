@@ -315,9 +315,9 @@ class Sessions(Generic[C]):
 
 
 def _is_waited_for(held: _Held[Any]) -> bool:
-    """Whether a server that drains has something left to do for a session without a call."""
+    """Whether a server that drains, and has no more calls, has something left to do for a session."""
     if held.call is not None:
-        return False
+        return True  # it has ended, and is about to leave
     if isinstance(held.stream, DurableStream):
         return True  # until it is handed over
     return held.stream.acknowledged_bytes > 0 and not held.stream.is_delivered
