@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from hypothesis import HealthCheck, settings
 from tests.postgres import Postgres, start_or_skip
 from typeless_grpc.client import AsyncClient
 from typeless_grpc.stores.database import Database, sqlite_url
+
+# A shell lets its background jobs ignore SIGINT, and what they start: the commands under test could not be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A cached logger would keep the settings of the test that first used it.
 configure_structlog = structlog.configure
