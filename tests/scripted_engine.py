@@ -42,7 +42,7 @@ from typeless_grpc.telemetry.metrics import Metrics
 
 MODULE = "tests.scripted_engine"
 TIMEOUT_S = 20.0
-JOURNAL = "SCRIPTED_JOURNAL"  # a file to which each decode writes its prompt when it begins
+JOURNAL = "SCRIPTED_JOURNAL"  # a file to which each decode writes its process and its prompt when it begins
 PAUSES_S = {"brief": 0.05, "slow": 0.4, "busy": 1.0, "held": 3.0, "hang": 3600.0}
 MODELS = ("scripted", "other")
 
@@ -52,7 +52,7 @@ def script(decode: RecordedDecode) -> str | Exception:
     prompt = decode.task.prompt
     if journal := os.environ.get(JOURNAL):
         with open(journal, "a") as file:
-            file.write(f"{prompt}\n")
+            file.write(f"{os.getpid()}\t{prompt}\n")
     word = prompt.partition(" ")[0]
     if word == "die":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -180,7 +180,21 @@ async def until(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -
 
 def begun(journal: Path) -> Sequence[str]:
     """The prompts of the decodes that have begun."""
-    return journal.read_text().splitlines() if journal.exists() else []
+    return [prompt for _, prompt in begun_in_turn(journal)]
+
+
+def begun_by_process(journal: Path) -> Sequence[Sequence[str]]:
+    """The same for each process that decodes."""
+    found: dict[str, list[str]] = {}
+    for process, prompt in begun_in_turn(journal):
+        found.setdefault(process, []).append(prompt)
+    return list(found.values())
+
+
+def begun_in_turn(journal: Path) -> Sequence[tuple[str, str]]:
+    """The decodes that have begun: the id of the process, and the prompt."""
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    return [(process, prompt) for process, _, prompt in (line.partition("\t") for line in lines)]
 
 
 def text_of(recognition: Any) -> str:
