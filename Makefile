@@ -120,8 +120,8 @@ cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a p
 cluster-short:
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) cluster-test CLUSTER=short; else echo "skipped without root: make cluster-test"; fi
 
-check: lint type test verify fuzz-short cluster-short ## run all that CI runs: lint, type, test, verify, fuzz, cluster-test, system, clients, packages, audit
-	@$(MAKE) --jobs=2 --output-sync=target system clients packages audit  # two at a time: they wait more than they compute
+check: lint type test verify fuzz-short ## run all that CI runs: lint, type, test, verify, fuzz, cluster-test, system, clients, packages, audit
+	@$(MAKE) --jobs=2 --output-sync=target system clients packages cluster-short audit  # two at a time: they wait more than they compute
 
 fuzz: $(VENV)/dev.stamp ## try inputs that coverage suggests in every reader of bytes from outside: SECONDS=60 for each, or TARGETS="requests"
 	@$(BIN)/python -m tests.fuzz $(SECONDS) $$(nproc) $(TARGETS)
