@@ -139,7 +139,7 @@ async def test_a_killed_front_is_started_again_and_the_other_goes_on(tmp_path: P
         pids = [one.pid for one in fronts.processes]
         assert pids[1] is not None
         os.kill(pids[1], signal.SIGKILL)
-        await until(lambda: log.read_text().count("1 starts") == 2)
+        await until(lambda: log.read_text().count("1 starts") == 2 and fronts.processes[1].pid != pids[1])
         assert fronts.processes[0].pid == pids[0]
     assert log.read_text().count("ends") == 2
 
