@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,11 +26,22 @@ PORTS = range(20_000, 32_000)
 
 
 def free_port() -> int:
+    """Return a port that nothing uses, and that no test of this machine gets again while this process lives.
+
+    What will use it takes seconds to start. Until then, a lock on a file holds it.
+    """
+    folder = Path(tempfile.gettempdir()) / "typeless-test-ports"
+    folder.mkdir(exist_ok=True)
     while True:
         port = random.SystemRandom().choice(PORTS)
-        with closing(socket.socket()) as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+        lock = os.open(folder / str(port), os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with closing(socket.socket()) as probe:
+                probe.bind(("127.0.0.1", port))
             return port
+        except OSError:
+            os.close(lock)
 
 
 class RedisServer:
