@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 CORPUS = Path(__file__).parent / "corpus"
 _EDGES = (0, 1, -1, 2, 7, 8, 100, 16_000, 2**31 - 1, -(2**31), 2**31, 2**32 - 1, 2**63 - 1, -(2**63))
@@ -82,6 +82,17 @@ class Source:
             size = max(least, sizes[index % len(sizes)])
             yield data[at : at + size]
             at, index = at + size, index + 1
+
+    def read_into(self, message: Message) -> bool:
+        """Set some fields of a message, or parse all that is left; return whether that was possible."""
+        if self.number(2):
+            self.fill(message)
+            return True
+        try:
+            message.ParseFromString(self.rest)
+        except DecodeError:
+            return False
+        return True
 
     def fill(self, message: Message, depth: int = _DEPTH) -> Message:
         """Set some fields of a message."""

@@ -14,6 +14,7 @@ from tests.service.google import (
     google_call,
     google_operation,
     paths,
+    recognize,
     says,
 )
 from typeless_grpc.engine.scripted import ScriptedEngine
@@ -66,6 +67,19 @@ async def test_a_file_of_v2_is_an_operation_with_its_result_inline(tmp_path: Pat
     (result,) = response.results[uri].inline_result.transcript.results
     assert result.alternatives[0].transcript == "hello"
     assert paths(two) == ["files"]
+
+
+async def test_a_container_behind_a_uri_needs_no_encoding(tmp_path: Path):
+    (tmp_path / "one.wav").write_bytes(WAV)
+    prefix = f"file://{tmp_path}/"
+    async with serving_jobs(ScriptedEngine(), tmp_path / "data", audio_uri_prefixes=prefix) as served:
+        request = V1.message("RecognizeRequest", audio={"uri": f"{prefix}one.wav"})
+        by_uri = await google_call(served, f"/{V1.service.full_name}/Recognize")(request)
+        raw = V1.message("RecognizeRequest", config={"encoding": 1}, audio={"uri": f"{prefix}one.wav"})
+        without_rate = await failed(google_call(served, f"/{V1.service.full_name}/Recognize")(raw))
+        by_content = await recognize(served, V1, WAV)
+    assert by_uri.results == by_content.results
+    assert paths(without_rate) == ["config.sample_rate_hertz"]
 
 
 async def test_an_operation_that_fails_or_is_cancelled_reports_it(tmp_path: Path):

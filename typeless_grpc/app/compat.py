@@ -8,7 +8,7 @@ from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.admission import Admission
 from typeless_grpc.server import Service
-from typeless_grpc.servicers.compat.options import ModelNames
+from typeless_grpc.servicers.compat.options import ModelNames, NamedModels
 from typeless_grpc.servicers.google import messages as google
 from typeless_grpc.servicers.google.operations import OperationsServicer
 from typeless_grpc.servicers.google.recordings import Configurations
@@ -36,14 +36,12 @@ def compat_services(
 ) -> Iterator[Service]:
     """Yield the services that the settings enable. jobs: None on a server without jobs."""
     if settings.riva_enabled:
-        servicer = RivaServicer(
-            admission=admission, recordings=recordings, streams=streams, models=models, names=_riva_names(settings)
-        )
-        reloads.follow(_riva_names, servicer.use)
-        yield servicer
+        of_riva = NamedModels(models, _riva_names(settings))
+        reloads.follow(_riva_names, of_riva.use)
+        yield RivaServicer(admission=admission, recordings=recordings, streams=streams, models=of_riva)
     if settings.google_enabled:
-        configurations = Configurations(models, _google_names(settings))
-        reloads.follow(_google_names, configurations.use)
+        of_google = NamedModels(models, _google_names(settings))
+        reloads.follow(_google_names, of_google.use)
         operations = OperationsServicer(jobs)
         for version in google.VERSIONS:
             yield SpeechServicer(
@@ -51,7 +49,7 @@ def compat_services(
                 admission=admission,
                 recordings=recordings,
                 streams=streams,
-                configurations=configurations,
+                configurations=Configurations(of_google),
                 operations=operations,
             )
         yield operations

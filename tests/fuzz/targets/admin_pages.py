@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any, cast
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from tests.fuzz.inputs import Source
 from tests.fuzz.targets.requests import check
@@ -46,13 +46,8 @@ def one(data: bytes) -> None:
     source = Source(data)
     name = source.chosen(list(CALLS))
     message = CALLS[name]()
-    if source.number(2):
-        source.fill(message)
-    else:
-        try:
-            message.ParseFromString(source.rest)
-        except DecodeError:
-            return
+    if not source.read_into(message):
+        return
     try:
         asyncio.run(call(name, message))
     except InvalidInput as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from tests.fuzz.inputs import Source, field_exists
 from typeless_grpc.access.methods import Group
@@ -116,13 +116,8 @@ def one(data: bytes) -> None:
     source = Source(data)
     mapping = source.chosen(list(MAPPINGS))
     message = MAPPINGS[mapping]()
-    if source.number(2):
-        source.fill(message)
-    else:
-        try:
-            message.ParseFromString(source.rest)
-        except DecodeError:
-            return
+    if not source.read_into(message):
+        return
     before = message.SerializeToString(deterministic=True)
     try:
         mapping(message)

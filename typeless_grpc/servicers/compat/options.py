@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typeless_grpc.audio.joined import begins_file
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import audio_pb2
+from typeless_grpc.servicers.models import Usable
 from typeless_grpc.servicers.options import MAX_HOTWORD_CHARACTERS, MAX_HOTWORDS
 
 # Enough of the audio to recognize a container.
@@ -29,6 +30,22 @@ class ModelNames:
         return name if is_known or self.refuses_unknown else ""
 
 
+class NamedModels:
+    """Finds the models of this server by the names of another contract."""
+
+    def __init__(self, usable: Usable, names: ModelNames) -> None:
+        self.usable, self._names = usable, names
+
+    def use(self, names: ModelNames) -> None:
+        """Apply these names from the next call on."""
+        self._names = names
+
+    async def model(self, name: str) -> str:
+        """Return the name of our model, "" for the default one."""
+        is_known = bool(name) and await self.usable.knows(name)
+        return self._names.model(name, is_known=is_known)
+
+
 @dataclass(frozen=True)
 class DeclaredAudio:
     """What a request says about its audio. encoding: of raw samples; None for a container.
@@ -42,14 +59,12 @@ class DeclaredAudio:
     names_encoding: bool = True
 
     def format(self, head: bytes) -> audio_pb2.AudioFormat | None:
-        """Return the format of audio that begins with head; None for a container."""
-        is_container = begins_file(head) or not (self.names_encoding or self.sample_rate_hz)
-        if self.encoding is None or (head and is_container):
+        """Return the format of audio that begins with head, b"" if its bytes are not here; None for a container."""
+        is_declared = self.names_encoding or self.sample_rate_hz > 0
+        if self.encoding is None or not is_declared or begins_file(head):
             return None
         return audio_pb2.AudioFormat(
-            encoding=self.encoding,
-            sample_rate_hertz=self.sample_rate_hz or (0 if head else 16000),  # no audio has any rate
-            channel_count=self.n_channels,
+            encoding=self.encoding, sample_rate_hertz=self.sample_rate_hz, channel_count=self.n_channels
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
+from google.protobuf.message import Message
 
 
 def loaded(file: str) -> descriptor_pool.DescriptorPool:
@@ -22,6 +23,11 @@ def loaded(file: str) -> descriptor_pool.DescriptorPool:
 def class_of(descriptor: Descriptor) -> Any:
     """Return the class of a message."""
     return message_factory.GetMessageClass(descriptor)
+
+
+def copy(source: Message, target: Message) -> None:
+    """Copy a message to one of the same type in another pool, such as a Duration."""
+    target.MergeFromString(source.SerializeToString())
 
 
 def register(server: grpc.aio.Server, service: ServiceDescriptor, servicer: Any) -> None:

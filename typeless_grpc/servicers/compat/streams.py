@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from typeless_grpc.errors import Aborted, DeadlineExceeded, InvalidInput, Overloaded
-from typeless_grpc.pb.v1 import transcription_pb2
+from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
 from typeless_grpc.servicers.compat.options import HEAD_BYTES
 
 Request = transcription_pb2.StreamTranscribeRequest
+# Of a stream that ends before any audio: no audio has any format.
+_NO_AUDIO = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=16_000)
 
 
 class CompatRequests(ABC):
@@ -25,7 +27,7 @@ class CompatRequests(ABC):
 
     @abstractmethod
     async def opened(self, first: Any) -> None:
-        """Take the first request, None if there is none. Raises InvalidInput."""
+        """Take the first request, which has the configuration. Raises InvalidInput."""
 
     @abstractmethod
     def config(self, head: bytes) -> transcription_pb2.StreamConfig:
@@ -33,7 +35,7 @@ class CompatRequests(ABC):
 
     @abstractmethod
     def audio(self, request: Any) -> bytes:
-        """Return the audio of any request but the first; b"" if it has none. Raises InvalidInput."""
+        """Return the audio of any request but the first; b"" if it has none."""
 
     def is_finalize(self, request: Any) -> bool:
         """Whether a request ends the utterance after its audio."""
@@ -47,24 +49,32 @@ class CompatRequests(ABC):
 
     async def translated(self) -> AsyncIterator[Request]:
         """Yield the configuration once the audio's first bytes tell its format, then the audio and what follows."""
-        await self.opened(await self._next())
-        head, has_more = b"", True
-        while has_more and len(head) < HEAD_BYTES:
-            request = await self._next()
-            has_more = request is not None
-            if request is not None:
-                head += self.audio(request)
-        yield Request(config=self.config(head))
+        first = await self._next()
+        if first is None or not _is_configuration(first):
+            raise _out_of_order("must be the first request")
+        await self.opened(first)
+        head = b""
+        while len(head) < HEAD_BYTES and (request := await self._next()) is not None:
+            head += self._audio(request)
+        config = self.config(head)
+        if not head:
+            config.format.CopyFrom(_NO_AUDIO)
+        yield Request(config=config)
         if head:
             yield Request(audio=head)
         while (request := await self._next()) is not None:
-            audio = self.audio(request)
+            audio = self._audio(request)
             if audio:
                 yield Request(audio=audio)
             if self.is_finalize(request):
                 yield Request(control=transcription_pb2.STREAM_CONTROL_FINALIZE)
             elif not audio:
                 yield Request(control=transcription_pb2.STREAM_CONTROL_KEEP_ALIVE)
+
+    def _audio(self, request: Any) -> bytes:
+        if _is_configuration(request):
+            raise _out_of_order("comes first and only once")
+        return self.audio(request)
 
     async def _next(self) -> Any | None:
         """Return the next request; None once the audio has ended."""
@@ -79,9 +89,11 @@ class CompatRequests(ABC):
             return None
 
 
-def out_of_order(field: str, why: str) -> InvalidInput:
-    """Return the error for requests that are out of order."""
-    return InvalidInput(field, why, reason="STREAM_ORDER")
+def refuse_separate_channels(n_channels: int) -> None:
+    """Raise InvalidInput if the channels of a stream are to be kept apart, and it has several."""
+    if n_channels > 1:
+        why = "a stream's channels are mixed: a stream for each keeps them apart"
+        raise InvalidInput("options.channel_mode", why, reason="NOT_SUPPORTED")
 
 
 def check_end(completed: transcription_pb2.StreamCompleted) -> None:
@@ -101,6 +113,15 @@ def restartable() -> Iterator[None]:
         if error.reason != "STREAM_IDLE":
             raise
         raise _idle() from error
+
+
+def _is_configuration(request: Any) -> bool:
+    has_configuration: bool = request.WhichOneof("streaming_request") == "streaming_config"
+    return has_configuration
+
+
+def _out_of_order(why: str) -> InvalidInput:
+    return InvalidInput("streaming_config", why, reason="STREAM_ORDER")
 
 
 def _idle() -> Aborted:

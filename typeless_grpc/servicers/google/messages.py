@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,17 @@ from google.protobuf.descriptor import ServiceDescriptor
 from typeless_grpc.servicers.compat.pool import class_of, loaded
 
 POOL = loaded("google.binpb")
+
+
+@functools.cache
+def message_class(name: str) -> Any:
+    """Return the class of a message, by its full name."""
+    return class_of(POOL.FindMessageTypeByName(name))
+
+
+@functools.cache
+def _enum(name: str) -> Mapping[int, str]:
+    return {value.number: value.name for value in POOL.FindEnumTypeByName(name).values}
 
 
 @dataclass(frozen=True)
@@ -30,12 +43,11 @@ class Version:
 
     def message(self, name: str, **fields: Any) -> Any:
         """Return a new message."""
-        return class_of(POOL.FindMessageTypeByName(f"google.cloud.speech.{self.name}.{name}"))(**fields)
+        return message_class(f"google.cloud.speech.{self.name}.{name}")(**fields)
 
-    def enum(self, name: str) -> dict[int, str]:
+    def enum(self, name: str) -> Mapping[int, str]:
         """Return the names of an enum's values, by number."""
-        values = POOL.FindEnumTypeByName(f"google.cloud.speech.{self.name}.{name}").values
-        return {value.number: value.name for value in values}
+        return _enum(f"google.cloud.speech.{self.name}.{name}")
 
 
 V1, V1P1BETA1, V2 = VERSIONS = (Version("v1"), Version("v1p1beta1"), Version("v2"))

@@ -11,8 +11,8 @@ from google.rpc import error_details_pb2
 
 from typeless_grpc.errors import InvalidInput, NotImplementedHere
 from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, transcription_pb2
-from typeless_grpc.servicers.compat.pool import class_of, register
-from typeless_grpc.servicers.google.messages import POOL, V1, VERSIONS, Version
+from typeless_grpc.servicers.compat.pool import copy, register
+from typeless_grpc.servicers.google.messages import POOL, V1, VERSIONS, Version, message_class
 from typeless_grpc.servicers.google.options import Wanted
 from typeless_grpc.servicers.google.results import Results, set_billed
 from typeless_grpc.servicers.jobs import JobsServicer
@@ -30,7 +30,7 @@ _CANCELLED = 1  # of google.rpc.Code
 
 
 def _message(kind: str, **fields: Any) -> Any:
-    return class_of(POOL.FindMessageTypeByName(f"{_PACKAGE}.{kind}"))(**fields)
+    return message_class(f"{_PACKAGE}.{kind}")(**fields)
 
 
 class OperationsServicer:
@@ -85,13 +85,13 @@ class OperationsServicer:
         """Cancel an operation; one that has ended stays as it is."""
         job = await self._job(request.name, context)
         await self._jobs.CancelJob(jobs_pb2.CancelJobRequest(job_id=job.job_id), context)
-        return class_of(POOL.FindMessageTypeByName("google.protobuf.Empty"))()
+        return message_class("google.protobuf.Empty")()
 
     async def DeleteOperation(self, request: Any, context: Any) -> Any:
         """Delete an operation that has ended, with its audio and its result."""
         job = await self._job(request.name, context)
         await self._jobs.DeleteJob(jobs_pb2.DeleteJobRequest(job_id=job.job_id), context)
-        return class_of(POOL.FindMessageTypeByName("google.protobuf.Empty"))()
+        return message_class("google.protobuf.Empty")()
 
     async def WaitOperation(self, request: Any, context: Any) -> Any:
         """Return an operation once it has ended, or after the timeout."""
@@ -140,8 +140,8 @@ class OperationsServicer:
             metadata = version.message("LongRunningRecognizeMetadata", progress_percent=percent)
             metadata.uri = _label(job, _URI)
             began, updated = metadata.start_time, metadata.last_update_time
-        began.MergeFromString(job.create_time.SerializeToString())
-        updated.MergeFromString(changed.SerializeToString())
+        copy(job.create_time, began)
+        copy(changed, updated)
         return metadata
 
     def _result(self, version: Version, job: jobs_pb2.Job) -> Any:

@@ -5,13 +5,13 @@ A field that would make the answer wrong is refused; a hint is accepted. docs/dr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from typeless_grpc.errors import InvalidInput, NotFound
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
-from typeless_grpc.servicers.compat.options import DeclaredAudio, ModelNames, Paths, phrases
+from typeless_grpc.servicers.compat.options import DeclaredAudio, Paths, phrases
 from typeless_grpc.servicers.google.messages import Version
 
 _RAW = {
@@ -77,13 +77,6 @@ class Wanted:
     separates_channels: bool
     has_word_times: bool
     has_word_confidences: bool
-
-    def with_model(self, names: ModelNames, *, is_known: bool) -> transcription_pb2.TranscriptionOptions:
-        """Return the options with our model. is_known: whether the name is one of ours."""
-        options = transcription_pb2.TranscriptionOptions()
-        options.CopyFrom(self.options)
-        options.model = names.model(self.model, is_known=is_known)
-        return options
 
 
 def check_recognizer(name: str) -> None:
@@ -176,7 +169,7 @@ def _refuse(is_wanted: object, path: str) -> None:
         raise InvalidInput(f"config.{path}", "this server does not support it", reason="NOT_SUPPORTED")
 
 
-def _known(names: dict[int, str], number: int, path: str) -> str:
+def _known(names: Mapping[int, str], number: int, path: str) -> str:
     if number not in names:
         raise InvalidInput(f"config.{path}", f"{number} is not a value that is allowed here")
     return names[number]

@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from typeless_grpc.pb.v1 import transcript_pb2, transcription_pb2
+from typeless_grpc.servicers.compat.pool import copy
 from typeless_grpc.servicers.google.messages import Version
 from typeless_grpc.speech.transcript import joined
 
@@ -72,9 +73,7 @@ class Results:
         return text if not last else joined([last, text]).removeprefix(last)
 
     def _set_end(self, result: Any, offset: Duration) -> None:
-        (result.result_end_offset if self._version.is_v2 else result.result_end_time).MergeFromString(
-            offset.SerializeToString()
-        )
+        copy(offset, result.result_end_offset if self._version.is_v2 else result.result_end_time)
 
     def _word(self, word: transcript_pb2.Word) -> Any:
         message = self._version.message("WordInfo", word=word.text)
@@ -82,8 +81,8 @@ class Results:
             message.confidence = word.confidence
         if self._has_word_times:
             start, end = ("start_offset", "end_offset") if self._version.is_v2 else ("start_time", "end_time")
-            getattr(message, start).MergeFromString(word.start_offset.SerializeToString())
-            getattr(message, end).MergeFromString(word.end_offset.SerializeToString())
+            copy(word.start_offset, getattr(message, start))
+            copy(word.end_offset, getattr(message, end))
         return message
 
 

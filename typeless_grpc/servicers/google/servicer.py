@@ -15,9 +15,9 @@ from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.errors import InvalidInput, OutOfRange
 from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.servicers import convert
-from typeless_grpc.servicers.compat.pool import register
-from typeless_grpc.servicers.compat.streams import CompatRequests, check_end, out_of_order, restartable
-from typeless_grpc.servicers.google.messages import POOL, Version
+from typeless_grpc.servicers.compat.pool import copy, register
+from typeless_grpc.servicers.compat.streams import CompatRequests, check_end, refuse_separate_channels, restartable
+from typeless_grpc.servicers.google.messages import Version
 from typeless_grpc.servicers.google.operations import OperationsServicer
 from typeless_grpc.servicers.google.options import Wanted, check_recognizer, of_recording, of_stream, wanted
 from typeless_grpc.servicers.google.recordings import Configurations
@@ -31,8 +31,6 @@ _OPERATIONS = "operations/"
 
 class SpeechServicer:
     """Serves Google's clients of one version."""
-
-    POOL = POOL
 
     def __init__(
         self,
@@ -129,16 +127,13 @@ class _GoogleRequests(CompatRequests):
 
     async def opened(self, first: Any) -> None:
         """See `CompatRequests`."""
-        if first is None or first.WhichOneof("streaming_request") != "streaming_config":
-            raise out_of_order("streaming_config", "must be the first request")
         if self._version.is_v2:
             check_recognizer(first.recognizer)
         streaming = first.streaming_config
         self.features = streaming.streaming_features if self._version.is_v2 else streaming
         self.wanted = wanted(self._version, streaming.config)
-        if self.wanted.separates_channels and self.wanted.audio.n_channels > 1:
-            why = "a stream's channels are mixed: a stream for each keeps them apart"
-            raise InvalidInput("options.channel_mode", why, reason="NOT_SUPPORTED")
+        if self.wanted.separates_channels:
+            refuse_separate_channels(self.wanted.audio.n_channels)
         self._options = await self._configurations.options(self.wanted)
 
     def config(self, head: bytes) -> transcription_pb2.StreamConfig:
@@ -149,8 +144,6 @@ class _GoogleRequests(CompatRequests):
 
     def audio(self, request: Any) -> bytes:
         """See `CompatRequests`."""
-        if request.WhichOneof("streaming_request") == "streaming_config":
-            raise out_of_order("streaming_config", "comes first and only once")
         audio: bytes = request.audio if self._version.is_v2 else request.audio_content
         return audio
 
@@ -217,8 +210,7 @@ class _Responses:
 
     def _event(self, name: str, offset: Any) -> Any:
         response = self._response(speech_event_type=self._types[name])
-        place = response.speech_event_offset if self._version.is_v2 else response.speech_event_time
-        place.MergeFromString(offset.SerializeToString())
+        copy(offset, response.speech_event_offset if self._version.is_v2 else response.speech_event_time)
         return response
 
     def _response(self, **fields: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from typeless_grpc.errors import InvalidInput
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
-from typeless_grpc.servicers.compat.options import DeclaredAudio, ModelNames, Paths, phrases
+from typeless_grpc.servicers.compat.options import DeclaredAudio, Paths, phrases
 from typeless_grpc.servicers.convert import duration
 from typeless_grpc.servicers.riva.messages import AudioEncoding
 
@@ -49,19 +49,14 @@ OF_RECORDING = Paths("config", "audio", _PATHS)
 OF_STREAM = Paths("streaming_config.config", "audio_content", _PATHS)
 
 
-def transcription_options(
-    config: Any, names: ModelNames, *, knows_model: bool
-) -> transcription_pb2.TranscriptionOptions:
-    """Return our options for a RecognitionConfig. Raises InvalidInput.
-
-    knows_model: whether its model is one of ours.
-    """
+def transcription_options(config: Any, model: str) -> transcription_pb2.TranscriptionOptions:
+    """Return our options for a RecognitionConfig. model: ours for its model. Raises InvalidInput."""
     if config.diarization_config.enable_speaker_diarization:
         why = "this server does not tell speakers apart"
         raise InvalidInput("config.diarization_config.enable_speaker_diarization", why, reason="NOT_SUPPORTED")
     language = config.language_code.strip()
     options = transcription_pb2.TranscriptionOptions(
-        model=names.model(config.model, is_known=knows_model),
+        model=model,
         language="" if language.lower() in _DETECT else language,
         task=_task(config.custom_configuration),
         hotwords=phrases((phrase, context.boost) for context in config.speech_contexts for phrase in context.phrases),

@@ -11,13 +11,13 @@ import grpc
 from typeless_grpc.access import principal
 from typeless_grpc.engine.admission import Admission
 from typeless_grpc.engine.interface import Lane, Ticket
-from typeless_grpc.errors import InvalidInput, NotFound
+from typeless_grpc.errors import NotFound
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
 from typeless_grpc.servicers import convert
-from typeless_grpc.servicers.compat.options import HEAD_BYTES, ModelNames
+from typeless_grpc.servicers.compat.options import HEAD_BYTES, NamedModels
 from typeless_grpc.servicers.compat.pool import register
-from typeless_grpc.servicers.compat.streams import CompatRequests, check_end, out_of_order, restartable
-from typeless_grpc.servicers.models import Usable, is_multilingual
+from typeless_grpc.servicers.compat.streams import CompatRequests, check_end, refuse_separate_channels, restartable
+from typeless_grpc.servicers.models import is_multilingual
 from typeless_grpc.servicers.recordings import Recording, RecordingTranscriber
 from typeless_grpc.servicers.riva import messages, results
 from typeless_grpc.servicers.riva.options import OF_RECORDING, OF_STREAM, declared_audio, transcription_options
@@ -31,26 +31,20 @@ class RivaServicer:
     """Serves Riva's clients."""
 
     NAME = messages.SERVICE
-    POOL = messages.POOL
 
     def __init__(
         self,
         admission: Admission,
         recordings: RecordingTranscriber,
         streams: StreamService,
-        models: Usable,
-        names: ModelNames,
+        models: NamedModels,
     ) -> None:
         self._admission, self._recordings, self._streams = admission, recordings, streams
-        self._models, self._names = models, names
-
-    def use(self, names: ModelNames) -> None:
-        """Apply these names of models from the next call on."""
-        self._names = names
+        self._models = models
 
     def register(self, server: grpc.aio.Server) -> None:
         """Register this service with a server."""
-        register(server, self.POOL.FindServiceByName(self.NAME), self)
+        register(server, messages.POOL.FindServiceByName(self.NAME), self)
 
     async def Recognize(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """Transcribe one recording."""
@@ -76,7 +70,7 @@ class RivaServicer:
 
     async def GetRivaSpeechRecognitionConfig(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """List the models that the caller may name."""
-        usable = await self._models.of_caller()
+        usable = await self._models.usable.of_caller()
         if request.model_name:
             if request.model_name not in usable:
                 raise NotFound(f"There is no model '{request.model_name[:100]}' here.", reason="MODEL_NOT_FOUND")
@@ -88,14 +82,13 @@ class RivaServicer:
                     "type": kind,
                     "language_code": "multi" if is_multilingual(name, model) else "en-US",
                     "sample_rate": "16000",
-                    "default": "true" if name == self._models.default_model else "false",
+                    "default": "true" if name == self._models.usable.default_model else "false",
                 }
                 response.model_config.add(model_name=name, parameters=parameters)
         return response
 
     async def _options(self, config: Any) -> transcription_pb2.TranscriptionOptions:
-        knows_model = bool(config.model) and await self._models.knows(config.model)
-        return transcription_options(config, self._names, knows_model=knows_model)
+        return transcription_options(config, await self._models.model(config.model))
 
     async def _responses(self, incoming: AsyncIterator[Any]) -> AsyncIterator[Any]:
         requests = _RivaRequests(incoming, self._options)
@@ -125,14 +118,11 @@ class _RivaRequests(CompatRequests):
 
     async def opened(self, first: Any) -> None:
         """See `CompatRequests`."""
-        if first is None or first.WhichOneof("streaming_request") != "streaming_config":
-            raise out_of_order("streaming_config", "must be the first request")
         self._note(first)
         self._config = first.streaming_config
         config = self._config.config
-        if config.enable_separate_recognition_per_channel and config.audio_channel_count > 1:
-            why = "a stream's channels are mixed: a stream for each keeps them apart"
-            raise InvalidInput("options.channel_mode", why, reason="NOT_SUPPORTED")
+        if config.enable_separate_recognition_per_channel:
+            refuse_separate_channels(config.audio_channel_count)
         self._options = await self._options_of(config)
 
     def config(self, head: bytes) -> transcription_pb2.StreamConfig:
@@ -145,8 +135,6 @@ class _RivaRequests(CompatRequests):
 
     def audio(self, request: Any) -> bytes:
         """See `CompatRequests`."""
-        if request.WhichOneof("streaming_request") == "streaming_config":
-            raise out_of_order("streaming_config", "comes first and only once")
         self._note(request)
         audio: bytes = request.audio_content
         return audio

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from tests.fuzz.inputs import Source, field_exists
 from typeless_grpc.errors import InvalidInput, NotFound
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
@@ -32,13 +30,8 @@ def one(data: bytes) -> None:
     source = Source(data)
     which = source.number(4)
     message = riva.RecognizeRequest() if which == 3 else google.VERSIONS[which].message("RecognizeRequest")
-    if source.number(2):
-        source.fill(message)
-    else:
-        try:
-            message.ParseFromString(source.rest)
-        except DecodeError:
-            return
+    if not source.read_into(message):
+        return
     try:
         if which == 3:
             from_riva(message)
@@ -54,7 +47,7 @@ def one(data: bytes) -> None:
 
 def from_riva(message: Any) -> None:
     with of_riva.OF_RECORDING.named():
-        options = of_riva.transcription_options(message.config, NAMES, knows_model=False)
+        options = of_riva.transcription_options(message.config, NAMES.model(message.config.model, is_known=False))
         format = of_riva.declared_audio(message.config).format(message.audio[:HEAD_BYTES])
         recording(message.audio, format, options)
 
@@ -64,9 +57,9 @@ def from_google(version: google.Version, message: Any) -> None:
         of_google.check_recognizer(message.recognizer)
     with of_google.of_recording(version).named():
         wanted = of_google.wanted(version, message.config)
-        options = wanted.with_model(NAMES, is_known=False)
+        wanted.options.model = NAMES.model(wanted.model, is_known=False)
         content = message.content if version.is_v2 else message.audio.content
-        recording(content, wanted.audio.format(content[:HEAD_BYTES]), options)
+        recording(content, wanted.audio.format(content[:HEAD_BYTES]), wanted.options)
 
 
 def recording(
