@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,26 +16,31 @@ from tests.harness import REPOSITORY
 from tests.servers import free_port, until_it_listens
 
 
+def command(folder: Path, name: str, changes: Mapping[str, str]) -> list[str]:
+    """The command of nginx with a file of `deploy/`, in which changes replace what is of another machine."""
+    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if not binary:
+        pytest.skip("no nginx on this machine: apt-get install nginx-light")
+    config = (REPOSITORY / "deploy" / name).read_text("utf-8")
+    for there, here in changes.items():
+        assert there in config
+        config = config.replace(there, here)
+    (folder / "nginx.conf").write_text(config, "utf-8")
+    return [binary, "-c", str(folder / "nginx.conf"), "-e", str(folder / "nginx-error.txt"), "-g", "daemon off;"]
+
+
 class Nginx:
     """nginx with the configuration of `deploy/`, which can be killed and started again on the same port."""
 
     def __init__(self, folder: Path, targets: list[str], host: str = "127.0.0.1", on: Sequence[str] = ()) -> None:
         """targets: the servers behind it. host: where it listens. on: what to put before the command."""
-        binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-        if not binary:
-            pytest.skip("no nginx on this machine: apt-get install nginx-light")
         self.port, self._host = free_port(), host
-        config = (REPOSITORY / "deploy" / "nginx.conf").read_text("utf-8")
-        for there, here in {
+        changes = {
             "server 127.0.0.1:50051 fail_timeout=1s;": " ".join(f"server {one} fail_timeout=1s;" for one in targets),
             "127.0.0.1:50050": f"{host}:{self.port}",
             "/run/typeless-nginx.pid": f"{folder}/nginx.pid",
-        }.items():
-            assert there in config
-            config = config.replace(there, here)
-        (folder / "nginx.conf").write_text(config, "utf-8")
-        error_log = folder / "nginx-error.txt"
-        self._command = [*on, binary, "-c", str(folder / "nginx.conf"), "-e", str(error_log), "-g", "daemon off;"]
+        }
+        self._command = [*on, *command(folder, "nginx.conf", changes)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

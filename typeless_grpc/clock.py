@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 
 class Clock(Protocol):
@@ -32,3 +34,13 @@ class FakeClock:
         """Move forward; seconds must not be negative."""
         assert seconds >= 0
         self._now_s += seconds
+
+
+async def ends_within(work: Coroutine[Any, Any, None], seconds: float) -> bool:
+    """Wait for work, and cancel it after the given time. Return whether it ended by itself."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        return False
+    return True

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from typeless_grpc import reflection
 from typeless_grpc.access.listening import why_unusable
+from typeless_grpc.clock import ends_within
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.health import Health, HealthCheck
 from typeless_grpc.telemetry.logs import get_logger
@@ -169,22 +170,12 @@ class Server:
         if self._updating is not None:
             self._updating.cancel()
         self._health.end()
-        await _at_most(self._health.notified(), NOTIFY_S)
-        if not await _at_most(self._drain.settled(), self._options.drain_timeout_s):
+        await ends_within(self._health.notified(), NOTIFY_S)
+        if not await ends_within(self._drain.settled(), self._options.drain_timeout_s):
             log.warning("drain timeout: remaining calls are cancelled", drain_timeout_s=self._options.drain_timeout_s)
         await self._server.stop(None)
-        if not await _at_most(self._drain.idle(), CLEAN_UP_S):
+        if not await ends_within(self._drain.idle(), CLEAN_UP_S):
             log.warning("cancelled calls still run", waited_s=CLEAN_UP_S)
-
-
-async def _at_most(work: Coroutine[Any, Any, None], seconds: float) -> bool:
-    """Wait for work, and cancel it after the given time. Return whether it ended by itself."""
-    try:
-        async with asyncio.timeout(seconds):
-            await work
-    except TimeoutError:
-        return False
-    return True
 
 
 def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import shutil
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +13,8 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.harness import REPOSITORY, serving
+from tests.harness import serving
+from tests.nginx import command
 from tests.servers import free_port
 from tests.service.console import END, config, texts, until
 from tests.service.test_tls import Authority
@@ -29,25 +29,16 @@ ORIGIN = "https://speech.example.com"
 @asynccontextmanager
 async def nginx(folder: Path, console_port: int) -> AsyncIterator[tuple[int, ssl.SSLContext]]:
     """nginx in front of a console, its port, and what trusts its certificate."""
-    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if not binary:
-        pytest.skip("no nginx on this machine: apt-get install nginx-light")
     authority, port = Authority(folder), free_port()
     cert, key = authority.issue("proxy")
-    text = (REPOSITORY / "deploy" / "nginx-console.conf").read_text("utf-8")
-    for there, here in {
+    changes = {
         "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
         "/etc/ssl/typeless/fullchain.pem": str(cert),
         "/etc/ssl/typeless/privkey.pem": str(key),
         "127.0.0.1:8080": f"127.0.0.1:{console_port}",
         "/run/typeless-console-nginx.pid": f"{folder}/nginx.pid",
-    }.items():
-        assert there in text
-        text = text.replace(there, here)
-    (folder / "nginx.conf").write_text(text, "utf-8")
-    process = await asyncio.create_subprocess_exec(
-        binary, "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.txt"), "-g", "daemon off;"
-    )
+    }
+    process = await asyncio.create_subprocess_exec(*command(folder, "nginx-console.conf", changes))
     trust = ssl.create_default_context(cafile=str(authority.ca))
     trust.check_hostname = False  # it is for 127.0.0.1
     try:

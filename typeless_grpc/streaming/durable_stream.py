@@ -13,12 +13,12 @@ recognizes nothing up to the end of the inputs. Then it starts the decodes that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from typeless_grpc.audio.formats import Audio
 from typeless_grpc.audio.live import LOST_AT_THE_END, LiveReader
 from typeless_grpc.audio.vad import DetectorState
+from typeless_grpc.clock import ends_within
 from typeless_grpc.errors import InvalidInput, TypelessError, WrongState
 from typeless_grpc.streaming import events
 from typeless_grpc.streaming.dependencies import Dependencies, StreamOptions
@@ -135,10 +135,10 @@ class DurableStream(Stream):
         Then it waits as long again for the store. The caller still has what is not stored by then.
         """
         if self._is_attached:
-            await _at_most(self._paused(), within_s)
+            await ends_within(self._paused(), within_s)
         self._is_paused = True
         if self._work.done():
-            await _at_most(self._log.flush(), within_s)
+            await ends_within(self._log.flush(), within_s)
         else:
             self._leaving = (error, within_s)
             self._work.cancel()
@@ -216,7 +216,7 @@ class DurableStream(Stream):
         if self._leaving is not None:
             error, within_s = self._leaving
             self._log.end_audio()
-            is_stored = await _at_most(self._log.flush(), within_s)
+            is_stored = await ends_within(self._log.flush(), within_s)
             self.journal.close(error, at_once=not is_stored)
 
     async def _paused(self) -> None:
@@ -313,16 +313,6 @@ class DurableStream(Stream):
                 self._decoder.reconfigure(record.options)
         replay.take(record, self._session.apply(record))
         self._completed = replay.completed
-
-
-async def _at_most(work: Coroutine[Any, Any, None], seconds: float) -> bool:
-    """Wait for work, and cancel it after the given time. Return whether it ended by itself."""
-    try:
-        async with asyncio.timeout(seconds):
-            await work
-    except TimeoutError:
-        return False
-    return True
 
 
 _OVER = (State.ENDING, State.DONE)
