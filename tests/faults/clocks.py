@@ -1,4 +1,4 @@
-"""The clock of a process, set while it runs (libfaketime). Its monotonic clock goes on, as when a machine's clock is set."""
+"""The wall clock of a process, set while it runs (libfaketime); its monotonic clock goes on."""
 
 from __future__ import annotations
 

@@ -74,12 +74,16 @@ async def test_a_step_of_its_clock_refuses_nobody_for_longer_than_an_empty_bucke
         assert await client.ttl(entry) <= 600
 
 
+async def fill(client: redis.asyncio.Redis) -> None:
+    for n in range(10_000):
+        await client.set(f"ballast {n}", b"\0" * 10_000)
+
+
 async def test_a_full_redis_leaves_each_server_its_own_limits(tmp_path: Path):
     with redis_server(tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "noeviction") as server:
         client = redis.asyncio.Redis.from_url(server.url)
         with pytest.raises(redis.exceptions.OutOfMemoryError):
-            for n in range(10_000):
-                await client.set(f"ballast {n}", b"\0" * 10_000)
+            await fill(client)
         buckets, metrics = RedisBuckets(server.url, timeout_s=5), Metrics()
         began_s = time.monotonic()
         with pytest.raises(SourceUnavailable) as caught:
