@@ -49,7 +49,7 @@ from typeless_grpc.streaming.utterances import OpenUtterance, Utterance
 
 
 class State(Enum):
-    """See the module."""
+    """The states that the module docstring describes."""
 
     LISTENING = "listening"
     SPEAKING = "speaking"
@@ -161,6 +161,7 @@ class Session:
         return self._effects
 
     def _move(self, happened: Input | Boundary | LastReleased) -> None:
+        """Change the state as TRANSITIONS says."""
         self.state = TRANSITIONS[self.state][type(happened)]
 
     def _emit(self, event: events.Event, *, final: int | None = None) -> None:
@@ -177,6 +178,7 @@ class Session:
         self._processed = max(self._processed, self._final)
 
     def _settled(self) -> int:
+        """Return the sample before which all is final: where the first utterance without a final begins."""
         if (first := self._pending.first) is not None:
             return first.audio_start
         if self._open is not None:
@@ -192,6 +194,7 @@ class Session:
         self._segment()
 
     def _segment(self) -> None:
+        """Pass waiting frames to the segmenter, up to an undecided utterance."""
         while self._waiting_frames and self.state is not State.UNDECIDED:
             self._take_boundaries(self._segmenter.take(self._waiting_frames.popleft()))
             self._n_frames += 1
@@ -296,6 +299,7 @@ class Session:
             self._release(pending, its_result)
 
     def _release(self, pending: PendingFinal, result: FinalResult) -> None:
+        """Emit the segments of an utterance, or a warning if it could not be decoded."""
         utterance = pending.utterance
         recognition = result.recognition if isinstance(result, FinalDecoded) else None
         segments = self._mode.segments(utterance, recognition, pending.stability.committed)
