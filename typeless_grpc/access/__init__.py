@@ -1,1 +1,1 @@
-"""Who may call, what each caller may do, and how much: keys, tokens, rules, quotas and usage."""
+"""The access of callers: their keys and tokens, what each may call, and their quotas and usage."""

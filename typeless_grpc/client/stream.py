@@ -221,7 +221,7 @@ class Streaming:
                 self._changed.notify_all()
 
     def _requests(self, state: _CallState) -> Iterator[StreamTranscribeRequest]:
-        """The requests of one call: its opening and then, once it may send them, those of the ledger."""
+        """Yield the requests of one call: its opening and then, once it may send them, those of the ledger."""
         yield self._ledger.opening()
         position: int | None = None
         while True:
