@@ -38,8 +38,8 @@ __all__ = ["AudioReader", "DecodeCancelled", "DecodeLimits", "Decoded", "SourceI
 class DecodeLimits:
     """The limits of one recording.
 
-    max_duration_s: seconds of decoded audio, above 0. `decode`, which holds all of it, counts those of each channel
-    that is kept apart, and takes 64 kB for each. max_channels: of a recording whose channels are kept apart.
+    max_duration_s: seconds of decoded audio, above 0. `decode` holds all of it in memory, 64 kB for each second, so it
+    adds up the channels that are kept apart. max_channels: of a recording whose channels are kept apart.
     """
 
     max_duration_s: float
