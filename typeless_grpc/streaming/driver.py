@@ -267,8 +267,10 @@ class Stream:
                     async for block in self._reader.feed(request):
                         await self._take_audio(block)
                 case Update():
+                    is_changed = self._session.is_changed_by(request)
                     self._apply(request)
-                    self._decoder.reconfigure(request.options)
+                    if is_changed:
+                        self._decoder.reconfigure(request.options)
                 case Control.FINALIZE:
                     self._apply(Finalize())
                 case Control.END:

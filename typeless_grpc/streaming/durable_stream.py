@@ -309,7 +309,7 @@ class DurableStream(Stream):
                 return
             case FinalDecoded(utterance_id, recognition):
                 self._decoder.learn(replay.pending[utterance_id], recognition)
-            case Update():
+            case Update() if self._session.is_changed_by(record):
                 self._decoder.reconfigure(record.options)
         replay.take(record, self._session.apply(record))
         self._completed = replay.completed
