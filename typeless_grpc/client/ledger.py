@@ -74,7 +74,7 @@ class Ledger:
         return self._n_bytes - self._acknowledged < self._options.max_kept_bytes
 
     def opening(self) -> StreamTranscribeRequest:
-        """The first request of a call: it opens a session or resumes this one."""
+        """Return the first request of a call: it opens a session or resumes this one."""
         if not self.session_id:
             config = self._options.message()
             if self._acknowledged_options is not None:
@@ -126,11 +126,11 @@ class Ledger:
             self._keep(StreamTranscribeRequest(update=self._in_force.message()))
 
     def first(self) -> int:
-        """The position of the first request that is kept, where a call begins to send."""
+        """Return the position of the first request that is kept, where a call begins to send."""
         return self._n_dropped
 
     def at(self, position: int) -> tuple[StreamTranscribeRequest, int] | None:
-        """The request at a position and the position after it; None if there is no such request yet.
+        """Return the request at a position and the position after it; None if there is no such request yet.
 
         For an acknowledged request, which is not kept, it is the first one kept. One call returns both: by the time a
         request is written the server may have acknowledged it, which moves the position of the next.

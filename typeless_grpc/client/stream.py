@@ -285,7 +285,7 @@ class Streaming:
                 self._changed.notify_all()
 
     def _requests(self, state: _CallState) -> Iterator[StreamTranscribeRequest]:
-        """The requests of one call: its opening and then, once it may send them, those of the ledger."""
+        """Yield the requests of one call: its opening and then, once it may send them, those of the ledger."""
         opening = self._ledger.opening()
         self._sends(opening)
         yield opening

@@ -49,7 +49,7 @@ from typeless_grpc.streaming.utterances import OpenUtterance, Utterance
 
 
 class State(Enum):
-    """See the module."""
+    """The states that the module docstring describes."""
 
     LISTENING = "listening"
     SPEAKING = "speaking"
@@ -150,10 +150,6 @@ class Session:
         """The sample before which no audio is needed any more."""
         return self._final
 
-    def is_changed_by(self, update: Update) -> bool:
-        """Whether an update has other options than those in force. One that has not only requests a `Configured`."""
-        return (update.options, update.segmentation) != (self.options, self._segmentation)
-
     def apply(self, input: Input) -> list[Effect]:
         """Apply an input, and return its effects. Raises WrongState if the state does not allow it."""
         if type(input) not in TRANSITIONS[self.state]:
@@ -170,6 +166,7 @@ class Session:
         return self._effects
 
     def _move(self, happened: Input | Boundary | LastReleased) -> None:
+        """Change the state as TRANSITIONS says."""
         self.state = TRANSITIONS[self.state][type(happened)]
 
     def _emit(self, event: events.Event, *, final: int | None = None) -> None:
@@ -186,6 +183,7 @@ class Session:
         self._processed = max(self._processed, self._final)
 
     def _settled(self) -> int:
+        """Return the sample before which all is final: where the first utterance without a final begins."""
         if (first := self._pending.first) is not None:
             return first.audio_start
         if self._open is not None:
@@ -201,6 +199,7 @@ class Session:
         self._segment()
 
     def _segment(self) -> None:
+        """Pass waiting frames to the segmenter, up to an undecided utterance."""
         while self._waiting_frames and self.state is not State.UNDECIDED:
             self._take_boundaries(self._segmenter.take(self._waiting_frames.popleft()))
             self._n_frames += 1
@@ -233,7 +232,7 @@ class Session:
         self._take_boundaries(self._segmenter.finalize(self._received))
 
     def _update(self, update: Update) -> None:
-        if self.is_changed_by(update):
+        if (update.options, update.segmentation) != (self.options, self._segmentation):
             self._end_undecided()
             self._take_boundaries(self._segmenter.settle())  # utterances that are over keep the old options
             self.options, self._segmentation = update.options, update.segmentation
@@ -306,6 +305,7 @@ class Session:
             self._release(pending, its_result)
 
     def _release(self, pending: PendingFinal, result: FinalResult) -> None:
+        """Emit the segments of an utterance, or a warning if it could not be decoded."""
         utterance = pending.utterance
         recognition = result.recognition if isinstance(result, FinalDecoded) else None
         segments = self._mode.segments(utterance, recognition, pending.stability.committed)
