@@ -36,7 +36,7 @@ class FullScale:
         self._n_over = self._n_sounding = self._n_fractions = 0
 
     def scaled(self, samples: Audio | npt.NDArray[np.float64]) -> Audio | None:
-        """The samples in [-1, 1]; None if they are too large for any format.
+        """Return the samples in [-1, 1]; None if they are too large for any format.
 
         samples: finite, in order, any number. Samples that are a little too loud are clipped, as are the few before the
         scale is known.
@@ -105,7 +105,7 @@ class Leveler:
         return _joined(done)
 
     def flush(self) -> Audio:
-        """The rest. Nothing may be fed after it."""
+        """Return the rest. Nothing may be fed after it."""
         if self._n_hop and not self._is_settled:
             self._analyze()
         if _MIN_HOPS <= self._n_hops < _WINDOW_HOPS:

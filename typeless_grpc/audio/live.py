@@ -34,7 +34,7 @@ def live_reader(
     is_live: bool = True,
     open_container: OpenLiveContainer = ContainerLiveReader,
 ) -> LiveReader:
-    """The reader for a format. field: path of the message that holds `format`. Raises InvalidInput about it.
+    """Return the reader for a format. field: path of the message that holds `format`. Raises InvalidInput about it.
 
     is_live: return samples as soon as their bytes arrive; otherwise they may wait for the next few seconds.
     open_container: makes the reader of what FFmpeg has to decode.

@@ -53,7 +53,7 @@ class PcmReader:
         self._pending = b""
 
     def feed(self, data: bytes) -> Audio:
-        """The 16 kHz audio that these bytes complete; may be empty.
+        """Return the 16 kHz audio that these bytes complete; may be empty.
 
         Raises InvalidInput (AUDIO_UNDECODABLE) if a PCM_F32LE sample is NaN or infinite, if they are too large, or if
         the bytes are certainly of another encoding.

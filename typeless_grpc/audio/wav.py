@@ -60,7 +60,7 @@ class WavHeader:
 
 
 def wav_header(head: bytes) -> WavHeader | None:
-    """The header at the beginning of head, None if more bytes are needed. Raises NotForUs."""
+    """Return the header at the beginning of head, None if more bytes are needed. Raises NotForUs."""
     if head[:16] == _W64_RIFF[: len(head[:16])] and head[:1]:
         return _w64_header(head)
     return _riff_header(head)
@@ -144,7 +144,7 @@ class WavParser:
         return max(0, self._n_end - self._n_samples) if self._n_end is not None else 0
 
     def feed(self, data: bytes) -> Iterator[WavHeader | bytes]:
-        """The headers and samples that these bytes complete.
+        """Yield the headers and samples that these bytes complete.
 
         Raises NotForUs instead of the first header; all bytes are then in `waiting`.
         """
@@ -152,7 +152,7 @@ class WavParser:
         yield from self._parsed(is_end=False)
 
     def finish(self) -> Iterator[WavHeader | bytes]:
-        """The rest, at the end of the input."""
+        """Yield the rest, at the end of the input."""
         yield from self._parsed(is_end=True)
 
     def _parsed(self, *, is_end: bool) -> Iterator[WavHeader | bytes]:
@@ -178,7 +178,7 @@ class WavParser:
                     yield samples
 
     def _next_header(self, *, is_end: bool) -> WavHeader | None:
-        """The next header; None if more bytes are needed, or if these are samples that resemble one."""
+        """Return the next header; None if more bytes are needed, or if these are samples that resemble one."""
         try:
             header = wav_header(bytes(self.waiting))
             is_none = header is None and is_end
@@ -215,7 +215,7 @@ class WavParser:
         return samples
 
     def _signature(self, start: int) -> int | None:
-        """Where the next file or chunk of metadata begins, at or after start."""
+        """Return where the next file or chunk of metadata begins, at or after start."""
         found = []
         for mark, n_before in _MARKS.items():
             at = self.waiting.find(mark, start + n_before)
@@ -253,7 +253,7 @@ class WavParser:
 
 
 def _metadata_bytes(head: bytes) -> int | None:
-    """The length of the chunk with this head, without its padding; None if it is not a chunk."""
+    """Return the length of the chunk with this head, without its padding; None if it is not a chunk."""
     if head[:3] == b"TAG":
         return _ID3V1_BYTES
     if re.match(rb"ID3[\x02-\x04]", head) and len(head) >= 10 and max(head[6:10]) < 128:

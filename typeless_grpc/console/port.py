@@ -249,7 +249,7 @@ async def _listen(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _private_directory() -> Iterator[Path]:
-    """A directory that only this user can enter, so that nobody else can connect to a socket in it."""
+    """Yield a directory that only this user can enter, so that nobody else can connect to a socket in it."""
     try:
         with tempfile.TemporaryDirectory(prefix="typeless-", ignore_cleanup_errors=True) as name:
             yield Path(name)

@@ -42,7 +42,7 @@ class Segment:
 
 
 def retimed_words(words: Sequence[Word], clock: Callable[[float], float]) -> tuple[Word, ...]:
-    """The words with their times on another clock, each starting no earlier than the one before it."""
+    """Return the words with their times on another clock, each starting no earlier than the one before it."""
     retimed: list[Word] = []
     earliest_s = float("-inf")
     for word in words:

@@ -48,7 +48,7 @@ def load(path: Path | None = None) -> Profanity:
 
 
 def parse(lines: list[str]) -> Profanity:
-    """A list from its lines. Raises InvalidInput for an unknown language."""
+    """Return a list from its lines. Raises InvalidInput for an unknown language."""
     words: dict[str, list[str]] = {}
     language = ""
     for number, line in enumerate(lines, 1):

@@ -78,7 +78,7 @@ def fillers(text: str, language: str) -> list[Edit]:
 
 
 def _runs_of_fillers(text: str, language: str) -> Iterator[tuple[int, int]]:
-    """The positions of fillers; consecutive ones ("um, uh") are joined."""
+    """Yield the positions of fillers; consecutive ones ("um, uh") are joined."""
     start = end = -1
     for word in WORD.finditer(text):
         is_filler = word[0].casefold() in SPEECH[language].fillers and not _is_part_of_a_compound(text, word)

@@ -113,7 +113,7 @@ class DecodeResult:
 
 
 def task_of(options: DecodeOptions, language: str) -> DecodingTask:
-    """The decoder's part of the options."""
+    """Return the decoder's part of the options."""
     return DecodingTask(language, options.task, options.prompt, tuple(options.hotwords))
 
 
