@@ -71,7 +71,10 @@ def recording(job: int, seconds: int) -> bytes:
 def run(
     directory: Path, journal: Path, log: Path, settings: dict[str, Any], timeouts: DatabaseTimeouts, port: Connection
 ) -> None:
-    """Serve until SIGTERM, with all output in a log. timeouts: of the database. port: gets the port once calls are accepted."""
+    """Serve until SIGTERM, with all output in a log.
+
+    timeouts: of the database. port: gets the port once calls are accepted.
+    """
     with log.open("w") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
