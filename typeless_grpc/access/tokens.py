@@ -78,7 +78,7 @@ class SigningKeys:
         self._fetching = asyncio.Lock()
 
     async def get(self, name: str) -> jwt.PyJWK | None:
-        """The key of this name (`kid`), None if the provider has none. Raises SourceUnavailable."""
+        """Return the key of this name (`kid`), None if the provider has none. Raises SourceUnavailable."""
         # While the provider is unavailable, one caller at a time waits for a fetch; the others use the known keys.
         is_tried_by_another = self._is_unavailable and self._fetching.locked()
         if name not in self._keys or (self._is_old() and not is_tried_by_another):
@@ -86,7 +86,7 @@ class SigningKeys:
         return self._keys.get(name)
 
     def known(self, name: str) -> jwt.PyJWK | None:
-        """The key of this name in the last fetched set."""
+        """Return the key of this name in the last fetched set."""
         return self._keys.get(name)
 
     def _is_old(self) -> bool:
@@ -121,7 +121,7 @@ class SigningKeys:
 
 
 def jwks(url: str, *, timeout_s: float) -> Callable[[], Mapping[str, jwt.PyJWK]]:
-    """A fetch for `SigningKeys`: the key set at url. Raises jwt.PyJWTError for a url that is not http(s)."""
+    """Return a fetch for `SigningKeys`: the key set at url. Raises jwt.PyJWTError for a url that is not http(s)."""
     client = jwt.PyJWKClient(url, cache_jwk_set=False, timeout=timeout_s)
 
     def fetch() -> Mapping[str, jwt.PyJWK]:
@@ -147,7 +147,7 @@ class TokenVerifier:
         return self._options.issuer
 
     async def verify(self, token: str) -> Principal:
-        """The caller of a token. Raises Unauthenticated, SourceUnavailable."""
+        """Return the caller of a token. Raises Unauthenticated, SourceUnavailable."""
         name = _key_name(token)
         return self._caller(token, await self._keys.get(name) if name is not None else None)
 
@@ -219,7 +219,7 @@ def self_signed(token: str) -> SelfSigned | None:
 
 
 def _key_name(token: str) -> str | None:
-    """The name of the key in the header of a token."""
+    """Return the name of the key in the header of a token."""
     try:
         name = jwt.get_unverified_header(token).get("kid")
     except jwt.PyJWTError as error:

@@ -70,7 +70,7 @@ class AudioFormat:
         return self.frame_bytes * (self.sample_rate_hz or 0)
 
     def validated(self, field: str = "audio") -> AudioFormat:
-        """This format with its blanks filled in: 0 is None, and raw audio has one channel unless it says otherwise.
+        """Return this format with defaults filled in: 0 becomes None, and raw audio has one channel by default.
 
         field: path of the message that holds `format`, "items[3].audio".
         Raises InvalidInput, naming every wrong field, if the rate of raw audio is not in 8,000..192,000, its channels

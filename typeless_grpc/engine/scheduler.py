@@ -208,7 +208,7 @@ class Scheduler(Generic[WorkT, ResultT]):
             )
 
     def backlog_s(self, lane: Lane, caller: str | None = None) -> float:
-        """How long new work would wait, by the measured pace; 0 before anything was measured.
+        """Return how long new work would wait, by the measured pace; 0 before anything was measured.
 
         caller: of the work; None for the end of the lane.
         """
@@ -227,7 +227,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         return self._clock.now_s() - self._progress_s if self.has_work else 0.0
 
     def n_queued(self, lane: Lane) -> int:
-        """How many windows of a lane are in the queue."""
+        """Return how many windows of a lane are in the queue."""
         return self._queue.n_queued(lane)
 
     @property

@@ -168,7 +168,7 @@ class EngineConnection:
         return self.report.models
 
     def n_queued(self, lane: Lane) -> int:
-        """How many windows of a lane are in its queue, as last reported."""
+        """Return how many windows of a lane are in its queue, as last reported."""
         return self.report.state.n_queued[lane] if self.is_connected and self.report.state.n_queued else 0
 
     @property

@@ -102,7 +102,7 @@ class EngineGroup:
         return min((engine.stalled_s for engine in self._engines if engine.is_up), default=0.0)
 
     def n_queued(self, lane: Lane) -> int:
-        """How many windows of a lane are in the queues of all engines."""
+        """Return how many windows of a lane are in the queues of all engines."""
         return sum(engine.n_queued(lane) for engine in self._engines)
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:

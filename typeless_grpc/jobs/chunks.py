@@ -128,7 +128,7 @@ class ChunkReader:
             self._n_waiting += block.shape[-1]
 
     def _pause(self, region: Audio) -> int:
-        """The sample of region to cut at: the middle of the longest pause, or else the quietest place."""
+        """Return the sample of region to cut at: the middle of the longest pause, or else the quietest place."""
         steps = range(0, region.shape[-1], _STEP_SAMPLES)
         probabilities = np.concatenate(
             [recording_probabilities(self._detector, region[i : i + _STEP_SAMPLES]) for i in steps]

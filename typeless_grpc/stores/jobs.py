@@ -34,7 +34,7 @@ from typeless_grpc.stores.database import (
 )
 from typeless_grpc.stores.job_table import FORMAT, OPTIONS, TRANSCRIPT, JobTable, audio_path, job_of, larger, not_found
 
-# Added to the life of an upload, so that it does not expire while a job for it is stored.
+# Added to the life of an upload, so that it does not expire while a job that uses it is stored.
 FILING_S = 60.0
 # How long a deletion whose answer was lost can be repeated.
 DELETION_S = 86_400.0
@@ -162,7 +162,7 @@ class SqlJobStore:
                 return
             self.get(job_id, owner)
             raise WrongState("The job runs: cancel it first.", reason="JOB_RUNNING")
-        self._table.delete_traces([deleted])
+        self._table.delete_files_and_queue_entries([deleted])
 
     def stats(self, owner: str | None = None) -> QueueStats:
         """See `JobStore`."""

@@ -86,7 +86,7 @@ class ChunkDecoder:
         return await self._submitter.submit(context, request, window.audio_s + added_s)
 
     async def detect_language(self, context: DecodeContext, chunk: Chunk) -> tuple[str, float]:
-        """The language of a chunk, and its probability."""
+        """Return the language of a chunk, and its probability."""
         window = context.window(chunk)
         request = DetectRequest(window, context.options, MIN_ADDED_S, context.expected_language)
         result = await self._submitter.submit(context, request, window.audio_s + MIN_ADDED_S)
@@ -134,7 +134,7 @@ class ChunkDecoder:
 
 
 def better(first: DecodeResult, second: DecodeResult) -> DecodeResult:
-    """The result with the less severe issues; if they are equal, the one whose tokens are likelier."""
+    """Return the result with the less severe issues; if they are equal, the one whose tokens are likelier."""
     ranks = [(_severity(one), -one.avg_logprob) for one in (first, second)]
     return second if ranks[1] < ranks[0] else first
 
@@ -150,7 +150,7 @@ def loses_speech(result: DecodeResult, window: Window) -> bool:
 
 
 def _worst(issues: frozenset[Issue]) -> Issue:
-    """The first of the issues in the order of their definition, the most severe first."""
+    """Return the first of the issues in the order of their definition, the most severe first."""
     return next(issue for issue in Issue if issue in issues)
 
 

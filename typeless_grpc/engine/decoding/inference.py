@@ -124,7 +124,7 @@ def _decode(model: Model, decodes: Sequence[tuple[int, DecodeRequest, IsWanted]]
 
 
 def _search(model: Model, items: Sequence[_Item], limit: Callable[[DecodeRequest], int]) -> list[Hypothesis]:
-    """The hypotheses of items. limit: a request's own limit of tokens, whatever the rest of the batch may have."""
+    """Search for the texts of items, together. limit: the most tokens that the text of a request may have."""
     if not items:
         return []
     limits = [limit(item.request) for item in items]
@@ -197,7 +197,7 @@ def _result(model: Model, item: _Item, hypothesis: Hypothesis) -> DecodeResult:
 
 
 def _with_words(hypothesis: Hypothesis, words: Sequence[TimedWord]) -> Hypothesis:
-    """The hypothesis reduced to some of its words."""
+    """Return the hypothesis reduced to some of its words."""
     probabilities = [max(word.probability, 1e-6) for word in words]
     return replace(
         hypothesis,
