@@ -2,7 +2,7 @@
 
 TYPELESS_SERVER is HOST:PORT (default localhost:50051), TYPELESS_API_KEY a key, if the server has keys. With
 TYPELESS_TLS=1 it uses TLS; GRPC_DEFAULT_SSL_ROOTS_FILE_PATH is then the certificate of an authority of one's own. With
-GOOGLE_CLOUD_UNIVERSE_DOMAIN the client is a plain `SpeechClient()`; `typeless keys google-account` makes its credentials.
+GOOGLE_CLOUD_UNIVERSE_DOMAIN it is a plain `SpeechClient()`, and `typeless keys google-account` makes its credentials.
 """
 
 import os
