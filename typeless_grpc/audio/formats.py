@@ -46,12 +46,13 @@ class AudioFormat:
     """The format of audio, as its request declares it.
 
     sample_rate_hz, n_channels: needed for raw encodings (channels: 1 by default); for a container None, or the values
-    of the file. Channels are interleaved.
+    of the file. Channels are interleaved. may_be_container: raw only unless the first bytes are those of a container.
     """
 
     encoding: Encoding = Encoding.CONTAINER
     sample_rate_hz: int | None = None
     n_channels: int | None = None
+    may_be_container: bool = False
 
     @property
     def is_raw(self) -> bool:
