@@ -2,7 +2,7 @@
 
 We use its algorithm GCRA, which keeps a token bucket as one moment in time and refills it continuously. Its algorithm
 "token bucket" counts whole seconds and drops fractions. In Redis it runs as a script on Redis's own clock, so it is
-exact for any number of servers, whatever their clocks.
+exact for any number of servers, whatever their clocks. If Redis's clock is set back, a bucket is empty at worst.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PROBE_BUCKET, PROBE_QUOTA = "probe", Quota(amount=1000, period_s=1, burst=1000)
 RETRY_S = 1.0  # between attempts to reach an unavailable Redis
 
 
-class RedisLimit(RedisLimitAtomicAction):
+class RedisTake(RedisLimitAtomicAction):
     """The library's action, on an entry that it repairs first.
 
     An entry of another type would be an error for each call, which puts all buckets out of use. An emptier bucket than
@@ -137,7 +137,7 @@ class RefundingLimiter(GCRARateLimiter):
 
     _DEFAULT_ATOMIC_ACTION_CLASSES = (
         *GCRARateLimiter._DEFAULT_ATOMIC_ACTION_CLASSES,
-        RedisLimit,
+        RedisTake,
         RedisGiveBack,
         MemoryGiveBack,
     )
