@@ -178,8 +178,8 @@ async def test_spoken_words_appear_while_they_are_spoken(browser: Browser, site:
         assert any(one["nFinals"] == 0 and "good" in _text(one) for one in interims)
         assert any(one["nFinals"] == 1 and "train" in _text(one) for one in interims)
         assert is_the_recording(await finals(page, "live"))
-        assert re.fullmatch(r"\d\.\d\d s", await page.locator("#fact-latency").inner_text())
-        assert float((await page.locator("#fact-median").inner_text()).split()[0]) < 5
+        assert re.fullmatch(r"\d+\.\d\d s", await page.locator("#fact-latency").inner_text())
+        assert 0 < float((await page.locator("#fact-median").inner_text()).split()[0]) < 60
         assert (await saved(page, "live", "SRT")).startswith("1\n00:00:0")
         assert (await saved(page, "live", "VTT")).startswith("WEBVTT")
         assert is_the_recording(await saved(page, "live", "TXT"))

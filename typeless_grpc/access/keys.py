@@ -52,7 +52,7 @@ class ApiKey:
 
 
 def digest_of(secret: str) -> bytes:
-    """The hash of a secret: SHA-256, 32 bytes."""
+    """Return the hash of a secret: SHA-256, 32 bytes."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -65,7 +65,7 @@ def new_key(display_name: str, role: Role, created_s: float, expires_s: float | 
 
 
 def settings_key(secret: str, role: Role, created_s: float) -> ApiKey:
-    """The key for a secret of the settings. Its id is the same after restarts and on every server."""
+    """Return the key for a secret of the settings. Its id is the same after restarts and on every server."""
     digest = digest_of(secret)
     key_id = "s" + hashlib.sha256(b"typeless key id" + digest).hexdigest()[:16]
     name = "TYPELESS_ADMIN_KEYS" if role is Role.ADMIN else "TYPELESS_API_KEYS"
@@ -100,7 +100,7 @@ class KeyRing:
             self._notify(key.key_id)
 
     def find(self, secret: str) -> ApiKey | None:
-        """The key with this secret, ended ones too; None if there is none."""
+        """Return the key with this secret, ended ones too; None if there is none."""
         digest = digest_of(secret)
         found = None
         for key_id in self._index.get(digest[:_INDEX_BYTES], ()):
@@ -116,7 +116,7 @@ class KeyRing:
         self._last_uses_s[key_id] = now_s
 
     def take_uses(self) -> Mapping[str, float]:
-        """From key to the time of its last use, for keys used since the last call of this."""
+        """Return the times of the last uses of keys, by id, for the keys used since the last call of this."""
         uses, self._last_uses_s = self._last_uses_s, {}
         return uses
 

@@ -100,7 +100,7 @@ class Registry:
         self._n_answered = self._n_begun
 
     async def find(self, secret: str) -> ApiKey | None:
-        """The key with this secret, ended ones too. Unknown ones may raise SourceUnavailable."""
+        """Return the key with this secret, ended ones too. Unknown ones may raise SourceUnavailable."""
         if (key := self.ring.find(secret)) is not None:
             return key
         await self.refresh()
@@ -122,7 +122,7 @@ class Registry:
         return key
 
     async def keys_after(self, position: int, n_most: int) -> Sequence[ApiKey]:
-        """A page of keys, their last uses on this server included. Raises SourceUnavailable."""
+        """Return a page of keys, their last uses on this server included. Raises SourceUnavailable."""
         await self.flush()
         return await self.store.keys_after(position, n_most)
 

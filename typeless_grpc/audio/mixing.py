@@ -82,13 +82,13 @@ class Mixer:
         self._loudest = 0.0
 
     def feed(self, samples: Audio) -> Audio:
-        """The mix that is ready now, shape (1, n_samples). samples: shape (n_channels, n_samples)."""
+        """Return the mix that is ready now, shape (1, n_samples). samples: shape (n_channels, n_samples)."""
         if self.n_channels == 1:
             return samples
         return _joined(part for hop in self._cut(samples) for part in self._taken(hop))
 
     def flush(self) -> Audio:
-        """The rest. Nothing may be fed after it."""
+        """Return the rest. Nothing may be fed after it."""
         rest = np.concatenate(self._pending, axis=1) if self._n_pending else None
         parts = list(self._taken(rest)) if rest is not None else []
         while self._ahead:
@@ -145,7 +145,7 @@ class Mixer:
         return mixed
 
     def _decided(self) -> _Matrix:
-        """The weight of each channel in the next hop, from the hops around it."""
+        """Return the weight of each channel in the next hop, from the hops around it."""
         gram = np.sum([hop.gram for hop in self._hops], axis=0)
         self._align(gram)
         if self.n_channels <= _MAX_COPY_CHANNELS and self._n_hops % _COPY_EVERY_HOPS == 0:
@@ -200,7 +200,7 @@ class Mixer:
                 self._late.pop(channel, None)
 
     def _copies(self) -> npt.NDArray[np.bool_]:
-        """Which channels now hold a late copy and no speech of their own."""
+        """Return which channels now hold a late copy and no speech of their own."""
         copies = np.zeros(self.n_channels, dtype=bool)
         if not self._late:
             return copies
@@ -233,7 +233,7 @@ class Mixer:
 def _late_likeness(
     one: npt.NDArray[np.complex128], other: npt.NDArray[np.complex128], lags: tuple[int, int]
 ) -> tuple[float, int]:
-    """Similarity of one to an earlier part of other, and the lag: 1 for a copy, 0 if unrelated or simultaneous."""
+    """Return the likeness of one to an earlier part of other, and the lag: 1 for a copy, 0 if there is none."""
     products = np.abs(np.fft.irfft(one * other.conj()))
     shortest, longest = lags[0], min(lags[1], len(products) // 2)
     if longest <= shortest:

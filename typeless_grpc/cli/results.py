@@ -113,7 +113,7 @@ class Results:
 
 
 def text_of(transcript: Transcript, *, words: bool) -> str:
-    """The text to print, with its last line break: the first format, the words, or the plain text."""
+    """Return the text to print, with its last line break: the first format, the words, or the plain text."""
     if transcript.renditions:
         return transcript.renditions[0].content
     return (_words(transcript) if words else "\n".join(segment.text for segment in transcript.segments)) + "\n"

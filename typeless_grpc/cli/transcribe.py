@@ -46,7 +46,7 @@ def transcribe(
 
 
 def formats_of(requested: list[flags.Format] | None, output: str) -> list[flags.Format]:
-    """The formats to request; without --output at most one."""
+    """Return the formats to request; without --output at most one."""
     if output:
         return list(dict.fromkeys(requested or [flags.Format.TEXT]))
     if requested and len(set(requested)) > 1:

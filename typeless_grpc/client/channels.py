@@ -92,7 +92,7 @@ class AsyncConnection:
         self._is_closed = False
 
     async def channel(self) -> grpc.aio.Channel:
-        """The channel, the same one each time. Raises ValueError, or OSError if a file cannot be read."""
+        """Return the channel, the same one each time. Raises ValueError, or OSError if a file cannot be read."""
         async with self._opening:
             if self._is_closed:
                 raise ValueError("the client is closed")
@@ -121,7 +121,7 @@ def _async_channel(target: str, key: str, credentials: grpc.ChannelCredentials |
 
 
 def key_to_send(api_key: str | None) -> str:
-    """The key without surrounding white space. None reads it from the environment, or from the file it names.
+    """Return the key without surrounding white space. None reads it from the environment, or from the file it names.
 
     Raises ValueError for a key that a header cannot carry. The message does not show the key.
     """

@@ -85,7 +85,7 @@ class RemoteEngine(EngineConnection):
         return len(self._sent)
 
     def wait_s(self, lane: Lane) -> float:
-        """How long new work would wait: as last reported, and with what was sent since."""
+        """Return how long new work would wait: as last reported, and with what was sent since."""
         reported = self.report.state.backlog_s
         since_s = self.report.came_s - REPORT_DELAY_S
         sent_s = sum(sent.cost_s for sent in self._sent.values() if sent.sent_s >= since_s)

@@ -167,7 +167,7 @@ class RunStore(Protocol):
         ...
 
     def kept_chunk(self, run: Run, index: int) -> bool | None:
-        """Return whether the chunk is the last of the audio; None if it is not stored yet."""
+        """Return whether a chunk, by its index, is the last of the audio; None if it is not stored yet."""
         ...
 
     def keep_chunk(self, run: Run, chunk: Chunk) -> None:

@@ -2,7 +2,7 @@
 
 We use its algorithm GCRA, which keeps a token bucket as one moment in time and refills it continuously. Its algorithm
 "token bucket" counts whole seconds and drops fractions. In Redis it runs as a script on Redis's own clock, so it is
-exact for any number of servers, whatever their clocks.
+exact for any number of servers, whatever their clocks. If Redis's clock is set back, a bucket is empty at worst.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from throttled import types, utils
 from throttled.asyncio.rate_limiter import GCRARateLimiter, per_duration
+from throttled.asyncio.rate_limiter.gcra import RedisLimitAtomicAction
 from throttled.asyncio.store import (
     BaseMemoryAtomicAction,
     BaseRedisAtomicAction,
@@ -47,6 +48,20 @@ WAIT_MARGIN_S = 0.001  # added to every wait, so that no caller comes back a rou
 PROBE_EVERY_S = 2.0
 PROBE_BUCKET, PROBE_QUOTA = "probe", Quota(amount=1000, period_s=1, burst=1000)
 RETRY_S = 1.0  # between attempts to reach an unavailable Redis
+
+
+class RedisTake(RedisLimitAtomicAction):
+    """The library's script, for a clock that may be set back: no moment is later than that of an empty bucket."""
+
+    SCRIPTS = RedisLimitAtomicAction.SCRIPTS.replace(
+        "local fill_time_for_cost",
+        """local latest_tat = now + capacity * emission_interval
+    if last_tat > latest_tat then
+        last_tat = latest_tat
+        redis.call("SET", KEYS[1], last_tat, "EX", math.ceil(capacity * emission_interval))
+    end
+    local fill_time_for_cost""",
+    )
 
 
 class RedisGiveBack(BaseRedisAtomicAction):
@@ -106,6 +121,7 @@ class RefundingLimiter(GCRARateLimiter):
 
     _DEFAULT_ATOMIC_ACTION_CLASSES = (
         *GCRARateLimiter._DEFAULT_ATOMIC_ACTION_CLASSES,
+        RedisTake,
         RedisGiveBack,
         MemoryGiveBack,
     )
