@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import functools
 import hashlib
 import json
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -18,26 +13,23 @@ from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
-from tests.hardening.audio import N_NUMBERS, dialogue, seconds_of, spoken, text_of, wav
-from tests.hardening.server import ADMIN_KEY, Server
+from tests.hardening.audio import dialogue, seconds_of, spoken, text_of, wav
+from tests.hardening.callers import Caller
+from tests.hardening.server import ADMIN_KEY
 from tests.harness import AUDIO
-from tests.relay import Proxy, proxied
 from tests.service import google, riva
-from tests.service.console import END, Site, config, texts
+from tests.service.console import END, config, texts
 from tests.service.console import RAW as RAW_JSON
 from tests.speech import cut
 from typeless_grpc.pb.v1 import (
     admin_pb2,
-    admin_pb2_grpc,
     audio_pb2,
     jobs_pb2,
-    jobs_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
     transcription_pb2,
-    transcription_pb2_grpc,
     uploads_pb2,
     uploads_pb2_grpc,
 )
@@ -45,78 +37,9 @@ from typeless_grpc.servicers.google.messages import V1, V2, Version
 
 RAW = audio_pb2.AudioFormat(encoding=audio_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hertz=16_000)
 PART_BYTES = 6400
-NOTICED_S = 2.0
 OGG = (AUDIO / "en_numbers.ogg").read_bytes()
 ENGLISH = transcription_pb2.TranscriptionOptions(language="en")
 Message = transcription_pb2.StreamTranscribeRequest
-
-
-@dataclass
-class Caller:
-    """A client with connections of its own, which can be cut. It has the attributes of `tests.harness.Served`."""
-
-    connection: grpc.aio.Channel
-    channel: Any
-    site: Site
-    proxies: Sequence[Proxy]
-    random: random.Random
-
-    @property
-    def transcription(self) -> transcription_pb2_grpc.TranscriptionServiceStub:
-        return transcription_pb2_grpc.TranscriptionServiceStub(self.channel)
-
-    @property
-    def jobs(self) -> jobs_pb2_grpc.JobsServiceStub:
-        return jobs_pb2_grpc.JobsServiceStub(self.channel)
-
-    @property
-    def admin(self) -> admin_pb2_grpc.AdminServiceStub:
-        return admin_pb2_grpc.AdminServiceStub(self.channel)
-
-    def number(self) -> int:
-        return self.random.randrange(N_NUMBERS)
-
-    def seconds(self) -> float:
-        return self.random.choice((0.5, 1.0, 2.0, 4.0))
-
-    async def cut(self) -> None:
-        """Reset the connections; return when the channel is connected again."""
-        was_ready = self.connection.get_state() is grpc.ChannelConnectivity.READY
-        for one in self.proxies:
-            one.cut()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(NOTICED_S):
-                if was_ready:
-                    await self.connection.wait_for_state_change(grpc.ChannelConnectivity.READY)
-                await self.connection.channel_ready()
-
-
-class KeyedChannel:
-    """A channel that sends a key with every call. Interceptors of grpc.aio would turn writes into iterators."""
-
-    def __init__(self, channel: grpc.aio.Channel, key: str) -> None:
-        self._channel, self._metadata = channel, (("x-api-key", key),)
-
-    def __getattr__(self, shape: str) -> Callable[..., Any]:
-        make = getattr(self._channel, shape)
-        return lambda *args, **options: functools.partial(make(*args, **options), metadata=self._metadata)
-
-
-@asynccontextmanager
-async def caller(server: Server, seed: int, key: str = ADMIN_KEY) -> AsyncIterator[Caller]:
-    """A caller with connections of its own, through proxies."""
-    options = [
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 500),
-    ]
-    async with (
-        proxied(server.target) as grpc_way,
-        proxied(f"127.0.0.1:{server.console_port}") as console_way,
-        grpc.aio.insecure_channel(grpc_way.target, options) as connection,
-    ):
-        site = Site(int(console_way.target.rpartition(":")[2]))
-        yield Caller(connection, KeyedChannel(connection, key), site, (grpc_way, console_way), random.Random(seed))
 
 
 # ---- calls ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.hardening.kinds import KINDS, Caller, Kind, caller
+from tests.hardening.callers import Caller, caller
+from tests.hardening.kinds import KINDS, Kind
 from tests.hardening.server import KEPT_ROWS, Census, Server, wait_until
 from typeless_grpc.pb.v1 import jobs_pb2
 

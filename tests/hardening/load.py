@@ -22,7 +22,8 @@ from typing import Any
 import grpc
 
 from tests.hardening.audio import N_NUMBERS, dialogue, spoken, text_of
-from tests.hardening.kinds import RAW, KeyedChannel
+from tests.hardening.callers import KeyedChannel
+from tests.hardening.kinds import RAW
 from tests.hardening.server import ADMIN_KEY, KEYS, Server
 from tests.speech import BYTES_PER_S
 from typeless_grpc.client import CallFailed
