@@ -32,7 +32,7 @@ SETTINGS: Mapping[str, Any] = {
     "max_unfinished_uploads": 100_000,
     "max_api_keys": 100_000,
 }
-# How much more there may be afterwards: caches that fill, and the allocator, whose heap is in pieces.
+# How much more there may be afterwards: caches that fill, and the allocator, whose heap has holes.
 MORE_MEMORY_MB, MORE_OBJECTS = 24.0, 4000
 MORE = {"threads": 4, "asyncio tasks": 2, "descriptors": 6, "child processes": 1, "file locks": 2}
 

@@ -1,7 +1,7 @@
 """Ten times the calls that the server can serve: what comes of those it accepts, of those it refuses, and of streams.
 
 The callers of the flood do not wait for anything: each call is new, and comes when its time has come. Beside them,
-patient callers do as they are told and retry after the time that a refusal names, live streams speak, and jobs are
+obedient callers retry after the time that a refusal names, live streams speak, and jobs are
 submitted. Everything is counted by the callers.
 """
 
@@ -32,7 +32,7 @@ from typeless_grpc.pb.v1.audio_pb2 import AudioSource
 
 CALL_AUDIO_S, JOB_AUDIO_S = 4.0, 8.0
 DEADLINE_S = 30.0
-N_FLOODING, N_PATIENT, N_STREAMS = 20, 20, 4
+N_FLOODING, N_OBEDIENT, N_STREAMS = 20, 20, 4
 SATURATING = 24  # calls at once that keep the server busy without a refusal
 BATCH_EVERY = 8  # of the calls, one is a batch of two recordings
 PART_S = 0.1
@@ -180,10 +180,10 @@ async def flood(server: Server, seconds: float, outcome: Outcome, times: float) 
     answers, rate = outcome.answers, outcome.calls_a_second * times
     outcome.offered_a_second = rate
     async with contextlib.AsyncExitStack() as stack:
-        keyed = [await stack.enter_async_context(channel(server, KEYS[i])) for i in range(N_FLOODING + N_PATIENT)]
+        keyed = [await stack.enter_async_context(channel(server, KEYS[i])) for i in range(N_FLOODING + N_OBEDIENT)]
         callers = [Calls(one, answers, i) for i, one in enumerate(keyed)]
         began_s = time.monotonic()
-        patient = [asyncio.create_task(_obey(one, began_s + seconds, outcome)) for one in callers[N_FLOODING:]]
+        obedient = [asyncio.create_task(_obey(one, began_s + seconds, outcome)) for one in callers[N_FLOODING:]]
         calls: set[asyncio.Task[Any]] = set()
         n = 0
         while (now_s := time.monotonic()) < began_s + seconds:
@@ -194,7 +194,7 @@ async def flood(server: Server, seconds: float, outcome: Outcome, times: float) 
             await asyncio.sleep(0.01)
         outcome.goodput = answers.audio_s / (time.monotonic() - began_s)
         outcome.recovery_s = await _recovery(server, outcome)
-        await asyncio.gather(*calls, *patient)
+        await asyncio.gather(*calls, *obedient)
 
 
 async def _obey(one: Calls, ends_s: float, outcome: Outcome) -> None:
@@ -238,12 +238,12 @@ class Speaker:
         self._data = dialogue(number, 1, UTTERANCE_S, PAUSE_S)
 
     async def speak(self, stop: asyncio.Event, is_flooded: asyncio.Event) -> None:
-        """Speak until told to stop, then read the rest."""
+        """Speak until stop is set, then read the rest."""
         call = self._stub.StreamTranscribe()
         config = transcription_pb2.StreamConfig(
             format=RAW, options=transcription_pb2.TranscriptionOptions(language="en")
         )
-        n_said, n_heard = 0, 0
+        n_utterances, n_finals = 0, 0
         sent_s: list[float] = []
         try:
             await call.write(transcription_pb2.StreamTranscribeRequest(config=config))
@@ -252,31 +252,31 @@ class Speaker:
             n_parts = round(len(self._data) / size)
             while not stop.is_set():
                 for i in range(n_parts):
-                    due_s = began_s + (n_said * n_parts + i) * PART_S
+                    due_s = began_s + (n_utterances * n_parts + i) * PART_S
                     await asyncio.sleep(max(0.0, due_s - time.monotonic()))
                     part = self._data[i * size : (i + 1) * size]
                     await call.write(transcription_pb2.StreamTranscribeRequest(audio=part))
                     sent_s.append(time.monotonic())
-                n_said += 1
+                n_utterances += 1
             await call.done_writing()
-            n_heard = await asyncio.wait_for(reading, DEADLINE_S)
+            n_finals = await asyncio.wait_for(reading, DEADLINE_S)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
             self._outcome.stream_failures.append(repr(error)[:300])
         finally:
             call.cancel()
-        self._outcome.n_finals_missing += n_said - n_heard
+        self._outcome.n_finals_missing += n_utterances - n_finals
 
     async def _read(self, call: Any, sent_s: Sequence[float], is_flooded: asyncio.Event) -> int:
-        n_heard = 0
+        n_finals = 0
         async for event in call:
             if not event.HasField("segment"):
                 continue
             assert event.segment.text == text_of(self._number), event.segment.text
-            said = round((n_heard * (UTTERANCE_S + PAUSE_S) + UTTERANCE_S) / PART_S) - 1
-            n_heard += 1
+            last_part = round((n_finals * (UTTERANCE_S + PAUSE_S) + UTTERANCE_S) / PART_S) - 1
+            n_finals += 1
             lags_s = self._outcome.lags_s if is_flooded.is_set() else self._outcome.quiet_lags_s
-            lags_s.append(time.monotonic() - sent_s[said])
-        return n_heard
+            lags_s.append(time.monotonic() - sent_s[last_part])
+        return n_finals
 
 
 async def submit_jobs(stub: jobs_pb2_grpc.JobsServiceStub, ends_s: float) -> dict[str, int]:
