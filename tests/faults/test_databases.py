@@ -1,4 +1,4 @@
-"""A database that is deleted, replaced, damaged or restored: what was accepted is kept, or its loss is told."""
+"""A database that is deleted, replaced, damaged or restored: what was accepted is kept, or its loss is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a database fails, for the log: callers are told only that it does."""
+"""The log lines about why a database fails. Callers get only that it does."""
 
 from __future__ import annotations
 
