@@ -16,6 +16,7 @@ from typeless_grpc.pb.v1 import transcription_pb2
 pytestmark = [pytest.mark.timeout(400), pytest.mark.hardening]
 
 DAY_S = 86_400
+CALLS = 500  # in their audio, the number of the first
 
 
 def clock_of(directory: Path) -> ClockOf:
@@ -35,15 +36,15 @@ def test_calls_streams_and_jobs_go_on_when_clocks_are_set(cluster: Cluster):
         steps = iter([(DAY_S, -DAY_S), (-2 * DAY_S, DAY_S), (0, 0), (400 * DAY_S, 3600)])
 
         def spoken():  # type: ignore[no-untyped-def]
-            for _ in range(4):
-                yield b"".join([recording(5, 1)] * 2)
+            for number in range(CALLS, CALLS + 4):
+                yield b"".join([recording(CALLS, 1)] * 2)
                 of_server_s, of_worker_s = next(steps)
                 of_server.step_to(of_server_s)
                 of_worker.step_to(of_worker_s)
                 began_s = time.monotonic()
-                answer = client.transcribe(recording(5, 2), raw_format=PCM, timeout_s=20.0)
+                answer = client.transcribe(recording(number, 2), raw_format=PCM, timeout_s=20.0)
                 waits_s.append(time.monotonic() - began_s)
-                assert answer.transcript.segments[0].text == "5:0"
+                assert answer.transcript.segments[0].text == f"{number}:0"
 
         events = list(client.stream(spoken(), StreamOptions(Options(language="en"), PCM)))
         assert events[-1].HasField("completed")
