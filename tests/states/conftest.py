@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.states.machines import CountedMachine
+from tests.states.machines import CountedMachine, factor
 from tests.states.seeded import Explored
 
 
@@ -21,6 +22,13 @@ def what_is_run_is_counted(record_property: Callable[[str, object], None]) -> It
     before = counts()
     yield
     record_property("states", dict(counts() - before))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the long form its time."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and factor() > 1:
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
