@@ -124,13 +124,14 @@ async def test_a_session_whose_call_broke_is_waited_for_and_resumed_while_new_on
         got += await reads(call, lambda event: event.speech_activity.type == SPEECH_ACTIVITY_TYPE_SPEECH_END)
         call.cancel()
         stopping = asyncio.create_task(served.server.stop())
-        engine.gate.set()
         assert (await refused(served, [config()])).reason == "DRAINING"
         assert not stopping.done()
         again = served.transcription.StreamTranscribe()
         resume = config(format=None, resume_session_id=got[0].started.session_id, resume_after_sequence=len(got))
         for request in [resume, *audio(tone(1.0))]:  # what is sent on is read, and not taken
             await again.write(request)
+        await reads(again, is_kind("started"))
+        engine.gate.set()
         rest = await reads(again, is_kind("completed"))
         assert texts(rest) == ["hello"]
         assert rest[-1].acknowledged_bytes == len(talk)

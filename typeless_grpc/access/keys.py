@@ -116,7 +116,7 @@ class KeyRing:
         self._last_uses_s[key_id] = now_s
 
     def take_uses(self) -> Mapping[str, float]:
-        """From key to the time of its last use, for keys used since the last call of this."""
+        """Return the times of the last uses of keys, by id, for the keys used since the last call of this."""
         uses, self._last_uses_s = self._last_uses_s, {}
         return uses
 

@@ -97,7 +97,7 @@ class Limit:
         return f"{self.group.value}:{self.unit.value}:{self.quota}"
 
     def __str__(self) -> str:
-        """For people: "10 calls in 60 s"."""
+        """Return the limit for people: "10 calls in 60 s"."""
         what = self.unit.value.replace("_", " ")
         if self.unit is Unit.CONCURRENT_CALLS:
             return f"{self.quota.burst} {what}"

@@ -47,5 +47,5 @@ class AccessStore(UsageStore, Protocol):
         ...
 
     async def changes(self, since: int) -> Changes:
-        """Keys added or revoked and limits set after revision `since`; 0 is everything."""
+        """Return the keys added or revoked and the limits set after revision `since`; 0 is everything."""
         ...

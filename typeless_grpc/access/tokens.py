@@ -23,6 +23,9 @@ from typeless_grpc.errors import SourceUnavailable, Unauthenticated
 # Asymmetric only: with an HMAC, everyone who can verify a token could also create one.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 _SERVICE_ACCOUNTS = ".gserviceaccount.com"
+# The accounts that `typeless keys google-account` writes. The tokens of the first carry an API key as `kid`.
+KEY_ACCOUNT = "key@typeless.iam.gserviceaccount.com"
+KEYLESS_ACCOUNT = "anonymous@typeless.iam.gserviceaccount.com"
 RETRY_S = 1.0  # between fetches while there are no keys at all
 MAX_SUBJECT_CHARACTERS = 255  # RFC 7519 and OpenID Connect Core, section 2
 
@@ -190,18 +193,29 @@ class TokenVerifier:
         return Principal(name, name, Role.ADMIN if is_admin else Role.USER)
 
 
-def self_signed_issuer(token: str) -> str | None:
-    """Return the service account that signed a token for itself, as Google's clients do; None for other tokens.
+@dataclass(frozen=True)
+class SelfSigned:
+    """A token that a service account signed for itself, as Google's clients do.
 
-    The signature is not verified: such a token proves nothing.
+    Its signature is not verified, so it proves nothing by itself. issuer: the account. key: the API key that it carries
+    as the id of its signing key, if the account is `KEY_ACCOUNT`.
     """
+
+    issuer: str
+    key: str | None = None
+
+
+def self_signed(token: str) -> SelfSigned | None:
+    """Return what a service account's own token says; None for any other token."""
     try:
         claims = jwt.decode(token, options={"verify_signature": False})
+        name = jwt.get_unverified_header(token).get("kid")
     except jwt.PyJWTError:
         return None
     issuer = claims.get("iss")
-    is_account = isinstance(issuer, str) and issuer.endswith(_SERVICE_ACCOUNTS)
-    return issuer if is_account and claims.get("sub") == issuer else None
+    if not isinstance(issuer, str) or not issuer.endswith(_SERVICE_ACCOUNTS) or claims.get("sub") != issuer:
+        return None
+    return SelfSigned(issuer, name if issuer == KEY_ACCOUNT and isinstance(name, str) else None)
 
 
 def _key_name(token: str) -> str | None:

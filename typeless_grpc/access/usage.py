@@ -181,6 +181,8 @@ def _order(row: DailyUsage) -> tuple[date, str]:
 
 @dataclass(eq=False)
 class _OpenCall:
+    """A call that has not ended."""
+
     account: CallAccount
     audio_us: int = 0  # of the account's audio, already counted
 

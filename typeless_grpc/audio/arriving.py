@@ -50,6 +50,8 @@ def decode_arriving(feeder: Feeder, format: AudioFormat, *, field: str, is_live:
 
 
 class _ArrivingContainer:
+    """One container while it arrives."""
+
     def __init__(self, feeder: Feeder) -> None:
         self._feeder = feeder
         self._pipe = _Pipe(self._starve)

@@ -288,7 +288,7 @@ class ContainerReader:
         return self._timeline.silence_before_s(start_s, length_s)
 
     def _silence(self, silence_s: float, block: Block) -> Iterator[Block]:
-        """Silence of the same shape as block, in blocks of a second."""
+        """Yield silence of the shape of block, in blocks of a second."""
         if silence_s > self._max_pause_s:
             raise too_long(self._max_pause_s, self._field)
         n_left = round(silence_s * block.rate_hz)

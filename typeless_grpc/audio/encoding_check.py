@@ -48,6 +48,8 @@ class _Reading:
 
 
 def _floats(dtype: str) -> Callable[[bytes], _Samples]:
+    """Return a `read` of `_Reading` for floats."""
+
     def read(data: bytes) -> _Samples:
         with np.errstate(all="ignore"):  # bytes of another encoding have any value
             return np.frombuffer(data, dtype).astype(np.float32)
@@ -56,7 +58,10 @@ def _floats(dtype: str) -> Callable[[bytes], _Samples]:
 
 
 def _integers(width: int, order: int = 1) -> Callable[[bytes], _Samples]:
-    """order: -1 for big-endian. Of wide samples, the highest 16 bits: lower ones must not make a sound."""
+    """Return a `read` of `_Reading` for integers of width bytes. order: -1 for big-endian.
+
+    It reads the highest 16 bits of each sample, so that noise in the lower ones counts for nothing.
+    """
 
     def read(data: bytes) -> _Samples:
         high = np.frombuffer(data, np.uint8).reshape(-1, width)[:, ::order][:, -2:]

@@ -13,6 +13,8 @@ import struct
 from collections.abc import Callable
 from typing import BinaryIO, cast
 
+# Enough of the audio to recognize a container.
+HEAD_BYTES = 12
 _HEAD_BYTES = 32  # of an element: enough for all formats but TTA
 _READ_BYTES = 4096
 _MAX_ELEMENTS = 4_000_000  # 16 hours of FLV

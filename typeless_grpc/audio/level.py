@@ -87,7 +87,7 @@ class Leveler:
         self._gain = 1.0
 
     def feed(self, samples: Audio) -> Audio:
-        """What is ready now. samples: shape (n_samples,)."""
+        """Return the samples that are ready now. samples: shape (n_samples,)."""
         if self._is_settled:
             return _joined([self._released(self._whole_hop(), all=True), self._released(samples, all=True)])
         done = []

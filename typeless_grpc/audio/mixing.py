@@ -200,7 +200,7 @@ class Mixer:
                 self._late.pop(channel, None)
 
     def _copies(self) -> npt.NDArray[np.bool_]:
-        """Which channels now hold a late copy and no speech of their own."""
+        """Return which channels now hold a late copy and no speech of their own."""
         copies = np.zeros(self.n_channels, dtype=bool)
         if not self._late:
             return copies
@@ -233,7 +233,7 @@ class Mixer:
 def _late_likeness(
     one: npt.NDArray[np.complex128], other: npt.NDArray[np.complex128], lags: tuple[int, int]
 ) -> tuple[float, int]:
-    """Similarity of one to an earlier part of other, and the lag: 1 for a copy, 0 if unrelated or simultaneous."""
+    """Return the likeness of one to an earlier part of other, and the lag: 1 for a copy, 0 if there is none."""
     products = np.abs(np.fft.irfft(one * other.conj()))
     shortest, longest = lags[0], min(lags[1], len(products) // 2)
     if longest <= shortest:

@@ -93,7 +93,7 @@ class PcmReader:
 
 
 def samples_of(data: bytes, encoding: Encoding) -> Audio:
-    """Interleaved float32 samples of raw bytes, in [-1, 1] but for PCM_F32LE, which is taken as it is.
+    """Return the samples of raw bytes, interleaved float32 in [-1, 1]; PCM_F32LE is taken as it is.
 
     data: whole samples.
     """

@@ -115,9 +115,9 @@ class SileroDetector:
 class SpeechSpanOptions:
     """How probabilities become spans. The defaults are those of faster-whisper for whole recordings.
 
-    threshold: a frame at or above it starts speech, 0..1; lower finds faint speech, and more noise. min_speech_ms:
-    shorter sounds are dropped. min_silence_ms: speech ends where it is followed by as much; shorter joins less.
-    speech_pad_ms: added on both sides, so that soft onsets are not cut. max_speech_s: longer speech is cut.
+    threshold: a frame at or above it starts speech, 0..1; a lower one finds fainter speech, and more noise.
+    min_speech_ms: shorter sounds are dropped. min_silence_ms: shorter silences do not end speech. speech_pad_ms: added
+    on both sides, so that soft onsets are not cut. max_speech_s: longer speech is cut.
     """
 
     threshold: float = 0.5

@@ -196,7 +196,7 @@ class WavParser:
         return header
 
     def _taken(self, *, is_end: bool) -> bytes:
-        """Samples up to their declared end or the next signature; none if a file or a chunk begins here."""
+        """Take samples, up to their declared end or the next signature; none if a file or a chunk begins here."""
         at = self._signature(0)
         if at == 0:
             if self._is_denied:
@@ -227,7 +227,7 @@ class WavParser:
         return min(found, default=None)
 
     def _has_passed_chunk(self, *, may_be_any: bool) -> bool:
-        """Skip a chunk, or begin another file, if one follows; whether it did.
+        """Skip a chunk, or begin another file, if one follows; return whether one did.
 
         An odd number of bytes should have one byte of padding, which many writers omit. may_be_any: by the header, the
         samples end here.
@@ -269,7 +269,7 @@ def _metadata_bytes(head: bytes) -> int | None:
 
 
 class WavPart:
-    """One of several WAV files, as a file object that cannot seek; its header says open-ended."""
+    """One of several WAV files, as a file object that cannot seek. Its header declares no length."""
 
     def __init__(self, header: WavHeader, parts: WavParts) -> None:
         self._data, self._parts = header.head, parts
@@ -318,7 +318,7 @@ class WavParts:
         return self._parser.n_missing
 
     def next_samples(self) -> bytes:
-        """More samples of the current part; empty at its end."""
+        """Return more samples of the current part; empty at its end."""
         if self._next is not None:
             return b""
         item = next(self._items, b"")

@@ -164,7 +164,7 @@ async def _is_warm(app: App, stop: asyncio.Event) -> bool:
 
 
 def _variables(config: Path | None, data_dir: Path | None) -> str:
-    """These flags as variables of a shell, for commands that must find the same store."""
+    """Return these flags as variables of a shell, for commands that must find the same store."""
     given = {
         "TYPELESS_CONFIG": config and config.absolute(),
         "TYPELESS_DATA_DIR": data_dir and data_dir.expanduser().absolute(),

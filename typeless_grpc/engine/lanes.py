@@ -52,12 +52,16 @@ class Entry(Generic[T]):
 
 @dataclass
 class _Caller(Generic[T]):
+    """A caller in one lane. served_s: its virtual time. entries: its queued work, in order."""
+
     served_s: float
     entries: list[Entry[T]] = field(default_factory=list)
 
 
 @dataclass
 class _LaneState(Generic[T]):
+    """One lane. n_queued: entries of all its callers."""
+
     callers: dict[str, _Caller[T]] = field(default_factory=dict)
     virtual_s: float = 0.0  # virtual time: the least of the callers with queued work when the lane was last served
     last_served_s: float = float("-inf")  # real time

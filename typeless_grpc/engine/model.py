@@ -123,7 +123,7 @@ class Model(Protocol):
         ...
 
     def n_prompt_tokens(self, task: DecodingTask) -> int:
-        """Length of the decoder's prompt; only prompts of one length can be decoded together."""
+        """Return the length of the decoder's prompt; only prompts of one length can be decoded together."""
         ...
 
     def encode(self, audio: Audio, silence_s: float) -> Encoded:

@@ -69,6 +69,8 @@ class PoolOptions:
 
 @dataclass(eq=False)
 class _Entry(Generic[ModelT]):
+    """A model that is loaded or being loaded. n_users: calls that use it. idle: set when the last of them ends."""
+
     model: asyncio.Future[ModelT]
     footprint: Footprint
     last_used_s: float

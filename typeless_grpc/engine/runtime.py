@@ -99,6 +99,7 @@ class FasterWhisper(faster_whisper.WhisperModel):  # type: ignore[misc]
             del self._thread_state.is_wanted
 
     def generate_with_fallback(self, encoder_output: Any, prompt: Any, tokenizer: Any, options: Any) -> Any:
+        """See faster-whisper. Keeps silence, and stops between two temperatures if the result is not wanted."""
         # With this threshold, silence needs no other temperature. Where a threshold would drop text, it is None.
         temperatures = self._while_wanted(options.temperatures)
         ours = replace(options, no_speech_threshold=NO_SPEECH_THRESHOLD, temperatures=temperatures)
@@ -157,7 +158,7 @@ class Runtime:
     def generate(
         self, positions: Sequence[Positions], prompts: Sequence[list[int]], *, beam_size: int, max_length: int
     ) -> list[Any]:
-        """CTranslate2's search over encoder outputs of one length."""
+        """Search for texts with CTranslate2, over encoder outputs of one length; return its results."""
         results: list[Any] = self.model.generate(
             ctranslate2.StorageView.from_array(np.stack(positions)),
             list(prompts),

@@ -79,7 +79,7 @@ def _is_readable(path: Path, fingerprint: str) -> bool:
 
 
 def _read(path: Path, fingerprint: str) -> Tail | None:
-    """Raises ValueError for a file of another model or a damaged one."""
+    """Read a stored tail. Raises one of _UNREADABLE; ValueError for a file of another model, or a damaged one."""
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         silence, found, checksum = file["silence"], str(file["fingerprint"]), str(file["checksum"])
     if found != fingerprint or checksum != _checksum(silence):

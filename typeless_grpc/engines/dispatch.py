@@ -19,9 +19,8 @@ from typeless_grpc.clock import Clock
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.errors import DeadlineExceeded, Overloaded
 
-PATIENCE_S = (
-    5.0  # for which a quarantined call waits for a second engine to be up, so that it does not risk the only one
-)
+# How long a quarantined call waits for a second engine to be up, so that it does not risk the only one.
+PATIENCE_S = 5.0
 RETRY_AFTER_S = 2.0
 
 
@@ -170,7 +169,7 @@ class Dispatch(Generic[CandidateT]):
         return min(found, key=lambda one: (one.is_suspicious, one.n_sent, one.wait_s(Lane.UNARY)))
 
     def _rank(self, engine: CandidateT, lane: Lane) -> tuple[float, ...]:
-        """Lower is better."""
+        """Return the rank of an engine for a call: the lowest is best."""
         return (engine.is_suspicious, engine.wait_s(lane), engine.n_sent, self._n_chosen[engine.name])
 
 

@@ -62,11 +62,15 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     ) -> jobs_pb2.SubmitJobResponse:
         """Store a job; its audio is on disk before the answer is sent."""
         new = convert_jobs.new_job(request, principal.current())
+        return jobs_pb2.SubmitJobResponse(job=await self.submit(request, new))
+
+    async def submit(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> jobs_pb2.Job:
+        """Store a job. new: the request, converted. Raises what SubmitJob raises."""
         is_remote = bool(new.uri) and self._sources.is_remote(new.uri)
         executor = self._fetching if is_remote else self._executor
         job, is_new = await asyncio.get_running_loop().run_in_executor(executor, self._submit, request, new)
         account.current().n_jobs += is_new
-        return jobs_pb2.SubmitJobResponse(job=await self._converted(job))
+        return await self._converted(job)
 
     async def GetJob(
         self, request: jobs_pb2.GetJobRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -100,6 +100,8 @@ class CallThreads(ThreadPoolExecutor):
 
 @dataclass(frozen=True, eq=False)
 class _Work:
+    """A submitted task. run: runs it in the context of its call."""
+
     caller: str
     future: Future[Any]
     run: Callable[[], Any]

@@ -78,7 +78,7 @@ def _placed(segment: Segment) -> list[_Placed]:
 def _regions(
     words: Sequence[_Placed], edits: Sequence[Edit], n_characters: int
 ) -> Iterator[tuple[int, int, list[Edit]]]:
-    """Stretches that hold whole words and all the edits that touch them, in order and apart from each other."""
+    """Yield the parts that hold whole words and all edits that touch them, in order: start, end, and the edits."""
     start, end, inside = 0, 0, list[Edit]()
     for edit in edits:
         touched = [one for one in words if one.start < edit.end and edit.start < one.end]

@@ -29,7 +29,7 @@ _NO_BREAK = "\u00a0"
 
 
 def written_numbers(text: str, language: str) -> list[Edit]:
-    """Edits that write numbers, amounts, dates, times and measures in figures."""
+    """Return the edits that write numbers, amounts, dates, times and measures in figures."""
     notation = NOTATION.get(language)
     if notation is None or not text:
         return []
@@ -108,7 +108,7 @@ class _Reader:
         return all(self._word(i) in self._notation.bare for i in range(number.start, number.end))
 
     def _series(self, position: int) -> _Written | None:
-        """Three or more digits, spoken one by one: a telephone number, a code."""
+        """Return three or more digits that are spoken one by one: a telephone number, a code."""
         digits, end = "", position
         while (digit := self._digit(end)) is not None:
             digits, end = digits + digit[0], digit[1]

@@ -148,7 +148,7 @@ class _RemoteFile(io.RawIOBase):
 
 
 def _received(connection: socket.socket) -> bytes:
-    """Bytes from the server, none at the end. Raises OSError if it has closed the connection."""
+    """Return bytes from the server, none at the end. Raises OSError if it has closed the connection."""
     data = connection.recv(messages.MAX_BYTES)
     if not data:
         raise ConnectionResetError

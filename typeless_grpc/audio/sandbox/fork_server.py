@@ -35,6 +35,8 @@ _CONNECTION = 3  # the one descriptor of a decoder process, beside its input
 
 @dataclass
 class _Child:
+    """A decoder process that was forked. number: the server's, in commands."""
+
     number: int
     ended: socket.socket  # where its end is reported
 

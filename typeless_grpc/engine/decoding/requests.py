@@ -118,7 +118,7 @@ def task_of(options: DecodeOptions, language: str) -> DecodingTask:
 
 
 def batch_key(model: Model, request: Request) -> Hashable:
-    """Requests with equal keys can run in one batch, whichever calls they belong to."""
+    """Return the batch key of a request: those with equal keys can run in one batch, whatever their calls."""
     match request:
         case FallbackRequest():
             return (model.name, object())

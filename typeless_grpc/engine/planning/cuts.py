@@ -114,7 +114,7 @@ def _divide(span: Span, policy: CutPolicy) -> list[Span]:
 
 
 def _best_firsts(parts: Sequence[Span], policy: CutPolicy) -> list[int]:
-    """For each number of parts, the first part of the last chunk in the cheapest plan over them."""
+    """Return, for each number of parts, the first part of the last chunk in the cheapest plan over them."""
     least = [0.0] + [math.inf] * len(parts)
     firsts = [0] * (len(parts) + 1)
     for end in range(1, len(parts) + 1):
