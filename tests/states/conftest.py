@@ -9,12 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.states.databases import Folder, opened
 from tests.states.machines import CountedMachine, factor
 from tests.states.seeded import Explored
 
 
 def counts() -> Counter[str]:
     return Counter(examples=CountedMachine.n_examples, steps=CountedMachine.n_steps, schedules=Explored.n_schedules)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Folder]:
+    with opened(tmp_path) as one:
+        yield one
 
 
 @pytest.fixture(autouse=True)

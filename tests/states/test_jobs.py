@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from tests.contract.conftest import FAULT, Stores, chunk
-from tests.states.databases import Folder, opened
+from tests.states.databases import Folder
 from tests.states.machines import CountedMachine, check, finds
 from typeless_grpc.errors import AlreadyExists, NotFound, WrongState
 from typeless_grpc.jobs.job import CRASHED, MAX_CRASHES, Chunk, Failure, Job, State
@@ -32,7 +31,7 @@ REQUESTS = st.sampled_from(["", "r1", "r2"])
 
 
 @dataclass
-class Known:
+class KnownJob:
     """The reference. run_id: of the run that has the lease. expire_s: when an ended job expires."""
 
     job: Job
@@ -63,17 +62,17 @@ class Jobs(CountedMachine):
     def __init__(self, folder: Folder, stores: Stores) -> None:
         super().__init__()
         self.folder, self.stores, self.owner = folder, stores, folder.owner()
-        self.known: list[Known] = []
+        self.known: list[KnownJob] = []
         self.begun: list[Worker] = []
 
     @property
     def now_s(self) -> float:
         return self.folder.database.clock.now_s()
 
-    def is_there(self, known: Known) -> bool:
+    def is_there(self, known: KnownJob) -> bool:
         return not known.is_deleted and known.expire_s > self.now_s
 
-    def end(self, known: Known, state: State) -> None:
+    def end(self, known: KnownJob, state: State) -> None:
         known.state, known.run_id, known.expire_s = state, "", self.now_s + TTL_S
 
     @initialize()
@@ -96,7 +95,7 @@ class Jobs(CountedMachine):
             assert (job.job_id, earlier[0].request[1]) == (earlier[0].job.job_id, fingerprint)
             return
         assert job.job_id not in {one.job.job_id for one in self.known}
-        self.known.append(Known(job, (request_id, fingerprint)))
+        self.known.append(KnownJob(job, (request_id, fingerprint)))
 
     @rule(n=NUMBERS)
     def look(self, n: int) -> None:
@@ -207,7 +206,7 @@ class Jobs(CountedMachine):
                 known.state, known.run_id = State.PENDING, ""
                 known.n_failures += what == "retried"
 
-    def job_of(self, worker: Worker) -> Known:
+    def job_of(self, worker: Worker) -> KnownJob:
         (known,) = (one for one in self.known if one.job.job_id == worker.run.job.job_id)
         return known
 
@@ -277,12 +276,6 @@ class DeletesWhatRuns(SqlJobStore):
         except WrongState:
             self.cancel(job_id, owner)
             super().delete(job_id, owner)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Folder]:
-    with opened(tmp_path) as one:
-        yield one
 
 
 def machine(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, multiple, precondition, rule
 
 from tests.contract.conftest import Stores, done
-from tests.states.databases import Folder, opened
+from tests.states.databases import Folder
 from tests.states.machines import CountedMachine, check, finds
 from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, WrongState
 from typeless_grpc.jobs.job import Job
@@ -33,7 +32,7 @@ DATA = st.lists(st.binary(min_size=1, max_size=15), min_size=1, max_size=3)
 
 
 @dataclass
-class Known:
+class KnownUpload:
     """The reference. jobs: those that will read it. n_ended: other jobs that name it. is_swept: deleted for good."""
 
     data: bytes
@@ -53,13 +52,13 @@ class Uploads(CountedMachine):
     def __init__(self, folder: Folder, stores: Stores) -> None:
         super().__init__()
         self.folder, self.stores, self.owner = folder, stores, folder.owner()
-        self.known: dict[str, Known] = {}
+        self.known: dict[str, KnownUpload] = {}
 
     @property
     def now_s(self) -> float:
         return self.folder.database.clock.now_s()
 
-    def is_there(self, known: Known) -> bool:
+    def is_there(self, known: KnownUpload) -> bool:
         return known.expire_s > self.now_s or bool(known.jobs)
 
     @rule(target=seen)
@@ -71,7 +70,7 @@ class Uploads(CountedMachine):
             assert n_unfinished >= MAX_UNFINISHED
             return multiple()
         assert n_unfinished < MAX_UNFINISHED
-        self.known[upload.upload_id] = Known(b"", self.now_s + TTL_S)
+        self.known[upload.upload_id] = KnownUpload(b"", self.now_s + TTL_S)
         return upload
 
     @rule(target=seen, data=DATA)
@@ -216,12 +215,6 @@ class LeavesRefusedParts(SqlUploadStore):
 class ForgetsJobs(SqlUploadStore):
     def _needed(self) -> sa.ColumnElement[bool]:
         return sa.false()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Folder]:
-    with opened(tmp_path) as one:
-        yield one
 
 
 def machine(folder: Folder, store: type[SqlUploadStore] = SqlUploadStore) -> Callable[[], Uploads]:
