@@ -98,7 +98,7 @@ class Uploads(CountedMachine):
     @rule(target=seen, before=seen, data=DATA)
     def append(self, before: Upload, data: list[bytes]) -> object:
         known, more = self.known[before.upload_id], b"".join(data)
-        is_gone = known.is_swept
+        is_swept = known.is_swept
         n_held = sum(len(one.data) for one in self.known.values() if not one.is_swept)
         try:
             grown = self.stores.uploads.append(before, data)
@@ -107,11 +107,11 @@ class Uploads(CountedMachine):
         except RateLimited:
             assert n_held + len(more) > MAX_OWNER_BYTES
         except WrongState:
-            assert is_gone or known.is_complete or before.size_bytes != len(known.data)
+            assert is_swept or known.is_complete or before.size_bytes != len(known.data)
         else:
             assert before.size_bytes + len(more) <= MAX_BYTES
             assert n_held + len(more) <= MAX_OWNER_BYTES
-            assert not is_gone
+            assert not is_swept
             assert not known.is_complete
             assert before.size_bytes == len(known.data)
             known.data += more
