@@ -131,9 +131,9 @@ class Dispatch(Generic[CandidateT]):
             self.changed()
 
     async def _change(self, ticket: Ticket, up_s: float, wake_s: float = 0.0) -> float:
-        """Wait for a change, or for a moment; return when an engine was last up. Raises as `choose`.
+        """Wait for a change of an engine; return when an engine was last up, as far as known. Raises as `choose`.
 
-        up_s: the value of before. wake_s: the moment; no effect if it is over.
+        up_s: what the previous call returned. wake_s: when to return at the latest; ignored if it has passed.
         """
         now_s = self._clock.now_s()
         if any(engine.is_up for engine in self._engines):

@@ -118,6 +118,7 @@ class EngineGroup:
         )
 
     async def _decode(self, decode: Decode, ticket: Ticket) -> Recognition:
+        """Decode a call on the engine that serves it first; if the engine is lost, alone on another one."""
         if ticket.lane is Lane.LIVE_INTERIM and self._interim_losses.is_paused(ticket.caller):
             raise interim_dropped()
         n_lost = n_lost_alone = 0

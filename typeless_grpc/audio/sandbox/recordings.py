@@ -153,6 +153,7 @@ class SandboxedReader:
             self._send_part(payload)
 
     def _received(self) -> bytes:
+        """Wait for a message. Raises DecodeCancelled, and the error for a process that ended or makes no progress."""
         n_steps = 0
         while not self._cancelled():
             try:
@@ -173,6 +174,7 @@ class SandboxedReader:
         raise DecodeCancelled
 
     def _send_part(self, payload: bytes) -> None:
+        """Send the part of the file that the process requests."""
         if len(payload) != messages.READ.size:
             raise ProtocolViolation("a read without a place")
         position, n_bytes = messages.READ.unpack(payload)
@@ -185,7 +187,7 @@ class SandboxedReader:
 
 
 def _descriptor(data: bytes | BinaryIO) -> int | None:
-    """Return a descriptor that reads these bytes and can do nothing else; None of a file that has none."""
+    """Return a descriptor that reads these bytes and can do nothing else; None if there can be none."""
     if isinstance(data, bytes):
         return _sealed(data)
     try:

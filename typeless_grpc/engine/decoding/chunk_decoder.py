@@ -93,6 +93,7 @@ class ChunkDecoder:
         return result.language, result.language_probability
 
     async def _decode_with_retry(self, context: DecodeContext, chunk: Chunk) -> DecodeResult:
+        """Decode a chunk in one pass, and in a second one if the quality checks fail; return the better result."""
         if context.ticket.lane is Lane.LIVE_INTERIM:  # another interim will soon replace it
             return await self.decode_once(context, chunk)
         if context.options.temperatures or self._options.is_full_window:
@@ -110,6 +111,7 @@ class ChunkDecoder:
     async def _second_pass(
         self, context: DecodeContext, chunk: Chunk, first: DecodeResult, *, has_more_beams: bool
     ) -> DecodeResult:
+        """Decode a chunk with more silence. has_more_beams: also with at least SECOND_PASS_BEAM_SIZE beams."""
         window = context.window(chunk)
         added_s = _added_s(window, SECOND_PASS_SILENCE_S)
         beam_size = max(self._beam_size(context), SECOND_PASS_BEAM_SIZE if has_more_beams else 1)
@@ -120,6 +122,7 @@ class ChunkDecoder:
     async def _decode_with_fallback(
         self, context: DecodeContext, chunk: Chunk, temperatures: Sequence[float]
     ) -> DecodeResult:
+        """Decode a chunk as faster-whisper does, with temperatures in order until its own checks pass."""
         request = FallbackRequest(
             context.window(chunk),
             context.options,
