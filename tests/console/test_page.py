@@ -25,9 +25,9 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from tests import servers
 from tests.harness import AUDIO, fixture, serving
+from tests.relay import Proxy, proxied
 from tests.service.access import USER, guarded
 from tests.service.console import Site, with_console
-from tests.service.test_stream_resume import Proxy, proxied
 from tests.speech import words_as_they_come
 from typeless_grpc.app.models import catalog
 from typeless_grpc.app.starting import build
