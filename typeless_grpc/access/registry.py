@@ -86,6 +86,7 @@ class Registry:
                 raise self._failure
 
     async def _refresh(self) -> None:
+        """Take over the changes of keys and limits since the last revision, or keep the store's error."""
         self._n_begun += 1
         try:
             changes = await self.store.changes(self._revision)
