@@ -92,21 +92,27 @@ class Built:
     models: ModelPool[Any]
 
 
-def _load(name: str, directory: Path) -> ScriptedModel:
-    model = ScriptedModel(script)
-    model.name = name
-    return model
-
-
 @asynccontextmanager
-async def built(observer: EngineObserver | None = None, n_workers: int = 1) -> AsyncIterator[Built]:
-    """The engine over scripted models, one window at a time for each worker."""
+async def built(
+    observer: EngineObserver | None = None,
+    n_workers: int = 1,
+    *,
+    max_batch: int = 1,
+    make: Callable[[], ScriptedModel] = lambda: ScriptedModel(script),
+) -> AsyncIterator[Built]:
+    """The engine over scripted models. max_batch: windows at a time for each worker. make: makes a model."""
+
+    def load(name: str, directory: Path) -> ScriptedModel:
+        model = make()
+        model.name = name
+        return model
+
     async with AsyncExitStack() as stack:
         threads = [stack.enter_context(ThreadPoolExecutor(4, name)) for name in ("inference", "detecting", "loading")]
         scheduler: WindowScheduler = Scheduler(
-            run_batch, SchedulerOptions(max_batch=1, n_workers=n_workers), SystemClock(), threads[0], observer
+            run_batch, SchedulerOptions(max_batch=max_batch, n_workers=n_workers), SystemClock(), threads[0], observer
         )
-        models: ModelPool[Any] = ModelPool(Shelf(), _load, threads[2], SystemClock(), PoolOptions("scripted", 2**30))
+        models: ModelPool[Any] = ModelPool(Shelf(), load, threads[2], SystemClock(), PoolOptions("scripted", 2**30))
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
         recognizer = Recognizer(

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from tests.harness import AUDIO, Served, serving
+from tests.relay import proxied
 from tests.service.streams import (
     END,
     FINALIZE,
@@ -24,7 +25,7 @@ from tests.service.streams import (
     seconds,
     texts,
 )
-from tests.service.test_stream_resume import RAW, checked, proxied, recognized
+from tests.service.test_stream_resume import RAW, checked, recognized
 from tests.speech import BYTES_PER_S, cut, silence, speech, tone
 from typeless_grpc.client import AsyncClient, CallFailed, Client, Item, Options, StreamOptions
 from typeless_grpc.engine.scripted import ScriptedEngine

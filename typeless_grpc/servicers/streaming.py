@@ -288,11 +288,13 @@ class StreamService:
             yield feeding
         finally:
             feeding.cancel()
-            await asyncio.wait([feeding])
-            if is_resumable:
-                self._sessions.leave(call)
-            else:
-                self._sessions.end(call)
+            try:
+                await asyncio.wait([feeding])
+            finally:  # also if the caller cancels at this moment
+                if is_resumable:
+                    self._sessions.leave(call)
+                else:
+                    self._sessions.end(call)
 
     async def _feed(self, call: Call[StreamConfig], requests: Requests) -> None:
         """Pass requests to the stream until they end. An invalid one ends the session, and the call with its error."""
