@@ -131,7 +131,7 @@ class Calls:
                 request = transcription_pb2.BatchTranscribeRequest(items=items)
                 answer = await self._stub.BatchTranscribe(request, timeout=DEADLINE_S)
                 texts = [one.transcript.text for one in answer.results]
-                waits_s = [one.error.retry_delay.ToTimedelta().total_seconds() for one in answer.results]
+                waits_s = [one.failure.retry_delay.ToTimedelta().total_seconds() for one in answer.results]
                 if any(waits_s):  # the server took one recording of the batch and refused the other
                     answers.refused["BATCH"] += 1
                     answers.refused_s.append(0.0)
