@@ -95,9 +95,7 @@ class KeyRing:
             if (role := roles.get(key.digest)) is not None:
                 self._keys[key.key_id] = replace(key, role=role)
                 continue
-            del self._keys[key.key_id]
-            self._index[key.digest[:_INDEX_BYTES]].discard(key.key_id)
-            self._notify(key.key_id)
+            self._forget(key)
 
     def find(self, secret: str) -> ApiKey | None:
         """Return the key with this secret, ended ones too; None if there is none."""
@@ -121,15 +119,37 @@ class KeyRing:
         return uses
 
     def apply(self, keys: Iterable[ApiKey]) -> None:
-        """Replace keys by those of the store, and notify the watchers of revoked ones."""
+        """Replace keys by those of the store, and notify the watchers of revoked ones. A revoked key stays revoked."""
         for key in keys:
             role = self._settings_roles.get(key.digest) if key.from_settings else key.role
             if role is None:
                 continue
-            self._keys[key.key_id] = replace(key, role=role)
+            is_revoked = key.is_revoked or self._is_revoked(key.key_id)
+            self._keys[key.key_id] = replace(key, role=role, is_revoked=is_revoked)
             self._index.setdefault(key.digest[:_INDEX_BYTES], set()).add(key.key_id)
             if key.is_revoked:
                 self._notify(key.key_id)
+
+    def known(self) -> list[ApiKey]:
+        """The keys in memory, ended ones too."""
+        return list(self._keys.values())
+
+    def forget(self, keys: Iterable[ApiKey]) -> None:
+        """Drop keys that the store no longer has, and notify their watchers."""
+        for key in keys:
+            self._forget(key)
+
+    def lost_revocations(self, keys: Iterable[ApiKey]) -> list[str]:
+        """The ids of those of the store's keys that are revoked here and not there."""
+        return [key.key_id for key in keys if not key.is_revoked and self._is_revoked(key.key_id)]
+
+    def _is_revoked(self, key_id: str) -> bool:
+        return key_id in self._keys and self._keys[key_id].is_revoked
+
+    def _forget(self, key: ApiKey) -> None:
+        self._keys.pop(key.key_id, None)
+        self._index.get(key.digest[:_INDEX_BYTES], set()).discard(key.key_id)
+        self._notify(key.key_id)
 
     def _notify(self, key_id: str) -> None:
         for tell in tuple(self._watchers.get(key_id, ())):

@@ -115,13 +115,23 @@ class Quotas:
 
     def set_settings(self, limits: Iterable[Limit], *, anonymous_percent: int) -> None:
         """Replace the limits of the settings, from the next call on. Those that were set at run time stay in force."""
-        self._of_settings = {(limit.key_id, limit.group, limit.unit): limit for limit in limits}
+        self._of_settings = {_place(limit): limit for limit in limits}
         self._anonymous_percent = anonymous_percent
 
     def apply(self, limits: Iterable[Limit]) -> None:
         """Set limits at run time, from the next call on; each replaces that of the same key, group and unit."""
         for limit in limits:
-            self._limits[limit.key_id, limit.group, limit.unit] = limit
+            self._limits[_place(limit)] = limit
+
+    def at_run_time(self) -> list[Limit]:
+        """The limits that were set at run time."""
+        return list(self._limits.values())
+
+    def forget(self, limits: Iterable[Limit]) -> None:
+        """Drop limits that the store no longer has, unless they were set again meanwhile."""
+        for limit in limits:
+            if self._limits.get(_place(limit)) is limit:
+                del self._limits[_place(limit)]
 
     def of(self, principal: Principal, group: Group, unit: Unit) -> Limit | None:
         """Return the limit of this caller; None if there is none."""
@@ -136,6 +146,10 @@ class Quotas:
         order: Mapping[Enum, int] = {member: n for n, member in enumerate((*Group, *Unit))}
         everyone = [limit for (key_id, _, _), limit in (self._of_settings | self._limits).items() if not key_id]
         return sorted(everyone, key=lambda limit: (order[limit.group], order[limit.unit]))
+
+
+def _place(limit: Limit) -> tuple[str, Group, Unit]:
+    return limit.key_id, limit.group, limit.unit
 
 
 def whole(seconds: float) -> int:

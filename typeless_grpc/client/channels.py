@@ -26,7 +26,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     # gRPC waits a second before it reconnects. That is too long for a live stream.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # for one attempt, with the handshake
     ("grpc.max_reconnect_backoff_ms", 2000),
     # A server that is frozen or unreachable does not close the connection. Pings during calls detect it in time to
     # resume.

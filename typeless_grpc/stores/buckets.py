@@ -51,16 +51,31 @@ RETRY_S = 1.0  # between attempts to reach an unavailable Redis
 
 
 class RedisTake(RedisLimitAtomicAction):
-    """The library's script, for a clock that may be set back: no moment is later than that of an empty bucket."""
+    """The library's action, on an entry that it repairs first.
 
-    SCRIPTS = RedisLimitAtomicAction.SCRIPTS.replace(
-        "local fill_time_for_cost",
-        """local latest_tat = now + capacity * emission_interval
-    if last_tat > latest_tat then
-        last_tat = latest_tat
-        redis.call("SET", KEYS[1], last_tat, "EX", math.ceil(capacity * emission_interval))
+    An entry of another type would be an error for each call, which puts all buckets out of use. An emptier bucket than
+    can be is left behind by a clock of Redis's machine that was ahead; its callers would wait until that time comes.
+    """
+
+    # The library's script follows in the same chunk of Lua.
+    SCRIPTS = (
+        """
+    do
+        local kept = redis.pcall("GET", KEYS[1])
+        if kept then
+            local tat = type(kept) == "string" and tonumber(kept)
+            local now = redis.call("TIME")
+            now = (now[1] - 1735660800) + (now[2] / 1000000)
+            local full = tonumber(ARGV[1]) * tonumber(ARGV[2])
+            if not tat or tat ~= tat then
+                redis.call("DEL", KEYS[1])
+            elseif tat > now + full then
+                redis.call("SET", KEYS[1], now + full, "EX", math.ceil(full))
+            end
+        end
     end
-    local fill_time_for_cost""",
+    """
+        + RedisLimitAtomicAction.SCRIPTS
     )
 
 
@@ -70,11 +85,12 @@ class RedisGiveBack(BaseRedisAtomicAction):
     TYPE = GIVE_BACK
     # The clock of the library's own scripts: seconds since the start of 2025.
     SCRIPT = """
-    local tat = redis.call("GET", KEYS[1])
-    if not tat then return {0, 0} end
+    local kept = redis.pcall("GET", KEYS[1])
+    local tat = type(kept) == "string" and tonumber(kept)
+    if not tat or tat ~= tat then return {0, 0} end
     local now = redis.call("TIME")
     now = (now[1] - 1735660800) + (now[2] / 1000000)
-    tat = tonumber(tat) - tonumber(ARGV[1]) * tonumber(ARGV[2])
+    tat = tat - tonumber(ARGV[1]) * tonumber(ARGV[2])
     if tat <= now then
         redis.call("DEL", KEYS[1])
     else
