@@ -127,7 +127,7 @@ class Admission:
         return counted_s
 
     def _check_audio(self, caller: str, held: _Held, before_s: float, counted_s: float) -> None:
-        """Raise Overloaded or RateLimited if a recording may not grow to counted_s. The only one in the server always may.
+        """Raise Overloaded or RateLimited if a recording may not grow to counted_s. The only one here always may.
 
         held: what the caller holds, with this recording's before_s in it.
         """
