@@ -82,7 +82,7 @@ async def test_data_that_arrived_before_a_call_broke_is_kept(served: ServedJobs)
     await call.write(chunk(b"def"))
     await asyncio.sleep(0.2)  # sent is not received: the call is to break once the server has seen something of it
     call.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (size := (await found(served, opened.upload_id)).size_bytes):
             pass
     assert size == 6

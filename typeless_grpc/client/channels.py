@@ -133,6 +133,7 @@ def key_to_send(api_key: str | None) -> str:
 
 
 def _environments_key() -> str:
+    """Return the key of the environment, or "" if it has none. Raises ValueError if it has two or an unreadable one."""
     key, file = os.environ.get("TYPELESS_API_KEY", ""), os.environ.get("TYPELESS_API_KEY_FILE", "")
     if key and file:
         raise ValueError("TYPELESS_API_KEY and TYPELESS_API_KEY_FILE are both set: unset one of them")

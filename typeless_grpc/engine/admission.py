@@ -136,25 +136,34 @@ class Admission:
         with self._lock:
             held = self._callers.get(caller, _Held())
             if counted_s > before_s:
-                is_first = before_s == 0.0
-                n_others = sum(one.n_recordings for one in self._callers.values()) - (not is_first)
-                has_others = held.n_recordings > (not is_first)
-                others_s, free_s = (held.audio_s - before_s) * has_others, self._room_s() + before_s
-                if n_others and not may_hold(others_s, counted_s, free_s):
-                    if has_others and counted_s <= free_s + others_s:
-                        raise share_is_used_up(caller, "held audio", RETRY_AFTER_S)
-                    raise Overloaded(
-                        "The recordings in this server hold as much audio as they may. Try again, or another replica.",
-                        retry_after_s=RETRY_AFTER_S,
-                    )
+                self._check_audio(caller, held, before_s, counted_s)
                 self._callers[caller] = held
-                held.n_recordings += is_first
+                held.n_recordings += before_s == 0.0
             elif not counted_s and before_s:
                 held.n_recordings -= 1
             # Sums of fractions do not come back to zero by themselves.
             held.audio_s = held.audio_s + counted_s - before_s if held.n_recordings else 0.0
             self._forget(caller)
         return counted_s
+
+    def _check_audio(self, caller: str, held: _Held, before_s: float, counted_s: float) -> None:
+        """Raise Overloaded or RateLimited if a recording may not grow to counted_s. The only one here always may.
+
+        held: what the caller holds, with this recording's before_s in it.
+        """
+        is_counted = before_s > 0.0  # whether this recording is among those that are counted
+        if sum(one.n_recordings for one in self._callers.values()) == is_counted:
+            return
+        has_others = held.n_recordings > is_counted
+        others_s, free_s = (held.audio_s - before_s) * has_others, self._room_s() + before_s
+        if may_hold(others_s, counted_s, free_s):
+            return
+        if has_others and counted_s <= free_s + others_s:
+            raise share_is_used_up(caller, "held audio", RETRY_AFTER_S)
+        raise Overloaded(
+            "The recordings in this server hold as much audio as they may. Try again, or another replica.",
+            retry_after_s=RETRY_AFTER_S,
+        )
 
     def _room_s(self) -> float:
         return self._options.max_audio_s - sum(one.audio_s for one in self._callers.values()) - self.streams_s
