@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, TypeVar
 
@@ -42,10 +43,18 @@ class CountedMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
+def factor() -> int:
+    """How many times as much as in CI is tried."""
+    return settings.default.max_examples // 100  # 100 is Hypothesis's own default
+
+
 def check(machine: Callable[[], RuleBasedStateMachine], n_examples: int, n_steps: int = STEPS) -> None:
-    """Run a state machine. n_examples: in the ordinary profile; the profile "hardening" runs many times as many."""
-    factor = settings.default.max_examples // 100  # 100 is Hypothesis's own default
-    wanted = settings(max_examples=n_examples * factor, stateful_step_count=n_steps)
+    """Run a state machine. n_examples: in the ordinary profile; the profile "hardening" runs many times as many.
+
+    SHRINK=1 looks for the shortest sequence that fails, which takes minutes.
+    """
+    phases = [Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if os.environ.get("SHRINK") else [])]
+    wanted = settings(max_examples=n_examples * factor(), stateful_step_count=n_steps, phases=phases)
     run_state_machine_as_test(machine, settings=wanted)
 
 

@@ -226,7 +226,7 @@ class UploadStore(Protocol):
         ...
 
     def append(self, upload: Upload, data: Sequence[bytes]) -> Upload:
-        """Store the next bytes.
+        """Store the next bytes, at least one.
 
         Raises WrongState if another call has appended to it meanwhile, and InvalidInput at the limit.
         """

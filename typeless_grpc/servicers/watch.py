@@ -49,6 +49,7 @@ class JobWatch:
             await asyncio.gather(self._polling, return_exceptions=True)
 
     async def _poll(self) -> None:
+        """Wake waiters whose job has changed, with one query for all, until nobody waits."""
         while self._waiting:
             job_ids = {job_id for job_id, _ in self._waiting.values()}
             try:
