@@ -208,6 +208,24 @@ def test_googles_client_for_go_waits_for_an_operation(server: Running, universe:
     assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
 
 
+def test_googles_client_for_java_waits_for_an_operation(server: Running, universe: Universe, tmp_path: Path):
+    if missing := [name for name in ("java", "keytool", "mvn") if not tool(name)]:
+        pytest.skip(f"the client for Java was not run: no {', '.join(missing)} on this machine")
+    folder, classpath, trusted = FOLDER / "java", tmp_path / "classpath", tmp_path / "trusted.p12"
+    install = ("mvn", "-q", "-B", "dependency:build-classpath", f"-Dmdep.outputFile={classpath}")
+    done = run(*install, cwd=folder, env=without_settings(), timeout_s=INSTALL_S)
+    assert done.returncode == 0, done.stdout
+    trust = ("-importcert", "-noprompt", "-file", universe.folder / "ca.pem", "-keystore", trusted)
+    done = run("keytool", *trust, "-storepass", "changeit", env=without_settings())
+    assert done.returncode == 0, done.stdout
+    store = (f"-Djavax.net.ssl.trustStore={trusted}", "-Djavax.net.ssl.trustStorePassword=changeit")
+    client = ("java", *store, "-cp", classpath.read_text(), "GoogleSpeech.java")
+    done = run(*client, "job", SPEECH, cwd=folder, env=server.environment())
+    assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
+    done = universe.run(*client, "file", SPEECH, cwd=folder)
+    assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
+
+
 def test_our_names_and_numbers_equal_those_of_nvidias_package(python: Path):
     done = run(python, "-c", CONTRACT, env=without_settings())
     assert done.returncode == 0, done.stderr

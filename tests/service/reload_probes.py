@@ -93,7 +93,7 @@ async def held_open(world: World) -> str:
 async def two_held_open(world: World) -> list[str]:
     ended = [await held_open(world) for _ in range(2)]
     await world.stack.aclose()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while code(await outcome(world.served, INFO)) != "OK":
             pass
     return ended
@@ -293,7 +293,7 @@ async def opened(world: World, **fields: Any) -> Opened:
     world.stack.callback(call.cancel)
     try:
         await call.write(config(**fields))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             answer = await call.read()
     except grpc.aio.AioRpcError as error:
         return Opened(call, error=error.code().name)

@@ -135,7 +135,7 @@ async def test_a_connection_that_does_not_send_its_request_is_closed(monkeypatch
 
         sending = asyncio.create_task(send_slowly())
         with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(reader.read(), 10) == b""
+            assert await asyncio.wait_for(reader.read(), 30) == b""
         sending.cancel()
         writer.close()
         async with site.socket() as ws:  # one that has sent its request stays
@@ -296,4 +296,4 @@ async def test_connections_are_bounded():
                 else:
                     return
 
-        await asyncio.wait_for(answers(), 10)
+        await asyncio.wait_for(answers(), 30)

@@ -140,6 +140,7 @@ class Gate:
         return ": send it as `x-api-key`, or as `authorization: Bearer`."
 
     async def _identify(self, credentials: Credentials, address: str, *, is_local: bool) -> Principal:
+        """Return the principal of the credentials; without any, an anonymous one named after its address."""
         if self._registry is None:
             return Principal(f"address:{address}", owner="", is_anonymous=True, is_local=is_local)
         key, bearer = credentials.key, credentials.bearer
@@ -149,7 +150,7 @@ class Gate:
         if sent is None:
             return Principal(f"address:{address}", owner=f"address:{address}", is_anonymous=True)
         try:
-            principal = await self._known(sent, address, is_bearer=key is None)
+            principal = await self._look_up(sent, address, is_bearer=key is None)
         except TypelessError as error:
             if error.reason in _GUESSES:
                 await self._failures.failed(address)
@@ -164,7 +165,8 @@ class Gate:
         is_verified = token is not None and self._tokens is not None and self._tokens.issuer == token.issuer
         return None if is_verified else token
 
-    async def _known(self, sent: str, address: str, *, is_bearer: bool) -> Principal:
+    async def _look_up(self, sent: str, address: str, *, is_bearer: bool) -> Principal:
+        """Return the holder of a key or token. An unknown one is looked up only while the address has attempts left."""
         assert self._registry is not None
         tokens = self._tokens if is_bearer and sent.count(".") == 2 else None
         if (key := self._registry.ring.find(sent)) is None:

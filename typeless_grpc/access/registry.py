@@ -93,6 +93,7 @@ class Registry:
                 raise self._failure
 
     async def _refresh(self) -> None:
+        """Take over the changes of keys and limits since the last revision, or keep the store's error."""
         self._n_begun += 1
         try:
             changes = None if self._must_read_all() else await self.store.changes(self._revision)

@@ -93,6 +93,7 @@ class SigningKeys:
         return self._clock.now_s() - self._fetched_s > self._options.keys_max_age_s
 
     async def _refresh(self, name: str) -> None:
+        """Fetch the issuer's keys unless key `name` is known now, at most once per interval."""
         async with self._fetching:
             if name in self._keys and not self._is_old():
                 return
@@ -157,6 +158,7 @@ class TokenVerifier:
         return self._caller(token, self._keys.known(name) if name is not None else None)
 
     def _caller(self, token: str, key: jwt.PyJWK | None) -> Principal:
+        """Check a token's signature, issuer, audience and times, and return the principal that it names."""
         if key is None:
             raise _invalid("its signing key is not among the issuer's")
         try:
@@ -177,6 +179,7 @@ class TokenVerifier:
         return self._principal(claims)
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
+        """Return the principal of a valid token's claims. Raises Unauthenticated if the required role is missing."""
         subject = claims["sub"]
         if not isinstance(subject, str) or not 0 < len(subject) <= MAX_SUBJECT_CHARACTERS:
             raise _invalid("it names no subject")
@@ -186,7 +189,7 @@ class TokenVerifier:
         is_admin = bool(self._options.admin_role) and self._options.admin_role in roles
         if not is_admin and self._options.user_role and self._options.user_role not in roles:
             raise Unauthenticated(
-                f"This token has not the role '{self._options.user_role}', which this server asks for.",
+                f"This token lacks the role '{self._options.user_role}', which this server requires.",
                 reason="TOKEN_ROLE_MISSING",
             )
         name = f"token:{subject}"

@@ -245,6 +245,7 @@ def server_options(settings: Settings) -> ServerOptions:
 
 
 def _facts(settings: Settings, background: Background | None) -> ServerFacts:
+    """Return what the server tells clients about itself; without background jobs, nothing of uploads and sources."""
     facts = ServerFacts(
         version=VERSION,
         default_model=settings.model,

@@ -174,6 +174,7 @@ class ContainerReader:
         completeness.check(result, container=self.source.container, declared_s=declared_s, field=self._field)
 
     def _opened(self, file: BinaryIO) -> av.container.InputContainer:
+        """Open the container, with a longer probe each time as long as no audio track is found."""
         n_missing = check_size(file, field=self._field) if self._is_seekable else 0
         options = {
             **self._options,
@@ -232,6 +233,7 @@ class ContainerReader:
             raise self._refusal(f"it has {n_channels} channels, not 1 to {_MAX_CHANNELS}")
 
     def _packets(self) -> Iterator[av.Packet[av.AudioStream]]:
+        """Yield the packets of the chosen track. Raises InvalidInput where the file is damaged."""
         packets = iter(self._container.demux(self._stream))
         while True:
             try:

@@ -123,6 +123,7 @@ class Leveler:
         return hop if self._n_ahead else hop[:0]
 
     def _analyze(self) -> None:
+        """Take the level of one complete hop into account, and raise the gain if it shows quiet speech."""
         hop = np.concatenate(self._hop)
         self._n_hops += 1
         self._offset += (float(hop.mean()) - self._offset) / self._n_hops

@@ -110,12 +110,13 @@ class Mixer:
                 yield hop
 
     def _taken(self, hop: Audio) -> Iterator[Audio]:
-        self._hops.append(self._seen(hop))
+        self._hops.append(self._analyze(hop))
         self._ahead.append(hop)
         if len(self._ahead) > self._n_ahead:
             yield self._mixed(self._ahead.popleft())
 
-    def _seen(self, hop: Audio) -> _Hop:
+    def _analyze(self, hop: Audio) -> _Hop:
+        """Measure a hop: how alike its channels are in the band of speech, how loud each is, and a coarse copy."""
         n_samples = hop.shape[1]
         step = max(1, self.rate_hz // _COPY_RATE_HZ)
         n_coarse = n_samples // step
@@ -131,6 +132,7 @@ class Mixer:
         )
 
     def _mixed(self, hop: Audio) -> Audio:
+        """Return a hop as one channel, with a fade from the weights of the hop before."""
         weights = self._decided()
         before, self._weights = self._weights, weights
         if np.array_equal(weights, self._mean):
@@ -161,6 +163,7 @@ class Mixer:
         return weights
 
     def _align(self, gram: _Matrix) -> None:
+        """Choose the channels' signs so that they do not cancel one another in the sum."""
         if not gram.any():
             return
         signs = np.ones(self.n_channels)

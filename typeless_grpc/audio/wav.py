@@ -67,6 +67,7 @@ def wav_header(head: bytes) -> WavHeader | None:
 
 
 def _riff_header(head: bytes) -> WavHeader | None:
+    """Return the header of a RIFF, RIFX, RF64 or BW64 file, or None if more bytes are needed."""
     is_riff = any((name + head[4:8] + b"WAVE").startswith(head[:12]) for name in (b"RIFF", b"RIFX", b"RF64", b"BW64"))
     if not is_riff:
         raise NotForUs
@@ -92,6 +93,7 @@ def _riff_header(head: bytes) -> WavHeader | None:
 
 
 def _w64_header(head: bytes) -> WavHeader | None:
+    """Return the header of a Wave64 file, or None if more bytes are needed."""
     if len(head) < 40:
         return None
     if head[24:40] != _W64_WAVE:
@@ -156,6 +158,7 @@ class WavParser:
         yield from self._parsed(is_end=True)
 
     def _parsed(self, *, is_end: bool) -> Iterator[WavHeader | bytes]:
+        """Yield headers and samples of the bytes that wait. Several files may follow one another."""
         while self.waiting:
             if self._n_skip:
                 n_skipped = min(self._n_skip, len(self.waiting))

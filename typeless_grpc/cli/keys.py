@@ -162,6 +162,7 @@ async def _admin(store: KeyStore) -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def _local_admin() -> AsyncIterator[Any]:
+    """Yield an AdminService on the key store of this machine's settings, without a server."""
     from typeless_grpc.app.access import open_registry
     from typeless_grpc.app.usage import stored_usage
     from typeless_grpc.servicers.admin import AdminServicer

@@ -77,6 +77,7 @@ class Results:
             write_whole(file, rendition.content)
 
     def _print(self, outcome: Outcome) -> None:
+        """Print one result. A lost standard output is an error only if no files are written."""
         try:
             if self.as_json and outcome.answer is not None:
                 typer.echo(MessageToJson(outcome.answer, indent=None))

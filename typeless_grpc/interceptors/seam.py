@@ -164,6 +164,7 @@ class Chain(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, handler: Any, method_name: str) -> Any:
+        """Return a handler that runs the interceptors, the first one outermost, around the given one."""
         method, factory = _shape(handler)
         inside = _handled(method, is_unary=not handler.request_streaming)
         deserializer = handler.request_deserializer

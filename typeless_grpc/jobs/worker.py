@@ -149,6 +149,7 @@ class Worker:
 
     @contextmanager
     def _registered(self, active: ActiveRun) -> Iterator[None]:
+        """Count the run among the active ones, so that `stop` finds it; release what it holds at the end."""
         self._runs[active.run.run_id] = active
         if self._stopping.is_set():  # `stop` may not have seen this run
             active.stop(is_lost=False)
@@ -267,6 +268,7 @@ class Worker:
         return chunk.is_last
 
     def _reader(self, active: ActiveRun) -> ChunkReader:
+        """Return the run's reader of chunks. It stays open between chunks."""
         if active.reader is None:
             job = active.run.job
             active.file = self._store.open_audio(job)
@@ -295,6 +297,7 @@ class Worker:
                 active.reservation = reservation
 
     def _transcribed(self, active: ActiveRun, index: int, audio: AudioChunk, began_s: float) -> Chunk:
+        """Transcribe one chunk. Its language is expected of the next one."""
         options = active.run.job.options
         chunk_options = replace(
             options,

@@ -142,6 +142,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         return self._submit_new(request, new), True
 
     def _submit_new(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> Job:
+        """Store a job with its audio: sent with the call, uploaded, fetched now, or left where its worker opens it."""
         if new.options.model and not self._has_model(new.options.model):
             raise NotFound(f"This server has no model called '{new.options.model[:128]}'.", reason="MODEL_NOT_FOUND")
         if not new.uri:

@@ -57,6 +57,7 @@ class SqlRunStore:
         return Run(claimed.run_id, job_of(claimed), claimed.n_failures, waited_s, json.loads(headers or "{}"))
 
     def _claimed(self, connection: sa.Connection, found: sa.ColumnElement[bool], n_crashes: int) -> Any:
+        """Mark the job as processing, with a new run that fences off the runs before it."""
         return connection.execute(
             sa.update(jobs)
             .where(found, jobs.c.state.in_([state.value for state in states_before(State.PROCESSING)]))

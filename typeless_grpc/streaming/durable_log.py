@@ -151,6 +151,7 @@ class DurableLog:
                 return  # it expires
 
     async def _run(self) -> None:
+        """Write what is due, until the session belongs to another server."""
         try:
             while True:
                 try:

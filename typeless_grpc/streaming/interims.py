@@ -190,6 +190,7 @@ class Interims:
         return one.up_to - since >= wait_s * SAMPLE_RATE_HZ
 
     async def _decode(self, one: InterimDue, audio: Audio) -> None:
+        """Decode one interim, and rest for a while that grows with the time it took."""
         utterance = one.utterance
         clock, interval_s = self._dependencies.clock, self._options.interim_interval_s or 0.0
         began_s = clock.now_s()

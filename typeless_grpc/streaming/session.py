@@ -246,6 +246,7 @@ class Session:
     # ---- boundaries of utterances ----------------------------------------------------------------------------
 
     def _take_boundaries(self, boundaries: Sequence[Boundary]) -> None:
+        """Turn the endpointer's decisions into utterances and effects."""
         for boundary in boundaries:
             self._move(boundary)
             match boundary:

@@ -222,6 +222,7 @@ class _Reader:
         return self._money(number, amount, end)
 
     def _money(self, number: Number, amount: str, end: int, *, only_with_cents: bool = False) -> _Written | None:
+        """Return an amount with its currency, or None if no currency follows."""
         currency = self._phrase(end, self._notation.currencies)
         if currency is None or (number.start and self._word(number.start - 1) in {"$", "€", "£"}):
             return None

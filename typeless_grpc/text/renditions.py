@@ -100,6 +100,7 @@ def _json(transcript: Transcript) -> str:
 
 
 def _segment(segment: Segment, index: int) -> dict[str, Any]:
+    """Return a segment as it stands in the JSON output."""
     value: dict[str, Any] = {
         "index": index,
         "start": _seconds(segment.start_s),

@@ -66,6 +66,7 @@ def decode(kind: Kind, request: Request, file: BinaryIO | None, connection: sock
 
 
 def _answer(connection: socket.socket, decode: Decode, kind: Kind, request: Request, file: BinaryIO | None) -> None:
+    """Decode for one request, and send the samples and then the end, or what failed."""
     try:
         decode(kind, request, file, connection)
         connection.send(messages.message(Kind.END))

@@ -211,6 +211,7 @@ class DecoderProcesses:
         return control
 
     def _stop(self) -> None:
+        """Stop the helper, which ends its processes too."""
         while self._waiting:
             self._waiting.popleft().discard()
         if self._control is not None:
