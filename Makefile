@@ -28,6 +28,10 @@ PROTOS := $(wildcard protos/typeless/v1/*.proto protos/typeless/engine/v1/*.prot
 # How long `make fuzz` takes for each target, and which: all unless named.
 SECONDS ?= 60
 TARGETS ?=
+# Of `make hardening` and `make soak`: a factor for every length, the parts (all unless named), the length of the soak.
+SCALE ?= 1
+PARTS ?=
+MINUTES ?= 60
 # `make audit AUDIT=required` fails if the advisories cannot be read.
 AUDIT ?=
 # `make run MODEL=small` passes a flag, which overrides TYPELESS_MODEL and the settings file.
@@ -35,7 +39,7 @@ MODEL ?=
 # The commit `buf breaking` compares with: the last release, else the first commit that has the protos.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git log --diff-filter=A --format=%H -- protos/typeless/v1/audio.proto | tail -n 1)
 
-.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system cluster-test cluster-short dist audit fuzz fuzz-short lock clean
+.PHONY: help run demo test check fmt lint type proto golden verify floors bench clients packages system cluster-test cluster-short dist audit fuzz fuzz-short hardening soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -128,6 +132,14 @@ fuzz: $(VENV)/dev.stamp ## try inputs that coverage suggests in every reader of 
 
 fuzz-short: $(VENV)/dev.stamp
 	@$(BIN)/python -m tests.fuzz 1 $$(nproc)
+
+# SCALE=0.1 takes a tenth of the time, and leaves the tables as they are. PARTS="load leaks" runs only these.
+hardening: $(VENV)/dev.stamp ## run all that tries to break the server, and write the figures into docs/reliability.md (an hour)
+	@$(BIN)/typeless models pull tiny.en >/dev/null
+	$(BIN)/python -m tests.hardening --scale $(SCALE) $(PARTS)
+
+soak: $(VENV)/dev.stamp ## load a server at 70 % for MINUTES=60
+	@$(BIN)/python -m tests.hardening --minutes $(MINUTES) soak
 
 lint: $(VENV)/dev.stamp ## check the style of code and protos; edits nothing
 	@$(BIN)/ruff check .

@@ -50,6 +50,8 @@ log_to_pytest()
 
 # Properties test results, not how fast they come on a shared machine.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# `--hypothesis-profile=hardening` tries many times as many examples of the state machines (tests/states).
+settings.register_profile("hardening", settings.get_profile("unhurried"), max_examples=10_000)
 settings.load_profile("unhurried")
 
 # Variables that a test run may take from outside; any other would change what is tested.
@@ -112,8 +114,8 @@ def recordings() -> Recordings:
 
 
 @asynccontextmanager
-async def served(model: str, directory: Path) -> AsyncIterator[AsyncClient]:
-    """Serve a model, warm, with its own directory for jobs. Skips if the model is not on this machine."""
+async def served(model: str, directory: Path) -> AsyncIterator[str]:
+    """Serve a model, warm, with its own directory for jobs; yield its address. Skips if the model is not here."""
     from typeless_grpc.app.models import catalog
     from typeless_grpc.app.starting import build
     from typeless_grpc.config import Settings
@@ -125,21 +127,30 @@ async def served(model: str, directory: Path) -> AsyncIterator[AsyncClient]:
         pytest.skip(f"model {model} is not on this machine: typeless models pull {model}")
     async with build(settings) as app:
         await app.warm()
-        async with AsyncClient(f"127.0.0.1:{app.port}") as client:
-            yield client
+        yield f"127.0.0.1:{app.port}"
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def tiny_en(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncClient]:
-    """A server with the real tiny.en, shared by all tests."""
-    async with served("tiny.en", tmp_path_factory.mktemp("tiny.en")) as client:
+async def tiny_en_address(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The address of a server with the real tiny.en, shared by all tests."""
+    async with served("tiny.en", tmp_path_factory.mktemp("tiny.en")) as address:
+        yield address
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def tiny_en(tiny_en_address: str) -> AsyncIterator[AsyncClient]:
+    """A client of a server with the real tiny.en, shared by all tests."""
+    async with AsyncClient(tiny_en_address) as client:
         yield client
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def base(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncClient]:
-    """A server with the real base, shared by all tests."""
-    async with served("base", tmp_path_factory.mktemp("base")) as client:
+    """A client of a server with the real base, shared by all tests."""
+    async with (
+        served("base", tmp_path_factory.mktemp("base")) as address,
+        AsyncClient(address) as client,
+    ):
         yield client
 
 

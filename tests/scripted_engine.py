@@ -43,12 +43,15 @@ from typeless_grpc.telemetry.metrics import Metrics
 MODULE = "tests.scripted_engine"
 TIMEOUT_S = 20.0
 JOURNAL = "SCRIPTED_JOURNAL"  # a file to which each decode writes its process and its prompt when it begins
-PAUSES_S = {"brief": 0.05, "slow": 0.4, "busy": 1.0, "held": 3.0, "hang": 3600.0}
+PAUSES_S = {"brief": 0.05, "slow": 0.4, "busy": 1.0, "hang": 3600.0}
 MODELS = ("scripted", "other")
 
 
 def script(decode: RecordedDecode) -> str | Exception:
-    """Do what the prompt's first word says: slow, held, hang, die or fail. The text is the prompt and the length."""
+    """Do what the prompt's first word says: brief, slow, busy, wait, hang, die or fail.
+
+    wait: until `release`. The text is the prompt and the length.
+    """
     prompt = decode.task.prompt
     if journal := os.environ.get(JOURNAL):
         with open(journal, "a") as file:
@@ -57,7 +60,14 @@ def script(decode: RecordedDecode) -> str | Exception:
     if word == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(PAUSES_S.get(word, 0.0))
+    deadline_s = time.monotonic() + 60.0
+    while word == "wait" and not _gate().exists() and time.monotonic() < deadline_s:
+        time.sleep(0.01)
     return ValueError("no") if word == "fail" else f"{prompt or 'hello'} {decode.audio_s:.1f}"
+
+
+def _gate() -> Path:
+    return Path(os.environ[JOURNAL]).with_suffix(".released")
 
 
 class Shelf:
@@ -82,21 +92,27 @@ class Built:
     models: ModelPool[Any]
 
 
-def _load(name: str, directory: Path) -> ScriptedModel:
-    model = ScriptedModel(script)
-    model.name = name
-    return model
-
-
 @asynccontextmanager
-async def built(observer: EngineObserver | None = None, n_workers: int = 1) -> AsyncIterator[Built]:
-    """The engine over scripted models, one window at a time for each worker."""
+async def built(
+    observer: EngineObserver | None = None,
+    n_workers: int = 1,
+    *,
+    max_batch: int = 1,
+    make: Callable[[], ScriptedModel] = lambda: ScriptedModel(script),
+) -> AsyncIterator[Built]:
+    """The engine over scripted models. max_batch: windows at a time for each worker. make: makes a model."""
+
+    def load(name: str, directory: Path) -> ScriptedModel:
+        model = make()
+        model.name = name
+        return model
+
     async with AsyncExitStack() as stack:
         threads = [stack.enter_context(ThreadPoolExecutor(4, name)) for name in ("inference", "detecting", "loading")]
         scheduler: WindowScheduler = Scheduler(
-            run_batch, SchedulerOptions(max_batch=1, n_workers=n_workers), SystemClock(), threads[0], observer
+            run_batch, SchedulerOptions(max_batch=max_batch, n_workers=n_workers), SystemClock(), threads[0], observer
         )
-        models: ModelPool[Any] = ModelPool(Shelf(), _load, threads[2], SystemClock(), PoolOptions("scripted", 2**30))
+        models: ModelPool[Any] = ModelPool(Shelf(), load, threads[2], SystemClock(), PoolOptions("scripted", 2**30))
         await scheduler.start()
         stack.push_async_callback(scheduler.stop)
         recognizer = Recognizer(
@@ -176,6 +192,16 @@ async def until(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 # another process sets no event
             await asyncio.sleep(0.01)
+
+
+def release() -> None:
+    """Let the decodes with the prompt "wait" end, these and later ones, until `hold`."""
+    _gate().touch()
+
+
+def hold() -> None:
+    """Undo `release`."""
+    _gate().unlink(missing_ok=True)
 
 
 def begun(journal: Path) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Deprecated: the former module of the calls of jobs."""
+"""Deprecated: the former module of the calls of jobs. Use `typeless_grpc.client`."""
 
 import warnings
 

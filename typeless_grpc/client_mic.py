@@ -1,4 +1,4 @@
-"""Deprecated: the former module of the microphone."""
+"""Deprecated: the former module of the microphone. Use `typeless_grpc.client.microphone`."""
 
 import warnings
 

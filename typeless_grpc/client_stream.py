@@ -1,4 +1,4 @@
-"""Deprecated: the former module of the options of streams."""
+"""Deprecated: the former module of the options of streams. Use `typeless_grpc.client`."""
 
 import warnings
 

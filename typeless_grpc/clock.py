@@ -11,13 +11,16 @@ from typing import Any, Protocol
 class Clock(Protocol):
     """A monotonic clock in seconds; its origin is arbitrary."""
 
-    def now_s(self) -> float: ...
+    def now_s(self) -> float:
+        """Return the seconds since the origin."""
+        ...
 
 
 class SystemClock:
     """The machine's monotonic clock."""
 
     def now_s(self) -> float:
+        """See `Clock`."""
         return time.monotonic()
 
 
@@ -28,6 +31,7 @@ class FakeClock:
         self._now_s = now_s
 
     def now_s(self) -> float:
+        """See `Clock`."""
         return self._now_s
 
     def advance(self, seconds: float) -> None:

@@ -1,7 +1,8 @@
 """Google's own client, unchanged, against this server: `python google_speech.py v1|v2|job|stream RECORDING`.
 
 TYPELESS_SERVER is HOST:PORT (default localhost:50051), TYPELESS_API_KEY a key, if the server has keys. With
-TYPELESS_TLS=1 it uses TLS; GRPC_DEFAULT_SSL_ROOTS_FILE_PATH is then the certificate of an authority of one's own.
+TYPELESS_TLS=1 it uses TLS; GRPC_DEFAULT_SSL_ROOTS_FILE_PATH is then the certificate of an authority of one's own. With
+GOOGLE_CLOUD_UNIVERSE_DOMAIN it is a plain `SpeechClient()`, and `typeless keys google-account` makes its credentials.
 """
 
 import os
@@ -29,7 +30,9 @@ class WithKey(grpc.UnaryUnaryClientInterceptor, grpc.StreamStreamClientIntercept
 
 
 def client(module: Any, transport: Any) -> Any:
-    """A client over TLS, as for Google itself but for the address; or over plaintext."""
+    """A client as for Google itself; over TLS with another address; or over plaintext."""
+    if os.environ.get("GOOGLE_CLOUD_UNIVERSE_DOMAIN"):
+        return module.SpeechClient()
     if os.environ.get("TYPELESS_TLS"):
         return module.SpeechClient(client_options={"api_endpoint": SERVER, "api_key": KEY})
     channel = grpc.intercept_channel(grpc.insecure_channel(SERVER), WithKey())

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 import sys
 import wave
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pb2
 
-from tests.certificates import Authority
-from tests.clients.serving import Running, raw_samples, run, served, tool, without_settings
+from tests.clients.serving import KEY, Running, raw_samples, run, served, tool, without_settings
 from tests.clients.test_clients import SPEECH, TEXT, words
 from tests.harness import REPOSITORY
+from tests.servers import free_port
 from typeless_grpc.servicers.riva.messages import POOL
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
 
 FOLDER = REPOSITORY / "clients" / "drop-in"
 INSTALL_S = 500
+HTTPS = 443
 # Prints the files of the installed package's contract.
 CONTRACT = """
 import json, sys
@@ -68,6 +72,61 @@ def wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "speech.wav"
 
 
+@dataclass(frozen=True)
+class Universe:
+    """A server as `speech.localhost` over TLS, and the files in folder with which Google's clients find it."""
+
+    folder: Path
+    running: Running
+
+    @property
+    def port(self) -> int:
+        return self.running.port
+
+    @property
+    def domain(self) -> str:
+        return "localhost" if self.port == HTTPS else f"localhost:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        return without_settings() | {
+            "GOOGLE_CLOUD_UNIVERSE_DOMAIN": self.domain,
+            "GOOGLE_APPLICATION_CREDENTIALS": str(self.folder / "google-account.json"),
+            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(self.folder / "ca.pem"),
+            "SSL_CERT_FILE": str(self.folder / "ca.pem"),  # Go's
+        }
+
+    def run(self, *command: str | Path, cwd: Path = FOLDER) -> subprocess.CompletedProcess[str]:
+        """Run a client that finds the server's address with the resolver of the system, and calls port 443."""
+        if self.port != HTTPS:
+            pytest.skip("only root may listen on port 443, and it must be free")
+        hosts = self.folder / "hosts"
+        hosts.write_text("127.0.0.1 localhost speech.localhost\n")
+        script = 'mount --bind "$0" /etc/hosts && exec "$@"'
+        return run("unshare", "--mount", "sh", "-c", script, hosts, *command, env=self.environment(), cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def universe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Universe]:
+    folder, data = tmp_path_factory.mktemp("universe"), tmp_path_factory.mktemp("data")
+    port = HTTPS if can_listen(HTTPS) else free_port()
+    domain = "localhost" if port == HTTPS else f"localhost:{port}"
+    command = ("typeless", "keys", "google-account", domain, "--output", folder)
+    made = run(*command, env=without_settings() | {"TYPELESS_API_KEY": KEY})
+    assert made.returncode == 0, made.stderr
+    tls = {"TYPELESS_TLS_CERT_FILE": str(folder / "cert.pem"), "TYPELESS_TLS_KEY_FILE": str(folder / "key.pem")}
+    with served(data, TYPELESS_PORT=str(port), **tls) as running:
+        yield Universe(folder, running)
+
+
+def can_listen(port: int) -> bool:
+    with socket.socket() as listener:
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def printed(python: Path, server: Running, program: str, *arguments: str | Path, **environment: str) -> list[str]:
     """The lines that a client prints."""
     done = run(python, FOLDER / program, *arguments, env=os.environ | server.environment() | environment)
@@ -89,15 +148,17 @@ def test_googles_client_transcribes_any_file(python: Path, server: Running, comm
     assert printed(python, server, "google_speech.py", command, SPEECH) == [TEXT]
 
 
-def test_googles_client_sends_its_key_over_tls(python: Path, tmp_path: Path):
-    authority = Authority(tmp_path)
-    certificate, key = authority.issue("server")
-    (tmp_path / "data").mkdir()
-    tls = {"TYPELESS_TLS_CERT_FILE": str(certificate), "TYPELESS_TLS_KEY_FILE": str(key)}
-    trusted = {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(authority.ca), "TYPELESS_TLS": "1"}
-    with served(tmp_path / "data", **tls) as running:
-        for command in ("v1", "job"):
-            assert printed(python, running, "google_speech.py", command, SPEECH, **trusted) == [TEXT]
+def test_googles_client_sends_its_key_over_tls(python: Path, universe: Universe):
+    target = {"TYPELESS_SERVER": f"speech.localhost:{universe.port}", "TYPELESS_TLS": "1"}
+    trusted = {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(universe.folder / "ca.pem")}
+    for command in ("v1", "job"):
+        assert printed(python, universe.running, "google_speech.py", command, SPEECH, **target, **trusted) == [TEXT]
+
+
+def test_googles_client_for_python_works_without_a_change_of_its_code(python: Path, universe: Universe):
+    for command in ("v1", "v2", "job"):
+        done = run(python, FOLDER / "google_speech.py", command, SPEECH, env=universe.environment())
+        assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -119,7 +180,7 @@ def check_streamed(printed_lines: list[str]) -> None:
     assert lines[0][0] == "interim"
 
 
-def test_googles_client_for_node_transcribes_and_streams(server: Running, wav: Path):
+def test_googles_client_for_node_transcribes_and_streams(server: Running, universe: Universe, wav: Path):
     if missing := [name for name in ("node", "npm") if not tool(name)]:
         pytest.skip(f"the client for Node.js was not installed: no {', '.join(missing)} on this machine")
     folder = FOLDER / "node"
@@ -131,15 +192,37 @@ def test_googles_client_for_node_transcribes_and_streams(server: Running, wav: P
     done = run("node", "google_speech.js", "stream", wav, cwd=folder, env=server.environment())
     assert done.returncode == 0, done.stderr
     check_streamed(done.stdout.splitlines())
+    done = universe.run("node", "google_speech.js", "file", SPEECH, cwd=folder)
+    assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
 
 
-def test_googles_client_for_go_waits_for_an_operation(server: Running, tmp_path: Path):
+def test_googles_client_for_go_waits_for_an_operation(server: Running, universe: Universe, tmp_path: Path):
     if not tool("go"):
         pytest.skip("the client for Go was not built: no go on this machine")
     program = tmp_path / "client"
     built = run("go", "build", "-o", program, ".", cwd=FOLDER / "go", env=without_settings(), timeout_s=INSTALL_S)
     assert built.returncode == 0, built.stderr
     done = run(program, SPEECH, env=server.environment())
+    assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
+    done = universe.run(program, SPEECH)
+    assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
+
+
+def test_googles_client_for_java_waits_for_an_operation(server: Running, universe: Universe, tmp_path: Path):
+    if missing := [name for name in ("java", "keytool", "mvn") if not tool(name)]:
+        pytest.skip(f"the client for Java was not run: no {', '.join(missing)} on this machine")
+    folder, classpath, trusted = FOLDER / "java", tmp_path / "classpath", tmp_path / "trusted.p12"
+    install = ("mvn", "-q", "-B", "dependency:build-classpath", f"-Dmdep.outputFile={classpath}")
+    done = run(*install, cwd=folder, env=without_settings(), timeout_s=INSTALL_S)
+    assert done.returncode == 0, done.stdout
+    trust = ("-importcert", "-noprompt", "-file", universe.folder / "ca.pem", "-keystore", trusted)
+    done = run("keytool", *trust, "-storepass", "changeit", env=without_settings())
+    assert done.returncode == 0, done.stdout
+    store = (f"-Djavax.net.ssl.trustStore={trusted}", "-Djavax.net.ssl.trustStorePassword=changeit")
+    client = ("java", *store, "-cp", classpath.read_text(), "GoogleSpeech.java")
+    done = run(*client, "job", SPEECH, cwd=folder, env=server.environment())
+    assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
+    done = universe.run(*client, "file", SPEECH, cwd=folder)
     assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
 
 

@@ -42,7 +42,7 @@ async def nginx(folder: Path, console_port: int) -> AsyncIterator[tuple[int, ssl
     trust = ssl.create_default_context(cafile=str(authority.ca))
     trust.check_hostname = False  # it is for 127.0.0.1
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (folder / "nginx.pid").exists():  # noqa: ASYNC110  # nginx writes it, and says nothing
                 await asyncio.sleep(0.02)
         yield port, trust

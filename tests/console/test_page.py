@@ -25,9 +25,9 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from tests import servers
 from tests.harness import AUDIO, fixture, serving
+from tests.relay import Proxy, proxied
 from tests.service.access import USER, guarded
 from tests.service.console import Site, with_console
-from tests.service.test_stream_resume import Proxy, proxied
 from tests.speech import words_as_they_come
 from typeless_grpc.app.models import catalog
 from typeless_grpc.app.starting import build
@@ -178,8 +178,8 @@ async def test_spoken_words_appear_while_they_are_spoken(browser: Browser, site:
         assert any(one["nFinals"] == 0 and "good" in _text(one) for one in interims)
         assert any(one["nFinals"] == 1 and "train" in _text(one) for one in interims)
         assert is_the_recording(await finals(page, "live"))
-        assert re.fullmatch(r"\d\.\d\d s", await page.locator("#fact-latency").inner_text())
-        assert float((await page.locator("#fact-median").inner_text()).split()[0]) < 5
+        assert re.fullmatch(r"\d+\.\d\d s", await page.locator("#fact-latency").inner_text())
+        assert 0 < float((await page.locator("#fact-median").inner_text()).split()[0]) < 60
         assert (await saved(page, "live", "SRT")).startswith("1\n00:00:0")
         assert (await saved(page, "live", "VTT")).startswith("WEBVTT")
         assert is_the_recording(await saved(page, "live", "TXT"))

@@ -31,6 +31,18 @@ def test_a_cancelled_run_can_write_nothing_any_more(stores: Stores):
     assert stores.jobs.transcript(job).segments == ()
 
 
+@pytest.mark.parametrize("end", ["cancelled", "deleted"])
+def test_a_chunk_that_comes_after_the_end_of_its_job_leaves_no_file(stores: Stores, end: str):
+    run = claimed(stores, stores.submit())
+    stores.jobs.cancel(run.job.job_id, None)
+    if end == "deleted":
+        stores.jobs.delete(run.job.job_id, None)
+    with pytest.raises(RunLost):
+        stores.runs.keep_chunk(run, chunk(0, "private"))
+    assert stores.files.names(f"jobs/{run.job.job_id}/chunks") == []
+    assert [name for name, _ in stores.files.names("jobs")] == ([run.job.job_id] if end == "cancelled" else [])
+
+
 def test_a_run_moves_the_job_to_its_end(stores: Stores):
     job = stores.submit()
     run = claimed(stores, job)

@@ -21,6 +21,7 @@ from tests.faults import node as nodes
 from tests.faults.node import recording
 from typeless_grpc.client import CallFailed, Client, RawFormat
 from typeless_grpc.pb.v1 import jobs_pb2
+from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts
 
 PCM = RawFormat("pcm_s16le", 16_000)
 TIMEOUT_S = 150.0
@@ -73,6 +74,7 @@ class Cluster:
 
     directory: Path
     database_url: str
+    timeouts: DatabaseTimeouts = TIMEOUTS
     nodes: list[Node] = field(default_factory=list)
     n_started: int = 0
 
@@ -92,7 +94,8 @@ class Cluster:
         }
         log = own / f"log-{self.n_started}"
         receiver, sender = FORKSERVER.Pipe(duplex=False)
-        process = FORKSERVER.Process(target=nodes.run, args=(own, self.journal, log, shared | settings, sender))
+        args = (own, self.journal, log, shared | settings, self.timeouts, sender)
+        process = FORKSERVER.Process(target=nodes.run, args=args)
         process.start()
         sender.close()
         with receiver:

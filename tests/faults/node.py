@@ -27,8 +27,8 @@ from typeless_grpc.telemetry import logs
 # A job of this number takes its process down with it.
 POISON = 77
 DELAY_S = 0.05
-# In the same order as the defaults, and shorter, because tests wait for them.
-TIMEOUTS = DatabaseTimeouts(connect_s=2, lock_s=1, statement_s=1.5, answer_s=2, pool_s=1, idle_transaction_s=1)
+# In the same order as the defaults, and shorter, for tests that wait for them. A busy machine may need longer.
+SHORT = DatabaseTimeouts(connect_s=2, lock_s=1, statement_s=1.5, answer_s=2, pool_s=1, idle_transaction_s=1)
 
 
 class JournalEngine(ScriptedEngine):
@@ -68,15 +68,22 @@ def recording(job: int, seconds: int) -> bytes:
     return b"".join(pair * (SAMPLE_RATE_HZ // 2) for pair in one)
 
 
-def run(directory: Path, journal: Path, log: Path, settings: dict[str, Any], port: Connection) -> None:
-    """Serve until SIGTERM, with all output in a log. port: gets the port once calls are accepted."""
+def run(
+    directory: Path, journal: Path, log: Path, settings: dict[str, Any], timeouts: DatabaseTimeouts, port: Connection
+) -> None:
+    """Serve until SIGTERM, with all output in a log.
+
+    timeouts: of the database. port: gets the port once calls are accepted.
+    """
     with log.open("w") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
-    asyncio.run(_serve(directory, journal, settings, port))
+    asyncio.run(_serve(directory, journal, settings, timeouts, port))
 
 
-async def _serve(directory: Path, journal: Path, given: dict[str, Any], port: Connection) -> None:
+async def _serve(
+    directory: Path, journal: Path, given: dict[str, Any], timeouts: DatabaseTimeouts, port: Connection
+) -> None:
     defaults = {"port": 0, "data_dir": directory, "job_chunk_s": 5.0, "job_poll_s": 0.05, "rate_limit_enabled": False}
     settings = Settings(**defaults | given)
     logs.configure("info", "json")
@@ -85,7 +92,7 @@ async def _serve(directory: Path, journal: Path, given: dict[str, Any], port: Co
     engine = JournalEngine(journal)
     parts: dict[str, Any] = {"engine": engine, "detector": SileroDetector()}
     async with (
-        keep_jobs(settings, **parts, timeouts=TIMEOUTS) as background,
+        keep_jobs(settings, **parts, timeouts=timeouts) as background,
         listen(settings, **parts, background=background) as listening,
     ):
         await listening.server.serving()

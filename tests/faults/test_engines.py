@@ -135,7 +135,7 @@ async def test_an_engine_that_cannot_start_is_reported():
     metrics = Metrics().engine
     async with connected(settings, metrics, metrics, Reloads(settings), module="tests.no_such_module") as parts:
         with pytest.raises(EngineFailed) as failure:
-            await asyncio.wait_for(parts.warm(), 10)
+            await asyncio.wait_for(parts.warm(), 30)
     assert failure.value.reason == "ENGINE_NOT_STARTED"
 
 
@@ -211,7 +211,7 @@ async def test_two_fronts_share_an_engine_that_stops_and_starts_again(journal: P
     async with front(port) as one, front(port) as two:
         waiting = asyncio.create_task(text(one, "early"))
         async with scripted_engine.on_port(**on_port(port)):
-            assert await asyncio.wait_for(waiting, 10) == "early"
+            assert await asyncio.wait_for(waiting, 30) == "early"
             assert await asyncio.gather(text(one, "a"), text(two, "b")) == ["a", "b"]
             last = asyncio.create_task(text(one, "slow last"))
             await until(lambda: "slow last" in begun(journal))
@@ -219,7 +219,7 @@ async def test_two_fronts_share_an_engine_that_stops_and_starts_again(journal: P
         await until(lambda: not one.engines[0].is_up and not two.engines[0].is_up)
         again = asyncio.create_task(text(two, "again"))
         async with scripted_engine.on_port(**on_port(port)):
-            assert await asyncio.wait_for(again, 10) == "again"
+            assert await asyncio.wait_for(again, 30) == "again"
     assert begun(journal).count("slow last") == 1
 
 

@@ -26,7 +26,7 @@ from tests.faults.conftest import (
     submit,
     wait_until,
 )
-from tests.faults.node import POISON, recording
+from tests.faults.node import POISON, SHORT, recording
 from tests.postgres import Postgres
 from typeless_grpc.client import CallFailed, Client, Jobs, RetryPolicy
 from typeless_grpc.pb.v1 import jobs_pb2
@@ -131,7 +131,7 @@ def test_a_restart_of_postgresql_loses_nothing(postgres: Postgres, tmp_path: Pat
 
 
 def test_a_locked_sqlite_file_loses_nothing(tmp_path: Path):
-    cluster = Cluster(tmp_path, f"sqlite:///{tmp_path}/jobs.db")
+    cluster = Cluster(tmp_path, f"sqlite:///{tmp_path}/jobs.db", SHORT)
     try:
         node = cluster.start()
         ids = submit(node, range(1, 13))

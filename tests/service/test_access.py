@@ -215,7 +215,7 @@ async def test_a_stream_of_a_key_that_ends_is_ended_on_every_server_that_shares_
         revoked_s = time.monotonic()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stream.read()
-        assert time.monotonic() - revoked_s < 2
+        assert time.monotonic() - revoked_s < 10
         assert caught.value.code() is UNAUTHENTICATED
         failed = await outcome(other, "/grpc.health.v1.Health/Check", ("x-api-key", made.secret))
     assert failed is not None

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ async def test_a_missing_server_is_unavailable_for_both():
         target = served.target
     async with AsyncClient(target) as client:
         with pytest.raises(CallFailed) as caught:
-            await client.server_info(timeout_s=5)
+            await client.server_info(timeout_s=30)
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     assert caught.value.reason == ""
 
@@ -95,6 +96,30 @@ async def transcribed(client_kind: str, target: str, *, retry: bool = True, seco
             return client.transcribe(pcm(seconds), raw_format=raw, timeout_s=60).transcript.text
 
     return await asyncio.to_thread(call)
+
+
+@pytest.mark.parametrize("client_kind", ["async", "sync"])
+async def test_a_handshake_may_take_a_second(client_kind: str):
+    """So does one over a long way, or with a busy server."""
+
+    async def carried(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+        writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(1.0)
+        host, _, port = served.target.rpartition(":")
+        to_server, from_client = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(carried(reader, from_client), carried(to_server, writer))
+
+    async with (
+        serving(ScriptedEngine(lambda call: "hello")) as served,
+        await asyncio.start_server(connected, "127.0.0.1", 0) as far,
+    ):
+        target = f"127.0.0.1:{far.sockets[0].getsockname()[1]}"
+        assert await transcribed(client_kind, target, retry=False) == "hello"
 
 
 async def test_no_proxy_is_used_for_this_machine(monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from tests.harness import AUDIO, Served, serving
+from tests.relay import proxied
 from tests.service.streams import (
     END,
     FINALIZE,
@@ -24,7 +25,7 @@ from tests.service.streams import (
     seconds,
     texts,
 )
-from tests.service.test_stream_resume import RAW, checked, proxied, recognized
+from tests.service.test_stream_resume import RAW, checked, recognized
 from tests.speech import BYTES_PER_S, cut, silence, speech, tone
 from typeless_grpc.client import AsyncClient, CallFailed, Client, Item, Options, StreamOptions
 from typeless_grpc.engine.scripted import ScriptedEngine
@@ -114,7 +115,7 @@ async def test_a_caller_that_ends_its_audio_meanwhile_has_ended_it():
 
 async def test_a_session_whose_call_broke_is_waited_for_and_resumed_while_new_ones_are_refused():
     engine, talk = ScriptedEngine(lambda call: "hello"), tone(1.0)
-    async with serving(engine, drain_timeout_s=20) as served:
+    async with serving(engine, drain_timeout_s=60) as served:
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         got = await reads(call, is_kind("started"))
@@ -124,17 +125,18 @@ async def test_a_session_whose_call_broke_is_waited_for_and_resumed_while_new_on
         got += await reads(call, lambda event: event.speech_activity.type == SPEECH_ACTIVITY_TYPE_SPEECH_END)
         call.cancel()
         stopping = asyncio.create_task(served.server.stop())
-        engine.gate.set()
         assert (await refused(served, [config()])).reason == "DRAINING"
         assert not stopping.done()
         again = served.transcription.StreamTranscribe()
         resume = config(format=None, resume_session_id=got[0].started.session_id, resume_after_sequence=len(got))
         for request in [resume, *audio(tone(1.0))]:  # what is sent on is read, and not taken
             await again.write(request)
+        await reads(again, is_kind("started"))
+        engine.gate.set()
         rest = await reads(again, is_kind("completed"))
         assert texts(rest) == ["hello"]
         assert rest[-1].acknowledged_bytes == len(talk)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await stopping
 
 
@@ -145,7 +147,7 @@ async def test_nobody_is_waited_for_longer_than_the_drain_time():
             await call.write(request)
         await reads(call, is_kind("speech_activity"))
         call.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await served.server.stop()
 
 
@@ -154,19 +156,19 @@ async def test_a_caller_that_does_not_read_does_not_keep_the_server():
         call = served.transcription.StreamTranscribe()
         for request in [config(), *audio(speech(*[0.5, 0.8] * 10), 100_000)]:
             await call.write(request)
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(30):
             await served.server.stop()
 
 
 async def test_a_stream_that_waits_for_its_model_is_refused_soon():
     engine = ScriptedEngine()
     engine.gate.clear()
-    async with serving(engine, drain_timeout_s=20) as served:
+    async with serving(engine, drain_timeout_s=60) as served:
         call = served.transcription.StreamTranscribe()
         await call.write(config())
         silent = served.transcription.StreamTranscribe()  # which never says what it is
         await engine.until(n_calls=1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await served.server.stop()
         for one in (call, silent):
             with pytest.raises(grpc.aio.AioRpcError) as caught:

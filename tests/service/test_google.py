@@ -25,6 +25,7 @@ from tests.service.google import (
     says,
     streamed,
 )
+from typeless_grpc.access.tokens import KEY_ACCOUNT, KEYLESS_ACCOUNT
 from typeless_grpc.engine.interface import Task
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.servicers.google.messages import V1, V2, Version
@@ -196,10 +197,10 @@ async def test_names_of_models_mean_the_operators_model_the_default_one_or_nothi
 # ---- access ---------------------------------------------------------------------------------------------------
 
 
-def self_signed(**claims: Any) -> str:
-    account = "me@project.iam.gserviceaccount.com"
+def self_signed(account: str = "me@project.iam.gserviceaccount.com", kid: str = USER, **claims: Any) -> str:
+    """A token as a client signs it with a service account. kid: the id of the account's key."""
     given = {"iss": account, "sub": account, "aud": "https://speech.googleapis.com/", "exp": 4_000_000_000} | claims
-    return jwt.encode(given, "a secret that nobody checks, of some length", algorithm="HS256")
+    return jwt.encode(given, "a secret that nobody checks, of some length", algorithm="HS256", headers={"kid": kid})
 
 
 @pytest.mark.parametrize(
@@ -222,10 +223,18 @@ async def test_googles_ways_of_sending_a_key_work(metadata: tuple[tuple[str, str
             assert (await failed(recognize(served, V1, WAV, metadata))).code.name == code
 
 
-async def test_a_token_that_its_caller_signed_is_no_key():
+async def test_a_token_that_its_caller_signed_is_no_key_unless_it_carries_one():
+    def bearing(**token: str) -> Any:
+        return recognize(served, V1, WAV, (("authorization", f"Bearer {self_signed(**token)}"),))
+
     async with serving(ScriptedEngine(), **KEYS, require_auth=True) as served:
-        error = await failed(recognize(served, V1, WAV, (("authorization", f"Bearer {self_signed()}"),)))
-    assert (error.code, error.reason) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_REQUIRED")
+        await bearing(account=KEY_ACCOUNT)
+        refused = [
+            await failed(one)
+            for one in (bearing(), bearing(account=KEYLESS_ACCOUNT), bearing(account=KEY_ACCOUNT, kid="wrong"))
+        ]
+    assert {error.code for error in refused} == {grpc.StatusCode.UNAUTHENTICATED}
+    assert [error.reason for error in refused] == ["KEY_REQUIRED", "KEY_REQUIRED", "KEY_INVALID"]
 
 
 async def test_calls_are_charged_to_a_quota_of_their_own():

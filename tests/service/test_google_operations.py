@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
-from tests.harness import AUDIO, serving_jobs
+from tests.harness import AUDIO, pcm, serving_jobs
 from tests.service.google import (
     RECOGNIZER,
+    end_s,
     failed,
     google_call,
     google_operation,
     paths,
+    raw,
     recognize,
     says,
 )
@@ -52,7 +55,8 @@ async def test_a_long_recording_is_an_operation_until_it_has_its_result(tmp_path
 
 async def test_a_file_of_v2_is_an_operation_with_its_result_inline(tmp_path: Path):
     (tmp_path / "one.wav").write_bytes(WAV)
-    uri = f"file://{tmp_path}/one.wav"
+    (tmp_path / ("long" * 40)).symlink_to(tmp_path)
+    uri = f"file://{tmp_path}/{'long' * 40}/one.wav"
     async with serving_jobs(says("hello"), tmp_path / "data", audio_uri_prefixes=f"file://{tmp_path}/") as served:
         config = {"auto_decoding_config": {}, "language_codes": ["en-US"]}
         request = V2.message("BatchRecognizeRequest", recognizer=RECOGNIZER, config=config, files=[{"uri": uri}])
@@ -69,17 +73,35 @@ async def test_a_file_of_v2_is_an_operation_with_its_result_inline(tmp_path: Pat
     assert paths(two) == ["files"]
 
 
-async def test_a_container_behind_a_uri_needs_no_encoding(tmp_path: Path):
+@pytest.mark.parametrize(
+    "declared",
+    [{}, {"encoding": 1}, {"encoding": 1, "sample_rate_hertz": 16_000}, {"encoding": 3, "sample_rate_hertz": 8_000}],
+    ids=["nothing", "LINEAR16", "LINEAR16 and a rate", "MULAW"],
+)
+async def test_a_container_behind_a_uri_is_recognized_whatever_the_request_declares(tmp_path: Path, declared: Any):
     (tmp_path / "one.wav").write_bytes(WAV)
-    prefix = f"file://{tmp_path}/"
-    async with serving_jobs(ScriptedEngine(), tmp_path / "data", audio_uri_prefixes=prefix) as served:
-        request = V1.message("RecognizeRequest", audio={"uri": f"{prefix}one.wav"})
+    audio = {"uri": f"file://{tmp_path}/one.wav"}
+    async with serving_jobs(ScriptedEngine(), tmp_path / "data", audio_uri_prefixes=f"file://{tmp_path}/") as served:
+        request = V1.message("RecognizeRequest", config=declared, audio=audio)
         by_uri = await google_call(served, f"/{V1.service.full_name}/Recognize")(request)
-        raw = V1.message("RecognizeRequest", config={"encoding": 1}, audio={"uri": f"{prefix}one.wav"})
-        without_rate = await failed(google_call(served, f"/{V1.service.full_name}/Recognize")(raw))
+        request = V1.message("LongRunningRecognizeRequest", config=declared, audio=audio)
+        begun = await google_call(served, f"/{V1.service.full_name}/LongRunningRecognize")(request)
+        ended = await google_operation(served, "WaitOperation", name=begun.name)
         by_content = await recognize(served, V1, WAV)
-    assert by_uri.results == by_content.results
-    assert paths(without_rate) == ["config.sample_rate_hertz"]
+    response = V1.message("LongRunningRecognizeResponse")
+    assert ended.response.Unpack(response)
+    assert by_uri.results == by_content.results == response.results
+
+
+async def test_raw_samples_behind_a_uri_are_what_the_request_declares(tmp_path: Path):
+    (tmp_path / "one.raw").write_bytes(pcm(2.0, rate_hz=8_000))
+    audio = {"uri": f"file://{tmp_path}/one.raw"}
+    async with serving_jobs(ScriptedEngine(), tmp_path / "data", audio_uri_prefixes=f"file://{tmp_path}/") as served:
+        call = google_call(served, f"/{V1.service.full_name}/Recognize")
+        read = await call(V1.message("RecognizeRequest", config=raw(V1, rate_hz=8_000), audio=audio))
+        without_rate = await failed(call(V1.message("RecognizeRequest", config={"encoding": 1}, audio=audio)))
+    assert end_s(V1, read.results[0]) == 2.0
+    assert without_rate.reason == "AUDIO_UNDECODABLE"
 
 
 async def test_an_operation_that_fails_or_is_cancelled_reports_it(tmp_path: Path):

@@ -78,7 +78,7 @@ async def test_a_voice_activity_timeout_closes_the_stream(version: Version, name
         await call.write(opening(version, voice_activity_timeout={name: {"nanos": 400_000_000}}))
         for request in audio_of(version, speech(1.0, 1.0) if name == "speech_end_timeout" else silence(1.0)):
             await call.write(request)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             responses = [response async for response in call]
     finals = [result.alternatives[0].transcript for one in responses for result in one.results]
     assert finals == (["one"] if name == "speech_end_timeout" else [])

@@ -13,8 +13,9 @@ import grpc
 import pytest
 
 from tests.harness import AUDIO, Served, serving
+from tests.relay import proxied
 from tests.service.streams import END, audio, config, is_kind, kinds, reads
-from tests.service.test_stream_resume import RAW, checked, proxied, recognized
+from tests.service.test_stream_resume import RAW, checked, recognized
 from tests.speech import cut, silence, speech, tone
 from typeless_grpc.client import AsyncClient, CallFailed, Options, StreamOptions
 from typeless_grpc.engine.scripted import ScriptedEngine

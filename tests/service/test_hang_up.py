@@ -184,10 +184,10 @@ async def test_the_log_follows_its_settings(tmp_path: Path):
         await server.reloaded('log_level = "debug"\nlog_format = "text"')
         assert await server.transcribe() == "OK"
         assert not (await server.until("call ended")).startswith("{")
-        n_lines = len(server.lines)
-        server.write('log_level = "warning"')
+        server.write('log_level = "warning"\nbeam_size = 2')
         server.hang_up()
-        await asyncio.sleep(1.0)
+        await server.until("need a restart")  # a warning, after the reload
+        n_lines = len(server.lines)
         assert await server.transcribe() == "OK"
         await server.stop()
     assert "call ended" not in "".join(server.lines[n_lines:])

@@ -1,31 +1,24 @@
-"""`typeless jobs`, run as users run it, against a server of the test's own."""
+"""`typeless jobs` against a server of the test's own."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.harness import AUDIO, serving_jobs
+from typeless_grpc.cli.commands import app
 from typeless_grpc.engine.scripted import ScriptedEngine
 
 
 async def typeless(target: str, *words: str) -> tuple[int, str, str]:
     """The exit code, output and complaints."""
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).parent / "typeless",
-        *words,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=os.environ | {"TYPELESS_SERVER": target},
-    )
-    out, complaints = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), complaints.decode()
+    server = {"TYPELESS_SERVER": target}
+    done = await asyncio.to_thread(CliRunner().invoke, app, list(words), env=server, prog_name="typeless")
+    return done.exit_code, done.stdout, done.stderr
 
 
 RECORDING = str(AUDIO / "en_short.flac")
@@ -80,7 +73,8 @@ async def test_a_key_is_sent_with_every_call(tmp_path: Path):
 
 
 async def test_a_missing_server_is_an_error_within_seconds():
-    code, out, complaint = await typeless("127.0.0.1:1", "jobs", "list")
+    async with asyncio.timeout(20):  # the client would repeat the call for 28 s
+        code, out, complaint = await typeless("127.0.0.1:1", "jobs", "list")
     assert (code, out) == (1, "")
     assert "no server answers at 127.0.0.1:1" in complaint
 

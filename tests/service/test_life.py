@@ -59,7 +59,7 @@ async def test_a_watcher_is_notified_of_the_end_and_does_not_delay_it():
         assert (await watch.read()).status == SERVING
         # A watching client must be reading: gRPC discards what is unread when a call is cancelled.
         reading = asyncio.ensure_future(watch.read())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await served.server.stop()
         assert (await reading).status == NOT_SERVING
 
@@ -199,7 +199,7 @@ async def test_calls_that_exceed_the_drain_timeout_are_cancelled():
     async with serving(engine, drain_timeout_s=0.2) as served:
         running = served.transcription.Transcribe(request())
         await engine.until(n_calls=1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await served.server.stop()
         failed = await refused(running)
         await engine.until(n_cancelled=1)
@@ -209,7 +209,7 @@ async def test_calls_that_exceed_the_drain_timeout_are_cancelled():
 async def test_an_idle_server_stops_at_once():
     async with serving(ScriptedEngine(), drain_timeout_s=60) as served:
         await served.info.GetServerInfo(server_pb2.GetServerInfoRequest())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await served.server.stop()
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from random import Random
 
 import grpc
 import pytest
 
 from tests.harness import serving
+from tests.relay import proxied
 from tests.service.streams import END, audio, config, is_kind, kinds, reads, refused, texts
 from tests.speech import cut, samples_as_text, speech, tone
 from typeless_grpc.client import AsyncClient, CallFailed, Client, Control, Options, RawFormat, StreamOptions
@@ -19,55 +18,6 @@ from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeResponse
 
 RAW = RawFormat("pcm_s16le", 16_000)
-
-
-class Proxy:
-    """A way to a server that can be cut: TCP in, TCP out, and resets on demand."""
-
-    def __init__(self, target: str) -> None:
-        self.send_to(target)
-        self._writers: set[asyncio.StreamWriter] = set()
-        self.target = ""
-        self.n_connections = 0
-
-    def send_to(self, target: str) -> None:
-        """Where the next connections go."""
-        self._host, _, port = target.rpartition(":")
-        self._port = int(port)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.n_connections += 1
-        up_reader, up_writer = await asyncio.open_connection(self._host, self._port)
-        self._writers |= {writer, up_writer}
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            await asyncio.gather(self._carry(reader, up_writer), self._carry(up_reader, writer))
-        for one in (writer, up_writer):
-            one.transport.abort()
-            self._writers.discard(one)
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
-
-    def cut(self) -> None:
-        """Reset every connection, whatever is under way in it."""
-        for writer in list(self._writers):
-            writer.transport.abort()
-
-
-@asynccontextmanager
-async def proxied(target: str) -> AsyncIterator[Proxy]:
-    proxy = Proxy(target)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
-        yield proxy
-    finally:
-        server.close()
-        proxy.cut()
-        await server.wait_closed()
 
 
 def recognized(requested) -> str:

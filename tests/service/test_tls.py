@@ -33,7 +33,7 @@ async def answers(target: str, tls: Tls | None, api_key: str = "") -> bool:
     """Whether a new connection gets an answer."""
     async with AsyncClient(target, api_key=api_key, tls=tls) as client:
         try:
-            await client.server_info(timeout_s=5)
+            await client.server_info(timeout_s=30)
         except CallFailed as error:
             if error.code is grpc.StatusCode.UNAVAILABLE:
                 return False

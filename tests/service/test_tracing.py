@@ -21,8 +21,8 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from tests.collector import Collector, Exported, collecting
 from tests.harness import AUDIO
+from tests.relay import proxied
 from tests.servers import free_port
-from tests.service.test_stream_resume import proxied
 from typeless_grpc.client import AsyncClient, CallFailed, Client, Options, RawFormat, StreamOptions
 from typeless_grpc.client.channels import async_channel
 from typeless_grpc.pb.v1 import server_pb2, server_pb2_grpc

@@ -60,7 +60,7 @@ class RawConnection:
 
     async def until(self, *texts: bytes) -> None:
         """Read until all these came, in texts that gRPC does not compress."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not all(text in self.received for text in texts):
                 data = await self.reader.read(65536)
                 assert data, f"closed before {texts} came: {bytes(self.received[-500:])!r}"
@@ -224,7 +224,7 @@ async def test_incomplete_messages_are_bounded_and_short_calls_continue():
 async def test_connections_beyond_the_limit_are_closed():
     async with serving(ScriptedEngine(), max_connections=1) as served:
         assert await outcome(served, CHECK) is None
-        async with RawConnection.to(served.target) as connection, asyncio.timeout(10):
+        async with RawConnection.to(served.target) as connection, asyncio.timeout(30):
             while await connection.reader.read(65536):
                 pass
         assert await outcome(served, CHECK) is None

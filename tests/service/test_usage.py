@@ -153,7 +153,7 @@ async def user_sum(served: Served, *, audio_ms: int) -> Sum:
     """The usage of the user's key, once it has so much audio."""
     keys = (await call(served, "ListApiKeys", admin_pb2.ListApiKeysRequest())).api_keys
     key_id = next(key.key_id for key in keys if key.display_name == "TYPELESS_API_KEYS")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (found := (await sums(served)).get(key_id, Sum())).audio_ms != audio_ms:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return found

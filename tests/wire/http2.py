@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
 import time
@@ -95,7 +94,6 @@ class Peer:
         self._decoder = hpack.Decoder()
         self._received = bytearray()
         self.answers: dict[int, Answer] = {}
-        self.last_frame: frames.GoAwayFrame | None = None
         self.is_closed = False
         self.next_stream = 1
         self.used: dict[int, int] = {}  # bytes of data sent, by stream
@@ -185,9 +183,7 @@ class Peer:
             yield frame
 
     def _take(self, frame: Frame) -> None:
-        if isinstance(frame, frames.GoAwayFrame):
-            self.last_frame = frame
-        elif isinstance(frame, frames.PingFrame) and "ACK" not in frame.flags:
+        if isinstance(frame, frames.PingFrame) and "ACK" not in frame.flags:
             self.send(frames.PingFrame(0, frame.opaque_data, flags=["ACK"]).serialize())
         elif isinstance(frame, frames.WindowUpdateFrame):
             self._windows[frame.stream_id] = self._windows.get(frame.stream_id, 0) + frame.window_increment
@@ -205,10 +201,3 @@ class Peer:
             elif isinstance(frame, frames.RstStreamFrame):
                 answer.error, answer.has_ended = frame.error_code, True
             answer.has_ended |= "END_STREAM" in frame.flags
-
-
-def refuses_connections(port: int) -> bool:
-    """Whether nothing listens any more."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), TIMEOUT_S):
-        return False
-    return True

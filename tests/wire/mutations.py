@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import hpack
 
 from tests.speech import tone
-from tests.wire import attacks
+from tests.wire import attack
 from tests.wire.http2 import PREFACE, Peer, headers_of, message, raw, settings
 from tests.wire.node import HOSTILE
 from typeless_grpc.servicers.google import messages as google
@@ -26,9 +26,9 @@ RIVA = riva.StreamingRecognizeRequest(
 )
 # Methods with the messages of a good call.
 CALLS: Sequence[tuple[str, Sequence[bytes]]] = [
-    (attacks.CHECK, [message()]),
-    (attacks.TRANSCRIBE, [attacks.recording()]),
-    (attacks.STREAM, [attacks.configuration(), message(b"\x12\x40" + tone(0.002)), message(b"\x18\x03")]),
+    (attack.CHECK, [message()]),
+    (attack.TRANSCRIBE, [attack.recording()]),
+    (attack.STREAM, [attack.configuration(), message(b"\x12\x40" + tone(0.002)), message(b"\x18\x03")]),
     ("/typeless.v1.TranscriptionService/BatchTranscribe", [message(b"\x0a\x00")]),
     ("/typeless.v1.ServerService/GetServerInfo", [message()]),
     ("/typeless.v1.AdminService/GetConfig", [message()]),
@@ -103,10 +103,10 @@ def _calls(chance: random.Random) -> list[bytes]:
         instead = chance.choice(INSTEAD) if chance.random() < 0.1 else {}
         key = HOSTILE if chance.random() < 0.9 else "another"
         block = encoder.encode(headers_of(method, *more, key=key, instead=instead))
-        parts.append(raw(attacks.HEADERS, attacks.END_HEADERS, stream, block))
-        parts += [raw(attacks.DATA, 0, stream, one[:16_384]) for one in messages]
+        parts.append(raw(attack.HEADERS, attack.END_HEADERS, stream, block))
+        parts += [raw(attack.DATA, 0, stream, one[:16_384]) for one in messages]
         if chance.random() < 0.8:
-            parts.append(raw(attacks.DATA, attacks.END_STREAM, stream))
+            parts.append(raw(attack.DATA, attack.END_STREAM, stream))
     return parts
 
 

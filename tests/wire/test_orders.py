@@ -15,8 +15,9 @@ from tests.service.google import opening
 from tests.service.riva import configured
 from tests.service.streams import END, FINALIZE, KEEP_ALIVE, config
 from tests.speech import tone
-from tests.wire import attacks
-from tests.wire.http2 import Peer, headers_of, message, raw
+from tests.wire import attack
+from tests.wire.http2 import PREFACE, Peer, headers_of, message, raw
+from tests.wire.http2 import settings as http2_settings
 from tests.wire.node import HOSTILE
 from tests.wire.server import Attacked, attacked
 from typeless_grpc.client import CallFailed
@@ -76,7 +77,7 @@ def encoded(**requests: Any) -> dict[str, bytes]:
 
 CONTRACTS = {
     "ours": Contract(
-        attacks.STREAM,
+        attack.STREAM,
         encoded(
             config=config(),
             resume=config(resume_session_id="unknown", format=None),
@@ -164,7 +165,7 @@ def test_messages_after_the_half_close_are_an_error_of_the_client_alone(server: 
     sent = [message(contract.messages["config"]), message(contract.messages["audio"])]
     with server.peer() as peer:
         broken = peer.call(headers_of(contract.method, key=HOSTILE), *sent)
-        peer.send(raw(attacks.DATA, 0, broken, sent[1]), raw(attacks.DATA, attacks.END_STREAM, broken, sent[1]))
+        peer.send(raw(attack.DATA, 0, broken, sent[1]), raw(attack.DATA, attack.END_STREAM, broken, sent[1]))
         good = peer.call(headers_of(contract.method, key=HOSTILE), *sent)
         if not peer.answer(good).has_ended:
             assert peer.is_closed
@@ -175,14 +176,14 @@ def test_messages_after_the_half_close_are_an_error_of_the_client_alone(server: 
 
 
 def calls_after(peer: Peer, n: int) -> list[int | None]:
-    streams = [peer.call(headers_of(attacks.CHECK), message()) for _ in range(n)]
+    streams = [peer.call(headers_of(attack.CHECK), message()) for _ in range(n)]
     return [peer.answer(stream).status for stream in streams]
 
 
 def test_answers_that_are_never_read_delay_no_other_call_on_another_connection(server: Attacked):
-    begin = attacks.PREFACE + attacks.settings(INITIAL_WINDOW_SIZE=0)
+    begin = PREFACE + http2_settings(INITIAL_WINDOW_SIZE=0)
     with server.peer(begin=begin) as deaf, server.peer() as other:
         for _ in range(50):
-            deaf.call(headers_of(attacks.TRANSCRIBE, key=HOSTILE), attacks.recording())
+            deaf.call(headers_of(attack.TRANSCRIBE, key=HOSTILE), attack.recording())
         assert calls_after(other, 10) == [0] * 10
     assert not server.settled()

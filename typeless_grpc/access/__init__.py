@@ -1,0 +1,1 @@
+"""The access of callers: their keys and tokens, what each may call, and their quotas and usage."""

@@ -19,7 +19,7 @@ def networks(texts: Sequence[str]) -> tuple[Network, ...]:
 
 
 def caller_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Network]) -> str:
-    """The caller's address for quotas: an IPv4 address, an IPv6 /64 network, or "local" for a socket of this machine.
+    """Return the caller's address for quotas: an IPv4 address, an IPv6 /64 network, or "local" for a local socket.
 
     peer: as gRPC names it ("ipv4:192.0.2.1:5000"). forwarded_for: the `x-forwarded-for` values in order. Only trusted
     proxies are believed: going back from the last address, the first one that is not a trusted proxy is the caller's. A
@@ -82,5 +82,5 @@ def _address_of(peer: str) -> IPv4Address | IPv6Address | None:
 
 
 def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """A server on [::] sees IPv4 callers as ::ffff:192.0.2.1."""
+    """Return an IPv4 address as such: a server on [::] sees it as ::ffff:192.0.2.1."""
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address

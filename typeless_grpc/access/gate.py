@@ -20,7 +20,7 @@ from typeless_grpc.access.principal import Principal
 from typeless_grpc.access.quota import Quota
 from typeless_grpc.access.rate_limit import BucketStore
 from typeless_grpc.access.registry import Registry
-from typeless_grpc.access.tokens import TokenVerifier, self_signed_issuer
+from typeless_grpc.access.tokens import SelfSigned, TokenVerifier, self_signed
 from typeless_grpc.clock import Clock
 from typeless_grpc.errors import PermissionDenied, RateLimited, TypelessError, Unauthenticated
 
@@ -140,13 +140,17 @@ class Gate:
         return ": send it as `x-api-key`, or as `authorization: Bearer`."
 
     async def _identify(self, credentials: Credentials, address: str, *, is_local: bool) -> Principal:
+        """Return the principal of the credentials; without any, an anonymous one named after its address."""
         if self._registry is None:
             return Principal(f"address:{address}", owner="", is_anonymous=True, is_local=is_local)
-        sent = credentials.key if credentials.key is not None else credentials.bearer
-        if sent is None or (credentials.key is None and self._proves_nothing(sent)):
+        key, bearer = credentials.key, credentials.bearer
+        if key is None and bearer is not None and (token := self._self_signed(bearer)) is not None:
+            key, bearer = token.key, None
+        sent = key if key is not None else bearer
+        if sent is None:
             return Principal(f"address:{address}", owner=f"address:{address}", is_anonymous=True)
         try:
-            principal = await self._known(sent, address, is_bearer=credentials.key is None)
+            principal = await self._look_up(sent, address, is_bearer=key is None)
         except TypelessError as error:
             if error.reason in _GUESSES:
                 await self._failures.failed(address)
@@ -155,12 +159,14 @@ class Gate:
         self._failures.succeeded(address, principal.id)
         return principal
 
-    def _proves_nothing(self, sent: str) -> bool:
-        """Whether this is what Google's clients send without being asked: a token that they signed themselves."""
-        issuer = self_signed_issuer(sent) if sent.count(".") == 2 else None
-        return issuer is not None and (self._tokens is None or self._tokens.issuer != issuer)
+    def _self_signed(self, bearer: str) -> SelfSigned | None:
+        """Return what Google's clients send without being asked: a token that they signed themselves, else None."""
+        token = self_signed(bearer) if bearer.count(".") == 2 else None
+        is_verified = token is not None and self._tokens is not None and self._tokens.issuer == token.issuer
+        return None if is_verified else token
 
-    async def _known(self, sent: str, address: str, *, is_bearer: bool) -> Principal:
+    async def _look_up(self, sent: str, address: str, *, is_bearer: bool) -> Principal:
+        """Return the holder of a key or token. An unknown one is looked up only while the address has attempts left."""
         assert self._registry is not None
         tokens = self._tokens if is_bearer and sent.count(".") == 2 else None
         if (key := self._registry.ring.find(sent)) is None:

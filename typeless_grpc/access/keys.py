@@ -52,7 +52,7 @@ class ApiKey:
 
 
 def digest_of(secret: str) -> bytes:
-    """The hash of a secret: SHA-256, 32 bytes."""
+    """Return the hash of a secret: SHA-256, 32 bytes."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -65,7 +65,7 @@ def new_key(display_name: str, role: Role, created_s: float, expires_s: float | 
 
 
 def settings_key(secret: str, role: Role, created_s: float) -> ApiKey:
-    """The key for a secret of the settings. Its id is the same after restarts and on every server."""
+    """Return the key for a secret of the settings. Its id is the same after restarts and on every server."""
     digest = digest_of(secret)
     key_id = "s" + hashlib.sha256(b"typeless key id" + digest).hexdigest()[:16]
     name = "TYPELESS_ADMIN_KEYS" if role is Role.ADMIN else "TYPELESS_API_KEYS"
@@ -95,12 +95,10 @@ class KeyRing:
             if (role := roles.get(key.digest)) is not None:
                 self._keys[key.key_id] = replace(key, role=role)
                 continue
-            del self._keys[key.key_id]
-            self._index[key.digest[:_INDEX_BYTES]].discard(key.key_id)
-            self._notify(key.key_id)
+            self._forget(key)
 
     def find(self, secret: str) -> ApiKey | None:
-        """The key with this secret, ended ones too; None if there is none."""
+        """Return the key with this secret, ended ones too; None if there is none."""
         digest = digest_of(secret)
         found = None
         for key_id in self._index.get(digest[:_INDEX_BYTES], ()):
@@ -116,20 +114,42 @@ class KeyRing:
         self._last_uses_s[key_id] = now_s
 
     def take_uses(self) -> Mapping[str, float]:
-        """From key to the time of its last use, for keys used since the last call of this."""
+        """Return the times of the last uses of keys, by id, for the keys used since the last call of this."""
         uses, self._last_uses_s = self._last_uses_s, {}
         return uses
 
     def apply(self, keys: Iterable[ApiKey]) -> None:
-        """Replace keys by those of the store, and notify the watchers of revoked ones."""
+        """Replace keys by those of the store, and notify the watchers of revoked ones. A revoked key stays revoked."""
         for key in keys:
             role = self._settings_roles.get(key.digest) if key.from_settings else key.role
             if role is None:
                 continue
-            self._keys[key.key_id] = replace(key, role=role)
+            is_revoked = key.is_revoked or self._is_revoked(key.key_id)
+            self._keys[key.key_id] = replace(key, role=role, is_revoked=is_revoked)
             self._index.setdefault(key.digest[:_INDEX_BYTES], set()).add(key.key_id)
             if key.is_revoked:
                 self._notify(key.key_id)
+
+    def known(self) -> list[ApiKey]:
+        """The keys in memory, ended ones too."""
+        return list(self._keys.values())
+
+    def forget(self, keys: Iterable[ApiKey]) -> None:
+        """Drop keys that the store no longer has, and notify their watchers."""
+        for key in keys:
+            self._forget(key)
+
+    def lost_revocations(self, keys: Iterable[ApiKey]) -> list[str]:
+        """The ids of those of the store's keys that are revoked here and not there."""
+        return [key.key_id for key in keys if not key.is_revoked and self._is_revoked(key.key_id)]
+
+    def _is_revoked(self, key_id: str) -> bool:
+        return key_id in self._keys and self._keys[key_id].is_revoked
+
+    def _forget(self, key: ApiKey) -> None:
+        self._keys.pop(key.key_id, None)
+        self._index.get(key.digest[:_INDEX_BYTES], set()).discard(key.key_id)
+        self._notify(key.key_id)
 
     def _notify(self, key_id: str) -> None:
         for tell in tuple(self._watchers.get(key_id, ())):

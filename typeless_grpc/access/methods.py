@@ -118,7 +118,7 @@ class Rules(dict[str, Rule]):
 
 
 def rules(open_services: Iterable[str] = OPEN_SERVICES) -> Rules:
-    """The table with only these services open (names in `OPEN_SERVICES`); the others need a user."""
+    """Return the table with only these services open (names in `OPEN_SERVICES`); the others need a user."""
     still_open = {service for word in open_services for service in OPEN_SERVICES[word]}
     return Rules({method: rule if _service(method) in still_open else _closed(rule) for method, rule in RULES.items()})
 

@@ -53,7 +53,7 @@ _current: ContextVar[Principal] = ContextVar("principal", default=NOBODY)
 
 
 def current() -> Principal:
-    """The caller of the current call."""
+    """Return the caller of the current call."""
     return _current.get()
 
 

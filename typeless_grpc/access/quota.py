@@ -67,11 +67,11 @@ class Quota:
 
     @classmethod
     def at_once(cls, n_calls: int) -> Quota:
-        """The quota for this number of open calls."""
+        """Return the quota for this number of open calls."""
         return cls(0, 0, n_calls)
 
     def share(self, percent: int) -> Quota:
-        """A part of this quota, at least 1."""
+        """Return a part of this quota, at least 1."""
 
         def part(number: int) -> int:
             return max(1, number * percent // 100) if number else 0
@@ -97,7 +97,7 @@ class Limit:
         return f"{self.group.value}:{self.unit.value}:{self.quota}"
 
     def __str__(self) -> str:
-        """For people: "10 calls in 60 s"."""
+        """Return the limit for people: "10 calls in 60 s"."""
         what = self.unit.value.replace("_", " ")
         if self.unit is Unit.CONCURRENT_CALLS:
             return f"{self.quota.burst} {what}"
@@ -115,16 +115,26 @@ class Quotas:
 
     def set_settings(self, limits: Iterable[Limit], *, anonymous_percent: int) -> None:
         """Replace the limits of the settings, from the next call on. Those that were set at run time stay in force."""
-        self._of_settings = {(limit.key_id, limit.group, limit.unit): limit for limit in limits}
+        self._of_settings = {_place(limit): limit for limit in limits}
         self._anonymous_percent = anonymous_percent
 
     def apply(self, limits: Iterable[Limit]) -> None:
         """Set limits at run time, from the next call on; each replaces that of the same key, group and unit."""
         for limit in limits:
-            self._limits[limit.key_id, limit.group, limit.unit] = limit
+            self._limits[_place(limit)] = limit
+
+    def at_run_time(self) -> list[Limit]:
+        """The limits that were set at run time."""
+        return list(self._limits.values())
+
+    def forget(self, limits: Iterable[Limit]) -> None:
+        """Drop limits that the store no longer has, unless they were set again meanwhile."""
+        for limit in limits:
+            if self._limits.get(_place(limit)) is limit:
+                del self._limits[_place(limit)]
 
     def of(self, principal: Principal, group: Group, unit: Unit) -> Limit | None:
-        """The limit of this caller; None if there is none."""
+        """Return the limit of this caller; None if there is none."""
         own = self._limits.get((principal.key_id, group, unit)) if principal.key_id else None
         limit = own or self._limits.get(("", group, unit)) or self._of_settings.get(("", group, unit))
         if limit is None or not principal.is_anonymous or self._anonymous_percent >= 100:
@@ -132,10 +142,14 @@ class Quotas:
         return Limit(group, unit, limit.quota.share(self._anonymous_percent))
 
     def for_everyone(self) -> list[Limit]:
-        """The limits for every key, in the order of the groups."""
+        """Return the limits for every key, in the order of the groups."""
         order: Mapping[Enum, int] = {member: n for n, member in enumerate((*Group, *Unit))}
         everyone = [limit for (key_id, _, _), limit in (self._of_settings | self._limits).items() if not key_id]
         return sorted(everyone, key=lambda limit: (order[limit.group], order[limit.unit]))
+
+
+def _place(limit: Limit) -> tuple[str, Group, Unit]:
+    return limit.key_id, limit.group, limit.unit
 
 
 def whole(seconds: float) -> int:

@@ -91,7 +91,7 @@ _current: ContextVar[Charge] = ContextVar("charge", default=NoCharge())  # noqa:
 
 
 def current() -> Charge:
-    """The charge of the current call."""
+    """Return the charge of the current call."""
     return _current.get()
 
 

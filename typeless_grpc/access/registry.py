@@ -3,6 +3,9 @@
 Calls are checked against memory, so they neither wait for the store nor fail with it. The store numbers its changes, so
 reading those after the last one seen is cheap enough to do every second. An unknown key may be new, so it causes a read
 at once. So a new key works on all servers, and a revoked one ends on all within seconds.
+
+The numbers of a store that was restored from an older copy begin again at a lower one, so everything is read then, and
+after each outage of the store. Keys that the copy lacks stop working. Revocations that it lacks are made again.
 """
 
 from __future__ import annotations
@@ -11,15 +14,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from typeless_grpc.access.keys import ApiKey, KeyRing, new_key
 from typeless_grpc.access.principal import Role
 from typeless_grpc.access.quota import Limit, Quotas
-from typeless_grpc.access.store import AccessStore
-from typeless_grpc.errors import NotFound, SourceUnavailable
+from typeless_grpc.access.store import AccessStore, Changes
+from typeless_grpc.errors import NotFound, SourceUnavailable, TooLarge
 
 log = logging.getLogger(__name__)
+
+RESTORE_S = 60.0  # a restore may write one table after the other: rows appear without a new number
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Registry:
         self._revision = 0
         self._n_begun = self._n_answered = 0  # reads of the store
         self._failure: SourceUnavailable | None = None
+        self._restored_until_s = 0.0
         self._refreshing = asyncio.Lock()
 
     async def load(self, settings_keys: Sequence[ApiKey]) -> None:
@@ -86,9 +93,12 @@ class Registry:
                 raise self._failure
 
     async def _refresh(self) -> None:
+        """Take over the changes of keys and limits since the last revision, or keep the store's error."""
         self._n_begun += 1
         try:
-            changes = await self.store.changes(self._revision)
+            changes = None if self._must_read_all() else await self.store.changes(self._revision)
+            if changes is None or changes.revision < self._revision:
+                changes = await self._all()
         except SourceUnavailable as error:
             self._failure = error
         else:
@@ -99,8 +109,33 @@ class Registry:
         # Not if it was cancelled or failed otherwise: then there is no result to share.
         self._n_answered = self._n_begun
 
+    def _must_read_all(self) -> bool:
+        return self._failure is not None or time.monotonic() < self._restored_until_s
+
+    async def _all(self) -> Changes:
+        """Read everything, drop what the store lacks, and make its lost revocations again. Raises SourceUnavailable."""
+        keys, limits = self.ring.known(), self.quotas.at_run_time()  # what is made during the read may not be in it
+        changes = await self.store.changes(0)
+        there = {key.key_id for key in changes.keys}
+        lost = [key for key in keys if key.key_id not in there]
+        revoked = self.ring.lost_revocations(changes.keys)
+        if lost or revoked or changes.revision < self._revision:
+            what = f"{len(lost)} keys are lost, {len(revoked)} are revoked again"
+            log.error("the store of keys was restored from an older copy: %s", what)
+            self._restored_until_s = time.monotonic() + RESTORE_S
+        for key in lost:
+            if key.from_settings:
+                with suppress(TooLarge):
+                    await self.store.add_key(key, max_keys=self._options.max_keys)
+        for key_id in revoked:
+            await self.store.revoke_key(key_id)
+        self.ring.forget(key for key in lost if not key.from_settings)
+        set_there = {(limit.key_id, limit.group, limit.unit) for limit in changes.limits}
+        self.quotas.forget(limit for limit in limits if (limit.key_id, limit.group, limit.unit) not in set_there)
+        return changes
+
     async def find(self, secret: str) -> ApiKey | None:
-        """The key with this secret, ended ones too. Unknown ones may raise SourceUnavailable."""
+        """Return the key with this secret, ended ones too. Unknown ones may raise SourceUnavailable."""
         if (key := self.ring.find(secret)) is not None:
             return key
         await self.refresh()
@@ -122,7 +157,7 @@ class Registry:
         return key
 
     async def keys_after(self, position: int, n_most: int) -> Sequence[ApiKey]:
-        """A page of keys, their last uses on this server included. Raises SourceUnavailable."""
+        """Return a page of keys, their last uses on this server included. Raises SourceUnavailable."""
         await self.flush()
         return await self.store.keys_after(position, n_most)
 

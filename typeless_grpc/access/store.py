@@ -35,7 +35,7 @@ class AccessStore(UsageStore, Protocol):
         ...
 
     async def keys_after(self, position: int, n_most: int) -> Sequence[ApiKey]:
-        """At most n_most keys after this position, in the order of creation; 0 is the start."""
+        """Return at most n_most keys after this position, in the order of creation; 0 is the start."""
         ...
 
     async def record_uses(self, uses: Mapping[str, float]) -> None:
@@ -47,5 +47,5 @@ class AccessStore(UsageStore, Protocol):
         ...
 
     async def changes(self, since: int) -> Changes:
-        """Keys added or revoked and limits set after revision `since`; 0 is everything."""
+        """Return the keys added or revoked and the limits set after revision `since`; 0 is everything."""
         ...

@@ -23,6 +23,9 @@ from typeless_grpc.errors import SourceUnavailable, Unauthenticated
 # Asymmetric only: with an HMAC, everyone who can verify a token could also create one.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 _SERVICE_ACCOUNTS = ".gserviceaccount.com"
+# The accounts that `typeless keys google-account` writes. The tokens of the first carry an API key as `kid`.
+KEY_ACCOUNT = "key@typeless.iam.gserviceaccount.com"
+KEYLESS_ACCOUNT = "anonymous@typeless.iam.gserviceaccount.com"
 RETRY_S = 1.0  # between fetches while there are no keys at all
 MAX_SUBJECT_CHARACTERS = 255  # RFC 7519 and OpenID Connect Core, section 2
 
@@ -75,7 +78,7 @@ class SigningKeys:
         self._fetching = asyncio.Lock()
 
     async def get(self, name: str) -> jwt.PyJWK | None:
-        """The key of this name (`kid`), None if the provider has none. Raises SourceUnavailable."""
+        """Return the key of this name (`kid`), None if the provider has none. Raises SourceUnavailable."""
         # While the provider is unavailable, one caller at a time waits for a fetch; the others use the known keys.
         is_tried_by_another = self._is_unavailable and self._fetching.locked()
         if name not in self._keys or (self._is_old() and not is_tried_by_another):
@@ -83,13 +86,14 @@ class SigningKeys:
         return self._keys.get(name)
 
     def known(self, name: str) -> jwt.PyJWK | None:
-        """The key of this name in the last fetched set."""
+        """Return the key of this name in the last fetched set."""
         return self._keys.get(name)
 
     def _is_old(self) -> bool:
         return self._clock.now_s() - self._fetched_s > self._options.keys_max_age_s
 
     async def _refresh(self, name: str) -> None:
+        """Fetch the issuer's keys unless key `name` is known now, at most once per interval."""
         async with self._fetching:
             if name in self._keys and not self._is_old():
                 return
@@ -118,7 +122,7 @@ class SigningKeys:
 
 
 def jwks(url: str, *, timeout_s: float) -> Callable[[], Mapping[str, jwt.PyJWK]]:
-    """A fetch for `SigningKeys`: the key set at url. Raises jwt.PyJWTError for a url that is not http(s)."""
+    """Return a fetch for `SigningKeys`: the key set at url. Raises jwt.PyJWTError for a url that is not http(s)."""
     client = jwt.PyJWKClient(url, cache_jwk_set=False, timeout=timeout_s)
 
     def fetch() -> Mapping[str, jwt.PyJWK]:
@@ -144,7 +148,7 @@ class TokenVerifier:
         return self._options.issuer
 
     async def verify(self, token: str) -> Principal:
-        """The caller of a token. Raises Unauthenticated, SourceUnavailable."""
+        """Return the caller of a token. Raises Unauthenticated, SourceUnavailable."""
         name = _key_name(token)
         return self._caller(token, await self._keys.get(name) if name is not None else None)
 
@@ -154,6 +158,7 @@ class TokenVerifier:
         return self._caller(token, self._keys.known(name) if name is not None else None)
 
     def _caller(self, token: str, key: jwt.PyJWK | None) -> Principal:
+        """Check a token's signature, issuer, audience and times, and return the principal that it names."""
         if key is None:
             raise _invalid("its signing key is not among the issuer's")
         try:
@@ -174,6 +179,7 @@ class TokenVerifier:
         return self._principal(claims)
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
+        """Return the principal of a valid token's claims. Raises Unauthenticated if the required role is missing."""
         subject = claims["sub"]
         if not isinstance(subject, str) or not 0 < len(subject) <= MAX_SUBJECT_CHARACTERS:
             raise _invalid("it names no subject")
@@ -183,29 +189,40 @@ class TokenVerifier:
         is_admin = bool(self._options.admin_role) and self._options.admin_role in roles
         if not is_admin and self._options.user_role and self._options.user_role not in roles:
             raise Unauthenticated(
-                f"This token has not the role '{self._options.user_role}', which this server asks for.",
+                f"This token lacks the role '{self._options.user_role}', which this server requires.",
                 reason="TOKEN_ROLE_MISSING",
             )
         name = f"token:{subject}"
         return Principal(name, name, Role.ADMIN if is_admin else Role.USER)
 
 
-def self_signed_issuer(token: str) -> str | None:
-    """Return the service account that signed a token for itself, as Google's clients do; None for other tokens.
+@dataclass(frozen=True)
+class SelfSigned:
+    """A token that a service account signed for itself, as Google's clients do.
 
-    The signature is not verified: such a token proves nothing.
+    Its signature is not verified, so it proves nothing by itself. issuer: the account. key: the API key that it carries
+    as the id of its signing key, if the account is `KEY_ACCOUNT`.
     """
+
+    issuer: str
+    key: str | None = None
+
+
+def self_signed(token: str) -> SelfSigned | None:
+    """Return what a service account's own token says; None for any other token."""
     try:
         claims = jwt.decode(token, options={"verify_signature": False})
+        name = jwt.get_unverified_header(token).get("kid")
     except jwt.PyJWTError:
         return None
     issuer = claims.get("iss")
-    is_account = isinstance(issuer, str) and issuer.endswith(_SERVICE_ACCOUNTS)
-    return issuer if is_account and claims.get("sub") == issuer else None
+    if not isinstance(issuer, str) or not issuer.endswith(_SERVICE_ACCOUNTS) or claims.get("sub") != issuer:
+        return None
+    return SelfSigned(issuer, name if issuer == KEY_ACCOUNT and isinstance(name, str) else None)
 
 
 def _key_name(token: str) -> str | None:
-    """The name of the key in the header of a token."""
+    """Return the name of the key in the header of a token."""
     try:
         name = jwt.get_unverified_header(token).get("kid")
     except jwt.PyJWTError as error:

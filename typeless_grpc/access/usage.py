@@ -91,7 +91,7 @@ class UsageSource(Protocol):
     """A source of usage: the store of keys has that of calls, the store of jobs that of jobs."""
 
     async def usage(self, query: UsageQuery) -> Sequence[DailyUsage]:
-        """A page in the order of day and caller (by code point), one row for each. Raises SourceUnavailable."""
+        """Return a page in the order of day and caller (by code point), one row for each. Raises SourceUnavailable."""
         ...
 
 
@@ -124,19 +124,22 @@ class UsageOptions:
 
 
 def usage_caller(owner: str) -> str | None:
-    """The caller, as in `DailyUsage`, for an owner (see `Principal`); None if keys are off, when nothing is counted."""
+    """Return the caller, as in `DailyUsage`, for an owner (see `Principal`).
+
+    None if keys are off: then nothing is counted.
+    """
     if not owner:
         return None
     return owner if owner.startswith((_KEY, _TOKEN)) else ANONYMOUS
 
 
 def caller_of_key(key_id: str) -> str:
-    """The caller that uses a key, as in `DailyUsage`."""
+    """Return the caller that uses a key, as in `DailyUsage`."""
     return f"{_KEY}{key_id}"
 
 
 def utc_day(unix_s: float) -> date:
-    """The day, in UTC, of a Unix time in seconds."""
+    """Return the day, in UTC, of a Unix time in seconds."""
     return datetime.fromtimestamp(unix_s, UTC).date()
 
 
@@ -161,7 +164,7 @@ class UsageReader:
         self._sources, self._recorder = sources, recorder
 
     async def page(self, query: UsageQuery) -> Sequence[DailyUsage]:
-        """A page in the order of day and caller. Raises SourceUnavailable."""
+        """Return a page in the order of day and caller. Raises SourceUnavailable."""
         if self._recorder is not None:
             await self._recorder.flush()
         pages = await asyncio.gather(*(source.usage(query) for source in self._sources))
@@ -178,6 +181,8 @@ def _order(row: DailyUsage) -> tuple[date, str]:
 
 @dataclass(eq=False)
 class _OpenCall:
+    """A call that has not ended."""
+
     account: CallAccount
     audio_us: int = 0  # of the account's audio, already counted
 

@@ -196,6 +196,7 @@ def registry_options(settings: Settings) -> RegistryOptions:
 
 @asynccontextmanager
 async def _buckets(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncIterator[BucketStore]:
+    """Yield the store of rate limit buckets: in memory, or in Redis with the fallback that is configured."""
     local = MemoryBuckets(settings.rate_limit_max_buckets)
     if not (url := settings.redis_url.get_secret_value()):
         yield local

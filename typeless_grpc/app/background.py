@@ -96,34 +96,20 @@ async def keep_jobs(
         executor = stack.enter_context(CallThreads(STORE_THREADS, "stores"))
         fetching = stack.enter_context(CallThreads(FETCH_THREADS, "fetching"))
         hashing = stack.enter_context(CallThreads(HASH_THREADS, "hashing"))
-        make_directory(settings.data_dir / "jobs")  # transcripts are private
-        database = Database(jobs_database_url(settings), timeouts)
-        stack.callback(database.close)
-        await asyncio.to_thread(database.create_tables)
-        files = Files(
-            url=settings.storage_url or str(settings.data_dir / "jobs" / "files"),
-            min_free_percent=settings.min_free_disk_percent,
-        )
-        reloads.follow(lambda settings: settings.min_free_disk_percent, files.use)
-        await asyncio.to_thread(files.check_access)
-        identity = StoreIdentity(database=database, files=files)
-        await asyncio.to_thread(identity.settle)
-        uploads = SqlUploadStore(database=database, files=files, options=upload_options(settings))
-        reloads.follow(upload_options, uploads.use)
-        sources = CheckedSources(uploads=uploads, options=source_options(settings))
-        reloads.follow(source_options, sources.use)
-        queue = DbosQueue(database)
-        stack.callback(queue.close)
-        table = JobTable(database=database, files=files, queue=queue, options=job_store_options(settings))
-        reloads.follow(job_store_options, table.use)
+        stores = await _open_stores(stack, settings, timeouts, reloads)
+        database, table, uploads, sources = stores.database, stores.table, stores.uploads, stores.sources
         maintenance = JobMaintenance(table)
         store = SqlJobStore(table)
+
+        # What observes the stores.
         probe = Probe(database.probe)
         if metrics is not None:
-            reader = StoreReader(lambda: StoredJobs(store.stats(), table.quota.total_bytes(), files.free_ratio()))
+            reader = StoreReader(lambda: StoredJobs(store.stats(), table.quota.total_bytes(), table.files.free_ratio()))
             metrics.watch_store(reader.latest, lambda: probe.answers)
             stack.push_async_callback(cancelled, asyncio.create_task(Probe(reader.refresh, STATS_EVERY_S).run()))
         checks = [await stack.enter_async_context(_checked(probe))]
+
+        # The worker.
         admission = Admission(admission_options(settings))
         reloads.follow(admission_options, admission.use)
         if settings.max_concurrent_jobs:
@@ -143,7 +129,9 @@ async def keep_jobs(
                 database=database, maintenance=maintenance, worker=worker, options=dbos_options(settings, database)
             )
             checks.append(await stack.enter_async_context(_running(runner, is_ready)))
-        janitor = Janitor(jobs=maintenance, uploads=uploads, may_sweep=identity.is_settled)
+
+        # The services, and the maintenance of what they store.
+        janitor = Janitor(jobs=maintenance, uploads=uploads, may_sweep=stores.identity.is_settled)
         janitor.start()
         stack.push_async_callback(asyncio.to_thread, janitor.stop)
         jobs = JobsServicer(
@@ -166,6 +154,44 @@ async def keep_jobs(
             usage=JobUsageSource(table.usage, executor),
             checks=checks,
         )
+
+
+@dataclass(frozen=True)
+class _Stores:
+    """The stores of jobs and uploads. sources: where the audio of jobs may be fetched from."""
+
+    database: Database
+    identity: StoreIdentity
+    table: JobTable
+    uploads: SqlUploadStore
+    sources: CheckedSources
+
+
+async def _open_stores(
+    stack: AsyncExitStack, settings: Settings, timeouts: DatabaseTimeouts, reloads: Reloads
+) -> _Stores:
+    """Open the database and the storage of jobs until the stack closes, and check that they belong together."""
+    make_directory(settings.data_dir / "jobs")  # transcripts are private
+    database = Database(jobs_database_url(settings), timeouts)
+    stack.callback(database.close)
+    await asyncio.to_thread(database.create_tables)
+    files = Files(
+        url=settings.storage_url or str(settings.data_dir / "jobs" / "files"),
+        min_free_percent=settings.min_free_disk_percent,
+    )
+    reloads.follow(lambda settings: settings.min_free_disk_percent, files.use)
+    await asyncio.to_thread(files.check_access)
+    identity = StoreIdentity(database=database, files=files)
+    await asyncio.to_thread(identity.settle)
+    uploads = SqlUploadStore(database=database, files=files, options=upload_options(settings))
+    reloads.follow(upload_options, uploads.use)
+    sources = CheckedSources(uploads=uploads, options=source_options(settings))
+    reloads.follow(source_options, sources.use)
+    queue = DbosQueue(database)
+    stack.callback(queue.close)
+    table = JobTable(database=database, files=files, queue=queue, options=job_store_options(settings))
+    reloads.follow(job_store_options, table.use)
+    return _Stores(database, identity, table, uploads, sources)
 
 
 @asynccontextmanager

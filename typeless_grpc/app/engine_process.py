@@ -47,6 +47,7 @@ def main(serve: Serve | None = None) -> None:
 
 
 async def _run(given: dict[str, Any], serve: Serve) -> None:
+    """Serve as an engine process until its standard input ends. Running batches are not waited for."""
     from typeless_grpc.app.reloading import Reloads, follow_logs
     from typeless_grpc.config import Settings
     from typeless_grpc.errors import TypelessError

@@ -95,7 +95,7 @@ class Connected:
             raise EngineFailed(message, reason="ENGINE_NOT_STARTED")
 
     def runs_on(self) -> str:
-        """Where models run, for people."""
+        """Return where models run, for people."""
         reported = next((engine.runs_on for engine in self.engines if engine.runs_on), "unknown")
         return f"{len(self.engines)} x {reported}" if len(self.engines) > 1 else reported
 

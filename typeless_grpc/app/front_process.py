@@ -35,7 +35,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 class Front:
     """Identifies this process among the fronts.
 
-    index: from 0. parent: the process that started it. port: the common port.
+    index: from 0. n: the number of fronts. port: the common port. parent: the id of the process that started it.
     """
 
     index: int

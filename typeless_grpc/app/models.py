@@ -146,6 +146,7 @@ def calibrate(settings: Settings, name: str, directory: Path) -> None:
 def _loader(
     settings: Settings, known: Catalog, device: Device, n_workers: int, n_threads: int
 ) -> Callable[[str, Path], WhisperModel]:
+    """Return what loads a model from its directory, once its files are checked."""
     files = integrity(settings, known)
 
     def load(name: str, directory: Path) -> WhisperModel:

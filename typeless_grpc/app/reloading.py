@@ -79,6 +79,7 @@ class Reloads:
         return is_good
 
     async def _has_reloaded(self, load: Callable[[], Loaded]) -> bool:
+        """Reload, and log why the earlier settings are kept if that fails. Return whether it succeeded."""
         try:
             await self._reload(load)
         except InvalidInput as error:
@@ -93,6 +94,7 @@ class Reloads:
         return False
 
     async def _reload(self, load: Callable[[], Loaded]) -> None:
+        """Load the settings, and let every part prepare before the first one takes them: all change, or none."""
         loaded = await asyncio.to_thread(load)
         before, changes = self.settings, change(self.settings, loaded.settings)
         taking = [await prepare(changes.settings) for prepare in (*self._prepare, *self._prepare_last)]

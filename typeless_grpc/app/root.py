@@ -86,6 +86,7 @@ async def listen(
     """
     reloads = reloads or Reloads(settings)
     async with AsyncExitStack() as stack:
+        # What calls share.
         decoding = stack.enter_context(CallThreads(settings.decode_threads, "decoding"))
         streaming = stack.enter_context(CallThreads(settings.decode_threads, "streaming"))
         metrics = metrics or Metrics()
@@ -94,6 +95,8 @@ async def listen(
         if background is None:
             reloads.follow(admission_options, admission.use)
         drain = DrainInterceptor(decide_themselves=[STREAMS])
+
+        # What the services call.
         recordings = RecordingTranscriber(
             engine=engine,
             admission=admission,
@@ -116,6 +119,8 @@ async def listen(
         streams = await stack.enter_async_context(open_streams(settings, dependencies, reloads, decoders))
         drain.when_closing(streams.draining, streams.drained)
         batches = BatchTranscriber(recordings, code_of, max_items=settings.max_batch_items)
+
+        # The services.
         info = ServerServicer(_facts(settings, background))
         admin = AdminServicer(registry=access.registry, usage=_usage(access, background), settings=_shown(settings))
         services: list[Service] = [
@@ -134,6 +139,8 @@ async def listen(
             models=usable or OnlyDefault(settings.model),
             jobs=background.jobs if background else None,
         )
+
+        # The server around them.
         options = server_options(settings)
         _warn(settings)
         console = await open_console(stack, settings, metrics)
@@ -153,6 +160,8 @@ async def listen(
             console_socket=console.grpc_socket if console else None,
             pools=POOLS,
         )
+
+        # What a reload changes, and what Prometheus reads.
         reloads.follow(recording_limits, recordings.use)
         reloads.follow(lambda settings: settings.max_batch_items, batches.use)
         reloads.follow(server_options, server.use)
@@ -165,6 +174,7 @@ async def listen(
             metrics.watch_certificate(tls.expires_s)
         metrics.streams.watch(lambda: streams.n_open, lambda: streams.n_sessions)
         open_metrics(stack, settings, metrics, engine)
+
         port = await server.start()
         stack.push_async_callback(server.stop)
         yield Listening(server=server, port=port, console_port=console.port if console else None)
@@ -235,6 +245,7 @@ def server_options(settings: Settings) -> ServerOptions:
 
 
 def _facts(settings: Settings, background: Background | None) -> ServerFacts:
+    """Return what the server tells clients about itself; without background jobs, nothing of uploads and sources."""
     facts = ServerFacts(
         version=VERSION,
         default_model=settings.model,

@@ -167,7 +167,7 @@ async def _warmed(built: BuiltEngine, can_decode: Awaitable[None]) -> None:
 async def _engine(
     settings: Settings, metrics: Metrics, reloads: Reloads, tracers: Tracers
 ) -> AbstractAsyncContextManager[BuiltEngine]:
-    """The engine of this process, or a group of others."""
+    """Return the engine of this process, or a group of others."""
     if settings.engine_address or settings.engine_processes != 1:
         await _import("typeless_grpc.app.engines")
         from typeless_grpc.app.engines import engine_group, n_processes

@@ -50,6 +50,8 @@ def decode_arriving(feeder: Feeder, format: AudioFormat, *, field: str, is_live:
 
 
 class _ArrivingContainer:
+    """One container while it arrives."""
+
     def __init__(self, feeder: Feeder) -> None:
         self._feeder = feeder
         self._pipe = _Pipe(self._starve)
@@ -66,6 +68,7 @@ class _ArrivingContainer:
             raise InvalidInput(f"{field}.content", why, reason="AUDIO_UNDECODABLE") from error
 
     def _decode(self, format: AudioFormat, field: str, is_live: bool) -> None:
+        """Decode a container while its bytes arrive, and pass its samples on in blocks."""
         # The pipe has the methods of a file that ContainerReader and PyAV use.
         file = cast(BinaryIO, self._pipe)
         reader = ContainerReader(file, format, field=field, cancelled=self._feeder.is_cancelled, options=_LIVE_OPTIONS)

@@ -1,7 +1,7 @@
 """Pauses in AVI files: empty chunks among those of the audio.
 
-AVI has no timestamps. A writer that has no audio for the time of a frame writes an empty chunk, which counts as one
-frame in the length of the track. FFmpeg ignores it.
+AVI has no timestamps. A writer that has no audio for a while writes an empty chunk, which stands for one unit
+of the track's time base (in MP3, a frame). FFmpeg ignores it, so `ContainerReader` adds the silence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class AviChunks:
         self._waiting = bytearray()
         self._empty: deque[tuple[int, bytes]] = deque()
         self._n_before: Counter[bytes] = Counter()
-        self.position = 0  # of the next byte to feed: those before it are done, or need not be read
+        self.position = 0  # of the next byte to feed; it skips the contents of chunks
 
     def feed(self, data: bytes, position: int) -> None:
         """Take bytes that begin at `self.position` or before it."""

@@ -62,7 +62,7 @@ class BareFrames:
         return lost_s
 
     def _n_new(self, data: bytes, position: int | None) -> int:
-        """The bytes from the last packet's end to this one's, without those of tags."""
+        """Return the bytes from the last packet's end to this one's, without those of tags."""
         begin = self._end if self._end is not None else position or 0
         end = (begin if position is None else max(begin, position)) + len(data)
         self._end = end

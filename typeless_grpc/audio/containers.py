@@ -84,7 +84,7 @@ class Block:
 
 
 def check_size(file: BinaryIO, *, field: str) -> int:
-    """How many bytes are missing at the file's end, by its own account; the file is left at its start.
+    """Return how many bytes are missing at the file's end, by its own account; the file is left at its start.
 
     Raises InvalidInput (AUDIO_TRUNCATED) if that is more than a careless writer's mistake.
     """
@@ -96,13 +96,13 @@ def check_size(file: BinaryIO, *, field: str) -> int:
 
 
 def truncated(n_missing: int, field: str) -> InvalidInput:
-    """The error of a recording that ends before its own structure says."""
+    """Return the error of a recording that ends before its own structure says."""
     why = f"it ends too early: by its own account at least {n_missing} bytes are missing"
     return InvalidInput(f"{field}.content", why, reason="AUDIO_TRUNCATED")
 
 
 def too_long(max_s: float, field: str) -> InvalidInput:
-    """The error of a recording of more than max_s."""
+    """Return the error of a recording of more than max_s."""
     return InvalidInput(f"{field}.content", f"it is longer than {max_s:g} s", reason="AUDIO_TOO_LONG")
 
 
@@ -152,7 +152,7 @@ class ContainerReader:
         self._container.close()
 
     def blocks(self) -> Iterator[Block]:
-        """All audio, a codec's frame at a time. Raises InvalidInput, DecodeCancelled."""
+        """Yield all audio, a codec's frame at a time. Raises InvalidInput, DecodeCancelled."""
         result, n_idle = completeness.Yield(), 0
         for packet in self._packets():
             if self._cancelled():
@@ -174,6 +174,7 @@ class ContainerReader:
         completeness.check(result, container=self.source.container, declared_s=declared_s, field=self._field)
 
     def _opened(self, file: BinaryIO) -> av.container.InputContainer:
+        """Open the container, with a longer probe each time as long as no audio track is found."""
         n_missing = check_size(file, field=self._field) if self._is_seekable else 0
         options = {
             **self._options,
@@ -232,6 +233,7 @@ class ContainerReader:
             raise self._refusal(f"it has {n_channels} channels, not 1 to {_MAX_CHANNELS}")
 
     def _packets(self) -> Iterator[av.Packet[av.AudioStream]]:
+        """Yield the packets of the chosen track. Raises InvalidInput where the file is damaged."""
         packets = iter(self._container.demux(self._stream))
         while True:
             try:
@@ -288,7 +290,7 @@ class ContainerReader:
         return self._timeline.silence_before_s(start_s, length_s)
 
     def _silence(self, silence_s: float, block: Block) -> Iterator[Block]:
-        """Silence of the same shape as block, in blocks of a second."""
+        """Yield silence of the shape of block, in blocks of a second."""
         if silence_s > self._max_pause_s:
             raise too_long(self._max_pause_s, self._field)
         n_left = round(silence_s * block.rate_hz)
@@ -314,7 +316,10 @@ class ContainerReader:
 
 
 def _samples(frame: av.AudioFrame) -> npt.NDArray[np.float64] | Audio | None:
-    """A frame, shape (n_channels, n_samples), float32 in [-1, 1] or floats as they are; None if some are not finite."""
+    """Return the samples of a frame, shape (n_channels, n_samples); None if some are not finite.
+
+    They are float32 in [-1, 1]; samples that are floats in the file are as they are there.
+    """
     dtype, zero, full_scale = _SCALES[frame.format.name.removesuffix("p")]
     n_channels = frame.layout.nb_channels
     # Not frame.planes: with 8 or more planes it reads beyond FFmpeg's list of them (PyAV 18.1), and crashes.

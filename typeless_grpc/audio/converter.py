@@ -38,7 +38,7 @@ class Converter:
         return after if before is None else np.concatenate([before, after], axis=-1)
 
     def flush(self) -> Audio:
-        """The rest. Nothing may be fed after it."""
+        """Return the rest. Nothing may be fed after it."""
         rest = self._leveled(self._drained())
         return np.concatenate([rest, self._shaped([leveler.flush() for leveler in self._levelers])], axis=-1)
 

@@ -38,8 +38,8 @@ __all__ = ["AudioReader", "DecodeCancelled", "DecodeLimits", "Decoded", "SourceI
 class DecodeLimits:
     """The limits of one recording.
 
-    max_duration_s: seconds of decoded audio, above 0. `decode`, which holds all of it, counts those of each channel
-    that is kept apart, and takes 64 kB for each. max_channels: of a recording whose channels are kept apart.
+    max_duration_s: seconds of decoded audio, above 0. `decode` holds all of it in memory, 64 kB for each second, so it
+    adds up the channels that are kept apart. max_channels: of a recording whose channels are kept apart.
     """
 
     max_duration_s: float
@@ -59,7 +59,7 @@ class Decoded:
 
 
 def never() -> bool:
-    """A `cancelled` for callers that do not cancel."""
+    """Return False: the `cancelled` of callers that do not cancel."""
     return False
 
 
@@ -75,7 +75,7 @@ class Reader(Protocol):
     def position(self) -> int: ...
 
     def blocks(self) -> Iterator[Audio]:
-        """The audio in order, in blocks that are never empty. Once only."""
+        """Yield the audio in order, in blocks that are never empty. Once only."""
         ...
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Reader(Protocol):
         ...
 
     def channels_too_long(self) -> InvalidInput:
-        """The error of channels that are kept apart and are too long together."""
+        """Return the error of channels that are kept apart and are too long together."""
         ...
 
 
@@ -275,13 +275,28 @@ class AudioReader:
         return InvalidInput(f"{self._field}.content", why, reason=reason)
 
 
+def recognized_format(data: bytes | BinaryIO, format: AudioFormat) -> AudioFormat:
+    """Return the format; that of a container if it may be one, and data begins as one. A file is left at its start."""
+    if not (format.is_raw and format.may_be_container):
+        return format
+    if isinstance(data, bytes):
+        head = data[: joined.HEAD_BYTES]
+    elif data.seekable():
+        data.seek(0)
+        head = data.read(joined.HEAD_BYTES)
+        data.seek(0)
+    else:
+        return format
+    return AudioFormat() if joined.begins_file(head) else format
+
+
 def reader_of(format: AudioFormat, open_container: OpenReader) -> OpenReader:
     """Return what makes the reader of a recording: raw samples are read here, whatever decodes containers."""
     return AudioReader if format.is_raw else open_container
 
 
 def channels_too_long(limits: DecodeLimits, field: str) -> InvalidInput:
-    """The error of channels that are kept apart and are too long together. field: path of the audio."""
+    """Return the error of channels that are kept apart and are too long together. field: path of the audio."""
     why = f"its channels are longer than {limits.max_duration_s:g} s together"
     return InvalidInput(f"{field}.content", why, reason="AUDIO_TOO_LONG")
 
@@ -324,6 +339,7 @@ def decode(
     reserve: called before memory is taken for decoded samples; what it raises ends the decoding. open_container: makes
     the reader of what FFmpeg has to decode.
     """
+    format = recognized_format(data, format)
     reader = reader_of(format, open_container)(
         data,
         format,
@@ -362,7 +378,7 @@ def _gathered(blocks: Iterator[Block], block_s: float) -> Iterator[Block]:
 
 
 def _bounded(blocks: Iterator[Audio], max_samples: int, refusal: Callable[[], InvalidInput]) -> Iterator[Audio]:
-    """The same blocks, with a bound on the samples of all channels together."""
+    """Yield the same blocks, with a bound on the samples of all channels together."""
     n_samples = 0
     for block in blocks:
         n_samples += block.size

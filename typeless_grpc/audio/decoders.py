@@ -14,7 +14,10 @@ from typeless_grpc.audio.sandbox.streams import SandboxedLiveReader
 
 @dataclass(frozen=True)
 class Decoders:
-    """recording: makes the reader of a recording's container. stream: makes the reader of a stream's container."""
+    """Where containers are decoded.
+
+    recording: makes the reader of a recording's container. stream: makes the reader of a stream's container.
+    """
 
     recording: OpenReader = AudioReader
     stream: OpenLiveContainer = ContainerLiveReader

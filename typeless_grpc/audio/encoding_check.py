@@ -48,6 +48,8 @@ class _Reading:
 
 
 def _floats(dtype: str) -> Callable[[bytes], _Samples]:
+    """Return a `read` of `_Reading` for floats."""
+
     def read(data: bytes) -> _Samples:
         with np.errstate(all="ignore"):  # bytes of another encoding have any value
             return np.frombuffer(data, dtype).astype(np.float32)
@@ -56,7 +58,10 @@ def _floats(dtype: str) -> Callable[[bytes], _Samples]:
 
 
 def _integers(width: int, order: int = 1) -> Callable[[bytes], _Samples]:
-    """order: -1 for big-endian. Of wide samples, the highest 16 bits: lower ones must not make a sound."""
+    """Return a `read` of `_Reading` for integers of width bytes. order: -1 for big-endian.
+
+    It reads the highest 16 bits of each sample, so that noise in the lower ones counts for nothing.
+    """
 
     def read(data: bytes) -> _Samples:
         high = np.frombuffer(data, np.uint8).reshape(-1, width)[:, ::order][:, -2:]
@@ -122,7 +127,7 @@ class EncodingCheck:
         self._is_settled = True
 
     def refusal(self, data: bytes) -> InvalidInput | None:
-        """The error if these bytes, which cannot be what was declared, are smooth in another encoding."""
+        """Return the error if these bytes, which cannot be what was declared, are smooth in another encoding."""
         name, _ = recognized_encoding(data, self._format)
         return self._refusal(name) if name else None
 
@@ -170,7 +175,7 @@ def recognized_encoding(data: bytes, format: AudioFormat) -> tuple[str, bool]:
 
 
 def _others(data: bytes, declared: _Reading, n_channels: int, *, is_noise: bool) -> Iterator[_Reading]:
-    """The encodings that the bytes may be in instead. is_noise: every channel is noise as declared."""
+    """Yield the encodings that the bytes may be in instead. is_noise: every channel is noise as declared."""
     distance, n_values = _even_and_odd_bytes(data)
     if declared.sample_bytes > 1 and distance < _SAME_BYTES and n_values >= _MIN_BYTE_VALUES:
         yield from _NARROW
@@ -180,7 +185,7 @@ def _others(data: bytes, declared: _Reading, n_channels: int, *, is_noise: bool)
 
 
 def _even_and_odd_bytes(data: bytes) -> tuple[float, int]:
-    """How different even and odd bytes are in their distribution, in [0, 1]; how many values both often have."""
+    """Return how different even and odd bytes are in their distribution, in [0, 1]; how many values both often have."""
     pairs = np.frombuffer(data[: len(data) // 2 * 2], np.uint8).reshape(-1, 2)
     if not len(pairs):
         return 0.0, 0
@@ -190,7 +195,7 @@ def _even_and_odd_bytes(data: bytes) -> tuple[float, int]:
 
 
 def _smoothness(data: bytes, reading: _Reading, declared: _Reading, n_channels: int) -> float:
-    """The correlation of neighboring samples; 0 if it is implausible that the bytes are in this encoding."""
+    """Return the correlation of neighboring samples; 0 if it is implausible that the bytes are in this encoding."""
     samples = _channels(data, reading, n_channels)
     if samples.shape[1] < _MIN_SAMPLES or not _is_plausible(samples, reading):
         return 0.0
@@ -210,7 +215,7 @@ def _are_floats(samples: _Samples) -> bool:
 
 
 def _n_high_values(data: bytes, reading: _Reading) -> int:
-    """How many values the highest byte of a sample often has."""
+    """Return how many values the highest byte of a sample often has."""
     width = reading.sample_bytes
     high = np.frombuffer(data, np.uint8)[0 if reading.is_big_endian else width - 1 :: width]
     return int(np.count_nonzero(np.bincount(high, minlength=256) >= _MIN_SHARE * len(high)))
@@ -226,7 +231,10 @@ def _is_plausible(samples: _Samples, reading: _Reading) -> bool:
 
 
 def _low_parts(data: bytes, reading: _Reading, n_channels: int) -> _Samples:
-    """The two bytes below the highest two of a sample; of samples of two or three bytes, the one below the highest."""
+    """Return the two bytes below the highest two of each sample.
+
+    Of samples of two or three bytes, it is the one below the highest.
+    """
     width = reading.sample_bytes
     n_bytes = len(data) // (width * n_channels) * width * n_channels
     parts = np.frombuffer(data[:n_bytes], np.uint8).reshape(-1, width)
@@ -237,13 +245,13 @@ def _low_parts(data: bytes, reading: _Reading, n_channels: int) -> _Samples:
 
 
 def _channels(data: bytes, reading: _Reading, n_channels: int) -> _Samples:
-    """Shape (n_channels, n_samples)."""
+    """Return the samples of each channel, shape (n_channels, n_samples)."""
     frame_bytes = reading.sample_bytes * n_channels
     return reading.read(data[: len(data) // frame_bytes * frame_bytes]).reshape(-1, n_channels).T
 
 
 def _correlations(samples: _Samples) -> tuple[float, float]:
-    """The correlation of neighboring samples in [-1, 1], of all channels by their energy, and the strongest of one."""
+    """Return the correlation of neighboring samples, in [-1, 1]: that of all channels, and that of the strongest."""
     if not samples.size or not np.isfinite(samples).all():
         return 0.0, 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # misread floats

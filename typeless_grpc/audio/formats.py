@@ -46,12 +46,13 @@ class AudioFormat:
     """The format of audio, as its request declares it.
 
     sample_rate_hz, n_channels: needed for raw encodings (channels: 1 by default); for a container None, or the values
-    of the file. Channels are interleaved.
+    of the file. Channels are interleaved. may_be_container: raw only unless the first bytes are those of a container.
     """
 
     encoding: Encoding = Encoding.CONTAINER
     sample_rate_hz: int | None = None
     n_channels: int | None = None
+    may_be_container: bool = False
 
     @property
     def is_raw(self) -> bool:
@@ -69,7 +70,7 @@ class AudioFormat:
         return self.frame_bytes * (self.sample_rate_hz or 0)
 
     def validated(self, field: str = "audio") -> AudioFormat:
-        """This format with its blanks filled in: 0 is None, and raw audio has one channel unless it says otherwise.
+        """Return this format with defaults filled in: 0 becomes None, and raw audio has one channel by default.
 
         field: path of the message that holds `format`, "items[3].audio".
         Raises InvalidInput, naming every wrong field, if the rate of raw audio is not in 8,000..192,000, its channels

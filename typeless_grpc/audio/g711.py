@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 
 def _mulaw_table() -> npt.NDArray[np.float32]:
-    """Mu-law: bits inverted; sign, 3 bits of exponent, 4 bits of mantissa."""
+    """Return the table of mu-law: bits inverted; sign, 3 bits of exponent, 4 bits of mantissa."""
     code = ~np.arange(256, dtype=np.uint8)
     exponent, mantissa = (code >> 4 & 7).astype(np.int32), (code & 15).astype(np.int32)
     magnitude = ((mantissa << 3) + 0x84 << exponent) - 0x84
@@ -15,7 +15,7 @@ def _mulaw_table() -> npt.NDArray[np.float32]:
 
 
 def _alaw_table() -> npt.NDArray[np.float32]:
-    """A-law: every second bit inverted; the sign is set for positive values."""
+    """Return the table of A-law: every second bit inverted; the sign is set for positive values."""
     code = np.arange(256, dtype=np.uint8) ^ 0x55
     exponent, mantissa = (code >> 4 & 7).astype(np.int32), (code & 15).astype(np.int32)
     linear = (mantissa << 4) + 8

@@ -43,7 +43,7 @@ class GrowingAudio:
         self._n_samples = n_needed
 
     def joined(self) -> Audio:
-        """All blocks as one array. Nothing may be appended after it."""
+        """Return all blocks as one array. Nothing may be appended after it."""
         n_samples, n_channels = self._n_samples, len(self._channels)
         for channel in self._channels:
             channel.resize(n_samples, refcheck=False)

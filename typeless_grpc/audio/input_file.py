@@ -49,7 +49,7 @@ class InputFile:
         self._history = None
 
     def avi_chunks(self, position: int) -> AviChunks | None:
-        """The chunks of the file up to a position, None if it is no AVI file."""
+        """Return the chunks of the file up to a position, None if it is no AVI file."""
         if self._avi_chunks is not None and self.seekable():
             current = self.tell()  # FFmpeg has read ahead, and continues there
             while self._avi_chunks.position < position:

@@ -13,6 +13,8 @@ import struct
 from collections.abc import Callable
 from typing import BinaryIO, cast
 
+# Enough of the audio to recognize a container.
+HEAD_BYTES = 12
 _HEAD_BYTES = 32  # of an element: enough for all formats but TTA
 _READ_BYTES = 4096
 _MAX_ELEMENTS = 4_000_000  # 16 hours of FLV
@@ -79,7 +81,7 @@ class FileStarts:
 
 
 def _size_of(data: bytearray, at: int) -> Callable[[bytearray, int, int], int | None] | None:
-    """How to measure the elements of the file that begins there.
+    """Return how to measure the elements of the file that begins there.
 
     What is returned takes bytes, a place in them, and its offset in the file. It returns the size of the element there,
     0 where that is unknown, None where more bytes are needed.
@@ -127,7 +129,7 @@ def _au_size(data: bytearray, at: int, offset: int) -> int:
 
 
 def _tta_size(data: bytearray, at: int, offset: int) -> int | None:
-    """A header, a table with the size of each frame, and the frames; then tags."""
+    """Return the size of the next part of a TTA file: header, table of frame sizes and frames together, or a tag."""
     if data[at : at + 8] == b"APETAGEX":
         return _APE_HEADER_BYTES + int(struct.unpack_from("<I", data, at + 12)[0])
     if data[at : at + 3] == b"TAG":
@@ -144,7 +146,7 @@ def _tta_size(data: bytearray, at: int, offset: int) -> int | None:
 
 
 def parts(file: BinaryIO) -> list[BinaryIO]:
-    """The files in a seekable file; itself if it is one."""
+    """Return the files in a seekable file; itself if it is one."""
     n_bytes = file.seek(0, io.SEEK_END)
     finder, starts = FileStarts(), [0]
     while not finder.is_over and finder.position < n_bytes:

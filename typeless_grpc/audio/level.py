@@ -36,7 +36,7 @@ class FullScale:
         self._n_over = self._n_sounding = self._n_fractions = 0
 
     def scaled(self, samples: Audio | npt.NDArray[np.float64]) -> Audio | None:
-        """The samples in [-1, 1]; None if they are too large for any format.
+        """Return the samples in [-1, 1]; None if they are too large for any format.
 
         samples: finite, in order, any number. Samples that are a little too loud are clipped, as are the few before the
         scale is known.
@@ -87,7 +87,7 @@ class Leveler:
         self._gain = 1.0
 
     def feed(self, samples: Audio) -> Audio:
-        """What is ready now. samples: shape (n_samples,)."""
+        """Return the samples that are ready now. samples: shape (n_samples,)."""
         if self._is_settled:
             return _joined([self._released(self._whole_hop(), all=True), self._released(samples, all=True)])
         done = []
@@ -105,7 +105,7 @@ class Leveler:
         return _joined(done)
 
     def flush(self) -> Audio:
-        """The rest. Nothing may be fed after it."""
+        """Return the rest. Nothing may be fed after it."""
         if self._n_hop and not self._is_settled:
             self._analyze()
         if _MIN_HOPS <= self._n_hops < _WINDOW_HOPS:
@@ -123,6 +123,7 @@ class Leveler:
         return hop if self._n_ahead else hop[:0]
 
     def _analyze(self) -> None:
+        """Take the level of one complete hop into account, and raise the gain if it shows quiet speech."""
         hop = np.concatenate(self._hop)
         self._n_hops += 1
         self._offset += (float(hop.mean()) - self._offset) / self._n_hops

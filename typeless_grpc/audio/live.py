@@ -34,7 +34,7 @@ def live_reader(
     is_live: bool = True,
     open_container: OpenLiveContainer = ContainerLiveReader,
 ) -> LiveReader:
-    """The reader for a format. field: path of the message that holds `format`. Raises InvalidInput about it.
+    """Return the reader for a format. field: path of the message that holds `format`. Raises InvalidInput about it.
 
     is_live: return samples as soon as their bytes arrive; otherwise they may wait for the next few seconds.
     open_container: makes the reader of what FFmpeg has to decode.
@@ -161,6 +161,7 @@ class _SniffingReader:
             self._reader.close()
 
     def _left_to_ffmpeg(self) -> bytes:
+        """Read with FFmpeg from now on, because this is no WAV; return the bytes that it has not had yet."""
         assert self._wavs is not None
         head, self._wavs = bytes(self._wavs.waiting), None
         self._reader = self._open_container(self._format, field=self._field, is_live=self._is_live)
@@ -179,7 +180,7 @@ class _SniffingReader:
                 yield block
 
     async def _begun(self, header: WavHeader) -> AsyncIterator[Audio]:
-        """Choose a reader for the file that begins; return the rest of the file before it."""
+        """Choose a reader for the file that begins; yield the rest of the file before it."""
         if header.format is not None:
             found = header.format
             self._format.check_file(found.sample_rate_hz, found.n_channels, field=self._field)
@@ -198,12 +199,12 @@ class _SniffingReader:
 
 
 class RawLiveReader:
-    """Bare samples."""
+    """A `LiveReader` of bare samples, without a header."""
 
     declared_s = None
 
     def __init__(self, format: AudioFormat, *, field: str, is_live: bool, may_end_anywhere: bool = False) -> None:
-        """may_end_anywhere: a part of a sample at the end is left out, and no error."""
+        """may_end_anywhere: an incomplete sample at the end is dropped, and is no error."""
         self._may_end_anywhere = may_end_anywhere
         self._reader = PcmReader(format, field=field, is_live=is_live, checks_encoding=not may_end_anywhere)
         self._field = field
@@ -219,7 +220,7 @@ class RawLiveReader:
                 yield block
 
     async def finish(self) -> AsyncIterator[Audio]:
-        """See `LiveReader`. Raises InvalidInput (AUDIO_TRUNCATED) where the bytes end within a sample."""
+        """See `LiveReader`. Raises InvalidInput (AUDIO_TRUNCATED) if the bytes end within a sample."""
         if len(block := self._reader.flush()):
             yield block
         if (n_over := self._reader.n_pending_bytes) and not self._may_end_anywhere:

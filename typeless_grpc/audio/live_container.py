@@ -128,6 +128,7 @@ class ContainerLiveReader:
         return self._closed
 
     def _run(self) -> None:
+        """Decode in a thread of its own; the last thing in the queue is the end or what failed."""
         last: _End | BaseException = _End()
         try:
             self._wait()

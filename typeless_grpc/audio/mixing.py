@@ -82,13 +82,13 @@ class Mixer:
         self._loudest = 0.0
 
     def feed(self, samples: Audio) -> Audio:
-        """The mix that is ready now, shape (1, n_samples). samples: shape (n_channels, n_samples)."""
+        """Return the mix that is ready now, shape (1, n_samples). samples: shape (n_channels, n_samples)."""
         if self.n_channels == 1:
             return samples
         return _joined(part for hop in self._cut(samples) for part in self._taken(hop))
 
     def flush(self) -> Audio:
-        """The rest. Nothing may be fed after it."""
+        """Return the rest. Nothing may be fed after it."""
         rest = np.concatenate(self._pending, axis=1) if self._n_pending else None
         parts = list(self._taken(rest)) if rest is not None else []
         while self._ahead:
@@ -110,12 +110,13 @@ class Mixer:
                 yield hop
 
     def _taken(self, hop: Audio) -> Iterator[Audio]:
-        self._hops.append(self._seen(hop))
+        self._hops.append(self._analyze(hop))
         self._ahead.append(hop)
         if len(self._ahead) > self._n_ahead:
             yield self._mixed(self._ahead.popleft())
 
-    def _seen(self, hop: Audio) -> _Hop:
+    def _analyze(self, hop: Audio) -> _Hop:
+        """Measure a hop: how alike its channels are in the band of speech, how loud each is, and a coarse copy."""
         n_samples = hop.shape[1]
         step = max(1, self.rate_hz // _COPY_RATE_HZ)
         n_coarse = n_samples // step
@@ -131,6 +132,7 @@ class Mixer:
         )
 
     def _mixed(self, hop: Audio) -> Audio:
+        """Return a hop as one channel, with a fade from the weights of the hop before."""
         weights = self._decided()
         before, self._weights = self._weights, weights
         if np.array_equal(weights, self._mean):
@@ -145,7 +147,7 @@ class Mixer:
         return mixed
 
     def _decided(self) -> _Matrix:
-        """The weight of each channel in the next hop, from the hops around it."""
+        """Return the weight of each channel in the next hop, from the hops around it."""
         gram = np.sum([hop.gram for hop in self._hops], axis=0)
         self._align(gram)
         if self.n_channels <= _MAX_COPY_CHANNELS and self._n_hops % _COPY_EVERY_HOPS == 0:
@@ -161,6 +163,7 @@ class Mixer:
         return weights
 
     def _align(self, gram: _Matrix) -> None:
+        """Choose the channels' signs so that they do not cancel one another in the sum."""
         if not gram.any():
             return
         signs = np.ones(self.n_channels)
@@ -200,7 +203,7 @@ class Mixer:
                 self._late.pop(channel, None)
 
     def _copies(self) -> npt.NDArray[np.bool_]:
-        """Which channels now hold a late copy and no speech of their own."""
+        """Return which channels now hold a late copy and no speech of their own."""
         copies = np.zeros(self.n_channels, dtype=bool)
         if not self._late:
             return copies
@@ -233,7 +236,7 @@ class Mixer:
 def _late_likeness(
     one: npt.NDArray[np.complex128], other: npt.NDArray[np.complex128], lags: tuple[int, int]
 ) -> tuple[float, int]:
-    """Similarity of one to an earlier part of other, and the lag: 1 for a copy, 0 if unrelated or simultaneous."""
+    """Return the likeness of one to an earlier part of other, and the lag: 1 for a copy, 0 if there is none."""
     products = np.abs(np.fft.irfft(one * other.conj()))
     shortest, longest = lags[0], min(lags[1], len(products) // 2)
     if longest <= shortest:

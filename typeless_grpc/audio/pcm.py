@@ -53,7 +53,7 @@ class PcmReader:
         self._pending = b""
 
     def feed(self, data: bytes) -> Audio:
-        """The 16 kHz audio that these bytes complete; may be empty.
+        """Return the 16 kHz audio that these bytes complete; may be empty.
 
         Raises InvalidInput (AUDIO_UNDECODABLE) if a PCM_F32LE sample is NaN or infinite, if they are too large, or if
         the bytes are certainly of another encoding.
@@ -93,7 +93,7 @@ class PcmReader:
 
 
 def samples_of(data: bytes, encoding: Encoding) -> Audio:
-    """Interleaved float32 samples of raw bytes, in [-1, 1] but for PCM_F32LE, which is taken as it is.
+    """Return the samples of raw bytes, interleaved float32 in [-1, 1]; PCM_F32LE is taken as it is.
 
     data: whole samples.
     """

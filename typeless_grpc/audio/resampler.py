@@ -25,7 +25,7 @@ class Resampler:
         ]
 
     def feed(self, samples: Audio) -> Audio:
-        """The 16 kHz audio that is ready now; the filter keeps a few milliseconds back.
+        """Return the 16 kHz audio that is ready now; the filter keeps a few milliseconds back.
 
         samples: shape (n_channels, n_samples) at rate_hz; so is what comes back, at 16 kHz and clipped to [-1, 1].
         """
@@ -34,7 +34,7 @@ class Resampler:
         return self._through([_frame(channel, self.rate_hz) for channel in samples])
 
     def flush(self) -> Audio:
-        """The rest. Nothing may be fed after it."""
+        """Return the rest. Nothing may be fed after it."""
         return self._through([None] * len(self._channels))
 
     def _through(self, frames: list[av.AudioFrame] | list[None]) -> Audio:

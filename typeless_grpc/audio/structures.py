@@ -19,7 +19,7 @@ _W64_HEADER = b"riff\x2e\x91\xcf\x11"
 
 
 def missing_bytes(file: BinaryIO, *, n_bytes: int) -> int:
-    """How many bytes are missing at the end, by the file's own structure; 0 if it does not say.
+    """Return how many bytes are missing at the end, by the file's own structure; 0 if it does not say.
 
     file: seekable, n_bytes long; left at its start.
     """
@@ -52,7 +52,7 @@ def missing_bytes(file: BinaryIO, *, n_bytes: int) -> int:
 
 
 def _riff_end(file: BinaryIO, head: bytes) -> int:
-    """Where the samples of a WAV end, or the whole of another RIFF file."""
+    """Return where the samples of a WAV end, or the whole of another RIFF file."""
     order = ">" if head[:4] == b"RIFX" else "<"
     (riff_size,) = struct.unpack(order + "I", head[4:8])
     long_size = None
@@ -74,7 +74,7 @@ def _riff_end(file: BinaryIO, head: bytes) -> int:
 
 
 def _matroska_end(file: BinaryIO) -> int:
-    """Where the segment ends, which holds everything (RFC 8794: identifier and size are of variable length)."""
+    """Return where the segment ends, which holds everything (RFC 8794: identifier and size are of variable length)."""
     file.seek(4)
     header_size = _ebml_size(file)
     if header_size is None or header_size > _MAX_EBML_HEADER_BYTES:
@@ -100,7 +100,7 @@ def _ebml_size(file: BinaryIO) -> int | None:
 
 
 def _ogg_end(file: BinaryIO, n_bytes: int) -> int:
-    """Where the last page ends (RFC 3533, section 6)."""
+    """Return where the last page ends (RFC 3533, section 6)."""
     file.seek(max(0, n_bytes - _MAX_OGG_PAGE_BYTES))
     offset, tail = file.tell(), file.read(_MAX_OGG_PAGE_BYTES)
     start = tail.rfind(b"OggS\x00")
@@ -115,7 +115,7 @@ def _ogg_end(file: BinaryIO, n_bytes: int) -> int:
 
 
 def _mp4_end(file: BinaryIO, n_bytes: int) -> int:
-    """Where the last box ends (ISO 14496-12, section 4.2)."""
+    """Return where the last box ends (ISO 14496-12, section 4.2)."""
     end = 0
     for _ in range(_MAX_ELEMENTS):
         if end >= n_bytes:
@@ -134,7 +134,7 @@ def _mp4_end(file: BinaryIO, n_bytes: int) -> int:
 
 
 def _mp3_end(file: BinaryIO, head: bytes) -> int:
-    """Where the audio ends, by the byte count in the first frame's Xing or Info header, if it has one."""
+    """Return where the audio ends, by the byte count in the first frame's Xing or Info header, if it has one."""
     start = 0
     if head[:3] == b"ID3":
         a, b, c, d = head[6:10]
@@ -149,7 +149,7 @@ def _mp3_end(file: BinaryIO, head: bytes) -> int:
 
 
 def ogg_holes_bytes(file: BinaryIO, *, n_bytes: int) -> int:
-    """How many bytes of an Ogg file are outside its pages, or missing by the page numbers (RFC 3533, section 6).
+    """Return how many bytes of an Ogg file are outside its pages, or missing by the page numbers (RFC 3533, section 6).
 
     Decoders continue after a hole as if it were not there.
     """
@@ -177,7 +177,7 @@ def ogg_holes_bytes(file: BinaryIO, *, n_bytes: int) -> int:
 
 
 def _next_page(file: BinaryIO, start: int) -> int:
-    """Where the next page begins, or the file ends."""
+    """Return where the next page begins, or the file ends."""
     file.seek(start)
     at, tail = start, b""
     while block := file.read(1 << 16):
@@ -195,7 +195,7 @@ def _aiff_end(head: bytes) -> int:
 
 
 def _caf_end(file: BinaryIO, n_bytes: int) -> int:
-    """Where the last chunk ends (Apple Core Audio Format 1.0); that of the samples may be open-ended."""
+    """Return where the last chunk ends (Apple Core Audio Format 1.0); that of the samples may be open-ended."""
     end = 8
     for _ in range(_MAX_ELEMENTS):
         if end >= n_bytes:
@@ -219,7 +219,7 @@ def _w64_end(file: BinaryIO) -> int:
 
 
 def _asf_end(file: BinaryIO) -> int:
-    """The size in the file properties (Advanced Systems Format, section 3.2), unless it is a broadcast."""
+    """Return the size in the file properties (Advanced Systems Format, section 3.2), unless it is a broadcast."""
     file.seek(0)
     header = file.read(1 << 16)
     at = header.find(_ASF_FILE_PROPERTIES)

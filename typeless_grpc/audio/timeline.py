@@ -72,7 +72,7 @@ class Timeline:
 
 
 def timeline_of(container: av.container.InputContainer, stream: av.AudioStream) -> Timeline:
-    """The timeline of a track of a container that was just opened."""
+    """Return the timeline of a track of a container that was just opened."""
     name = container.format.name
     first_s = None if container.start_time is None else container.start_time / av.time_base
     is_files_clock = name in _FILES

@@ -47,19 +47,19 @@ class VoiceActivityDetector(Protocol):
     """Estimates, frame by frame, how likely the audio is speech; any number of streams and threads may share one."""
 
     def probabilities(self, audio: Audio, state: DetectorState) -> Probabilities:
-        """The probability of speech in each frame that is complete now; keeps an incomplete frame in state.
+        """Return the probability of speech in each frame that is complete now; keeps an incomplete frame in state.
 
         audio: float32, shape (n_samples,), mono 16 kHz, any length; it continues the audio of earlier calls with state.
         """
         ...
 
     def finish(self, state: DetectorState) -> Probabilities:
-        """The probability of the last, incomplete frame, padded with silence; empty if there is none."""
+        """Return the probability of the last, incomplete frame, padded with silence; empty if there is none."""
         ...
 
 
 def recording_probabilities(detector: VoiceActivityDetector, audio: Audio) -> Probabilities:
-    """The probability of each frame of a whole recording, the last one padded: ceil(n_samples / 512) values."""
+    """Return the probability of each frame of a whole recording, the last one padded: ceil(n_samples / 512) values."""
     state = DetectorState()
     step = MAX_FRAMES_A_CALL * FRAME_SAMPLES
     parts = [detector.probabilities(audio[i : i + step], state) for i in range(0, len(audio), step)]
@@ -115,9 +115,9 @@ class SileroDetector:
 class SpeechSpanOptions:
     """How probabilities become spans. The defaults are those of faster-whisper for whole recordings.
 
-    threshold: a frame at or above it starts speech, 0..1; lower finds faint speech, and more noise. min_speech_ms:
-    shorter sounds are dropped. min_silence_ms: speech ends where it is followed by as much; shorter joins less.
-    speech_pad_ms: added on both sides, so that soft onsets are not cut. max_speech_s: longer speech is cut.
+    threshold: a frame at or above it starts speech, 0..1; a lower one finds fainter speech, and more noise.
+    min_speech_ms: shorter sounds are dropped. min_silence_ms: shorter silences do not end speech. speech_pad_ms: added
+    on both sides, so that soft onsets are not cut. max_speech_s: longer speech is cut.
     """
 
     threshold: float = 0.5
@@ -163,7 +163,7 @@ def _samples(ms: float) -> int:
 def _speech(
     probabilities: Probabilities, options: SpeechSpanOptions, n_samples: int
 ) -> Iterator[tuple[Span, list[Span]]]:
-    """Each stretch of speech, and the pauses inside that were too short to end it."""
+    """Yield each stretch of speech, and the pauses inside that were too short to end it."""
     min_silence = _samples(options.min_silence_ms)
     start: int | None = None
     pause: int | None = None
@@ -202,7 +202,7 @@ def _cut(speech: Span, pauses: list[Span], *, max_samples: float) -> Iterator[Sp
 
 
 def _padded(spans: list[Span], pad: int, n_samples: int) -> list[Span]:
-    """Spans grown by pad on both sides, by half the gap where two would meet."""
+    """Return spans grown by pad on both sides, by half the gap where two would meet."""
     padded = []
     for i, span in enumerate(spans):
         before = span.start - spans[i - 1].end if i else 2 * pad
@@ -214,7 +214,7 @@ def _padded(spans: list[Span], pad: int, n_samples: int) -> list[Span]:
 
 
 def _shipped_model_path() -> Path:
-    """Where faster-whisper keeps the model; the package is not imported, since that loads all of CTranslate2."""
+    """Return where faster-whisper keeps the model; the package is not imported, since that loads all of CTranslate2."""
     found = find_spec("faster_whisper")
     if found is not None and found.origin is not None:
         path = Path(found.origin).parent / "assets" / "silero_vad_v6.onnx"

@@ -60,13 +60,14 @@ class WavHeader:
 
 
 def wav_header(head: bytes) -> WavHeader | None:
-    """The header at the beginning of head, None if more bytes are needed. Raises NotForUs."""
+    """Return the header at the beginning of head, None if more bytes are needed. Raises NotForUs."""
     if head[:16] == _W64_RIFF[: len(head[:16])] and head[:1]:
         return _w64_header(head)
     return _riff_header(head)
 
 
 def _riff_header(head: bytes) -> WavHeader | None:
+    """Return the header of a RIFF, RIFX, RF64 or BW64 file, or None if more bytes are needed."""
     is_riff = any((name + head[4:8] + b"WAVE").startswith(head[:12]) for name in (b"RIFF", b"RIFX", b"RF64", b"BW64"))
     if not is_riff:
         raise NotForUs
@@ -92,6 +93,7 @@ def _riff_header(head: bytes) -> WavHeader | None:
 
 
 def _w64_header(head: bytes) -> WavHeader | None:
+    """Return the header of a Wave64 file, or None if more bytes are needed."""
     if len(head) < 40:
         return None
     if head[24:40] != _W64_WAVE:
@@ -144,7 +146,7 @@ class WavParser:
         return max(0, self._n_end - self._n_samples) if self._n_end is not None else 0
 
     def feed(self, data: bytes) -> Iterator[WavHeader | bytes]:
-        """The headers and samples that these bytes complete.
+        """Yield the headers and samples that these bytes complete.
 
         Raises NotForUs instead of the first header; all bytes are then in `waiting`.
         """
@@ -152,10 +154,11 @@ class WavParser:
         yield from self._parsed(is_end=False)
 
     def finish(self) -> Iterator[WavHeader | bytes]:
-        """The rest, at the end of the input."""
+        """Yield the rest, at the end of the input."""
         yield from self._parsed(is_end=True)
 
     def _parsed(self, *, is_end: bool) -> Iterator[WavHeader | bytes]:
+        """Yield headers and samples of the bytes that wait. Several files may follow one another."""
         while self.waiting:
             if self._n_skip:
                 n_skipped = min(self._n_skip, len(self.waiting))
@@ -178,7 +181,7 @@ class WavParser:
                     yield samples
 
     def _next_header(self, *, is_end: bool) -> WavHeader | None:
-        """The next header; None if more bytes are needed, or if these are samples that resemble one."""
+        """Return the next header; None if more bytes are needed, or if these are samples that resemble one."""
         try:
             header = wav_header(bytes(self.waiting))
             is_none = header is None and is_end
@@ -196,7 +199,7 @@ class WavParser:
         return header
 
     def _taken(self, *, is_end: bool) -> bytes:
-        """Samples up to their declared end or the next signature; none if a file or a chunk begins here."""
+        """Take samples, up to their declared end or the next signature; none if a file or a chunk begins here."""
         at = self._signature(0)
         if at == 0:
             if self._is_denied:
@@ -215,7 +218,7 @@ class WavParser:
         return samples
 
     def _signature(self, start: int) -> int | None:
-        """Where the next file or chunk of metadata begins, at or after start."""
+        """Return where the next file or chunk of metadata begins, at or after start."""
         found = []
         for mark, n_before in _MARKS.items():
             at = self.waiting.find(mark, start + n_before)
@@ -227,7 +230,7 @@ class WavParser:
         return min(found, default=None)
 
     def _has_passed_chunk(self, *, may_be_any: bool) -> bool:
-        """Skip a chunk, or begin another file, if one follows; whether it did.
+        """Skip a chunk, or begin another file, if one follows; return whether one did.
 
         An odd number of bytes should have one byte of padding, which many writers omit. may_be_any: by the header, the
         samples end here.
@@ -253,7 +256,7 @@ class WavParser:
 
 
 def _metadata_bytes(head: bytes) -> int | None:
-    """The length of the chunk with this head, without its padding; None if it is not a chunk."""
+    """Return the length of the chunk with this head, without its padding; None if it is not a chunk."""
     if head[:3] == b"TAG":
         return _ID3V1_BYTES
     if re.match(rb"ID3[\x02-\x04]", head) and len(head) >= 10 and max(head[6:10]) < 128:
@@ -269,7 +272,7 @@ def _metadata_bytes(head: bytes) -> int | None:
 
 
 class WavPart:
-    """One of several WAV files, as a file object that cannot seek; its header says open-ended."""
+    """One of several WAV files, as a file object that cannot seek. Its header declares no length."""
 
     def __init__(self, header: WavHeader, parts: WavParts) -> None:
         self._data, self._parts = header.head, parts
@@ -318,7 +321,7 @@ class WavParts:
         return self._parser.n_missing
 
     def next_samples(self) -> bytes:
-        """More samples of the current part; empty at its end."""
+        """Return more samples of the current part; empty at its end."""
         if self._next is not None:
             return b""
         item = next(self._items, b"")

@@ -85,6 +85,7 @@ async def _outcomes(
     target: Target,
     max_piped_bytes: int,
 ) -> list[Outcome]:
+    """Transcribe the files in one call. A file that cannot be read gets an error of its own."""
     outcomes, contents = dict[Path, Outcome](), dict[Path, bytes]()
     for file in files:
         try:

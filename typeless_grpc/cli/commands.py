@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from typeless_grpc.cli import batch, bench, config, engine, jobs, keys, models, serve, stream, transcribe, usage, worker
+from typeless_grpc.cli import (
+    batch,
+    bench,
+    config,
+    engine,
+    google_account,
+    jobs,
+    keys,
+    models,
+    serve,
+    stream,
+    transcribe,
+    usage,
+    worker,
+)
 from typeless_grpc.cli.failures import command
 from typeless_grpc.version import VERSION
 
@@ -29,6 +43,7 @@ command(app, "bench")(bench.bench)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 command(keys.app, "usage")(usage.usage)
+command(keys.app, "google-account")(google_account.google_account)
 app.add_typer(keys.app, name="keys")
 
 

@@ -90,7 +90,7 @@ def system_failures_as_lines() -> Iterator[None]:
 
 
 def error_text(failed: CallFailed) -> str:
-    """The line for the user, and with -v the details below it."""
+    """Return the line for the user, and with -v the details below it."""
     line = str(failed)
     if hint := HINTS.get(failed.reason):
         line += f": {hint}"
@@ -100,7 +100,7 @@ def error_text(failed: CallFailed) -> str:
 
 
 def details(failed: CallFailed) -> list[str]:
-    """The details of a failure besides its message; nothing without -v."""
+    """Return the details of a failure besides its message; nothing without -v."""
     if not _Detail.is_wanted:
         return []
     lines = [f"status: {failed.code.name}"]

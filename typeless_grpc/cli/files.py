@@ -47,7 +47,7 @@ def recordings(patterns: Sequence[str]) -> list[Path]:
 
 
 def recording(name: str, argument: str) -> Path:
-    """The path of one recording: a file, a pipe, or `-` for standard input. Raises typer.BadParameter."""
+    """Return the path of one recording: a file, a pipe, or `-` for standard input. Raises typer.BadParameter."""
     path = STANDARD_INPUT if name == "-" else Path(os.path.expanduser(name))
     try:
         is_terminal = _is_terminal(path)
@@ -77,7 +77,7 @@ def is_pipe(file: Path) -> bool:
 
 
 def size_of(file: Path) -> int:
-    """The size of a file in bytes; 0 for a missing one, which is reported when it is read."""
+    """Return the size of a file in bytes; 0 for a missing one, which is reported when it is read."""
     try:
         return file.stat().st_size
     except OSError:
@@ -85,7 +85,7 @@ def size_of(file: Path) -> int:
 
 
 def name_of(file: Path | str) -> str:
-    """A file name as one line of text: escapes control characters, and bytes that are not UTF-8 as `\\xe9`."""
+    """Return a file name as one line of text: escapes control characters, and bytes that are not UTF-8 as `\\xe9`."""
     text = os.fsencode(file).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -127,7 +127,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def stems(files: Sequence[Path]) -> list[str]:
-    """A unique name for the output of each recording: its stem, else its name, else its name with a number."""
+    """Return a unique name for the output of each recording: its stem, else its name, else its name with a number."""
     plain = Counter(file.stem.casefold() for file in files)
     names, taken = [], set[str]()
     for file in files:

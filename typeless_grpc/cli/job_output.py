@@ -78,7 +78,7 @@ def print_json(message: Message) -> None:
 
 
 def state_of(job: jobs_pb2.Job) -> str:
-    """The state of a job in lower case: pending, processing, …"""
+    """Return the state of a job in lower case: pending, processing, …"""
     return jobs_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
 
 

@@ -10,13 +10,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
+import grpc
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from typeless_grpc.cli import flags
 from typeless_grpc.cli.connection import Connection
-from typeless_grpc.cli.failures import calls_as_lines, command
+from typeless_grpc.cli.failures import calls_as_lines, command, is_unavailable
 from typeless_grpc.cli.files import STANDARD_INPUT, name_of, recording
 from typeless_grpc.cli.job_output import (
     follow,
@@ -27,10 +28,12 @@ from typeless_grpc.cli.job_output import (
     state_of,
     stop_unless_completed,
 )
-from typeless_grpc.cli.output import complain, download_bar, print_table
-from typeless_grpc.client import Client
+from typeless_grpc.cli.output import complain, download_bar, fail, print_table
+from typeless_grpc.client import CallFailed, Client
 from typeless_grpc.client.requests import is_uri
 from typeless_grpc.pb.v1 import jobs_pb2
+
+FIRST_ANSWER_S = 10.0  # within it, gRPC calls up to four times
 
 app = typer.Typer(help="Transcribe in the background.", no_args_is_help=True)
 
@@ -82,7 +85,7 @@ def submit(
     formats = list(dict.fromkeys(format or []))
     if wait and not as_json and len(formats) > 1:
         raise typer.BadParameter("--wait prints only one format: leave out --wait", param_hint="--format")
-    options = decoding.to_options(model, words=words, formats=formats)
+    options, labels = decoding.to_options(model, words=words, formats=formats), _labels(label)
     with (
         _client(connection) as client,
         download_bar(f"Uploading {name_of(audio)}") as bar,
@@ -91,7 +94,7 @@ def submit(
             sys.stdin.buffer if source == STANDARD_INPUT else source,
             options,
             priority=priority.value,
-            labels=_labels(label),
+            labels=labels,
             request_id=request_id,
             progress=lambda sent, total: bar.update(bar.task_ids[0], completed=sent, total=total),
         )
@@ -150,12 +153,13 @@ def list_jobs(
 
     Example: typeless jobs list --state processing
     """
+    wanted = _labels(label)
     table = Table(box=None)
     for column in ("job", "state", "progress", "attempt", "submitted"):
         table.add_column(column, no_wrap=True, overflow="ignore")
     table.add_column("labels", overflow="fold")
     with _client(connection) as client:
-        found = client.jobs.list(states=state or (), labels=_labels(label), page_size=min(limit, 1000))
+        found = client.jobs.list(states=state or (), labels=wanted, page_size=min(limit, 1000))
         for job, _ in zip(found, range(limit), strict=False):
             if as_json:
                 print_json(job)
@@ -247,9 +251,20 @@ def _labels(pairs: list[str] | None) -> dict[str, str]:
 
 @contextmanager
 def _client(connection: Connection) -> Iterator[Client]:
-    """Open a client. A failed call ends the command with a line."""
+    """Open a client, once a server has answered. A failed call ends the command with a line.
+
+    Calls of jobs are repeated for half a minute, which would pass in silence if there is no server.
+    """
     with (
         calls_as_lines(connection.server, otherwise=""),
         Client(connection.server, api_key=connection.api_key, tls=connection.tls) as client,
     ):
+        try:
+            client.server_info(timeout_s=FIRST_ANSWER_S)
+        except CallFailed as error:
+            if is_unavailable(error):
+                raise
+            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                fail(f"{connection.server} did not answer within {FIRST_ANSWER_S:.0f} s")
+            # A server that refuses this call may accept the command's own, or gives the reason there.
         yield client

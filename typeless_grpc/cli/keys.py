@@ -151,7 +151,7 @@ def with_admin(store: KeyStore, work: Callable[[Any], Awaitable[T]]) -> T:
 
 @asynccontextmanager
 async def _admin(store: KeyStore) -> AsyncIterator[Any]:
-    """A stub of AdminService, or its servicer on the store of this machine."""
+    """Yield a stub of AdminService, or its servicer on the store of this machine."""
     if store.local:
         async with _local_admin() as admin:
             yield admin
@@ -162,6 +162,7 @@ async def _admin(store: KeyStore) -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def _local_admin() -> AsyncIterator[Any]:
+    """Yield an AdminService on the key store of this machine's settings, without a server."""
     from typeless_grpc.app.access import open_registry
     from typeless_grpc.app.usage import stored_usage
     from typeless_grpc.servicers.admin import AdminServicer
@@ -183,7 +184,7 @@ async def _local_admin() -> AsyncIterator[Any]:
 
 
 def expiry(lifetime: str) -> Timestamp | None:
-    """The time at which a lifetime such as "90d" ends, from now; None for "". Raises typer.BadParameter."""
+    """Return the time at which a lifetime such as "90d" ends, from now; None for "". Raises typer.BadParameter."""
     if not lifetime:
         return None
     match = re.fullmatch(r"(\d{1,6})([mhd])", lifetime)
@@ -207,7 +208,7 @@ def _row(key: admin_pb2.ApiKey) -> dict[str, str | None]:
 
 
 def cell(value: str | None) -> Text:
-    """A cell without markup or control characters."""
+    """Return a cell without markup or control characters."""
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value or "-"))
 
 

@@ -77,6 +77,7 @@ class Results:
             write_whole(file, rendition.content)
 
     def _print(self, outcome: Outcome) -> None:
+        """Print one result. A lost standard output is an error only if no files are written."""
         try:
             if self.as_json and outcome.answer is not None:
                 typer.echo(MessageToJson(outcome.answer, indent=None))
@@ -113,7 +114,7 @@ class Results:
 
 
 def text_of(transcript: Transcript, *, words: bool) -> str:
-    """The text to print, with its last line break: the first format, the words, or the plain text."""
+    """Return the text to print, with its last line break: the first format, the words, or the plain text."""
     if transcript.renditions:
         return transcript.renditions[0].content
     return (_words(transcript) if words else "\n".join(segment.text for segment in transcript.segments)) + "\n"

@@ -88,7 +88,7 @@ async def run_server(settings: Settings, variables: str, reading: Callable[[], L
 
     signals = requests()
     async with build(settings) as app:
-        if await _is_warm(app, signals.stop):
+        if await _becomes_warm(app, signals.stop):
             say(ready_text(app, settings, variables))
             async with app.reloads.running(signals.reload, reading):
                 await until_stopped(signals.stop, app.server.failed())
@@ -130,7 +130,7 @@ async def run_front(front: Front, settings: Settings, variables: str, reading: C
 
     settings = front.settings(settings)
     async with attached() as requested, build(settings) as app:
-        if await _is_warm(app, requested.stop):
+        if await _becomes_warm(app, requested.stop):
             report_serving(ready_text(app, settings, variables))
             async with app.reloads.running(requested.reload, lambda: front.loaded(reading())):
                 await until_stopped(requested.stop, app.server.failed())
@@ -148,7 +148,7 @@ async def until_stopped(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) 
         stopping.cancel()
 
 
-async def _is_warm(app: App, stop: asyncio.Event) -> bool:
+async def _becomes_warm(app: App, stop: asyncio.Event) -> bool:
     """Wait until the model is warm. Returns False if the process has to stop first."""
     if stop.is_set():  # the signal came while the program was imported
         return False
@@ -164,7 +164,7 @@ async def _is_warm(app: App, stop: asyncio.Event) -> bool:
 
 
 def _variables(config: Path | None, data_dir: Path | None) -> str:
-    """These flags as variables of a shell, for commands that must find the same store."""
+    """Return these flags as variables of a shell, for commands that must find the same store."""
     given = {
         "TYPELESS_CONFIG": config and config.absolute(),
         "TYPELESS_DATA_DIR": data_dir and data_dir.expanduser().absolute(),
@@ -173,7 +173,7 @@ def _variables(config: Path | None, data_dir: Path | None) -> str:
 
 
 def ready_text(app: App, settings: Settings, variables: str = "") -> str:
-    """The text for a new user: the address, the model, and commands that work as printed.
+    """Return the text for a new user: the address, the model, and commands that work as printed.
 
     variables: to put before commands that read the settings, each with a space behind it.
     """
@@ -199,7 +199,7 @@ Try next:
 
 
 def _console_url(settings: Settings, port: int) -> str:
-    """The address for a browser on this machine, if the console listens here; browsers trust localhost."""
+    """Return the address for a browser on this machine, if the console listens here; browsers trust localhost."""
     host = settings.console_host.strip("[]")
     if is_loopback(host) or host in ("0.0.0.0", "::"):
         host = "localhost"
@@ -207,7 +207,7 @@ def _console_url(settings: Settings, port: int) -> str:
 
 
 def _command() -> str:
-    """The name of this command if the shell finds it, else its path."""
+    """Return the name of this command if the shell finds it, else its path."""
     here = Path(sys.argv[0]).absolute()
     if here.name != "typeless" or shutil.which("typeless") == str(here):
         return "typeless"

@@ -94,7 +94,7 @@ async def retry_until_available(call: Callable[[], Awaitable[Answer]], target: T
 
 
 async def max_audio_bytes(client: AsyncClient, target: Target) -> int:
-    """The most audio that a call may contain, in bytes; 0 if the server does not answer."""
+    """Return the most audio that a call may contain, in bytes; 0 if the server does not answer."""
     try:
         info = await retry_until_available(client.server_info, target, "the server's limits")
     except CallFailed:

@@ -46,7 +46,7 @@ def transcribe(
 
 
 def formats_of(requested: list[flags.Format] | None, output: str) -> list[flags.Format]:
-    """The formats to request; without --output at most one."""
+    """Return the formats to request; without --output at most one."""
     if output:
         return list(dict.fromkeys(requested or [flags.Format.TEXT]))
     if requested and len(set(requested)) > 1:
@@ -75,6 +75,7 @@ def output_directory(output: str) -> Path | None:
 
 
 async def _all(options: Options, results: Results, target: Target, parallel: int, timeout_s: float | None) -> None:
+    """Transcribe the files, `parallel` at once, and report the results in the order of the files."""
     at_once = asyncio.Semaphore(parallel)
     async with open_client(target) as client:
         has_pipe = any(is_pipe(file) for file in results.files)
@@ -98,6 +99,7 @@ async def _all(options: Options, results: Results, target: Target, parallel: int
 async def _outcome(
     client: AsyncClient, file: Path, options: Options, timeout_s: float | None, target: Target, max_piped_bytes: int
 ) -> Outcome:
+    """Transcribe one file, with retries. A failure is part of the outcome."""
     try:
         audio = await content_of(file, max_piped_bytes)
         answer = await retry_until_available(

@@ -26,7 +26,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     # gRPC waits a second before it reconnects. That is too long for a live stream.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # for one attempt, with the handshake
     ("grpc.max_reconnect_backoff_ms", 2000),
     # A server that is frozen or unreachable does not close the connection. Pings during calls detect it in time to
     # resume.
@@ -92,7 +92,7 @@ class AsyncConnection:
         self._is_closed = False
 
     async def channel(self) -> grpc.aio.Channel:
-        """The channel, the same one each time. Raises ValueError, or OSError if a file cannot be read."""
+        """Return the channel, the same one each time. Raises ValueError, or OSError if a file cannot be read."""
         async with self._opening:
             if self._is_closed:
                 raise ValueError("the client is closed")
@@ -121,7 +121,7 @@ def _async_channel(target: str, key: str, credentials: grpc.ChannelCredentials |
 
 
 def key_to_send(api_key: str | None) -> str:
-    """The key without surrounding white space. None reads it from the environment, or from the file it names.
+    """Return the key without surrounding white space. None reads it from the environment, or from the file it names.
 
     Raises ValueError for a key that a header cannot carry. The message does not show the key.
     """
@@ -133,6 +133,7 @@ def key_to_send(api_key: str | None) -> str:
 
 
 def _environments_key() -> str:
+    """Return the key of the environment, or "" if it has none. Raises ValueError if it has two or an unreadable one."""
     key, file = os.environ.get("TYPELESS_API_KEY", ""), os.environ.get("TYPELESS_API_KEY_FILE", "")
     if key and file:
         raise ValueError("TYPELESS_API_KEY and TYPELESS_API_KEY_FILE are both set: unset one of them")

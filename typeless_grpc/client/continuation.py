@@ -47,6 +47,7 @@ class PriorSessions:
             self._fraction = response.progress.fraction
 
     def _shift_event(self, response: StreamTranscribeResponse, earlier: StreamCompleted) -> None:
+        """Shift times, indices and counts of an event by what earlier streams have had."""
         match response.WhichOneof("event"):
             case "speech_activity":
                 self._shift_offsets(response.speech_activity.offset)

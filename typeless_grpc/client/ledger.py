@@ -36,8 +36,7 @@ class _Kept:
 class Ledger:
     """One session, as the client knows it."""
 
-    # The server acknowledges audio in its events, and a long silence has none. After this many bytes, an update that
-    # changes nothing requests one.
+    # The server acknowledges audio in its events, and a long silence has none. After so many bytes, the ledger probes.
     PROBE_AFTER_BYTES = 4 * 1024 * 1024
 
     def __init__(self, options: StreamOptions) -> None:
@@ -45,6 +44,7 @@ class Ledger:
         self._kept: deque[_Kept] = deque()
         self._n_dropped = 0
         self._n_bytes = self._acknowledged = self._probed_at = 0
+        self._has_probed = False
         self._in_force = options.options
         self._effective: bytes | None = None
         self._last_sequence = 0
@@ -74,7 +74,7 @@ class Ledger:
         return self._n_bytes - self._acknowledged < self._options.max_kept_bytes
 
     def opening(self) -> StreamTranscribeRequest:
-        """The first request of a call: it opens a session or resumes this one."""
+        """Return the first request of a call: it opens a session or resumes this one."""
         if not self.session_id:
             config = self._options.message()
             if self._acknowledged_options is not None:
@@ -105,8 +105,7 @@ class Ledger:
                     self._n_bytes += len(block)
                     self._keep(StreamTranscribeRequest(audio=block))
                 if self._n_bytes - max(self._acknowledged, self._probed_at) > self.PROBE_AFTER_BYTES:
-                    self._probed_at = self._n_bytes
-                    self._keep(StreamTranscribeRequest(update=self._in_force.message()))
+                    self.probe()
             case Control():
                 control = transcription_pb2.StreamControl.Value(f"STREAM_CONTROL_{item.name}")
                 self._keep(StreamTranscribeRequest(control=control))
@@ -120,12 +119,18 @@ class Ledger:
                     f"a stream consists of bytes, bytearray, memoryview, Control and Options, not of {kind}"
                 )
 
+    def probe(self) -> None:
+        """Request an event, by an update that changes nothing. Its `configured` is not for the caller."""
+        if not self.has_ended:
+            self._has_probed, self._probed_at = True, self._n_bytes
+            self._keep(StreamTranscribeRequest(update=self._in_force.message()))
+
     def first(self) -> int:
-        """The position of the first request that is kept, where a call begins to send."""
+        """Return the position of the first request that is kept, where a call begins to send."""
         return self._n_dropped
 
     def at(self, position: int) -> tuple[StreamTranscribeRequest, int] | None:
-        """The request at a position and the position after it; None if there is no such request yet.
+        """Return the request at a position and the position after it; None if there is no such request yet.
 
         For an acknowledged request, which is not kept, it is the first one kept. One call returns both: by the time a
         request is written the server may have acknowledged it, which moves the position of the next.
@@ -142,6 +147,7 @@ class Ledger:
         return is_wanted
 
     def _record(self, response: StreamTranscribeResponse) -> bool:
+        """Record a response. Return whether the caller should see it: it is new, and no result of our own requests."""
         kind = response.WhichOneof("event")
         is_new = response.sequence > self._last_sequence
         if kind == "started":
@@ -160,7 +166,7 @@ class Ledger:
         self.is_complete = self.is_complete or kind == "completed"
         if kind == "configured":
             effective = response.configured.effective_options.SerializeToString(deterministic=True)
-            is_ours, self._effective = bool(self._probed_at) and effective == self._effective, effective
+            is_ours, self._effective = self._has_probed and effective == self._effective, effective
             return is_new and not is_ours
         return is_new
 

@@ -46,6 +46,7 @@ def async_microphone(device: int | str | None = None) -> AsyncGenerator[bytes, N
 
 
 def _recorder(device: int | str | None) -> Any:
+    """Return a microphone that records. Raises NoMicrophone with what the user can do."""
     try:
         import sounddevice
     except ImportError as error:

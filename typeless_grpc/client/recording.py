@@ -71,7 +71,7 @@ class Recording:
         self.failure: Exception | None = None
 
     def requests(self, upload_id: str, offset: int, progress: Progress) -> Iterator[uploads_pb2.UploadAudioRequest]:
-        """The requests of one call, from an offset to the finish. An exception while reading is kept in `failure`."""
+        """Yield the requests of one call, from an offset to the finish. `failure` keeps an exception while reading."""
         request = uploads_pb2.UploadAudioRequest
         yield request(header=uploads_pb2.UploadHeader(upload_id=upload_id, offset=offset))
         try:
@@ -85,7 +85,7 @@ class Recording:
             raise
 
     def sha256(self) -> bytes:
-        """The digest of the whole recording."""
+        """Return the digest of the whole recording."""
         if not self._sha256:
             digest, n_read = hashlib.sha256(), 0
             while chunk := self._chunk(n_read):

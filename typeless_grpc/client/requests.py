@@ -15,7 +15,7 @@ AudioLike = str | os.PathLike[str] | bytes
 
 
 def display_name(file: str | os.PathLike[str]) -> str:
-    """A path as valid UTF-8, as messages need it: other bytes become `\\xe9`."""
+    """Return a path as valid UTF-8, as messages need it: other bytes become `\\xe9`."""
     return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
@@ -27,7 +27,7 @@ def is_uri(audio: object) -> bool:
 def transcribe_request(
     audio: AudioLike, options: Options, raw_format: RawFormat | None = None
 ) -> transcription_pb2.TranscribeRequest:
-    """The request of `transcribe`. Raises OSError if audio names a file that cannot be read."""
+    """Return the request of `transcribe`. Raises OSError if audio names a file that cannot be read."""
     content = audio if isinstance(audio, bytes) else Path(audio).read_bytes()
     source = audio_pb2.AudioSource(content=content, format=raw_format.message() if raw_format else None)
     return transcription_pb2.TranscribeRequest(audio=source, options=options.message())
@@ -40,7 +40,7 @@ def batch_request(
     names: Sequence[str] | None = None,
     raw_format: RawFormat | None = None,
 ) -> transcription_pb2.BatchTranscribeRequest:
-    """The request of `batch`. Raises OSError if one of the recordings names a file that cannot be read."""
+    """Return the request of `batch`. Raises OSError if one of the recordings names a file that cannot be read."""
     if names is None:
         names = ["" if isinstance(audio, bytes) else display_name(audio) for audio in recordings]
     items = [
@@ -59,7 +59,7 @@ def submit_request(
     labels: Mapping[str, str],
     request_id: str,
 ) -> jobs_pb2.SubmitJobRequest:
-    """The request of `submit`. audio: a URI, or a recording to send inline.
+    """Return the request of `submit`. audio: a URI, or a recording to send inline.
 
     Raises ValueError for an unknown priority, OSError for a file that cannot be read.
     """
@@ -82,7 +82,7 @@ def submit_request(
 def list_request(
     *, page_size: int, page_token: str, states: Sequence[str], labels: Mapping[str, str] | None
 ) -> jobs_pb2.ListJobsRequest:
-    """The request of one page of `list`. Raises ValueError for an unknown state."""
+    """Return the request of one page of `list`. Raises ValueError for an unknown state."""
     return jobs_pb2.ListJobsRequest(
         page_size=page_size,
         page_token=page_token,

@@ -129,6 +129,7 @@ class RetryState:
         return min(jittered_s, left_s)
 
     def _delay_s(self, failed: CallFailed, policy: RetryPolicy) -> float | None:
+        """Return how long to wait before the next attempt, or None if there is to be none."""
         retry_after_s = failed.retry_after_s or 0.0
         if is_quota(failed):
             self._n_quota_failures += 1

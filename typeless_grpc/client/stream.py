@@ -24,6 +24,7 @@ from typeless_grpc.client.errors import CallFailed
 from typeless_grpc.client.ledger import Ledger
 from typeless_grpc.client.options import Control, Item, StreamOptions
 from typeless_grpc.client.retry import RetryPolicy, RetryState
+from typeless_grpc.client.silence import CHECK_EVERY_S, ServerSilent, SilenceMonitor
 from typeless_grpc.client.threads import from_thread
 from typeless_grpc.pb.v1 import transcription_pb2_grpc
 from typeless_grpc.pb.v1.transcription_pb2 import (
@@ -50,6 +51,11 @@ def policy_for(ledger: Ledger, *, reconnect: bool) -> RetryPolicy:
     return replace(RESUMING if ledger.is_begun else OPENING, max_total_s=ledger.resume_window_s)
 
 
+def is_monitored(request: StreamTranscribeRequest, options: StreamOptions) -> bool:
+    """Whether a server that is not lost answers this request soon. A recording may wait for its turn."""
+    return options.reconnect and (options.mode == "live" or request.HasField("config"))
+
+
 class AsyncStreaming:
     """One stream on an event loop."""
 
@@ -60,9 +66,10 @@ class AsyncStreaming:
     ) -> None:
         """connect: returns the stub of the service."""
         self._connect = connect
-        self._reconnect = options.reconnect
+        self._options = options
         self._ledger = Ledger(options)
         self._retry = RetryState()
+        self._silence = SilenceMonitor()
         self._changed = asyncio.Event()
 
     async def events(
@@ -77,9 +84,9 @@ class AsyncStreaming:
                     async with contextlib.aclosing(self._one_call(stub, reading)) as responses:
                         async for response in responses:
                             yield response
-                except grpc.aio.AioRpcError as error:
+                except (grpc.aio.AioRpcError, ServerSilent) as error:
                     self._ledger.failed(CallFailed.of(error).reason)
-                    policy = policy_for(self._ledger, reconnect=self._reconnect)
+                    policy = policy_for(self._ledger, reconnect=self._options.reconnect)
                     await asyncio.sleep(wait_s(self._retry, error, policy))
             _raise_if_incomplete(self._ledger)
         finally:
@@ -103,11 +110,15 @@ class AsyncStreaming:
         call = stub.StreamTranscribe(metadata=self._ledger.metadata)
         sending: asyncio.Task[None] | None = None
         try:
-            await _unless_failed(reading, call.write(self._ledger.opening()))
+            opening = self._ledger.opening()
+            self._silence.reads()
+            self._sends(opening)
+            await self._unless_failed(reading, call.write(opening))
             while True:
-                response = await _unless_failed(reading, call.read())
+                response = await self._unless_failed(reading, call.read())
                 if not isinstance(response, StreamTranscribeResponse):
                     return
+                self._silence.received()
                 self._retry.progressed()
                 is_wanted = self._ledger.take(response)
                 self._notify()
@@ -118,10 +129,12 @@ class AsyncStreaming:
                     yield response
                 if _is_last(response):
                     return
+                self._silence.reads()
         finally:
             call.cancel()
             if sending is not None:
                 await _cancelled(sending)
+            self._silence.received()
 
     async def _send(self, call: Any) -> None:
         """Send the requests of the ledger until it has ended. The reader of the events sees a broken connection."""
@@ -136,7 +149,34 @@ class AsyncStreaming:
                     await self._change()
                     continue
                 request, position = found
+                self._sends(request)
                 await call.write(request)
+
+    def _sends(self, request: StreamTranscribeRequest) -> None:
+        if is_monitored(request, self._options):
+            self._silence.sent()
+
+    async def _unless_failed(self, reading: asyncio.Task[None], step: Coroutine[Any, Any, T]) -> T:
+        """Await a step. Raises the exception of the caller's audio as soon as there is one, and ServerSilent."""
+        doing = asyncio.ensure_future(step)
+        try:
+            while not doing.done():
+                if reading.done() and not reading.cancelled() and (error := reading.exception()) is not None:
+                    raise error
+                waited_for = [doing] if reading.done() else [doing, reading]
+                await asyncio.wait(waited_for, timeout=CHECK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                if not doing.done():
+                    self._check_silence()
+            return doing.result()
+        finally:
+            doing.cancel()
+
+    def _check_silence(self) -> None:
+        if self._silence.is_lost:
+            raise ServerSilent
+        if self._silence.take_probe():
+            self._ledger.probe()
+            self._notify()
 
     def _notify(self) -> None:
         self._changed.set()
@@ -151,17 +191,20 @@ class Streaming:
 
     def __init__(self, stub: transcription_pb2_grpc.TranscriptionServiceStub, options: StreamOptions) -> None:
         self._stub = stub
-        self._reconnect = options.reconnect
+        self._options = options
         self._ledger = Ledger(options)
         self._retry = RetryState()
+        self._silence = SilenceMonitor()
         self._changed = threading.Condition()
         self._is_closed = False
+        self._closed = threading.Event()  # the same, to wait for
         self._source_failure: BaseException | None = None
         self._call: Any = None
 
     def events(self, audio: Iterable[Item]) -> Iterator[StreamTranscribeResponse]:
         """See `Client.stream`."""
         threading.Thread(target=self._read, args=(audio,), name="typeless audio", daemon=True).start()
+        threading.Thread(target=self._watch, name="typeless watch", daemon=True).start()
         try:
             while not self._ledger.is_complete:
                 try:
@@ -169,10 +212,11 @@ class Streaming:
                 except grpc.RpcError as error:
                     self._raise_if_source_failed()
                     self._ledger.failed(CallFailed.of(error).reason)
-                    policy = policy_for(self._ledger, reconnect=self._reconnect)
+                    policy = policy_for(self._ledger, reconnect=self._options.reconnect)
                     time.sleep(wait_s(self._retry, error, policy))
             _raise_if_incomplete(self._ledger)
         finally:
+            self._closed.set()
             with self._changed:
                 self._is_closed = True
                 self._changed.notify_all()
@@ -198,14 +242,27 @@ class Streaming:
                 if self._call is not None:
                     self._call.cancel()
 
+    def _watch(self) -> None:
+        """Cancel the call whose server is lost."""
+        while not self._closed.wait(CHECK_EVERY_S):
+            with self._changed:
+                if self._silence.is_lost and self._call is not None:
+                    self._call.cancel()
+                elif self._silence.take_probe():
+                    self._ledger.probe()
+                    self._changed.notify_all()
+
     def _one_call(self) -> Iterator[StreamTranscribeResponse]:
         state = _CallState()
         call = self._call = self._stub.StreamTranscribe(self._requests(state), metadata=self._ledger.metadata)
         try:
             self._raise_if_source_failed()
+            with self._changed:
+                self._silence.reads()
             for response in call:
                 self._retry.progressed()
                 with self._changed:
+                    self._silence.received()
                     is_wanted = self._ledger.take(response)
                     state.may_send = True
                     self._changed.notify_all()
@@ -213,16 +270,25 @@ class Streaming:
                     yield response
                 if _is_last(response):
                     return
+                with self._changed:
+                    self._silence.reads()
             self._raise_if_source_failed()
+        except grpc.RpcError:
+            if self._silence.is_lost:
+                raise ServerSilent from None
+            raise
         finally:
             call.cancel()
             with self._changed:
                 state.is_over = True
+                self._silence.received()
                 self._changed.notify_all()
 
     def _requests(self, state: _CallState) -> Iterator[StreamTranscribeRequest]:
-        """The requests of one call: its opening and then, once it may send them, those of the ledger."""
-        yield self._ledger.opening()
+        """Yield the requests of one call: its opening and then, once it may send them, those of the ledger."""
+        opening = self._ledger.opening()
+        self._sends(opening)
+        yield opening
         position: int | None = None
         while True:
             with self._changed:
@@ -236,7 +302,13 @@ class Streaming:
                         return
                     continue
                 request, position = found
+            self._sends(request)
             yield request
+
+    def _sends(self, request: StreamTranscribeRequest) -> None:
+        if is_monitored(request, self._options):
+            with self._changed:
+                self._silence.sent()
 
     def _can_continue(self, state: _CallState, position: int | None) -> bool:
         if self._is_over(state):
@@ -291,17 +363,3 @@ def _generated(audio: Iterable[Item]) -> Generator[Item, None, None]:
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
-
-
-async def _unless_failed(reading: asyncio.Task[None], step: Coroutine[Any, Any, T]) -> T:
-    """Await a step. Raises the exception of the caller's audio as soon as there is one."""
-    doing = asyncio.ensure_future(step)
-    try:
-        while not doing.done():
-            if reading.done() and not reading.cancelled() and (error := reading.exception()) is not None:
-                raise error
-            waited_for = [doing] if reading.done() else [doing, reading]
-            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
-        return doing.result()
-    finally:
-        doing.cancel()

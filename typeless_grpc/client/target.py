@@ -15,7 +15,7 @@ DEFAULT_TARGET = "localhost:50051"
 
 
 def target_to_call(target: str) -> str:
-    """A target without surrounding white space. Raises ValueError for one that gRPC cannot call."""
+    """Return a target without surrounding white space. Raises ValueError for one that gRPC cannot call."""
     target = target.strip()
     if not (target and target.isascii() and target.isprintable() and " " not in target):
         raise ValueError(f"{target!a} is not a server address: write HOST:PORT, in ASCII and without spaces")
@@ -25,7 +25,7 @@ def target_to_call(target: str) -> str:
 
 
 def host_of(target: str) -> str:
-    """The host of a target such as `dns:///HOST:1`, `ipv4:HOST:1`, `[HOST]:1` or `HOST`. Of several, the first."""
+    """Return the (first) host of a target such as `dns:///HOST:1`, `ipv4:HOST:1`, `[HOST]:1` or `HOST`."""
     name = re.sub(r"^(dns:(//[^/]*/)?|ipv[46]:)", "", target).split(",")[0]
     match = re.fullmatch(r"\[(.*)\](:\w+)?|([^:]*)(:\w+)?", name)
     return (match[1] or match[3] or "") if match else name
@@ -44,7 +44,7 @@ def is_on_this_machine(target: str) -> bool:
 
 
 def proxy_variable(details: str) -> str:
-    """The environment variable with the proxy that the details of a gRPC failure mention; "" if there is none."""
+    """Return the environment variable with the proxy that gRPC's failure names; "" if there is none. details: of it."""
     for name in _PROXY_VARIABLES:
         with suppress(ValueError):  # not a URL: gRPC ignores it
             port = urlsplit(os.environ.get(name, "")).port

@@ -26,7 +26,7 @@ class UploadState:
         self._max_offset = -1
 
     def offset(self, upload: uploads_pb2.Upload) -> int:
-        """Where the next call begins, as the server reports it."""
+        """Return where the next call begins, as the server reports it."""
         if upload.size_bytes > self._max_offset:
             self._max_offset = upload.size_bytes
             self.retry.progressed()
@@ -40,7 +40,7 @@ class UploadState:
 
 
 def opening(filename: str) -> uploads_pb2.UploadAudioRequest:
-    """A request that opens an upload without audio: the id is known before anything can break."""
+    """Return a request that opens an upload without audio: the id is known before anything can break."""
     return uploads_pb2.UploadAudioRequest(header=uploads_pb2.UploadHeader(filename=filename))
 
 

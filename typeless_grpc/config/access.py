@@ -95,14 +95,14 @@ class AccessSettings(Group):
 
     @field_validator("jwt_audience", "jwt_jwks_url")
     @classmethod
-    def _is_set_with_issuer(cls, value: str, others: ValidationInfo) -> str:
+    def _check_set_with_issuer(cls, value: str, others: ValidationInfo) -> str:
         if "jwt_issuer" in others.data and bool(value) != bool(others.data["jwt_issuer"]):
             raise ValueError("jwt_issuer, jwt_audience and jwt_jwks_url must be set together")
         return value
 
     @field_validator("jwt_jwks_url")
     @classmethod
-    def _is_http(cls, url: str) -> str:
+    def _check_http_url(cls, url: str) -> str:
         if url and not url.startswith(("https://", "http://")):
             raise ValueError("must be an http(s) URL")
         return url

@@ -150,7 +150,7 @@ class EngineSettings(Group):
 
     @field_validator("engine_address")
     @classmethod
-    def _is_alone(cls, addresses: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
+    def _check_engine_addresses(cls, addresses: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
         if addresses and others.data.get("engine_processes", 1) != 1:
             raise ValueError("a server uses either engine_address or engine_processes")
         if len(set(addresses)) < len(addresses):
@@ -159,7 +159,7 @@ class EngineSettings(Group):
 
     @field_validator("engine_key")
     @classmethod
-    def _protects(cls, key: SecretStr, others: ValidationInfo) -> SecretStr:
+    def _check_engine_key(cls, key: SecretStr, others: ValidationInfo) -> SecretStr:
         listen = others.data.get("engine_listen")
         if 0 < len(key) < MIN_ENGINE_KEY_CHARACTERS:
             raise ValueError(f"has fewer than {MIN_ENGINE_KEY_CHARACTERS} characters")
@@ -169,7 +169,7 @@ class EngineSettings(Group):
 
     @field_validator("engine_ca_file")
     @classmethod
-    def _is_for_addresses(cls, file: Path | None, others: ValidationInfo) -> Path | None:
+    def _check_engine_ca_file(cls, file: Path | None, others: ValidationInfo) -> Path | None:
         if file is not None and not others.data.get("engine_address", True):
             raise ValueError("has no effect without engine_address")
         return file

@@ -165,7 +165,7 @@ class LimitSettings(Group):
 
     @field_validator("redis_url")
     @classmethod
-    def _is_supported_redis(cls, url: SecretStr) -> SecretStr:
+    def _check_redis_url(cls, url: SecretStr) -> SecretStr:
         if url.get_secret_value() and not url.get_secret_value().startswith(_REDIS_SCHEMES):
             raise ValueError(f"must begin with one of {', '.join(_REDIS_SCHEMES)}")
         return url

@@ -107,13 +107,13 @@ class ServerSettings(Group):
 
     @field_validator("trusted_proxies")
     @classmethod
-    def _are_networks(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_networks(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         networks(texts)
         return texts
 
     @field_validator("database_url")
     @classmethod
-    def _is_supported_database(cls, url: SecretStr) -> SecretStr:
+    def _check_database_url(cls, url: SecretStr) -> SecretStr:
         if url.get_secret_value() and not url.get_secret_value().startswith(("sqlite:///", "postgresql://")):
             raise ValueError("must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
         return url

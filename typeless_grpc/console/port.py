@@ -61,7 +61,7 @@ class Console:
 async def open_console(
     options: ConsoleOptions, bridge_options: BridgeOptions, activity: Activity
 ) -> AsyncIterator[Console]:
-    """Listen. Close it after gRPC has stopped, so that open calls get their ends.
+    """Serve the console until the block ends, which must be after gRPC has stopped: open calls then get their ends.
 
     Raises SourceUnavailable if the address cannot be used.
     """
@@ -89,7 +89,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # for one attempt, with the handshake
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 
@@ -111,26 +111,26 @@ class _EmbeddedServer(uvicorn.Server):
 
 
 class _Limit:
-    """Aborts a connection unless it is stopped in time. transport.close would wait for a peer that does not read."""
+    """A timer that aborts a connection. (transport.close would wait for a peer that does not read.)"""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, transport: asyncio.Transport) -> None:
-        """Begin again."""
+        """Start the time anew."""
         self.stop()
         self._timer = asyncio.get_running_loop().call_later(self._seconds, transport.abort)
 
     def stop(self) -> None:
-        """Do not abort."""
+        """Stop the timer: the connection stays open."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
 class _ClosesUnread(asyncio.Protocol):
-    """A part of both protocols: closes the connection of a peer that does not read."""
+    """What both protocols have in common: closes the connection of a peer that does not read."""
 
     transport: asyncio.Transport
 
@@ -249,7 +249,7 @@ async def _listen(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _private_directory() -> Iterator[Path]:
-    """A directory that only this user can enter, so that nobody else can connect to a socket in it."""
+    """Yield a directory that only this user can enter, so that nobody else can connect to a socket in it."""
     try:
         with tempfile.TemporaryDirectory(prefix="typeless-", ignore_cleanup_errors=True) as name:
             yield Path(name)

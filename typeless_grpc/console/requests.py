@@ -106,6 +106,7 @@ class RequestCalls:
             return error_response(error)
 
     async def _message(self, request: Request, method: Method) -> Any:
+        """Read the body, within the bounds, and return the message that it is."""
         visitor = self.peers.visitor(request.client.host) if request.client else ""
         with self.bodies.body(visitor) as body:
             try:
@@ -118,13 +119,14 @@ class RequestCalls:
             return await self.json.parse(bytes(body.data) or b"{}", method.request)
 
     async def _answer(self, request: Request, call: Any) -> Response:
+        """Return the one response of a call. If the peer leaves before it, cancel the call."""
         leaving = asyncio.create_task(_left(request))
         answer = asyncio.ensure_future(call)
         try:
             await asyncio.wait({leaving, answer}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 call.cancel()
-                return Response(status_code=499)
+                return Response(status_code=499)  # as nginx has it; nobody reads it
             text = await self.json.text(await answer)
         finally:
             leaving.cancel()
@@ -132,6 +134,7 @@ class RequestCalls:
         return Response(text, media_type=JSON, headers=_shown(await call.trailing_metadata()))
 
     async def _lines(self, call: Any) -> Response:
+        """Return a stream of responses, once the first one is there: until then, a failure is an HTTP status."""
         try:
             first = await call.read()
         except BaseException:

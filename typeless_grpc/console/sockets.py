@@ -77,6 +77,7 @@ class _Carrier:
             await asyncio.gather(up, down, return_exceptions=True)
 
     async def _requests(self, call: Any) -> None:
+        """Pass messages of the socket to the call. Ends only by an error."""
         is_half_closed = False
         while True:
             message = await self._receive()
@@ -93,6 +94,7 @@ class _Carrier:
                 await asyncio.Event().wait()  # the call has ended, and `_responses` has its status
 
     async def _responses(self, call: Any) -> None:
+        """Pass responses of the call to the socket. Raises AioRpcError if the call fails."""
         if not self._method.streams_responses:
             await self._send(await self._json.text(await call))
             return

@@ -43,7 +43,7 @@ HEADERS = {
 
 
 class Visitors:
-    """Decides by `Host` and `Origin`. origins: "https://console.example.com", the named ones."""
+    """Decides whether a page may use this server. origins: those that the operator named, "https://console.example.com"."""
 
     def __init__(self, origins: Iterable[str]) -> None:
         self._origins = frozenset(origin.lower() for origin in origins)
@@ -66,6 +66,7 @@ class Visitors:
             )
 
     def _is_ours(self, host: str) -> bool:
+        """Whether no other site can have this host: it is an address, localhost, or the host of a named origin."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -80,7 +81,7 @@ class Visitors:
 
 
 class CheckedVisitors:
-    """ASGI middleware: refuses requests of other sites' pages, and adds the headers of security to every answer."""
+    """ASGI middleware: refuses requests of other sites' pages, and adds security headers to every answer."""
 
     def __init__(self, app: ASGIApp, visitors: Visitors) -> None:
         self._app = app

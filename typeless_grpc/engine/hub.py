@@ -23,11 +23,11 @@ class HuggingFaceHub:
     _lock = threading.Lock()
 
     def names(self) -> Sequence[str]:
-        """The names of all models that faster-whisper knows."""
+        """Return the names of all models that faster-whisper knows."""
         return list(faster_whisper.available_models())
 
     def cached(self, name: str, cache_dir: Path) -> Path | None:
-        """The directory of a model that was fetched before, without touching the network."""
+        """Return the directory of a model that was fetched before, without touching the network."""
         if not cache_dir.is_dir():
             return None
         try:

@@ -70,6 +70,7 @@ class ModelIntegrity:
             raise EngineFailed(why, reason="MODEL_LOAD_FAILED") from error
 
     def _check(self, name: str, directory: Path, *, reads_all: bool) -> Origin:
+        """Compare a model's files with the expected digests. Raises EngineFailed, or WrongState if it is unapproved."""
         expected, origin = self._expected(name, directory)
         if self._options.is_required and origin in (Origin.HUB, Origin.NONE):
             raise WrongState(

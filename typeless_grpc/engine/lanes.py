@@ -52,19 +52,23 @@ class Entry(Generic[T]):
 
 @dataclass
 class _Caller(Generic[T]):
+    """A caller in one lane. served_s: its virtual time. entries: its queued work, in order."""
+
     served_s: float
     entries: list[Entry[T]] = field(default_factory=list)
 
 
 @dataclass
 class _LaneState(Generic[T]):
+    """One lane. n_queued: entries of all its callers."""
+
     callers: dict[str, _Caller[T]] = field(default_factory=dict)
     virtual_s: float = 0.0  # virtual time: the least of the callers with queued work when the lane was last served
     last_served_s: float = float("-inf")  # real time
     n_queued: int = 0
 
     def in_order(self) -> Iterator[Entry[T]]:
-        """All entries in the order in which they would be served if nothing else arrived."""
+        """Yield all entries in the order in which they would be served if nothing else arrived."""
         return (entry for _, entry in self.with_start_times())
 
     def with_start_times(self) -> Iterator[tuple[float, Entry[T]]]:
@@ -152,20 +156,20 @@ class LaneQueue(Generic[T]):
         return batch
 
     def queued_before(self, lane: Lane, moment_s: float) -> list[Entry[T]]:
-        """The entries of a lane that were queued before a moment."""
+        """Return the entries of a lane that were queued before a moment."""
         return [entry for entry in self._lanes[lane].in_order() if entry.queued_s < moment_s]
 
     def n_queued(self, lane: Lane | None = None) -> int:
-        """How many entries a lane has, or all lanes."""
+        """Return how many entries a lane has, or all lanes."""
         return self._lanes[lane].n_queued if lane is not None else sum(one.n_queued for one in self._lanes.values())
 
     def n_queued_of(self, caller: str, lane: Lane) -> int:
-        """How many entries a caller has in a lane and those before it."""
+        """Return how many entries a caller has in a lane and those before it."""
         found = (self._lanes[one].callers.get(caller) for one in Lane if one <= lane)
         return sum(len(one.entries) for one in found if one is not None)
 
     def n_callers(self, lane: Lane) -> int:
-        """How many callers a lane remembers, those without entries included."""
+        """Return how many callers a lane remembers, those without entries included."""
         return len(self._lanes[lane].callers)
 
     def has_next(self, now_s: float, *, is_yielding: bool = False) -> bool:
@@ -173,19 +177,22 @@ class LaneQueue(Generic[T]):
         return self._next_lane(now_s, is_yielding) is not None
 
     def next_batch_size(self, now_s: float, *, is_yielding: bool = False) -> int:
-        """How many entries the next batch could have at most; 0 if there is none."""
+        """Return how many entries the next batch could have at most; 0 if there is none."""
         head_lane = self._next_lane(now_s, is_yielding)
         return 0 if head_lane is None else len(self._batchable_with(next(self._lanes[head_lane].in_order())))
 
     def cost_ahead_s(self, lane: Lane, caller: str | None = None) -> float:
-        """The cost of what would be served before new work of a caller in a lane; None: at the end of the lane."""
+        """Return the cost of what would be served before new work of a caller in a lane.
+
+        caller: None for work at the end of the lane.
+        """
         urgent = sum(entry.cost_s for one in Lane if one < lane for entry in self._lanes[one].in_order())
         state = self._lanes[lane]
         next_start_s = float("inf") if caller is None else _next_start_s(state, caller)
         return urgent + sum(entry.cost_s for start_s, entry in state.with_start_times() if start_s <= next_start_s)
 
     def _batchable_with(self, head: Entry[T]) -> list[Entry[T]]:
-        """The entries that can share head's batch, head included, the most urgent first."""
+        """Return the entries that can share head's batch, head included, the most urgent first."""
         return [
             entry
             for lane in Lane
@@ -225,7 +232,7 @@ class LaneQueue(Generic[T]):
 
 
 def _next_start_s(lane: _LaneState[T], name: str) -> float:
-    """The virtual time at which new work of a caller would start."""
+    """Return the virtual time at which new work of a caller would start."""
     caller = lane.callers.get(name)
     if caller is None:
         return lane.virtual_s

@@ -119,11 +119,11 @@ class Model(Protocol):
         ...
 
     def n_positions(self, audio_s: float, silence_s: float) -> int:
-        """How many positions `encode` returns; only encoder outputs of one length can be decoded together."""
+        """Return how many positions `encode` returns; only encoder outputs of one length can be decoded together."""
         ...
 
     def n_prompt_tokens(self, task: DecodingTask) -> int:
-        """Length of the decoder's prompt; only prompts of one length can be decoded together."""
+        """Return the length of the decoder's prompt; only prompts of one length can be decoded together."""
         ...
 
     def encode(self, audio: Audio, silence_s: float) -> Encoded:
@@ -131,7 +131,7 @@ class Model(Protocol):
         ...
 
     def detect_language(self, encoded: Encoded) -> Languages:
-        """Every language and its probability in [0, 1], the likeliest first."""
+        """Return every language and its probability in [0, 1], the likeliest first."""
         ...
 
     def decode(
@@ -141,7 +141,7 @@ class Model(Protocol):
         ...
 
     def align(self, encoded: Encoded, task: DecodingTask, tokens: Sequence[int]) -> list[TimedWord]:
-        """The words of a text with their times."""
+        """Return the words of a text with their times."""
         ...
 
     def decode_with_fallback(

@@ -69,6 +69,8 @@ class PoolOptions:
 
 @dataclass(eq=False)
 class _Entry(Generic[ModelT]):
+    """A model that is loaded or being loaded. n_users: calls that use it. idle: set when the last of them ends."""
+
     model: asyncio.Future[ModelT]
     footprint: Footprint
     last_used_s: float
@@ -117,7 +119,7 @@ class ModelPool(Generic[ModelT]):
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[ModelT]:
-        """The model called name, which stays loaded while this is open.
+        """Yield the model called name, which stays loaded while this is open.
 
         Raises NotFound if it is not on this machine (calls never download) or calls may not load it, Overloaded if it
         does not fit into memory now, WrongState if it never does, EngineFailed if it cannot be loaded.
@@ -166,11 +168,11 @@ class ModelPool(Generic[ModelT]):
         return self._options.may_load(name)
 
     def loaded(self) -> dict[str, ModelT]:
-        """The models that are loaded now."""
+        """Return the models that are loaded now."""
         return {name: entry.model.result() for name, entry in self._entries.items() if entry.is_loaded}
 
     async def _fetch(self, name: str) -> Path:
-        """The model's directory. Concurrent calls share one download, which continues if one of them is cancelled."""
+        """Return the model's directory. Concurrent calls share one download, which a cancelled call does not stop."""
         fetch = self._fetches.get(name)
         if fetch is None:
             fetch = self._fetches[name] = asyncio.ensure_future(asyncio.to_thread(self._source.get, name))
@@ -218,7 +220,7 @@ class ModelPool(Generic[ModelT]):
             lacking -= self._entries.pop(name).memory_bytes
 
     def _idle(self) -> list[str]:
-        """The models that no call uses, the least recently used first."""
+        """Return the models that no call uses, the least recently used first."""
         idle = (
             (entry.last_used_s, name)
             for name, entry in self._entries.items()
@@ -227,7 +229,7 @@ class ModelPool(Generic[ModelT]):
         return [name for _, name in sorted(idle)]
 
     def _lacking_bytes(self, new: Footprint | None) -> int:
-        """How much memory is lacking for all models and a new one; 0 or less if there is enough."""
+        """Return how much memory is lacking for all models and a new one; 0 or less if there is enough."""
         entries = self._entries.values()
         added = new or Footprint()
         lacking = sum(entry.memory_bytes for entry in entries) + added.loaded - self._options.max_memory_bytes

@@ -132,6 +132,7 @@ class Recognizer:
     async def _decode(
         self, model: Model, audio: Audio, plan: Plan, options: DecodeOptions, ticket: Ticket
     ) -> Recognition:
+        """Decode a plan, filter the results and merge them. Refuses a call that the queue cannot serve in time."""
         self._scheduler.check(self._decoder.cost_s(plan), ticket)
         timings: list[Timing] = []
         context = DecodeContext(model, audio, options, ticket, timings, options.expected_language)

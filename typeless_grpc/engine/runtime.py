@@ -73,7 +73,7 @@ class FasterWhisper(faster_whisper.WhisperModel):  # type: ignore[misc]
         prefix: str | None = None,
         hotwords: str | None = None,
     ) -> list[int]:
-        """At most MAX_PROMPT tokens: the first hotwords that fit, each whole, then the end of previous_tokens."""
+        """Return up to MAX_PROMPT tokens: the first hotwords that fit, each whole, then the end of previous_tokens."""
         assert not prefix, "the engine passes none"
         start = [*tokenizer.sot_sequence, *([tokenizer.no_timestamps] if without_timestamps else ())]
         n_free = MAX_PROMPT - len(start) - 1
@@ -99,6 +99,7 @@ class FasterWhisper(faster_whisper.WhisperModel):  # type: ignore[misc]
             del self._thread_state.is_wanted
 
     def generate_with_fallback(self, encoder_output: Any, prompt: Any, tokenizer: Any, options: Any) -> Any:
+        """See faster-whisper. Keeps silence, and stops between two temperatures if the result is not wanted."""
         # With this threshold, silence needs no other temperature. Where a threshold would drop text, it is None.
         temperatures = self._while_wanted(options.temperatures)
         ours = replace(options, no_speech_threshold=NO_SPEECH_THRESHOLD, temperatures=temperatures)
@@ -143,7 +144,7 @@ class Runtime:
         self.tokenizer_of, self.prompt_of = tokenizer_of, prompt_of
 
     def encode_positions(self, audio: Audio, n_positions: int) -> Positions:
-        """Encoder output, shape (n_positions, d_model), for audio padded with zeros, as Whisper pads it."""
+        """Return encoder output, shape (n_positions, d_model), for audio padded with zeros, as Whisper pads it."""
         n_frames = n_positions * FRAMES_PER_POSITION
         padded = np.zeros(n_frames * FRAME_SAMPLES, np.float32)
         n_samples = min(len(audio), len(padded))
@@ -157,7 +158,7 @@ class Runtime:
     def generate(
         self, positions: Sequence[Positions], prompts: Sequence[list[int]], *, beam_size: int, max_length: int
     ) -> list[Any]:
-        """CTranslate2's search over encoder outputs of one length."""
+        """Search for texts with CTranslate2, over encoder outputs of one length; return its results."""
         results: list[Any] = self.model.generate(
             ctranslate2.StorageView.from_array(np.stack(positions)),
             list(prompts),
@@ -169,14 +170,14 @@ class Runtime:
         return results
 
     def detect_language(self, positions: Positions) -> list[tuple[str, float]]:
-        """Every language and its probability, the likeliest first."""
+        """Return every language and its probability, the likeliest first."""
         view = ctranslate2.StorageView.from_array(np.ascontiguousarray(positions[None]))
         return [(token[2:-2], float(probability)) for token, probability in self.model.detect_language(view)[0]]
 
     def align(
         self, positions: Positions, tokenizer: Tokenizer, tokens: Sequence[int], audio_s: float
     ) -> list[TimedWord]:
-        """Words and their times, as faster-whisper computes them, from the frames of the audio only."""
+        """Return words and their times, as faster-whisper computes them, from the frames of the audio only."""
         part: dict[str, Any] = {"seek": 0, "start": 0.0, "end": audio_s, "tokens": list(tokens)}
         self.whisper.add_word_timestamps(
             [[part]],
@@ -196,13 +197,13 @@ class Runtime:
     # ---- for calibration ------------------------------------------------------------------------------------
 
     def decode_greedily(self, positions: Positions, language: str) -> list[int]:
-        """The tokens of the greedy text of encoder output."""
+        """Return the tokens of the greedy text of encoder output."""
         tokenizer, prompt = self._prompt_in(language)
         (result,) = self.generate([positions], [prompt], beam_size=1, max_length=MAX_LENGTH // 2)
         return [token for token in result.sequences_ids[0] if token < tokenizer.eot]
 
     def log_probability(self, positions: Positions, language: str, tokens: Sequence[int]) -> float:
-        """The mean log probability of a text's tokens."""
+        """Return the mean log probability of a text's tokens."""
         tokenizer, _ = self._prompt_in(language)
         (result,) = self.model.align(
             ctranslate2.StorageView.from_array(np.ascontiguousarray(positions[None])),
@@ -218,12 +219,12 @@ class Runtime:
 
 
 def hotword_text(task: DecodingTask) -> str | None:
-    """A task's hotwords as `FasterWhisper.get_prompt` takes them."""
+    """Return a task's hotwords as `FasterWhisper.get_prompt` takes them."""
     return HOTWORD_SEPARATOR.join(task.hotwords) or None
 
 
 def _without_special_tokens(tokenizer: Any) -> Any:
-    """A copy of the tokenizer that reads "<|translate|>" and "<|0.00|>" as text.
+    """Return a copy of the tokenizer that reads "<|translate|>" and "<|0.00|>" as text.
 
     The tokenizer's own option for this, `encode_special_tokens`, does not cover timestamps.
     """

@@ -208,7 +208,7 @@ class Scheduler(Generic[WorkT, ResultT]):
             )
 
     def backlog_s(self, lane: Lane, caller: str | None = None) -> float:
-        """How long new work would wait, by the measured pace; 0 before anything was measured.
+        """Return how long new work would wait, by the measured pace; 0 before anything was measured.
 
         caller: of the work; None for the end of the lane.
         """
@@ -227,7 +227,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         return self._clock.now_s() - self._progress_s if self.has_work else 0.0
 
     def n_queued(self, lane: Lane) -> int:
-        """How many windows of a lane are in the queue."""
+        """Return how many windows of a lane are in the queue."""
         return self._queue.n_queued(lane)
 
     @property
@@ -248,6 +248,7 @@ class Scheduler(Generic[WorkT, ResultT]):
             self._n_expected -= 1
 
     async def _work(self, index: int) -> None:
+        """Run one worker: take batches from the queue and decode them, until cancelled."""
         while True:
             self._drop_stale_interims()
             if not self._queue.has_next(self._clock.now_s(), is_yielding=self._is_yielding()):
@@ -292,6 +293,7 @@ class Scheduler(Generic[WorkT, ResultT]):
         return self._is_live() and self._n_free == 1 < self._options.n_workers
 
     async def _decode(self, index: int, batch: list[Entry[WorkItem[WorkT, ResultT]]]) -> None:
+        """Run a batch, report it, and give each caller its result or error. index: of the worker."""
         cost_s = sum(entry.cost_s for entry in batch)
         started_s = self._clock.now_s()
         self._expected_ends_s[index] = started_s + cost_s * (self._pace or 0.0)
@@ -318,6 +320,7 @@ class Scheduler(Generic[WorkT, ResultT]):
                 entry.work.future.set_result(Completed(result, timing))
 
     async def _results(self, items: list[WorkItem[WorkT, ResultT]]) -> Sequence[ResultT | Exception | None]:
+        """Run a batch in a thread. If it fails, run each item alone: only the item that made it fail should fail."""
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._executor, self._run_batch, items)
             assert len(results) == len(items)
@@ -325,13 +328,14 @@ class Scheduler(Generic[WorkT, ResultT]):
         except Exception as error:
             if len(items) == 1:
                 return [error]
-        # One item made the batch fail; run each alone, so that the others do not fail with it.
         return [(await self._results([item]))[0] if item.is_wanted() else None for item in items]
 
     def _measure(self, pace: float) -> None:
+        """Take the pace of a batch into the measured one, a moving average."""
         self._pace = pace if self._pace is None else self._pace + PACE_WEIGHT * (pace - self._pace)
 
     def _is_in_time(self, entry: Entry[WorkItem[WorkT, ResultT]]) -> bool:
+        """Whether an entry is still wanted. Refuses it first if its deadline has passed."""
         if entry.work.deadline_s is not None and self._clock.now_s() >= entry.work.deadline_s:
             self._refuse(entry, DeadlineExceeded("The deadline passed in the inference queue."))
         return entry.work.is_wanted()
@@ -343,6 +347,7 @@ class Scheduler(Generic[WorkT, ResultT]):
             self._refuse(entry, _interim_dropped())
 
     def _refuse(self, entry: Entry[WorkItem[WorkT, ResultT]], error: Exception) -> None:
+        """End the wait of an entry's caller with an error, and report it, if the caller still waits."""
         if entry.work.is_wanted():
             entry.work.future.set_exception(error)
             reason = error.reason if isinstance(error, TypelessError) else ""
@@ -355,6 +360,7 @@ def _report(
     started_s: float,
     ended_s: float,
 ) -> BatchReport:
+    """Return what observers get to see of a batch that has ended."""
     windows = [
         WindowReport(
             lane=entry.lane,

@@ -96,7 +96,7 @@ class ScriptedEngine:
 
 
 def transcript_of(audio: Audio, options: DecodeOptions, text: str, confidence: float) -> Transcript:
-    """A transcript of one segment over the whole audio."""
+    """Return a transcript of one segment over the whole audio."""
     audio_s = len(audio) / SAMPLE_RATE_HZ
     language = options.language or options.expected_language or "en"
     words = _words(text, audio_s) if options.word_timestamps else ()
@@ -113,7 +113,7 @@ def transcript_of(audio: Audio, options: DecodeOptions, text: str, confidence: f
 
 
 def _words(text: str, audio_s: float) -> tuple[Word, ...]:
-    """The words of a text, each with an equal share of the audio."""
+    """Return the words of a text, each with an equal share of the audio."""
     tokens = text.split()
     share_s = audio_s / max(1, len(tokens))
     return tuple(Word(token, i * share_s, (i + 1) * share_s, confidence=0.9) for i, token in enumerate(tokens))

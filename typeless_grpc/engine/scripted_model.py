@@ -151,12 +151,12 @@ class ScriptedModel:
 
 
 def hypothesis_of(text: str, *, avg_logprob: float = -0.2, no_speech_probability: float = 0.1) -> Hypothesis:
-    """A hypothesis for `ModelScript`; the model fills in its tokens."""
+    """Return a hypothesis for `ModelScript`; the model fills in its tokens."""
     return Hypothesis(text, (), avg_logprob, no_speech_probability)
 
 
 def evenly(text: str, audio_s: float) -> list[TimedWord]:
-    """The words of a text with equal shares of the audio."""
+    """Return the words of a text with equal shares of the audio."""
     words = text.split()
     share_s = audio_s / max(1, len(words))
     return [TimedWord(f" {word}", i * share_s, (i + 1) * share_s, 0.9) for i, word in enumerate(words)]

@@ -1,8 +1,8 @@
 """The audio that all streams hold. It shares its limit with the recordings of calls (`admission.py`).
 
 A stream that finds no room waits, and HTTP/2 flow control stops its caller. If all streams waited, each in the middle
-of an utterance, none could finish. So the first of them has a pass: it may exceed the limit until it releases
-something. The bound is thus the limit plus what one stream may hold.
+of an utterance, none could finish. So the first of them may exceed the limit until it releases something. The bound is
+thus the limit plus what one stream may hold.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class StreamAudio:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._waiting: deque[tuple[Holding, int, asyncio.Future[None]]] = deque()
-        self._has_pass: Holding | None = None
+        self._may_exceed: Holding | None = None
         self.n_bytes = 0
         admission.freed = self._let_in
 
@@ -35,8 +35,8 @@ class StreamAudio:
             )
 
     async def take(self, holding: Holding, n_bytes: int) -> None:
-        """Count n_bytes more once there is room, in the order of the calls."""
-        if self._has_pass is holding or (not self._waiting and self._fits(n_bytes)):
+        """Count n_bytes more once there is room; streams that wait are served in order."""
+        if self._may_exceed is holding or (not self._waiting and self._fits(n_bytes)):
             self.count(holding, n_bytes)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -52,10 +52,10 @@ class StreamAudio:
         if n_bytes < 0:
             self._let_in()
 
-    def end_pass(self, holding: Holding) -> None:
-        """Pass the turn to the next stream, if this one had the pass."""
-        if self._has_pass is holding:
-            self._has_pass = None
+    def end_exceeding(self, holding: Holding) -> None:
+        """Let the next stream exceed the limit, if this one might: it has released something."""
+        if self._may_exceed is holding:
+            self._may_exceed = None
             self._let_in()
 
     def _fits(self, n_bytes: int) -> bool:
@@ -66,9 +66,9 @@ class StreamAudio:
             holding, n_bytes, turn = self._waiting[0]
             if not turn.done():  # done where the stream was closed meanwhile
                 if not self._fits(n_bytes):
-                    if self._has_pass is not None:
+                    if self._may_exceed is not None:
                         return
-                    self._has_pass = holding
+                    self._may_exceed = holding
                 self.count(holding, n_bytes)
                 turn.set_result(None)
             self._waiting.popleft()
@@ -97,7 +97,7 @@ class Holding:
     def shrink(self, n_bytes: int) -> None:
         """Release n_bytes that `grow` had taken."""
         self._audio.count(self, -n_bytes)
-        self._audio.end_pass(self)
+        self._audio.end_exceeding(self)
 
     def close(self) -> None:
         """Release everything."""

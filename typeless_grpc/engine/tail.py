@@ -50,25 +50,25 @@ class Encoder(Protocol):
     """The part of a model that calibration needs; `Runtime` implements it."""
 
     def encode_positions(self, audio: Audio, n_positions: int) -> Positions:
-        """Encoder output of this length, for audio that is padded with zeros."""
+        """Return encoder output of this length, for audio that is padded with zeros."""
         ...
 
     def decode_greedily(self, positions: Positions, language: str) -> list[int]:
-        """The tokens of the greedy text."""
+        """Return the tokens of the greedy text."""
         ...
 
     def log_probability(self, positions: Positions, language: str, tokens: Sequence[int]) -> float:
-        """The mean log probability of a text's tokens, given this encoder output."""
+        """Return the mean log probability of a text's tokens, given this encoder output."""
         ...
 
 
 def n_encoded(audio_s: float, silence_s: float) -> int:
-    """How many positions are encoded for audio and silence after it; at most those of 30 s."""
+    """Return how many positions are encoded for audio and silence after it; at most those of 30 s."""
     return min(FULL_POSITIONS, math.ceil(round(min(FULL_WINDOW_S, audio_s + silence_s) * POSITIONS_PER_S, 3)))
 
 
 def padded_length(n_positions: int) -> int:
-    """The length of encoder output with its silent tail."""
+    """Return the length of encoder output with its silent tail."""
     return next(length for length in LENGTHS if length >= min(FULL_POSITIONS, n_positions + MIN_TAIL_POSITIONS))
 
 
@@ -79,11 +79,11 @@ class Tail:
     silence: npt.NDArray[np.float32]
 
     def rounded(self) -> Tail:
-        """In half precision, in which all values in docs/measurements/ were measured."""
+        """Return the tail rounded to half precision, as all measurements in docs/measurements/ were made."""
         return Tail(self.silence.astype(np.float16).astype(np.float32))
 
     def append_to(self, encoded: Positions) -> Positions:
-        """Encoder output, followed by silence up to one of LENGTHS."""
+        """Return encoder output, followed by silence up to one of LENGTHS."""
         end = padded_length(len(encoded))
         if end <= len(encoded):
             return encoded
@@ -92,14 +92,14 @@ class Tail:
 
 @dataclass(frozen=True)
 class Sample:
-    """Speech to calibrate on, and its language."""
+    """A recording to calibrate on: speech without silence after it, and its language."""
 
     audio: Audio
     language: str
 
 
 def calibration_samples() -> list[Sample]:
-    """The calibration speech: seven synthesized utterances in five languages, some of them cut short."""
+    """Return the calibration speech: seven synthesized utterances in five languages, some of them cut short."""
     directory = resources.files("typeless_grpc.engine") / "calibration"
     files = sorted((one for one in directory.iterdir() if one.name.endswith(".ogg")), key=lambda one: one.name)
     limits = DecodeLimits(max_duration_s=FULL_WINDOW_S)

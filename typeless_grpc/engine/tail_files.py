@@ -38,7 +38,7 @@ def is_stored(directories: Sequence[Path], fingerprint: str) -> bool:
 def load_or_calibrate(
     directories: Sequence[Path], fingerprint: str, calibrate: Callable[[], Tail | None]
 ) -> Tail | None:
-    """The tail that one of these directories has, else one calibrated now and stored in the first that is writable.
+    """Return the tail that one of these directories has; else calibrate one, and store it in the first writable one.
 
     fingerprint: of the model's weights and of how they are computed; a tail with another one is not used. None, the
     result of a failed calibration, is stored as well.
@@ -79,7 +79,7 @@ def _is_readable(path: Path, fingerprint: str) -> bool:
 
 
 def _read(path: Path, fingerprint: str) -> Tail | None:
-    """Raises ValueError for a file of another model or a damaged one."""
+    """Read a stored tail. Raises one of _UNREADABLE; ValueError for a file of another model, or a damaged one."""
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         silence, found, checksum = file["silence"], str(file["fingerprint"]), str(file["checksum"])
     if found != fingerprint or checksum != _checksum(silence):

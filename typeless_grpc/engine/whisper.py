@@ -31,7 +31,7 @@ def is_calibrated(directory: Path, device: Device, cache_dir: Path | None) -> bo
 
 
 def _tail_files(directory: Path, device: Device, cache_dir: Path | None) -> tuple[list[Path], str]:
-    """The directories that may hold a model's silence, and the fingerprint that it must have."""
+    """Return the directories that may hold a model's silence, and the fingerprint that it must have."""
     fingerprint = tail_files.fingerprint_of(directory / "model.bin", device.name, device.compute_type)
     return [directory, *([cache_dir / "silence" / fingerprint[:16]] if cache_dir is not None else [])], fingerprint
 

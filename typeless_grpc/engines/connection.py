@@ -168,7 +168,7 @@ class EngineConnection:
         return self.report.models
 
     def n_queued(self, lane: Lane) -> int:
-        """How many windows of a lane are in its queue, as last reported."""
+        """Return how many windows of a lane are in its queue, as last reported."""
         return self.report.state.n_queued[lane] if self.is_connected and self.report.state.n_queued else 0
 
     @property
@@ -275,6 +275,7 @@ class EngineConnection:
                 return "stalled"
 
     def _take(self, state: pb.WatchResponse) -> None:
+        """Take a report of the engine's state, and the reports about its work that come with it."""
         report = self.report
         was_up, was_reserved = self.is_up, self.is_reserved
         if state.HasField("models"):
@@ -307,6 +308,7 @@ class EngineConnection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The headers of each call: the key, if there is one."""
         return ((KEY_HEADER, self._key),) if self._key else ()
 
     def failure(self, error: grpc.aio.AioRpcError) -> Exception:

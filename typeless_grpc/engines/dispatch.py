@@ -19,9 +19,8 @@ from typeless_grpc.clock import Clock
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.errors import DeadlineExceeded, Overloaded
 
-PATIENCE_S = (
-    5.0  # for which a quarantined call waits for a second engine to be up, so that it does not risk the only one
-)
+# How long a quarantined call waits for a second engine to be up, so that it does not risk the only one.
+PATIENCE_S = 5.0
 RETRY_AFTER_S = 2.0
 
 
@@ -132,9 +131,9 @@ class Dispatch(Generic[CandidateT]):
             self.changed()
 
     async def _change(self, ticket: Ticket, up_s: float, wake_s: float = 0.0) -> float:
-        """Wait for a change, or for a moment; return when an engine was last up. Raises as `choose`.
+        """Wait for a change of an engine; return when an engine was last up, as far as known. Raises as `choose`.
 
-        up_s: the value of before. wake_s: the moment; no effect if it is over.
+        up_s: what the previous call returned. wake_s: when to return at the latest; ignored if it has passed.
         """
         now_s = self._clock.now_s()
         if any(engine.is_up for engine in self._engines):
@@ -170,7 +169,7 @@ class Dispatch(Generic[CandidateT]):
         return min(found, key=lambda one: (one.is_suspicious, one.n_sent, one.wait_s(Lane.UNARY)))
 
     def _rank(self, engine: CandidateT, lane: Lane) -> tuple[float, ...]:
-        """Lower is better."""
+        """Return the rank of an engine for a call: the lowest is best."""
         return (engine.is_suspicious, engine.wait_s(lane), engine.n_sent, self._n_chosen[engine.name])
 
 

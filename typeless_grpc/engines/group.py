@@ -102,7 +102,7 @@ class EngineGroup:
         return min((engine.stalled_s for engine in self._engines if engine.is_up), default=0.0)
 
     def n_queued(self, lane: Lane) -> int:
-        """How many windows of a lane are in the queues of all engines."""
+        """Return how many windows of a lane are in the queues of all engines."""
         return sum(engine.n_queued(lane) for engine in self._engines)
 
     async def transcribe(self, audio: Audio, options: DecodeOptions, ticket: Ticket) -> Recognition:
@@ -118,6 +118,7 @@ class EngineGroup:
         )
 
     async def _decode(self, decode: Decode, ticket: Ticket) -> Recognition:
+        """Decode a call on the engine that serves it first; if the engine is lost, alone on another one."""
         if ticket.lane is Lane.LIVE_INTERIM and self._interim_losses.is_paused(ticket.caller):
             raise interim_dropped()
         n_lost = n_lost_alone = 0

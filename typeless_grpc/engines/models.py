@@ -37,11 +37,11 @@ class GroupModels:
         self._wanted: set[str] = set()  # loaded by admins; an engine that is started again loads them too
 
     def names(self) -> list[str]:
-        """All names that an engine knows."""
+        """Return all names that an engine knows."""
         return list(dict.fromkeys(name for engine in self._engines for name in engine.models))
 
     def find(self, name: str) -> str | None:
-        """The name if a model is on an engine's machine, else None."""
+        """Return the name if a model is on an engine's machine, else None."""
         return name if any(model.is_installed for model in self._reported(name)) else None
 
     def may_load(self, name: str) -> bool:
@@ -49,11 +49,11 @@ class GroupModels:
         return any(model.may_load for model in self._reported(name))
 
     def memory_bytes(self) -> dict[str, int]:
-        """The memory of each loaded model, in bytes, of all engines together."""
+        """Return the memory of each loaded model, in bytes, of all engines together."""
         return {name: model.memory_bytes for name, model in self.loaded().items()}
 
     def loaded(self) -> dict[str, GroupModel]:
-        """The models that an engine has loaded."""
+        """Return the models that an engine has loaded."""
         loaded = {name: [one.loaded for one in self._reported(name) if one.HasField("loaded")] for name in self.names()}
         return {name: _model(models) for name, models in loaded.items() if models}
 

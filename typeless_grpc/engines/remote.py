@@ -85,7 +85,7 @@ class RemoteEngine(EngineConnection):
         return len(self._sent)
 
     def wait_s(self, lane: Lane) -> float:
-        """How long new work would wait: as last reported, and with what was sent since."""
+        """Return how long new work would wait: as last reported, and with what was sent since."""
         reported = self.report.state.backlog_s
         since_s = self.report.came_s - REPORT_DELAY_S
         sent_s = sum(sent.cost_s for sent in self._sent.values() if sent.sent_s >= since_s)
@@ -111,6 +111,7 @@ class RemoteEngine(EngineConnection):
     async def _decode(
         self, audio: Audio, options: DecodeOptions, ticket: Ticket, *, is_utterance: bool, is_alone: bool
     ) -> Recognition:
+        """Send audio to the engine and wait for its answer. Raises EngineLost if the connection is lost."""
         if not self.is_connected:
             raise EngineLost(self.name, "it is not connected")
         self._n_calls += 1

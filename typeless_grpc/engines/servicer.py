@@ -186,6 +186,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             self._reports.wake()
 
     async def _decode(self, header: pb.DecodeHeader, audio: Audio | None) -> pb.DecodeResponse:
+        """Decode an admitted call as its caller at the front. Returns its result or error. audio: None if it broke."""
         if audio is None:
             # The front has left, or it sent something else than it announced.
             return pb.DecodeResponse(error=error_message(InvalidInput("audio", "is incomplete")))
@@ -240,11 +241,13 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             await asyncio.sleep(MODELS_EVERY_S)
 
     async def _find_models(self) -> None:
+        """Read which models are on the disk."""
         known = self._served.known
         names = dict.fromkeys([*known.names(), self._served.default_model])
         self._installed = await asyncio.to_thread(lambda: tuple(name for name in names if known.find(name)))
 
     def _state(self, kept: FrontReports, models: pb.Models | None) -> pb.WatchResponse:
+        """Return what one front sees of this engine now."""
         served = self._served
         return pb.WatchResponse(
             contract=VERSION,
@@ -263,6 +266,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         )
 
     def _models(self) -> pb.Models:
+        """Return the models that are known or loaded here."""
         loaded = self._served.models.loaded()
         names = dict.fromkeys([*self._served.known.names(), self._served.default_model, *loaded])
         return pb.Models(

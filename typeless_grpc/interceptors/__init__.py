@@ -1,0 +1,1 @@
+"""What happens around every call, one concern in each module. `app/chain.py` puts them in their order."""

@@ -65,7 +65,7 @@ class AccountingInterceptor(Interceptor):
                 for observer in self._observers:
                     observer.call_ended(record)
 
-    def serves(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+    def note_method(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
         """Note whether the method's requests and responses are streams."""
         _, service, name = method_name.split("/")
         self._methods[method_name] = Method(service, name, TYPES[handler.request_streaming, handler.response_streaming])

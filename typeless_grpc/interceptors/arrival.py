@@ -49,7 +49,7 @@ class ArrivalInterceptor(Interceptor):
         """Apply these options to requests that arrive from now on."""
         self._options = options
 
-    def serves(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+    def note_method(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
         """Note which methods are unary."""
         if not handler.request_streaming:
             self._unary.add(method_name)
@@ -59,12 +59,13 @@ class ArrivalInterceptor(Interceptor):
         return await handler(self._in_time(requests) if call.method in self._unary else requests, call)
 
     async def _in_time(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Yield the request. Raises RateLimited or Overloaded if it is slow and gets no slot, or DeadlineExceeded."""
         loop = asyncio.get_running_loop()
         caller_id = principal.current().id
         refusal: TypelessError | None = None
         has_slot = False
 
-        def is_slow() -> None:
+        def take_slot() -> None:  # the request is slow
             nonlocal refusal, has_slot
             refusal = self._refusal(caller_id)
             if refusal is not None:
@@ -75,7 +76,7 @@ class ArrivalInterceptor(Interceptor):
 
         try:
             async with asyncio.timeout(self._options.timeout_s) as limit:
-                timer = loop.call_later(self._options.slow_s, is_slow)
+                timer = loop.call_later(self._options.slow_s, take_slot)
                 try:
                     request = await anext(requests, None)
                 finally:

@@ -125,8 +125,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         """Return a method's deserializer of requests: `inner`, unless this interceptor checks the encoded bytes."""
         return inner
 
-    def serves(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
-        """Called for each method before its first call, with the method's handler."""
+    def note_method(self, method_name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+        """Take note of a method and its handler. Called once for each method, before its first call is handled."""
 
     async def intercept_service(
         self,
@@ -164,11 +164,12 @@ class Chain(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, handler: Any, method_name: str) -> Any:
+        """Return a handler that runs the interceptors, the first one outermost, around the given one."""
         method, factory = _shape(handler)
         inside = _handled(method, is_unary=not handler.request_streaming)
         deserializer = handler.request_deserializer
         for interceptor in reversed(self._interceptors):
-            interceptor.serves(method_name, handler)
+            interceptor.note_method(method_name, handler)
             deserializer = interceptor.deserializer(deserializer)
             inside = functools.partial(interceptor.run, inside)
 

@@ -1,4 +1,4 @@
-"""Counts the fields of an encoded message, because parsing may need far more memory than the message has bytes.
+"""Counts the fields of a message in protobuf's wire format, because parsing may need far more memory than its bytes.
 
 Each empty message in a repeated field takes two bytes on the wire and a hundred in memory: 30 MiB of them become
 gigabytes, and block the event loop for seconds (https://protobuf.dev/programming-guides/encoding).
@@ -11,7 +11,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 VARINT, FIXED64, LENGTH_DELIMITED, START_GROUP, END_GROUP, FIXED32 = range(6)
 SIZES = {FIXED64: 8, FIXED32: 4, START_GROUP: 0, END_GROUP: 0}
 MIN_BYTES = 1  # of an element of a packed field; other fields have a tag and a value or length
-TEXTS = (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE)
+# Repeated fields of these types have a tag for each element; all others may be packed.
+NOT_PACKED = (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE)
 
 
 def has_more_fields(data: bytes, descriptor: Descriptor, limit: int) -> bool:
@@ -36,7 +37,7 @@ def _count(data: memoryview, descriptor: Descriptor, limit: int) -> int:
             field = known.get(tag >> 3)
             if field is not None and field.message_type is not None:
                 n_fields += _count(data[position : position + size], field.message_type, limit - n_fields)
-            elif field is not None and field.cpp_type not in TEXTS:
+            elif field is not None and field.cpp_type not in NOT_PACKED:
                 n_fields += size  # packed: an element has at least one byte
             position += size
         elif kind in SIZES:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from typeless_grpc.audio.decode import AudioReader, DecodeLimits, OpenReader, reader_of
+from typeless_grpc.audio.decode import AudioReader, DecodeLimits, OpenReader, reader_of, recognized_format
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat
 from typeless_grpc.audio.vad import FRAME_SAMPLES, VoiceActivityDetector, recording_probabilities
 from typeless_grpc.errors import InvalidInput
@@ -73,6 +73,7 @@ class ChunkReader:
         """
         self._detector, self._shortest_s = detector, shortest_s
         self._n_bytes = file.seek(0, io.SEEK_END)
+        format = recognized_format(file, format)
         make = reader_of(format, open_container)
         self._reader = reader = make(file, format, limits, cancelled=cancelled, separate_channels=separate_channels)
         # A container may not say how many channels it has.
@@ -127,7 +128,7 @@ class ChunkReader:
             self._n_waiting += block.shape[-1]
 
     def _pause(self, region: Audio) -> int:
-        """The sample of region to cut at: the middle of the longest pause, or else the quietest place."""
+        """Return the sample of region to cut at: the middle of the longest pause, or else the quietest place."""
         steps = range(0, region.shape[-1], _STEP_SAMPLES)
         probabilities = np.concatenate(
             [recording_probabilities(self._detector, region[i : i + _STEP_SAMPLES]) for i in steps]

@@ -167,7 +167,7 @@ class RunStore(Protocol):
         ...
 
     def kept_chunk(self, run: Run, index: int) -> bool | None:
-        """Return whether the chunk is the last of the audio; None if it is not stored yet."""
+        """Return whether a chunk, by its index, is the last of the audio; None if it is not stored yet."""
         ...
 
     def keep_chunk(self, run: Run, chunk: Chunk) -> None:
@@ -226,7 +226,7 @@ class UploadStore(Protocol):
         ...
 
     def append(self, upload: Upload, data: Sequence[bytes]) -> Upload:
-        """Store the next bytes.
+        """Store the next bytes, at least one.
 
         Raises WrongState if another call has appended to it meanwhile, and InvalidInput at the limit.
         """

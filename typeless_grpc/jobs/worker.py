@@ -46,8 +46,9 @@ T = TypeVar("T")
 # Runs work and records its result, or returns what an earlier run of the job recorded. Errors of the work are raised.
 Step = Callable[[Callable[[], bool]], bool]
 
-# Whether a run must yield its slot. Given: the job's caller, and the seconds that the run has worked.
-IsOver = Callable[[str, float], bool]
+# Whether a run must yield its slot to a job of another caller. Arguments: the job's caller, and the seconds that the
+# run has worked here.
+MustYield = Callable[[str, float], bool]
 
 
 class RunEnd(Enum):
@@ -112,8 +113,8 @@ class Worker:
         """Apply these options from now on. Runs that read their audio already use only the new retries."""
         self._options = options
 
-    def run(self, job_id: str, step: Step, is_over: IsOver = lambda caller, worked_s: False) -> RunEnd:
-        """Run a job until it ends, fails, or must leave this worker. is_over: called after each chunk."""
+    def run(self, job_id: str, step: Step, must_yield: MustYield = lambda caller, worked_s: False) -> RunEnd:
+        """Run a job until it ends, fails, or must leave this worker. must_yield: called after each chunk."""
         if self._stopping.is_set():
             return RunEnd.RELEASED
         try:
@@ -123,7 +124,7 @@ class Worker:
                     return RunEnd.SETTLED
                 active = ActiveRun(run)
                 with self._observer.running(run), self._registered(active):
-                    return self._work(active, step, is_over, leave_quarantine)
+                    return self._work(active, step, must_yield, leave_quarantine)
         except _WorkerStopping:
             return RunEnd.RELEASED
 
@@ -148,6 +149,7 @@ class Worker:
 
     @contextmanager
     def _registered(self, active: ActiveRun) -> Iterator[None]:
+        """Count the run among the active ones, so that `stop` finds it; release what it holds at the end."""
         self._runs[active.run.run_id] = active
         if self._stopping.is_set():  # `stop` may not have seen this run
             active.stop(is_lost=False)
@@ -182,11 +184,14 @@ class Worker:
         finally:
             leave()
 
-    def _work(self, active: ActiveRun, step: Step, is_over: IsOver, leave_quarantine: Callable[[], None]) -> RunEnd:
+    def _work(
+        self, active: ActiveRun, step: Step, must_yield: MustYield, leave_quarantine: Callable[[], None]
+    ) -> RunEnd:
+        """Do the work of a claimed run, and store its outcome."""
         job_id = active.run.job.job_id
         try:
             try:
-                self._all_chunks(active, step, is_over, leave_quarantine)
+                self._all_chunks(active, step, must_yield, leave_quarantine)
             except (RunLost, RunStopped, DecodeCancelled):
                 raise
             except _Preempted:
@@ -211,12 +216,15 @@ class Worker:
             return RunEnd.RELEASED
         return RunEnd.SETTLED
 
-    def _all_chunks(self, active: ActiveRun, step: Step, is_over: IsOver, leave_quarantine: Callable[[], None]) -> None:
+    def _all_chunks(
+        self, active: ActiveRun, step: Step, must_yield: MustYield, leave_quarantine: Callable[[], None]
+    ) -> None:
+        """Transcribe chunk by chunk, and complete the job. Raises _Preempted if the run must yield its slot."""
         index = 0
         while not step(functools.partial(self._chunk, active, index, leave_quarantine)):
             index += 1
             worked_s = active.worked_s()
-            if worked_s is not None and is_over(active.run.job.caller, worked_s):
+            if worked_s is not None and must_yield(active.run.job.caller, worked_s):
                 raise _Preempted
         self._retried(lambda: self._store.complete(active.run), active.wait)
         log.info("job %s completed in %d chunks", active.run.job.job_id, index + 1)
@@ -260,6 +268,7 @@ class Worker:
         return chunk.is_last
 
     def _reader(self, active: ActiveRun) -> ChunkReader:
+        """Return the run's reader of chunks. It stays open between chunks."""
         if active.reader is None:
             job = active.run.job
             active.file = self._store.open_audio(job)
@@ -288,6 +297,7 @@ class Worker:
                 active.reservation = reservation
 
     def _transcribed(self, active: ActiveRun, index: int, audio: AudioChunk, began_s: float) -> Chunk:
+        """Transcribe one chunk. Its language is expected of the next one."""
         options = active.run.job.options
         chunk_options = replace(
             options,

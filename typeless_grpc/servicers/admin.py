@@ -219,7 +219,7 @@ def _page_token(last: DailyUsage) -> str:
 
 
 def _page_start(token: str) -> tuple[date, str] | None:
-    """The day and the caller of the last row of the page before."""
+    """Return the day and the caller of the last row of the page before."""
     if not token:
         return None
     try:

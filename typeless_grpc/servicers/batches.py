@@ -71,6 +71,7 @@ class BatchTranscriber:
     async def _item(
         self, request: transcription_pb2.BatchTranscribeRequest, index: int, ticket: Ticket, arrived_s: float
     ) -> _Done:
+        """Transcribe one item. A failure is its outcome, unless the whole call's time is over."""
         item, field = request.items[index], f"items[{index}]"
         options, at = (item.options, f"{field}.options") if item.HasField("options") else (request.options, "options")
         outcome: Recognition | TypelessError

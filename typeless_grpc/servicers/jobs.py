@@ -62,11 +62,15 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     ) -> jobs_pb2.SubmitJobResponse:
         """Store a job; its audio is on disk before the answer is sent."""
         new = convert_jobs.new_job(request, principal.current())
+        return jobs_pb2.SubmitJobResponse(job=await self.submit(request, new))
+
+    async def submit(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> jobs_pb2.Job:
+        """Store a job. new: the request, converted. Raises what SubmitJob raises."""
         is_remote = bool(new.uri) and self._sources.is_remote(new.uri)
         executor = self._fetching if is_remote else self._executor
         job, is_new = await asyncio.get_running_loop().run_in_executor(executor, self._submit, request, new)
         account.current().n_jobs += is_new
-        return jobs_pb2.SubmitJobResponse(job=await self._converted(job))
+        return await self._converted(job)
 
     async def GetJob(
         self, request: jobs_pb2.GetJobRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -138,6 +142,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         return self._submit_new(request, new), True
 
     def _submit_new(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> Job:
+        """Store a job with its audio: sent with the call, uploaded, fetched now, or left where its worker opens it."""
         if new.options.model and not self._has_model(new.options.model):
             raise NotFound(f"This server has no model called '{new.options.model[:128]}'.", reason="MODEL_NOT_FOUND")
         if not new.uri:

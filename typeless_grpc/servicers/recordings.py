@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from typeless_grpc import account
@@ -59,6 +59,10 @@ class Recording:
             field=field,
             options_field=at,
         )
+
+    def maybe_container(self) -> Recording:
+        """Return this recording, read as a container if it begins as one, whatever its request declares."""
+        return replace(self, format=replace(self.format, may_be_container=True))
 
 
 class RecordingTranscriber:

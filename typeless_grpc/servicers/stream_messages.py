@@ -104,6 +104,7 @@ def stream_options(message: transcription_pb2.TranscriptionOptions, field: str) 
 def _interim_interval_s(
     message: transcription_pb2.StreamConfig, defaults: StreamDefaults, *, is_file: bool
 ) -> float | None:
+    """Return the interval of interims, or None if the stream has none."""
     if is_file and message.interim_results:
         raise InvalidInput("config.interim_results", "a FILE stream has no interims")
     if not message.HasField("interim_interval") or message.interim_interval == Duration():

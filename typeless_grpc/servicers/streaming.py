@@ -182,11 +182,12 @@ class StreamService:
         return self._limits.options.idle_timeout_s
 
     async def _opened(self, message: transcription_pb2.StreamConfig, *, is_resumable: bool) -> Call[StreamConfig]:
+        """Open a session, or resume the one that the configuration names. Refuses as the contract says."""
         who = principal.current()
         if message.resume_session_id:
             check_resume(message)
             if self._durable is not None:
-                await self._fetch(self._durable, message, who)
+                await self._take_session(self._durable, message, who)
             return self._sessions.resume(message.resume_session_id, who.owner, message.resume_after_sequence)
         if self._sessions.is_draining:
             raise _draining_error()
@@ -199,7 +200,7 @@ class StreamService:
         session_id, durable, lease = new_session_id(), self._durable if is_resumable else None, None
         if durable is not None:
             self._sessions.check_capacity()
-            lease = await self._lease(durable, session_id, who, message)
+            lease = await self._store_session(durable, session_id, who, message)
             if self._sessions.is_draining:
                 raise _draining_error()
 
@@ -224,7 +225,7 @@ class StreamService:
             caller=who.id,
         )
 
-    async def _lease(
+    async def _store_session(
         self,
         durable: DurableDependencies,
         session_id: str,
@@ -240,7 +241,7 @@ class StreamService:
         except (SourceUnavailable, RateLimited, TimeoutError):
             return None
 
-    async def _fetch(
+    async def _take_session(
         self, durable: DurableDependencies, message: transcription_pb2.StreamConfig, who: principal.Principal
     ) -> None:
         """Take a session from the server that has it, or had it, unless it is here."""
@@ -287,13 +288,16 @@ class StreamService:
             yield feeding
         finally:
             feeding.cancel()
-            await asyncio.wait([feeding])
-            if is_resumable:
-                self._sessions.leave(call)
-            else:
-                self._sessions.end(call)
+            try:
+                await asyncio.wait([feeding])
+            finally:  # also if the caller cancels at this moment
+                if is_resumable:
+                    self._sessions.leave(call)
+                else:
+                    self._sessions.end(call)
 
     async def _feed(self, call: Call[StreamConfig], requests: Requests) -> None:
+        """Pass requests to the stream until they end. An invalid one ends the session, and the call with its error."""
         try:
             async for message in requests:
                 request = stream_request(message, self._defaults, is_file=call.config.is_file)

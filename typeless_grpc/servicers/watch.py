@@ -48,6 +48,7 @@ class JobWatch:
             await asyncio.gather(self._polling, return_exceptions=True)
 
     async def _poll(self) -> None:
+        """Wake waiters whose job has changed, with one query for all, until nobody waits."""
         loop = asyncio.get_running_loop()
         while self._waiting:
             job_ids = {job_id for job_id, _ in self._waiting.values()}

@@ -115,6 +115,7 @@ class CheckedSources:
             raise
 
     def _open_object(self, parts: SplitResult, field: str) -> BinaryIO:
+        """Open an object of a storage. Only its scheme's own filesystem can be reached."""
         try:
             # fsspec gets the scheme alone: of a whole URI it makes a chain of filesystems ("zip://a::s3://b"), which
             # can reach anything.

@@ -125,6 +125,7 @@ def _fetch(
     options: WebOptions,
     reserve: Callable[[int], None],
 ) -> None:
+    """Write an answer's body to `file`, within the limits of size, disk and time."""
     target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
     connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "typeless"})
     with connection.getresponse() as response:

@@ -34,7 +34,7 @@ _CLOSE = (
 
 
 def among(detected: Languages, allowed: Sequence[str]) -> Languages:
-    """The probabilities if only the allowed languages are possible; unchanged if allowed is empty."""
+    """Return the probabilities if only the allowed languages are possible; unchanged if allowed is empty."""
     if not allowed:
         return detected
     possible = [(language, probability) for language, probability in detected if language in allowed]
@@ -50,7 +50,7 @@ def is_clear(probability: float, speech_s: float) -> bool:
 
 
 def chosen(detected: Languages, expected: str, speech_s: float) -> tuple[str, float]:
-    """The language and its probability: the expected one unless another is clear. expected: "" if none is known."""
+    """Return the expected language unless another is clear, and its probability. expected: "" if none is known."""
     language, probability = detected[0]
     if not expected or language == expected or is_clear(probability, speech_s):
         return language, probability
@@ -79,7 +79,7 @@ class LanguageTally:
             self._weighted[language] = self._weighted.get(language, 0.0) + weight * probability
 
     def main(self) -> tuple[str, float]:
-        """The language of most of the speech and its mean probability, weighted by speech; ("", 0) if there is none."""
+        """Return the language of most of the speech, and its mean probability by speech; ("", 0) if there is none."""
         if not self._speech_s:
             return "", 0.0
         language = max(self._speech_s, key=self._speech_s.__getitem__)

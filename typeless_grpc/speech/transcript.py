@@ -36,13 +36,13 @@ class Segment:
     channel: int = 0
 
     def retimed(self, clock: Callable[[float], float]) -> Segment:
-        """This segment with its times on another clock. clock: maps a time, and never decreases."""
+        """Return this segment with its times on another clock. clock: maps a time, and never decreases."""
         words = retimed_words(self.words, clock)
         return replace(self, start_s=clock(self.start_s), end_s=clock(self.end_s), words=words)
 
 
 def retimed_words(words: Sequence[Word], clock: Callable[[float], float]) -> tuple[Word, ...]:
-    """The words with their times on another clock, each starting no earlier than the one before it."""
+    """Return the words with their times on another clock, each starting no earlier than the one before it."""
     retimed: list[Word] = []
     earliest_s = float("-inf")
     for word in words:
@@ -110,7 +110,7 @@ class Transcript:
         return joined(segment.text for segment in self.segments)
 
     def shifted(self, offset_s: float) -> Transcript:
-        """This transcript with all its times later by offset_s."""
+        """Return this transcript with all its times later by offset_s."""
 
         def clock(time_s: float) -> float:
             return time_s + offset_s

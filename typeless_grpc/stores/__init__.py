@@ -1,0 +1,1 @@
+"""What outlives a process: jobs, uploads, sessions, keys, usage and rate limits, in databases and files."""

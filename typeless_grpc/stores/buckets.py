@@ -2,7 +2,7 @@
 
 We use its algorithm GCRA, which keeps a token bucket as one moment in time and refills it continuously. Its algorithm
 "token bucket" counts whole seconds and drops fractions. In Redis it runs as a script on Redis's own clock, so it is
-exact for any number of servers, whatever their clocks.
+exact for any number of servers, whatever their clocks. If Redis's clock is set back, a bucket is empty at worst.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from throttled import types, utils
 from throttled.asyncio.rate_limiter import GCRARateLimiter, per_duration
+from throttled.asyncio.rate_limiter.gcra import RedisLimitAtomicAction
 from throttled.asyncio.store import (
     BaseMemoryAtomicAction,
     BaseRedisAtomicAction,
@@ -49,17 +50,47 @@ PROBE_BUCKET, PROBE_QUOTA = "probe", Quota(amount=1000, period_s=1, burst=1000)
 RETRY_S = 1.0  # between attempts to reach an unavailable Redis
 
 
+class RedisTake(RedisLimitAtomicAction):
+    """The library's action, on an entry that it repairs first.
+
+    An entry of another type would be an error for each call, which puts all buckets out of use. An emptier bucket than
+    can be is left behind by a clock of Redis's machine that was ahead; its callers would wait until that time comes.
+    """
+
+    # The library's script follows in the same chunk of Lua.
+    SCRIPTS = (
+        """
+    do
+        local kept = redis.pcall("GET", KEYS[1])
+        if kept then
+            local tat = type(kept) == "string" and tonumber(kept)
+            local now = redis.call("TIME")
+            now = (now[1] - 1735660800) + (now[2] / 1000000)
+            local full = tonumber(ARGV[1]) * tonumber(ARGV[2])
+            if not tat or tat ~= tat then
+                redis.call("DEL", KEYS[1])
+            elseif tat > now + full then
+                redis.call("SET", KEYS[1], now + full, "EX", math.ceil(full))
+            end
+        end
+    end
+    """
+        + RedisLimitAtomicAction.SCRIPTS
+    )
+
+
 class RedisGiveBack(BaseRedisAtomicAction):
     """Moves a bucket's moment back by the returned tokens; a full bucket needs no entry."""
 
     TYPE = GIVE_BACK
     # The clock of the library's own scripts: seconds since the start of 2025.
     SCRIPT = """
-    local tat = redis.call("GET", KEYS[1])
-    if not tat then return {0, 0} end
+    local kept = redis.pcall("GET", KEYS[1])
+    local tat = type(kept) == "string" and tonumber(kept)
+    if not tat or tat ~= tat then return {0, 0} end
     local now = redis.call("TIME")
     now = (now[1] - 1735660800) + (now[2] / 1000000)
-    tat = tonumber(tat) - tonumber(ARGV[1]) * tonumber(ARGV[2])
+    tat = tat - tonumber(ARGV[1]) * tonumber(ARGV[2])
     if tat <= now then
         redis.call("DEL", KEYS[1])
     else
@@ -106,6 +137,7 @@ class RefundingLimiter(GCRARateLimiter):
 
     _DEFAULT_ATOMIC_ACTION_CLASSES = (
         *GCRARateLimiter._DEFAULT_ATOMIC_ACTION_CLASSES,
+        RedisTake,
         RedisGiveBack,
         MemoryGiveBack,
     )

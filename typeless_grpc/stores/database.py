@@ -23,8 +23,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from typeless_grpc.disk import make_directory
 from typeless_grpc.errors import InvalidInput, SourceUnavailable
 from typeless_grpc.stores import sql_usage
+from typeless_grpc.stores.causes import Causes
 from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts, postgresql_engine
-from typeless_grpc.stores.sqlite import use_wal
+from typeless_grpc.stores.sqlite import follow_file, use_wal
 from typeless_grpc.stores.steady import SteadyClock
 
 POOL_SIZE = 10
@@ -215,7 +216,7 @@ class Database:
             if self.is_sqlite
             else postgresql_engine(parsed, pool_size=pool_size, max_overflow=pool_size, timeouts=timeouts)
         )
-        self._clock = SteadyClock()
+        self._clock, self._causes = SteadyClock(), Causes("jobs")
         self._ours = self.engine.execution_options(schema_translate_map={SCHEMA: None if self.is_sqlite else SCHEMA})
 
     @property
@@ -290,6 +291,7 @@ class Database:
         except IntegrityError:
             raise
         except (DBAPIError, PoolTimeout) as error:
+            self._causes.note(error)
             raise unavailable(error) from error
 
 
@@ -321,4 +323,5 @@ def _sqlite_engine(url: sa.URL, timeouts: DatabaseTimeouts, pool_size: int) -> s
         for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
+    follow_file(engine)
     return engine

@@ -16,6 +16,7 @@ log = get_logger(__name__)
 # Files of a job are written before its row, within one call. Files without a row after this time never get one.
 # It is also the interval of sweeps.
 ORPHAN_S = 3600.0
+_AT_ONCE = 500  # expired jobs, and uploads, that one round deletes
 
 
 class Janitor:
@@ -48,7 +49,7 @@ class Janitor:
 
     def tidy_once(self) -> int:
         """Run one round; return how many jobs and uploads it deleted. Raises SourceUnavailable."""
-        n_deleted = self._jobs.delete_expired() + self._uploads.delete_expired()
+        n_deleted = self._jobs.delete_expired(_AT_ONCE) + self._uploads.delete_expired(_AT_ONCE)
         self._jobs.drop_audio()
         if time.monotonic() >= self._orphans_due_s:
             self._orphans_due_s = time.monotonic() + ORPHAN_S
@@ -64,9 +65,8 @@ class Janitor:
     def _tidy(self) -> None:
         while not self._stopping.is_set():
             try:
-                # A full round has left some, which are deleted at once.
-                if self.tidy_once() >= 500:
-                    continue
+                if self.tidy_once() >= _AT_ONCE:
+                    continue  # the round was full: more may have expired
             except SourceUnavailable as error:
                 log.warning("the store of jobs is unavailable; deletions are retried", reason=error.reason)
             except Exception:

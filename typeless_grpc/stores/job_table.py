@@ -135,9 +135,11 @@ class JobTable:
         ).one_or_none()
 
     def changed(self) -> dict[str, Any]:
+        """Return the columns that every change of a job's row sets: watchers see the new version."""
         return {"version": jobs.c.version + 1, "update_s": self.db.now_s()}
 
     def queue_again(self, connection: sa.Connection, row: Any, delay_s: float) -> None:
+        """Put a job into the queue again, as a new workflow that starts after delay_s. row: of the job."""
         workflow_id = f"{row.job_id}.{row.n_workflows + 1}"
         connection.execute(
             sa.update(jobs)
@@ -166,7 +168,8 @@ class JobTable:
                 )
             )
 
-    def delete_traces(self, deleted: Sequence[Any]) -> None:
+    def delete_files_and_queue_entries(self, deleted: Sequence[Any]) -> None:
+        """Delete what deleted jobs have outside the transaction. Call it after the commit; failures are only logged."""
         for row in deleted:
             self.leave_queue(self.queue.forget, row.job_id, row.n_workflows)
             self.delete_files(row.job_id)
@@ -185,6 +188,7 @@ class JobTable:
             log.warning("audio of a job that has ended still counts; maintenance will correct it", job_id=job_id)
 
     def leave_queue(self, leave: Callable[[Sequence[str]], None], job_id: str, n_workflows: int) -> None:
+        """Remove all workflows of a job from the queue. leave: `Queue.cancel` or `Queue.forget`."""
         try:
             leave([job_id, *(f"{job_id}.{n}" for n in range(2, n_workflows + 1))])
         except SourceUnavailable:
@@ -201,18 +205,22 @@ class JobTable:
 
 
 def held(run: Run) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return the conditions for the job of a run that still has its lease."""
     return jobs.c.job_id == run.job.job_id, jobs.c.run_id == run.run_id
 
 
 def larger(column: sa.ColumnElement[float], value: Any) -> sa.ColumnElement[float]:
+    """Return the larger of a column and a value, in SQL that both databases have."""
     return sa.case((column > value, column), else_=value)
 
 
 def audio_path(job_id: str) -> str:
+    """Return the path in `Files` of the audio that was sent with a job."""
     return f"jobs/{job_id}/audio"
 
 
 def not_found(job_id: str) -> NotFound:
+    """Return the error for a job that does not exist, or that its caller may not see."""
     return NotFound(f"There is no job '{job_id[:64]}'.", reason="JOB_NOT_FOUND")
 
 
@@ -224,6 +232,7 @@ def _options(text: str) -> DecodeOptions:
 
 
 def job_of(row: Any) -> Job:
+    """Return the job of a row of the table `jobs`."""
     return Job(
         job_id=row.job_id,
         owner=row.owner,

@@ -34,8 +34,8 @@ from typeless_grpc.stores.database import (
 )
 from typeless_grpc.stores.job_table import FORMAT, OPTIONS, TRANSCRIPT, JobTable, audio_path, job_of, larger, not_found
 
-# Added to the life of an upload, so that it does not expire while a job for it is stored.
-FILING_S = 60.0
+# Added to the life of an upload, so that it does not expire while a job that uses it is stored.
+STORING_S = 60.0
 # How long a deletion whose answer was lost can be repeated.
 DELETION_S = 86_400.0
 
@@ -61,7 +61,7 @@ class SqlJobStore:
                 self._table.files.check_room(n_bytes)
                 self._write_audio(job_id, content)
             try:
-                return self._file(job_id, new, n_bytes, reserved)
+                return self._insert(job_id, new, n_bytes, reserved)
             except IntegrityError:  # the same request id at the same time: the other request was first
                 self._table.delete_files(job_id)
             except SourceUnavailable as error:
@@ -162,7 +162,7 @@ class SqlJobStore:
                 return
             self.get(job_id, owner)
             raise WrongState("The job runs: cancel it first.", reason="JOB_RUNNING")
-        self._table.delete_traces([deleted])
+        self._table.delete_files_and_queue_entries([deleted])
 
     def stats(self, owner: str | None = None) -> QueueStats:
         """See `JobStore`."""
@@ -222,7 +222,8 @@ class SqlJobStore:
             self._table.delete_files(job_id)
             raise
 
-    def _file(self, job_id: str, new: NewJob, n_bytes: int, reserved: AudioReservation | None) -> Job:
+    def _insert(self, job_id: str, new: NewJob, n_bytes: int, reserved: AudioReservation | None) -> Job:
+        """Store a job and its entry in the queue, in one transaction. n_bytes: of its audio, already written."""
         with self._table.db.writing() as connection:
             self._check_pending(connection, new)
             if reserved is not None:
@@ -268,6 +269,7 @@ class SqlJobStore:
         return job_of(row)
 
     def _check_pending(self, connection: sa.Connection, new: NewJob) -> None:
+        """Raise RateLimited if the caller has as many pending jobs as it may."""
         pending = sa.select(sa.func.count()).where(jobs.c.caller == new.caller, jobs.c.state == State.PENDING.value)
         n_pending = connection.execute(pending).scalar_one()
         if n_pending >= self._table.options.max_pending:
@@ -286,7 +288,7 @@ class SqlJobStore:
         is_complete = connection.execute(
             sa.update(uploads)
             .where(uploads.c.upload_id == upload_id, uploads.c.expire_s > now_s, *of_owner)
-            .values(expire_s=larger(uploads.c.expire_s, now_s + FILING_S))
+            .values(expire_s=larger(uploads.c.expire_s, now_s + STORING_S))
             .returning(uploads.c.is_complete)
         ).scalar_one_or_none()
         if is_complete is None:
@@ -315,6 +317,7 @@ class SqlJobStore:
             return connection.execute(statement.order_by(job_chunks.c.chunk_index)).scalars().all()
 
     def _labelled(self, key: str, value: str) -> sa.ColumnElement[bool]:
+        """Return the condition for jobs with a label."""
         if self._table.db.is_sqlite:
             pair = sa.func.json_each(jobs.c.labels).table_valued("key", "value", joins_implicitly=True)
             return sa.exists(sa.select(1).select_from(pair).where(pair.c.key == key, pair.c.value == value))

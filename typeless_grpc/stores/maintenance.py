@@ -1,4 +1,7 @@
-"""Maintenance of jobs: heartbeats of workers, jobs that have left the queue by mistake, and what has expired."""
+"""Maintenance of jobs in the database: heartbeats of workers, lost entries of the queue, and deletion.
+
+Workers call it from `dbos/recovery.py`, and every server from `janitor.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ from typeless_grpc.stores.orphans import Orphans
 
 
 class JobMaintenance:
-    """The maintenance that every worker and server repeats. Several may do it at once."""
+    """The statements of maintenance, which workers and servers repeat. Several may run them at once."""
 
     def __init__(self, table: JobTable) -> None:
         self._table = table
         self._orphans = Orphans(table.db, table.files, "jobs", jobs.c.job_id)
 
     def heartbeat(self, worker_id: str, max_jobs: int) -> None:
-        """Record that a worker is alive."""
+        """Record that a worker is alive, and how many jobs it may run at once."""
         with self._table.db.writing() as connection:
             values = {"heartbeat_s": self._table.db.now_s(), "max_jobs": max_jobs}
             mine = workers.c.worker_id == worker_id
@@ -33,12 +36,12 @@ class JobMaintenance:
             connection.execute(sa.delete(workers).where(workers.c.worker_id.in_(worker_ids)))
 
     def workers(self) -> Mapping[str, float]:
-        """Return the last heartbeat of every worker that did not sign off. Each heartbeat is a different number."""
+        """Return the time of the last heartbeat of every worker that has not signed off; each heartbeat changes it."""
         with self._table.db.reading() as connection:
             return {row.worker_id: row.heartbeat_s for row in connection.execute(sa.select(workers))}
 
     def queue_again(self, is_queued: sa.ColumnElement[bool], idle_s: float, limit: int = 1000) -> int:
-        """Queue jobs again that are not in the queue; return how many.
+        """Queue jobs again that wait for a run but have left the queue by mistake; return how many.
 
         is_queued: a condition on jobs.c.workflow_id. idle_s: only jobs that have not changed for this long.
         """
@@ -49,7 +52,7 @@ class JobMaintenance:
             statement = sa.select(jobs).where(waiting, old, sa.not_(is_queued)).limit(limit)
             rows = connection.execute(statement.with_for_update(skip_locked=True)).all()
             for row in rows:
-                self._table.queue_again(connection, row, 0.0)
+                self._table.queue_again(connection, row, delay_s=0.0)
         return len(rows)
 
     def delete_expired(self, limit: int = 500) -> int:
@@ -63,12 +66,12 @@ class JobMaintenance:
             ).all()
             self._table.delete_dependents(connection, expired)
             connection.execute(sa.delete(job_deletions).where(job_deletions.c.expire_s <= self._table.db.steady_s()))
-        self._table.delete_traces(expired)
+        self._table.delete_files_and_queue_entries(expired)
         self._table.quota.delete_expired()
         return len(expired)
 
     def drop_audio(self, limit: int = 500) -> int:
-        """Delete audio that could not be deleted at the end of its job; return the number of jobs."""
+        """Delete the audio of jobs that have ended, where `JobTable.drop_audio` failed; return the number of jobs."""
         if self._table.options.keep_audio:
             return 0
         ended = jobs.c.state.in_([state.value for state in State if state.is_final])
@@ -84,5 +87,5 @@ class JobMaintenance:
         self._table.usage.delete_old()
 
     def delete_orphans(self, before_s: float) -> int:
-        """Quarantine files of jobs that have no row; return the number of jobs. before_s: Unix time."""
+        """See `Orphans.delete`; for the files of jobs."""
         return self._orphans.delete(before_s)

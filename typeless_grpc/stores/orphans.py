@@ -1,7 +1,8 @@
-"""Files without a row: those of interrupted submissions and deletions.
+"""Finds and deletes files without a row: those of interrupted submissions and deletions.
 
 They are not deleted at once, because a database that was restored from yesterday's backup does not know today's files.
-They first go into quarantine, `quarantine/DIRECTORY/TIME-NAME`, and come back once the database has their row.
+They first go into quarantine, `quarantine/DIRECTORY/TIME-NAME`, and are deleted a week later unless the database has
+their row again; then they come back.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class Orphans:
         self._seen_once: set[str] = set()
 
     def delete(self, before_s: float) -> int:
-        """Sweep once; return how many names went into quarantine. before_s: Unix time; newer files are left alone."""
+        """Move orphans into quarantine, and delete those whose time there is over; return how many were moved.
+
+        before_s: Unix time; newer files are left alone.
+        """
         self._go_through_quarantine()
         old, ageless = set(), set()
         for name, changed_s in self._files.names(self._directory):

@@ -57,6 +57,7 @@ class SqlRunStore:
         return Run(claimed.run_id, job_of(claimed), claimed.n_failures, waited_s, json.loads(headers or "{}"))
 
     def _claimed(self, connection: sa.Connection, found: sa.ColumnElement[bool], n_crashes: int) -> Any:
+        """Mark the job as processing, with a new run that fences off the runs before it."""
         return connection.execute(
             sa.update(jobs)
             .where(found, jobs.c.state.in_([state.value for state in states_before(State.PROCESSING)]))
@@ -101,9 +102,18 @@ class SqlRunStore:
 
     def keep_chunk(self, run: Run, chunk: Chunk) -> None:
         """See `RunStore`."""
+        job_id = run.job.job_id
+        name = f"chunks/{chunk.index:06d}-{run.run_id}.json"
+        self._table.files.write(f"jobs/{job_id}/{name}", TRANSCRIPT.dump_json(chunk.transcript))
+        try:
+            self._count_chunk(run, chunk, f"jobs/{job_id}/{name}")
+        except RunLost:
+            # Nothing of a deleted job may stay; the files of another one go with it.
+            self._table.delete_files(job_id, name if self._is_stored(job_id) else "")
+            raise
+
+    def _count_chunk(self, run: Run, chunk: Chunk, path: str) -> None:
         job_id, n_segments = run.job.job_id, len(chunk.transcript.segments)
-        path = f"jobs/{job_id}/chunks/{chunk.index:06d}-{run.run_id}.json"
-        self._table.files.write(path, TRANSCRIPT.dump_json(chunk.transcript))
         end_s = chunk.end / SAMPLE_RATE_HZ
         with self._table.db.writing() as connection:
             position = connection.execute(sa.select(jobs.c.position).where(jobs.c.job_id == job_id)).scalar()
@@ -139,6 +149,10 @@ class SqlRunStore:
             )
             n_samples = (chunk.end - (position or 0)) * chunk.n_channels
             self._table.usage.transcribed(connection, run.job.owner, n_samples)
+
+    def _is_stored(self, job_id: str) -> bool:
+        with self._table.db.reading() as connection:
+            return connection.execute(sa.select(jobs.c.job_id).where(jobs.c.job_id == job_id)).first() is not None
 
     def complete(self, run: Run) -> None:
         """See `RunStore`."""

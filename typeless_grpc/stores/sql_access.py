@@ -24,9 +24,10 @@ from typeless_grpc.access.quota import Limit, Quota, Unit
 from typeless_grpc.access.store import Changes
 from typeless_grpc.access.usage import DailyUsage, UsageBatch, UsageQuery, utc_day
 from typeless_grpc.stores import sql_usage
+from typeless_grpc.stores.causes import Causes
 from typeless_grpc.stores.memory_access import too_many_keys, unavailable
 from typeless_grpc.stores.postgresql import TIMEOUTS, DatabaseTimeouts, postgresql_engine
-from typeless_grpc.stores.sqlite import use_wal
+from typeless_grpc.stores.sqlite import follow_file, use_wal
 from typeless_grpc.telemetry.logs import get_logger
 
 T = TypeVar("T")
@@ -94,6 +95,7 @@ class SqlAccessStore:
         self._engine = _engine(url, timeouts)
         self._wall_s = wall_s
         self._thread = ThreadPoolExecutor(1, "access-store")
+        self._causes = Causes("keys")
         self._has_warned = False
 
     async def open(self) -> None:
@@ -223,7 +225,7 @@ class SqlAccessStore:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, in_transaction)
         except (DBAPIError, NoResultFound, PoolTimeout) as error:  # NoResultFound: the database is being restored
-            log.debug("store of keys unavailable", error=type(error).__name__)
+            self._causes.note(error)
             raise unavailable() from error
 
 
@@ -255,6 +257,7 @@ def _engine(url: str, timeouts: DatabaseTimeouts) -> sa.Engine:
             use_wal(connection, timeouts.lock_s)
             connection.execute("PRAGMA synchronous=FULL")  # a revoked key stays revoked, even after a power cut
 
+        follow_file(engine)
         return engine
     if parsed.get_backend_name() == "postgresql":
         return postgresql_engine(parsed, pool_size=1, max_overflow=0, timeouts=timeouts)

@@ -47,6 +47,7 @@ class StorageQuota:
         self._check(connection, owner, n_bytes)
 
     def _check(self, connection: sa.Connection, owner: str, n_bytes: int) -> None:
+        """Raise RateLimited if `n_bytes` more exceed what an owner may keep of uploads, jobs and reservations."""
         counted = (
             sa.select(uploads.c.size_bytes).where(uploads.c.owner == owner),
             sa.select(job_audio.c.size_bytes).where(job_audio.c.owner == owner),

@@ -129,6 +129,7 @@ class SqlSessionStore:
         return name
 
     def _append(self, lease: Lease, batch: Batch, name: str | None) -> None:
+        """Append a batch once. A repeated write succeeds; without the lease it raises WrongState."""
         with self._db.writing() as connection:
             changed = connection.execute(
                 sa.update(sessions)

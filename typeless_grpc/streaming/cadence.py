@@ -1,7 +1,7 @@
-"""When the interims of an utterance are due, by the clock of the audio.
+"""When the interims of an utterance are due: after so much audio, never after so much time.
 
-The clock of the machine must not decide: interims commit words, and the final keeps them. So the same audio must have
-the same interims, whatever the size of its packets and the speed of their arrival.
+Interims commit words, and the final keeps them. So the same audio must have the same interims, whatever the size of its
+packets and the speed of their arrival.
 """
 
 from __future__ import annotations

@@ -75,8 +75,9 @@ class StreamLanguage:
         self.code = ""
 
     def reset(self, options: DecodeOptions) -> None:
-        """Forget the language. options: the new ones; `set` ignores utterances that were decoded with others."""
-        self._options, self._utterance_id, self.code = options, -1, ""
+        """Forget the language if these options are new. `set` ignores utterances that were decoded with others."""
+        if options != self._options:
+            self._options, self._utterance_id, self.code = options, -1, ""
 
     def set(self, code: str, utterance: Utterance) -> None:
         """Set the language that an utterance showed, unless it is empty or a later utterance showed one."""

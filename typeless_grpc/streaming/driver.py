@@ -59,8 +59,8 @@ class Stream:
         self._idle = IdleTimer(dependencies.clock, options.idle_timeout_s)
         self._is_attached = False
         self._drain: DrainTimes | None = None
-        self._moved = asyncio.Event()  # set whenever there may be room again
-        self.trouble: TypelessError | None = None  # ends its calls; see `durable_stream.py`
+        self._changed = asyncio.Event()  # set whenever code that waits should check its condition again
+        self.trouble: TypelessError | None = None  # with the store of a durable stream: ends the stream's calls
         self._unread_since_s: float | None = None  # when the event that waits to be read was offered
         self._completed: Emit | None = None
         self._crash: BaseException | None = None
@@ -112,8 +112,8 @@ class Stream:
         """
         with self._idle.busy():
             while not self._has_room() and still_wanted() and not self.has_ended and not self.journal.is_closed:
-                self._moved.clear()
-                await self._moved.wait()
+                self._changed.clear()
+                await self._changed.wait()
         if not still_wanted() or self.has_ended or self.journal.is_closed or request is Control.KEEP_ALIVE:
             return
         if request is Control.END:
@@ -132,7 +132,7 @@ class Stream:
                 self._unread_since_s = self._dependencies.clock.now_s()
                 yield entry
                 self._unread_since_s = None
-                self._moved.set()
+                self._changed.set()
 
     @property
     def is_stuck(self) -> bool:
@@ -142,7 +142,7 @@ class Stream:
 
     def wake(self) -> None:
         """Let waiting calls check whether they are still wanted."""
-        self._moved.set()
+        self._changed.set()
         self.journal.wake()
 
     def tick(self) -> None:
@@ -188,7 +188,7 @@ class Stream:
         await asyncio.gather(self._work, return_exceptions=True)
         self._reader.close()
         self.journal.close()
-        self._moved.set()
+        self._changed.set()
 
     # ---- for interims and progress ---------------------------------------------------------------------------
 
@@ -225,6 +225,7 @@ class Stream:
     # ---- the loop -------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        """Process requests until the audio ends, wait for the finals, and close the journal."""
         failure: BaseException | None = None
         try:
             try:
@@ -248,7 +249,7 @@ class Stream:
                 self._reader.close()
                 self._samples.clear()
                 self.journal.close(failure)
-                self._moved.set()
+                self._changed.set()
 
     async def _stop_decodes(self) -> None:
         """Cancel all decodes and wait for them, so that an ended stream uses no engine."""
@@ -276,7 +277,7 @@ class Stream:
                     return
             self._inbox.done(request)
             self._end_if_drained()
-            self._moved.set()
+            self._changed.set()
 
     async def _take_rest(self) -> None:
         try:
@@ -292,7 +293,7 @@ class Stream:
     def _end(self, reason: events.EndReason) -> None:
         self.end_reason = reason
         self._inbox.end()
-        self._moved.set()
+        self._changed.set()
 
     def _end_if_drained(self) -> None:
         if self._drain is None or self.has_ended:
@@ -303,6 +304,7 @@ class Stream:
             self._end(events.EndReason.DRAINING)
 
     async def _finish_audio(self) -> None:
+        """Detect the last frame, and end the last utterance."""
         self._apply(Frames(self._samples.end, self._detector.finish()))
         await self._decide_endpoints()
         self._apply(End())
@@ -316,9 +318,10 @@ class Stream:
             self._apply(EndpointDecision(utterance.id, is_endpoint))
 
     async def _take_audio(self, block: Audio) -> None:
+        """Pass samples through the detector to the session, no faster than the engine decodes them."""
         while self._finals and self._is_ahead():
-            self._moved.clear()
-            await self._moved.wait()
+            self._changed.clear()
+            await self._changed.wait()
         taken = block[: max(0, round(self._options.max_audio_s * SAMPLE_RATE_HZ) - self._samples.end)]
         for start in range(0, len(taken), _STEP_SAMPLES):
             part = taken[start : start + _STEP_SAMPLES]
@@ -345,11 +348,12 @@ class Stream:
         return not self._inbox.is_full and unread < self._options.max_unread_events
 
     def _apply(self, input: Input) -> None:
+        """Give the session an input, and carry out the effects."""
         n_released = self._session.n_released
         for effect in self._session.apply(input):
             self._perform(effect)
         self._samples.forget(self._session.needed_from)
-        self._moved.set()
+        self._changed.set()
         if self._session.n_released > n_released:
             self._progress.released()
 
@@ -376,6 +380,7 @@ class Stream:
                 self.emit(event, cursors)
 
     async def _decode(self, utterance: Utterance) -> None:
+        """Decode an utterance for its final, and give the session the result after the interims of the utterance."""
         result: FinalResult
         try:
             result = FinalDecoded(utterance.id, await self._decoder.final(utterance))
@@ -390,10 +395,6 @@ class Stream:
         assert isinstance(completed.event, events.Completed)
         self._progress.completed()
         transcript = await rendered_transcript(completed.event.transcript, self._session.options, self._dependencies)
-        event = replace(
-            completed.event,
-            transcript=transcript,
-            processing_s=self.meter.elapsed_s,
-            end_reason=self.end_reason or events.EndReason.CALLER,
-        )
+        reason = self.end_reason or events.EndReason.CALLER
+        event = replace(completed.event, transcript=transcript, processing_s=self.meter.elapsed_s, end_reason=reason)
         self.emit(event, completed.cursors)

@@ -11,7 +11,8 @@ from typeless_grpc.streaming.requests import Control, Request
 class DurableInbox(Inbox):
     """Passes audio to the log as it is taken, and drops controls that were applied on another server.
 
-    n_put: bytes of audio in all. n_begun: those that were taken.
+    n_put: bytes of audio that were put in all, those on earlier servers included. n_begun: those of them that the
+    stream has taken out.
     """
 
     def __init__(self, held: Holding, max_bytes: int, log: DurableLog) -> None:
@@ -25,7 +26,8 @@ class DurableInbox(Inbox):
         self.n_put = self.acknowledged_bytes = n_stored
         self._ignored_before = ignored_before
 
-    def _take_over(self, data: bytes) -> None:
+    def _count_audio(self, data: bytes) -> None:
+        """See `Inbox`. Audio is acknowledged only once it is stored."""
         self.n_put += len(data)
 
     async def get(self) -> Request:

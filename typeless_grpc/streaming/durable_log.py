@@ -57,10 +57,10 @@ class LogHost(Protocol):
         """Check the finished writer for an unexpected error."""
         ...
 
-    def has_trouble(self, error: TypelessError | None) -> None:
-        """Note that the store has been unavailable for long, or that the lease is lost (WrongState).
+    def set_trouble(self, error: TypelessError | None) -> None:
+        """Note that the store cannot be used. None: it answers again.
 
-        None: the store answers again.
+        error: SourceUnavailable after GIVE_UP_S, RateLimited for an owner without room, or WrongState for a lost lease.
         """
         ...
 
@@ -151,6 +151,7 @@ class DurableLog:
                 return  # it expires
 
     async def _run(self) -> None:
+        """Write what is due, until the session belongs to another server."""
         try:
             while True:
                 try:
@@ -163,9 +164,10 @@ class DurableLog:
         except WrongState as error:
             self._is_lost = True
             self._written.set()
-            self._host.has_trouble(error)
+            self._host.set_trouble(error)
 
     async def _write(self) -> None:
+        """Write a batch; renew the lease if there is nothing to write."""
         n_added, (records, audio) = self._n_added, self._taken()
         checkpoint = self._host.checkpoint()
         if records or audio:
@@ -179,6 +181,7 @@ class DurableLog:
         self._written.set()
 
     def _taken(self) -> tuple[Sequence[Record], Sequence[bytes]]:
+        """Remove and return what the next batch holds: all records, and the audio once there is enough for a part."""
         records, self._records = self._records, []
         audio: list[bytes] = []
         if self._n_waiting >= self._dependencies.part_bytes or self._is_last_audio:
@@ -198,21 +201,22 @@ class DurableLog:
             except (NotFound, WrongState):
                 raise
             except TypelessError as error:
-                self._fails(error)
-                if isinstance(error, RateLimited):  # nobody waits in vain
-                    self._host.has_trouble(error)
+                self._note_failure(error)
+                if isinstance(error, RateLimited):  # the owner must free storage first: callers learn it at once
+                    self._host.set_trouble(error)
                 await asyncio.sleep(RETRY_S)
                 continue
             self._failing_since_s = None
-            self._host.has_trouble(None)
+            self._host.set_trouble(None)
             return
 
-    def _fails(self, error: TypelessError) -> None:
+    def _note_failure(self, error: TypelessError) -> None:
+        """Report an error of the store that has lasted for GIVE_UP_S."""
         now_s = self._clock.now_s()
         if self._failing_since_s is None:
             self._failing_since_s = now_s
         elif now_s - self._failing_since_s > GIVE_UP_S:
-            self._host.has_trouble(error)
+            self._host.set_trouble(error)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run in a thread. Raises SourceUnavailable, also if there is no answer for long."""

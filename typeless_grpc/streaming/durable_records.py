@@ -110,6 +110,7 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
 
 
 def _row(record: Record, updates: UpdateCodec) -> list[Any]:
+    """Return a record as JSON can hold it. `_record` reads it."""
     match record:
         case Frames(received, probabilities):
             return ["frames", received, _floats(np.asarray(probabilities, dtype=np.float32))]
@@ -134,6 +135,7 @@ def _row(record: Record, updates: UpdateCodec) -> list[Any]:
 
 
 def _record(row: list[Any], updates: UpdateCodec) -> Record:
+    """Return the record of a row that `_row`, of this or an older version, has written."""
     match row:
         case ["frames", received, text]:
             return Frames(received, _array(text).tolist())

@@ -33,11 +33,11 @@ class Replay:
         self.has_completed = self.is_over = False
 
     def add(self, sequence: int, emitted: Emit) -> None:
-        """Add an event to the journal."""
+        """Add an event that has its sequence to `entries`, with which the journal of the new stream begins."""
         self.entries.append(Entry(sequence, emitted.event, emitted.cursors, self._audio_bytes))
 
     def take(self, record: Input, effects: Iterable[Effect]) -> None:
-        """Note the effects of an input."""
+        """Note which work an input has finished, and which its effects request."""
         match record:
             case InterimDecoded(utterance_id=utterance_id, up_to=up_to):
                 self.due = [due for due in self.due if due.utterance.id != utterance_id or due.up_to > up_to]

@@ -4,7 +4,8 @@ It stores the audio as it was sent, and every input of the session. Another serv
 which makes the same decisions and has the same finals. It decodes the audio to samples again, but detects and
 recognizes nothing up to the end of the inputs. Then it starts the decodes that were running, and continues.
 
-- Events that are kept, and all after them, reach a caller once they are durable: no server contradicts another.
+- Interims and progress (`events.PASSING`) are not stored. Any other event is withheld until it is durable, and later
+  events wait behind it, so that no server contradicts another.
 - Audio is acknowledged once it is stored, in parts. The caller sends the rest again.
 - Controls and updates before the stored position are ignored when they come again. At that position they apply again,
   which changes nothing.
@@ -35,13 +36,14 @@ from typeless_grpc.streaming.release import FinalDecoded
 from typeless_grpc.streaming.requests import Control, Request, Update
 from typeless_grpc.streaming.session import State
 
+_OVER = (State.ENDING, State.DONE)
 _REPLAYED_AT_ONCE = 100  # records, a few milliseconds
-# The store has no interims and progress since the last write; only the caller knows their number.
+# Interims and progress are not stored, so only the caller knows how many came after the last write.
 MAX_UNSTORED_EVENTS = 100_000
 
 
 class DurableStream(Stream):
-    """See the module. Call `start` or `restore` before a call uses it."""
+    """A stream with a log in the store. Call `start` or `restore` before a call uses it."""
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class DurableStream(Stream):
         self._n_decoded = 0  # samples that the reader returned
         super().__init__(dependencies, reader, options)
         self._inbox = self._durable_inbox = DurableInbox(self._held, options.max_waiting_bytes, self._log)
-        self._n_repeated = 0  # bytes that the call that has the stream sends although they are here
+        self._n_repeated = 0  # bytes that the current call will send again although this server has them
         self._is_paused = False  # takes no more requests
         self._leaving: tuple[TypelessError, float] | None = None  # as `hand_over` was given
 
@@ -150,7 +152,7 @@ class DurableStream(Stream):
         await self._log.close(forget=forget)
 
     def emit(self, event: events.Event, cursors: events.Cursors | None = None) -> None:
-        """See `Stream`. An event that is kept waits until it is durable, and later ones wait behind it."""
+        """See `Stream`. Events other than `PASSING` are withheld until they are durable, and later ones behind them."""
         if self.journal.is_closed:
             return
         super().emit(event, cursors)
@@ -183,9 +185,9 @@ class DurableStream(Stream):
         """See `LogHost`."""
         self._inbox.acknowledged_bytes = audio_bytes
         self.journal.release(last_sequence)
-        self._moved.set()
+        self._changed.set()
 
-    def has_trouble(self, error: TypelessError | None) -> None:
+    def set_trouble(self, error: TypelessError | None) -> None:
         """See `LogHost`."""
         self.trouble = error
         if isinstance(error, WrongState):
@@ -222,14 +224,15 @@ class DurableStream(Stream):
     async def _paused(self) -> None:
         """Wait for a pause of the speaker, take no more from then on, and wait for the finals before it."""
         while self._session.is_speaking and self._is_attached and not self.journal.is_closed:
-            await self._next_move()
+            await self._next_change()
         self._is_paused = True
         while self._finals and self._is_attached and not self.journal.is_closed:
-            await self._next_move()
+            await self._next_change()
 
-    async def _next_move(self) -> None:
-        self._moved.clear()
-        await self._moved.wait()
+    async def _next_change(self) -> None:
+        """Wait until the session or the journal has changed."""
+        self._changed.clear()
+        await self._changed.wait()
 
     async def _take_requests(self) -> None:
         await self._is_ready.wait()
@@ -253,8 +256,8 @@ class DurableStream(Stream):
     # ---- resuming -------------------------------------------------------------------------------------------
 
     async def _decode_again(self) -> None:
-        """Feed the stored audio."""
-        await self._begin_where_it_was()
+        """Decode the stored audio to samples again, up to its end."""
+        await self._start_pending_decodes()
         for name in self._replay.audio:
             data = await self._log.audio(name)
             self._durable_inbox.n_begun += len(data)
@@ -269,6 +272,7 @@ class DurableStream(Stream):
                     raise
 
     async def _take_audio(self, block: Audio) -> None:
+        """See `Stream`. Samples that the replayed inputs cover are only kept, as far as they are needed."""
         n_missing = self._replay.received - self._n_decoded
         if n_missing > 0:
             known, block = block[:n_missing], block[n_missing:]
@@ -276,11 +280,11 @@ class DurableStream(Stream):
             self._n_decoded += len(known)
             if len(wanted):
                 await self._samples.append(wanted)
-            await self._begin_where_it_was()
+            await self._start_pending_decodes()
         if len(block) or not n_missing:
             await super()._take_audio(block)
 
-    async def _begin_where_it_was(self) -> None:
+    async def _start_pending_decodes(self) -> None:
         """Start the decodes that were running, once their audio is decoded to samples."""
         replay = self._replay
         if replay.is_over or self._n_decoded < replay.received:
@@ -296,6 +300,7 @@ class DurableStream(Stream):
         return list(decode(data, self._durable.updates))
 
     def _replay_record(self, record: Record) -> None:
+        """Apply a stored record to the new session."""
         replay = self._replay
         match record:
             case Numbered(sequence):
@@ -313,6 +318,3 @@ class DurableStream(Stream):
                 self._decoder.reconfigure(record.options)
         replay.take(record, self._session.apply(record))
         self._completed = replay.completed
-
-
-_OVER = (State.ENDING, State.DONE)

@@ -149,6 +149,7 @@ class Endpointer:
         return [Endpoint(speech_end, min(at, speech_end + _samples(self._options.padding_s)))]
 
     def _extend(self, speech: _Speech, probability: float, start: int) -> list[Boundary]:
+        """Take a frame into the open utterance. start: the first sample of the frame."""
         boundaries: list[Boundary] = []
         speech.probabilities.append(probability)
         if probability >= self._options.threshold:
@@ -169,6 +170,7 @@ class Endpointer:
         return max(_samples(self._options.max_utterance_s), 2 * MIN_SPEECH_SAMPLES)
 
     def _resumed(self, speech: _Speech, start: int) -> list[Boundary]:
+        """End the pause, if there is one: the frame that begins at start is speech."""
         was_paused = speech.is_paused
         speech.is_paused = speech.is_likely_over = speech.has_low_confidence = False
         if speech.pause is not None and start - speech.pause >= _MIN_PAUSE_SAMPLES:
@@ -177,6 +179,7 @@ class Endpointer:
         return [SpeechResumed()] if was_paused else []
 
     def _paused(self, speech: _Speech) -> list[Boundary]:
+        """Report what the pause has become long enough for."""
         if speech.pause is None:
             return []
         silence, padding = self._position - speech.pause, _samples(self._options.padding_s)
@@ -191,6 +194,7 @@ class Endpointer:
         return [Pause(speech.pause, speech.pause + padding, speech.is_likely_over)]
 
     def _pause_over(self, speech: _Speech, silence: int) -> list[Boundary]:
+        """Report what follows from a pause of end_silence_s or more. silence: its length in samples."""
         if not speech.is_confirmed:
             self._speech = None
             return []

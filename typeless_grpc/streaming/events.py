@@ -99,7 +99,7 @@ class Completed:
 
 Event = Started | SpeechStart | SpeechEnd | Interim | Final | Progress | Configured | Warned | Completed
 
-# Events that the next one of their kind replaces; they are not kept.
+# Events that the next one of their kind replaces. The journal prunes them, and durable streams do not store them.
 PASSING = (Interim, Progress, Configured)
 
 

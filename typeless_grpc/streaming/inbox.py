@@ -40,13 +40,14 @@ class Inbox:
         self._count(_weight(request))
         self._requests.put_nowait(request)
         if isinstance(request, bytes):
-            self._take_over(request)
+            self._count_audio(request)
 
     def end(self) -> None:
         """Append the end of the audio, which takes no room."""
         self._requests.put_nowait(Control.END)
 
-    def _take_over(self, data: bytes) -> None:
+    def _count_audio(self, data: bytes) -> None:
+        """Note audio that was put. Here it is acknowledged at once."""
         self.acknowledged_bytes += len(data)
 
     async def get(self) -> Request:

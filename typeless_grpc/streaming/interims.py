@@ -137,7 +137,7 @@ class Interims:
         self.yield_to_finals()
         try:
             async with asyncio.timeout(FINAL_WAITS_S):
-                while (task := self._of(utterance_id)) is not None:
+                while (task := self._task_of(utterance_id)) is not None:
                     await asyncio.wait([task])
         except TimeoutError:
             if self._task is not None and self._task_utterance_id == utterance_id:
@@ -153,12 +153,13 @@ class Interims:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _of(self, utterance_id: int) -> asyncio.Task[None] | None:
+    def _task_of(self, utterance_id: int) -> asyncio.Task[None] | None:
         """Return the running interim of this utterance; begin it if it is due."""
         self.begin()
         return self._task if self._task_utterance_id == utterance_id else None
 
     def _is_behind(self) -> bool:
+        """Whether the engine does not keep up, so that only the newest interim is decoded."""
         is_busy = self._dependencies.engine.backlog_s > _BUSY_BACKLOG_S
         return is_busy or self._lacked_slot or len(self._due) == self._due.maxlen
 
@@ -176,6 +177,7 @@ class Interims:
         return self._samples.cut(audio_start, one.up_to)
 
     def _is_time_for(self, one: InterimDue) -> bool:
+        """Whether an engine that does not keep up has time for an interim: enough audio came since the last one."""
         backlog_s, interval_s = self._dependencies.engine.backlog_s, self._options.interim_interval_s
         if (
             self._session.is_quiet
@@ -188,12 +190,13 @@ class Interims:
         return one.up_to - since >= wait_s * SAMPLE_RATE_HZ
 
     async def _decode(self, one: InterimDue, audio: Audio) -> None:
-        now = one.utterance
+        """Decode one interim, and rest for a while that grows with the time it took."""
+        utterance = one.utterance
         clock, interval_s = self._dependencies.clock, self._options.interim_interval_s or 0.0
         began_s = clock.now_s()
         deadline_s = began_s + max(_MIN_DEADLINE_S, 2 * interval_s)
         ticket = Ticket(Lane.LIVE_INTERIM, self._options.caller, deadline_s)
-        options = replace(self._decoder.expecting(now.options), word_timestamps=False, output_formats=())
+        options = replace(self._decoder.expecting(utterance.options), word_timestamps=False, output_formats=())
         try:
             recognition = await self._dependencies.engine.recognize(audio, options, ticket)
         except TypelessError:
@@ -202,7 +205,7 @@ class Interims:
             return
         self._next_s = clock.now_s() + _REST * (clock.now_s() - began_s)
         confidence = mean_confidence(recognition.transcript.segments)
-        self._host.take_interim(InterimDecoded(now.id, text_of(recognition), one.up_to, confidence))
+        self._host.take_interim(InterimDecoded(utterance.id, text_of(recognition), one.up_to, confidence))
 
     def _skipped(self, n: int) -> None:
         for _ in range(n):

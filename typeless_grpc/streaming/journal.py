@@ -12,8 +12,8 @@ from typeless_grpc.streaming.events import PASSING, Cursors, Entry, Event
 class Journal:
     """The events of one session.
 
-    Events that the next one of their kind replaces are pruned; keep_passing is how many of them are kept at least. All
-    others stay, so the memory grows with the text.
+    Events that the next one of their kind replaces (`events.PASSING`) are pruned once they are read, except the newest:
+    keep_passing is how many of them stay at least. All others stay, so the memory grows with the text.
     """
 
     def __init__(self, keep_passing: int = 256) -> None:
@@ -23,8 +23,9 @@ class Journal:
         self._last = 0
         self._sent = 0
         self._failure: BaseException | None = None
-        self._is_closed = self._is_cut = False
-        self._held_from: int | None = None
+        self._is_closed = False
+        self._is_cut = False  # closed so that readers get nothing more
+        self._held_from: int | None = None  # sequence of the first event that is withheld
         self._news = asyncio.Event()
 
     @property

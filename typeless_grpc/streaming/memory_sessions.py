@@ -11,6 +11,8 @@ from typeless_grpc.streaming.durable_store import Batch, Lease, StoredSession
 
 @dataclass
 class _Row:
+    """One session. token: of its newest lease."""
+
     owner: str
     config: bytes
     token: int = 1

@@ -48,11 +48,11 @@ class LiveMode:
     name = "live"
 
     def __init__(self, options: EndpointOptions) -> None:
-        self._options = options
+        self.segmentation = options
 
     def segmenter(self) -> Segmenter:
         """See `StreamMode`."""
-        return Endpointer(self._options)
+        return Endpointer(self.segmentation)
 
     def segments(self, utterance: Utterance, recognition: Recognition | None, committed: str) -> list[Segment]:
         """See `StreamMode`: one segment, which begins with the stable prefix of the interims."""
@@ -77,11 +77,11 @@ class FileMode:
     name = "file"
 
     def __init__(self, options: PlanOptions) -> None:
-        self._options = options
+        self.segmentation = options
 
     def segmenter(self) -> Segmenter:
         """See `StreamMode`."""
-        return Planner(self._options)
+        return Planner(self.segmentation)
 
     def segments(self, utterance: Utterance, recognition: Recognition | None, committed: str) -> list[Segment]:
         """See `StreamMode`: the engine's own segments."""

@@ -102,6 +102,7 @@ class Planner:
                 self._onset = None
 
     def _plan(self, *, keep_last: bool, end: int | None = None) -> list[Boundary]:
+        """Return the boundaries of the chunks that can no longer change, and drop their speech."""
         if not self._spans:
             return []
         limit = end if end is not None else max(self._endpointer.settled, self._spans[-1].end)

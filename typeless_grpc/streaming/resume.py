@@ -43,10 +43,10 @@ class SessionLimits:
 
 @dataclass
 class _Held(Generic[C]):
-    """A session.
+    """A session of `Sessions`, with or without a call.
 
-    call: the one that has it now. left_s: when the last call left. is_handed_over: another server continues it, and
-    nothing is left to do here.
+    call: the one that has it now; None within the resume window. left_s: when the last call left. is_handed_over:
+    another server continues it, and nothing is left to do here.
     """
 
     id: str
@@ -154,7 +154,7 @@ class Sessions(Generic[C]):
         self._make_room(caller, is_shared=is_shared)
         held = _Held(session_id or new_session_id(), caller, owner, config, stream())
         self._held[held.id] = held
-        return self._given(held, resumed=False)
+        return self._attached(held, resumed=False)
 
     def stream_of(self, session_id: str, owner: str) -> Stream | None:
         """Return the stream of a session that is here; None if owner has none of this id here."""
@@ -181,7 +181,7 @@ class Sessions(Generic[C]):
             held.call.fail(taken_error())
         else:
             self.check_capacity()
-        return self._given(held, resumed=True)
+        return self._attached(held, resumed=True)
 
     def leave(self, call: Call[C]) -> None:
         """Detach a call that is over. Its session is kept for the resume window, unless another call has it."""
@@ -257,7 +257,8 @@ class Sessions(Generic[C]):
             self._drop(held)
         await asyncio.gather(*self._closing)
 
-    def _given(self, held: _Held[C], *, resumed: bool) -> Call[C]:
+    def _attached(self, held: _Held[C], *, resumed: bool) -> Call[C]:
+        """Give a session to a new call."""
         held.call = Call(held, resumed=resumed)
         held.stream.attach()
         self._observer.session("resumed" if resumed else "opened")

@@ -33,7 +33,7 @@ from typeless_grpc.streaming.cadence import Cadence
 from typeless_grpc.streaming.effects import CancelSpeculation, Decode, Effect, Emit, InterimDue, Speculate
 from typeless_grpc.streaming.inputs import End, EndpointDecision, Finalize, Frames, Input, InterimDecoded, LastReleased
 from typeless_grpc.streaming.release import FinalDecoded, FinalFailed, FinalResult, PendingFinal, ReleaseQueue
-from typeless_grpc.streaming.requests import Update
+from typeless_grpc.streaming.requests import SegmentationOptions, Update
 from typeless_grpc.streaming.segmentation import (
     Boundary,
     Endpoint,
@@ -49,7 +49,7 @@ from typeless_grpc.streaming.utterances import OpenUtterance, Utterance
 
 
 class State(Enum):
-    """See the module."""
+    """The states that the module docstring describes."""
 
     LISTENING = "listening"
     SPEAKING = "speaking"
@@ -60,6 +60,11 @@ class State(Enum):
 
 class Mode(Protocol):
     """What differs between LIVE and FILE for a session; see `modes.py`."""
+
+    @property
+    def segmentation(self) -> SegmentationOptions:
+        """The options of the segmenter of a new stream."""
+        ...
 
     def segmenter(self) -> Segmenter:
         """Return the segmenter of a new stream."""
@@ -96,7 +101,7 @@ class Session:
         self.undecided: Utterance | None = None  # in UNDECIDED: the utterance as it is if it ends here
         self.n_utterances = 0  # that are over
         self._mode, self._cadence, self._new_stability = mode, cadence, stability
-        self._segmenter = mode.segmenter()
+        self._segmenter, self._segmentation = mode.segmenter(), mode.segmentation
         self._open: _Open | None = None
         self._pending = ReleaseQueue()
         self._transcript = TranscriptBuilder(options.model)
@@ -161,6 +166,7 @@ class Session:
         return self._effects
 
     def _move(self, happened: Input | Boundary | LastReleased) -> None:
+        """Change the state as TRANSITIONS says."""
         self.state = TRANSITIONS[self.state][type(happened)]
 
     def _emit(self, event: events.Event, *, final: int | None = None) -> None:
@@ -177,6 +183,7 @@ class Session:
         self._processed = max(self._processed, self._final)
 
     def _settled(self) -> int:
+        """Return the sample before which all is final: where the first utterance without a final begins."""
         if (first := self._pending.first) is not None:
             return first.audio_start
         if self._open is not None:
@@ -192,6 +199,7 @@ class Session:
         self._segment()
 
     def _segment(self) -> None:
+        """Pass waiting frames to the segmenter, up to an undecided utterance."""
         while self._waiting_frames and self.state is not State.UNDECIDED:
             self._take_boundaries(self._segmenter.take(self._waiting_frames.popleft()))
             self._n_frames += 1
@@ -224,10 +232,11 @@ class Session:
         self._take_boundaries(self._segmenter.finalize(self._received))
 
     def _update(self, update: Update) -> None:
-        self._end_undecided()
-        self._take_boundaries(self._segmenter.settle())  # utterances that are over keep the old options
-        self.options = update.options
-        self._segmenter.reconfigure(update.segmentation)
+        if (update.options, update.segmentation) != (self.options, self._segmentation):
+            self._end_undecided()
+            self._take_boundaries(self._segmenter.settle())  # utterances that are over keep the old options
+            self.options, self._segmentation = update.options, update.segmentation
+            self._segmenter.reconfigure(update.segmentation)
         self._emit(events.Configured(update.options, update.requested))
 
     def _end(self, end: End) -> None:
@@ -237,6 +246,7 @@ class Session:
     # ---- boundaries of utterances ----------------------------------------------------------------------------
 
     def _take_boundaries(self, boundaries: Sequence[Boundary]) -> None:
+        """Turn the endpointer's decisions into utterances and effects."""
         for boundary in boundaries:
             self._move(boundary)
             match boundary:
@@ -296,6 +306,7 @@ class Session:
             self._release(pending, its_result)
 
     def _release(self, pending: PendingFinal, result: FinalResult) -> None:
+        """Emit the segments of an utterance, or a warning if it could not be decoded."""
         utterance = pending.utterance
         recognition = result.recognition if isinstance(result, FinalDecoded) else None
         segments = self._mode.segments(utterance, recognition, pending.stability.committed)

@@ -62,7 +62,7 @@ class CallThreads(ThreadPoolExecutor):
             for work in waiting:
                 self._running[work.caller] += 1
                 if not cancel_futures or not work.future.cancel():
-                    super().submit(self._work, work)
+                    super().submit(self._run, work)
         super().shutdown(wait, cancel_futures=cancel_futures)
 
     def _begin(self) -> None:
@@ -79,9 +79,10 @@ class CallThreads(ThreadPoolExecutor):
             if work.future.cancelled():
                 continue
             self._running[caller] += 1
-            super().submit(self._work, work)
+            super().submit(self._run, work)
 
-    def _work(self, work: _Work) -> None:
+    def _run(self, work: _Work) -> None:
+        """Run a task in a thread, and then start queued ones."""
         try:
             if work.future.set_running_or_notify_cancel():
                 try:
@@ -100,6 +101,8 @@ class CallThreads(ThreadPoolExecutor):
 
 @dataclass(frozen=True, eq=False)
 class _Work:
+    """A submitted task. run: runs it in the context of its call."""
+
     caller: str
     future: Future[Any]
     run: Callable[[], Any]

@@ -24,6 +24,8 @@ def add_gauges(
 
 
 class _Read(Collector):
+    """A gauge whose values are read at each collection."""
+
     def __init__(self, name: str, help: str, labels: tuple[str, ...], read: Callable[[], Values]) -> None:
         self._name, self._help, self._labels, self._read = name, help, labels, read
 

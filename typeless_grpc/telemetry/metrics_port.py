@@ -60,6 +60,8 @@ class MetricsPort:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """The HTTP server of the port, with a bounded number of connections."""
+
     daemon_threads = True
     block_on_close = False
     request_queue_size = 64
@@ -95,6 +97,8 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
+    """The handler of one connection."""
+
     timeout = SILENCE_S
 
     def log_message(self, *_: Any) -> None:

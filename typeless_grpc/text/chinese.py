@@ -43,7 +43,7 @@ def _opencc(config: str) -> Any:
 
 
 def written_numbers(text: str) -> list[Edit]:
-    """Edits that write numbers, amounts, dates, times and measures in figures; idioms (一样, 万一) keep their words."""
+    """Return the edits that write numbers, amounts, dates, times and measures in figures; idioms (一样) keep words."""
     if not _NUMERALS.search(text):
         return []
     result = _itn().normalize_with_mapping(text.replace("〇", "零"))  # the grammar knows one of the two zeros

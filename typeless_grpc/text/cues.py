@@ -44,7 +44,7 @@ class _Fragment:
 
 
 def cues(segments: Sequence[Segment], *, audio_s: float) -> list[Cue]:
-    """Every segment's text as cues, in order of time and without overlap; their texts together are the segments'.
+    """Return the text of all segments as cues, in order of time and without overlap. No text is lost or repeated.
 
     Segments of several channels may overlap: then the earlier cue ends early. audio_s: no cue ends later.
     """
@@ -72,7 +72,7 @@ def _with_company(spoken: Sequence[Cue]) -> list[Cue]:
 
 
 def _spoken(segment: Segment) -> Iterator[Cue]:
-    """The cues of a segment, with the times of their words."""
+    """Yield the cues of a segment, with the times of their words."""
     group: list[_Fragment] = []
     for fragment in _fragments(segment):
         if group and not _fits([*group, fragment]):
@@ -88,7 +88,7 @@ def _spoken(segment: Segment) -> Iterator[Cue]:
 
 
 def _fragments(segment: Segment) -> list[_Fragment]:
-    """The text's words, or what fits on a line of one that has no spaces, with the words' times, if any."""
+    """Return the text's words, or what fits on a line of one that has no spaces, with the words' times, if any."""
     text = segment.text
     spans = [span for token in _TOKEN.finditer(text) for span in _breakable(token[0], token.start())]
     clock = _Clock(segment)
@@ -99,7 +99,7 @@ def _fragments(segment: Segment) -> list[_Fragment]:
 
 
 def _breakable(token: str, offset: int) -> Iterator[tuple[int, int]]:
-    """Where a token may be broken: before any wide character that is no mark, and where it is longer than a line."""
+    """Yield where a token may be broken: before wide characters that are no marks, and at the length of a line."""
     start, width = 0, 0
     for i, character in enumerate(token):
         wide = _columns(character) > 1
@@ -126,7 +126,7 @@ class _Clock:
         self._marks.append((len(segment.text), segment.end_s))
 
     def at(self, character: int, *, is_end: bool = False) -> float:
-        """The time before this character, or with is_end after the one before it."""
+        """Return the time before this character, or with is_end after the one before it."""
         before = [mark for mark in self._marks if mark[0] <= character]
         after = [mark for mark in self._marks if mark[0] >= character]
         exact = [time_s for position, time_s in self._marks if position == character]
@@ -178,7 +178,7 @@ def _wrapped(fragments: Sequence[_Fragment], width: int) -> list[str]:
 
 
 def _columns(text: str) -> int:
-    """The width of a text: 2 for each wide character (Unicode Annex 11), 0 for a combining mark."""
+    """Return the width of a text: 2 for each wide character (Unicode Annex 11), 0 for a combining mark."""
     return sum(
         0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
     )

@@ -34,7 +34,7 @@ class _Placed:
 
 
 def edited(segment: Segment, edits: Sequence[Edit]) -> Segment:
-    """The segment after its edits. edits: in order of start, without overlap.
+    """Return the segment after its edits. edits: in order of start, without overlap.
 
     An edited word keeps its time. Words that become one have the time from the first start to the last end, and the
     least of their confidences. If a word becomes several, they share its time by their length.
@@ -65,7 +65,7 @@ def edited(segment: Segment, edits: Sequence[Edit]) -> Segment:
 
 
 def _placed(segment: Segment) -> list[_Placed]:
-    """The position of each word in the text; a word that is not in it has an empty position where it would be."""
+    """Return the position of each word in the text; that of a word that is not in it is empty, where it would be."""
     placed, position = [], 0
     for word in segment.words:
         start = segment.text.find(word.text, position)
@@ -78,7 +78,7 @@ def _placed(segment: Segment) -> list[_Placed]:
 def _regions(
     words: Sequence[_Placed], edits: Sequence[Edit], n_characters: int
 ) -> Iterator[tuple[int, int, list[Edit]]]:
-    """Stretches that hold whole words and all the edits that touch them, in order and apart from each other."""
+    """Yield the parts that hold whole words and all edits that touch them, in order: start, end, and the edits."""
     start, end, inside = 0, 0, list[Edit]()
     for edit in edits:
         touched = [one for one in words if one.start < edit.end and edit.start < one.end]
@@ -104,7 +104,7 @@ def _written(text: str, start: int, end: int, edits: Sequence[Edit]) -> str:
 
 
 def _shared(text: str, offset: int, words: Sequence[Word]) -> Iterator[_Placed]:
-    """The words of a new text at `offset`, with the times of the words it came from."""
+    """Yield the words of a new text at `offset`, with the times of the words it came from."""
     tokens = list(_TOKEN.finditer(text))
     if not words or not tokens:
         return
@@ -124,7 +124,7 @@ def _shared(text: str, offset: int, words: Sequence[Word]) -> Iterator[_Placed]:
 
 
 def _glued(text: str, words: Sequence[_Placed]) -> Iterator[Word]:
-    """The words, with each separate mark joined to the word it touches."""
+    """Yield the words, with each separate mark joined to the word it touches."""
     waiting: _Placed | None = None
     for one in words:
         is_mark = not any(character.isalnum() for character in text[one.start : one.end])

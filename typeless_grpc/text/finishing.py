@@ -82,7 +82,7 @@ def needs_work(transcript: Transcript, options: DecodeOptions) -> bool:
 
 
 def finished(transcript: Transcript, options: DecodeOptions, profanity: Profanity) -> Transcript:
-    """The transcript as the options request it, with renditions."""
+    """Return the transcript as the options request it, with renditions."""
     segments = tuple(_in_its_script(segment, options) for segment in transcript.segments)
     suppressed = tuple(replace(one, segment=_in_its_script(one.segment, options)) for one in transcript.suppressed)
     transcript = replace(transcript, segments=segments, suppressed=suppressed)
@@ -93,14 +93,14 @@ def finished(transcript: Transcript, options: DecodeOptions, profanity: Profanit
 
 
 def with_renditions(transcript: Transcript, formats: Sequence[OutputFormat], *, words: bool) -> Transcript:
-    """The transcript with a rendition of all of it for each format. words: whether JSON has them."""
+    """Return the transcript with a rendition of all of it for each format. words: whether JSON has them."""
     plain = transcript if words else without_words(transcript)
     renditions = (rendered(transcript if format in TIMED_FORMATS else plain, format) for format in formats)
     return replace(transcript, renditions=tuple(renditions))
 
 
 def without_words(transcript: Transcript) -> Transcript:
-    """The transcript without its words, for requests that do not want them."""
+    """Return the transcript without its words, for requests that do not want them."""
     segments = tuple(replace(segment, words=()) for segment in transcript.segments)
     suppressed = tuple(replace(one, segment=replace(one.segment, words=())) for one in transcript.suppressed)
     return replace(transcript, segments=segments, suppressed=suppressed)
@@ -112,7 +112,7 @@ def _in_its_script(segment: Segment, options: DecodeOptions) -> Segment:
 
 
 def _script(segment: Segment, options: DecodeOptions) -> Script | None:
-    """The script to write Chinese in: simplified by default. Cantonese stays as the model writes it by default."""
+    """Return the script to write Chinese in: simplified by default. None keeps the model's own, Cantonese's default."""
     if options.task is Task.TRANSLATE:
         return None
     if segment.language == "zh":

@@ -33,7 +33,7 @@ class WholeWords:
         self._pattern = re.compile("|".join(alternatives) or r"(?!)", re.IGNORECASE)
 
     def find(self, text: str) -> Iterator[tuple[int, int, str]]:
-        """The start, end (exclusive) and phrase of each match, in order and without overlap."""
+        """Yield the start, end (exclusive) and phrase of each match, in order and without overlap."""
         for match in self._pattern.finditer(text):
             yield match.start(), match.end(), self._phrases[(match.lastindex or 1) - 1]
 

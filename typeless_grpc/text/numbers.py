@@ -29,7 +29,7 @@ _NO_BREAK = "\u00a0"
 
 
 def written_numbers(text: str, language: str) -> list[Edit]:
-    """Edits that write numbers, amounts, dates, times and measures in figures."""
+    """Return the edits that write numbers, amounts, dates, times and measures in figures."""
     notation = NOTATION.get(language)
     if notation is None or not text:
         return []
@@ -59,7 +59,7 @@ class _Reader:
         self._written_to = 0
 
     def edits(self) -> Iterator[Edit]:
-        """The edits, in order."""
+        """Yield the edits, in order."""
         position = 0
         while position < len(self._tokens):
             # A number right after one that stays in words may belong to it.
@@ -72,7 +72,7 @@ class _Reader:
             position = self._written_to = written.end
 
     def _read(self, position: int) -> _Written | None:
-        """The text for this token and the next ones; None if the words stay."""
+        """Return the text for this token and the next ones; None if the words stay."""
         digits = self._telephone(position) or self._series(position)
         if digits is not None:
             return digits
@@ -108,7 +108,7 @@ class _Reader:
         return all(self._word(i) in self._notation.bare for i in range(number.start, number.end))
 
     def _series(self, position: int) -> _Written | None:
-        """Three or more digits, spoken one by one: a telephone number, a code."""
+        """Return three or more digits that are spoken one by one: a telephone number, a code."""
         digits, end = "", position
         while (digit := self._digit(end)) is not None:
             digits, end = digits + digit[0], digit[1]
@@ -119,14 +119,14 @@ class _Reader:
         return None if is_sigh else _Written(end, digits)
 
     def _digit(self, position: int) -> tuple[str, int] | None:
-        """A digit, or a zero and the digit spoken with it, and their end."""
+        """Return a digit, or a zero and the digit spoken with it, and their end."""
         number = self._numbers.get(position)
         if number is not None and number.is_digits:
             return number.digits, number.end
         return ("0", position + 1) if self._word(position) in self._notation.zeros else None
 
     def _telephone(self, position: int) -> _Written | None:
-        """A telephone number that is spoken and written in pairs."""
+        """Return a telephone number that is spoken and written in pairs."""
         pairs, end = list[str](), position
         while (number := self._numbers.get(end)) is not None and number.is_count and len(number.digits) == 2:
             pairs.append(number.digits)
@@ -135,7 +135,7 @@ class _Reader:
         return _Written(end, _NO_BREAK.join(pairs)) if is_one else None
 
     def _year(self, number: Number) -> _Written | None:
-        """A year spoken in two parts: "nineteen eighty-four", "nineteen oh five"."""
+        """Return a year spoken in two parts: "nineteen eighty-four", "nineteen oh five"."""
         is_century = number.is_count and 16 <= number.value <= 20 and not number.is_numeral
         if not (self._notation.pairs_are_years and is_century):
             return None
@@ -156,7 +156,7 @@ class _Reader:
         return position in self._count_starts or any(self._phrase(position, phrases) for phrases in counted)
 
     def _clock(self, number: Number) -> _Written | None:
-        """A time of day, "three thirty p.m.", "drei Uhr": in figures, the rest as it was spoken."""
+        """Return a time of day, "three thirty p.m.", "drei Uhr": in figures, the rest as it was spoken."""
         if number.is_numeral or not (number.is_count and 0 <= number.value <= 24):
             return None
         if self._word(number.end) in self._notation.hours:
@@ -204,7 +204,7 @@ class _Reader:
         return _Written(number.end, str(int(number.value)) if is_first_of_month else number.digits)
 
     def _measure(self, number: Number) -> _Written | None:
-        """A number with what it counts: percent, a currency, a unit."""
+        """Return a number with what it counts: percent, a currency, a unit."""
         if number.is_ordinal:
             return None
         amount, end = self._scaled(number)
@@ -222,6 +222,7 @@ class _Reader:
         return self._money(number, amount, end)
 
     def _money(self, number: Number, amount: str, end: int, *, only_with_cents: bool = False) -> _Written | None:
+        """Return an amount with its currency, or None if no currency follows."""
         currency = self._phrase(end, self._notation.currencies)
         if currency is None or (number.start and self._word(number.start - 1) in {"$", "€", "£"}):
             return None
@@ -236,7 +237,7 @@ class _Reader:
         return _Written(end, f"{amount}{_NO_BREAK}{symbol}")
 
     def _cents(self, position: int) -> Number | None:
-        """The cents of an amount, with the word for them if it was spoken; `end` is after all of it."""
+        """Return the cents of an amount, with the word for them if it was spoken; `end` is after all of it."""
         joiners = self._notation.cents_joiners
         start = position + 1 if self._word(position) in joiners and self._word(position) else position
         number = self._numbers.get(start)
@@ -248,7 +249,7 @@ class _Reader:
         return number if is_joined and number.value >= 10 and not self._counts_something(number.end) else None
 
     def _phrase(self, position: int, phrases: Mapping[str, str]) -> tuple[int, str] | None:
-        """The longest of the phrases that begins here: its end and its meaning."""
+        """Return the longest of the phrases that begins here: its end and its meaning."""
         for length in (3, 2, 1):
             words = " ".join(self._word(i) for i in range(position, position + length))
             if words in phrases:
@@ -284,7 +285,10 @@ class _Reader:
         return None if end in self._count_starts or is_cents else _Written(end, text)
 
     def _ordinal(self, number: Number) -> _Written | None:
-        """An ordinal that is no fraction ("a tenth") and no "thousandth"; with a mark of its own only before a noun."""
+        """Return an ordinal that is no fraction ("a tenth") and no "thousandth".
+
+        In languages that mark it like the end of a sentence ("3."), only one before a noun is returned.
+        """
         before, last = self._word(number.start - 1), self._word(number.end - 1)
         is_fraction = number.start in self._count_ends or before in _ARTICLES or last.endswith("s")
         if is_fraction or number.value in (100, 1000, 10**6):

@@ -28,7 +28,7 @@ class PostProcessor:
         self._wanted = WholeWords(options.replacements)
 
     def transcript(self, transcript: Transcript) -> Transcript:
-        """The transcript with edited text, and the recognized text in `raw_text`. Empty segments are left out.
+        """Return the transcript with edited text, and the recognized text in `raw_text`. Empty segments are left out.
 
         Takes about a millisecond a sentence: not for the event loop.
         """
@@ -39,7 +39,7 @@ class PostProcessor:
         return replace(transcript, segments=kept, raw_text=transcript.text)
 
     def segment(self, segment: Segment) -> Segment:
-        """The segment with edited text, which may be empty."""
+        """Return the segment with edited text, which may be empty."""
         language = "en" if self._translated else segment.language
         segment = self._tidied(segment, language)
         if self._options.mask_profanity:

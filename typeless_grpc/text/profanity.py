@@ -21,12 +21,12 @@ _SECTION = re.compile(r"\[([a-z]{2,3})\]")
 
 @dataclass(frozen=True)
 class Profanity:
-    """words: by language; "" for every language."""
+    """The words to mask. words: by language; "" for every language."""
 
     words: Mapping[str, WholeWords]
 
     def masked(self, text: str, language: str) -> list[Edit]:
-        """Edits that leave the first character of each listed word and write `*` for each of the others."""
+        """Return the edits that write `*` for all characters but the first of each listed word."""
         listed = [self.words[key] for key in ("", language) if key in self.words]
         found = sorted({(start, end) for words in listed for start, end, _ in words.find(text)})
         edits: list[Edit] = []
@@ -48,7 +48,7 @@ def load(path: Path | None = None) -> Profanity:
 
 
 def parse(lines: list[str]) -> Profanity:
-    """A list from its lines. Raises InvalidInput for an unknown language."""
+    """Return a list from its lines. Raises InvalidInput for an unknown language."""
     words: dict[str, list[str]] = {}
     language = ""
     for number, line in enumerate(lines, 1):

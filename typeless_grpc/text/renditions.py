@@ -14,17 +14,17 @@ from typeless_grpc.text.cues import Cue, cues
 
 
 def rendered(transcript: Transcript, format: OutputFormat) -> Rendition:
-    """The whole file, to be saved as UTF-8. It ends with a line break unless it is empty."""
+    """Return the whole file, to be saved as UTF-8. It ends with a line break unless it is empty."""
     return Rendition(format, _WRITERS[format](transcript))
 
 
 def _text(transcript: Transcript) -> str:
-    """One line per segment."""
+    """Return one line per segment."""
     return "".join(f"{_flat(segment.text)}\n" for segment in transcript.segments)
 
 
 def _webvtt(transcript: Transcript) -> str:
-    """The cues, with WebVTT's markup characters escaped."""
+    """Return the cues, with WebVTT's markup characters escaped."""
     captions = [
         Caption(_clock(cue.start_ms), _clock(cue.end_ms), [_escaped(line) for line in cue.lines])
         for cue in _cues(transcript)
@@ -33,7 +33,7 @@ def _webvtt(transcript: Transcript) -> str:
 
 
 def _srt(transcript: Transcript) -> str:
-    """The same cues. SRT has no escapes, so characters that players read as markup or a time become look-alikes."""
+    """Return the cues. SRT has no escapes, so characters that players read as markup or a time become look-alikes."""
     captions = [
         Caption(_clock(cue.start_ms), _clock(cue.end_ms), [_plain(line) for line in cue.lines])
         for cue in _cues(transcript)
@@ -68,7 +68,7 @@ def _plain(line: str) -> str:
 
 
 def _flat(text: str) -> str:
-    """The text on one line, without a tab, which separates the fields of a table."""
+    """Return the text on one line, without a tab, which separates the fields of a table."""
     return " ".join(text.split("\n")).replace("\r", " ").replace("\t", " ")
 
 
@@ -84,7 +84,7 @@ def _tsv(transcript: Transcript) -> str:
 
 
 def _json(transcript: Transcript) -> str:
-    """One object; its schema is docs/transcript.schema.json."""
+    """Return one object; its schema is docs/transcript.schema.json."""
     value: dict[str, Any] = {
         "text": transcript.text,
         "language": transcript.language,
@@ -100,6 +100,7 @@ def _json(transcript: Transcript) -> str:
 
 
 def _segment(segment: Segment, index: int) -> dict[str, Any]:
+    """Return a segment as it stands in the JSON output."""
     value: dict[str, Any] = {
         "index": index,
         "start": _seconds(segment.start_s),

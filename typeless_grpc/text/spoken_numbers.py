@@ -58,12 +58,12 @@ class Number:
 
 
 def tokens_of(text: str) -> list[Token]:
-    """The words and marks of a text, in order."""
+    """Return the words and marks of a text, in order."""
     return [Token(found) for found in _TOKEN.finditer(text)]
 
 
 def numbers_of(tokens: Sequence[Token], language: str) -> list[Number]:
-    """The numbers among the tokens, in words and in digits, in order and without overlap."""
+    """Return the numbers among the tokens, in words and in digits, in order and without overlap."""
     found = [
         Number(one.start, one.end, one.text, one.value, one.is_ordinal)
         for one in find_numbers(tokens, language, threshold=0)

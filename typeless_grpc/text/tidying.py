@@ -58,7 +58,7 @@ def _is_named(text: str, first: re.Match[str], second: re.Match[str], language: 
 
 
 def _repeated_in_chinese(text: str) -> list[Edit]:
-    """Doubled characters are how Chinese makes words (妹妹, 看看), so only listed words can be a stutter."""
+    """Remove repeated words from a list: other characters are doubled in Chinese to make words (妹妹, 看看)."""
     words = sorted(SPEECH["zh"].stuttered, key=len, reverse=True)
     pattern = re.compile(rf"({'|'.join(words)})(?:\s*{_CHINESE_COMMA}?\s*\1)+")
     return [Edit(found.end(1), found.end(), "") for found in pattern.finditer(text)]
@@ -78,7 +78,7 @@ def fillers(text: str, language: str) -> list[Edit]:
 
 
 def _runs_of_fillers(text: str, language: str) -> Iterator[tuple[int, int]]:
-    """The positions of fillers; consecutive ones ("um, uh") are joined."""
+    """Yield the positions of fillers; consecutive ones ("um, uh") are joined."""
     start = end = -1
     for word in WORD.finditer(text):
         is_filler = word[0].casefold() in SPEECH[language].fillers and not _is_part_of_a_compound(text, word)

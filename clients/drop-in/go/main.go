@@ -1,7 +1,8 @@
 // Google's own client for Go, unchanged, against this server: `go run . RECORDING`.
 //
 // TYPELESS_SERVER is HOST:PORT (default localhost:50051), TYPELESS_API_KEY a key, if the server has keys. With TLS, leave
-// the last two options out, and give the key as option.WithAPIKey.
+// the last two options out, and give the key as option.WithAPIKey. With GOOGLE_CLOUD_UNIVERSE_DOMAIN the client has no
+// options, and `typeless keys google-account` makes its credentials.
 package main
 
 import (
@@ -27,10 +28,15 @@ func main() {
 	if key := os.Getenv("TYPELESS_API_KEY"); key != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "x-goog-api-key", key)
 	}
-	client, err := speech.NewClient(ctx,
+	options := []option.ClientOption{
 		option.WithEndpoint(server),
 		option.WithoutAuthentication(),
-		option.WithGRPCDialOption(grpc.WithTransportCredentials(insecure.NewCredentials())))
+		option.WithGRPCDialOption(grpc.WithTransportCredentials(insecure.NewCredentials())),
+	}
+	if os.Getenv("GOOGLE_CLOUD_UNIVERSE_DOMAIN") != "" {
+		options = nil
+	}
+	client, err := speech.NewClient(ctx, options...)
 	if err != nil {
 		log.Fatal(err)
 	}

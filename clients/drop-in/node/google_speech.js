@@ -1,7 +1,8 @@
 // Google's own client for Node.js, unchanged, against this server: `node google_speech.js file|stream RECORDING`.
 //
 // TYPELESS_SERVER is HOST:PORT (default localhost:50051), TYPELESS_API_KEY a key, if the server has keys. With TLS, leave
-// sslCreds out, and give the key as apiKey.
+// sslCreds out, and give the key as apiKey. With GOOGLE_CLOUD_UNIVERSE_DOMAIN the client has only that option, and
+// `typeless keys google-account` makes its credentials.
 import {readFileSync} from 'node:fs';
 import {setTimeout} from 'node:timers/promises';
 import speech from '@google-cloud/speech';
@@ -11,7 +12,8 @@ import {PassThroughClient} from 'google-auth-library';
 const [host, port] = (process.env.TYPELESS_SERVER ?? 'localhost:50051').split(':');
 const key = process.env.TYPELESS_API_KEY;
 const otherArgs = {headers: key ? {'x-goog-api-key': key} : {}};
-const client = new speech.SpeechClient({
+const universeDomain = process.env.GOOGLE_CLOUD_UNIVERSE_DOMAIN; // which the client reads only in part
+const client = new speech.SpeechClient(universeDomain ? {universeDomain} : {
   apiEndpoint: host,
   port: Number(port),
   sslCreds: credentials.createInsecure(),

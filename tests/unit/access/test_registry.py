@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 
 import pytest
 
@@ -177,10 +178,104 @@ async def test_following_continues_after_any_error(caplog: pytest.LogCaptureFixt
     ended = asyncio.Event()
     other.ring.watch(key.key_id, ended.set)
     following = asyncio.create_task(other.follow(reports.append))
-    await asyncio.wait_for(ended.wait(), 5)
+    await asyncio.wait_for(ended.wait(), 30)
     following.cancel()
     assert reports[:3] == [False] * 3
     assert caplog.text.count("Traceback") == 1
+
+
+class RestoredStore(CountingStore):
+    """A store whose content is replaced by an older copy."""
+
+    def copy(self) -> dict[str, object]:
+        return copy.deepcopy({name: vars(self)[name] for name in ("_revision", "_keys", "_limits")})
+
+    def restore(self, older: dict[str, object]) -> None:
+        vars(self).update(copy.deepcopy(older))
+
+
+@pytest.mark.parametrize("is_noticed", ["by its number", "by an outage"])
+async def test_a_store_that_was_restored_from_an_older_copy_is_read_again(is_noticed: str):
+    store = RestoredStore()
+    one, other = server(store), server(store)
+    mine = settings_key("setting", Role.ADMIN, NOW_S)
+    kept, kept_secret = await one.create_key("kept", Role.USER, None)
+    revoked, revoked_secret = await one.create_key("revoked", Role.USER, None)
+    later, later_secret = await one.create_key("revoked after the restore", Role.USER, None)
+    yesterday = store.copy()
+    await one.load([mine])
+    await one.revoke_key(revoked.key_id)
+    _, new_secret = await one.create_key("made today", Role.USER, None)
+    await one.set_limit(LIMIT)
+    await other.refresh()
+    ended = asyncio.Event()
+    new = other.ring.find(new_secret)
+    assert new is not None
+    other.ring.watch(new.key_id, ended.set)
+
+    store.restore(yesterday)
+    if is_noticed == "by an outage":  # and others have made more changes meanwhile
+        store.is_unavailable = True
+        with pytest.raises(SourceUnavailable):
+            await other.refresh()
+        store.is_unavailable = False
+        for n in range(9):
+            await store.revoke_key((await store.add_key(new_key(str(n), Role.USER, NOW_S, None)[0], max_keys=9)).key_id)
+    await store.revoke_key(later.key_id)
+    for registry in (other, server(store)):
+        await registry.refresh()
+        for key, secret in ((revoked, revoked_secret), (later, later_secret)):
+            found = await registry.find(secret)
+            assert found is not None
+            assert found.is_revoked, key.display_name
+        assert await registry.find(kept_secret) == kept
+        assert await registry.find(new_secret) is None
+        assert await registry.find("setting") is not None
+        assert registry.quotas.of(Principal("p", ""), Group.TRANSCRIBE, Unit.CALLS) is None
+    assert ended.is_set()
+
+
+async def test_keys_that_a_restore_writes_late_are_found():
+    store = RestoredStore()
+    registry = server(store)
+    _, secret = await registry.create_key("n", Role.USER, None)
+    await registry.refresh()
+    whole = store.copy()
+    store.restore(whole | {"_keys": {}})
+    store.is_unavailable = True
+    with pytest.raises(SourceUnavailable):
+        await registry.refresh()
+    store.is_unavailable = False
+    assert await registry.find("another") is None
+    store.restore(whole)
+    assert await registry.find(secret) is not None
+
+
+class LateStore(CountingStore):
+    """Holds its answers back once it has them."""
+
+    async def changes(self, since: int) -> Changes:
+        found = await MemoryAccessStore.changes(self, since)
+        await self.gate.wait()
+        return found
+
+
+async def test_a_key_that_is_made_while_everything_is_read_is_kept():
+    store = LateStore()
+    registry = server(store)
+    store.is_unavailable = True
+    with pytest.raises(SourceUnavailable):
+        await registry.refresh()
+    store.is_unavailable = False
+    store.gate.clear()
+    reading = asyncio.create_task(registry.refresh())
+    await until_idle()
+    key, secret = await registry.create_key("n", Role.USER, None)
+    await registry.set_limit(LIMIT)
+    store.gate.set()
+    await reading
+    assert registry.ring.find(secret) == key
+    assert registry.quotas.of(Principal("p", ""), Group.TRANSCRIBE, Unit.CALLS) == LIMIT
 
 
 async def test_uses_reach_the_store_when_keys_are_listed(store: CountingStore):

@@ -226,7 +226,7 @@ async def test_the_loop_writes_and_sweeps_and_survives_every_error(wall: Wall):
     recorder = UsageRecorder(store, UsageOptions(flush_s=0.001, retention_days=10), wall)
     call(recorder, "key:k1")
     running = asyncio.create_task(recorder.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await store.swept.wait()
     running.cancel()
     assert await store.usage(ALL) == [kept, DailyUsage(AFTER, "key:k1", Usage(calls=1))]

@@ -55,7 +55,7 @@ async def test_a_signal_while_the_model_loads_stops_the_server(
 ):
     app = Loading(number)
     monkeypatch.setattr(starting, "build", app.build)
-    await asyncio.wait_for(serve.run_server(Settings(), "", load), 5)
+    await asyncio.wait_for(serve.run_server(Settings(), "", load), 30)
     assert app.is_closed
     assert capsys.readouterr().out == ""
 
@@ -63,14 +63,14 @@ async def test_a_signal_while_the_model_loads_stops_the_server(
 async def test_a_signal_before_that_prevents_the_start(monkeypatch: pytest.MonkeyPatch):
     app = Loading(signal.SIGTERM, is_early=True)
     monkeypatch.setattr(starting, "build", app.build)
-    await asyncio.wait_for(serve.run_server(Settings(), "", load), 5)
+    await asyncio.wait_for(serve.run_server(Settings(), "", load), 30)
     assert (app.is_closed, app.is_started) == (True, False)
 
 
 async def test_a_model_that_cannot_be_loaded_ends_the_server(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(starting, "build", Loading(None).build)
     with pytest.raises(EngineFailed):
-        await asyncio.wait_for(serve.run_server(Settings(), "", load), 5)
+        await asyncio.wait_for(serve.run_server(Settings(), "", load), 30)
 
 
 async def test_a_server_that_grpc_ends_by_itself_ends_the_process():

@@ -39,7 +39,7 @@ async def test_each_stop_signal_sets_the_event(number: signal.Signals, ends: lis
     requested = requests()
     assert not requested.stop.is_set()
     signal.raise_signal(number)
-    await asyncio.wait_for(requested.stop.wait(), 5)
+    await asyncio.wait_for(requested.stop.wait(), 30)
     assert ends == []
 
 
@@ -59,7 +59,7 @@ async def test_the_second_signal_ends_the_process(numbers: list[signal.Signals],
     for number in numbers:
         signal.raise_signal(number)
         await delivered()
-    await asyncio.wait_for(requested.stop.wait(), 5)
+    await asyncio.wait_for(requested.stop.wait(), 30)
     assert ends == ([130] if is_ended else [])
 
 
@@ -68,12 +68,12 @@ async def test_sighup_requests_a_reload_and_several_at_once_request_one(ends: li
     for _ in range(5):
         signal.raise_signal(HANG_UP)
         await delivered()
-    await asyncio.wait_for(requested.reload.wait(), 5)
+    await asyncio.wait_for(requested.reload.wait(), 30)
     requested.reload.clear()
     await asyncio.sleep(0.5)
     assert not requested.reload.is_set()
     signal.raise_signal(HANG_UP)
-    await asyncio.wait_for(requested.reload.wait(), 5)
+    await asyncio.wait_for(requested.reload.wait(), 30)
     assert (requested.stop.is_set(), ends) == (False, [])
 
 

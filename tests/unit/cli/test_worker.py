@@ -48,7 +48,7 @@ async def test_a_signal_makes_a_worker_return_its_jobs(
 ):
     jobs = Jobs(number, has_started=True)
     monkeypatch.setattr(starting, "build_worker", jobs.build)
-    await asyncio.wait_for(worker.run_worker(Settings(), load), 5)
+    await asyncio.wait_for(worker.run_worker(Settings(), load), 30)
     assert (jobs.is_returned, ends_within) == (True, [])
 
 
@@ -61,5 +61,5 @@ async def test_a_signal_before_a_worker_has_jobs_ends_it_at_once(
 ):
     jobs = Jobs(number, has_started=False)
     monkeypatch.setattr(starting, "build_worker", jobs.build)
-    await asyncio.wait_for(worker.run_worker(Settings(), load), 5)
+    await asyncio.wait_for(worker.run_worker(Settings(), load), 30)
     assert (jobs.is_cancelled, ends_within, capsys.readouterr().out) == (True, [worker.STARTING_S], "")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from typeless_grpc.clock import FakeClock
 from typeless_grpc.engine.admission import Admission, AdmissionOptions
 from typeless_grpc.errors import Overloaded, RateLimited
 
@@ -83,12 +84,14 @@ def fill(admission: Admission, caller: str, stack: ExitStack) -> int:
 
 
 def test_a_caller_of_a_thousand_calls_leaves_room_for_others_and_for_others_again():
-    admission = Admission(AdmissionOptions(max_calls=64))
+    clock = FakeClock()
+    admission = Admission(AdmissionOptions(max_calls=64), clock)
     with ExitStack() as stack:
         assert fill(admission, "many", stack) == 48
         assert fill(admission, "as many", stack) == 12
         for name in ("one", "another", "a third"):
             stack.enter_context(admission.call(name))
+    clock.advance(60.0)  # nobody has retried
     with ExitStack() as stack:
         assert fill(admission, "as many", stack) == 48
 

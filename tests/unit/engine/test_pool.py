@@ -63,8 +63,8 @@ async def test_loading_one_model_does_not_delay_calls_for_another(bench: PoolBen
     bench.loader.gates["b"] = threading.Event()
     loading = asyncio.create_task(bench.pool.load("b"))
     await until(bench.loader.began["b"])
-    await asyncio.wait_for(bench.used("a"), 5)  # loaded already
-    await asyncio.wait_for(bench.used("c"), 5)  # loaded now, beside it
+    await asyncio.wait_for(bench.used("a"), 30)  # loaded already
+    await asyncio.wait_for(bench.used("c"), 30)  # loaded now, beside it
     assert not loading.done()
     bench.loader.gates["b"].set()
     await loading
@@ -76,7 +76,7 @@ async def test_a_load_fetches_the_model_once_for_concurrent_calls(bench: PoolBen
     await until(bench.source.began)
     loads[0].cancel()
     await until_idle()
-    await asyncio.wait_for(bench.used("a"), 5)  # a download holds up nobody
+    await asyncio.wait_for(bench.used("a"), 30)  # a download holds up nobody
     bench.source.gate.set()
     assert (await loads[1]).name == (await loads[2]).name == "far"
     assert (bench.source.gets, bench.loader.loads.count("far")) == (["far"], 1)

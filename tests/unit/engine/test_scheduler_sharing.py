@@ -206,7 +206,7 @@ async def test_stopping_refuses_queued_and_new_work():
     late = bench.submit("late")
     for call in (running, waiting, late):
         with pytest.raises(Overloaded) as caught:
-            await asyncio.wait_for(call, 5)
+            await asyncio.wait_for(call, 30)
         assert caught.value.reason == "DRAINING"
         assert caught.value.retryable
     assert bench.batches == []

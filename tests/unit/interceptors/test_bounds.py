@@ -75,7 +75,12 @@ async def test_the_handler_knows_the_calls_deadline(timeout_s: float | None, is_
 
     async with echo([deadline(60, is_long_lived=is_long_lived)], unary_unary=note_deadline) as served:
         await served.answers("unary_unary", timeout=timeout_s)
-    assert seen == [left_s if left_s is None else pytest.approx(left_s, abs=1)]
+    (seen_s,) = seen
+    if left_s is None:
+        assert seen_s is None
+    else:
+        assert seen_s is not None
+        assert left_s - 9 < seen_s < left_s + 0.1  # less, on a machine that stalls
     assert deadline_s.get() is None
 
 
@@ -109,7 +114,7 @@ async def test_a_cancelled_call_is_no_longer_open():
     async with echo([StatusInterceptor(), OpenCallsInterceptor(1)], unary_unary=never) as served:
         with pytest.raises(grpc.aio.AioRpcError):
             await served.answers("unary_unary", timeout=0.05)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     assert await served.answers("unary_stream") == ["hello"] * 2

@@ -30,7 +30,7 @@ async def test_idle_comes_when_the_last_call_has_ended():
         assert not idle.done()
         go.set()
         await call
-        await asyncio.wait_for(idle, 10)
+        await asyncio.wait_for(idle, 30)
 
 
 async def test_a_closed_door_sends_new_calls_to_another_replica():
@@ -56,7 +56,7 @@ async def test_a_closed_door_leaves_it_to_some_methods_whom_they_serve_and_waits
         await drain.idle()
         assert not settled.done()
         left.set()
-        await asyncio.wait_for(settled, 10)
+        await asyncio.wait_for(settled, 30)
 
 
 async def test_health_and_reflection_pass_a_closed_door_and_are_not_waited_for():
@@ -93,4 +93,4 @@ async def test_a_call_that_fails_or_is_cancelled_has_ended_too():
         call = served.call("unary_unary")
         await began.wait()
         call.cancel()
-        await asyncio.wait_for(drain.idle(), 10)
+        await asyncio.wait_for(drain.idle(), 30)

@@ -104,7 +104,7 @@ async def test_a_stream_cancelled_under_back_pressure_is_cleaned_up_at_once_and_
         call = served.call("unary_stream")
         await call.read()
         call.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await recorder.left.wait()
     assert cleaned == ["it"]
     assert recorder.events[-1] == "it leaves"

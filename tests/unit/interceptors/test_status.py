@@ -130,4 +130,4 @@ async def test_a_cancellation_by_the_caller_is_not_an_error():
         call = served.call("unary_unary")
         await began.wait()
         call.cancel()
-        await asyncio.wait_for(ended.wait(), 10)
+        await asyncio.wait_for(ended.wait(), 30)

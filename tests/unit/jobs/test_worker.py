@@ -313,7 +313,7 @@ async def test_audio_of_a_run_counts_with_that_of_calls_until_the_run_ends(store
     assert admission.room_s == room_s - 2 * 2 * OPTIONS.shortest_chunk_s
     engine.gate.set()
     await running
-    await asyncio.wait_for(released.wait(), 5)
+    await asyncio.wait_for(released.wait(), 30)
     assert (admission.room_s, admission.n_callers) == (room_s, 0)
 
 

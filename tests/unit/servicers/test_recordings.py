@@ -156,7 +156,7 @@ async def test_the_audio_of_a_cancelled_call_is_reserved_until_its_decoding_stop
         await asyncio.wait([call])
         assert bench.admission.room_s < 4000.0
         bench.sources.gate.set()
-        await asyncio.wait_for(released.wait(), 10)
+        await asyncio.wait_for(released.wait(), 30)
         assert (bench.admission.room_s, bench.admission.n_callers) == (4000.0, 0)
 
 

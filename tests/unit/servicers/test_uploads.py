@@ -32,7 +32,7 @@ async def test_the_check_of_a_whole_upload_holds_up_no_other_call(stores: Stores
         receiving.finish(uploads_pb2.UploadFinish(sha256=hashlib.sha256(b"abc").digest()))
         ending = asyncio.create_task(receiving.end())
         assert await asyncio.to_thread(reading.wait, 30)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             other = asyncio.get_running_loop().run_in_executor(executor, store.get, upload.upload_id, None)
             assert (await other).size_bytes == 3
         go_on.set()

@@ -235,6 +235,25 @@ async def test_an_update_changes_the_options_from_the_next_utterance_on():
 
 
 @pytest.mark.parametrize("is_file", [False, True], ids=["live", "file"])
+async def test_an_update_that_changes_nothing_only_returns_the_options(is_file):
+    data = speech(0.9, 0.7, 0.4, 0.3, 1.1, 1.0, 0.2, 0.5, 0.7)
+    segmentation = PlanOptions() if is_file else EndpointOptions()
+
+    async def run(n_updates: int) -> tuple[list[str], list[events.Event]]:
+        async with bench(samples_as_text, segmentation=segmentation) as b:
+            for payload in cut(data, [1600]):
+                await b.stream.put(payload)
+                for _ in range(n_updates):
+                    await b.stream.put(Update(DecodeOptions(language="en"), segmentation))
+            seen = await b.rest()
+            return b.finals(), [event for event in seen if isinstance(event, events.Configured)]
+
+    without, with_updates = await run(0), await run(1)
+    assert with_updates[0] == without[0]
+    assert len(with_updates[1]) == len(list(cut(data, [1600])))
+
+
+@pytest.mark.parametrize("is_file", [False, True], ids=["live", "file"])
 async def test_an_update_with_more_padding_needs_no_audio_that_was_dropped(is_file):
     segmentation = PlanOptions() if is_file else EndpointOptions()
     wider = (

@@ -281,7 +281,7 @@ async def test_two_utterances_that_fail_in_one_moment_end_the_stream_with_the_re
         await until_idle()
         b.engine.gate.set()
         with pytest.raises(RuntimeError, match="broken"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await b.rest()
         assert b.stream.journal.is_closed
 

@@ -253,7 +253,7 @@ async def test_a_drain_waits_for_sessions_whose_call_broke_until_they_are_delive
         assert [type(event) for event in received] == [Started, Warned, Completed]
         d.sessions.leave(again)
         d.sessions.tick()
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 30)
 
 
 async def test_a_drain_does_not_wait_for_a_session_past_its_window():
@@ -266,7 +266,7 @@ async def test_a_drain_does_not_wait_for_a_session_past_its_window():
         d.clock.advance(61)
         await until_idle()
         d.sessions.tick()
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 30)
 
 
 async def test_sessions_report_whether_they_are_ticked():

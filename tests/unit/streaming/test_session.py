@@ -73,9 +73,12 @@ def test_resumed_speech_cancels_the_speculation():
     assert run.of(Speculate, CancelSpeculation)[-1] == CancelSpeculation(0)
 
 
+UNHURRIED = replace(LIVE, low_confidence_silence_s=20 * FRAME_S)
+
+
 def undecided() -> Run:
     """A pause is long enough to end an utterance of high confidence, and the next utterance has begun."""
-    run = Run(replace(LIVE, low_confidence_silence_s=20 * FRAME_S))
+    run = Run(UNHURRIED)
     run.frames((0.9, 20), (0.0, 12), (0.9, 20), (0.0, 5))
     assert run.session.undecided == run.of(Speculate)[-1].utterance
     assert run.of(Decode) == []
@@ -106,6 +109,13 @@ def test_finalize_update_and_end_close_an_undecided_utterance_at_once(input):
     run.give(input)
     assert run.of(Decode)[0].utterance.speech_end == 20 * FRAME_SAMPLES
     assert run.session.undecided is None
+
+
+def test_an_update_that_changes_nothing_leaves_an_undecided_utterance_undecided():
+    run = undecided()
+    assert run.give(Update(OPTIONS, UNHURRIED)) == [events.Configured(OPTIONS)]
+    run.give(EndpointDecision(0, is_endpoint=False))
+    assert run.of(Decode) == []
 
 
 def test_only_the_undecided_utterance_can_be_decided():

@@ -62,6 +62,8 @@ _MAPPING_CALLS = {"mmap": (9, 222), "mprotect": (10, 226)}  # allowed without PR
 
 
 class _Program(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h: a filter, and the number of its instructions."""
+
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 

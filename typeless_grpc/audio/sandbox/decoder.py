@@ -66,6 +66,7 @@ def decode(kind: Kind, request: Request, file: BinaryIO | None, connection: sock
 
 
 def _answer(connection: socket.socket, decode: Decode, kind: Kind, request: Request, file: BinaryIO | None) -> None:
+    """Decode for one request, and send the samples and then the end, or what failed."""
     try:
         decode(kind, request, file, connection)
         connection.send(messages.message(Kind.END))
@@ -148,7 +149,7 @@ class _RemoteFile(io.RawIOBase):
 
 
 def _received(connection: socket.socket) -> bytes:
-    """Bytes from the server, none at the end. Raises OSError if it has closed the connection."""
+    """Return bytes from the server, none at the end. Raises OSError if it has closed the connection."""
     data = connection.recv(messages.MAX_BYTES)
     if not data:
         raise ConnectionResetError

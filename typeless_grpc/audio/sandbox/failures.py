@@ -46,7 +46,7 @@ _BY_SIGNAL = {signal.SIGXCPU: Failure.OUT_OF_CPU_TIME, signal.SIGKILL: Failure.K
 
 
 def failure_of(ended: Ended | None) -> Failure:
-    """Return the failure of a process that should not have ended; None if the fork server has ended, too."""
+    """Return why a process has ended before its work was done. ended: None if the fork server has ended, too."""
     if ended is None:
         return Failure.KILLED
     if os.WIFSIGNALED(ended.status):

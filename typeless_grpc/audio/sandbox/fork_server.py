@@ -35,6 +35,8 @@ _CONNECTION = 3  # the one descriptor of a decoder process, beside its input
 
 @dataclass
 class _Child:
+    """A decoder process that was forked. number: the server's, in commands."""
+
     number: int
     ended: socket.socket  # where its end is reported
 
@@ -66,6 +68,7 @@ class ForkServer:
                 return
 
     def _command(self) -> bool:
+        """Carry out one command of the server: fork, kill or limit a process. Return False once it has closed."""
         try:
             data, descriptors, _, _ = socket.recv_fds(self._control, COMMAND.size, 2)
         except ConnectionResetError:
@@ -83,6 +86,7 @@ class ForkServer:
         return True
 
     def _fork(self, number: int, connection: socket.socket, ended: socket.socket) -> None:
+        """Fork a process that serves `connection`; `ended` gets a report when it has ended."""
         parent = os.getpid()
         try:
             pid = os.fork()

@@ -174,10 +174,12 @@ class DecoderProcesses:
             self._stop()
 
     def _fill(self, control: socket.socket) -> None:
+        """Start as many processes as should wait for work."""
         while len(self._waiting) < self.options.n_waiting:
             self._waiting.append(self._forked(control))
 
     def _forked(self, control: socket.socket) -> DecoderProcess:
+        """Return a new process, which the fork server starts. Raises Overloaded."""
         self._last_number += 1
         connection, its_connection = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ended, its_ended = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -209,6 +211,7 @@ class DecoderProcesses:
         return control
 
     def _stop(self) -> None:
+        """Stop the helper, which ends its processes too."""
         while self._waiting:
             self._waiting.popleft().discard()
         if self._control is not None:

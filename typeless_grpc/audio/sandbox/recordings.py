@@ -140,7 +140,10 @@ class SandboxedReader:
             raise self._process.failed(Failure.VIOLATED_PROTOCOL, self._field) from error
 
     def _next(self) -> tuple[Kind, bytes]:
-        """The next message, but for those about the file. Raises what the decoder has found, or how it failed."""
+        """Return the next message that is not about the file.
+
+        Raises the error that the decoder reports, or the one for its failure.
+        """
         while True:
             kind, payload = messages.parsed(self._received())
             if kind is not Kind.READ:
@@ -150,6 +153,7 @@ class SandboxedReader:
             self._send_part(payload)
 
     def _received(self) -> bytes:
+        """Wait for a message. Raises DecodeCancelled, and the error for a process that ended or makes no progress."""
         n_steps = 0
         while not self._cancelled():
             try:
@@ -170,6 +174,7 @@ class SandboxedReader:
         raise DecodeCancelled
 
     def _send_part(self, payload: bytes) -> None:
+        """Send the part of the file that the process requests."""
         if len(payload) != messages.READ.size:
             raise ProtocolViolation("a read without a place")
         position, n_bytes = messages.READ.unpack(payload)
@@ -182,7 +187,7 @@ class SandboxedReader:
 
 
 def _descriptor(data: bytes | BinaryIO) -> int | None:
-    """A descriptor that reads these bytes and can do nothing else; None of a file that has none."""
+    """Return a descriptor that reads these bytes and can do nothing else; None if there can be none."""
     if isinstance(data, bytes):
         return _sealed(data)
     try:
@@ -198,7 +203,7 @@ def _descriptor(data: bytes | BinaryIO) -> int | None:
 
 
 def _sealed(data: bytes) -> int:
-    """A file in memory that nobody can change."""
+    """Return a file in memory that nobody can change."""
     descriptor = os.memfd_create("recording", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         left = memoryview(data)

@@ -97,7 +97,7 @@ class SandboxedLiveReader:
             process.connection.send(message)
 
     async def _step(self, process: DecoderProcess) -> Audio | None:
-        """The next block, None once the decoder needs more or has come to the end."""
+        """Return the next block, None once the decoder needs more or has come to the end."""
         try:
             while True:
                 kind, payload = messages.parsed(await self._received(process))
@@ -126,7 +126,7 @@ class SandboxedLiveReader:
         return block
 
     async def _received(self, process: DecoderProcess) -> bytes:
-        """The next message. Raises what is wrong if there is none, and DecodeCancelled after `close`."""
+        """Return the next message. Raises what is wrong if there is none, and DecodeCancelled after `close`."""
         self._is_busy = True
         try:
             data = await self._waited(process)
@@ -145,7 +145,7 @@ class SandboxedLiveReader:
         raise process.failed(failure, self._field)
 
     async def _waited(self, process: DecoderProcess) -> bytes | None:
-        """The next message; empty if the process has ended, None if it makes no progress."""
+        """Return the next message; empty if the process has ended, None if it makes no progress."""
         loop, step_s = asyncio.get_running_loop(), min(_STEP_S, self._processes.options.stall_s)
         for _ in range(math.ceil(self._processes.options.stall_s / step_s)):  # not measured: see `recordings.py`
             try:

@@ -86,13 +86,14 @@ class ChunkDecoder:
         return await self._submitter.submit(context, request, window.audio_s + added_s)
 
     async def detect_language(self, context: DecodeContext, chunk: Chunk) -> tuple[str, float]:
-        """The language of a chunk, and its probability."""
+        """Return the language of a chunk, and its probability."""
         window = context.window(chunk)
         request = DetectRequest(window, context.options, MIN_ADDED_S, context.expected_language)
         result = await self._submitter.submit(context, request, window.audio_s + MIN_ADDED_S)
         return result.language, result.language_probability
 
     async def _decode_with_retry(self, context: DecodeContext, chunk: Chunk) -> DecodeResult:
+        """Decode a chunk in one pass, and in a second one if the quality checks fail; return the better result."""
         if context.ticket.lane is Lane.LIVE_INTERIM:  # another interim will soon replace it
             return await self.decode_once(context, chunk)
         if context.options.temperatures or self._options.is_full_window:
@@ -110,6 +111,7 @@ class ChunkDecoder:
     async def _second_pass(
         self, context: DecodeContext, chunk: Chunk, first: DecodeResult, *, has_more_beams: bool
     ) -> DecodeResult:
+        """Decode a chunk with more silence. has_more_beams: also with at least SECOND_PASS_BEAM_SIZE beams."""
         window = context.window(chunk)
         added_s = _added_s(window, SECOND_PASS_SILENCE_S)
         beam_size = max(self._beam_size(context), SECOND_PASS_BEAM_SIZE if has_more_beams else 1)
@@ -120,6 +122,7 @@ class ChunkDecoder:
     async def _decode_with_fallback(
         self, context: DecodeContext, chunk: Chunk, temperatures: Sequence[float]
     ) -> DecodeResult:
+        """Decode a chunk as faster-whisper does, with temperatures in order until its own checks pass."""
         request = FallbackRequest(
             context.window(chunk),
             context.options,
@@ -134,7 +137,7 @@ class ChunkDecoder:
 
 
 def better(first: DecodeResult, second: DecodeResult) -> DecodeResult:
-    """The result with the less severe issues; if they are equal, the one whose tokens are likelier."""
+    """Return the result with the less severe issues; if they are equal, the one whose tokens are likelier."""
     ranks = [(_severity(one), -one.avg_logprob) for one in (first, second)]
     return second if ranks[1] < ranks[0] else first
 
@@ -150,7 +153,7 @@ def loses_speech(result: DecodeResult, window: Window) -> bool:
 
 
 def _worst(issues: frozenset[Issue]) -> Issue:
-    """The first of the issues in the order of their definition, the most severe first."""
+    """Return the first of the issues in the order of their definition, the most severe first."""
     return next(issue for issue in Issue if issue in issues)
 
 

@@ -42,7 +42,7 @@ class Utterance:
         return sum(span.end - span.start for span in self.spans) / SAMPLE_RATE_HZ
 
     def beginning(self) -> Chunk:
-        """The part on which its language is detected."""
+        """Return the part on which its language is detected."""
         start = self.spans[0].start
         end = min(self.spans[-1].end, start + round(DETECTED_S * SAMPLE_RATE_HZ))
         return Chunk(start, end, (Span(start, end),), max_pause=end - start)
@@ -74,7 +74,7 @@ class CodeSwitchingDecoder:
         self._options = options
 
     async def decode(self, context: DecodeContext, chunk: Chunk) -> ChunkResults:
-        """The result of a chunk, or of its parts where its language changes."""
+        """Return the result of a chunk, or of its parts where its language changes."""
         result = await self._chunks.decode(context, chunk)
         is_monolingual = context.options.language is not None or context.ticket.lane is Lane.LIVE_INTERIM
         if is_monolingual or self._options.is_full_window or not result.languages or not seem_mixed(result.languages):

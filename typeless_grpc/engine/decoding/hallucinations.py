@@ -1,6 +1,7 @@
 """The hallucination filter: suppresses text that the model wrote and nobody spoke.
 
-`recognizer.py` filters the result of every chunk; suppressed text is reported with its reason.
+`recognizer.py` filters the result of every chunk, and reports suppressed text with its reason. `plan_decoder.py`
+filters the text that a chunk is conditioned on.
 """
 
 from __future__ import annotations

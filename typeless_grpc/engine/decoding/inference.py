@@ -99,6 +99,7 @@ class _Item:
 
 
 def _decode(model: Model, decodes: Sequence[tuple[int, DecodeRequest, IsWanted]]) -> list[tuple[int, DecodeResult]]:
+    """Encode the audio of requests, search for their texts together, and check them. Returns results by index."""
     items = []
     for index, request, is_wanted in decodes:
         if is_wanted():
@@ -108,13 +109,13 @@ def _decode(model: Model, decodes: Sequence[tuple[int, DecodeRequest, IsWanted]]
     if not items:
         return []
     hypotheses = _search(model, items, _first_tokens)
-    dense = [
+    incomplete = [
         position
         for position, (item, one) in enumerate(zip(items, hypotheses, strict=True))
         if item.request.max_tokens is None and one.is_cut_off and not repeats_itself(one.text)
     ]
-    longer = _search(model, [items[position] for position in dense], _most_tokens)
-    for position, hypothesis in zip(dense, longer, strict=True):
+    longer = _search(model, [items[position] for position in incomplete], _most_tokens)
+    for position, hypothesis in zip(incomplete, longer, strict=True):
         hypotheses[position] = hypothesis
     return [
         (item.index, _result(model, item, hypothesis))
@@ -124,7 +125,7 @@ def _decode(model: Model, decodes: Sequence[tuple[int, DecodeRequest, IsWanted]]
 
 
 def _search(model: Model, items: Sequence[_Item], limit: Callable[[DecodeRequest], int]) -> list[Hypothesis]:
-    """The hypotheses of items. limit: a request's own limit of tokens, whatever the rest of the batch may have."""
+    """Search for the texts of items, together. limit: the most tokens that the text of a request may have."""
     if not items:
         return []
     limits = [limit(item.request) for item in items]
@@ -141,6 +142,7 @@ def _search(model: Model, items: Sequence[_Item], limit: Callable[[DecodeRequest
 
 
 def _language(model: Model, encoded: Encoded | None, request: Request) -> DetectedLanguage:
+    """Return the given language, or detect it. encoded: the window's audio, None if it is not encoded yet."""
     if request.options.language:
         return DetectedLanguage(request.options.language, 1.0)
     encoded = encoded or model.encode(request.window.audio, DETECTION_SILENCE_S)
@@ -150,10 +152,12 @@ def _language(model: Model, encoded: Encoded | None, request: Request) -> Detect
 
 
 def _first_tokens(request: DecodeRequest) -> int:
+    """Return the limit of the first search, in which nearly all texts end."""
     return request.max_tokens or FIRST_TOKENS_AT_ONCE + math.ceil(FIRST_TOKENS_PER_S * request.window.audio_s)
 
 
 def _most_tokens(request: DecodeRequest) -> int:
+    """Return the limit of the search that follows for texts that did not end."""
     return MOST_TOKENS_AT_ONCE + math.ceil(MOST_TOKENS_PER_S * request.window.audio_s)
 
 
@@ -197,7 +201,7 @@ def _result(model: Model, item: _Item, hypothesis: Hypothesis) -> DecodeResult:
 
 
 def _with_words(hypothesis: Hypothesis, words: Sequence[TimedWord]) -> Hypothesis:
-    """The hypothesis reduced to some of its words."""
+    """Return the hypothesis reduced to some of its words."""
     probabilities = [max(word.probability, 1e-6) for word in words]
     return replace(
         hypothesis,
@@ -208,6 +212,7 @@ def _with_words(hypothesis: Hypothesis, words: Sequence[TimedWord]) -> Hypothesi
 
 
 def _decode_with_fallback(model: Model, request: FallbackRequest, is_wanted: IsWanted) -> DecodeResult | None:
+    """Run faster-whisper's own decoding; None once the result is not wanted any more."""
     language = _language(model, None, request)
     segments = model.decode_with_fallback(
         request.window.audio,

@@ -40,7 +40,7 @@ class PartialTranscript:
 
 
 def merge(parts: Sequence[PartialTranscript]) -> tuple[Segment, ...]:
-    """All segments, in order of time. parts: in order of start, no moment in more than two."""
+    """Return all segments, in order of time. parts: in order of start, no moment in more than two."""
     if not parts:
         return ()
     whole = functools.reduce(join, parts).segments
@@ -77,7 +77,7 @@ def _seam(left: PartialTranscript, right: PartialTranscript) -> tuple[int, int]:
 
 
 def _common_words(lefts: Sequence[Word], rights: Sequence[Word]) -> list[tuple[int, int]]:
-    """Pairs of the same word at about the same time: the longest common subsequence."""
+    """Return pairs of the same word at about the same time: the longest common subsequence."""
     left_texts, right_texts = [_normalized(word) for word in lefts], [_normalized(word) for word in rights]
     longest = [[0] * (len(rights) + 1) for _ in range(len(lefts) + 1)]
 
@@ -101,7 +101,7 @@ def _common_words(lefts: Sequence[Word], rights: Sequence[Word]) -> list[tuple[i
 
 
 def _quietest_moment_s(lefts: Sequence[Word], rights: Sequence[Word], start_s: float, end_s: float) -> float:
-    """The moment that cuts fewest words, and of those the one nearest to the middle."""
+    """Return the moment that cuts fewest words, and of those the one nearest to the middle."""
     middle_s = (start_s + end_s) / 2
     words = (*lefts, *rights)
     edges = (edge for word in words for edge in (word.start_s, word.end_s) if start_s <= edge <= end_s)
@@ -118,12 +118,12 @@ def _all_words(segments: Sequence[Segment]) -> list[Word]:
 
 
 def _words(segment: Segment) -> tuple[Word, ...]:
-    """A segment's words; a segment without words counts as one."""
+    """Return a segment's words; a segment without words counts as one."""
     return segment.words or (Word(segment.text, segment.start_s, segment.end_s, segment.confidence),)
 
 
 def _slice(segments: Sequence[Segment], start: int, end: int | None) -> Iterator[Segment]:
-    """The segments from one word to another, counted over all of them; end None is to the end."""
+    """Yield the segments from one word to another, counted over all of them; end None is to the end."""
     position = 0
     for segment in segments:
         n_words = len(_words(segment))
@@ -135,7 +135,7 @@ def _slice(segments: Sequence[Segment], start: int, end: int | None) -> Iterator
 
 
 def _part(segment: Segment, first: int, last: int) -> Segment:
-    """A segment's words from first to last, exclusive, with their part of its text."""
+    """Return a segment's words from first to last, exclusive, with their part of its text."""
     position, spans = 0, []
     for word in segment.words:
         found = segment.text.find(word.text, position)
@@ -186,7 +186,7 @@ def _belong_together(before: Segment, after: Segment) -> bool:
 
 
 def _with_ordered_times(segments: Sequence[Segment]) -> Iterator[Segment]:
-    """The segments with times that never go back."""
+    """Yield the segments with times that never go back."""
     now_s = 0.0
     for segment in segments:
         words = []
@@ -205,5 +205,5 @@ def _middle_s(word: Word) -> float:
 
 
 def _normalized(word: Word) -> str:
-    """The word without punctuation and case; empty for punctuation alone."""
+    """Return the word without punctuation and case; empty for punctuation alone."""
     return "".join(one for one in unicodedata.normalize("NFKC", word.text).casefold() if one.isalnum())

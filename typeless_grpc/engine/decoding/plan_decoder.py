@@ -42,11 +42,11 @@ class PlanDecoder:
         self._options = options
 
     def cost_s(self, plan: Plan) -> float:
-        """The expected cost of a plan, in seconds of an idle engine."""
+        """Return the expected cost of a plan, in seconds of an idle engine."""
         return sum(self._options.cost(chunk.window_s + MIN_ADDED_S) for chunk in plan.chunks)
 
     async def decode(self, context: DecodeContext, plan: Plan) -> ChunkResults:
-        """The results of all chunks, in order; a chunk may have been cut into several."""
+        """Return the results of all chunks, in order; a chunk may have been cut into several."""
         context = replace(context, has_hints=bool(context.options.prompt or context.options.hotwords))
         if plan.is_sequential:
             return await self._decode_sequentially(context, plan.chunks)
@@ -102,7 +102,7 @@ class PlanDecoder:
 
 
 def language_of(results: ChunkResults, options: DecodeOptions) -> tuple[str, float]:
-    """The language of most of the speech, and its probability."""
+    """Return the language of most of the speech, and its probability."""
     if options.language:
         return options.language, 1.0
     tally = LanguageTally()

@@ -54,7 +54,7 @@ UNUSABLE = frozenset({Issue.EMPTY, Issue.CUT_OFF, Issue.TOO_FAST})
 
 
 def issues_of(hypothesis: Hypothesis, speech_s: float, *, low_logprob: float) -> frozenset[Issue]:
-    """All quality issues of a hypothesis. speech_s: how much speech its audio holds.
+    """Return all quality issues of a hypothesis. speech_s: how much speech its audio holds.
 
     low_logprob: a lower mean log probability is low confidence.
     """
@@ -99,7 +99,7 @@ def uncovered_from(words: Sequence[TimedWord], speech_s: Sequence[tuple[float, f
 
 
 def compression_ratio(text: str) -> float:
-    """How well zlib compresses a text: Whisper's measure of repetition (arXiv:2212.04356, section 4.5)."""
+    """Return how well zlib compresses a text: Whisper's measure of repetition (arXiv:2212.04356, section 4.5)."""
     data = text.encode()
     return len(data) / len(zlib.compress(data)) if data else 0.0
 

@@ -113,12 +113,12 @@ class DecodeResult:
 
 
 def task_of(options: DecodeOptions, language: str) -> DecodingTask:
-    """The decoder's part of the options."""
+    """Return the decoder's part of the options."""
     return DecodingTask(language, options.task, options.prompt, tuple(options.hotwords))
 
 
 def batch_key(model: Model, request: Request) -> Hashable:
-    """Requests with equal keys can run in one batch, whichever calls they belong to."""
+    """Return the batch key of a request: those with equal keys can run in one batch, whatever their calls."""
     match request:
         case FallbackRequest():
             return (model.name, object())

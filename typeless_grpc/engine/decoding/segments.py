@@ -14,7 +14,7 @@ from typeless_grpc.speech.transcript import Segment, Word
 def segments_of(
     window: Window, hypothesis: Hypothesis, words: Sequence[TimedWord], *, language: str, end_s: float
 ) -> tuple[RawSegment, ...]:
-    """The segments of a window. words: of the text, or none; without words the segment ends at end_s."""
+    """Return the segments of a window. words: of the text, or none; without words the segment ends at end_s."""
     printed = [word for word in words if word.text.strip()]
     groups = [(group[0].start_s, group[-1].end_s, group) for group in sentences(printed, SentencePolicy())]
     if not groups and hypothesis.text:
@@ -46,7 +46,7 @@ def _segment(
 
 
 def word_of(word: TimedWord, audio_s: float) -> Word:
-    """A word of the transcript, its times limited to the audio and its confidence to [0, 1]."""
+    """Return a word of the transcript, its times limited to the audio and its confidence to [0, 1]."""
     return Word(
         word.text.strip(), min(word.start_s, audio_s), min(word.end_s, audio_s), min(1.0, max(0.0, word.probability))
     )

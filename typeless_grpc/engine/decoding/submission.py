@@ -41,7 +41,7 @@ class RecognizerOptions:
     max_parallel_chunks: int = 16
 
     def cost(self, encoded_s: float, beam_size: int = 1) -> float:
-        """The cost of a window with so many seconds to encode; see `costs.py`."""
+        """Return the cost of a window with so many seconds to encode; see `costs.py`."""
         return decode_cost(FULL_WINDOW_S if self.is_full_window else min(encoded_s, FULL_WINDOW_S), beam_size)
 
 
@@ -84,7 +84,7 @@ class DecodeContext:
     has_hints: bool = False
 
     def window(self, chunk: Chunk) -> Window:
-        """The window of a chunk."""
+        """Return the window of a chunk."""
         return Window(chunk.window_audio(self.audio), chunk.window_speech())
 
     def in_language(self, language: str) -> DecodeContext:

@@ -8,7 +8,7 @@ PUNCTUATION = ".,!?;:\"'()[]-–—…。，！？、"
 
 
 def units_of(text: str) -> list[str]:
-    """The units of a text, in lower case and without punctuation."""
+    """Return the units of a text, in lower case and without punctuation."""
     units: list[str] = []
     for word in text.lower().split():
         bare = word.strip(PUNCTUATION)

@@ -50,12 +50,12 @@ class Chunk:
         return sum(span.end - span.start for span in self.speech) / SAMPLE_RATE_HZ
 
     def window_audio(self, recording: Audio) -> Audio:
-        """The samples of the window."""
+        """Return the samples of the window."""
         parts = [recording[span.start : span.end] for span in self.window_spans]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def window_speech(self) -> tuple[Span, ...]:
-        """The speech in samples of the window."""
+        """Return the speech in samples of the window."""
         speech, offset = [], 0
         for part in self.window_spans:
             inside = [span for span in self.speech if part.start <= span.start and span.end <= part.end]

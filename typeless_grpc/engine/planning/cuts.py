@@ -94,7 +94,7 @@ def cut(speech: Sequence[Span], n_samples: int, policy: CutPolicy) -> list[Chunk
 
 
 def _chunk(parts: Sequence[Span], first: int, end: int, n_samples: int, policy: CutPolicy, padding_s: float) -> Chunk:
-    """The chunk of parts[first:end], padded at most to the middle of the pauses around it."""
+    """Return the chunk of parts[first:end], padded at most to the middle of the pauses around it."""
     padding = int(padding_s * SAMPLE_RATE_HZ)
     start = max(0, parts[first].start - padding)
     if first:
@@ -106,7 +106,7 @@ def _chunk(parts: Sequence[Span], first: int, end: int, n_samples: int, policy: 
 
 
 def _divide(span: Span, policy: CutPolicy) -> list[Span]:
-    """The span in equal parts that each fit into a chunk."""
+    """Return the span in equal parts that each fit into a chunk."""
     most = int((policy.longest_s - 2 * policy.effective_padding_s) * SAMPLE_RATE_HZ)
     n_parts = max(1, math.ceil((span.end - span.start) / most))
     edges = [span.start + (span.end - span.start) * index // n_parts for index in range(n_parts + 1)]
@@ -114,7 +114,7 @@ def _divide(span: Span, policy: CutPolicy) -> list[Span]:
 
 
 def _best_firsts(parts: Sequence[Span], policy: CutPolicy) -> list[int]:
-    """For each number of parts, the first part of the last chunk in the cheapest plan over them."""
+    """Return, for each number of parts, the first part of the last chunk in the cheapest plan over them."""
     least = [0.0] + [math.inf] * len(parts)
     firsts = [0] * (len(parts) + 1)
     for end in range(1, len(parts) + 1):

@@ -65,7 +65,7 @@ def plan_utterance(speech: DetectedSpeech, n_samples: int) -> Plan:
 
 
 def _fixed_windows(speech: Sequence[Span], n_samples: int, policy: CutPolicy) -> list[Chunk]:
-    """Windows of one length with overlap, from the start of the recording, without those that hold no speech."""
+    """Return windows of one length with overlap, from the start of the recording, without those that hold no speech."""
     length_s = min(FIXED_WINDOW_S, policy.longest_s)
     overlap_s = min(FIXED_OVERLAP_S, length_s / 4)
     length, step = round(length_s * SAMPLE_RATE_HZ), round((length_s - overlap_s) * SAMPLE_RATE_HZ)
@@ -85,7 +85,7 @@ def _clip(speech: Sequence[Span], start: int, end: int) -> list[Span]:
 
 
 def _with_overlap(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """The chunks, but one that follows a cut inside speech begins a little before the cut."""
+    """Return the chunks, but one that follows a cut inside speech begins a little before the cut."""
     extended = list(chunks[:1])
     for before, after in itertools.pairwise(chunks):
         if before.speech[-1].end < after.speech[0].start:

@@ -12,9 +12,6 @@ from typeless_grpc.pb.v1 import audio_pb2
 from typeless_grpc.servicers.models import Usable
 from typeless_grpc.servicers.options import MAX_HOTWORD_CHARACTERS, MAX_HOTWORDS
 
-# Enough of the audio to recognize a container.
-HEAD_BYTES = 12
-
 
 @dataclass(frozen=True)
 class ModelNames:
@@ -58,10 +55,14 @@ class DeclaredAudio:
     n_channels: int
     names_encoding: bool = True
 
-    def format(self, head: bytes) -> audio_pb2.AudioFormat | None:
-        """Return the format of audio that begins with head, b"" if its bytes are not here; None for a container."""
-        is_declared = self.names_encoding or self.sample_rate_hz > 0
-        if self.encoding is None or not is_declared or begins_file(head):
+    def format(self, head: bytes | None) -> audio_pb2.AudioFormat | None:
+        """Return the format of audio that begins with head; None for a container.
+
+        head: None if the bytes are not here. The format is then raw if there is a rate, unless the bytes turn out to be
+        those of a container.
+        """
+        is_declared = self.sample_rate_hz > 0 or (self.names_encoding and head is not None)
+        if self.encoding is None or not is_declared or begins_file(head or b""):
             return None
         return audio_pb2.AudioFormat(
             encoding=self.encoding, sample_rate_hertz=self.sample_rate_hz, channel_count=self.n_channels

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from typeless_grpc.audio.joined import HEAD_BYTES
 from typeless_grpc.errors import Aborted, DeadlineExceeded, InvalidInput, Overloaded
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
-from typeless_grpc.servicers.compat.options import HEAD_BYTES
 
 Request = transcription_pb2.StreamTranscribeRequest
 # Of a stream that ends before any audio: no audio has any format.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2
 
+from typeless_grpc.access import principal
 from typeless_grpc.errors import InvalidInput, NotImplementedHere
 from typeless_grpc.pb.v1 import audio_pb2, jobs_pb2, transcription_pb2
+from typeless_grpc.servicers import convert_jobs
 from typeless_grpc.servicers.compat.pool import copy, register
 from typeless_grpc.servicers.google.messages import POOL, V1, VERSIONS, Version, message_class
 from typeless_grpc.servicers.google.options import Wanted
@@ -24,7 +27,7 @@ _VERSION, _WORDS, _URI, _NAME, _LANGUAGES = (
     f"google-{name}" for name in ("version", "words", "uri", "operation", "languages")
 )
 _TIMES, _CONFIDENCES = "times", "confidences"
-_MAX_LABEL = 128
+_MAX_LABEL = 1024
 _ENDED = (jobs_pb2.JOB_STATE_COMPLETED, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
 _CANCELLED = 1  # of google.rpc.Code
 
@@ -60,14 +63,15 @@ class OperationsServicer:
         options: transcription_pb2.TranscriptionOptions,
         *,
         parent: str,
-        context: Any,
     ) -> Any:
         """Submit a recording as a job. parent: what its name begins with. Raises what SubmitJob raises."""
         words = " ".join((_TIMES,) * wanted.has_word_times + (_CONFIDENCES,) * wanted.has_word_confidences)
-        labels = {_VERSION: version.name, _NAME: parent[-_MAX_LABEL:], _URI: audio.uri[-_MAX_LABEL:], _WORDS: words}
+        labels = {_VERSION: version.name, _NAME: parent[-_MAX_LABEL:], _URI: audio.uri, _WORDS: words}
         labels[_LANGUAGES] = " ".join(wanted.languages)[:_MAX_LABEL]
-        request = jobs_pb2.SubmitJobRequest(audio=audio, options=options, labels=labels)
-        return self._operation((await self._jobs.SubmitJob(request, context)).job)
+        request = jobs_pb2.SubmitJobRequest(audio=audio, options=options)
+        new = convert_jobs.new_job(request, principal.current())
+        new = replace(new, labels=labels, format=replace(new.format, may_be_container=True))
+        return self._operation(await self._jobs.submit(request, new))
 
     async def GetOperation(self, request: Any, context: Any) -> Any:
         """Return an operation."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from typeless_grpc.audio.joined import HEAD_BYTES
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
-from typeless_grpc.servicers.compat.options import HEAD_BYTES, NamedModels
+from typeless_grpc.servicers.compat.options import NamedModels
 from typeless_grpc.servicers.google.messages import Version
 from typeless_grpc.servicers.google.options import Wanted, wanted
 
@@ -31,7 +32,7 @@ class Configurations:
         options = await self.options(found)
         if found.separates_channels:
             options.channel_mode = transcription_pb2.CHANNEL_MODE_SEPARATE
-        source = audio_pb2.AudioSource(format=found.audio.format(b"" if uri else content[:HEAD_BYTES]))
+        source = audio_pb2.AudioSource(format=found.audio.format(None if uri else content[:HEAD_BYTES]))
         if uri:
             source.uri = uri
         else:

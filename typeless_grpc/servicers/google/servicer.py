@@ -61,7 +61,7 @@ class SpeechServicer:
             found, audio, options = await self._configurations.recording(
                 version, request.config, source.content, source.uri
             )
-            recording = Recording.of(audio, options, "audio", "options")
+            recording = Recording.of(audio, options, "audio", "options").maybe_container()
             recognition = await self._recordings.transcribe(recording, ticket)
         transcript = convert.transcript(recognition.transcript)
         results = _results(version, found).recognized(transcript.segments)
@@ -83,7 +83,7 @@ class SpeechServicer:
             found, audio, options = await self._configurations.recording(
                 self._version, request.config, request.audio.content, request.audio.uri
             )
-            return await self._operations.submit(self._version, found, audio, options, parent="", context=context)
+            return await self._operations.submit(self._version, found, audio, options, parent="")
 
     async def BatchRecognize(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """Submit a recording as a job (v2)."""
@@ -98,7 +98,7 @@ class SpeechServicer:
         config = file.config if file.HasField("config") else request.config
         with of_recording(self._version).named():
             found, audio, options = await self._configurations.recording(self._version, config, b"", file.uri)
-            return await self._operations.submit(self._version, found, audio, options, parent=parent, context=context)
+            return await self._operations.submit(self._version, found, audio, options, parent=parent)
 
     async def _responses(self, incoming: AsyncIterator[Any]) -> AsyncIterator[Any]:
         requests = _GoogleRequests(self._version, incoming, self._configurations)

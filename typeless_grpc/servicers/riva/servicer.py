@@ -9,12 +9,13 @@ from typing import Any
 import grpc
 
 from typeless_grpc.access import principal
+from typeless_grpc.audio.joined import HEAD_BYTES
 from typeless_grpc.engine.admission import Admission
 from typeless_grpc.engine.interface import Lane, Ticket
 from typeless_grpc.errors import NotFound
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
 from typeless_grpc.servicers import convert
-from typeless_grpc.servicers.compat.options import HEAD_BYTES, NamedModels
+from typeless_grpc.servicers.compat.options import NamedModels
 from typeless_grpc.servicers.compat.pool import register
 from typeless_grpc.servicers.compat.streams import CompatRequests, check_end, refuse_separate_channels, restartable
 from typeless_grpc.servicers.models import is_multilingual

@@ -119,6 +119,7 @@ class DbosRunner:
             log.warning("this worker could not sign off; the others will notice its end")
 
     def _try_to_launch(self) -> None:
+        """Prepare the database and launch DBOS; if that fails, log it and wait for RETRY_S."""
         try:
             self._lock = LivenessLock(self._options.locks, self._worker.worker_id)
             prepare(self._database)
@@ -132,6 +133,7 @@ class DbosRunner:
             self._stopping.wait(RETRY_S)
 
     def _end(self) -> None:
+        """End DBOS in this process, so that another worker can use it."""
         from dbos import DBOS
 
         DBOS.destroy(destroy_registry=True)
@@ -141,6 +143,7 @@ class DbosRunner:
             self._lock = None
 
     def _launch(self) -> None:
+        """Start DBOS with the workflow of jobs, so that it polls the queue."""
         from dbos import DBOS
         from dbos._serialization import DBOSPortableJSON
 
@@ -184,13 +187,13 @@ class DbosRunner:
     def _run(self, workflow_id: str, job_id: str) -> None:
         """Run a job as a workflow. Raises _NotRecorded if the job is to run again, or has another run."""
 
-        def is_over(caller: str, ran_s: float) -> bool:
-            if must_yield := self._must_yield(caller, ran_s):
+        def must_yield(caller: str, worked_s: float) -> bool:
+            if is_preempted := self._must_yield(caller, worked_s):
                 self._preempted.add(workflow_id)
-            return must_yield
+            return is_preempted
 
         try:
-            end = self._worker.run(job_id, _durably, is_over)
+            end = self._worker.run(job_id, _durably, must_yield)
         except BaseException:
             self._preempted.discard(workflow_id)
             raise
@@ -202,6 +205,7 @@ class DbosRunner:
     # ---- callers take turns ------------------------------------------------------------------------------------
 
     def _n_running(self, part: str) -> int:
+        """Return how many jobs of a partition (see `queue.partition`) run here."""
         assert self._workflows is not None
         return self._workflows.n_active_of(part)
 
@@ -215,7 +219,8 @@ class DbosRunner:
         n_free = 0 if self._workflows is None else self._n_free()
         return self._turns.next(self._waiting(), n_free) if n_free > 0 else ([], self._options.max_jobs)
 
-    def _must_yield(self, caller: str, ran_s: float) -> bool:
+    def _must_yield(self, caller: str, worked_s: float) -> bool:
+        """Whether a job of a caller must yield its slot. worked_s: for how long its run has worked here."""
         if self._n_free() > 0:
             return False
         try:
@@ -223,7 +228,7 @@ class DbosRunner:
         except sa.exc.SQLAlchemyError:  # then no other job can begin either
             return False
         n_yielding = len(self._preempted)
-        return self._turns.must_yield(partition(caller), waiting, n_yielding=n_yielding, ran_s=ran_s)
+        return self._turns.must_yield(partition(caller), waiting, n_yielding=n_yielding, ran_s=worked_s)
 
     # ---- maintenance -------------------------------------------------------------------------------------------
 

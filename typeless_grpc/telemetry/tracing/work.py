@@ -54,6 +54,7 @@ class EngineTracer(NoObserver):
     def _window(
         self, window: WindowReport, span: Span, batch: BatchReport, link: Link, *, ns: Callable[[float], int]
     ) -> None:
+        """Record how long a window waited, and the batch that it ran in."""
         tracer, parent = self._tracing.tracer, set_span_in_context(span, otel.Context())
         attributes = {"typeless.lane": window.lane.name.lower()}
         waiting = tracer.start_span("queue", parent, start_time=ns(window.submitted_s), attributes=attributes)
