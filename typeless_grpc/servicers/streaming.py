@@ -26,6 +26,7 @@ from typeless_grpc.errors import (
 from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.servicers import convert
 from typeless_grpc.servicers.recordings import fields_at
+from typeless_grpc.servicers.stored import in_store
 from typeless_grpc.servicers.stream_messages import (
     EventMessages,
     StreamConfig,
@@ -252,8 +253,7 @@ class StreamService:
         if self._sessions.is_draining:
             raise _draining_error()
         self._sessions.check_capacity()
-        loop = asyncio.get_running_loop()
-        stored = await loop.run_in_executor(durable.threads, durable.store.take, session_id, who.owner)
+        stored = await in_store(durable.threads, durable.store.take, session_id, who.owner)
         if stored is None:
             return
         config = stream_config(transcription_pb2.StreamConfig.FromString(stored.config), self._defaults)
