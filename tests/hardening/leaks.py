@@ -26,8 +26,7 @@ CALL_S = 60.0
 SETTLE_S = 90.0
 # Short times to live, so that what was left on purpose expires within the test.
 SETTINGS: Mapping[str, Any] = {
-    "stream_resume_window_s": 1.0,
-    "stream_idle_timeout_s": 5.0,
+    "stream_resume_window_s": 5.0,
     "upload_ttl": 8.0,
     "job_ttl": 120.0,
     "job_poll_s": 0.05,

@@ -72,7 +72,7 @@ def spoken_english() -> Speech:
 class Answers:
     """What callers of unary calls got. audio_s: of the answers. refused_s: how long each refusal took.
 
-    lost: calls that ended neither with the right text nor with a refusal that names a time to wait.
+    lost: calls that ended neither with the right text nor with a refusal that says what to do.
     """
 
     n_sent: int = 0
@@ -172,12 +172,15 @@ class Calls:
                 texts = [(await self._stub.Transcribe(request, timeout=DEADLINE_S)).transcript.text]
         except grpc.aio.AioRpcError as error:
             failed = CallFailed.of(error)
-            if failed.retry_after_s is None:
+            wait_s = failed.retry_after_s
+            if failed.reason == "DEADLINE_CANNOT_BE_MET":  # a refusal, which a longer deadline would have avoided
+                wait_s = DEADLINE_S
+            if wait_s is None:
                 answers.lost[failed.reason or failed.code.name] += 1
                 return MAX_RETRY_S
             answers.refused[failed.reason] += 1
             answers.refused_s.append(time.monotonic() - began_s)
-            return failed.retry_after_s
+            return wait_s
         if self._speech.is_right(texts, number):
             answers.n_answered += 1
             answers.audio_s += self._audio_s * len(texts)

@@ -118,7 +118,7 @@ def share(scale: float) -> Table:
 def soaked(scale: float, minutes: float | None = None) -> Table:
     """Offer seventy per cent of the load, for long."""
     minutes = minutes or max(0.5, scale * SOAK_MINUTES)
-    with server(**leaks.SETTINGS) as started:
+    with server(**soak.SETTINGS) as started:
         done = asyncio.run(soak.run(started, minutes))
     for failure in done.failures[:20]:
         print(failure)

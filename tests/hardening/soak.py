@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ PEAK_S = 15.0
 N_SAMPLES = 40
 KIND_EVERY_S = 0.5
 SETTLE_S = 30.0
+# What callers leave expires during a soak, also a short one.
+SETTINGS: Mapping[str, Any] = {"stream_resume_window_s": 10.0, "upload_ttl": 30.0, "job_ttl": 60.0}
 # How much more the last quarter may have than the second one; the first fills caches.
 MORE_MEMORY = 1.05
 MORE_MEMORY_MB = 8.0

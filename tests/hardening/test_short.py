@@ -30,7 +30,7 @@ def test_a_flood_costs_those_who_are_accepted_nothing(tmp_path: Path):
         done = asyncio.run(load.run(server, FLOOD_S, quiet_s=QUIET_S, times=TIMES))
     assert not done.answers.lost
     assert done.answers.n_refused > done.answers.n_answered
-    assert set(done.answers.refused) <= {"OVERLOADED", "SHARE_USED_UP"}
+    assert set(done.answers.refused) <= {"OVERLOADED", "SHARE_USED_UP", "BATCH", "DEADLINE_CANNOT_BE_MET"}
     assert statistics.median(done.answers.refused_s) < 0.5
     assert (done.n_finals_missing, done.stream_failures) == (0, [])
     assert (done.n_jobs > 0, done.n_jobs_lost) == (True, 0)
