@@ -122,7 +122,9 @@ class StreamService:
             ):
                 if call.is_resumed:
                     yield self._resumed(call, started)
-                async for entry in entries:
+                async for stored in entries:
+                    # An event that is sent again was stored with less than `started` has acknowledged since.
+                    entry = replace(stored, acknowledged_bytes=max(stored.acknowledged_bytes, call.acknowledged_bytes))
                     if isinstance(entry.event, Final):
                         account.current().add_text(entry.event.segment.text)
                     await _charge(call, entry, may_refuse=not self._sessions.is_draining)
@@ -248,7 +250,8 @@ class StreamService:
         """Take a session from the server that has it, or had it, unless it is here."""
         session_id = message.resume_session_id
         here = self._sessions.stream_of(session_id, who.owner)
-        if here is not None and (not isinstance(here, DurableStream) or await here.is_owned()):
+        is_owned = here is not None and (not isinstance(here, DurableStream) or await here.is_owned())
+        if is_owned and self._sessions.stream_of(session_id, who.owner) is not None:  # none took it meanwhile
             return
         if self._sessions.is_draining:
             raise _draining_error()
