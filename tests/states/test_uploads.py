@@ -17,7 +17,7 @@ from tests.states.machines import CountedMachine, check, finds
 from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, WrongState
 from typeless_grpc.jobs.job import Job
 from typeless_grpc.jobs.store import Upload
-from typeless_grpc.stores.jobs import FILING_S
+from typeless_grpc.stores.jobs import STORING_S
 from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
 
 MAX_BYTES, MAX_OWNER_BYTES, MAX_UNFINISHED, TTL_S = 40, 100, 3, 1024.0
@@ -166,7 +166,7 @@ class Uploads(CountedMachine):
             assert is_fresh
             assert known.is_complete
             known.jobs.append(job)
-            known.expire_s = max(known.expire_s, self.now_s + FILING_S)
+            known.expire_s = max(known.expire_s, self.now_s + STORING_S)
 
     @precondition(lambda self: any(one.jobs for one in self.known.values()))
     @rule(data=st.data(), is_deleted=st.booleans())
