@@ -151,12 +151,11 @@ def test_googles_client_transcribes_any_file(python: Path, server: Running, comm
 def test_googles_client_sends_its_key_over_tls(python: Path, universe: Universe):
     target = {"TYPELESS_SERVER": f"speech.localhost:{universe.port}", "TYPELESS_TLS": "1"}
     trusted = {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(universe.folder / "ca.pem")}
-    for command in ("v1", "job"):
-        assert printed(python, universe.running, "google_speech.py", command, SPEECH, **target, **trusted) == [TEXT]
+    assert printed(python, universe.running, "google_speech.py", "job", SPEECH, **target, **trusted) == [TEXT]
 
 
 def test_googles_client_for_python_works_without_a_change_of_its_code(python: Path, universe: Universe):
-    for command in ("v1", "v2", "job"):
+    for command in ("v2", "job"):
         done = run(python, FOLDER / "google_speech.py", command, SPEECH, env=universe.environment())
         assert (done.returncode, done.stdout) == (0, f"{TEXT}\n"), done.stderr
 
