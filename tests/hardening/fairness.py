@@ -37,7 +37,7 @@ async def run(server: Server, seconds: float) -> Shares:
         keyed = [await stack.enter_async_context(channel(server, key)) for key in KEYS]
 
         async def go_on(index: int, number: int) -> None:
-            calls = Calls(keyed[index], answers[index], 100 * index + number, AUDIO_S)
+            calls = Calls(keyed[index], answers[index], 100 * index + number, AUDIO_S, batch_every=0)
             while time.monotonic() < ends_s:
                 wait_s = await calls.call()
                 if wait_s is not None:

@@ -34,7 +34,7 @@ SETTINGS: Mapping[str, Any] = {
     "max_api_keys": 100_000,
 }
 # A job that has ended cannot be cancelled, one that still ends cannot be deleted yet, and one may have expired.
-GONE_OR_BUSY = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
+HARMLESS = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
 # How much more there may be afterwards: caches and pools that fill, and the allocator, whose heap has holes.
 MORE_MEMORY_MB, MORE_OBJECTS = 24.0, 4000
 OBJECTS_OF_A_KEY = 12  # keys are never deleted, only revoked
@@ -157,7 +157,7 @@ async def settle(server: Server, one: Caller) -> None:
                 try:
                     await method(request(job_id=job.job_id))
                 except grpc.aio.AioRpcError as error:
-                    if error.code() not in GONE_OR_BUSY:
+                    if error.code() not in HARMLESS:
                         raise
         await asyncio.sleep(0.2)
 
