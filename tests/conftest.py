@@ -51,7 +51,7 @@ log_to_pytest()
 # Properties test results, not how fast they come on a shared machine.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # `--hypothesis-profile=hardening` tries many times as many examples of the state machines (tests/states).
-settings.register_profile("hardening", settings.get_profile("unhurried"), max_examples=10_000)
+settings.register_profile("hardening", settings.get_profile("unhurried"), max_examples=2_000)
 settings.load_profile("unhurried")
 
 # Variables that a test run may take from outside; any other would change what is tested.

@@ -54,7 +54,12 @@ class Probe:
         """Probe until cancelled."""
         while True:
             answer = asyncio.get_running_loop().create_future()
-            threading.Thread(target=self._run, args=(answer,), name="probe", daemon=True).start()
+            try:
+                threading.Thread(target=self._run, args=(answer,), name="probe", daemon=True).start()
+            except RuntimeError:  # no thread can be started now
+                self.answers = False
+                await asyncio.sleep(self._every_s)
+                continue
             try:
                 async with asyncio.timeout(PROBE_TIMEOUT_S):
                     self.answers = await asyncio.shield(answer)

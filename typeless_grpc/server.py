@@ -25,6 +25,11 @@ WATCH_S = 1.0  # interval of checks whether gRPC has ended
 NOTIFY_S = 1.0  # to send all health watchers a few bytes each
 HANDSHAKE_MS = 20_000  # from a connection's first byte to its first frame, TLS included
 KEEPALIVE_TIMEOUT_MS = 20_000  # for the answer to a keepalive ping
+# For a client to acknowledge our settings. Until then, gRPC accepts more headers than `max_metadata_bytes`.
+SETTINGS_TIMEOUT_MS = 20_000
+# Calls that have arrived, and that the event loop has not begun. gRPC's default is 1000: beyond it, it cancels calls of
+# any client at random, so that a client which opens and resets calls would end those of others.
+MAX_PENDING_CALLS = 10_000
 CLEAN_UP_S = 5.0  # for cancelled calls to clean up before stores and threads are closed
 
 
@@ -185,11 +190,14 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         # Otherwise, a second server on the same port is an error, not a lottery.
         ("grpc.so_reuseport", int(options.shares_port)),
         ("grpc.max_concurrent_streams", options.max_calls_per_connection),
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
         # Both limits are equal: between them, gRPC refuses calls at random.
         ("grpc.max_metadata_size", options.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", options.max_metadata_bytes),
         ("grpc.max_allowed_incoming_connections", options.max_connections),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        ("grpc.http2.settings_timeout", SETTINGS_TIMEOUT_MS),
         # Finds peers that disappeared silently, even if there is nothing to send to them.
         ("grpc.keepalive_time_ms", _ms(options.keepalive_s)),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -31,6 +31,8 @@ WORKER_TIMEOUT_S = 4.0
 
 # Nodes are forked from a process that has imported everything and has no threads: imports take seconds of a core.
 FORKSERVER = multiprocessing.get_context("forkserver")
+# Nodes of their own environment are not forked.
+SPAWNED = multiprocessing.get_context("spawn")
 FORKSERVER.set_forkserver_preload(
     ["tests.faults.node", "dbos", "psycopg", "sqlalchemy.dialects.postgresql.psycopg", "fsspec.implementations.local"]
 )
@@ -82,8 +84,13 @@ class Cluster:
     def journal(self) -> Path:
         return self.directory / "journal"
 
-    def start(self, *, successor_of: Node | None = None, **settings: Any) -> Node:
-        """Start a node, or start one again that has ended; return once it accepts calls."""
+    def start(
+        self, *, successor_of: Node | None = None, environment: Mapping[str, str] | None = None, **settings: Any
+    ) -> Node:
+        """Start a node, or start one again that has ended; return once it accepts calls.
+
+        environment: variables of the node alone, which must be there when its program starts.
+        """
         self.n_started += 1
         own = successor_of.directory if successor_of else self.directory / f"node-{self.n_started}"
         own.mkdir(exist_ok=True)
@@ -93,10 +100,12 @@ class Cluster:
             "worker_timeout_s": WORKER_TIMEOUT_S,
         }
         log = own / f"log-{self.n_started}"
-        receiver, sender = FORKSERVER.Pipe(duplex=False)
+        processes: Any = SPAWNED if environment else FORKSERVER
+        receiver, sender = processes.Pipe(duplex=False)
         args = (own, self.journal, log, shared | settings, self.timeouts, sender)
-        process = FORKSERVER.Process(target=nodes.run, args=args)
-        process.start()
+        process = processes.Process(target=nodes.run, args=args)
+        with changed_environment(environment or {}):
+            process.start()
         sender.close()
         with receiver:
             try:
@@ -130,6 +139,17 @@ class Cluster:
         """Return how often each job was completed, by the logs of all nodes."""
         events = [event for node in self.nodes for event in events_of(node)]
         return Counter(event.split()[1] for event in events if event.startswith("job ") and " completed in " in event)
+
+
+@contextlib.contextmanager
+def changed_environment(environment: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def events_of(node: Node) -> list[str]:

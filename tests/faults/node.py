@@ -21,12 +21,14 @@ from typeless_grpc.audio.vad import SileroDetector
 from typeless_grpc.config import Settings
 from typeless_grpc.engine.interface import DecodeOptions, Lane, Recognition, Ticket
 from typeless_grpc.engine.scripted import EngineCall, ScriptedEngine
+from typeless_grpc.servicers import stored
 from typeless_grpc.stores.postgresql import DatabaseTimeouts
 from typeless_grpc.telemetry import logs
 
 # A job of this number takes its process down with it.
 POISON = 77
 DELAY_S = 0.05
+LIMIT_S = 10.0  # of a call of the store
 # In the same order as the defaults, and shorter, for tests that wait for them. A busy machine may need longer.
 SHORT = DatabaseTimeouts(connect_s=2, lock_s=1, statement_s=1.5, answer_s=2, pool_s=1, idle_transaction_s=1)
 
@@ -87,6 +89,7 @@ async def _serve(
     defaults = {"port": 0, "data_dir": directory, "job_chunk_s": 5.0, "job_poll_s": 0.05, "rate_limit_enabled": False}
     settings = Settings(**defaults | given)
     logs.configure("info", "json")
+    stored.LIMIT_S = LIMIT_S
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     engine = JournalEngine(journal)

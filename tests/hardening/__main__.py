@@ -19,6 +19,7 @@ PARTS: Mapping[str, Callable[[float], Table]] = {
     "fuzz": others.fuzz,
     "wire": others.wire,
     "faults": others.faults,
+    "states": others.states,
     "load": parts.flood,
     "load-model": parts.flood_of_a_model,
     "fairness": parts.share,

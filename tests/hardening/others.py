@@ -1,4 +1,4 @@
-"""The parts of `make hardening` that other suites run: fuzzing, hostile peers, faults."""
+"""The parts of `make hardening` that other suites run: fuzzing, hostile peers, faults, models of the state."""
 
 from __future__ import annotations
 
@@ -48,15 +48,26 @@ def wire(scale: float) -> Table:
 
 
 def faults(scale: float) -> Table:
-    """Run the tests that take minutes, of faults and of models of the state."""
-    paths = [str(path) for path in ("tests/faults", "tests/states") if (REPOSITORY / path).is_dir()]
-    options = ("-q", "-p", "no:cacheprovider", "-m", "hardening")
-    status, output = _run("-m", "pytest", *options, *paths, environment={"SCALE": str(scale)})
+    """Run the tests of faults that take minutes."""
+    options = ("-q", "-p", "no:cacheprovider", "-m", "hardening", "tests/faults")
+    status, output = _run("-m", "pytest", *options, environment={"SCALE": str(scale)})
     if status == NO_TESTS:
         return Table("Faults that take minutes", [])
     counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|error)", output)}
     row = Row("Tests passed", str(counts.get("passed", 0)), f"all {sum(counts.values())}", not status)
     return Table("Faults that take minutes", [row])
+
+
+def states(scale: float) -> Table:
+    """Try the models of the state, and the schedules, many times as often as CI does. pytest prints the figures."""
+    options = ("-q", "-p", "no:cacheprovider", "--hypothesis-profile=hardening", "-k", "not planted and not is_found")
+    status, output = _run("-m", "pytest", *options, "tests/states", environment={"SCALE": str(scale)})
+    lines = [line for line in output.splitlines() if line.startswith('{"states"')]
+    figures: dict[str, int] = json.loads(lines[-1])["states"] if lines else {}
+    rows = [Row(f"{name.capitalize()} tried", f"{value:,}") for name, value in figures.items()]
+    return Table(
+        "Models of the state", [*rows, Row("Sequences that failed", "some" if status else "none", "none", not status)]
+    )
 
 
 def _run(*arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:

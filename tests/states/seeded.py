@@ -124,9 +124,15 @@ class Explored:
     n_schedules = 0
 
 
-def explore(scenario: Callable[[], Coroutine[Any, Any, None]], seeds: range) -> None:
-    """Run a scenario once for each seed; SCHEDULE_SEED=N runs that one alone. A failure shows its seed."""
+def explore(scenario: Callable[[], Coroutine[Any, Any, None]], seeds: int | range) -> None:
+    """Run a scenario under so many schedules, new ones each time, or those of given seeds. A failure shows its seed.
+
+    SCHEDULE_SEED=N runs that one alone.
+    """
     alone = os.environ.get("SCHEDULE_SEED")
+    if isinstance(seeds, int):
+        first = random.SystemRandom().randrange(2**32)
+        seeds = range(first, first + seeds)
     for seed in [int(alone)] if alone else seeds:
         Explored.n_schedules += 1
         try:

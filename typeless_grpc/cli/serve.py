@@ -67,9 +67,11 @@ def serve(
             front.take_cores(settings)
         from typeless_grpc.app.models import catalog
         from typeless_grpc.cli.models import fetch
+        from typeless_grpc.cli.open_files import allow_open_files
         from typeless_grpc.telemetry import logs
 
         logs.configure(settings.log_level, settings.log_format)
+        allow_open_files(settings.max_connections)
         if not settings.engine_address:
             fetch(catalog(settings), settings.model)
         reading = functools.partial(load, flags, file=config)

@@ -61,7 +61,11 @@ class ServerSettings(Group):
         1000, ge=1, le=1_000_000, description="Open connections. The server closes further ones as they arrive."
     )
     max_calls_per_connection: int = Field(
-        1000, ge=1, le=1_000_000, description="Open calls on one connection. Further calls wait in the client."
+        256,
+        ge=1,
+        le=1_000_000,
+        description="Open calls on one connection. Further calls wait in the client. The lower it is, the less can "
+        "a client that opens and resets calls delay those of others.",
     )
     min_ping_interval_s: float = Field(
         5.0,

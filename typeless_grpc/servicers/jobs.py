@@ -19,6 +19,7 @@ from typeless_grpc.jobs.job import Job, NewJob, State
 from typeless_grpc.jobs.store import UPLOAD_SCHEME, JobStore, UploadStore
 from typeless_grpc.pb.v1 import jobs_pb2, jobs_pb2_grpc
 from typeless_grpc.servicers import convert, convert_jobs
+from typeless_grpc.servicers.stored import in_store
 from typeless_grpc.servicers.watch import JobWatch
 from typeless_grpc.speech.transcript import Transcript
 
@@ -67,8 +68,11 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     async def submit(self, request: jobs_pb2.SubmitJobRequest, new: NewJob) -> jobs_pb2.Job:
         """Store a job. new: the request, converted. Raises what SubmitJob raises."""
         is_remote = bool(new.uri) and self._sources.is_remote(new.uri)
-        executor = self._fetching if is_remote else self._executor
-        job, is_new = await asyncio.get_running_loop().run_in_executor(executor, self._submit, request, new)
+        if is_remote:  # which has a limit of its own
+            loop = asyncio.get_running_loop()
+            job, is_new = await loop.run_in_executor(self._fetching, self._submit, request, new)
+        else:
+            job, is_new = await in_store(self._executor, self._submit, request, new)
         account.current().n_jobs += is_new
         return await self._converted(job)
 
@@ -177,4 +181,4 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         return convert_jobs.job(job, transcript, self._code_of(job.failure.error) if job.failure else 0)
 
     async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        return await in_store(self._executor, call)

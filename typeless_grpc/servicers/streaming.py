@@ -26,6 +26,7 @@ from typeless_grpc.errors import (
 from typeless_grpc.pb.v1 import transcription_pb2
 from typeless_grpc.servicers import convert
 from typeless_grpc.servicers.recordings import fields_at
+from typeless_grpc.servicers.stored import in_store
 from typeless_grpc.servicers.stream_messages import (
     EventMessages,
     StreamConfig,
@@ -121,7 +122,9 @@ class StreamService:
             ):
                 if call.is_resumed:
                     yield self._resumed(call, started)
-                async for entry in entries:
+                async for stored in entries:
+                    # An event that is sent again was stored with less than `started` has acknowledged since.
+                    entry = replace(stored, acknowledged_bytes=max(stored.acknowledged_bytes, call.acknowledged_bytes))
                     if isinstance(entry.event, Final):
                         account.current().add_text(entry.event.segment.text)
                     await _charge(call, entry, may_refuse=not self._sessions.is_draining)
@@ -247,13 +250,13 @@ class StreamService:
         """Take a session from the server that has it, or had it, unless it is here."""
         session_id = message.resume_session_id
         here = self._sessions.stream_of(session_id, who.owner)
-        if here is not None and (not isinstance(here, DurableStream) or await here.is_owned()):
+        is_owned = here is not None and (not isinstance(here, DurableStream) or await here.is_owned())
+        if is_owned and self._sessions.stream_of(session_id, who.owner) is not None:  # none took it meanwhile
             return
         if self._sessions.is_draining:
             raise _draining_error()
         self._sessions.check_capacity()
-        loop = asyncio.get_running_loop()
-        stored = await loop.run_in_executor(durable.threads, durable.store.take, session_id, who.owner)
+        stored = await in_store(durable.threads, durable.store.take, session_id, who.owner)
         if stored is None:
             return
         config = stream_config(transcription_pb2.StreamConfig.FromString(stored.config), self._defaults)

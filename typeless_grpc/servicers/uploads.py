@@ -16,11 +16,13 @@ from typeless_grpc.errors import InvalidInput, WrongState
 from typeless_grpc.jobs.store import Upload, UploadStore
 from typeless_grpc.pb.v1 import uploads_pb2, uploads_pb2_grpc
 from typeless_grpc.servicers import convert_jobs
+from typeless_grpc.servicers.stored import in_store
 
 T = TypeVar("T")
 
 # The most that an upload holds in memory, and the size of a stored part.
 PART_BYTES = 4 * 1024 * 1024
+HASH_LIMIT_S = 600.0  # for reading a whole upload
 SHA256_BYTES = 32
 
 
@@ -65,7 +67,7 @@ class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
         """Return an upload, with the size of its data."""
         upload_id = convert_jobs.required_id(request.upload_id, "upload_id")
         owner = convert_jobs.reach(principal.current())
-        found = await asyncio.get_running_loop().run_in_executor(self._executor, self._store.get, upload_id, owner)
+        found = await in_store(self._executor, self._store.get, upload_id, owner)
         return uploads_pb2.GetUploadResponse(upload=convert_jobs.upload(found))
 
 
@@ -171,7 +173,7 @@ class Receiving:
         return digest
 
     async def _digest_again(self, upload: Upload) -> bytes:
-        return await asyncio.get_running_loop().run_in_executor(self._hashing, self._store.digest, upload)
+        return await in_store(self._hashing, self._store.digest, upload, limit_s=HASH_LIMIT_S)
 
     async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        return await in_store(self._executor, call)

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from typeless_grpc.errors import SourceUnavailable
+from typeless_grpc.servicers.stored import in_store
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -49,11 +50,10 @@ class JobWatch:
 
     async def _poll(self) -> None:
         """Wake waiters whose job has changed, with one query for all, until nobody waits."""
-        loop = asyncio.get_running_loop()
         while self._waiting:
             job_ids = {job_id for job_id, _ in self._waiting.values()}
             try:
-                versions = await loop.run_in_executor(self._executor, self._store.versions, job_ids)
+                versions = await in_store(self._executor, self._store.versions, job_ids)
             except SourceUnavailable as error:
                 log.warning("watched jobs cannot be read; retrying", reason=error.reason)
             else:

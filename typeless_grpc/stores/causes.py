@@ -1,4 +1,4 @@
-"""The log lines about why a database fails. Callers get only that it does."""
+"""The log lines about why a database or the storage fails. Callers get only that it does."""
 
 from __future__ import annotations
 
@@ -13,23 +13,34 @@ from typeless_grpc.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 REPEAT_S = 60.0
+SHORTEST_S = 1.0
 
 
 class Causes:
-    """Logs a cause when it is not that of the last failure, and once a minute. Threads may share it."""
+    """Logs a cause when it is not that of the last failure, once a second at most, and once a minute.
 
-    def __init__(self, database: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """database: what fails, for the log."""
-        self._database, self._clock = database, clock
+    Threads may share it.
+    """
+
+    def __init__(self, store: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """store: what fails, for the log."""
+        self._store, self._clock = store, clock
         self._lock = threading.Lock()
-        self._last, self._logged_s = "", 0.0
+        self._last, self._logged_s = "", -REPEAT_S
 
     def note(self, error: Exception) -> None:
-        """Log why a statement or a connection failed."""
-        cause = next(iter(str(error.orig if isinstance(error, DBAPIError) else error).splitlines()), "")
+        """Log why something failed."""
+        cause = _text(error)
         with self._lock:
             now_s = self._clock()
-            if cause == self._last and now_s - self._logged_s < REPEAT_S:
+            if now_s - self._logged_s < (REPEAT_S if cause == self._last else SHORTEST_S):
                 return
             self._last, self._logged_s = cause, now_s
-        log.warning("a database failed", database=self._database, why=cause)
+        log.warning("a store failed", store=self._store, why=cause)
+
+
+def _text(error: Exception) -> str:
+    """Return the first line of an error, without the statement or the path that belong to one call."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return next(iter(str(error.orig if isinstance(error, DBAPIError) else error).splitlines()), "")

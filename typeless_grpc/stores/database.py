@@ -216,7 +216,7 @@ class Database:
             if self.is_sqlite
             else postgresql_engine(parsed, pool_size=pool_size, max_overflow=pool_size, timeouts=timeouts)
         )
-        self._clock, self._causes = SteadyClock(), Causes("jobs")
+        self._clock, self._causes = SteadyClock(), Causes("database of jobs")
         self._ours = self.engine.execution_options(schema_translate_map={SCHEMA: None if self.is_sqlite else SCHEMA})
 
     @property

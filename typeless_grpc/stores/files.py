@@ -20,8 +20,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from typeless_grpc.disk import check_disk, free_ratio, make_directory
 from typeless_grpc.errors import InvalidInput, NotFound, SourceUnavailable
+from typeless_grpc.stores.causes import Causes
 from typeless_grpc.stores.database import unavailable
 
+_causes = Causes("storage")
 _COPY_BYTES = 1 << 20
 _PROBE = "access-check"
 
@@ -318,4 +320,5 @@ def _faults() -> Iterator[None]:
     except Exception as error:  # each storage of fsspec has its own errors
         if "Checksum" in type(error).__name__:  # S3 knows that of each object
             raise damaged() from error
+        _causes.note(error)
         raise unavailable(error) from error

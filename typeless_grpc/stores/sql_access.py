@@ -93,9 +93,11 @@ class SqlAccessStore:
     def __init__(self, url: str, wall_s: Callable[[], float], timeouts: DatabaseTimeouts = TIMEOUTS) -> None:
         """url: "sqlite:///FILE" or "postgresql://USER:PASSWORD@HOST/DATABASE". Raises ValueError for another."""
         self._engine = _engine(url, timeouts)
+        # Others may be before a call in the only thread. A disk may never answer.
+        self._limit_s = 3 * (timeouts.pool_s + timeouts.connect_s + timeouts.answer_s)
         self._wall_s = wall_s
         self._thread = ThreadPoolExecutor(1, "access-store")
-        self._causes = Causes("keys")
+        self._causes = Causes("database of keys")
         self._has_warned = False
 
     async def open(self) -> None:
@@ -223,8 +225,9 @@ class SqlAccessStore:
                 return work(connection)
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, in_transaction)
-        except (DBAPIError, NoResultFound, PoolTimeout) as error:  # NoResultFound: the database is being restored
+            async with asyncio.timeout(self._limit_s):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, in_transaction)
+        except (TimeoutError, DBAPIError, NoResultFound, PoolTimeout) as error:  # NoResultFound: it is being restored
             self._causes.note(error)
             raise unavailable() from error
 

@@ -86,8 +86,11 @@ class DurableStream(Stream):
                 for record in records[start : start + _REPLAYED_AT_ONCE]:
                     self._replay_record(record)
                 await asyncio.sleep(0)
-        self.journal.restore(replay.entries, max(checkpoint.last_sequence, after_sequence))
-        replay.has_completed = replay.completed_sequence is not None and replay.completed_sequence <= after_sequence
+        last_sequence = checkpoint.last_sequence
+        if replay.completed_sequence is not None:
+            replay.has_completed = replay.completed_sequence <= after_sequence
+            last_sequence = replay.completed_sequence - (not replay.has_completed)
+        self.journal.restore(replay.entries, max(last_sequence, after_sequence))
         if checkpoint.detector is not None:
             self._detector.restore(checkpoint.detector)
         self._detected = (checkpoint.n_bytes, checkpoint.received, self._detector.state)

@@ -40,6 +40,7 @@ class CallThreads(ThreadPoolExecutor):
 
     def __init__(self, max_workers: int, thread_name_prefix: str = "") -> None:
         super().__init__(2 * max_workers, thread_name_prefix)
+        super().submit(int).result()  # one thread is there from the start, also if later no other can be started
         self._n_shared = max_workers
         self._turns = threading.Lock()
         self._queues: dict[str, deque[_Work]] = {}  # the caller that was served longest ago comes first
@@ -62,7 +63,7 @@ class CallThreads(ThreadPoolExecutor):
             for work in waiting:
                 self._running[work.caller] += 1
                 if not cancel_futures or not work.future.cancel():
-                    super().submit(self._run, work)
+                    self._start(work)
         super().shutdown(wait, cancel_futures=cancel_futures)
 
     def _begin(self) -> None:
@@ -79,7 +80,15 @@ class CallThreads(ThreadPoolExecutor):
             if work.future.cancelled():
                 continue
             self._running[caller] += 1
+            self._start(work)
+
+    def _start(self, work: _Work) -> None:
+        try:
             super().submit(self._run, work)
+        except RuntimeError as error:
+            # The task is queued before a thread is started for it: one of those that are there runs it.
+            if "can't start new thread" not in str(error):
+                raise
 
     def _run(self, work: _Work) -> None:
         """Run a task in a thread, and then start queued ones."""

@@ -18,10 +18,11 @@ from typeless_grpc.telemetry.context import request_id, trace_id
 _processors: list[Processor] = []
 
 GRPC_CORE = "grpc._cython.cygrpc"
-# How grpc's errors about its clients begin, with a traceback each: a client that disconnects during a response, and
-# headers that are not UTF-8, which may be a mistyped key.
+# How grpc's errors about its clients begin, with a traceback each: a client that disconnects during a response or an
+# error, and headers that are not UTF-8, which may be a mistyped key.
 CLIENTS_FAULTS = (
     "ExecuteBatchError raised in core",
+    "Failed sending error status from server",
     "Invalid encoding on ",
     "Unexpected [UnicodeDecodeError] raised by servicer method",
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from socketserver import ThreadingMixIn
@@ -21,6 +22,7 @@ from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.telemetry.metrics import Metrics
 
 MAX_CONNECTIONS = 16
+PAUSE_S = 0.1
 SILENCE_S = 10.0  # a connection without a byte for this long is closed
 
 
@@ -70,6 +72,14 @@ class _Server(ThreadingMixIn, WSGIServer):
         self._open: deque[socket.socket] = deque()
         self._lock = threading.Lock()
         super().__init__(*arguments)
+
+    def get_request(self) -> Any:
+        """Accept a connection. Without a free file descriptor, pause: the loop tries again at once."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(PAUSE_S)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection in a thread of its own."""

@@ -14,6 +14,7 @@ def test_a_cause_is_logged_when_it_changes_and_once_a_minute(caplog: pytest.LogC
     causes = Causes("jobs", clock.now_s)
     for why in ("disk I/O error", "disk I/O error", "database disk image is malformed"):
         causes.note(OperationalError("SELECT secret", ("value",), sqlite3.OperationalError(f"{why}\nmore")))
+        clock.advance(2)
     assert [why in caplog.text for why in ("disk I/O error", "malformed", "secret", "value", "more")] == [
         True,
         True,
@@ -24,4 +25,7 @@ def test_a_cause_is_logged_when_it_changes_and_once_a_minute(caplog: pytest.LogC
     assert len(caplog.records) == 2
     clock.advance(61)
     causes.note(OperationalError("SELECT", (), sqlite3.OperationalError("database disk image is malformed")))
-    assert len(caplog.records) == 3
+    causes.note(OSError(30, "Read-only file system", "/jobs/1"))
+    clock.advance(2)
+    causes.note(OSError(30, "Read-only file system", "/jobs/2"))
+    assert len(caplog.records) == 4

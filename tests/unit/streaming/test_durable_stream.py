@@ -184,6 +184,18 @@ async def test_a_call_that_comes_back_sends_again_what_is_not_acknowledged():
         assert caller.kept() == await uninterrupted(on, requests)
 
 
+async def test_a_completed_event_that_was_not_received_keeps_its_number():
+    requests = [*cut(silence(0.3) + speech(1.0, 1.2), [3200]), Control.END]
+    async with servers() as on:
+        first, stream = Caller(requests, []), on.first()
+        await send(stream, requests)
+        await first.read(stream)
+        again = Caller(requests, first.got[:-1])
+        await again.read(await on.next(again.last_sequence))
+        assert again.last_sequence == first.last_sequence
+        assert again.kept() == first.kept()
+
+
 async def test_a_sequence_that_the_session_cannot_have_reached_is_refused():
     async with servers() as on:
         on.first()
