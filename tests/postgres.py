@@ -76,7 +76,7 @@ class Postgres:
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [*self._on, *self._as, str(self._bin / program), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=self._directory, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self._directory, timeout=150)
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
 
 

@@ -13,8 +13,10 @@ from contextlib import asynccontextmanager
 class Proxy:
     """A way to a server that can be cut: TCP in, TCP out, and resets on demand."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, delay_s: float = 0.0) -> None:
+        """delay_s: from a caller's connection to that to the server."""
         self.send_to(target)
+        self._delay_s = delay_s
         self._writers: set[asyncio.StreamWriter] = set()
         self.target = ""
         self.n_connections = 0
@@ -26,6 +28,7 @@ class Proxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.n_connections += 1
+        await asyncio.sleep(self._delay_s)
         up_reader, up_writer = await asyncio.open_connection(self._host, self._port)
         self._writers |= {writer, up_writer}
         with contextlib.suppress(OSError, asyncio.CancelledError):
@@ -50,8 +53,9 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxied(target: str) -> AsyncIterator[Proxy]:
-    proxy = Proxy(target)
+async def proxied(target: str, *, delay_s: float = 0.0) -> AsyncIterator[Proxy]:
+    """Run a `Proxy`. See its constructor for the arguments."""
+    proxy = Proxy(target, delay_s=delay_s)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:

@@ -88,7 +88,7 @@ async def test_a_full_redis_leaves_each_server_its_own_limits(tmp_path: Path):
         began_s = time.monotonic()
         with pytest.raises(SourceUnavailable) as caught:
             await buckets.take("a", SLOW, 1)
-        assert time.monotonic() - began_s < 1
+        assert time.monotonic() - began_s < 4  # not after timeout_s
         assert caught.value.reason == "RATE_LIMITS_UNAVAILABLE"
         either = FallbackBuckets(buckets, MemoryBuckets(100), SystemClock(), metrics)
         assert sum([(await either.take("a", SLOW, 1)).is_allowed for _ in range(12)]) == 10

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import grpc
 import pytest
 
 from tests.harness import AUDIO, REPOSITORY, pcm, serving
+from tests.relay import proxied
 from tests.servers import free_port
 from typeless_grpc.client import AsyncClient, CallFailed, Client, Options, RawFormat
 from typeless_grpc.engine.interface import Task
@@ -101,25 +101,11 @@ async def transcribed(client_kind: str, target: str, *, retry: bool = True, seco
 @pytest.mark.parametrize("client_kind", ["async", "sync"])
 async def test_a_handshake_may_take_a_second(client_kind: str):
     """So does one over a long way, or with a busy server."""
-
-    async def carried(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while data := await reader.read(65_536):
-                writer.write(data)
-        writer.close()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(1.0)
-        host, _, port = served.target.rpartition(":")
-        to_server, from_client = await asyncio.open_connection(host, int(port))
-        await asyncio.gather(carried(reader, from_client), carried(to_server, writer))
-
     async with (
         serving(ScriptedEngine(lambda call: "hello")) as served,
-        await asyncio.start_server(connected, "127.0.0.1", 0) as far,
+        proxied(served.target, delay_s=1.0) as far,
     ):
-        target = f"127.0.0.1:{far.sockets[0].getsockname()[1]}"
-        assert await transcribed(client_kind, target, retry=False) == "hello"
+        assert await transcribed(client_kind, far.target, retry=False) == "hello"
 
 
 async def test_no_proxy_is_used_for_this_machine(monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """The long form: attacks a server for the given time, and prints what was tried and what others noticed.
 
-python -m tests.wire SECONDS [SEED]     mutated connections for half of the time, each attack for its share of the rest
+python -m tests.wire [SECONDS [SEED]]   mutated connections for half of the time, each attack for its share of the rest;
+                                        without SECONDS for ten minutes, times the variable SCALE
 python -m tests.wire replay SEED        sends one mutated connection, and prints it
 
 The last line is JSON: {"inputs": N, "faults": N, "seconds": S, ...}. It ends with 1 if there was a fault.
@@ -9,6 +10,7 @@ The last line is JSON: {"inputs": N, "faults": N, "seconds": S, ...}. It ends wi
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 import time
@@ -104,6 +106,7 @@ def replay(seed: int) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "replay":
+    if sys.argv[1:2] == ["replay"]:
         sys.exit(min(1, replay(int(sys.argv[2]))))
-    sys.exit(min(1, main(float(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else random.randrange(10**6))))
+    given = sys.argv[1:] or [600 * float(os.environ.get("SCALE", "1"))]
+    sys.exit(min(1, main(float(given[0]), int(given[1]) if given[1:] else random.randrange(10**6))))

@@ -190,6 +190,9 @@ def connections(port: int, over: Over) -> int:
         peer = Peer(port, begin=chance.choice([b"", b"P", PREFACE, PREFACE + settings(), b"GET / HTTP/1.1\r\n\r\n"]))
         peer.close(abruptly=chance.random() < 0.5)
         n_inputs += 1
+        if n_inputs % 100 == 0:  # beyond max_connections, new ones of anybody would be closed
+            with Peer(port) as last:
+                last.answer(last.call(headers_of(CHECK), message()))
     return n_inputs
 
 

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.wire.attack import TRANSCRIBE, recording
 from tests.wire.attacks import ATTACKS
+from tests.wire.http2 import PREFACE, headers_of, settings
+from tests.wire.node import HOSTILE
 from tests.wire.server import Attacked, attacked
 
 ATTACK_S = 0.3
@@ -32,3 +35,16 @@ def test_an_attack_harms_nobody_else(server: Attacked, name: str):
     assert testimony.longest_s() < LONGEST_S
     assert not server.problems()
     assert not server.settled()
+
+
+def test_calls_whose_answers_are_never_read_count_as_open_calls_of_their_caller(server: Attacked):
+    call = headers_of(TRANSCRIBE, key=HOSTILE)
+    with server.witnessed() as testimony, server.peer(begin=PREFACE + settings(INITIAL_WINDOW_SIZE=0)) as deaf:
+        refused = [deaf.call(call, recording()) for _ in range(40)][-1]
+        assert deaf.answer(refused).text.startswith("The quota is used up: 32 concurrent calls")
+        with server.peer() as other:
+            assert other.answer(other.call(call, recording())).status == 8
+    assert not testimony.complaints
+    assert not server.settled()
+    with server.peer() as other:
+        assert other.answer(other.call(call, recording())).status == 0

@@ -34,15 +34,21 @@ class RateLimitInterceptor(Interceptor):
             if charge.state is not None:
                 call.add_trailers(*_standing(charge.state))
             token = rate_limit.enter(charge)
+            is_answered = False
             try:
                 yield
+                is_answered = True
             except TypelessError as error:
                 if is_refused_for_load(error):
                     await charge.give_back()
                 raise
             finally:
                 rate_limit.leave(token)
-                self._limiter.done(charge)
+                if is_answered:
+                    # The call is open until its answer is sent, which its caller can delay.
+                    call.context.add_done_callback(lambda _: self._limiter.done(charge))  # type: ignore[arg-type]
+                else:
+                    self._limiter.done(charge)
         except RateLimited:
             self._metrics.rate_limited.labels(rule.group.value).inc()
             raise
