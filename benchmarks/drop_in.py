@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.contestants import server
 from benchmarks.contracts import Chunks, Contract, contracts
-from benchmarks.recordings import Recording, load, sample, word_errors
+from benchmarks.recordings import Recording, load, lost_words, sample, word_errors
 from benchmarks.report import arguments
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ
 from typeless_grpc.audio.vad import FRAME_SAMPLES, SileroDetector, recording_probabilities
@@ -104,7 +104,8 @@ def last_spoken_s(recording: Recording, detector: SileroDetector) -> float:
 
 def error_table(title: str, recordings: Sequence[Recording], found: Texts) -> None:
     """Print the word errors of each contract, and its difference to the first in points."""
-    print(f"\n### {title}\n\n| | words | wrong | % | points more | texts that differ |\n|" + " --- |" * 6)
+    columns = ("", "words", "wrong", "%", "points more", "words left out", "texts that differ")
+    print(f"\n### {title}\n\n| {' | '.join(columns)} |\n|" + " --- |" * len(columns))
     base = next(iter(found.values()))
     base_wrong = 0
     for name, some in found.items():
@@ -113,7 +114,9 @@ def error_table(title: str, recordings: Sequence[Recording], found: Texts) -> No
         base_wrong = wrong if some is base else base_wrong
         points = 100 * (wrong - base_wrong) / n_words
         n_other = sum(one != other for one, other in zip(some, base, strict=True))
-        print(f"| {name} | {n_words} | {wrong} | {100 * wrong / n_words:.2f} | {points:+.2f} | {n_other} |")
+        lost = sum(lost_words(recording, text) for recording, text in zip(recordings, some, strict=True))
+        cells = (name, n_words, wrong, f"{100 * wrong / n_words:.2f}", f"{points:+.2f}", lost, n_other)
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def latency_table(title: str, found: Seconds) -> None:

@@ -97,6 +97,14 @@ def word_errors(recording: Recording, text: str) -> tuple[int, int]:
     return counts.substitutions + counts.deletions + counts.insertions, len(reference.split())
 
 
+def lost_words(recording: Recording, text: str) -> int:
+    """Count the words of the reference that a text leaves out."""
+    reference, found = normalized(recording.reference, recording.language), normalized(text, recording.language)
+    if not reference.strip() or not found.strip():
+        return len(reference.split())
+    return int(jiwer.process_words([reference], [found]).deletions)
+
+
 def wer(pairs: Iterable[tuple[Recording, str]]) -> float:
     """Word error rate (characters for zh, ja, ko) of (recording, text) pairs, as a fraction."""
     references, texts = [], []

@@ -36,7 +36,7 @@ CALL_AUDIO_S, JOB_AUDIO_S = 4.0, 8.0
 DEADLINE_S, BATCH_DEADLINE_S = 30.0, 120.0  # batches wait for unary calls
 N_FLOODING, N_OBEDIENT, N_STREAMS = 20, 20, 4
 SATURATING = 24  # calls at once that keep the server busy without a refusal
-BATCH_EVERY = 8  # of the calls, one is a batch of two recordings
+BATCH_EVERY = 8
 PART_S = 0.1
 UTTERANCE_S, PAUSE_S = 2.0, 1.2
 MAX_RETRY_S = 60.0
@@ -144,7 +144,10 @@ class Calls:
         seed: int,
         audio_s: float = CALL_AUDIO_S,
         speech: Speech = NUMBERS,
+        batch_every: int = BATCH_EVERY,
     ) -> None:
+        """batch_every: of the calls, one is a batch of two recordings; 0 for none."""
+        self._batch_every = batch_every
         self._stub, self._answers, self._audio_s = Stub(keyed), answers, audio_s
         self._random, self._speech = random.Random(seed), speech
 
@@ -153,7 +156,7 @@ class Calls:
         answers, number = self._answers, self._random.randrange(N_NUMBERS)
         source = AudioSource(content=self._speech.audio(number, self._audio_s), format=RAW)
         options = transcription_pb2.TranscriptionOptions(language="en")
-        is_batch = self._random.randrange(BATCH_EVERY) == 0
+        is_batch = self._batch_every > 0 and self._random.randrange(self._batch_every) == 0
         answers.n_sent += 1
         began_s = time.monotonic()
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import sqlalchemy as sa
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, multiple, precondition, rule
+from hypothesis.stateful import Bundle, initialize, multiple, precondition, rule
 
 from tests.contract.conftest import Stores, done
 from tests.states.databases import Folder
@@ -17,7 +17,7 @@ from tests.states.machines import CountedMachine, check, finds
 from typeless_grpc.errors import InvalidInput, NotFound, RateLimited, WrongState
 from typeless_grpc.jobs.job import Job
 from typeless_grpc.jobs.store import Upload
-from typeless_grpc.stores.jobs import FILING_S
+from typeless_grpc.stores.jobs import STORING_S
 from typeless_grpc.stores.uploads import SqlUploadStore, UploadOptions
 
 MAX_BYTES, MAX_OWNER_BYTES, MAX_UNFINISHED, TTL_S = 40, 100, 3, 1024.0
@@ -61,6 +61,13 @@ class Uploads(CountedMachine):
     def is_there(self, known: KnownUpload) -> bool:
         return known.expire_s > self.now_s or bool(known.jobs)
 
+    @initialize(target=seen, data=DATA)
+    def begin(self, data: list[bytes]) -> object:
+        sent = self.send(data)
+        if isinstance(sent, Upload):
+            self.submit_job(sent)
+        return sent
+
     @rule(target=seen)
     def create(self) -> object:
         n_unfinished = sum(not one.is_complete and one.expire_s > self.now_s for one in self.known.values())
@@ -80,6 +87,13 @@ class Uploads(CountedMachine):
         if isinstance(sent, Upload):
             self.complete(sent)
         return sent
+
+    @rule(data=DATA)
+    def two_calls_append(self, data: list[bytes]) -> None:
+        created = self.create()
+        if isinstance(created, Upload):
+            self.append(created, data)
+            self.append(created, data)
 
     @rule(target=seen, before=seen)
     def look(self, before: Upload) -> object:
@@ -166,7 +180,7 @@ class Uploads(CountedMachine):
             assert is_fresh
             assert known.is_complete
             known.jobs.append(job)
-            known.expire_s = max(known.expire_s, self.now_s + FILING_S)
+            known.expire_s = max(known.expire_s, self.now_s + STORING_S)
 
     @precondition(lambda self: any(one.jobs for one in self.known.values()))
     @rule(data=st.data(), is_deleted=st.booleans())

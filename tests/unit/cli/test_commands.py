@@ -37,6 +37,12 @@ def test_no_arguments_print_the_help():
         assert command in shown
 
 
+@pytest.mark.parametrize("words", [[], ["jobs"], ["models"], ["keys"]], ids=lambda words: " ".join(words) or "typeless")
+def test_no_summary_of_a_command_is_cut(words: list[str]):
+    summaries = typeless(*words, "--help").output.split("Commands:")[1]
+    assert "..." not in summaries
+
+
 @pytest.mark.parametrize("words", [["nonesuch"], ["serve", "--nonesuch"], ["transcribe"], ["serve", "--port", "many"]])
 def test_an_invalid_command_line_ends_with_2(words: list[str]):
     assert typeless(*words).exit_code == 2
