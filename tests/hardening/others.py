@@ -14,6 +14,7 @@ from tests.hardening.report import Row, Table
 from tests.harness import REPOSITORY
 
 FUZZ_EXECUTIONS, FUZZ_S = 1_000_000, 60.0  # in all; of each target
+WIRE_S = 300.0
 NO_TESTS = 5  # pytest's status if it finds none
 
 
@@ -37,7 +38,7 @@ def wire(scale: float) -> Table:
     """Call the server as hostile peers do. The suite prints its figures as a line of JSON."""
     if not (REPOSITORY / "tests" / "wire" / "__main__.py").exists():
         return Table("Hostile peers", [])
-    status, output = _run("-m", "tests.wire", environment={"SCALE": str(scale)})
+    status, output = _run("-m", "tests.wire", str(max(20.0, scale * WIRE_S)))
     lines = [line for line in output.splitlines() if line.startswith("{")]
     figures: dict[str, object] = json.loads(lines[-1]) if lines else {}
     rows = [

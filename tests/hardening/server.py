@@ -24,6 +24,7 @@ from tests.servers import free_port
 
 ADMIN_KEY = "an-admin-key-of-the-hardening-tests"
 KEYS = tuple(f"a-key-of-caller-{number}-of-the-hardening-tests" for number in range(100))
+MODEL = "tiny.en"
 START_S = 120.0
 ANSWER_S = 60.0
 # What shows work that has not ended, or that nobody waits for.
@@ -145,7 +146,7 @@ def running(directory: Path, *, slowdown: float | None = 1.0, **settings: Any) -
         "max_streams_per_caller": 10_000,
         "log_level": "warning",
         "log_format": "json",
-        "model": node.SCRIPTED if slowdown is not None else "tiny.en",
+        "model": node.SCRIPTED if slowdown is not None else MODEL,
     }
     given = defaults | settings
     directory.mkdir(parents=True, exist_ok=True)

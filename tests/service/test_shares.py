@@ -46,7 +46,8 @@ async def outcome(call: Awaitable[Any]) -> CallFailed | None:
 async def test_a_caller_of_a_thousand_requests_leaves_room_for_one_of_one(ask: Ask):
     engine = ScriptedEngine()
     engine.gate.clear()
-    async with serving(engine, **TWO_CALLERS) as served:
+    # A client opens its calls before the server has told it how many a connection may have.
+    async with serving(engine, max_calls_per_connection=2000, **TWO_CALLERS) as served:
         many = [asyncio.create_task(outcome(ask(served, MANY))) for _ in range(1000)]
         await engine.until(n_calls=48)
         one = asyncio.create_task(outcome(ask(served, ONE)))

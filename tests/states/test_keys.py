@@ -74,7 +74,7 @@ class Keys(CountedMachine):
         self.call(0, 0, Access.ADMIN)
         self.call(1, 1, Access.USER)
 
-    @rule(server=SERVERS, role=st.sampled_from(Role), ttl_s=st.sampled_from([None, TTL_S]))
+    @rule(server=SERVERS, role=st.sampled_from(Role), ttl_s=st.sampled_from([None, TTL_S, TTL_S]))
     def create(self, server: int, role: Role, ttl_s: float | None) -> None:
         now_s = self.clock.now_s()
         n_usable = sum(not one.is_revoked and not self.is_expired(one) for one in self.known)
@@ -180,7 +180,7 @@ class Keys(CountedMachine):
         if not self.store.is_unavailable:
             self.has_read(server)
 
-    @rule(seconds=st.sampled_from([1.0, TTL_S / 2, TTL_S]))
+    @rule(seconds=st.sampled_from([1.0, TTL_S / 2, TTL_S, TTL_S]))
     def wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
 

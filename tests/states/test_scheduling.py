@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -30,8 +31,8 @@ LANE_WAITS_S = STARVE_AFTER_S + (len(Lane) + 1) * BATCH_S
 class Window:
     """The reference: what happened to one window.
 
-    n_own_before: how many others of its caller waited. is_first: of its caller in its lane. started_s: when its
-    batches ran while it was wanted.
+    n_own_before: how many others of its caller waited. started_s: when its batches ran while it was wanted. pushed,
+    popped: the numbers of these events among those of all windows.
     """
 
     name: str
@@ -40,11 +41,15 @@ class Window:
     deadline_s: float | None
     submitted_s: float
     n_own_before: int
-    is_first: bool
+    pushed: int = 0
+    popped: int | None = None
     started_s: list[float] = field(default_factory=list)
     ended_s: float | None = None
     outcome: Any = None
     is_cancelled: bool = False
+
+
+WATCHING: ContextVar[Callers] = ContextVar("callers")
 
 
 class Callers:
@@ -53,6 +58,7 @@ class Callers:
     def __init__(self) -> None:
         self.loop, self.random = schedule(), schedule().random
         self.windows: dict[str, Window] = {}
+        self.count = itertools.count(1)
         self.options = SchedulerOptions(
             max_batch=self.random.randrange(1, 5),
             n_workers=self.random.randrange(1, 4),
@@ -84,8 +90,7 @@ class Callers:
         deadline_s = now_s + self.random.uniform(0.1, 20.0) if self.random.random() < 0.2 else None
         waiting = self.waiting(lane)
         n_own = sum(one.caller == caller for one in waiting)
-        is_first = all((one.caller, one.lane) != (caller, lane) for one in self.windows.values())
-        window = Window(name, lane, caller, deadline_s, now_s, n_own, is_first)
+        window = Window(name, lane, caller, deadline_s, now_s, n_own)
         self.windows[name] = window
         cost_s = self.random.uniform(0.1, 1.0)
         work = asyncio.ensure_future(
@@ -130,6 +135,7 @@ class Callers:
 
 async def windows_are_shared_out() -> None:
     callers = Callers()
+    WATCHING.set(callers)
     await callers.scheduler.start()
     async with asyncio.timeout(1000):
         await asyncio.gather(callers.flood(), *(callers.come_at_times(caller) for caller in "ab"))
@@ -175,21 +181,41 @@ def check_turn(window: Window, callers: Callers) -> None:
         if other.lane is window.lane and other.started_s and window.submitted_s <= other.started_s[0] <= ended_s
     ]
     moments_s = [window.submitted_s, *sorted(other.started_s[0] for other in between), ended_s]
-    assert max(b - a for a, b in pairwise(moments_s)) <= LANE_WAITS_S
-    if window.is_first and window.started_s:
-        # Batches that have begun, one of each other caller, and those of lanes that starve, which others may join.
-        n_batches = callers.options.n_workers + len(CALLERS) + len(Lane)
-        n_of_others = sum(other.caller != window.caller for other in between)
-        assert n_of_others <= n_batches * callers.options.max_batch
+    assert max(b - a for a, b in itertools.pairwise(moments_s)) <= LANE_WAITS_S
+    own = [one for one in callers.windows.values() if (one.caller, one.lane) == (window.caller, window.lane)]
+    if window.popped is not None and [one for one in own if one.submitted_s <= ended_s] == [window]:
+        # At most a batch of each other caller, and those of lanes that starve, which others may join.
+        n_batches = len(CALLERS) + len(Lane)
+        before = [
+            other
+            for other in callers.windows.values()
+            if other.lane is window.lane and other.popped is not None and window.pushed < other.popped < window.popped
+        ]
+        assert len(before) <= n_batches * callers.options.max_batch
 
 
-class LosesOne(LaneQueue[Any]):
+class WatchedQueue(LaneQueue[Any]):
+    """Notes the order in which windows come and go."""
+
+    def push(self, entry: Entry[Any]) -> None:
+        callers = WATCHING.get()
+        callers.windows[entry.work.work].pushed = next(callers.count)
+        super().push(entry)
+
+    def pop(self, now_s: float, **given: Any) -> list[Entry[Any]]:
+        batch, callers = super().pop(now_s, **given), WATCHING.get()
+        for entry in batch:
+            callers.windows[entry.work.work].popped = next(callers.count)
+        return batch
+
+
+class LosesOne(WatchedQueue):
     def push(self, entry: Entry[Any]) -> None:
         if schedule().random.random() > 0.02:
             super().push(entry)
 
 
-class ServesTwice(LaneQueue[Any]):
+class ServesTwice(WatchedQueue):
     def pop(self, now_s: float, **given: Any) -> list[Entry[Any]]:
         batch = super().pop(now_s, **given)
         if schedule().random.random() < 0.1:
@@ -198,12 +224,12 @@ class ServesTwice(LaneQueue[Any]):
         return batch
 
 
-class NeverStarves(LaneQueue[Any]):
+class NeverStarves(WatchedQueue):
     def __init__(self, *, starve_after_s: float) -> None:
         super().__init__(starve_after_s=float("inf"))
 
 
-class ForgetsCallers(LaneQueue[Any]):
+class ForgetsCallers(WatchedQueue):
     """First come, first served."""
 
     def push(self, entry: Entry[Any]) -> None:
@@ -211,7 +237,8 @@ class ForgetsCallers(LaneQueue[Any]):
         super().push(entry)
 
 
-def test_each_window_is_decoded_once_or_refused_and_none_starves():
+def test_each_window_is_decoded_once_or_refused_and_none_starves(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scheduling, "LaneQueue", WatchedQueue)
     explore(windows_are_shared_out, N_SCHEDULES * factor())
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import sqlalchemy as sa
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, multiple, precondition, rule
+from hypothesis.stateful import Bundle, initialize, multiple, precondition, rule
 
 from tests.contract.conftest import Stores, done
 from tests.states.databases import Folder
@@ -61,6 +61,13 @@ class Uploads(CountedMachine):
     def is_there(self, known: KnownUpload) -> bool:
         return known.expire_s > self.now_s or bool(known.jobs)
 
+    @initialize(target=seen, data=DATA)
+    def begin(self, data: list[bytes]) -> object:
+        sent = self.send(data)
+        if isinstance(sent, Upload):
+            self.submit_job(sent)
+        return sent
+
     @rule(target=seen)
     def create(self) -> object:
         n_unfinished = sum(not one.is_complete and one.expire_s > self.now_s for one in self.known.values())
@@ -80,6 +87,13 @@ class Uploads(CountedMachine):
         if isinstance(sent, Upload):
             self.complete(sent)
         return sent
+
+    @rule(data=DATA)
+    def two_calls_append(self, data: list[bytes]) -> None:
+        created = self.create()
+        if isinstance(created, Upload):
+            self.append(created, data)
+            self.append(created, data)
 
     @rule(target=seen, before=seen)
     def look(self, before: Upload) -> object:

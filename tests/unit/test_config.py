@@ -251,6 +251,14 @@ def test_a_time_may_have_a_unit(text: str, seconds: float, monkeypatch):
     assert load().settings.job_ttl == seconds
 
 
+def test_a_problem_between_two_settings_has_no_words_of_pydantic(monkeypatch):
+    monkeypatch.setenv("TYPELESS_TLS_CERT_FILE", "cert.pem")
+    with pytest.raises(InvalidInput) as caught:
+        load()
+    assert caught.value.reason == "CONFIG_INVALID"
+    assert str(caught.value) == "tls_key_file: tls_cert_file and tls_key_file must be set together"
+
+
 @pytest.mark.parametrize("text", ["", "soon", "5 weeks", "-1h", "1e9d"])
 def test_a_time_that_makes_no_sense_is_refused(text: str, monkeypatch):
     monkeypatch.setenv("TYPELESS_JOB_TTL", text)

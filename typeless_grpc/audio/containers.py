@@ -189,7 +189,7 @@ class ContainerReader:
             except (av.FFmpegError, ValueError) as error:
                 if n_missing:
                     raise truncated(n_missing, self._field) from error
-                raise self._refusal("this is no audio file that can be read here") from error
+                raise self._refusal("not an audio file in a format that this server reads") from error
             is_complete = container.streams.audio or container.format.name not in _UNLISTED_TRACKS
             if is_complete or n_probe >= _MAX_PROBE_BYTES:
                 self._file.settle()

@@ -39,7 +39,9 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, max=10_000, help="How many times to send each file.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
-    """Send recordings from several callers at once and report how long they waited. Exit code 1 if a call failed.
+    """Send recordings from several callers at once, and time them.
+
+    Exit code 1 if a call failed.
 
     Example: typeless bench --local --callers 4 tests/audio/en_short.flac
     """

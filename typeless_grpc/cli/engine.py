@@ -27,9 +27,9 @@ def engine(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
 ) -> None:
-    """Decode for servers whose TYPELESS_ENGINE_ADDRESS names this engine, until SIGTERM or Ctrl-C.
+    """Decode for servers on other machines until SIGTERM or Ctrl-C.
 
-    Other machines need the key in TYPELESS_ENGINE_KEY.
+    Their TYPELESS_ENGINE_ADDRESS names this engine. Other machines need the key in TYPELESS_ENGINE_KEY.
 
     Example: typeless engine --listen 127.0.0.1:50052
     """

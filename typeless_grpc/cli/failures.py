@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
@@ -33,6 +34,17 @@ HINTS = {
     "MESSAGE_TOO_LARGE": "`typeless jobs submit` uploads in chunks",
     "MODEL_NOT_FOUND": "`typeless models list` shows the names, `typeless models pull` downloads a model",
     "TOO_MANY_ITEMS": "reduce --size",
+}
+
+# What gRPC writes about a connection that failed, and what the user can do. The first that matches counts.
+CONNECTION_HINTS = {
+    "WRONG_VERSION_NUMBER": "what answers there does not use TLS: leave out --tls and --tls-ca",
+    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not trusted: name its authority with --tls-ca",
+    "Hostname Verification Check failed": "the server's certificate is for another name: use that one in --server",
+    "an http1.x server": "what answers there is not a gRPC server: check the port",
+    "hostname lookup error|DNS resolution failed": "this name cannot be resolved: check --server",
+    "^failed to connect.*(Socket closed|Connection reset)": "what answers there closes the connection: check the port; "
+    "a server with TLS needs --tls, and one that requires certificates needs --client-cert",
 }
 
 # Errors of standard output. Those of files have a file name.
@@ -120,11 +132,21 @@ def fail_with(failed: CallFailed, server: str, *, otherwise: str = "or add --loc
     """Print the failure and exit with code 1. otherwise: the alternative to starting a server."""
     if is_unavailable(failed):
         why = [failed.message, *details(failed)] if _Detail.is_wanted else []
-        start = ", ".join(filter(None, ["Start one with `typeless serve`", otherwise]))
-        if proxy := proxy_variable(failed.message):
-            start = f"The call went through the proxy that {proxy} names: set no_proxy={host_of(server)} to avoid it"
-        fail("\n  ".join([f"no server answers at {server}. {start}.", *why]))
+        fail("\n  ".join([f"{_no_connection(failed.message, server, otherwise)}.", *why]))
     fail(error_text(failed))
+
+
+def _no_connection(message: str, server: str, otherwise: str) -> str:
+    if proxy := proxy_variable(message):
+        avoid = f"The call went through the proxy that {proxy} names: set no_proxy={host_of(server)} to avoid it"
+        return f"no server answers at {server}. {avoid}"
+    if re.fullmatch(r"[^:/,]+", server):
+        server += " (port 443, because the address names none)"
+    for pattern, hint in CONNECTION_HINTS.items():
+        if re.search(pattern, message):
+            return f"cannot connect to {server}: {hint}"
+    choices = filter(None, ["Start one with `typeless serve`", "name another with --server", otherwise])
+    return f"no server answers at {server}. {', '.join(choices)}"
 
 
 @contextmanager

@@ -113,7 +113,14 @@ class Decoding:
         typer.Option("--hotwords", "--hotword", help="Names and phrases to expect, separated by commas; repeatable."),
     ] = None
     beam_size: Annotated[
-        int, typer.Option("--beam-size", min=0, max=10, help="Beam size, 1 to 10; the server's choice by default.")
+        int,
+        typer.Option(
+            "--beam-size",
+            min=0,
+            max=10,
+            show_default=False,
+            help="Beam size, 1 to 10; 0, the default, is the server's choice.",
+        ),
     ] = 0
     temperature: Annotated[
         list[float] | None, typer.Option("--temperature", help="Temperature, 0 to 1; repeat it for fallbacks.")

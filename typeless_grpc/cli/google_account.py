@@ -46,10 +46,11 @@ def google_account(
         ),
     ] = None,
 ) -> None:
-    """Write a service account for Google's clients and, for tests, a certificate for speech.DOMAIN.
+    """Write a service account for Google's clients.
 
-    The files are google-account.json, and ca.pem, cert.pem and key.pem. Existing files are never replaced. The
-    certificate is valid for 397 days. The private key of its authority is not kept, so nobody can sign another with it.
+    For tests, it also writes a certificate for speech.DOMAIN. The files are google-account.json, and ca.pem, cert.pem
+    and key.pem. Existing files are never replaced. The certificate is valid for 397 days. The private key of its
+    authority is not kept, so nobody can sign another with it.
 
     Example: typeless keys google-account example.com -o google-account
     """

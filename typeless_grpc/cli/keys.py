@@ -64,7 +64,7 @@ def create(
     expires: Annotated[str, typer.Option(help="Lifetime: 90d, 12h, 30m. Unlimited by default.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Create a key and print its secret, which is shown only once.
+    """Create a key, and print its secret. The secret is shown only once.
 
     Example: typeless keys create "night shift" --role user --expires 90d --local
     """
@@ -92,7 +92,7 @@ def list_keys(
     store: KeyStore,
     as_json: AsJson = False,
 ) -> None:
-    """List all keys, revoked and expired ones too, without their secrets.
+    """List all keys, also revoked and expired ones. Their secrets are not shown.
 
     Example: typeless keys list --local
     """

@@ -23,7 +23,7 @@ app = typer.Typer(help="List, download and verify models.", no_args_is_help=True
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the models of the catalogue, and their directories on this machine.
+    """List all models, and their directories on this machine.
 
     Example: typeless models list
     """
@@ -45,7 +45,9 @@ def pull(
     name: Annotated[str, typer.Argument(help="Name of a model: base, tiny.en, large-v3, …")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Download a model if needed, calibrate it for this machine, and print its directory.
+    """Download a model if needed, and print its directory.
+
+    The model is also calibrated for this machine.
 
     Example: typeless models pull tiny.en
     """
@@ -65,7 +67,9 @@ def verify(
     names: Annotated[list[str] | None, typer.Argument(help="Names of models; all on this machine if none.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Read all files of models, and compare them with what is known or approved. Fails if one differs.
+    """Compare all files of models with what is known or approved.
+
+    Exit code 1 if a file differs.
 
     Example: typeless models verify
     """
@@ -100,9 +104,10 @@ def approve(
     name: Annotated[str, typer.Argument(help="Name of a model on this machine.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Approve the files of a model as they are now, and print their SHA-256. Other files are refused from then on.
+    """Approve the files of a model as they are now.
 
-    Compare the digests with those of the model's source first.
+    Prints their SHA-256; other files are refused from then on. Compare the digests with those of the
+    model's source first.
 
     Example: typeless models approve large-v3
     """

@@ -70,7 +70,7 @@ def failures_as_lines() -> Iterator[None]:
             raise
         fail(f"this command needs the server's libraries ({error.name}): pip install 'typeless-grpc[server]'")
     except TypelessError as error:
-        fail(f"{error.message} ({error.reason})")
+        fail(f"{error.message.removesuffix('.')} ({error.reason})")
 
 
 def print_table(table: Table, *, min_width: int = MIN_TABLE_WIDTH, to_stderr: bool = False) -> None:

@@ -39,9 +39,9 @@ def usage(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, audio in seconds.")] = False,
 ) -> None:
-    """Print the calls, audio and jobs of each key, also of revoked ones.
+    """Print the calls, audio and jobs of each key.
 
-    Usage of tokens is by their subject. Callers without a key are one row.
+    Revoked keys are included. Usage of tokens is by their subject. Callers without a key are one row.
 
     Example: typeless keys usage --since 2025-01-01 --by month --local
     """

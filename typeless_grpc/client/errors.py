@@ -37,7 +37,7 @@ class CallFailed(Exception):
         self.request_id = request_id
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.reason or self.code.name})"
+        return f"{self.message.removesuffix('.')} ({self.reason or self.code.name})"
 
     @classmethod
     def of(cls, error: Any) -> CallFailed:

@@ -21,6 +21,13 @@ def target_to_call(target: str) -> str:
         raise ValueError(f"{target!a} is not a server address: write HOST:PORT, in ASCII and without spaces")
     if target.lower().startswith(("http://", "https://")):
         raise ValueError(f"{target} is not a server address: write HOST:PORT, without http:// or https://")
+    # gRPC would call another port, the remainder of a division by 65536.
+    if (
+        (port := re.search(r"[^:]:(\d+)$", target))
+        and int(port[1]) > 65535
+        and not target.startswith(("unix", "vsock"))
+    ):
+        raise ValueError(f"{target} is not a server address: the highest port is 65535")
     return target
 
 

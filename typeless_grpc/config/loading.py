@@ -91,7 +91,7 @@ def load(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) ->
     except ValidationError as error:
         problems += [_violation(detail["loc"], detail["msg"], layers) for detail in error.errors()]
     if problems:
-        raise InvalidInput.of(problems)
+        raise InvalidInput.of(problems, reason="CONFIG_INVALID")
     origins = {
         name: next((layer.origin for layer in layers if name in layer.values), "default")
         for name in Settings.model_fields
@@ -214,7 +214,7 @@ def _secret(file: Path) -> str:
 def _violation(location: tuple[int | str, ...], why: str, layers: Sequence[_Layer]) -> FieldViolation:
     name = str(location[0]) if location else ""
     written = next((layer.written[name] for layer in layers if name in layer.values), name)
-    return FieldViolation(written, why)
+    return FieldViolation(written, why.removeprefix("Value error, "))
 
 
 def _no_such_setting(name: str, known: Iterable[str]) -> str:

@@ -36,7 +36,9 @@ def choose_device(device: str, compute_type: str) -> Device:
     has_gpu = n_gpus() > 0
     name = ("cuda" if has_gpu else "cpu") if device == "auto" else device
     if name == "cuda" and not has_gpu:
-        raise InvalidInput("device", "CTranslate2 finds no CUDA device on this machine", reason="CONFIG_INVALID")
+        raise InvalidInput(
+            "device", "there is no CUDA device that CTranslate2 can use: set auto or cpu", reason="CONFIG_INVALID"
+        )
     supported = ctranslate2.get_supported_compute_types(name)
     if compute_type == "auto":
         preferred = ("float16", "int8_float16", "float32") if name == "cuda" else ("int8", "float32")

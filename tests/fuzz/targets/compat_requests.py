@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.fuzz.inputs import Source, field_exists
+from typeless_grpc.audio.joined import HEAD_BYTES
 from typeless_grpc.errors import InvalidInput, NotFound
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
-from typeless_grpc.servicers.compat.options import HEAD_BYTES, ModelNames
+from typeless_grpc.servicers.compat.options import ModelNames
 from typeless_grpc.servicers.google import messages as google
 from typeless_grpc.servicers.google import options as of_google
 from typeless_grpc.servicers.recordings import Recording

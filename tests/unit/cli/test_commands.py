@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import sys
 import tomllib
 from pathlib import Path
@@ -35,6 +36,12 @@ def test_no_arguments_print_the_help():
     shown = typeless().output
     for command in ("serve", "transcribe", "models", "config"):
         assert command in shown
+
+
+@pytest.mark.parametrize("words", [[], ["jobs"], ["models"], ["keys"]], ids=lambda words: " ".join(words) or "typeless")
+def test_no_summary_of_a_command_is_cut(words: list[str]):
+    summaries = typeless(*words, "--help").output.split("Commands:")[1]
+    assert "..." not in summaries
 
 
 @pytest.mark.parametrize("words", [["nonesuch"], ["serve", "--nonesuch"], ["transcribe"], ["serve", "--port", "many"]])
@@ -191,3 +198,11 @@ def test_an_interrupt_during_imports_is_one_line(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert (ended.value.code, capsys.readouterr().err) == (130, "typeless: interrupted\n")
+
+
+def test_a_port_in_use_is_noticed_before_a_model_is_fetched(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TYPELESS_MODEL_DOWNLOAD", "false")  # it would fail, because there is no model
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        result = typeless("serve", "--port", str(other.getsockname()[1]))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is another server running there? Choose another with --port (ADDRESS_IN_USE)" in result.stderr

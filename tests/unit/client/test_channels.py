@@ -72,6 +72,13 @@ def test_an_invalid_target_is_an_error_that_shows_the_right_form(target: str):
         target_to_call(target)
 
 
+@pytest.mark.parametrize("target", ["localhost:65536", "[::1]:99999", "dns:///a.example:70000"])
+def test_a_port_that_cannot_exist_is_an_error(target: str):
+    with pytest.raises(ValueError, match="65535"):
+        target_to_call(target)
+    assert target_to_call(target.replace(target.split(":")[-1], "65535"))
+
+
 HERE = """
 localhost localhost:1 LocalHost.:1 app.localhost:1 127.0.0.1:1 127.1.2.3 0.0.0.0:1 [::1]:1 ::1 [::]:1
 [::ffff:127.0.0.1]:1 ipv4:127.0.0.1:1 ipv6:[::1]:1 dns:localhost:1 dns:///localhost:1 dns://8.8.8.8/localhost:1

@@ -50,7 +50,7 @@ def test_every_detail_of_an_error_is_read():
     assert failed.fields == (("options.language", "is not known"),)
     assert failed.retry_after_s == 1.5
     assert failed.request_id == "call-7"
-    assert str(failed) == "It is wrong. (LANGUAGE_NOT_SUPPORTED)"
+    assert str(failed) == "It is wrong (LANGUAGE_NOT_SUPPORTED)"
 
 
 def test_an_error_without_details_has_a_code():

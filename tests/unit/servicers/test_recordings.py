@@ -125,8 +125,8 @@ async def test_recordings_of_many_channels_never_hold_more_than_the_bound_while_
             tracemalloc.stop()
         bench.engine.gate.set()
         outcomes = await asyncio.gather(*calls)
-        n_good = outcomes.count(None)
-        assert 1 <= n_good <= 2
+        # Those that grow in step may all be refused: a refused one counts until its decoding has stopped.
+        assert outcomes.count(None) <= 2
         assert all(isinstance(one, Overloaded | RateLimited) and one.retryable for one in outcomes if one is not None)
         # Blocks of a second or so, in each of four threads, are not counted.
         assert peak <= (max_audio_s + 4 * 8 * 8) * BYTES_PER_S
