@@ -13,7 +13,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2_grpc
 
 from typeless_grpc import reflection
-from typeless_grpc.access.listening import why_unusable
+from typeless_grpc.access.listening import IN_USE, why_unusable
 from typeless_grpc.clock import ends_within
 from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.health import Health, HealthCheck
@@ -144,7 +144,7 @@ class Server:
             if why := await asyncio.to_thread(why_unusable, host, port):
                 raise SourceUnavailable(f"Cannot listen on {address}: {why}.", reason="ADDRESS_UNUSABLE") from error
             raise SourceUnavailable(
-                f"Cannot listen on {address}: is another server running there? Choose another with --port.",
+                f"Cannot listen on {address}: {IN_USE}.",
                 reason="ADDRESS_IN_USE",
             ) from error
         if self._console_socket is not None:

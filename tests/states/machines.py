@@ -62,11 +62,11 @@ def check(machine: Callable[[], RuleBasedStateMachine], n_examples: int, n_steps
 def finds(machine: Callable[[], RuleBasedStateMachine], n_examples: int, n_steps: int = STEPS) -> None:
     """Check that a machine finds the fault that is planted in it.
 
-    n_examples: of its ordinary run, which has new examples each time. Here they are always the same; the first ones are
-    simple, so there are twice as many.
+    n_examples: of its ordinary run, which has new examples each time. Here the first ones are simple, and each change
+    of a test changes them all, so up to ten times as many are tried.
     """
     wanted = settings(
-        max_examples=2 * n_examples,
+        max_examples=10 * n_examples,
         stateful_step_count=n_steps,
         derandomize=True,
         phases=[Phase.generate],

@@ -38,7 +38,7 @@ def main(seconds: float, seed: int) -> int:
         for name, attack in ATTACKS.items():
             rows.append(_one(name, server, share_s, faults, lambda over, attack=attack: attack(server.port, over)))
         rows.append(_one("mutations", server, seconds / 2, faults, lambda over: _mutations(server, seed, over, faults)))
-        state = server.state()
+        state = server.state(at_rest=True)
     for fault in faults:
         print(fault, file=sys.stderr)
     total = {

@@ -6,6 +6,8 @@ Its limits are the defaults, except for quotas: they would refuse most of what i
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import json
 import os
 import resource
@@ -35,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "stream_resume_window_s": 1.0,
     **{f"rate_limit_{group}": "off" for group in GROUPS},
 }
-STATE, STOP = "state", "stop"
+STATE, STATE_AT_REST, STOP = "state", "state at rest", "stop"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ async def _serve(given: dict[str, Any], control: Connection) -> None:
             asyncio.get_running_loop().remove_reader(control.fileno())
             stop.set()
         else:
+            if command == STATE_AT_REST:
+                gc.collect()
+                ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what is free, otherwise
             control.send(_state())
 
     with TemporaryDirectory() as directory:

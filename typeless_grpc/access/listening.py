@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import socket
 
+from typeless_grpc.errors import SourceUnavailable
+
+IN_USE = "is another server running there? Choose another with --port"
+
 
 def why_unusable(host: str, port: int) -> str:
     """Return why this machine cannot listen on an address, apart from other listeners; "" if it can.
@@ -25,3 +29,21 @@ def why_unusable(host: str, port: int) -> str:
             if error.errno != errno.EADDRINUSE:
                 return f"{error.strerror}"
     return ""
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise SourceUnavailable if another program listens on an address. It does not matter here if it is unusable."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        return
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)  # it never listens, so it gets no connections
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise SourceUnavailable(
+                    f"Cannot listen on {host}:{port}: {IN_USE}.", reason="ADDRESS_IN_USE"
+                ) from error

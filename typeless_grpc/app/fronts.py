@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from typeless_grpc.access.listening import why_unusable
+from typeless_grpc.access.listening import IN_USE, why_unusable
 from typeless_grpc.app.front_process import HEARTBEAT_S, RELOAD, Front, check
 from typeless_grpc.config import Settings
 from typeless_grpc.errors import EngineFailed, SourceUnavailable
@@ -199,7 +199,7 @@ def reserved(host: str, port: int) -> Iterator[int]:
             address = probe.getsockname()
         holder = socket.socket(family, kind, protocol)
     except OSError as error:
-        why = why_unusable(host, port) or "is another server running there? Choose another with --port"
+        why = why_unusable(host, port) or IN_USE
         reason = "ADDRESS_IN_USE" if error.errno == errno.EADDRINUSE else "ADDRESS_UNUSABLE"
         raise SourceUnavailable(f"Cannot listen on {host}:{port}: {why}.", reason=reason) from error
     with holder:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from typeless_grpc.access.address import is_loopback
+from typeless_grpc.access.listening import check_free
 from typeless_grpc.app.front_process import Front
 from typeless_grpc.cli.output import failures_as_lines
 from typeless_grpc.cli.settings import load_settings
@@ -72,6 +73,8 @@ def serve(
 
         logs.configure(settings.log_level, settings.log_format)
         allow_open_files(settings.max_connections)
+        if front is None:
+            check_free(settings.host, settings.port)  # before a model is fetched and calibrated
         if not settings.engine_address:
             fetch(catalog(settings), settings.model)
         reading = functools.partial(load, flags, file=config)

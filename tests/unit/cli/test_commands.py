@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import sys
 import tomllib
 from pathlib import Path
@@ -197,3 +198,11 @@ def test_an_interrupt_during_imports_is_one_line(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert (ended.value.code, capsys.readouterr().err) == (130, "typeless: interrupted\n")
+
+
+def test_a_port_in_use_is_noticed_before_a_model_is_fetched(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TYPELESS_MODEL_DOWNLOAD", "false")  # it would fail, because there is no model
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        result = typeless("serve", "--port", str(other.getsockname()[1]))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is another server running there? Choose another with --port (ADDRESS_IN_USE)" in result.stderr

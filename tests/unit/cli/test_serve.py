@@ -108,7 +108,7 @@ def test_the_printed_command_creates_a_key_in_the_servers_store(tmp_path: Path, 
     monkeypatch.setattr("typeless_grpc.cli.models.fetch", lambda *_: None)
     monkeypatch.setattr("typeless_grpc.telemetry.logs.configure", lambda *_: None)
     monkeypatch.setenv("TYPELESS_AUTH_ENABLED", "true")
-    arguments = ["serve", "--config", str(settings_file), "--data-dir", str(data_dir)]
+    arguments = ["serve", "--port", "0", "--config", str(settings_file), "--data-dir", str(data_dir)]
     assert CliRunner().invoke(commands.app, arguments).exit_code == 0
     line = next(line for line in texts[0].splitlines() if "keys create" in line)
     *variables, _, keys, create, local = shlex.split(line.partition("$(")[2].removesuffix(")"))
