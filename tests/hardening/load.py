@@ -89,12 +89,13 @@ class Answers:
 
 @dataclass
 class Outcome:
-    """Figures of one run. peak, goodput: seconds of audio answered in a second.
+    """Figures of one run. seconds: of the flood. peak, goodput: seconds of audio answered in a second.
 
     hints: retries at the time that a refusal named, and how many were accepted. lags_s: of finals, behind the end of
     their words, without and with the flood. recovery_s: from the end of the flood to calls as fast as before it.
     """
 
+    seconds: float = 0.0
     calls_a_second: float = 0.0
     peak: float = 0.0
     goodput: float = 0.0
@@ -349,7 +350,7 @@ async def run(
     server: Server, seconds: float, *, quiet_s: float = 15.0, times: float = 10.0, speech: Speech = NUMBERS
 ) -> Outcome:
     """Measure the server when it is idle, when it is full, and when it is flooded for so many seconds."""
-    outcome, stop, is_flooded = Outcome(), asyncio.Event(), asyncio.Event()
+    outcome, stop, is_flooded = Outcome(seconds), asyncio.Event(), asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
         admin = await stack.enter_async_context(channel(server, ADMIN_KEY))
         jobs_stub: Any = jobs_pb2_grpc.JobsServiceStub(admin)
