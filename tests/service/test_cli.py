@@ -192,7 +192,7 @@ async def test_a_call_to_a_full_server_is_repeated():
     assert (result.exit_code, result.stdout) == (0, "hello\n")
 
 
-async def test_a_script_is_told_about_a_wait():
+async def test_a_wait_is_reported_to_a_script():
     answers: list[Any] = [Overloaded("Full.", retry_after_s=1.5), "hello"]
     async with serving(ScriptedEngine(lambda call: answers.pop(0))) as served:
         result = await typeless("transcribe", "-s", served.target, SPEECH)
