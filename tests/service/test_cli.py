@@ -192,6 +192,14 @@ async def test_a_call_to_a_full_server_is_repeated():
     assert (result.exit_code, result.stdout) == (0, "hello\n")
 
 
+async def test_a_wait_is_reported_to_a_script():
+    answers: list[Any] = [Overloaded("Full.", retry_after_s=1.5), "hello"]
+    async with serving(ScriptedEngine(lambda call: answers.pop(0))) as served:
+        result = await typeless("transcribe", "-s", served.target, SPEECH)
+    assert (result.exit_code, result.stdout) == (0, "hello\n")
+    assert "waiting 2 s for the server" in result.stderr
+
+
 @pytest.mark.parametrize("command", ["transcribe", "batch"])
 @pytest.mark.parametrize(
     "flags",

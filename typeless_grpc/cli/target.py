@@ -87,7 +87,7 @@ async def retry_until_available(call: Callable[[], Awaitable[Answer]], target: T
             if error.retry_after_s is None:
                 raise
             wait_s = retries.wait_s(error)
-            if errors.is_terminal:
+            if wait_s >= 1 or errors.is_terminal:
                 reason = "your quota" if is_quota(error) else "the server"
                 complain(f"{what}: waiting {wait_s:.0f} s for {reason}", style="dim")
             await asyncio.sleep(wait_s)
