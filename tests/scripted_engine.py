@@ -60,14 +60,28 @@ def script(decode: RecordedDecode) -> str | Exception:
     if word == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(PAUSES_S.get(word, 0.0))
-    deadline_s = time.monotonic() + 60.0
-    while word == "wait" and not _gate().exists() and time.monotonic() < deadline_s:
-        time.sleep(0.01)
+    if word == "wait":
+        _wait_for_release()
     return ValueError("no") if word == "fail" else f"{prompt or 'hello'} {decode.audio_s:.1f}"
+
+
+def _wait_for_release() -> None:
+    n_releases, deadline_s = _n_releases(), time.monotonic() + 60.0
+    while not _gate().exists() and _n_releases() == n_releases and time.monotonic() < deadline_s:
+        time.sleep(0.01)
 
 
 def _gate() -> Path:
     return Path(os.environ[JOURNAL]).with_suffix(".released")
+
+
+def _releases() -> Path:
+    return _gate().with_suffix(".releases")
+
+
+def _n_releases() -> int:
+    """How often `release` was called: it ends a decode that waits, also if `hold` follows at once."""
+    return _releases().stat().st_size if _releases().exists() else 0
 
 
 class Shelf:
@@ -196,6 +210,8 @@ async def until(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -
 
 def release() -> None:
     """Let the decodes with the prompt "wait" end, these and later ones, until `hold`."""
+    with open(_releases(), "ab") as file:
+        file.write(b".")
     _gate().touch()
 
 

@@ -158,10 +158,11 @@ def test_a_database_of_yesterday_runs_what_it_knows_and_forgets_the_rest(cluster
     worker = cluster.start(max_concurrent_jobs=3)
     old = submit(server, range(1, 4))
     done = ended(server, old)
-    worker.signal(signal.SIGSTOP)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
     pending = submit(server, range(4, 6))
     backup = Backup(cluster)
-    worker.signal(signal.SIGCONT)
+    cluster.start(successor_of=worker, max_concurrent_jobs=3)
     ended(server, pending)
     lost = submit(server, range(6, 8))
     ended(server, lost)
