@@ -113,9 +113,9 @@ clients: $(VENV)/dev.stamp ## build the example clients whose toolchain is insta
 packages: $(VENV)/dev.stamp ## build the packages and install them in clean environments
 	@$(PYTEST) -m packages -n 2 --dist loadfile tests/packages $(ARGS)
 
-system: $(VENV)/dev.stamp ## run a whole installation under mixed traffic for two minutes, and account for every call
+system: $(VENV)/dev.stamp ## run a whole installation under mixed traffic for two minutes, and account for every call; a short make hardening
 	@for model in tiny.en base; do $(BIN)/typeless models pull $$model >/dev/null; done
-	$(PYTEST) -m system -n 3 --dist loadfile tests/system $(ARGS)
+	$(PYTEST) -m system -n 3 --dist loadfile tests/system tests/hardening $(ARGS)
 
 # CLUSTER=short runs what CI runs, in about a minute.
 cluster-test: $(VENV)/dev.stamp ## run servers, engines, workers, stores and a proxy on a network, with faults (Linux, as root)

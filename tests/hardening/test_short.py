@@ -6,6 +6,8 @@ import asyncio
 import statistics
 from pathlib import Path
 
+import pytest
+
 from tests.hardening import leaks, load
 from tests.hardening.parts import LEAK_SLOWDOWN
 from tests.hardening.report import BEGIN, END, Row, Table, write
@@ -17,6 +19,7 @@ SLOWDOWN = 1.0
 TIMES = 4.0
 
 
+@pytest.mark.system
 def test_calls_that_break_leave_nothing_behind(tmp_path: Path):
     with running(tmp_path, slowdown=LEAK_SLOWDOWN, **leaks.SETTINGS) as server:
         done = asyncio.run(leaks.run(server, N_CALLS))
@@ -25,6 +28,7 @@ def test_calls_that_break_leave_nothing_behind(tmp_path: Path):
     assert done.left_behind() == {}, done.after
 
 
+@pytest.mark.system
 def test_a_flood_costs_those_who_are_accepted_nothing(tmp_path: Path):
     with running(tmp_path, slowdown=SLOWDOWN, max_concurrent_calls=24) as server:
         done = asyncio.run(load.run(server, FLOOD_S, quiet_s=QUIET_S, times=TIMES))
