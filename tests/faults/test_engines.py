@@ -15,7 +15,7 @@ import pytest
 
 from tests import scripted_engine
 from tests.harness import REPOSITORY, request, serving
-from tests.scripted_engine import begun, count, options, speech, text_of, until
+from tests.scripted_engine import begun, count, options, release, speech, text_of, until
 from tests.servers import free_port
 from typeless_grpc.app.engines import Connected, connected
 from typeless_grpc.app.reloading import Reloads
@@ -280,8 +280,8 @@ async def test_the_models_of_all_engines_are_listed_loaded_and_unloaded():
 
 async def test_cancelling_a_call_frees_its_engine(journal: Path):
     async with scripted_engine.group(engine_processes=1) as parts, serving(parts.group) as served:
-        held = served.transcription.Transcribe(request(1.0, language="en", prompt="slow held"))
-        await until(lambda: begun(journal) == ["slow held"])
+        held = served.transcription.Transcribe(request(1.0, language="en", prompt="wait held"))
+        await until(lambda: begun(journal) == ["wait held"])
         queued = [
             served.transcription.Transcribe(request(1.0, language="en", prompt=f"queued {number}"))
             for number in range(4)
@@ -290,5 +290,6 @@ async def test_cancelling_a_call_frees_its_engine(journal: Path):
         for call in queued:
             call.cancel()
         await until(lambda: parts.engines[0].n_sent == 1)
+        release()
         await held
-        assert begun(journal) == ["slow held"]
+        assert begun(journal) == ["wait held"]
