@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,11 +59,15 @@ class RecordingMetrics(EngineMetrics):
 
 @dataclass
 class Bench:
-    """An engine of n processes, 0 for this one, and what it has reported. n_queued: windows in its queue."""
+    """An engine of n processes, 0 for this one, and what it has reported.
+
+    n_queued: windows in its queue. is_idle: whether all processes have reported that they have nothing to do.
+    """
 
     engine: Engine
     n_processes: int
     n_queued: Callable[[Lane], int]
+    is_idle: Callable[[], bool]
     metrics: RecordingMetrics
     journal: Path
     done: list[str] = field(default_factory=list)
@@ -78,6 +83,7 @@ class Bench:
 
     async def occupied(self) -> list[asyncio.Task[None]]:
         """Let each engine begin a decode, which ends with `release`."""
+        await until(self.is_idle)  # else one of them may get two
         prompts = [f"wait {number}" for number in range(max(1, self.n_processes))]
         tasks = [asyncio.create_task(self.decode(prompt)) for prompt in prompts]
         await self.until(*prompts)
@@ -100,6 +106,7 @@ async def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(scripted_engine.JOURNAL, str(journal))
         async with AsyncExitStack() as stack:
+            connections: list[Any] = []
             if request.param == 0:
                 built = await stack.enter_async_context(scripted_engine.built(metrics))
                 engine: Engine = built.recognizer
@@ -118,7 +125,12 @@ async def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
                 )
                 await until(lambda: all(one.is_up for one in parts.engines))
                 engine, n_queued = parts.group if request.param > 1 else parts.engines[0], parts.group.n_queued
-            yield Bench(engine, abs(request.param), n_queued, metrics, journal)
+                connections = list(parts.engines)
+
+            def is_idle() -> bool:
+                return not any(one.n_sent or one.backlog_s for one in connections)
+
+            yield Bench(engine, abs(request.param), n_queued, is_idle, metrics, journal)
 
 
 @pytest.fixture
