@@ -104,6 +104,8 @@ def test_without_file_descriptors_open_calls_go_on_and_the_rest_waits(sqlite: Cl
     assert not node.has_ended
 
 
+# gRPC itself sometimes needs a thread, and then ends the process or accepts no connection.
+@pytest.mark.hardening
 def test_without_new_threads_calls_are_served_by_those_that_are_there(sqlite: Cluster):
     node = sqlite.start()
     with Client(f"127.0.0.1:{node.port}") as client:
