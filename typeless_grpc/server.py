@@ -13,9 +13,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2_grpc
 
 from typeless_grpc import reflection
-from typeless_grpc.access.listening import IN_USE, why_unusable
+from typeless_grpc.access.listening import cannot_listen, why_unusable
 from typeless_grpc.clock import ends_within
-from typeless_grpc.errors import SourceUnavailable
 from typeless_grpc.health import Health, HealthCheck
 from typeless_grpc.telemetry.logs import get_logger
 
@@ -141,12 +140,7 @@ class Server:
                 port = self._server.add_secure_port(address, self._tls.credentials())
         except RuntimeError as error:
             # gRPC's error does not contain the cause.
-            if why := await asyncio.to_thread(why_unusable, host, port):
-                raise SourceUnavailable(f"Cannot listen on {address}: {why}.", reason="ADDRESS_UNUSABLE") from error
-            raise SourceUnavailable(
-                f"Cannot listen on {address}: {IN_USE}.",
-                reason="ADDRESS_IN_USE",
-            ) from error
+            raise cannot_listen(address, await asyncio.to_thread(why_unusable, host, port)) from error
         if self._console_socket is not None:
             self._server.add_insecure_port(f"unix:{self._console_socket}")
         await self._server.start()

@@ -7,7 +7,13 @@ import socket
 
 from typeless_grpc.errors import SourceUnavailable
 
-IN_USE = "is another server running there? Choose another with --port"
+
+def cannot_listen(address: str, why: str) -> SourceUnavailable:
+    """Return the error for an address. why: of `why_unusable`; "" if another program has it."""
+    if why:
+        return SourceUnavailable(f"Cannot listen on {address}: {why}.", reason="ADDRESS_UNUSABLE")
+    in_use = "is another server running there? Choose another with --port"
+    return SourceUnavailable(f"Cannot listen on {address}: {in_use}.", reason="ADDRESS_IN_USE")
 
 
 def why_unusable(host: str, port: int) -> str:
@@ -44,6 +50,4 @@ def check_free(host: str, port: int) -> None:
                 probe.bind(address)  # it never listens, so it gets no connections
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise SourceUnavailable(
-                    f"Cannot listen on {host}:{port}: {IN_USE}.", reason="ADDRESS_IN_USE"
-                ) from error
+                raise cannot_listen(f"{host}:{port}", "") from error

@@ -91,6 +91,11 @@ class Limit:
     quota: Quota
     key_id: str = ""
 
+    @property
+    def place(self) -> tuple[str, Group, Unit]:
+        """What a limit is for: another one of the same place replaces it."""
+        return self.key_id, self.group, self.unit
+
     @cached_property
     def bucket(self) -> str:
         """The name of its buckets. A changed quota gets new buckets."""
@@ -115,13 +120,13 @@ class Quotas:
 
     def set_settings(self, limits: Iterable[Limit], *, anonymous_percent: int) -> None:
         """Replace the limits of the settings, from the next call on. Those that were set at run time stay in force."""
-        self._of_settings = {_place(limit): limit for limit in limits}
+        self._of_settings = {limit.place: limit for limit in limits}
         self._anonymous_percent = anonymous_percent
 
     def apply(self, limits: Iterable[Limit]) -> None:
         """Set limits at run time, from the next call on; each replaces that of the same key, group and unit."""
         for limit in limits:
-            self._limits[_place(limit)] = limit
+            self._limits[limit.place] = limit
 
     def at_run_time(self) -> list[Limit]:
         """The limits that were set at run time."""
@@ -130,8 +135,8 @@ class Quotas:
     def forget(self, limits: Iterable[Limit]) -> None:
         """Drop limits that the store no longer has, unless they were set again meanwhile."""
         for limit in limits:
-            if self._limits.get(_place(limit)) is limit:
-                del self._limits[_place(limit)]
+            if self._limits.get(limit.place) is limit:
+                del self._limits[limit.place]
 
     def of(self, principal: Principal, group: Group, unit: Unit) -> Limit | None:
         """Return the limit of this caller; None if there is none."""
@@ -146,10 +151,6 @@ class Quotas:
         order: Mapping[Enum, int] = {member: n for n, member in enumerate((*Group, *Unit))}
         everyone = [limit for (key_id, _, _), limit in (self._of_settings | self._limits).items() if not key_id]
         return sorted(everyone, key=lambda limit: (order[limit.group], order[limit.unit]))
-
-
-def _place(limit: Limit) -> tuple[str, Group, Unit]:
-    return limit.key_id, limit.group, limit.unit
 
 
 def whole(seconds: float) -> int:

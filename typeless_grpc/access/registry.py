@@ -130,8 +130,8 @@ class Registry:
         for key_id in revoked:
             await self.store.revoke_key(key_id)
         self.ring.forget(key for key in lost if not key.from_settings)
-        set_there = {(limit.key_id, limit.group, limit.unit) for limit in changes.limits}
-        self.quotas.forget(limit for limit in limits if (limit.key_id, limit.group, limit.unit) not in set_there)
+        set_there = {limit.place for limit in changes.limits}
+        self.quotas.forget(limit for limit in limits if limit.place not in set_there)
         return changes
 
     async def find(self, secret: str) -> ApiKey | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import os
 import socket
@@ -13,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from typeless_grpc.access.listening import IN_USE, why_unusable
+from typeless_grpc.access.listening import cannot_listen, why_unusable
 from typeless_grpc.app.front_process import HEARTBEAT_S, RELOAD, Front, check
 from typeless_grpc.config import Settings
-from typeless_grpc.errors import EngineFailed, SourceUnavailable
+from typeless_grpc.errors import EngineFailed
 from typeless_grpc.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -199,9 +198,7 @@ def reserved(host: str, port: int) -> Iterator[int]:
             address = probe.getsockname()
         holder = socket.socket(family, kind, protocol)
     except OSError as error:
-        why = why_unusable(host, port) or IN_USE
-        reason = "ADDRESS_IN_USE" if error.errno == errno.EADDRINUSE else "ADDRESS_UNUSABLE"
-        raise SourceUnavailable(f"Cannot listen on {host}:{port}: {why}.", reason=reason) from error
+        raise cannot_listen(f"{host}:{port}", why_unusable(host, port)) from error
     with holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(address)  # it never listens, so it gets no connections

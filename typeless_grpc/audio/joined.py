@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 # Enough of the audio to recognize a container.
 HEAD_BYTES = 12
-_HEAD_BYTES = 32  # of an element: enough for all formats but TTA
+_ELEMENT_BYTES = 32  # of its head: enough for all formats but TTA
 _READ_BYTES = 4096
 _MAX_ELEMENTS = 4_000_000  # 16 hours of FLV
 _APE_HEADER_BYTES, _ID3V1_BYTES = 32, 128
@@ -62,7 +62,7 @@ class FileStarts:
         self._waiting += data
         self.position += len(data)
         begin, at = self.position - len(self._waiting), 0
-        while len(self._waiting) >= at + _HEAD_BYTES and not self.is_over:
+        while len(self._waiting) >= at + _ELEMENT_BYTES and not self.is_over:
             place = begin + at
             if place == 0 or (self._has_audio and _FILE.match(self._waiting, at)):
                 starts += [place] if place else []
@@ -86,7 +86,7 @@ def _size_of(data: bytearray, at: int) -> Callable[[bytearray, int, int], int | 
     What is returned takes bytes, a place in them, and its offset in the file. It returns the size of the element there,
     0 where that is unknown, None where more bytes are needed.
     """
-    head = bytes(data[at : at + _HEAD_BYTES])
+    head = bytes(data[at : at + _ELEMENT_BYTES])
     if head[4:8] in _MP4_FIRST:
         return _mp4_size
     by_magic = {b"FLV\x01": _flv_size, b"FORM": _aiff_size, b"caff": _caf_size, b"TTA1": _tta_size, b".snd": _au_size}

@@ -12,6 +12,9 @@ from typing import Any
 
 import grpc
 
+from typeless_grpc.client.options import StreamOptions
+from typeless_grpc.pb.v1.transcription_pb2 import StreamTranscribeRequest
+
 PROBE_AFTER_S = 10.0
 LOST_AFTER_S = 30.0
 CHECK_EVERY_S = 1.0
@@ -39,15 +42,16 @@ class SilenceMonitor:
     The time in which the caller keeps the stream from reading does not count.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """clock: seconds from any origin."""
-        self._clock = clock
+    def __init__(self, options: StreamOptions, clock: Callable[[], float] = time.monotonic) -> None:
+        """options: of the stream. clock: seconds from any origin."""
+        self._options, self._clock = options, clock
         self._is_reading = self._has_sent = self._has_probed = False
         self._since_s = 0.0
 
-    def sent(self) -> None:
-        """Record that a request is sent."""
-        if not self._has_sent:
+    def sent(self, request: StreamTranscribeRequest) -> None:
+        """Record that a request is sent. Only those count that a server answers soon: a recording may have to wait."""
+        is_answered_soon = self._options.mode == "live" or request.HasField("config")
+        if self._options.reconnect and is_answered_soon and not self._has_sent:
             self._has_sent, self._since_s = True, self._clock()
 
     def reads(self) -> None:

@@ -51,11 +51,6 @@ def policy_for(ledger: Ledger, *, reconnect: bool) -> RetryPolicy:
     return replace(RESUMING if ledger.is_begun else OPENING, max_total_s=ledger.resume_window_s)
 
 
-def is_monitored(request: StreamTranscribeRequest, options: StreamOptions) -> bool:
-    """Whether a server that is not lost answers this request soon. A recording may wait for its turn."""
-    return options.reconnect and (options.mode == "live" or request.HasField("config"))
-
-
 class AsyncStreaming:
     """One stream on an event loop."""
 
@@ -66,10 +61,10 @@ class AsyncStreaming:
     ) -> None:
         """connect: returns the stub of the service."""
         self._connect = connect
-        self._options = options
+        self._reconnect = options.reconnect
         self._ledger = Ledger(options)
         self._retry = RetryState()
-        self._silence = SilenceMonitor()
+        self._silence = SilenceMonitor(options)
         self._changed = asyncio.Event()
 
     async def events(
@@ -86,7 +81,7 @@ class AsyncStreaming:
                             yield response
                 except (grpc.aio.AioRpcError, ServerSilent) as error:
                     self._ledger.failed(CallFailed.of(error).reason)
-                    policy = policy_for(self._ledger, reconnect=self._options.reconnect)
+                    policy = policy_for(self._ledger, reconnect=self._reconnect)
                     await asyncio.sleep(wait_s(self._retry, error, policy))
             _raise_if_incomplete(self._ledger)
         finally:
@@ -112,7 +107,7 @@ class AsyncStreaming:
         try:
             opening = self._ledger.opening()
             self._silence.reads()
-            self._sends(opening)
+            self._silence.sent(opening)
             await self._unless_failed(reading, call.write(opening))
             while True:
                 response = await self._unless_failed(reading, call.read())
@@ -149,12 +144,8 @@ class AsyncStreaming:
                     await self._change()
                     continue
                 request, position = found
-                self._sends(request)
+                self._silence.sent(request)
                 await call.write(request)
-
-    def _sends(self, request: StreamTranscribeRequest) -> None:
-        if is_monitored(request, self._options):
-            self._silence.sent()
 
     async def _unless_failed(self, reading: asyncio.Task[None], step: Coroutine[Any, Any, T]) -> T:
         """Await a step. Raises the exception of the caller's audio as soon as there is one, and ServerSilent."""
@@ -191,13 +182,12 @@ class Streaming:
 
     def __init__(self, stub: transcription_pb2_grpc.TranscriptionServiceStub, options: StreamOptions) -> None:
         self._stub = stub
-        self._options = options
+        self._reconnect = options.reconnect
         self._ledger = Ledger(options)
         self._retry = RetryState()
-        self._silence = SilenceMonitor()
+        self._silence = SilenceMonitor(options)
         self._changed = threading.Condition()
-        self._is_closed = False
-        self._closed = threading.Event()  # the same, to wait for
+        self._closed = threading.Event()
         self._source_failure: BaseException | None = None
         self._call: Any = None
 
@@ -212,21 +202,20 @@ class Streaming:
                 except grpc.RpcError as error:
                     self._raise_if_source_failed()
                     self._ledger.failed(CallFailed.of(error).reason)
-                    policy = policy_for(self._ledger, reconnect=self._options.reconnect)
+                    policy = policy_for(self._ledger, reconnect=self._reconnect)
                     time.sleep(wait_s(self._retry, error, policy))
             _raise_if_incomplete(self._ledger)
         finally:
-            self._closed.set()
             with self._changed:
-                self._is_closed = True
+                self._closed.set()
                 self._changed.notify_all()
 
     def _read(self, audio: Iterable[Item]) -> None:
         try:
             for item in audio:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._ledger.has_room or self._is_closed)
-                    if self._is_closed:
+                    self._changed.wait_for(lambda: self._ledger.has_room or self._closed.is_set())
+                    if self._closed.is_set():
                         return
                     self._ledger.add(item)
                     self._changed.notify_all()
@@ -287,7 +276,8 @@ class Streaming:
     def _requests(self, state: _CallState) -> Iterator[StreamTranscribeRequest]:
         """Yield the requests of one call: its opening and then, once it may send them, those of the ledger."""
         opening = self._ledger.opening()
-        self._sends(opening)
+        with self._changed:
+            self._silence.sent(opening)
         yield opening
         position: int | None = None
         while True:
@@ -302,13 +292,8 @@ class Streaming:
                         return
                     continue
                 request, position = found
-            self._sends(request)
+                self._silence.sent(request)
             yield request
-
-    def _sends(self, request: StreamTranscribeRequest) -> None:
-        if is_monitored(request, self._options):
-            with self._changed:
-                self._silence.sent()
 
     def _can_continue(self, state: _CallState, position: int | None) -> bool:
         if self._is_over(state):
@@ -317,7 +302,7 @@ class Streaming:
         return state.may_send and (self._ledger.has_ended or self._ledger.at(at) is not None)
 
     def _is_over(self, state: _CallState) -> bool:
-        return state.is_over or self._is_closed or self._source_failure is not None
+        return state.is_over or self._closed.is_set() or self._source_failure is not None
 
     def _raise_if_source_failed(self) -> None:
         if self._source_failure is not None:

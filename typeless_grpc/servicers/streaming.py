@@ -122,9 +122,9 @@ class StreamService:
             ):
                 if call.is_resumed:
                     yield self._resumed(call, started)
-                async for stored in entries:
-                    # An event that is sent again was stored with less than `started` has acknowledged since.
-                    entry = replace(stored, acknowledged_bytes=max(stored.acknowledged_bytes, call.acknowledged_bytes))
+                async for entry in entries:
+                    if entry.acknowledged_bytes < call.acknowledged_bytes:  # stored before what `started` acknowledged
+                        entry = replace(entry, acknowledged_bytes=call.acknowledged_bytes)
                     if isinstance(entry.event, Final):
                         account.current().add_text(entry.event.segment.text)
                     await _charge(call, entry, may_refuse=not self._sessions.is_draining)

@@ -50,6 +50,17 @@ PROBE_BUCKET, PROBE_QUOTA = "probe", Quota(amount=1000, period_s=1, burst=1000)
 RETRY_S = 1.0  # between attempts to reach an unavailable Redis
 
 
+# Lua: an entry as a moment, nil or false if it is none, and the clock of the library's own scripts, seconds since the
+# start of 2025.
+_READ = """
+    local kept = redis.pcall("GET", KEYS[1])
+    local tat = type(kept) == "string" and tonumber(kept)
+    if tat ~= tat then tat = nil end
+    local now = redis.call("TIME")
+    now = (now[1] - 1735660800) + (now[2] / 1000000)
+"""
+
+
 class RedisTake(RedisLimitAtomicAction):
     """The library's action, on an entry that it repairs first.
 
@@ -59,23 +70,16 @@ class RedisTake(RedisLimitAtomicAction):
 
     # The library's script follows in the same chunk of Lua.
     SCRIPTS = (
+        f"do {_READ}"
         """
-    do
-        local kept = redis.pcall("GET", KEYS[1])
-        if kept then
-            local tat = type(kept) == "string" and tonumber(kept)
-            local now = redis.call("TIME")
-            now = (now[1] - 1735660800) + (now[2] / 1000000)
-            local full = tonumber(ARGV[1]) * tonumber(ARGV[2])
-            if not tat or tat ~= tat then
-                redis.call("DEL", KEYS[1])
-            elseif tat > now + full then
-                redis.call("SET", KEYS[1], now + full, "EX", math.ceil(full))
-            end
+        local full = tonumber(ARGV[1]) * tonumber(ARGV[2])
+        if kept and not tat then
+            redis.call("DEL", KEYS[1])
+        elseif tat and tat > now + full then
+            redis.call("SET", KEYS[1], now + full, "EX", math.ceil(full))
         end
     end
-    """
-        + RedisLimitAtomicAction.SCRIPTS
+    """ + RedisLimitAtomicAction.SCRIPTS
     )
 
 
@@ -83,20 +87,16 @@ class RedisGiveBack(BaseRedisAtomicAction):
     """Moves a bucket's moment back by the returned tokens; a full bucket needs no entry."""
 
     TYPE = GIVE_BACK
-    # The clock of the library's own scripts: seconds since the start of 2025.
-    SCRIPT = """
-    local kept = redis.pcall("GET", KEYS[1])
-    local tat = type(kept) == "string" and tonumber(kept)
-    if not tat or tat ~= tat then return {0, 0} end
-    local now = redis.call("TIME")
-    now = (now[1] - 1735660800) + (now[2] / 1000000)
+    SCRIPT = f"""
+    {_READ}
+    if not tat then return {{0, 0}} end
     tat = tat - tonumber(ARGV[1]) * tonumber(ARGV[2])
     if tat <= now then
         redis.call("DEL", KEYS[1])
     else
         redis.call("SET", KEYS[1], tat, "EX", math.ceil(tat - now))
     end
-    return {0, 0}
+    return {{0, 0}}
     """
 
     def __init__(self, backend: RedisStoreBackend) -> None:

@@ -27,6 +27,7 @@ from typeless_grpc.pb.v1.transcription_pb2_grpc import (
 )
 
 OPTIONS = StreamOptions(raw_format=RawFormat("pcm_s16le", 16_000))
+AUDIO = StreamTranscribeRequest(audio=b"..")
 N_BLOCKS = 40
 
 
@@ -35,7 +36,7 @@ class Monitored:
 
     def __init__(self) -> None:
         self.now_s = 100.0
-        self.monitor = SilenceMonitor(lambda: self.now_s)
+        self.monitor = SilenceMonitor(OPTIONS, lambda: self.now_s)
 
     def after(self, seconds: float) -> tuple[bool, bool]:
         self.now_s += seconds
@@ -45,9 +46,9 @@ class Monitored:
 def test_a_server_is_probed_once_and_then_given_up():
     one = Monitored()
     one.monitor.reads()
-    one.monitor.sent()
+    one.monitor.sent(AUDIO)
     assert one.after(PROBE_AFTER_S - 1) == (False, False)
-    one.monitor.sent()  # more audio does not start the wait again
+    one.monitor.sent(AUDIO)  # more audio does not start the wait again
     assert one.after(1) == (True, False)
     assert one.after(LOST_AFTER_S - PROBE_AFTER_S - 1) == (False, False)
     assert one.after(1) == (False, True)
@@ -59,9 +60,9 @@ def test_neither_a_caller_that_sends_nothing_nor_one_that_reads_nothing_waits_fo
     one = Monitored()
     one.monitor.reads()
     assert one.after(LOST_AFTER_S) == (False, False)
-    one.monitor.sent()
+    one.monitor.sent(AUDIO)
     one.monitor.received()
-    one.monitor.sent()
+    one.monitor.sent(AUDIO)
     assert one.after(LOST_AFTER_S) == (False, False)
     one.monitor.reads()
     assert one.after(PROBE_AFTER_S) == (True, False)
