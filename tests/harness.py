@@ -40,19 +40,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 AUDIO = REPOSITORY / "tests" / "audio"
 
 
-@dataclass(frozen=True)
-class Served:
-    """A server of one test, and a channel to it. target: "127.0.0.1:PORT". given: the settings of the test."""
+class Stubs:
+    """The services behind a channel."""
 
-    server: Server
-    target: str
-    channel: grpc.aio.Channel
-    reloads: Reloads
-    given: dict[str, Any]
-
-    async def reload(self, **settings: Any) -> bool:
-        """Reload the settings with these instead; return whether they were good."""
-        return await self.reloads.reload(lambda: Loaded(Settings(**self.given | settings), {}))
+    channel: Any
 
     @property
     def transcription(self) -> transcription_pb2_grpc.TranscriptionServiceStub:
@@ -69,6 +60,21 @@ class Served:
     @property
     def info(self) -> server_pb2_grpc.ServerServiceStub:
         return server_pb2_grpc.ServerServiceStub(self.channel)
+
+
+@dataclass(frozen=True)
+class Served(Stubs):
+    """A server of one test, and a channel to it. target: "127.0.0.1:PORT". given: the settings of the test."""
+
+    server: Server
+    target: str
+    channel: grpc.aio.Channel
+    reloads: Reloads
+    given: dict[str, Any]
+
+    async def reload(self, **settings: Any) -> bool:
+        """Reload the settings with these instead; return whether they were good."""
+        return await self.reloads.reload(lambda: Loaded(Settings(**self.given | settings), {}))
 
 
 @asynccontextmanager

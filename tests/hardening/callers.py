@@ -15,34 +15,23 @@ import grpc
 
 from tests.hardening.audio import N_NUMBERS
 from tests.hardening.server import ADMIN_KEY, Server
+from tests.harness import Stubs
 from tests.relay import Proxy, proxied
 from tests.service.console import Site
-from typeless_grpc.pb.v1 import (
-    admin_pb2_grpc,
-    jobs_pb2_grpc,
-    transcription_pb2_grpc,
-)
+from typeless_grpc.pb.v1 import admin_pb2_grpc
 
 NOTICED_S = 2.0
 
 
 @dataclass
-class Caller:
-    """A client with connections of its own, which can be cut. It has the attributes of `tests.harness.Served`."""
+class Caller(Stubs):
+    """A client with connections of its own, which can be cut."""
 
     connection: grpc.aio.Channel
     channel: Any
     site: Site
     proxies: Sequence[Proxy]
     random: random.Random
-
-    @property
-    def transcription(self) -> transcription_pb2_grpc.TranscriptionServiceStub:
-        return transcription_pb2_grpc.TranscriptionServiceStub(self.channel)
-
-    @property
-    def jobs(self) -> jobs_pb2_grpc.JobsServiceStub:
-        return jobs_pb2_grpc.JobsServiceStub(self.channel)
 
     @property
     def admin(self) -> admin_pb2_grpc.AdminServiceStub:
