@@ -127,7 +127,8 @@ def test_a_disk_that_becomes_read_only_keeps_what_it_has(on_disk: Cluster, disk:
     check_transcribes(node)
     with Client(f"127.0.0.1:{node.port}") as client:
         assert client.jobs.get(done[1]).transcript == before[1].transcript
-    assert "Read-only file system" in node.log.read_text()
+    # The first cause may be another, and causes that change are logged once a second at most.
+    wait_until(lambda: refusal(node)[0] == "STORE_UNAVAILABLE" and "Read-only file system" in node.log.read_text())
     node.kill()
     disk.mend()
     successor = on_disk.start(successor_of=node, storage_url=str(disk.path / "files"))

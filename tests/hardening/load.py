@@ -34,7 +34,7 @@ from typeless_grpc.pb.v1.audio_pb2 import AudioSource
 
 CALL_AUDIO_S, JOB_AUDIO_S = 4.0, 8.0
 DEADLINE_S, BATCH_DEADLINE_S = 30.0, 120.0  # batches wait for unary calls
-N_FLOODING, N_OBEDIENT, N_STREAMS = 20, 20, 4
+N_FLOODING, N_OBEDIENT, N_STREAMS = 20, 60, 4
 SATURATING = 24  # calls at once that keep the server busy without a refusal
 BATCH_EVERY = 8
 PART_S = 0.1
@@ -358,8 +358,8 @@ async def run(
         probing = Calls(probing_channel, Answers(), 1, audio_s=PROBE_AUDIO_S, speech=speech)
         outcome.idle_probe_s = statistics.median([await probe_s(probing) for _ in range(10)])
         speakers = [
-            Speaker(await stack.enter_async_context(channel(server, KEYS[50 + i])), 10 * i, outcome, speech)
-            for i in range(N_STREAMS)
+            Speaker(await stack.enter_async_context(channel(server, key)), 10 * i, outcome, speech)
+            for i, key in enumerate(KEYS[N_FLOODING + N_OBEDIENT :][:N_STREAMS])
         ]
         speaking = [asyncio.create_task(one.speak(stop, is_flooded)) for one in speakers]
         await asyncio.sleep(quiet_s)

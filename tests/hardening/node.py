@@ -27,7 +27,7 @@ from tests import scripted_engine
 from tests.hardening.audio import number_of
 from typeless_grpc.app.background import keep_jobs
 from typeless_grpc.app.decoding import open_decoders
-from typeless_grpc.app.memory import share_heaps
+from typeless_grpc.app.memory import freeze_heap, share_heaps
 from typeless_grpc.app.models import finishing
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.root import listen
@@ -180,6 +180,7 @@ async def _serve(settings: Settings, slowdown: float | None, link: Connection) -
 
     serving = real(settings) if slowdown is None else scripted(settings, slowdown)
     async with serving as port:
+        freeze_heap()
         link.send(port)
         loop.add_reader(link.fileno(), answer)
         await stop.wait()

@@ -48,6 +48,7 @@ def main(serve: Serve | None = None) -> None:
 
 async def _run(given: dict[str, Any], serve: Serve) -> None:
     """Serve as an engine process until its standard input ends. Running batches are not waited for."""
+    from typeless_grpc.app.memory import freeze_heap
     from typeless_grpc.app.reloading import Reloads, follow_logs
     from typeless_grpc.config import Settings
     from typeless_grpc.errors import TypelessError
@@ -63,6 +64,7 @@ async def _run(given: dict[str, Any], serve: Serve) -> None:
             await asyncio.wait({following, server.warming}, return_when=asyncio.FIRST_COMPLETED)
             if server.warming.done():
                 server.warming.result()
+                freeze_heap()
             await following
     except TypelessError as error:
         logs.get_logger(__name__).error("engine process cannot serve", why=error.message, reason=error.reason)

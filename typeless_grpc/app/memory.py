@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,16 @@ def share_heaps() -> None:
     """
     with suppress(OSError, AttributeError):  # other C libraries have no such function
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def freeze_heap() -> None:
+    """Leave all objects that exist now out of garbage collections. Call it when a process is ready to serve.
+
+    A full collection looks at every object, and imported modules are nearly all of them: it stopped all threads of a
+    busy server for up to 0.23 s, every ten seconds.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:

@@ -56,6 +56,7 @@ def engine(
 async def run_engine(settings: Settings, reading: Callable[[], Loaded]) -> None:
     """Serve until a signal. reading: reads the settings again."""
     from typeless_grpc.app.engine_server import serve_address
+    from typeless_grpc.app.memory import freeze_heap
     from typeless_grpc.app.reloading import Reloads, follow_logs
 
     signals, reloads = requests(), Reloads(settings)
@@ -65,6 +66,7 @@ async def run_engine(settings: Settings, reading: Callable[[], Loaded]) -> None:
         await asyncio.wait({server.warming, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not signals.stop.is_set():
             await server.warming
+            freeze_heap()
             address = f"{(settings.engine_listen or '').rpartition(':')[0]}:{server.port}"
             say(f"typeless engine decodes on {address}: model {settings.model} ({server.runs_on})")
         await stopping

@@ -17,6 +17,7 @@ import typer
 from typeless_grpc.access.address import is_loopback
 from typeless_grpc.access.listening import check_free
 from typeless_grpc.app.front_process import Front
+from typeless_grpc.app.memory import freeze_heap
 from typeless_grpc.cli.output import failures_as_lines
 from typeless_grpc.cli.settings import load_settings
 from typeless_grpc.cli.signals import hold_hang_ups, requests, say
@@ -162,6 +163,7 @@ async def _becomes_warm(app: App, stop: asyncio.Event) -> bool:
         await asyncio.wait({warming, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             await warming
+            freeze_heap()
         return not stop.is_set()
     finally:
         warming.cancel()

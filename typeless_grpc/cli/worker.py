@@ -62,6 +62,7 @@ def worker(
 
 async def run_worker(settings: Settings, reading: Callable[[], Loaded]) -> None:
     """Run jobs until a signal. reading: reads the settings again."""
+    from typeless_grpc.app.memory import freeze_heap
     from typeless_grpc.app.starting import build_worker
 
     signals, has_started = requests(), asyncio.Event()
@@ -69,6 +70,7 @@ async def run_worker(settings: Settings, reading: Callable[[], Loaded]) -> None:
 
     async def run() -> None:
         async with build_worker(settings) as reloads:
+            freeze_heap()
             has_started.set()
             say(f"typeless worker runs up to {settings.max_concurrent_jobs} jobs")
             async with reloads.running(signals.reload, reading):

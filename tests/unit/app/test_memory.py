@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
 
-from typeless_grpc.app.memory import free_bytes
+from typeless_grpc.app.memory import free_bytes, freeze_heap
 
 MEMINFO = "MemTotal: 2000 kB\nMemAvailable: 1000 kB\nHugePages_Total: 0\n"
 GROUP_2 = {
@@ -49,3 +50,15 @@ def test_free_memory_is_the_smallest_of_all_limits(files: dict[str, str], expect
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert free_bytes(tmp_path) == expected
+
+
+def test_a_frozen_heap_is_left_out_of_collections_and_later_garbage_is_not():
+    freeze_heap()
+    try:
+        assert gc.get_freeze_count() > 100 * len(gc.get_objects())
+        cycle: list[object] = []
+        cycle.append(cycle)
+        del cycle
+        assert gc.collect() > 0
+    finally:
+        gc.unfreeze()
