@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 
@@ -17,6 +17,7 @@ class Proxy:
         """delay_s: from a caller's connection to that to the server."""
         self.send_to(target)
         self._delay_s = delay_s
+        self.answer_delay_s = 0.0  # before each answer, from now on
         self._writers: set[asyncio.StreamWriter] = set()
         self.target = ""
         self.n_connections = 0
@@ -32,13 +33,28 @@ class Proxy:
         up_reader, up_writer = await asyncio.open_connection(self._host, self._port)
         self._writers |= {writer, up_writer}
         with contextlib.suppress(OSError, asyncio.CancelledError):
-            await asyncio.gather(self._carry(reader, up_writer), self._carry(up_reader, writer))
+            requested = asyncio.Event()
+            await asyncio.gather(
+                self._carry(reader, up_writer, requested.set), self._carry(up_reader, writer, self._delayed(requested))
+            )
         for one in (writer, up_writer):
             one.transport.abort()
             self._writers.discard(one)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _delayed(self, requested: asyncio.Event) -> Callable[[], Awaitable[None]]:
+        async def wait() -> None:
+            if requested.is_set():
+                requested.clear()
+                await asyncio.sleep(self.answer_delay_s)
+
+        return wait
+
+    async def _carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, before: Callable[[], Awaitable[None] | None]
+    ) -> None:
         while data := await reader.read(65_536):
+            if (waiting := before()) is not None:
+                await waiting
             writer.write(data)
             await writer.drain()
         writer.close()

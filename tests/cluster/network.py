@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tests.cluster.disorder import DisorderedLink
+
 ISOLATED = "TYPELESS_CLUSTER_ISOLATED"  # is set by `python -m tests.cluster`
 BRIDGE = "10.77.0.1"  # where the callers are
 _NEWUTS, _NEWNET = 0x0400_0000, 0x4000_0000
@@ -64,6 +66,19 @@ class Network:
         """Drop all packets between two machines."""
         with self._rules(one, BLACK_HOLE.format(peer=self.addresses[other])):
             yield
+
+    @contextlib.contextmanager
+    def disordered(self, name: str) -> Iterator[DisorderedLink]:
+        """Let packets from and to a machine come in another order, and twice."""
+        port = f"port{list(self.addresses).index(name)}"
+        run("ip", "link", "set", port, "nomaster")
+        link = DisorderedLink(port, "disordered")
+        try:
+            run("ip", "-batch", "-", text="link set disordered master bridge\nlink set disordered up")
+            yield link
+        finally:
+            link.close()
+            run("ip", "link", "set", port, "master", "bridge")
 
     @contextlib.contextmanager
     def unplugged(self, name: str) -> Iterator[None]:

@@ -45,6 +45,12 @@ def unplug(name: str, installation: Installation) -> None:
     _last(installation.network.unplugged(name))
 
 
+def disorder(name: str, installation: Installation) -> None:
+    with installation.network.disordered(name) as link:
+        time.sleep(LASTS_S)
+    assert min(link.n_packets["late"], link.n_packets["twice"]) > 100, link.n_packets
+
+
 def cut(one: str, other: str, installation: Installation) -> None:
     _last(installation.network.cut(one, other))
 
@@ -75,6 +81,7 @@ FAULTS: dict[str, Callable[[Installation], None]] = {
     **{f"restart {name}": partial(restart, [name]) for name in ("postgresql", "redis")},
     "restart both servers": partial(restart, ["server-1", "server-2"]),
     **{f"unplug {name}": partial(unplug, name) for name in ("server-1", "engine-1", "worker-1", "postgresql")},
+    "disorder server-1": partial(disorder, "server-1"),
     **{f"cut {one} {other}": partial(cut, one, other) for one, other in LINKS},
     **{f"black hole {one} {other}": partial(black_hole, one, other) for one, other in LINKS},
 }

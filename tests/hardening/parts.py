@@ -82,6 +82,7 @@ def _if(has_cores: bool, row: Row) -> Row:
 def _load_rows(done: load.Outcome, *, has_cores: bool) -> Iterator[Row]:
     """has_cores: the model leaves the cores to the server and the callers, so that times are those of the server."""
     answers = done.answers
+    print(f"lost: {dict(answers.lost)}; refused: {dict(answers.refused)}")
     yield Row("Seconds", f"{done.seconds:g}")
     yield Row("Calls in a second: offered; served at most", f"{done.offered_a_second:.0f}; {done.calls_a_second:.1f}")
     ratio = done.goodput / done.peak

@@ -14,6 +14,7 @@ import pytest
 
 from tests.harness import Served, ServedJobs, serving_jobs
 from tests.packages.s3 import BUCKET, S3Server, environment, s3_server
+from tests.relay import proxied
 from tests.service.streams import audio, config, is_kind, reads
 from tests.service.test_hand_over import resumed, two_servers
 from tests.service.test_stream_resume import RAW, recognized
@@ -30,6 +31,7 @@ from typeless_grpc.stores.files import Files
 pytestmark = [pytest.mark.packages, pytest.mark.timeout(120)]
 STORAGE = f"s3://{BUCKET}/typeless"
 TALK = silence(0.3) + speech(*[0.7, 0.9] * 8)
+SLOW_S = 2.0  # of each answer of a slow object store
 LANGUAGE = {"options": {"language": "en"}}
 
 
@@ -198,6 +200,35 @@ def upload_once(target: str) -> None:
 
 async def collected(events: AsyncIterator[StreamTranscribeResponse]) -> list[StreamTranscribeResponse]:
     return [event async for event in events]
+
+
+async def test_a_slow_object_store_delays_no_text(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async with proxied(f"127.0.0.1:{s3.port}") as slow:
+        use(monkeypatch, **environment(int(slow.target.rpartition(":")[2])))
+        async with (
+            two_workers(tmp_path) as (of_jobs, _),
+            two_servers(tmp_path, storage_url=STORAGE) as (of_streams, _),
+            AsyncClient(of_jobs.target) as client,
+        ):
+            slow.answer_delay_s = SLOW_S
+            began_s = time.monotonic()
+            submitting = asyncio.create_task(client.jobs.submit(TALK, raw_format=RAW))
+            call = of_streams.transcription.StreamTranscribe()
+            for request in [config(**LANGUAGE), *audio(TALK)]:
+                await call.write(request)
+            got = await reads(call, is_kind("segment"))
+            assert time.monotonic() - began_s < SLOW_S
+            assert got[-1].acknowledged_bytes == 0
+            await client.transcribe(TALK, raw_format=RAW)
+            assert time.monotonic() - began_s < SLOW_S
+            await call.done_writing()
+            *_, completed = await reads(call, is_kind("completed"))
+            assert completed.acknowledged_bytes == len(TALK)
+            assert len(completed.completed.transcript.segments) == 8
+            job = await client.jobs.wait((await submitting).job_id)
+            assert time.monotonic() - began_s > SLOW_S
+            assert job.state == jobs_pb2.JOB_STATE_COMPLETED
+            assert job.audio_duration.ToTimedelta().total_seconds() == len(TALK) / BYTES_PER_S
 
 
 def test_an_object_store_that_swallows_packets_is_given_up_and_found_again(

@@ -34,6 +34,7 @@ class FullScale:
     def __init__(self) -> None:
         self._scale = _FULL_SCALES[0]
         self._n_over = self._n_sounding = self._n_fractions = 0
+        self._largest: deque[float] = deque(maxlen=_MIN_OVER)  # the last ones that are not below the scale
 
     def scaled(self, samples: Audio | npt.NDArray[np.float64]) -> Audio | None:
         """Return the samples in [-1, 1]; None if they are too large for any format.
@@ -57,8 +58,11 @@ class FullScale:
             done.append(np.clip(now, -1.0, 1.0).astype(np.float32, copy=False))
             self._n_over, self._n_sounding = int(over[n_before - 1]), int(sounding[n_before - 1])
             self._n_fractions = int(fractions[n_before - 1])
+            large = size[:n_before][size[:n_before] >= self._scale]
+            self._largest.extend(large[-_MIN_OVER:].tolist())
             if found.any():
-                usual = float(np.median(size[:n_before][size[:n_before] >= self._scale]))
+                usual = float(np.median(self._largest))
+                self._largest.clear()
                 larger = [one for one in _FULL_SCALES if one > self._scale and usual <= one * _HEADROOM]
                 if not larger:
                     return None

@@ -12,7 +12,7 @@ from tests.unit.audio.files import CONTAINER, LIMITS, reason_of
 from tests.unit.audio.test_mixing import N_SAMPLES, noise, speech
 from typeless_grpc.audio.decode import decode
 from typeless_grpc.audio.formats import SAMPLE_RATE_HZ, Audio, AudioFormat, Encoding
-from typeless_grpc.audio.level import LOOKAHEAD_S, Leveler
+from typeless_grpc.audio.level import LOOKAHEAD_S, FullScale, Leveler
 from typeless_grpc.audio.pcm import PcmReader
 from typeless_grpc.audio.vad import SileroDetector, recording_probabilities
 
@@ -153,3 +153,14 @@ def test_a_live_stream_of_one_channel_waits_for_nothing():
     reader = PcmReader(AudioFormat(Encoding.PCM_S16LE, SAMPLE_RATE_HZ), is_live=True)
     data = (at_peak(-66) * 32768).astype("<i2").tobytes()
     assert sum(len(reader.feed(data[start : start + 200])) for start in range(0, 20_000, 200)) == 10_000
+
+
+@pytest.mark.parametrize("cut", [1, 7, 64, 1000])
+def test_any_cutting_gives_the_same_scale(cut: int):
+    generator = np.random.default_rng(1)
+    samples = np.float32(10.0) ** generator.uniform(-2, 10, 1000).astype(np.float32)
+    parts = FullScale()
+    got = [parts.scaled(samples[at : at + cut]) for at in range(0, len(samples), cut)]
+    whole = FullScale().scaled(samples)
+    assert whole is not None
+    np.testing.assert_array_equal(np.concatenate([one for one in got if one is not None]), whole)
