@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -33,6 +34,8 @@ T = TypeVar("T")
 MAX_IDLE_CALLERS = 1024
 # How far a caller can get ahead of the least served one, in seconds of the engine; it never waits longer for that.
 MAX_LEAD_S = 60.0
+# Served entries that the pace of a lane is measured over.
+N_MEASURED = 32
 # Lanes that leave the last free worker to live speech: interims matter less than the finals that they would delay,
 # and nobody waits for the result of the others.
 YIELDING = frozenset({Lane.LIVE_INTERIM, Lane.BATCH, Lane.JOBS})
@@ -60,12 +63,16 @@ class _Caller(Generic[T]):
 
 @dataclass
 class _LaneState(Generic[T]):
-    """One lane. n_queued: entries of all its callers."""
+    """One lane. n_queued: entries of all its callers.
+
+    measured: when its last entries were served, and their costs, since it was last empty; the first is that moment.
+    """
 
     callers: dict[str, _Caller[T]] = field(default_factory=dict)
     virtual_s: float = 0.0  # virtual time: the least of the callers with queued work when the lane was last served
     last_served_s: float = float("-inf")  # real time
     n_queued: int = 0
+    measured: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=N_MEASURED + 1))
 
     def in_order(self) -> Iterator[Entry[T]]:
         """Yield all entries in the order in which they would be served if nothing else arrived."""
@@ -99,6 +106,8 @@ class LaneQueue(Generic[T]):
         lane = self._lanes[entry.lane]
         if not lane.n_queued:
             lane.last_served_s = entry.queued_s  # an empty lane is not starving
+            lane.measured.clear()
+            lane.measured.append((entry.queued_s, 0.0))
         caller = lane.callers.get(entry.caller)
         if caller is None:
             caller = lane.callers[entry.caller] = _Caller(lane.virtual_s)
@@ -153,6 +162,7 @@ class LaneQueue(Generic[T]):
             state.last_served_s = now_s
         for entry in batch:
             self._serve(entry)
+            self._lanes[entry.lane].measured.append((now_s, entry.cost_s))
         return batch
 
     def queued_before(self, lane: Lane, moment_s: float) -> list[Entry[T]]:
@@ -187,9 +197,23 @@ class LaneQueue(Generic[T]):
         caller: None for work at the end of the lane.
         """
         urgent = sum(entry.cost_s for one in Lane if one < lane for entry in self._lanes[one].in_order())
+        return urgent + self._own_cost_ahead_s(lane, caller)
+
+    def measured_wait_s(self, lane: Lane, caller: str, now_s: float) -> float:
+        """Return how long new work of a caller would wait in a lane at the pace at which the lane was served.
+
+        More urgent work that has yet to arrive counts by that. 0 if too few entries were served to tell.
+        """
+        measured = self._lanes[lane].measured
+        if not self._lanes[lane].n_queued or len(measured) < 1 + N_MEASURED // 2:
+            return 0.0
+        served = sum(cost_s for _, cost_s in measured) - measured[0][1]
+        return self._own_cost_ahead_s(lane, caller) * (now_s - measured[0][0]) / served if served else 0.0
+
+    def _own_cost_ahead_s(self, lane: Lane, caller: str | None) -> float:
         state = self._lanes[lane]
         next_start_s = float("inf") if caller is None else _next_start_s(state, caller)
-        return urgent + sum(entry.cost_s for start_s, entry in state.with_start_times() if start_s <= next_start_s)
+        return sum(entry.cost_s for start_s, entry in state.with_start_times() if start_s <= next_start_s)
 
     def _batchable_with(self, head: Entry[T]) -> list[Entry[T]]:
         """Return the entries that can share head's batch, head included, the most urgent first."""

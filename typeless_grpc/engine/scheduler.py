@@ -43,6 +43,8 @@ PACE_WEIGHT = 0.15
 
 # How long live speech is assumed to continue after its last window: longer than pauses between utterances.
 LIVE_LASTS_S = 10.0
+# On a wait by the pace at which a lane was served: two standard deviations of a mean over N_MEASURED waits.
+MEASURED_MARGIN = 1.35
 LIVE = (Lane.LIVE_FINAL, Lane.LIVE_INTERIM)
 
 
@@ -201,7 +203,8 @@ class Scheduler(Generic[WorkT, ResultT]):
         if ticket.deadline_s is None:
             return
         left_s = ticket.deadline_s - self._clock.now_s()
-        needed_s = wait_s + cost_s * (self._pace or 0.0)
+        measured_s = MEASURED_MARGIN * self._queue.measured_wait_s(ticket.lane, ticket.caller, self._clock.now_s())
+        needed_s = max(wait_s, measured_s) + cost_s * (self._pace or 0.0)
         if needed_s > left_s or left_s <= 0:
             raise DeadlineExceeded(
                 f"This needs about {needed_s:.1f} s with the wait, and the deadline is in {max(0.0, left_s):.1f} s."

@@ -327,3 +327,30 @@ def test_a_batch_is_bounded_by_its_cost():
     assert [entry.work for entry in lanes.pop(0.0, max_batch=8, max_cost_s=2.5)] == ["a", "b"]
     assert [entry.work for entry in lanes.pop(0.0, max_batch=8, max_cost_s=0.5)] == ["c"]
     assert [entry.work for entry in lanes.pop(0.0, max_batch=8)] == ["d"]
+
+
+# ---- the wait at the measured pace ------------------------------------------------------------------------------
+
+
+def test_the_measured_wait_includes_urgent_work_that_has_yet_to_arrive():
+    lanes = queue(*(entry(lane=Lane.BATCH, caller=f"caller {i}") for i in range(60)))
+    waits_s: list[tuple[float, float]] = []  # as expected, and what was left to wait
+    for tenth in range(1, 3000):
+        now_s = tenth / 10
+        lanes.push(entry(queued_s=now_s))
+        lanes.pop(now_s, max_batch=1)
+        waits_s.append((lanes.measured_wait_s(Lane.BATCH, "caller 59", now_s), 60 * STARVE_AFTER_S - now_s))
+    assert waits_s[0][0] == 0.0  # nothing was measured yet
+    late = waits_s[1000:-300]
+    assert all(0.8 * true_s < expected_s < 1.25 * true_s for expected_s, true_s in late)
+    assert lanes.cost_ahead_s(Lane.BATCH, "caller 59") < 0.3 * late[0][0]
+
+
+def test_a_lane_that_was_empty_is_measured_anew():
+    lanes = queue(*(entry(lane=Lane.BATCH) for _ in range(40)))
+    for i in range(30):
+        lanes.pop(5.0 * i, max_batch=1)
+    assert lanes.measured_wait_s(Lane.BATCH, "a", 150.0) > 0
+    drain(lanes, 151.0)
+    lanes.push(entry(lane=Lane.BATCH, queued_s=152.0))
+    assert lanes.measured_wait_s(Lane.BATCH, "a", 153.0) == 0.0
