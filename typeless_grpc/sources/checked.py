@@ -84,7 +84,7 @@ class CheckedSources:
             return self._uploads.open(uri.removeprefix(UPLOAD_SCHEME), owner)
         if parts.scheme not in self.schemes:
             allowed = ", ".join(self.schemes)
-            why = f"scheme '{parts.scheme[:32]}' is not allowed here, only {allowed}: see the server's audio_uri_prefixes"
+            why = f"scheme '{parts.scheme[:32]}' is not allowed, only {allowed}: see the server's audio_uri_prefixes"
             raise InvalidInput(field, why, reason="URI_SCHEME_NOT_ALLOWED")
         if not any(_is_within(parts, prefix) for prefix in self._prefixes):
             raise _outside(field)
