@@ -45,7 +45,7 @@ class DisorderedLink:
         self._thread.start()
 
     def close(self) -> None:
-        """Carry nothing any more. The tap is gone."""
+        """Carry nothing any more, and remove the tap."""
         self._closed.set()
         self._thread.join()
         self._port.close()

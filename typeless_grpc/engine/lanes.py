@@ -8,6 +8,9 @@ is next (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996). A new ca
 so it gets no credit for having been idle, and does not wait behind another's hundred files. A caller that filled free
 seats of other batches gets ahead of the others, but only MAX_LEAD_S of that count against it.
 
+Hurry. What was accepted shall not miss its deadline because others keep arriving: from `hurry_s` on, an entry goes
+before all but live speech, after what its caller has queued before it.
+
 Yielding. While live speech may arrive at any moment, part of the engine is kept free for it: `pop` can leave
 the lanes that can wait, or be dropped, to other workers, unless they starve.
 
@@ -43,7 +46,10 @@ YIELDING = frozenset({Lane.LIVE_INTERIM, Lane.BATCH, Lane.JOBS})
 
 @dataclass(eq=False)
 class Entry(Generic[T]):
-    """Queued work. key: only entries with equal keys share a batch. cost_s: its expected cost."""
+    """Queued work. key: only entries with equal keys share a batch. cost_s: its expected cost.
+
+    hurry_s: when it becomes urgent; never without a deadline.
+    """
 
     work: T
     key: Hashable
@@ -51,6 +57,7 @@ class Entry(Generic[T]):
     lane: Lane
     caller: str
     queued_s: float
+    hurry_s: float = math.inf
 
 
 @dataclass
@@ -100,6 +107,7 @@ class LaneQueue(Generic[T]):
     def __init__(self, *, starve_after_s: float) -> None:
         self._starve_after_s = starve_after_s
         self._lanes: dict[Lane, _LaneState[T]] = {lane: _LaneState() for lane in Lane}
+        self._timed: set[Entry[T]] = set()  # those that will be in a hurry
 
     def push(self, entry: Entry[T]) -> None:
         """Add an entry."""
@@ -115,6 +123,8 @@ class LaneQueue(Generic[T]):
             caller.served_s = max(caller.served_s, lane.virtual_s)  # an idle caller gets no credit
         caller.entries.append(entry)
         lane.n_queued += 1
+        if entry.hurry_s < math.inf:
+            self._timed.add(entry)
 
     def remove(self, entry: Entry[T]) -> bool:
         """Remove an entry; False if it is not queued any more."""
@@ -124,6 +134,7 @@ class LaneQueue(Generic[T]):
             return False
         caller.entries.remove(entry)
         lane.n_queued -= 1
+        self._timed.discard(entry)
         self._forget_idle(lane, entry.caller)
         return True
 
@@ -142,10 +153,9 @@ class LaneQueue(Generic[T]):
         take only this worker's share of the entries that could join. is_yielding: skip the lanes that yield, unless
         they starve.
         """
-        head_lane = self._next_lane(now_s, is_yielding)
-        if head_lane is None:
+        head = self._head(now_s, is_yielding)
+        if head is None:
             return []
-        head = next(self._lanes[head_lane].in_order())
         batch, cost_s = [head], head.cost_s
         others = [entry for entry in self._batchable_with(head) if entry is not head]
         size = min(max_batch, math.ceil((1 + len(others)) / n_free_workers))
@@ -184,12 +194,12 @@ class LaneQueue(Generic[T]):
 
     def has_next(self, now_s: float, *, is_yielding: bool = False) -> bool:
         """Whether `pop` would return a batch."""
-        return self._next_lane(now_s, is_yielding) is not None
+        return self._head(now_s, is_yielding) is not None
 
     def next_batch_size(self, now_s: float, *, is_yielding: bool = False) -> int:
         """Return how many entries the next batch could have at most; 0 if there is none."""
-        head_lane = self._next_lane(now_s, is_yielding)
-        return 0 if head_lane is None else len(self._batchable_with(next(self._lanes[head_lane].in_order())))
+        head = self._head(now_s, is_yielding)
+        return 0 if head is None else len(self._batchable_with(head))
 
     def cost_ahead_s(self, lane: Lane, caller: str | None = None) -> float:
         """Return the cost of what would be served before new work of a caller in a lane.
@@ -225,18 +235,26 @@ class LaneQueue(Generic[T]):
             if entry.key == head.key
         ]
 
-    def _next_lane(self, now_s: float, is_yielding: bool = False) -> Lane | None:
+    def _head(self, now_s: float, is_yielding: bool) -> Entry[T] | None:
+        """The entry that is served next."""
         queued = [lane for lane in Lane if self._lanes[lane].n_queued]
         starving = [lane for lane in queued if now_s - self._lanes[lane].last_served_s >= self._starve_after_s]
         if starving:
-            return min(starving, key=lambda lane: self._lanes[lane].last_served_s)
-        return next((lane for lane in queued if not is_yielding or lane not in YIELDING), None)
+            lane: Lane | None = min(starving, key=lambda lane: self._lanes[lane].last_served_s)
+        else:
+            lane = next((lane for lane in queued if not is_yielding or lane not in YIELDING), None)
+            if lane is None or lane > Lane.LIVE_INTERIM:
+                first = min(self._timed, key=lambda entry: entry.hurry_s, default=None)
+                if first is not None and first.hurry_s <= now_s:
+                    return self._lanes[first.lane].callers[first.caller].entries[0]
+        return next(self._lanes[lane].in_order()) if lane is not None else None
 
     def _serve(self, entry: Entry[T]) -> None:
         lane = self._lanes[entry.lane]
         caller = lane.callers[entry.caller]
         caller.entries.remove(entry)
         lane.n_queued -= 1
+        self._timed.discard(entry)
         caller.served_s = max(caller.served_s, min(caller.served_s + entry.cost_s, lane.virtual_s + MAX_LEAD_S))
         self._forget_idle(lane, entry.caller)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -21,8 +22,9 @@ def entry(
     key: object = "k",
     cost_s: float = 1.0,
     queued_s: float = 0.0,
+    hurry_s: float = math.inf,
 ) -> Entry[str]:
-    return Entry(work, key, cost_s, lane, caller, queued_s)
+    return Entry(work, key, cost_s, lane, caller, queued_s, hurry_s)
 
 
 def queue(*entries: Entry[str], starve_after_s: float = STARVE_AFTER_S) -> LaneQueue[str]:
@@ -354,3 +356,47 @@ def test_a_lane_that_was_empty_is_measured_anew():
     drain(lanes, 151.0)
     lanes.push(entry(lane=Lane.BATCH, queued_s=152.0))
     assert lanes.measured_wait_s(Lane.BATCH, "a", 153.0) == 0.0
+
+
+# ---- hurry ------------------------------------------------------------------------------------------------------
+
+
+def test_work_in_a_hurry_goes_before_all_but_live_speech():
+    lanes = queue(
+        entry("unary", caller="b"),
+        entry("batch", Lane.BATCH, hurry_s=3.0),
+        entry("job", Lane.JOBS, caller="c"),
+        entry("live", Lane.LIVE_INTERIM),
+        starve_after_s=math.inf,
+    )
+    assert [one.work for one in drain(lanes, 2.9)] == ["live", "unary", "batch", "job"]
+    lanes = queue(
+        entry("unary", caller="b"),
+        entry("batch", Lane.BATCH, hurry_s=3.0),
+        entry("live", Lane.LIVE_INTERIM),
+        starve_after_s=math.inf,
+    )
+    assert [one.work for one in drain(lanes, 3.0)] == ["live", "batch", "unary"]
+
+
+def test_what_a_caller_has_queued_before_goes_before_its_work_in_a_hurry():
+    lanes = queue(
+        entry("unary", caller="b"),
+        entry("first", Lane.BATCH),
+        entry("second", Lane.BATCH, hurry_s=3.0),
+        starve_after_s=math.inf,
+    )
+    assert [one.work for one in drain(lanes, 3.0)] == ["first", "second", "unary"]
+
+
+def test_work_in_a_hurry_does_not_yield_to_live_speech_that_may_arrive():
+    lanes = queue(entry(lane=Lane.BATCH, hurry_s=3.0), starve_after_s=math.inf)
+    assert not lanes.has_next(2.9, is_yielding=True)
+    assert lanes.has_next(3.0, is_yielding=True)
+
+
+def test_work_that_was_removed_is_in_no_hurry():
+    timed = entry("batch", Lane.BATCH, hurry_s=3.0)
+    lanes = queue(entry("unary"), timed, starve_after_s=math.inf)
+    assert lanes.remove(timed)
+    assert [one.work for one in drain(lanes, 4.0)] == ["unary"]
