@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
@@ -35,26 +35,27 @@ class Proxy:
         with contextlib.suppress(OSError, asyncio.CancelledError):
             requested = asyncio.Event()
             await asyncio.gather(
-                self._carry(reader, up_writer, requested.set), self._carry(up_reader, writer, self._delayed(requested))
+                self._carry(reader, up_writer, requested),
+                self._carry(up_reader, writer, requested, is_answer=True),
             )
         for one in (writer, up_writer):
             one.transport.abort()
             self._writers.discard(one)
 
-    def _delayed(self, requested: asyncio.Event) -> Callable[[], Awaitable[None]]:
-        async def wait() -> None:
-            if requested.is_set():
-                requested.clear()
-                await asyncio.sleep(self.answer_delay_s)
-
-        return wait
-
     async def _carry(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, before: Callable[[], Awaitable[None] | None]
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        requested: asyncio.Event,
+        *,
+        is_answer: bool = False,
     ) -> None:
         while data := await reader.read(65_536):
-            if (waiting := before()) is not None:
-                await waiting
+            if not is_answer:
+                requested.set()
+            elif requested.is_set():
+                requested.clear()
+                await asyncio.sleep(self.answer_delay_s)
             writer.write(data)
             await writer.drain()
         writer.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import heapq
+import itertools
 import os
 import random
 import select
@@ -39,6 +40,7 @@ class DisorderedLink:
         self._port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         self._port.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
         self._port.bind((port, _ALL_PROTOCOLS))
+        self._numbers = itertools.count()  # those that are due at the same time keep their order
         self._due: list[tuple[float, int, bool, bytes]] = []  # when, number, whether to the port, frame
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._carry, name="disordered-link")
@@ -76,5 +78,4 @@ class DisorderedLink:
             is_late = self._random.random() < LATE
             self.n_packets["late"] += is_late
             delay_s = self._random.uniform(0.0, MAX_DELAY_S) if is_late else 0.0
-            number = sum(self.n_packets.values())
-            heapq.heappush(self._due, (time.monotonic() + delay_s, number, to_port, frame))
+            heapq.heappush(self._due, (time.monotonic() + delay_s, next(self._numbers), to_port, frame))

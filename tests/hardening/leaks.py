@@ -37,7 +37,7 @@ SETTINGS: Mapping[str, Any] = {
 HARMLESS = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
 # How much more there may be afterwards: caches and pools that fill, and the allocator, whose heap has holes.
 MORE_MEMORY_MB, MORE_OBJECTS = 24.0, 4000
-OBJECTS_OF_A_KEY, MB_OF_A_KEY = 12, 0.002  # keys are never deleted, only revoked
+OBJECTS_OF_A_KEY = 12  # keys are never deleted, only revoked
 MORE = {"threads": 16, "asyncio tasks": 2, "descriptors": 16, "child processes": 1, "file locks": 2}
 
 
@@ -63,8 +63,7 @@ class Broken:
         """How much more of something there may be."""
         n_keys = sum(n for (kind, _), n in self.calls.items() if kind == manage_keys.__name__)
         objects = MORE_OBJECTS + OBJECTS_OF_A_KEY * n_keys
-        memory_mb = MORE_MEMORY_MB + MB_OF_A_KEY * n_keys
-        return {"memory, MB": memory_mb, "Python objects": objects, **MORE}.get(name, 0)
+        return {"memory, MB": MORE_MEMORY_MB, "Python objects": objects, **MORE}.get(name, 0)
 
     def left_behind(self) -> dict[str, tuple[float, float]]:
         """What there is more of than is allowed: before and after."""

@@ -75,25 +75,22 @@ def flood_of_a_model(scale: float) -> Table:
 
 
 def _if(has_cores: bool, row: Row) -> Row:
-    """The row, without its bound if a model takes the cores: then it says how fast the machine is.
-
-    The callers of the flood run on the same cores, and what they use is lost to the model.
-    """
+    """The row, without its bound if a model takes the cores: then it says how fast the machine is."""
     return row if has_cores else Row(row.what, row.measured)
 
 
 def _load_rows(done: load.Outcome, *, has_cores: bool) -> Iterator[Row]:
     """has_cores: the model leaves the cores to the server and the callers, so that times are those of the server."""
     answers = done.answers
-    print(f"lost: {dict(answers.lost)}; refused: {dict(answers.refused)}")
     yield Row("Seconds", f"{done.seconds:g}")
     yield Row("Calls in a second: offered; served at most", f"{done.offered_a_second:.0f}; {done.calls_a_second:.1f}")
     ratio = done.goodput / done.peak
-    yield _if(has_cores, Row("Goodput, of the peak", f"{100 * ratio:.0f} %", "at least 90 %", ratio >= 0.9))
+    yield Row("Goodput, of the peak", f"{100 * ratio:.0f} %", "at least 90 %", ratio >= 0.9)
     n_lost = sum(answers.lost.values())
+    reasons = "".join(f", {reason}" for reason in answers.lost)
     yield Row(
         "Calls answered; refused; lost",
-        f"{answers.n_answered:,}; {answers.n_refused:,}; {n_lost}",
+        f"{answers.n_answered:,}; {answers.n_refused:,}; {n_lost}{reasons}",
         "0 lost",
         not n_lost,
     )

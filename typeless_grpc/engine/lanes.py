@@ -8,7 +8,7 @@ is next (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996). A new ca
 so it gets no credit for having been idle, and does not wait behind another's hundred files. A caller that filled free
 seats of other batches gets ahead of the others, but only MAX_LEAD_S of that count against it.
 
-Hurry. What was accepted shall not miss its deadline because others keep arriving: from `hurry_s` on, an entry goes
+Promotion. Accepted work must not miss its deadline because others keep arriving: from `promote_s` on, an entry goes
 before all but live speech, after what its caller has queued before it.
 
 Yielding. While live speech may arrive at any moment, part of the engine is kept free for it: `pop` can leave
@@ -48,7 +48,7 @@ YIELDING = frozenset({Lane.LIVE_INTERIM, Lane.BATCH, Lane.JOBS})
 class Entry(Generic[T]):
     """Queued work. key: only entries with equal keys share a batch. cost_s: its expected cost.
 
-    hurry_s: when it becomes urgent; never without a deadline.
+    promote_s: when it is promoted; never without a deadline.
     """
 
     work: T
@@ -57,7 +57,7 @@ class Entry(Generic[T]):
     lane: Lane
     caller: str
     queued_s: float
-    hurry_s: float = math.inf
+    promote_s: float = math.inf
 
 
 @dataclass
@@ -107,7 +107,7 @@ class LaneQueue(Generic[T]):
     def __init__(self, *, starve_after_s: float) -> None:
         self._starve_after_s = starve_after_s
         self._lanes: dict[Lane, _LaneState[T]] = {lane: _LaneState() for lane in Lane}
-        self._timed: set[Entry[T]] = set()  # those that will be in a hurry
+        self._timed: set[Entry[T]] = set()  # those that will be promoted
 
     def push(self, entry: Entry[T]) -> None:
         """Add an entry."""
@@ -123,7 +123,7 @@ class LaneQueue(Generic[T]):
             caller.served_s = max(caller.served_s, lane.virtual_s)  # an idle caller gets no credit
         caller.entries.append(entry)
         lane.n_queued += 1
-        if entry.hurry_s < math.inf:
+        if entry.promote_s < math.inf:
             self._timed.add(entry)
 
     def remove(self, entry: Entry[T]) -> bool:
@@ -244,8 +244,8 @@ class LaneQueue(Generic[T]):
         else:
             lane = next((lane for lane in queued if not is_yielding or lane not in YIELDING), None)
             if lane is None or lane > Lane.LIVE_INTERIM:
-                first = min(self._timed, key=lambda entry: entry.hurry_s, default=None)
-                if first is not None and first.hurry_s <= now_s:
+                first = min(self._timed, key=lambda entry: entry.promote_s, default=None)
+                if first is not None and first.promote_s <= now_s:
                     return self._lanes[first.lane].callers[first.caller].entries[0]
         return next(self._lanes[lane].in_order()) if lane is not None else None
 

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 # A caller is late by the network and its own timers. Slots are kept from AHEAD_S before the time to GRACE_S after it.
 EARLY_S, AHEAD_S, GRACE_S = 0.05, 0.5, 1.0
 MIN_WAIT_S, MAX_WAIT_S = 0.05, 60.0
-SLACK = 1.4  # bookings are this much farther apart than the ends of calls, so that each finds a slot
+# Bookings are this much farther apart than the ends of calls, so that each finds a slot. In minutes of the load of
+# `make hardening`, 76 % did at 1.2, and 80 % at 1.4 and 1.6.
+SLACK = 1.4
 MAX_BOOKINGS = 10_000
 # Ends of calls that the pace is measured over, and the pace that is assumed before there are enough of them.
 MAX_ENDS, ENOUGH_ENDS, FIRST_PACE_S = 64, 16, 0.1

@@ -46,7 +46,7 @@ PACE_WEIGHT = 0.15
 LIVE_LASTS_S = 10.0
 # On a wait by the pace at which a lane was served: two standard deviations of a mean over N_MEASURED waits.
 MEASURED_MARGIN = 1.35
-HURRY_PART = 0.8  # of the time until the deadline, after which work that still waits is urgent
+PROMOTE_PART = 0.8  # of the time until the deadline, after which work that still waits is promoted
 LIVE = (Lane.LIVE_FINAL, Lane.LIVE_INTERIM)
 
 
@@ -175,7 +175,7 @@ class Scheduler(Generic[WorkT, ResultT]):
             raise
         now_s = self._clock.now_s()
         item: WorkItem[WorkT, ResultT] = WorkItem(work, asyncio.get_running_loop().create_future(), ticket.deadline_s)
-        entry = Entry(item, key, cost_s, ticket.lane, ticket.caller, now_s, _hurry_s(now_s, ticket.deadline_s))
+        entry = Entry(item, key, cost_s, ticket.lane, ticket.caller, now_s, _promote_s(now_s, ticket.deadline_s))
         if ticket.lane in LIVE:
             self._last_live_s = now_s
         if not self.has_work:
@@ -391,8 +391,8 @@ def _interim_dropped(retry_after_s: float = 1.0) -> Overloaded:
     return Overloaded("No time for interim results now.", reason="INTERIM_DROPPED", retry_after_s=retry_after_s)
 
 
-def _hurry_s(now_s: float, deadline_s: float | None) -> float:
-    return math.inf if deadline_s is None else now_s + HURRY_PART * (deadline_s - now_s)
+def _promote_s(now_s: float, deadline_s: float | None) -> float:
+    return math.inf if deadline_s is None else now_s + PROMOTE_PART * (deadline_s - now_s)
 
 
 def _shutting_down() -> Overloaded:

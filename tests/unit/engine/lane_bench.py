@@ -18,9 +18,9 @@ def entry(
     key: object = "k",
     cost_s: float = 1.0,
     queued_s: float = 0.0,
-    hurry_s: float = math.inf,
+    promote_s: float = math.inf,
 ) -> Entry[str]:
-    return Entry(work, key, cost_s, lane, caller, queued_s, hurry_s)
+    return Entry(work, key, cost_s, lane, caller, queued_s, promote_s)
 
 
 def queue(*entries: Entry[str], starve_after_s: float = STARVE_AFTER_S) -> LaneQueue[str]:

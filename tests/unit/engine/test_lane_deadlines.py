@@ -32,13 +32,13 @@ def test_a_lane_that_was_empty_is_measured_anew():
     assert lanes.measured_wait_s(Lane.BATCH, "a", 153.0) == 0.0
 
 
-# ---- hurry ------------------------------------------------------------------------------------------------------
+# ---- promotion ------------------------------------------------------------------------------------------------------
 
 
-def test_work_in_a_hurry_goes_before_all_but_live_speech():
+def test_promoted_work_goes_before_all_but_live_speech():
     lanes = queue(
         entry("unary", caller="b"),
-        entry("batch", Lane.BATCH, hurry_s=3.0),
+        entry("batch", Lane.BATCH, promote_s=3.0),
         entry("job", Lane.JOBS, caller="c"),
         entry("live", Lane.LIVE_INTERIM),
         starve_after_s=math.inf,
@@ -46,31 +46,31 @@ def test_work_in_a_hurry_goes_before_all_but_live_speech():
     assert [one.work for one in drain(lanes, 2.9)] == ["live", "unary", "batch", "job"]
     lanes = queue(
         entry("unary", caller="b"),
-        entry("batch", Lane.BATCH, hurry_s=3.0),
+        entry("batch", Lane.BATCH, promote_s=3.0),
         entry("live", Lane.LIVE_INTERIM),
         starve_after_s=math.inf,
     )
     assert [one.work for one in drain(lanes, 3.0)] == ["live", "batch", "unary"]
 
 
-def test_what_a_caller_has_queued_before_goes_before_its_work_in_a_hurry():
+def test_what_a_caller_has_queued_before_goes_before_its_promoted_work():
     lanes = queue(
         entry("unary", caller="b"),
         entry("first", Lane.BATCH),
-        entry("second", Lane.BATCH, hurry_s=3.0),
+        entry("second", Lane.BATCH, promote_s=3.0),
         starve_after_s=math.inf,
     )
     assert [one.work for one in drain(lanes, 3.0)] == ["first", "second", "unary"]
 
 
-def test_work_in_a_hurry_does_not_yield_to_live_speech_that_may_arrive():
-    lanes = queue(entry(lane=Lane.BATCH, hurry_s=3.0), starve_after_s=math.inf)
+def test_promoted_work_does_not_yield_to_live_speech_that_may_arrive():
+    lanes = queue(entry(lane=Lane.BATCH, promote_s=3.0), starve_after_s=math.inf)
     assert not lanes.has_next(2.9, is_yielding=True)
     assert lanes.has_next(3.0, is_yielding=True)
 
 
-def test_work_that_was_removed_is_in_no_hurry():
-    timed = entry("batch", Lane.BATCH, hurry_s=3.0)
+def test_work_that_was_removed_is_not_promoted():
+    timed = entry("batch", Lane.BATCH, promote_s=3.0)
     lanes = queue(entry("unary"), timed, starve_after_s=math.inf)
     assert lanes.remove(timed)
     assert [one.work for one in drain(lanes, 4.0)] == ["unary"]
