@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from tests.harness import Served, pcm, serving
+from typeless_grpc.access.methods import RULES
 from typeless_grpc.client import CallFailed
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.pb.v1 import audio_pb2, transcription_pb2
@@ -57,6 +58,33 @@ async def test_a_caller_of_a_thousand_requests_leaves_room_for_one_of_one(ask: A
         refused = [failed for failed in await asyncio.gather(*many) if failed is not None]
     assert {(failed.code.name, failed.reason) for failed in refused} == {("RESOURCE_EXHAUSTED", "SHARE_USED_UP")}
     assert all(failed.retry_after_s for failed in refused)
+
+
+@pytest.mark.parametrize("method", [method for method, rule in RULES.items() if rule.takes_slot])
+async def test_a_call_without_a_slot_is_refused_before_its_request_is_read(method: str):
+    engine = ScriptedEngine()
+    engine.gate.clear()
+    async with serving(engine, riva_enabled=True, google_enabled=True, **TWO_CALLERS) as served:
+        held = [asyncio.create_task(outcome(transcribe(served, MANY))) for _ in range(48)]
+        await engine.until(n_calls=48)
+        key = (("x-api-key", MANY),)
+        call = served.channel.stream_unary(method)(metadata=key)  # sends nothing
+        refused = await outcome(call)
+        engine.gate.set()
+        assert await asyncio.gather(*held) == [None] * 48
+    assert refused is not None
+    assert (refused.code.name, refused.reason) == ("RESOURCE_EXHAUSTED", "SHARE_USED_UP")
+
+
+async def test_a_request_that_arrives_slowly_holds_no_slot():
+    engine = ScriptedEngine()
+    async with serving(engine, **TWO_CALLERS) as served:
+        method = "/typeless.v1.TranscriptionService/Transcribe"
+        slow = [served.channel.stream_unary(method)(metadata=(("x-api-key", MANY),)) for _ in range(48)]
+        await asyncio.gather(*(call.wait_for_connection() for call in slow))
+        assert await outcome(transcribe(served, MANY)) is None
+        for call in slow:
+            call.cancel()
 
 
 async def test_a_caller_alone_has_most_of_the_held_audio_and_another_the_rest():

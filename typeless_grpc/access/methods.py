@@ -43,13 +43,14 @@ class Rule:
     """The rule for a method.
 
     is_long_lived: it has no time limit. is_free: it is charged to no quota, so that health probes depend neither on a
-    quota nor on its store.
+    quota nor on its store. takes_slot: it counts towards the calls that the server has at once.
     """
 
     access: Access
     group: Group
     is_long_lived: bool = False
     is_free: bool = False
+    takes_slot: bool = False
 
 
 # The services that an operator can close, by their name in the setting.
@@ -64,19 +65,16 @@ _SPEECH = {"v1": "LongRunningRecognize", "v1p1beta1": "LongRunningRecognize", "v
 _OPERATIONS = ("GetOperation", "ListOperations", "CancelOperation", "DeleteOperation")
 
 RULES: Mapping[str, Rule] = {
-    **{
-        f"/google.cloud.speech.{version}.Speech/{method}": _GOOGLE
-        for version, background in _SPEECH.items()
-        for method in ("Recognize", background)
-    },
+    **{f"/google.cloud.speech.{version}.Speech/Recognize": replace(_GOOGLE, takes_slot=True) for version in _SPEECH},
+    **{f"/google.cloud.speech.{version}.Speech/{method}": _GOOGLE for version, method in _SPEECH.items()},
     **{
         f"/google.cloud.speech.{version}.Speech/StreamingRecognize": replace(_GOOGLE, is_long_lived=True)
         for version in _SPEECH
     },
     **{f"/google.longrunning.Operations/{method}": _GOOGLE for method in _OPERATIONS},
     "/google.longrunning.Operations/WaitOperation": replace(_GOOGLE, is_long_lived=True),
-    "/typeless.v1.TranscriptionService/Transcribe": Rule(Access.USER, Group.TRANSCRIBE),
-    "/typeless.v1.TranscriptionService/BatchTranscribe": Rule(Access.USER, Group.BATCH),
+    "/typeless.v1.TranscriptionService/Transcribe": Rule(Access.USER, Group.TRANSCRIBE, takes_slot=True),
+    "/typeless.v1.TranscriptionService/BatchTranscribe": Rule(Access.USER, Group.BATCH, takes_slot=True),
     "/typeless.v1.TranscriptionService/StreamTranscribe": Rule(Access.USER, Group.STREAM, is_long_lived=True),
     "/typeless.v1.JobsService/SubmitJob": Rule(Access.USER, Group.JOBS),
     "/typeless.v1.JobsService/GetJob": Rule(Access.USER, Group.JOBS),
@@ -97,7 +95,7 @@ RULES: Mapping[str, Rule] = {
     "/typeless.v1.AdminService/UpdateRateLimit": Rule(Access.ADMIN_KEY, Group.CONFIG),
     "/typeless.v1.AdminService/ListUsage": Rule(Access.ADMIN_KEY, Group.CONFIG),
     "/typeless.v1.ServerService/GetServerInfo": Rule(Access.OPEN, Group.CONFIG),
-    "/nvidia.riva.asr.RivaSpeechRecognition/Recognize": Rule(Access.USER, Group.RIVA),
+    "/nvidia.riva.asr.RivaSpeechRecognition/Recognize": Rule(Access.USER, Group.RIVA, takes_slot=True),
     "/nvidia.riva.asr.RivaSpeechRecognition/StreamingRecognize": Rule(Access.USER, Group.RIVA, is_long_lived=True),
     "/nvidia.riva.asr.RivaSpeechRecognition/GetRivaSpeechRecognitionConfig": Rule(Access.USER, Group.CONFIG),
     "/grpc.health.v1.Health/Check": Rule(Access.OPEN, Group.HEALTH, is_free=True),

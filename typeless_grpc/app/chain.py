@@ -6,6 +6,7 @@ from typeless_grpc.app.access import Access
 from typeless_grpc.app.reloading import Reloads
 from typeless_grpc.app.tracing import Tracers
 from typeless_grpc.config import Settings
+from typeless_grpc.engine.admission import Admission
 from typeless_grpc.interceptors.accounting import AccountingInterceptor
 from typeless_grpc.interceptors.arrival import ArrivalInterceptor, ArrivalOptions
 from typeless_grpc.interceptors.deadline import DeadlineInterceptor
@@ -15,6 +16,7 @@ from typeless_grpc.interceptors.metadata import MetadataInterceptor
 from typeless_grpc.interceptors.open_calls import OpenCallsInterceptor
 from typeless_grpc.interceptors.request_id import RequestIdInterceptor
 from typeless_grpc.interceptors.seam import Chain
+from typeless_grpc.interceptors.slots import SlotInterceptor
 from typeless_grpc.interceptors.status import StatusInterceptor
 from typeless_grpc.server import ServerOptions
 from typeless_grpc.telemetry.call_log import CallLog
@@ -24,6 +26,7 @@ from typeless_grpc.telemetry.metrics import Metrics
 def chain(
     settings: Settings,
     access: Access,
+    admission: Admission,
     drain: DrainInterceptor,
     metrics: Metrics,
     tracers: Tracers,
@@ -52,6 +55,7 @@ def chain(
             open_calls,
             *access.interceptors,
             DeadlineInterceptor(access.rules, settings.max_call_s),
+            SlotInterceptor(access.rules, admission.check),
             arrival,
             MessageSizeInterceptor(settings.max_message_bytes),
         ]

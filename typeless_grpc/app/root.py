@@ -147,7 +147,7 @@ async def listen(
         tls = tls_of(settings)
         server = Server(
             services=services,
-            interceptors=[chain(settings, access, drain, metrics, tracers, options, reloads)],
+            interceptors=[chain(settings, access, admission, drain, metrics, tracers, options, reloads)],
             drain=drain,
             options=options,
             tls=tls,

@@ -80,7 +80,10 @@ class Admission:
     def call(self, caller: str) -> Iterator[None]:
         """Admit a call for its duration. Raises Overloaded if the server is full, RateLimited if the share is."""
         with self._lock:
-            held = self._admitted(caller)
+            held = self._checked(caller)
+            self._retries.admitted(caller, self._clock.now_s())
+            self._callers[caller] = held
+            held.n_calls += 1
         try:
             yield
         finally:
@@ -89,7 +92,13 @@ class Admission:
                 self._retries.ended(self._clock.now_s())
                 self._forget(caller)
 
-    def _admitted(self, caller: str) -> _Held:
+    def check(self, caller: str) -> None:
+        """Refuse a call that `call` would refuse now, with the same errors."""
+        with self._lock:
+            self._checked(caller)
+
+    def _checked(self, caller: str) -> _Held:
+        """Return what a caller holds, which may have one more call."""
         now_s = self._clock.now_s()
         n_calls = {name: one.n_calls for name, one in self._callers.items() if one.n_calls}
         n_free = self._options.max_calls - sum(n_calls.values())
@@ -107,9 +116,6 @@ class Admission:
         if not has_share:
             retry_after_s = self._retries.book(caller, now_s)
             raise share_is_used_up(caller, f"{self._options.max_calls} calls at once", retry_after_s)
-        self._retries.admitted(caller, now_s)
-        self._callers[caller] = held
-        held.n_calls += 1
         return held
 
     @contextmanager

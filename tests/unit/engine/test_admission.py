@@ -38,6 +38,18 @@ def test_a_refused_call_takes_no_room():
         pass
 
 
+def test_a_check_refuses_what_a_call_would_and_takes_no_room():
+    admission = Admission(AdmissionOptions(max_calls=2))
+    for _ in range(5):
+        admission.check("a")
+    with admission.call("a"):
+        admission.check("b")
+        with admission.call("b"), pytest.raises(Overloaded) as caught:
+            admission.check("c")
+    assert caught.value.retryable
+    assert admission.n_callers == 0
+
+
 def test_audio_beyond_the_limit_is_refused_while_others_hold_some():
     admission = Admission(AdmissionOptions(max_audio_s=100.0))
     with admission.audio(60.0, "a"), admission.audio(40.0, "b"):
