@@ -78,13 +78,13 @@ class Broken:
 
 
 async def run(server: Server, n_calls: int, seed: int = 1, kinds: Sequence[Kind] = KINDS) -> Broken:
-    """Make so many calls, after a round that fills caches; return what is there before and afterwards."""
+    """Make so many calls, after a tenth of them that fill caches; return what is there before and afterwards."""
     chance = random.Random(seed)
     done = Broken()
     durations: defaultdict[str, float] = defaultdict(lambda: 0.1)
     async with contextlib.AsyncExitStack() as stack:
         callers = [await stack.enter_async_context(caller(server, seed + i)) for i in range(N_CALLERS)]
-        await _calls(callers, kinds, 6 * len(kinds), chance, done, durations)
+        await _calls(callers, kinds, max(6 * len(kinds), n_calls // 10), chance, done, durations)
         await settle(server, callers[0])
         done.before = await asyncio.to_thread(server.census)
         began_s = time.monotonic()

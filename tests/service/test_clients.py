@@ -21,6 +21,7 @@ from typeless_grpc.client import AsyncClient, CallFailed, Client, Options, RawFo
 from typeless_grpc.engine.interface import Task
 from typeless_grpc.engine.scripted import ScriptedEngine
 from typeless_grpc.errors import InvalidInput, Overloaded
+from typeless_grpc.pb.v1 import transcript_pb2, transcription_pb2
 
 SPEECH = AUDIO / "en_short.flac"
 OPTIONS = Options(model="tiny.en", language="en", task="translate", hotwords=["Korventa"], word_timestamps=True)
@@ -133,6 +134,43 @@ async def test_a_call_that_a_full_server_refused_is_repeated(kind: str, seconds:
     answers: list[Any] = [BUSY, BUSY, "hello"]
     async with serving(ScriptedEngine(lambda call: answers.pop(0))) as served:
         assert await transcribed(kind, served.target, seconds=seconds) == "hello"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_call_that_its_server_reset_is_repeated(kind: str):
+    n_calls = 0
+
+    async def answer(request: bytes, context: Any) -> bytes:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 1:
+            await context.abort(grpc.StatusCode.CANCELLED)
+        transcript = transcript_pb2.Transcript(text="hello")
+        return transcription_pb2.TranscribeResponse(transcript=transcript).SerializeToString()
+
+    server = grpc.aio.server()
+    method = {"Transcribe": grpc.unary_unary_rpc_method_handler(answer)}
+    service = grpc.method_handlers_generic_handler("typeless.v1.TranscriptionService", method)
+    server.add_generic_rpc_handlers([service])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        assert await transcribed(kind, f"127.0.0.1:{port}") == "hello"
+    finally:
+        await server.stop(None)
+
+
+async def test_a_call_that_its_caller_cancels_is_not_repeated():
+    engine = ScriptedEngine()
+    engine.gate.clear()
+    async with serving(engine) as served, AsyncClient(served.target) as client:
+        call = asyncio.create_task(client.transcribe(SPEECH))
+        await engine.until(n_calls=1)
+        call.cancel()
+        await engine.until(n_cancelled=1)
+        engine.gate.set()
+        assert (await client.transcribe(SPEECH)).stats.HasField("processing_time")
+    assert len(engine.calls) == 2
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

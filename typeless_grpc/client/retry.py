@@ -79,7 +79,8 @@ SERVICE_CONFIG: dict[str, Any] = {
                 "initialBackoff": f"{UNARY.first_delay_s:g}s",
                 "maxBackoff": f"{UNARY.max_delay_s:g}s",
                 "backoffMultiplier": _BACKOFF_FACTOR,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                # CANCELLED: a server that stops, or that has more calls than gRPC keeps, has reset the call.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
     ],
