@@ -58,6 +58,15 @@ settings.load_profile("unhurried")
 KEPT = {"TYPELESS_DATA_DIR", "TYPELESS_SHARED_AUDIO"}
 
 
+# Suites that wait more than they compute, and have long files.
+WAITING = ("faults", "wire")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the suites that wait, so that none of their files is left when the other processes have ended."""
+    items.sort(key=lambda item: item.path.relative_to(Path(__file__).parent).parts[0] not in WAITING)
+
+
 @pytest.fixture(autouse=True)
 def the_log_is_pytests() -> Iterator[None]:
     """Undo what a command that ran in this process has set."""

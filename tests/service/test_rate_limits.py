@@ -60,6 +60,16 @@ async def test_of_a_hundred_calls_at_once_exactly_ten_get_through():
     assert {(f.code, f.reason) for f in outcomes if isinstance(f, CallFailed)} == {(EXHAUSTED, "RATE_LIMITED")}
 
 
+async def test_only_a_caller_on_the_machine_of_a_server_without_keys_learns_the_setting_of_quotas():
+    setting = "TYPELESS_RATE_LIMIT_ENABLED=false"
+    async with limited(rate_limit_transcribe="1/hour") as served:
+        here = [await transcribe(served) for _ in range(2)][-1]
+        elsewhere = [await transcribe(served, ("x-forwarded-for", "192.0.2.1")) for _ in range(2)][-1]
+    assert isinstance(here, CallFailed)
+    assert isinstance(elsewhere, CallFailed)
+    assert (setting in str(here), setting in str(elsewhere)) == (True, False)
+
+
 async def test_two_servers_that_share_a_redis_let_ten_through_together(tmp_path: Path):
     with servers.redis_server(tmp_path) as redis:
         shared = {"redis_url": redis.url, "redis_timeout_s": 30.0, "rate_limit_transcribe": TEN}

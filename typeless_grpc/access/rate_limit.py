@@ -240,6 +240,8 @@ def _refusal(principal: Principal, limit: Limit, cost: int, retry_after_s: float
         message = f"{what}: {limit} (group {limit.group.value})."
     else:
         message = f"The quota is used up: {limit} (group {limit.group.value}). Try again in {retry_after_s:.1f} s."
+    if principal.is_local:  # most likely its operator, who tries it out
+        message += " TYPELESS_RATE_LIMIT_ENABLED=false turns quotas off."
     return RateLimited(
         message,
         retry_after_s=retry_after_s,
