@@ -146,7 +146,7 @@ def test_a_loop_is_reduced_to_the_spoken_words(model: WhisperModel, monkeypatch:
     with_generate(model, monkeypatch, lambda *_args, **_kwargs: [Generated([tokens * 9], [-0.1])])
     (result,) = decoded(model, request("en_short.flac"))
     assert text(result) == "Please close the window."
-    assert result.looped[0].segment.text.count("window") == 8
+    assert sum(one.segment.text.count("window") for one in result.looped) == 8
     assert result.issues == frozenset()
 
 
