@@ -133,7 +133,8 @@ def crowded(stack: Stack) -> Iterator[None]:
     """More recordings than the engine can decode in time."""
     with contextlib.ExitStack() as exits:
         for _ in range(12):
-            exits.enter_context(repeated(lambda: transcribe(stack, "en_minute.ogg"), 0.0))
+            # A deadline that a slow machine could not meet would be refused at once, and hold no audio.
+            exits.enter_context(repeated(lambda: transcribe(stack, "en_minute.ogg", timeout_s=240.0), 0.0))
         yield
 
 

@@ -31,6 +31,7 @@ from tests.servers import RedisServer, free_port
 BIN = Path(sys.executable).parent
 KEY, ADMIN_KEY = "a-key-for-the-callers", "a-key-for-the-operator"
 SCRAPE_S = 1.0
+START_S = 170.0  # of a server with a model, on a slow machine beside others
 GROUPS = ("TRANSCRIBE", "LONG", "BATCH", "STREAM", "JOBS", "CONFIG")
 Sample = tuple[Mapping[str, str], float]
 
@@ -49,7 +50,7 @@ class Program:
             command = [str(BIN / "typeless"), *self._command]
             self._process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log)
 
-    def until_logged(self, pattern: str, timeout_s: float = 60.0) -> re.Match[str]:
+    def until_logged(self, pattern: str, timeout_s: float = START_S) -> re.Match[str]:
         """Wait until its output matches a pattern."""
         found: re.Match[str] | None = None
 
@@ -116,7 +117,7 @@ class Prometheus:
         ]
         with (self._directory / "prometheus.log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        wait_until(self._is_ready, 30.0, "prometheus is ready")
+        wait_until(self._is_ready, 60.0, "prometheus is ready")
 
     def stop(self) -> None:
         if self._process is not None:
@@ -184,7 +185,7 @@ class Stack:
         n_before = self.server.log.read_text().count("takes calls on")
         self.server.start(TYPELESS_PORT=str(self.port))
         wait_until(
-            lambda: self.server.log.read_text().count("takes calls on") > n_before, 60.0, "the server serves again"
+            lambda: self.server.log.read_text().count("takes calls on") > n_before, START_S, "the server serves again"
         )
 
     def scrape(self, name: str) -> list[tuple[str, Mapping[str, str], float]]:

@@ -20,7 +20,7 @@ from tests.system.firing import CLEARS_WITHIN_S, FIRES_WITHIN_S, check_alerts
 from tests.system.stack import Stack, wait_until
 from typeless_grpc.pb.v1 import server_pb2, server_pb2_grpc
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 FAULTS = (
     faults.stopped,

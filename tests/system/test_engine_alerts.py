@@ -8,7 +8,7 @@ from tests.system import faults
 from tests.system.firing import check_alerts
 from tests.system.stack import Stack
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 FAULTS = (faults.busy, faults.freezing, faults.broken_model, faults.crowded)
 
