@@ -8,7 +8,7 @@ from tests.system.faults import Fault, alerts_of
 from tests.system.stack import Stack, wait_until
 
 FIRES_WITHIN_S = 200.0
-CLEARS_WITHIN_S = 200.0
+CLEARS_WITHIN_S = 300.0
 
 
 def check_alerts(stack: Stack, fault: Fault) -> None:

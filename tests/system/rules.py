@@ -19,8 +19,8 @@ THRESHOLDS = {
 }
 
 
-# How far back two rules look: three restarts take longer than half a minute on a busy machine, failing jobs do not.
-WINDOWS_S = {"TypelessRestarting": 60, "TypelessJobsFail": 30}
+# How far back two rules look: three restarts take more than a minute on a slow and busy machine, failing jobs do not.
+WINDOWS_S = {"TypelessRestarting": 120, "TypelessJobsFail": 30}
 
 
 def impatient_rules() -> dict[str, Any]:
