@@ -30,6 +30,7 @@ from typeless_grpc.pb.v1 import (
 
 AS_CALLER = (("x-api-key", KEY),)
 STORAGE_MIB = 32
+SERVER_START = 'process_start_time_seconds{job="typeless-server"}'
 Fault = Callable[[Stack], AbstractContextManager[None]]
 
 
@@ -92,11 +93,19 @@ def stopped(stack: Stack) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restarting(stack: Stack) -> Iterator[None]:
+    seen: set[float] = set()  # when processes were started
+
+    def is_seen() -> bool:
+        found = {started_s for _, started_s in stack.prometheus.query(SERVER_START)}
+        is_new = bool(found - seen)
+        seen.update(found)
+        return is_new
+
+    wait_until(is_seen, 60.0, "the server is scraped")
     for _ in range(3):
         stack.server.stop(signal.SIGKILL)
         stack.start_server()
-        wait_until(lambda: bool(stack.prometheus.query('up{job="typeless-server"} == 1')), 10.0, "it is scraped")
-        time.sleep(1.5)
+        wait_until(is_seen, 60.0, "it is scraped")
     yield
 
 
