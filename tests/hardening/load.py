@@ -91,11 +91,13 @@ class Answers:
 class Outcome:
     """Figures of one run. seconds: of the flood. peak, goodput: seconds of audio answered in a second.
 
+    Goodput includes the jobs that were completed by ended_s, the end of the flood (Unix time).
     hints: retries at the time that a refusal named, and how many were accepted. lags_s: of finals, behind the end of
     their words, without and with the flood. recovery_s: from the end of the flood to calls as fast as before it.
     """
 
     seconds: float = 0.0
+    ended_s: float = 0.0
     calls_a_second: float = 0.0
     peak: float = 0.0
     goodput: float = 0.0
@@ -168,6 +170,8 @@ class Calls:
                 texts = [one.transcript.text for one in answer.results]
                 waits_s = [one.failure.retry_delay.ToTimedelta().total_seconds() for one in answer.results]
                 if any(waits_s):  # the server took one recording of the batch and refused the other
+                    n_right = sum(bool(text) and self._speech.is_right([text], number) for text in texts)
+                    answers.audio_s += self._audio_s * n_right
                     answers.refused["BATCH"] += 1
                     answers.refused_s.append(0.0)
                     return max(waits_s)
@@ -231,6 +235,7 @@ async def flood(server: Server, seconds: float, outcome: Outcome, times: float, 
                 n += 1
             await asyncio.sleep(0.01)
         outcome.goodput = answers.audio_s / (time.monotonic() - began_s)
+        outcome.ended_s = time.time()
         outcome.recovery_s = await _recovery(server, outcome, speech)
         await asyncio.gather(*calls, *obedient)
 
@@ -346,6 +351,14 @@ async def lost_jobs(stub: Any, jobs: dict[str, int], timeout_s: float, speech: S
         await asyncio.sleep(1.0)
 
 
+async def n_completed(stub: Any, jobs: dict[str, int], by_s: float) -> int:
+    """How many of these jobs were completed by this moment."""
+    found = [(await stub.GetJob(jobs_pb2.GetJobRequest(job_id=job_id))).job for job_id in jobs]
+    return sum(
+        job.state == jobs_pb2.JOB_STATE_COMPLETED and job.end_time.ToNanoseconds() <= by_s * 1e9 for job in found
+    )
+
+
 async def run(
     server: Server, seconds: float, *, quiet_s: float = 15.0, times: float = 10.0, speech: Speech = NUMBERS
 ) -> Outcome:
@@ -371,4 +384,5 @@ async def run(
         await asyncio.gather(*speaking)
         jobs = await submitting
         outcome.n_jobs, outcome.n_jobs_lost = len(jobs), len(await lost_jobs(jobs_stub, jobs, 60.0 + seconds, speech))
+        outcome.goodput += JOB_AUDIO_S * await n_completed(jobs_stub, jobs, outcome.ended_s) / seconds
     return outcome
